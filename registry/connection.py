@@ -1,0 +1,146 @@
+"""Which MLflow store is in use, and a client for it. MLflow is imported late: it costs more than a second.
+
+The store is `MLFLOW_TRACKING_URI`, else an SQLite file `mlflow.db` beside `dvc.yaml`, with its artifacts in
+`mlartifacts/`. Inside `dvc exp run --temp` or `--queue`, which work in a throw-away copy of the checkout, it is the
+file of the checkout that the experiment was started from.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit, urlunsplit
+
+from registry.errors import StoreUnreachable, UsageError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+DATABASE = "mlflow.db"
+ARTIFACTS = "mlartifacts"
+
+# A server that is down must be told from a slow one within a time that a person waits for.
+_PATIENCE = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+}
+
+
+def checkout(start: Path | None = None) -> Path:
+    """The folder that holds `dvc.yaml`: `start` (the working directory if not given) or the nearest one above it.
+
+    Raises:
+        UsageError: there is none.
+    """
+    here = (start or Path.cwd()).resolve()
+    home = os.environ.get("DVC_EXP_GIT_REMOTE")
+    if home and Path(home).is_dir():
+        git = Path(home)
+        here = git.parent if git.name == ".git" else git
+    for folder in (here, *here.parents):
+        if (folder / "dvc.yaml").is_file():
+            return folder
+    raise UsageError(
+        f"no dvc.yaml in {here} or above it, and MLFLOW_TRACKING_URI is not set: "
+        "run the command inside a checkout, or say which MLflow store to use"
+    )
+
+
+def tracking_uri() -> str:
+    """The store's URI, credentials included: for the client alone, never for a report or a log."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{checkout() / DATABASE}"
+
+
+def without_credentials(uri: str) -> str:
+    """`uri` without user, password and query; an SQLite path inside the checkout is given relative to it."""
+    if uri.startswith("sqlite:///"):
+        path = Path(uri.removeprefix("sqlite:///"))
+        return f"sqlite:///{path.name}"
+    parts = urlsplit(uri)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def connect() -> MlflowClient:
+    """A client of the store in use.
+
+    Raises:
+        StoreUnreachable: the store cannot be opened.
+    """
+    for name, value in _PATIENCE.items():
+        os.environ.setdefault(name, value)
+    uri = tracking_uri()
+    with reachable():
+        import mlflow
+
+        for name in ("mlflow", "alembic", "sqlalchemy"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+        mlflow.set_tracking_uri(uri)
+        mlflow.set_registry_uri(os.environ.get("MLFLOW_REGISTRY_URI") or uri)
+        return mlflow.MlflowClient()
+
+
+@contextmanager
+def reachable() -> Iterator[None]:
+    """Turn "the store did not answer" into StoreUnreachable; every other error passes through as it is."""
+    try:
+        yield
+    except OSError as error:  # requests' errors are OSErrors, and so is a full disk under SQLite
+        raise StoreUnreachable(_unreachable(error)) from error
+    except Exception as error:
+        name = type(error).__name__
+        text = str(error)
+        if name in ("OperationalError", "InterfaceError") or (
+            name == "MlflowException" and re.search(r"API request to .* failed|Max retries|OperationalError", text)
+        ):
+            raise StoreUnreachable(_unreachable(error)) from error
+        raise
+
+
+def _unreachable(error: BaseException) -> str:
+    reason = re.sub(r"://[^/@\s]+@", "://", str(error)).splitlines()[0][:300] if str(error) else type(error).__name__
+    return (
+        f"the MLflow store {without_credentials(tracking_uri())} could not be reached: {reason}; "
+        "nothing was changed. Check MLFLOW_TRACKING_URI and that the server is up"
+    )
+
+
+def ensure_experiment(client: MlflowClient, name: str) -> str:
+    """Id of the experiment `name`, created if there is none.
+
+    Under the embedded SQLite store its artifacts go beside the database; a server decides for itself.
+
+    Raises:
+        UsageError: the experiment was deleted and not yet purged, so that its name is taken.
+        StoreUnreachable: the store did not answer.
+    """
+    from mlflow.exceptions import MlflowException
+
+    with reachable():
+        experiment = client.get_experiment_by_name(name)
+        if experiment is None:
+            uri = tracking_uri()
+            location = None
+            if uri.startswith("sqlite:///"):
+                database = Path(uri.removeprefix("sqlite:///")).resolve()
+                location = (database.parent / ARTIFACTS / name).as_uri()
+            try:
+                return str(client.create_experiment(name, artifact_location=location))
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+                experiment = client.get_experiment_by_name(name)
+                if experiment is None:
+                    raise
+        if experiment.lifecycle_stage == "deleted":
+            raise UsageError(
+                f"the MLflow experiment {name!r} was deleted: restore it (`mlflow experiments restore "
+                f"--experiment-id {experiment.experiment_id}`), purge it (`mlflow gc`), or set tracking.experiment "
+                "in params.yaml to another name"
+            )
+        return str(experiment.experiment_id)

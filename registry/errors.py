@@ -1,0 +1,38 @@
+"""Every error that Onward raises on purpose, and the exit code that a command ends with when it meets one.
+
+OnwardError                    1
+├── Refused                    1   a gate or a check said no
+├── UsageError                 2   wrong usage or configuration: the message says where and what to do
+├── LostRace                   3   someone else got there first
+└── StoreUnreachable           4   the tracking server or store could not be reached
+"""
+
+from __future__ import annotations
+
+
+class OnwardError(Exception):
+    """The base: its message says what is wrong, where, and what to do next."""
+
+    exit_code = 1
+
+
+class Refused(OnwardError):
+    """A gate or a check said no; nothing was changed."""
+
+
+class UsageError(OnwardError):
+    """A mistake in params.yaml, in an argument, or in a file that the user named."""
+
+    exit_code = 2
+
+
+class LostRace(OnwardError):
+    """Another promotion or rollback was appended first; nothing of this one counts."""
+
+    exit_code = 3
+
+
+class StoreUnreachable(OnwardError):
+    """The MLflow server or store did not answer; nothing was changed."""
+
+    exit_code = 4

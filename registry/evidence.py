@@ -1,0 +1,402 @@
+"""The typed reports: the one vocabulary that the stages write and the registry reads.
+
+Every stage writes one `report.json`, and every report opens with the same four fields: schema version, stage, model
+and status. A failure is a status with a reason in plain words, never a missing file. Reports hold nothing that
+changes while the thing reported does not (no clock, no absolute path), apart from what a benchmark measured.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from registry.errors import UsageError
+
+Status = Literal["passed", "failed", "not attempted"]
+CaseVerdict = Literal[
+    "ok",
+    "out of tolerance",
+    "shape mismatch",
+    "dtype mismatch",
+    "NaN mismatch",
+    "missing output",
+    "aborted",
+    "timed out",
+    "error",
+]
+
+
+class Record(BaseModel):
+    """Base of everything in a report: unknown fields are refused, NaN and infinity survive a round trip."""
+
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
+
+
+class FileDigest(Record):
+    """One file: path relative to the repository (or to the folder that a manifest describes), sha256, bytes."""
+
+    path: str
+    sha256: str
+    size_bytes: int
+
+    @classmethod
+    def of(cls, path: Path, relative_to: Path) -> FileDigest:
+        """Digest `path`, named relative to `relative_to` with forward slashes."""
+        return cls(
+            path=path.relative_to(relative_to).as_posix(), sha256=sha256_file(path), size_bytes=path.stat().st_size
+        )
+
+
+class TensorSpec(Record):
+    """An input or output as the graph declares it: a dimension is a size, a name, or "?" where neither is known."""
+
+    name: str
+    dtype: str
+    shape: list[int | str]
+    about: str = ""
+
+
+class Report(Record):
+    """What every stage's report opens with."""
+
+    schema_version: Literal[1] = 1
+    stage: str
+    model: str
+    status: Status
+    reason: str = ""
+
+    @property
+    def passed(self) -> bool:
+        return self.status == "passed"
+
+
+class TrainReport(Report):
+    """`weights` is what later stages start from: safetensors, or the ONNX file of a model without PyTorch."""
+
+    stage: Literal["train"] = "train"
+    how: str = ""
+    weights: FileDigest | None = None
+    parameters: int | None = None
+    quality: float | None = None
+    quality_floor: float | None = None
+
+
+class Expectation(Record):
+    """One Great Expectations result: what was expected of which column, what was seen instead."""
+
+    split: str
+    expectation: str
+    column: str = ""
+    success: bool
+    observed: str = ""
+
+
+class Split(Record):
+    name: str
+    samples: int
+    file: FileDigest
+
+
+class DataReport(Report):
+    stage: Literal["data"] = "data"
+    splits: list[Split] = []
+    expectations: list[Expectation] = []
+
+
+class GraphInfo(Record):
+    """What an ONNX file says of itself."""
+
+    ir_version: int
+    producer: str
+    opsets: dict[str, int]
+    inputs: list[TensorSpec]
+    outputs: list[TensorSpec]
+    parameters: int
+    nodes: int
+    operators: dict[str, int]
+    size_bytes: int
+    metadata: dict[str, str] = {}
+
+
+class ExportReport(Report):
+    """`files[0]` is the .onnx; a second one, if any, is its external data."""
+
+    stage: Literal["export"] = "export"
+    how: str = ""
+    files: list[FileDigest] = []
+    graph: GraphInfo | None = None
+    warnings: list[str] = []
+
+
+class OutputComparison(Record):
+    """One output of one case against the reference. Differences are absolute in the output's own unit;
+    `share_out` is the share of elements with |got - reference| > atol + rtol * |reference|."""
+
+    output: str
+    verdict: CaseVerdict
+    max_abs: float | None = None
+    mean_abs: float | None = None
+    max_rel: float | None = None
+    share_out: float | None = None
+    reason: str = ""
+
+
+class CaseResult(Record):
+    """One case: what was fed (by name and seed, so that it can be fed again) and what came of it."""
+
+    case: str
+    seed: int
+    sizes: dict[str, int]
+    verdict: CaseVerdict
+    reason: str = ""
+    outputs: list[OutputComparison] = []
+
+
+class VerifyReport(Report):
+    stage: Literal["verify"] = "verify"
+    reference: str = ""
+    provider: str = ""
+    rtol: float | None = None
+    atol: float | None = None
+    cases: list[CaseResult] = []
+
+    def worst(self) -> dict[str, OutputComparison]:
+        """Per output, the comparison with the largest absolute difference."""
+        return worst_by_output(self.cases)
+
+
+class Variant(Record):
+    """A graph made from the plain export: how, what it weighs, and whether it still computes the same.
+
+    `agreement` is the share of evaluation samples on which the top-1 answer equals the reference's (null where
+    there is no class axis); `quality` is the model's own measure over the evaluation set, higher is better.
+    """
+
+    name: str
+    base: str
+    technique: str
+    precision: str = "float32"
+    status: Status
+    reason: str = ""
+    files: list[FileDigest] = []
+    nodes_before: int | None = None
+    nodes: int | None = None
+    size_before: int | None = None
+    size_bytes: int | None = None
+    reduction: float | None = Field(default=None, description="1 - size / size before; negative where it grew")
+    compression: float | None = Field(default=None, description="size before / size")
+    parity: list[CaseResult] = []
+    quality: float | None = None
+    agreement: float | None = None
+
+
+class OptimizeReport(Report):
+    stage: Literal["optimize"] = "optimize"
+    variants: list[Variant] = []
+
+
+class QuantizeReport(Report):
+    """`bases` are the graphs that were quantised, with the reason why each was chosen."""
+
+    stage: Literal["quantize"] = "quantize"
+    bases: dict[str, str] = {}
+    reference_quality: float | None = None
+    variants: list[Variant] = []
+
+
+class Latency(Record):
+    """Latencies of one variant at one size, in milliseconds. p90 is null under 64 samples and p99 under 662:
+    MLPerf's early-stopping rule states no such percentile from fewer."""
+
+    size: str
+    sizes: dict[str, int]
+    samples: int
+    warmup: int
+    mean_ms: float
+    std_ms: float
+    min_ms: float
+    max_ms: float
+    p50_ms: float
+    p90_ms: float | None
+    p95_ms: float
+    p99_ms: float | None
+    throughput: float = Field(description="items of the first dimension per second, from the mean")
+
+
+class Ratio(Record):
+    """Latency relative to the plain export's in the same rounds: under 1 is faster. `low` and `high` bound the
+    95 % bootstrap confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Measurement(Record):
+    """One variant on one runtime of one machine: what it computed there and how long it took."""
+
+    variant: str
+    runtime: str
+    provider: str
+    precision: str
+    status: Status
+    reason: str = ""
+    files: list[FileDigest] = []
+    session_ms: float | None = None
+    peak_memory_mb: float | None = None
+    node_share: dict[str, float] = Field(default={}, description="share of nodes that ran on each provider")
+    parity: list[CaseResult] = []
+    quality: float | None = None
+    agreement: float | None = None
+    latencies: list[Latency] = []
+    ratios: dict[str, Ratio] = Field(default={}, description="per size; `all` is the geometric mean over sizes")
+
+
+class Machine(Record):
+    """Where it was measured. Two machines with equal descriptions are expected to give comparable numbers."""
+
+    cpu: str
+    instruction_sets: list[str]
+    cores: int
+    memory_gb: int
+    accelerators: list[str] = []
+    system: str
+
+
+class RuntimeState(Record):
+    """One runtime of params.yaml on this host: usable, or why not and what installs it."""
+
+    runtime: str
+    usable: bool
+    providers: list[str] = []
+    version: str = ""
+    reason: str = ""
+
+
+class BenchmarkReport(Report):
+    stage: Literal["benchmark"] = "benchmark"
+    machine: Machine | None = None
+    runtimes: list[RuntimeState] = []
+    rounds: int = 0
+    reference: Measurement | None = None
+    measurements: list[Measurement] = []
+
+
+class Choice(Record):
+    """Why a variant was chosen or not, in words."""
+
+    variant: str
+    runtime: str
+    chosen: bool
+    reason: str
+    ratio: Ratio | None = None
+    quality_drop: float | None = None
+
+
+class SelectReport(Report):
+    stage: Literal["select"] = "select"
+    variant: str = ""
+    runtime: str = ""
+    files: list[FileDigest] = []
+    quality_measure: str = ""
+    choices: list[Choice] = []
+
+
+class PublishReport(Report):
+    """Where the evidence of a model went. `version` is null where nothing was fit to be registered."""
+
+    stage: Literal["publish"] = "publish"
+    run_id: str = ""
+    variants: dict[str, str] = Field(default={}, description="child run of each variant")
+    version: int | None = None
+    sha256: str = ""
+
+
+class Evidence(Record):
+    """All reports of one model, as `publish` hands them to the registry."""
+
+    model: str
+    train: TrainReport
+    data: DataReport
+    export: ExportReport
+    verify: VerifyReport
+    optimize: OptimizeReport
+    quantize: QuantizeReport
+    benchmark: BenchmarkReport
+    select: SelectReport
+
+    def failures(self) -> list[Report]:
+        """The stages that failed, in the pipeline's order; empty when the model is fit to be registered."""
+        stages = (
+            self.train,
+            self.data,
+            self.export,
+            self.verify,
+            self.optimize,
+            self.quantize,
+            self.benchmark,
+            self.select,
+        )
+        return [report for report in stages if report.status == "failed"]
+
+
+ReportT = TypeVar("ReportT", bound=Report)
+
+
+def worst_by_output(cases: list[CaseResult]) -> dict[str, OutputComparison]:
+    """Per output, the comparison with the largest absolute difference over all cases."""
+    worst: dict[str, OutputComparison] = {}
+    for case in cases:
+        for comparison in case.outputs:
+            best = worst.get(comparison.output)
+            if comparison.max_abs is not None and (best is None or comparison.max_abs > (best.max_abs or 0.0)):
+                worst[comparison.output] = comparison
+    return worst
+
+
+def sha256_file(path: Path) -> str:
+    """Hex sha256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write `content` so that `path` holds either all of it or what it held before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def save(report: Record, path: Path) -> None:
+    """Write a report as JSON, atomically."""
+    write_atomically(path, (report.model_dump_json(indent=2) + "\n").encode())
+
+
+def load(kind: type[ReportT], path: Path) -> ReportT:
+    """Read a report.
+
+    Raises:
+        UsageError: the file is missing, or is no report of this kind and schema version.
+    """
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such report; `dvc repro` writes it") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UsageError(f"{path}: not a {kind.__name__} (at {where}: {first['msg']})") from None

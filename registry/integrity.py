@@ -1,0 +1,77 @@
+"""Digests: what a version's bytes are, and whether a folder still holds them."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from pydantic import TypeAdapter
+
+from registry.errors import Refused
+from registry.evidence import FileDigest, write_atomically
+
+MANIFEST = "manifest.json"
+
+_digests = TypeAdapter(list[FileDigest])
+
+
+def content_digest(files: list[FileDigest]) -> str:
+    """The sha256 that a model is known by: its .onnx file's own where that is the only file, else the sha256 over
+    the sorted digests of all its files, a line each. Names play no part: the graph itself holds its data's name."""
+    if len(files) == 1:
+        return files[0].sha256
+    return hashlib.sha256("".join(f"{digest}\n" for digest in sorted(f.sha256 for f in files)).encode()).hexdigest()
+
+
+def write_manifest(folder: Path) -> list[FileDigest]:
+    """Write `manifest.json`, the digest of every other file below `folder`, and return what it holds."""
+    files = [FileDigest.of(path, folder) for path in _files(folder)]
+    write_atomically(folder / MANIFEST, _digests.dump_json(files, indent=2) + b"\n")
+    return files
+
+
+def read_manifest(folder: Path) -> list[FileDigest]:
+    """What `manifest.json` in `folder` says.
+
+    Raises:
+        Refused: there is none, or it cannot be read.
+    """
+    try:
+        return _digests.validate_json((folder / MANIFEST).read_bytes())
+    except FileNotFoundError:
+        raise Refused(f"{folder.name}: {MANIFEST} is missing, so nothing says what the files should be") from None
+    except ValueError as error:
+        raise Refused(f"{folder.name}/{MANIFEST} cannot be read: {str(error).splitlines()[0]}") from None
+
+
+def check_folder(folder: Path, sha256: str | None = None) -> list[FileDigest]:
+    """Check every file below `folder` against its manifest, and the model's own files against `sha256`.
+
+    Returns:
+        the model's own files (the .onnx and its external data), as the manifest names them.
+
+    Raises:
+        Refused: a file is missing, added or changed, or the model is not the one that `sha256` names.
+    """
+    expected = {file.path: file for file in read_manifest(folder)}
+    found = {path.relative_to(folder).as_posix(): path for path in _files(folder)}
+    problems = [f"{name} is missing" for name in sorted(expected.keys() - found.keys())]
+    problems += [f"{name} is not in the manifest" for name in sorted(found.keys() - expected.keys())]
+    for name in sorted(expected.keys() & found.keys()):
+        if FileDigest.of(found[name], folder) != expected[name]:
+            problems.append(f"{name} has changed")
+    if problems:
+        raise Refused(f"the files are not those that were published: {'; '.join(problems)}")
+    model = [file for file in expected.values() if is_model_file(file.path)]
+    if sha256 is not None and content_digest(model) != sha256:
+        raise Refused(f"the model has sha256 {content_digest(model)}, but {sha256} was recorded")
+    return model
+
+
+def is_model_file(path: str) -> bool:
+    """Whether a manifest's path is the graph or its external data (both lie at the top of the folder)."""
+    return "/" not in path and path.endswith((".onnx", ".onnx.data"))
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)

@@ -1,0 +1,10 @@
+"""The pipeline: one file a DVC stage, files in, files and one typed report out. `python -m stages.NAME --help`."""
+
+import importlib.util
+import sys
+
+if importlib.util.find_spec("pydantic") is None:
+    sys.exit(
+        f"onward: {sys.executable} has none of the packages that the stages need: run `make setup`, then "
+        "`. .venv/bin/activate` (DVC runs each stage with the `python` that is first on PATH)"
+    )

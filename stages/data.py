@@ -1,0 +1,230 @@
+"""Builds the evaluation and calibration sets, and holds both to what is expected of them (Great Expectations).
+
+Arrays are judged through a table of one row a sample: for each input its dtype, shape, lowest and highest value and
+count of NaN or infinite values, and for the label its value and the share of the split that has the same one.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from registry.errors import UsageError
+from registry.evidence import DataReport, Expectation, FileDigest, Split
+from stages import command, paths
+from stages.params import ModelParams, resolve, section
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+SPLITS = ("evaluation", "calibration")
+
+# Above this many different values a label is a quantity, and balance means nothing.
+MOST_CLASSES = 1000
+
+
+def data(model: str, folder: Path) -> DataReport:
+    """Build the evaluation and calibration sets of a model and check them with Great Expectations.
+
+    Writes build/MODEL/data/: evaluation.npz, calibration.npz and report.json. A failed expectation is a failed
+    verdict, with what was expected and what was seen.
+    """
+    settings = section(model, "data")
+    samples = {name: _load(model, settings, name) for name in SPLITS}
+    splits = []
+    for name, arrays in samples.items():
+        path = folder / f"{name}.npz"
+        _save(path, arrays)
+        count = len(next(iter(arrays.values())))
+        splits.append(Split(name=name, samples=count, file=FileDigest.of(path, folder)))
+    own = _own_suite(model, settings)
+    results = [_disjoint(samples)]
+    for name, arrays in samples.items():
+        results += _judge(name, table(settings, arrays), [*standard_suite(settings, arrays), *own])
+    failed = [result for result in results if not result.success]
+    reason = ""
+    if failed:
+        first = failed[0]
+        column = f" of {first.column}" if first.column else ""
+        reason = (
+            f"{len(failed)} of {len(results)} expectations failed; "
+            f"{first.split}: {first.expectation}{column}: {first.observed}"
+        )
+    return DataReport(
+        model=model, status="failed" if failed else "passed", reason=reason, splits=splits, expectations=results
+    )
+
+
+def table(settings: ModelParams, arrays: Arrays) -> pd.DataFrame:
+    """One row a sample, columns `<input>.dtype`, `.shape`, `.min`, `.max`, `.not_finite`, `label`, `label.share`."""
+    import pandas as pd
+
+    columns: dict[str, Any] = {}
+    for name in settings.inputs:
+        values = arrays[name]
+        flat = values.reshape(len(values), -1)
+        finite = np.isfinite(flat) if values.dtype.kind == "f" else np.ones_like(flat, dtype=bool)
+        columns[f"{name}.dtype"] = [str(values.dtype)] * len(values)
+        columns[f"{name}.shape"] = ["x".join(map(str, values.shape[1:]))] * len(values)
+        columns[f"{name}.min"] = np.where(finite, flat, np.inf).min(axis=1, initial=np.inf)
+        columns[f"{name}.max"] = np.where(finite, flat, -np.inf).max(axis=1, initial=-np.inf)
+        columns[f"{name}.not_finite"] = (~finite).sum(axis=1)
+    labels = arrays.get("label")
+    if labels is not None and labels.ndim == 1:
+        columns["label"] = labels
+        _, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
+        columns["label.share"] = counts[inverse] / max(1, len(labels))
+    return pd.DataFrame(columns)
+
+
+def standard_suite(settings: ModelParams, arrays: Arrays) -> list[dict[str, Any]]:
+    """What is expected of every model: types, shapes, ranges, no NaN, label balance, minimum size."""
+
+    def expect(kind: str, **kwargs: Any) -> dict[str, Any]:
+        return {"type": f"expect_{kind}", "kwargs": kwargs}
+
+    suite = [expect("table_row_count_to_be_between", min_value=settings.data.min_samples)]
+    for name, spec in settings.inputs.items():
+        own = arrays[name].shape[1:]
+        fitting = len(own) == len(spec.shape) - 1 and all(
+            isinstance(want, str) or want == got for want, got in zip(spec.shape[1:], own, strict=True)
+        )
+        wanted = "x".join(map(str, own if fitting else spec.shape[1:]))
+        suite.append(expect("column_values_to_be_in_set", column=f"{name}.dtype", value_set=[spec.dtype]))
+        suite.append(expect("column_values_to_be_in_set", column=f"{name}.shape", value_set=[wanted]))
+        suite.append(expect("column_max_to_be_between", column=f"{name}.not_finite", max_value=0))
+        low, high = spec.range if spec.range is not None else (None, None)
+        if low is not None:
+            suite.append(expect("column_min_to_be_between", column=f"{name}.min", min_value=low))
+            suite.append(expect("column_max_to_be_between", column=f"{name}.max", max_value=high))
+    labels = arrays.get("label")
+    if labels is not None and labels.ndim == 1:
+        suite.append(expect("column_values_to_not_be_null", column="label"))
+        classes = len(np.unique(labels))
+        if labels.dtype.kind in "iub" and classes <= MOST_CLASSES:
+            suite.append(expect("column_unique_value_count_to_be_between", column="label", min_value=2))
+            share = settings.data.max_label_share
+            suite.append(expect("column_max_to_be_between", column="label.share", max_value=share))
+    return suite
+
+
+def _load(model: str, settings: ModelParams, name: str) -> Arrays:
+    key = f"params.yaml: models.{model}.samples"
+    try:
+        found = resolve(settings.samples, f"models.{model}.samples")(name)
+    except UsageError:
+        raise
+    except Exception as error:
+        raise UsageError(f"{key}: {settings.samples}({name!r}) raised {type(error).__name__}: {error}") from error
+    if not isinstance(found, Mapping):
+        raise UsageError(f"{key}: gives {type(found).__name__}, wanted a mapping of input names to arrays")
+    arrays = {str(k): np.asarray(v) for k, v in found.items()}
+    missing = [k for k in settings.inputs if k not in arrays]
+    extra = [k for k in arrays if k not in settings.inputs and k != "label"]
+    if missing or extra:
+        raise UsageError(
+            f"{key}: gives {', '.join(arrays)}; wanted {', '.join(settings.inputs)} and, if there is one, label"
+        )
+    sizes = {k: v.shape[0] if v.ndim else None for k, v in arrays.items()}
+    if len(set(sizes.values())) != 1 or None in sizes.values():
+        raise UsageError(f"{key}: the arrays of the {name} split have different numbers of samples: {sizes}")
+    if any(v.dtype.kind not in "fiub" for v in arrays.values()):
+        raise UsageError(f"{key}: arrays must be of numbers, not { ({k: str(v.dtype) for k, v in arrays.items()}) }")
+    return arrays
+
+
+def _save(path: Path, arrays: Arrays) -> None:
+    # numpy stamps each member of an .npz with the year 1980: the same arrays are the same bytes.
+    with open(path, "wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
+def _disjoint(samples: dict[str, Arrays]) -> Expectation:
+    """No sample of one split stands in the other: its inputs, byte for byte."""
+    rows = {}
+    for split, arrays in samples.items():
+        inputs = [np.ascontiguousarray(values) for name, values in arrays.items() if name != "label"]
+        rows[split] = {b"".join(values[i].tobytes() for values in inputs) for i in range(len(inputs[0]))}
+    shared = len(rows["evaluation"] & rows["calibration"])
+    return Expectation(
+        split="both",
+        expectation="splits share no sample",
+        success=shared == 0,
+        observed=f"{shared} samples stand in both",
+    )
+
+
+def _own_suite(model: str, settings: ModelParams) -> list[dict[str, Any]]:
+    if settings.data.suite is None:
+        return []
+    where = f"params.yaml: models.{model}.data.suite: {settings.data.suite}"
+    try:
+        suite = json.loads((paths.root() / settings.data.suite).read_text())
+        expectations = suite["expectations"]
+        if not all(isinstance(e["type"], str) and isinstance(e.get("kwargs", {}), dict) for e in expectations):
+            raise TypeError
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UsageError(
+            f'{where}: wants JSON of the form {{"expectations": [{{"type": "expect_...", "kwargs": {{...}}}}]}}'
+        ) from None
+    return list(expectations)
+
+
+def _judge(split: str, frame: pd.DataFrame, suite: list[dict[str, Any]]) -> list[Expectation]:
+    """Run a suite over a table in an ephemeral context: nothing of Great Expectations is left on disk."""
+    os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
+    logging.getLogger("great_expectations").setLevel(logging.WARNING)
+    import great_expectations as gx
+    from great_expectations.core.expectation_suite import ExpectationSuite
+    from great_expectations.data_context.types.base import ProgressBarsConfig
+
+    context = gx.get_context(mode="ephemeral")
+    context.variables.progress_bars = ProgressBarsConfig(globally=False)
+    batch = (
+        context.data_sources.add_pandas(split)
+        .add_dataframe_asset(split)
+        .add_batch_definition_whole_dataframe(split)
+        .get_batch({"dataframe": frame})
+    )
+    try:
+        wanted = ExpectationSuite(name=split, expectations=suite)
+    except Exception as error:  # an expectation that does not exist, or with the wrong arguments
+        raise UsageError(f"data.suite: Great Expectations refuses it: {str(error).splitlines()[0][:300]}") from error
+    found = []
+    for result in batch.validate(wanted).results:
+        config = result.expectation_config
+        assert config is not None
+        seen = result.result.get("observed_value")
+        if seen is None and result.result.get("unexpected_count") is not None:
+            few = result.result.get("partial_unexpected_list", [])[:3]
+            seen = f"{result.result['unexpected_count']} unexpected, e.g. {few}"
+        if result.exception_info.get("raised_exception"):
+            seen = str(result.exception_info.get("exception_message", "the expectation could not be computed"))
+        found.append(
+            Expectation(
+                split=split,
+                expectation=_words(config.type, config.kwargs),
+                column=str(config.kwargs.get("column", "")),
+                success=bool(result.success),
+                observed=str(seen),
+            )
+        )
+    return found
+
+
+def _words(kind: str, kwargs: Mapping[str, Any]) -> str:
+    shown = {k: v for k, v in kwargs.items() if k not in ("column", "batch_id") and v is not None}
+    return kind + (f" {json.dumps(shown, sort_keys=True, default=str)}" if shown else "")
+
+
+if __name__ == "__main__":
+    command.run("data", data)

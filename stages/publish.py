@@ -1,0 +1,112 @@
+"""Hands all reports of a model to the registry at once: the only stage that speaks to MLflow."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from registry.record import Publication, publish
+
+from registry.evidence import PublishReport, SelectReport
+from stages import command, host, paths
+from stages.params import ModelParams, read, section
+from stages.reference import split
+from stages.reports import read_evidence
+from stages.runtime.environments import PROVIDERS, python
+from stages.runtime.pool import Worker
+
+# Enough to notice a wrong answer, few enough to be run before every promotion.
+BUNDLE_SAMPLES = 16
+
+
+def record(model: str, folder: Path) -> PublishReport:
+    """Record a model's evidence in MLflow: a run, a child run and a logged model a variant, a registered version.
+
+    Publishing the same evidence again changes nothing. Writes build/MODEL/publish/report.json.
+    """
+    settings = section(model, "publish")
+    evidence = read_evidence(model)
+    with tempfile.TemporaryDirectory() as temporary:
+        bundle = Path(temporary) if evidence.select.passed else None
+        if bundle is not None:
+            _write_bundle(model, settings, evidence.select, bundle)
+        return publish(
+            Publication(
+                root=paths.root(),
+                experiment=read().tracking.experiment,
+                evidence=evidence,
+                params=_effective_params(model),
+                context=_context(),
+                bundle=bundle,
+                reports=paths.root() / "build" / model,
+                inputs=settings.input_specs(),
+                outputs=evidence.export.graph.outputs if evidence.export.graph else settings.output_specs(),
+            )
+        )
+
+
+def _write_bundle(model: str, settings: ModelParams, selected: SelectReport, folder: Path) -> None:
+    """Recorded inputs, and what the chosen bytes answer to them on this machine."""
+    samples = split(model, "evaluation")
+    first = next(iter(settings.inputs.values())).shape[0]
+    count = first if isinstance(first, int) else BUNDLE_SAMPLES
+    inputs = {name: samples[name][:count] for name in settings.inputs}
+    chosen = paths.root() / selected.files[0].path
+    with Worker.onnx(
+        chosen, f"{selected.variant} of {model}", PROVIDERS[selected.runtime], python=python(selected.runtime)
+    ) as worker:
+        outputs = worker.run(inputs)
+    for name, arrays in (("inputs", inputs), ("outputs", outputs)):
+        with open(folder / f"{name}.npz", "wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+    (folder / "tolerance.json").write_text(settings.tolerance.model_dump_json() + "\n")
+
+
+def _effective_params(model: str) -> dict[str, Any]:
+    settings: dict[str, Any] = read().models[model].model_dump(mode="json", exclude_none=True)
+    return settings
+
+
+def _context() -> dict[str, str]:
+    """What is true of this run and not of the model: commit, whether the tree differs from it, machine, toolchain."""
+    described = host.load()
+    versions = json.loads((paths.root() / "build" / "host" / "toolchain.json").read_text())
+    machine = described.machine
+    context = {
+        "git_commit": _git("rev-parse", "HEAD") or "none",
+        "host_cpu": machine.cpu,
+        "host_instruction_sets": " ".join(machine.instruction_sets),
+        "host_cores": str(machine.cores),
+        "host_accelerators": "; ".join(machine.accelerators) or "none",
+        **{f"version_{name}": value for name, value in versions.items()},
+    }
+    # dvc.lock is what the run itself writes: it says nothing about the sources.
+    changes = _git("status", "--porcelain", "--", ".", ":!dvc.lock")
+    context["git_dirty"] = "unknown" if changes is None else str(bool(changes)).lower()
+    return context
+
+
+def _git(*arguments: str) -> str | None:
+    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
+    try:
+        found = subprocess.run(
+            ["git", *arguments],
+            cwd=paths.root(),
+            capture_output=True,
+            text=True,
+            timeout=30,
+            env=environment,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip()
+
+
+if __name__ == "__main__":
+    command.run("publish", record)

@@ -1,0 +1,167 @@
+"""Runs one ONNX model in a process of its own, in whatever Python holds the runtime to be measured.
+
+Stand-alone on purpose: needs numpy and onnxruntime and nothing of ours, so that each execution provider can have its
+own environment. Reads one JSON request a line on stdin, answers one JSON line on stdout; tensors travel as .npz.
+
+    load     model, provider, [graph_level, threads, options]  -> session_ms, providers, inputs, outputs
+    run      inputs, outputs (.npz paths)                       -> nothing but ok
+    measure  inputs, seconds, warmup                            -> latencies_ms
+    profile  inputs                                             -> nodes run by each provider
+    memory                                                      -> peak_mb
+    optimize model, target, graph_level                         -> nothing but ok
+
+A Python error is an answer with ok: false; a native abort is the end of the process, for the caller to see.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+LEVELS = {
+    "disabled": "ORT_DISABLE_ALL",
+    "basic": "ORT_ENABLE_BASIC",
+    "extended": "ORT_ENABLE_EXTENDED",
+    "all": "ORT_ENABLE_ALL",
+}
+
+
+def read_tensors(path: str) -> dict[str, Any]:
+    with np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
+
+
+def time_runs(run: Callable[[], object], seconds: float, warmup: int) -> list[float]:
+    """Latencies in milliseconds of repeated calls over at least `seconds`, after `warmup` calls."""
+    for _ in range(warmup):
+        run()
+    latencies: list[float] = []
+    clock = time.perf_counter
+    end = clock() + seconds
+    while True:
+        start = clock()
+        run()
+        now = clock()
+        latencies.append((now - start) * 1e3)
+        if now >= end:
+            return latencies
+
+
+def peak_memory_mb() -> float:
+    """This process's own peak resident memory; getrusage's would include that of the process it was forked from."""
+    try:
+        with open("/proc/self/status") as status:
+            for line in status:
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) / 1024
+    except OSError:
+        pass  # not Linux: fall through to the portable figure
+    import resource
+
+    unit = 1024 * 1024 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+class OnnxModel:
+    """The commands, on ONNX Runtime."""
+
+    def __init__(self) -> None:
+        self.session: Any = None
+        self.loaded: dict[str, Any] = {}
+
+    def _session(
+        self,
+        model: str,
+        provider: str,
+        graph_level: str = "all",
+        threads: int = 0,
+        options: dict[str, str] | None = None,
+        **settings: Any,
+    ) -> Any:
+        import onnxruntime
+
+        onnxruntime.set_default_logger_severity(3)
+        session_options = onnxruntime.SessionOptions()
+        session_options.log_severity_level = 3
+        session_options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, LEVELS[graph_level])
+        session_options.intra_op_num_threads = threads
+        for key, value in (options or {}).items():
+            session_options.add_session_config_entry(key, value)
+        for key, value in settings.items():
+            setattr(session_options, key, value)
+        if provider not in onnxruntime.get_available_providers():
+            raise RuntimeError(
+                f"{provider} is not in this onnxruntime ({', '.join(onnxruntime.get_available_providers())})"
+            )
+        return onnxruntime.InferenceSession(model, session_options, providers=[provider])
+
+    def load(self, **request: Any) -> dict[str, Any]:
+        import onnxruntime  # noqa: F401  outside the clock: session creation is what is reported
+
+        start = time.perf_counter()
+        self.session = self._session(**request)
+        self.loaded = request
+        return {
+            "session_ms": (time.perf_counter() - start) * 1e3,
+            "providers": self.session.get_providers(),
+            "inputs": [[i.name, i.type, i.shape] for i in self.session.get_inputs()],
+            "outputs": [[o.name, o.type, o.shape] for o in self.session.get_outputs()],
+        }
+
+    def run(self, inputs: str, outputs: str) -> dict[str, Any]:
+        names = [o.name for o in self.session.get_outputs()]
+        results = self.session.run(names, read_tensors(inputs))
+        np.savez(outputs, **dict(zip(names, results, strict=True)))
+        return {}
+
+    def measure(self, inputs: str, seconds: float, warmup: int) -> dict[str, Any]:
+        feed = read_tensors(inputs)
+        session = self.session
+        return {"latencies_ms": time_runs(lambda: session.run(None, feed), seconds, warmup)}
+
+    def profile(self, inputs: str) -> dict[str, Any]:
+        """Runs once in a second session that writes a trace: what a provider list promises, a trace proves."""
+        with tempfile.TemporaryDirectory() as folder:
+            session = self._session(
+                **self.loaded, enable_profiling=True, profile_file_prefix=os.path.join(folder, "trace")
+            )
+            session.run(None, read_tensors(inputs))
+            with open(session.end_profiling()) as file:
+                events = json.load(file)
+        nodes = {e["name"]: e["args"]["provider"] for e in events if e.get("args", {}).get("provider")}
+        return {"nodes": dict(collections.Counter(nodes.values()))}
+
+    def memory(self) -> dict[str, Any]:
+        return {"peak_mb": peak_memory_mb()}
+
+    def optimize(self, model: str, target: str, graph_level: str) -> dict[str, Any]:
+        self._session(model, "CPUExecutionProvider", graph_level, optimized_model_filepath=target)
+        return {}
+
+
+def serve(model: Any) -> None:
+    """Answer requests until stdin ends. What native code prints goes to stderr, never between the answers."""
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            answer = {"ok": True, **getattr(model, request.pop("command"))(**request)}
+        except MemoryError as error:
+            answer = {"ok": False, "kind": "MemoryError", "error": str(error) or "out of memory"}
+        except Exception as error:
+            answer = {"ok": False, "kind": type(error).__name__, "error": str(error)}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    serve(OnnxModel())

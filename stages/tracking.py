@@ -1,0 +1,22 @@
+"""Says which MLflow store is in use, so that a new or emptied one is filled again from the cached reports."""
+
+from __future__ import annotations
+
+import json
+
+from registry.evidence import write_atomically
+from stages import command, paths
+from stages.params import read
+
+
+def main() -> None:
+    """Write the identity of the tracking store (never a credential) to build/tracking/store.json."""
+    from registry.record import store_identity
+
+    identity = store_identity(read().tracking.experiment)
+    with paths.replacing(paths.root() / "build" / "tracking") as folder:
+        write_atomically(folder / "store.json", (json.dumps(identity, indent=2, sort_keys=True) + "\n").encode())
+
+
+if __name__ == "__main__":
+    command.run_plain(main)
