@@ -1,0 +1,38 @@
+# `make demo` and `make test` are all a new user needs; `make help` lists the rest.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export MPLBACKEND := Agg
+
+.PHONY: help demo test repro lint setup constraints clean
+
+help:  ## what there is
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
+
+setup: $(VENV)/.installed  ## .venv from constraints.txt (about 2 GB)
+
+$(VENV)/.installed: constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "onward wants Python 3.11 or newer; try make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,pipeline,dev]'
+	@touch $@
+
+demo: setup  ## dvc repro on the shipped models, then promote one, and roll it back
+	@$(BIN)/python -m docs.demo
+
+repro: setup  ## the pipeline alone
+	@$(BIN)/dvc repro
+
+test: setup  ## the whole test suite
+	@$(BIN)/python -m pytest
+
+lint: setup  ## ruff, mypy
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+constraints: setup  ## write constraints.txt anew from what .venv holds
+	@{ echo '# Exact versions of everything in .venv: `make setup` installs these. Regenerate with `make constraints`.'; \
+	   $(BIN)/python -m pip freeze --exclude-editable | sed -E 's/^(torch==[0-9.]+).*/\1/'; } > constraints.new && mv constraints.new constraints.txt
+
+clean:  ## forget what was built (MLflow's store stays)
+	rm -rf build
