@@ -12,6 +12,9 @@ from registry.evidence import FileDigest, write_atomically
 
 MANIFEST = "manifest.json"
 
+# MLflow writes this beside a registered version when it is downloaded; it is no part of what was published.
+_NOT_OURS = "registered_model_meta"
+
 _digests = TypeAdapter(list[FileDigest])
 
 
@@ -74,4 +77,4 @@ def is_model_file(path: str) -> bool:
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in (MANIFEST, _NOT_OURS))

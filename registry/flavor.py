@@ -1,0 +1,68 @@
+"""Builds the folder of an MLflow model around an ONNX file without touching its bytes.
+
+`mlflow.onnx.log_model` serialises the model anew, into other bytes each time. Here MLflow writes its own files around
+a placeholder, and the measured files take the placeholder's place.
+"""
+
+from __future__ import annotations
+
+import shutil
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+
+from registry.evidence import TensorSpec
+from registry.integrity import write_manifest
+
+MODEL = "model.onnx"
+VALIDATION = "validation"
+
+
+def build_folder(
+    folder: Path,
+    files: list[Path],
+    inputs: list[TensorSpec],
+    outputs: list[TensorSpec],
+    provider: str,
+    bundle: Path | None = None,
+) -> None:
+    """Write an MLflow model to `folder`: the .onnx (`files[0]`) as model.onnx, its external data by its own name, the
+    signature, the validation bundle below validation/, and last the manifest of it all."""
+    import mlflow.onnx
+    from mlflow.models import ModelSignature
+    from mlflow.types.schema import Schema
+    from mlflow.types.schema import TensorSpec as Tensor
+    from onnx import ModelProto
+
+    def schema(specs: list[TensorSpec]) -> Schema:
+        return Schema(
+            [
+                Tensor(np.dtype(spec.dtype), tuple(-1 if isinstance(d, str) else d for d in spec.shape), spec.name)
+                for spec in specs
+            ]
+        )
+
+    mlflow.onnx.save_model(
+        ModelProto(),
+        str(folder),
+        signature=ModelSignature(inputs=schema(inputs), outputs=schema(outputs)),
+        pip_requirements=_requirements(),
+        onnx_execution_providers=[provider],
+        save_as_external_data=False,
+    )
+    for number, file in enumerate(files):
+        shutil.copyfile(file, folder / (MODEL if number == 0 else file.name))
+    if bundle is not None:
+        shutil.copytree(bundle, folder / VALIDATION)
+    write_manifest(folder)
+
+
+def _requirements() -> list[str]:
+    found = []
+    for name in ("mlflow", "onnx", "onnxruntime", "numpy"):
+        try:
+            found.append(f"{name}=={version(name)}")
+        except PackageNotFoundError:
+            found.append(name)
+    return found

@@ -1,0 +1,458 @@
+"""Evidence into MLflow: a parent run a model, a child run and a logged model a variant, one version for the chosen bytes.
+
+Recording is idempotent by content, and resumes: every run, logged model and version is looked up by a tag before it is
+made, so that a process killed at any moment leaves what the next one completes, and never a finished run that is not
+whole. The parent's status FINISHED is written last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from registry.connection import connect, ensure_experiment, reachable, tracking_uri, without_credentials
+from registry.errors import UsageError
+from registry.evidence import (
+    Evidence,
+    Measurement,
+    OutputComparison,
+    PublishReport,
+    TensorSpec,
+    Variant,
+    worst_by_output,
+)
+from registry.integrity import content_digest
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel, Run
+
+REFERENCE = "reference"
+
+# The store's own limits for one batch.
+_METRICS, _PARAMS, _TAGS = 1000, 100, 100
+_LONGEST_PARAM, _LONGEST_TAG = 6000, 5000
+
+
+@dataclass(frozen=True)
+class Publication:
+    """What `publish` is given.
+
+    `root`: the folder that the evidence's file paths are relative to. `params`: the model's effective settings.
+    `context`: what is true of this run and not of the model (commit, machine); becomes tags. `bundle`: a folder with
+    inputs.npz, outputs.npz and tolerance.json. `reports`: the folder with a `<stage>/report.json` for each stage.
+    """
+
+    root: Path
+    experiment: str
+    evidence: Evidence
+    params: Mapping[str, Any]
+    context: Mapping[str, str]
+    bundle: Path | None
+    reports: Path
+    inputs: list[TensorSpec]
+    outputs: list[TensorSpec]
+
+    def content(self) -> str:
+        """What makes this publication the same as another: the evidence and the settings, not the context."""
+        digest = hashlib.sha256(self.evidence.model_dump_json().encode())
+        digest.update(json.dumps(self.params, sort_keys=True, default=str).encode())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What one child run says: a variant's figures, or why it has none."""
+
+    name: str
+    status: str
+    reason: str
+    metrics: dict[str, float]
+    params: dict[str, str]
+    files: list[Path]
+    provider: str
+
+
+def store_identity(experiment: str) -> dict[str, str]:
+    """What identifies the tracking store in use, without credentials; the experiment is made if there is none.
+
+    A new or emptied store has another identity.
+
+    Raises:
+        StoreUnreachable: the store did not answer.
+    """
+    client = connect()
+    number = ensure_experiment(client, experiment)
+    with reachable():
+        created = client.get_experiment(number).creation_time
+    return {
+        "store": without_credentials(tracking_uri()),
+        "experiment": experiment,
+        "experiment_id": number,
+        "created": str(created),
+    }
+
+
+def publish(publication: Publication) -> PublishReport:
+    """Record a model's evidence; register a version if nothing failed.
+
+    The same evidence again changes nothing; the same bytes measured again add a run, never a version.
+
+    Raises:
+        StoreUnreachable: the store did not answer; the next call completes what this one began.
+        UsageError: the model's name cannot be a registered model's.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", publication.evidence.model):
+        raise UsageError(f"{publication.evidence.model!r} is no name for a model: letters, digits, - and _")
+    client = connect()
+    experiment = ensure_experiment(client, publication.experiment)
+    with reachable():
+        return _Recorder(client, experiment, publication).record()
+
+
+class _Recorder:
+    def __init__(self, client: MlflowClient, experiment: str, publication: Publication) -> None:
+        self.client = client
+        self.experiment = experiment
+        self.publication = publication
+        self.evidence = publication.evidence
+        self.key = publication.content()
+        self.failures = self.evidence.failures()
+
+    def record(self) -> PublishReport:
+        chosen = self.evidence.select
+        parent = self._run(self.evidence.model, {"onward.role": "model"})
+        children = {}
+        report = PublishReport(model=self.evidence.model, status="passed", run_id=parent.info.run_id)
+        finished = parent.info.status in ("FINISHED", "FAILED") and "onward.whole" in parent.data.tags
+        models: dict[str, LoggedModel] = {}
+        for entry in entries(self.publication):
+            child = self._run(
+                f"{self.evidence.model} {entry.name}",
+                {"onward.role": "variant", "onward.variant": entry.name, "mlflow.parentRunId": parent.info.run_id},
+            )
+            children[entry.name] = child.info.run_id
+            is_chosen = not self.failures and entry.name == _label(chosen.variant, chosen.runtime)
+            if not finished:
+                self._figures(child, entry)
+            if entry.files:
+                models[entry.name] = self._logged_model(child, entry, is_chosen)
+            if not finished:
+                self.client.set_terminated(child.info.run_id, "FAILED" if entry.status == "failed" else "FINISHED")
+        report.variants = children
+        if self.failures:
+            reason = "; ".join(f"{failed.stage}: {failed.reason}" for failed in self.failures)
+            report.reason = f"nothing registered: {reason}"
+        else:
+            report.sha256 = content_digest(chosen.files)
+            model = models[_label(chosen.variant, chosen.runtime)]
+            report.version = self._version(parent.info.run_id, model, report.sha256)
+        if not finished:
+            self._parent(parent, report)
+        return report
+
+    def _run(self, name: str, tags: dict[str, str]) -> Run:
+        """The run of this content with these tags, made if there is none."""
+        wanted = {
+            "onward.content": self.key,
+            "onward.model": self.evidence.model,
+            **tags,
+        }
+        found = self.client.search_runs(
+            [self.experiment], " and ".join(f"tags.`{key}` = '{value}'" for key, value in wanted.items()), max_results=1
+        )
+        if found:
+            return found[0]
+        return self.client.create_run(self.experiment, run_name=name, tags={**wanted, **self.publication.context})
+
+    def _figures(self, run: Run, entry: Entry) -> None:
+        tags = {"onward.status": entry.status, "onward.reason": entry.reason}
+        self._log(run.info.run_id, entry.metrics, entry.params, tags)
+
+    def _log(
+        self, run_id: str, metrics: Mapping[str, float], params: Mapping[str, str], tags: Mapping[str, str]
+    ) -> None:
+        """Log in batches, at a fixed time and step: logged again, it is the same and no second point."""
+        from mlflow.entities import Metric, Param, RunTag
+
+        unfit = sorted(key for key, value in metrics.items() if not math.isfinite(value))
+        if unfit:
+            tags = {**tags, "onward.not_finite": ", ".join(unfit)}
+        points = [Metric(key, value, 0, 0) for key, value in metrics.items() if key not in unfit]
+        settings = [Param(key, str(value)[:_LONGEST_PARAM]) for key, value in params.items()]
+        labels = [RunTag(key, str(value)[:_LONGEST_TAG]) for key, value in tags.items() if value]
+        for start in range(0, max(len(points), 1), _METRICS):
+            self.client.log_batch(run_id, metrics=points[start : start + _METRICS])
+        for start in range(0, max(len(settings), 1), _PARAMS):
+            self.client.log_batch(run_id, params=settings[start : start + _PARAMS])
+        for start in range(0, max(len(labels), 1), _TAGS):
+            self.client.log_batch(run_id, tags=labels[start : start + _TAGS])
+
+    def _logged_model(self, run: Run, entry: Entry, chosen: bool) -> LoggedModel:
+        """The variant's logged model, whole: one that an interrupted upload left is thrown away."""
+        from mlflow.entities import LoggedModelOutput, LoggedModelStatus
+
+        from registry.flavor import build_folder
+
+        for model in self.client.search_logged_models(
+            [self.experiment], f"tags.`onward.content` = '{self.key}' and tags.`onward.variant` = '{entry.name}'"
+        ):
+            if model.status == LoggedModelStatus.READY:
+                return model
+            self.client.delete_logged_model(model.model_id)
+        model = self.client.create_logged_model(
+            self.experiment,
+            name=f"{self.evidence.model}-{entry.name}",
+            source_run_id=run.info.run_id,
+            tags={
+                "onward.content": self.key,
+                "onward.model": self.evidence.model,
+                "onward.variant": entry.name,
+            },
+            params={key: value[:500] for key, value in entry.params.items()},
+            model_type="onnx",
+        )
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary) / "model"
+            bundle = self.publication.bundle if chosen else None
+            build_folder(folder, entry.files, self.publication.inputs, self.publication.outputs, entry.provider, bundle)
+            self.client.log_model_artifacts(model.model_id, str(folder))
+        self.client.log_outputs(run.info.run_id, [LoggedModelOutput(model.model_id, 0)])
+        return self.client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+
+    def _version(self, run_id: str, model: LoggedModel, sha256: str) -> int:
+        """The registered version that holds these bytes, made if there is none."""
+        from mlflow.exceptions import MlflowException
+
+        name = self.evidence.model
+        try:
+            self.client.get_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            self.client.create_registered_model(name)
+        tags = {**version_tags(self.evidence), "sha256": sha256, "run_id": run_id}
+        known = [v for v in self.client.search_model_versions(f"name = '{name}'") if v.tags.get("sha256") == sha256]
+        if known:
+            version = min(known, key=lambda v: int(v.version))
+            for key, value in tags.items():
+                if version.tags.get(key) != value:
+                    self.client.set_model_version_tag(name, version.version, key, value)
+            return int(version.version)
+        made = self.client.create_model_version(
+            name,
+            source=f"models:/{model.model_id}",
+            run_id=run_id,
+            model_id=model.model_id,
+            tags=tags,
+            description=_sentence(self.evidence),
+        )
+        return int(made.version)
+
+    def _parent(self, parent: Run, report: PublishReport) -> None:
+        from registry.plots import draw_plots
+
+        evidence, run_id = self.evidence, parent.info.run_id
+        chosen = _chosen(evidence)
+        metrics = variant_metrics(chosen, evidence) if chosen else {}
+        tried = list(entries(self.publication))
+        metrics["variants_tried"] = len(tried)
+        metrics["variants_fit"] = sum(entry.status == "passed" for entry in tried)
+        if evidence.train.quality is not None:
+            metrics["trained_quality"] = evidence.train.quality
+        params = {**_graph_params(evidence), **_flatten(self.publication.params)}
+        if chosen:
+            params |= {"variant": chosen.variant, "runtime": chosen.runtime, "provider": chosen.provider}
+            params["precision"] = chosen.precision
+        tags = {
+            "onward.status": "failed" if self.failures else "passed",
+            "onward.reason": report.reason,
+            "onward.sha256": report.sha256,
+            "onward.version": str(report.version or ""),
+            "mlflow.note.content": report.reason if self.failures else _sentence(evidence),
+        }
+        self._log(run_id, metrics, params, tags)
+        for path in sorted(self.publication.reports.glob("*/report.json")):
+            if path.parent.name != "publish":
+                self.client.log_text(run_id, path.read_text(), f"reports/{path.parent.name}.json")
+        if self.publication.bundle is not None:
+            self.client.log_artifacts(run_id, str(self.publication.bundle), "validation")
+        with tempfile.TemporaryDirectory() as temporary:
+            for plot in draw_plots(evidence, Path(temporary)):
+                self.client.log_artifact(run_id, str(plot), "plots")
+        self.client.set_tag(run_id, "onward.whole", "true")
+        self.client.set_terminated(run_id, "FAILED" if self.failures else "FINISHED")
+
+
+def entries(publication: Publication) -> Iterator[Entry]:
+    """One entry a child run: the reference, every variant measured, and those that were not, with the reason."""
+    evidence = publication.evidence
+    measured = {m.variant for m in evidence.benchmark.measurements}
+    choices = {(c.variant, c.runtime): c for c in evidence.select.choices}
+    variants = [*evidence.optimize.variants, *evidence.quantize.variants]
+    about = {v.name: v for v in variants}
+    every = [
+        *([evidence.benchmark.reference] if evidence.benchmark.reference else []),
+        *evidence.benchmark.measurements,
+    ]
+    for m in every:
+        choice = choices.get((m.variant, m.runtime))
+        reason = choice.reason if choice and not m.reason else m.reason
+        variant = about.get(m.variant)
+        yield Entry(
+            name=_label(m.variant, m.runtime),
+            status=m.status,
+            reason=reason,
+            metrics=variant_metrics(m, evidence),
+            params={
+                **_graph_params(evidence),
+                "precision": m.precision,
+                "technique": variant.technique if variant else m.variant,
+                "base": variant.base if variant else "",
+                "runtime": m.runtime,
+                "provider": m.provider,
+            },
+            files=[publication.root / file.path for file in m.files],
+            provider=m.provider,
+        )
+    for v in variants:
+        if v.name not in measured:
+            yield Entry(
+                name=v.name,
+                status=v.status if v.status != "passed" else "not attempted",
+                reason=v.reason,
+                metrics=_size_metrics(v),
+                params={**_graph_params(evidence), "precision": v.precision, "technique": v.technique, "base": v.base},
+                files=[],
+                provider="",
+            )
+
+
+def variant_metrics(m: Measurement, evidence: Evidence) -> dict[str, float]:
+    """A variant's figures under names that MLflow's charts group: everything before the last slash is a section."""
+    metrics: dict[str, float] = {}
+    for latency in m.latencies:
+        for figure in ("mean", "std", "min", "max", "p50", "p90", "p95", "p99"):
+            value = getattr(latency, f"{figure}_ms")
+            if value is not None:
+                metrics[f"latency_{m.runtime}/{latency.size}_{figure}_ms"] = value
+        metrics[f"throughput_{m.runtime}/{latency.size}"] = latency.throughput
+    for size, ratio in m.ratios.items():
+        metrics[f"ratio_{m.runtime}/{size}"] = ratio.value
+        metrics[f"ratio_{m.runtime}/{size}_low"] = ratio.low
+        metrics[f"ratio_{m.runtime}/{size}_high"] = ratio.high
+    if m.parity:
+        for output, worst in worst_by_output(m.parity).items():
+            metrics |= {f"parity/{_key(output)}_{name}": value for name, value in _differences(worst)}
+        metrics["parity/cases"] = len(m.parity)
+        metrics["parity/cases_failed"] = sum(case.verdict != "ok" for case in m.parity)
+    choice = next((c for c in evidence.select.choices if (c.variant, c.runtime) == (m.variant, m.runtime)), None)
+    single = {
+        "quality": m.quality,
+        "quality_drop": choice.quality_drop if choice else None,
+        "agreement": m.agreement,
+        "session_ms": m.session_ms,
+        "peak_memory_mb": m.peak_memory_mb,
+        "size_mb": sum(file.size_bytes for file in m.files) / 1e6 if m.files else None,
+    }
+    metrics |= {name: value for name, value in single.items() if value is not None}
+    variant = next((v for v in (*evidence.optimize.variants, *evidence.quantize.variants) if v.name == m.variant), None)
+    return metrics | (_size_metrics(variant) if variant else {})
+
+
+def version_tags(evidence: Evidence) -> dict[str, str]:
+    """What a registered version carries of its evidence, for gates and for people."""
+    chosen = _chosen(evidence)
+    assert chosen is not None
+    choice = next(c for c in evidence.select.choices if c.chosen)
+    graph = evidence.export.graph
+    found: dict[str, Any] = {
+        "variant": chosen.variant,
+        "runtime": chosen.runtime,
+        "provider": chosen.provider,
+        "precision": chosen.precision,
+        "opset": graph.opsets.get("ai.onnx") if graph else None,
+        "verdict": "passed",
+        "parity": evidence.verify.status,
+        "data": evidence.data.status,
+        "quality": chosen.quality if chosen.quality is not None else chosen.agreement,
+        "quality_drop": choice.quality_drop,
+        "latency_ratio": choice.ratio.value if choice.ratio else None,
+        "latency_ratio_high": choice.ratio.high if choice.ratio else None,
+        "size_mb": sum(file.size_bytes for file in chosen.files) / 1e6,
+        "cpu": evidence.benchmark.machine.cpu if evidence.benchmark.machine else None,
+    }
+    return {key: _text(value) for key, value in found.items() if value is not None}
+
+
+def _chosen(evidence: Evidence) -> Measurement | None:
+    wanted = (evidence.select.variant, evidence.select.runtime)
+    return next((m for m in evidence.benchmark.measurements if (m.variant, m.runtime) == wanted), None)
+
+
+def _sentence(evidence: Evidence) -> str:
+    chosen, choice = _chosen(evidence), next(c for c in evidence.select.choices if c.chosen)
+    assert chosen is not None
+    speed = ""
+    if choice.ratio and chosen.variant != "plain":
+        speed = f", {1 / choice.ratio.value:.2f} times as fast as the plain export"
+    quality = "" if chosen.quality is None else f", quality {chosen.quality:.4f}"
+    drop = "" if not choice.quality_drop else f" ({choice.quality_drop:+.4f} lost)"
+    return f"{chosen.variant} on {chosen.runtime}{speed}{quality}{drop}."
+
+
+def _graph_params(evidence: Evidence) -> dict[str, str]:
+    graph = evidence.export.graph
+    if graph is None:
+        return {}
+    params = {f"opset_{domain}": str(number) for domain, number in graph.opsets.items() if domain != "ai.onnx"}
+    return params | {
+        "opset": str(graph.opsets.get("ai.onnx", "")),
+        "ir_version": str(graph.ir_version),
+        "producer": graph.producer,
+        "exporter": evidence.export.how,
+    }
+
+
+def _size_metrics(variant: Variant) -> dict[str, float]:
+    found = {"nodes": variant.nodes, "compression": variant.compression, "reduction": variant.reduction}
+    return {name: float(value) for name, value in found.items() if value is not None}
+
+
+def _differences(worst: OutputComparison) -> Iterator[tuple[str, float]]:
+    for name in ("max_abs", "mean_abs", "max_rel", "share_out"):
+        value = getattr(worst, name)
+        if value is not None:
+            yield name, value
+
+
+def _flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """`{"export": {"opset": 20}}` to `{"export.opset": "20"}`; lists stay whole, as JSON."""
+    flat: dict[str, str] = {}
+    for key, value in nested.items():
+        name = f"{prefix}{_key(str(key))}"
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{name}.")
+        else:
+            flat[name] = value if isinstance(value, str) else json.dumps(value)
+    return flat
+
+
+def _label(variant: str, runtime: str) -> str:
+    return variant if runtime == "cpu" else f"{variant}-{runtime}"
+
+
+def _key(name: str) -> str:
+    """`name` in the characters that MLflow allows in a metric's or a param's key."""
+    return re.sub(r"[^\w.-]", "_", name)
+
+
+def _text(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
