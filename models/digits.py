@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from models.fitting import fit
-from models.measures import Arrays, accuracy
+from models.measures import Array, Arrays, accuracy
 
 __all__ = ["accuracy", "classifier", "cnn", "multi_io"]
 
@@ -148,7 +148,7 @@ def train_multi_io(seed: int) -> nn.Module:
     return fit(multi_io(), inputs, _tensor(samples, "label"), loss, seed, 40)
 
 
-def multi_io_quality(outputs: Arrays, labels: npt.NDArray[np.generic]) -> float:
+def multi_io_quality(outputs: Arrays, labels: Array) -> float:
     """Mean of the digits' accuracy and the heights' coefficient of determination (0 where that is negative)."""
     digit, height = labels[:, 0], labels[:, 1]
     right = float(np.mean(outputs["classification"].argmax(axis=1) == digit))

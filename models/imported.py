@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 
 from models.digits import flat_samples
-from models.measures import Arrays
+from models.measures import Array, Arrays
 
 
 def samples(split: str) -> Arrays:
@@ -16,13 +15,16 @@ def samples(split: str) -> Arrays:
     return {"features": found["image"], "label": found["label"]}
 
 
-def accuracy(outputs: Arrays, labels: npt.NDArray[np.generic]) -> float:
+def accuracy(outputs: Arrays, labels: Array) -> float:
     """Share of samples whose digit is the label."""
     return float(np.mean(outputs["digit"] == labels))
 
 
 def train(seed: int) -> onnx.ModelProto:
-    """Fit a scaler and a small neural network, and convert both: features [batch, 784] to digit [batch] and probabilities [batch, 10]."""
+    """Fit a scaler and a small neural network, and convert both.
+
+    features [batch, 784] to digit [batch] and probabilities [batch, 10].
+    """
     from skl2onnx import convert_sklearn
     from skl2onnx.common.data_types import FloatTensorType
     from sklearn.neural_network import MLPClassifier

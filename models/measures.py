@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
-Arrays = dict[str, npt.NDArray[np.generic]]
+Array = npt.NDArray[Any]
+Arrays = dict[str, Array]
 
 
-def accuracy(outputs: Arrays, labels: npt.NDArray[np.generic]) -> float:
+def accuracy(outputs: Arrays, labels: Array) -> float:
     """Share of samples whose largest entry of the first output [batch, classes] is at the label [batch]."""
     scores = next(iter(outputs.values()))
     return float(np.mean(scores.argmax(axis=1) == labels))

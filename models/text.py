@@ -57,7 +57,7 @@ class Sequence(nn.Module):
 
 
 class EveryStep(nn.Module):
-    """For training alone: a guess after every character, [batch, 96, sequence], so that each window teaches 32 times."""
+    """For training alone: a guess after every character, [batch, 96, sequence], so that a window teaches 32 times."""
 
     def __init__(self, inner: Sequence) -> None:
         super().__init__()

@@ -25,10 +25,11 @@ DATABASE = "mlflow.db"
 ARTIFACTS = "mlartifacts"
 
 # A server that is down must be told from a slow one within a time that a person waits for.
-_PATIENCE = {
+_SETTINGS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 
 
@@ -72,7 +73,7 @@ def connect() -> MlflowClient:
     Raises:
         StoreUnreachable: the store cannot be opened.
     """
-    for name, value in _PATIENCE.items():
+    for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
     uri = tracking_uri()
     with reachable():

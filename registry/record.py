@@ -1,4 +1,4 @@
-"""Evidence into MLflow: a parent run a model, a child run and a logged model a variant, one version for the chosen bytes.
+"""Evidence into MLflow: a run a model, a child run and a logged model a variant, one version for the chosen bytes.
 
 Recording is idempotent by content, and resumes: every run, logged model and version is looked up by a tag before it is
 made, so that a process killed at any moment leaves what the next one completes, and never a finished run that is not

@@ -128,16 +128,22 @@ def _warnings(verbose: bool) -> Iterator[list[str]]:
             texts[_without_paths(record.getMessage())] = None
 
     collect = Collect(logging.WARNING)
-    logger = logging.getLogger("torch")
-    shown = list(logger.handlers)
-    logger.handlers = [collect, *(shown if verbose else [])]
+    shown = {
+        name: list(logger.handlers)
+        for name, logger in [("torch", logging.getLogger("torch")), *logging.root.manager.loggerDict.items()]
+        if name.split(".")[0] == "torch" and isinstance(logger, logging.Logger)
+    }
+    for name, handlers in shown.items():
+        mine = [collect] if name == "torch" or handlers else []
+        logging.getLogger(name).handlers = [*mine, *(handlers if verbose else [])]
     found: list[str] = []
     try:
         with warnings.catch_warnings(record=True) as recorded:
             warnings.simplefilter("always")
             yield found
     finally:
-        logger.handlers = shown
+        for name, handlers in shown.items():
+            logging.getLogger(name).handlers = handlers
         for item in recorded:
             texts[f"{item.category.__name__}: {_without_paths(str(item.message))}"] = None
         found += texts

@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from registry import policy
 from registry.errors import UsageError
 from registry.evidence import TensorSpec, sha256_file, write_atomically
 from stages import command, paths
@@ -236,13 +237,13 @@ class Tracking(Section):
 
 
 class Params(Section):
-    """params.yaml. `environments` is the registry's to judge (registry/policy.py)."""
+    """params.yaml. `environments` is checked by the registry, whose it is (registry/policy.py)."""
 
     tracking: Tracking = Tracking()
     defaults: dict[str, Any] = {}
     models: Annotated[dict[str, ModelParams], Field(min_length=1)]
     runtimes: Annotated[list[Literal["cpu", "openvino", "cuda"]], Field(min_length=1)] = ["cpu"]
-    environments: dict[str, Any] = {}
+    environments: Any = None
 
 
 TECHNIQUES = {"optimize": "optimizers", "quantize": "quantizers"}
@@ -299,6 +300,10 @@ def read(path: Path | None = None) -> Params:
     if params is not None:
         for name, model in params.models.items():
             problems += [f"models.{name}{'.' if at else ''}{at}: {what}" for at, what in model.problems()]
+    try:
+        policy.parse(raw.get("environments"))
+    except UsageError as error:
+        problems += [line.removeprefix("params.yaml: ") for line in str(error).splitlines()]
     if problems or params is None:
         raise UsageError("\n".join(f"{path.name}: {problem}" for problem in dict.fromkeys(problems)))
     return params

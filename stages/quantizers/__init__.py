@@ -4,6 +4,7 @@
 why a graph has nothing to gain.
 """
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,14 @@ import onnx
 from stages.optimizers import NotApplicable
 
 Feed = Mapping[str, npt.NDArray[Any]]
+
+
+def quiet() -> None:
+    """Silence advice on the root logger and native warnings about unused initializers; for a process of its own."""
+    import onnxruntime
+
+    logging.getLogger().setLevel(logging.ERROR)
+    onnxruntime.set_default_logger_severity(3)
 
 
 def require_weights(source: Path, operators: tuple[str, ...]) -> None:

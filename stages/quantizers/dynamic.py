@@ -5,10 +5,9 @@ Convolutions are left in float: their dynamic form (ConvInteger) is slower than 
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
-from stages.quantizers import Feed, require_weights
+from stages.quantizers import Feed, quiet, require_weights
 
 OPERATORS = ("MatMul", "Gemm", "LSTM", "Attention", "Gather", "EmbedLayerNormalization")
 WEIGHTED = ("MatMul", "Gemm", "LSTM", "Attention")
@@ -18,7 +17,7 @@ def quantize(source: Path, target: Path, calibration: list[Feed]) -> None:
     """Quantise the weights of matrix products to signed int8, per tensor; needs no calibration."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    logging.getLogger().setLevel(logging.ERROR)  # it advises on the root logger; this is a process of its own
+    quiet()
     require_weights(source, WEIGHTED)
     quantize_dynamic(
         str(source),

@@ -7,14 +7,13 @@ saturating.
 
 from __future__ import annotations
 
-import logging
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from onnxruntime.quantization import CalibrationDataReader
 
-from stages.quantizers import Feed, require_weights
+from stages.quantizers import Feed, quiet, require_weights
 
 OPERATORS = ("Conv", "MatMul", "Gemm")
 
@@ -38,7 +37,7 @@ def quantize(source: Path, target: Path, calibration: list[Feed]) -> None:
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    logging.getLogger().setLevel(logging.ERROR)  # it advises on the root logger; this is a process of its own
+    quiet()
     require_weights(source, OPERATORS)
     with tempfile.TemporaryDirectory() as folder:
         prepared = Path(folder) / "prepared.onnx"
