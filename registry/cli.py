@@ -84,16 +84,13 @@ def history(
     if as_json:
         return _json(
             {
-                name: [
-                    {**e.model_dump(), "counted": e in line.counted}
-                    for e in sorted([*line.counted, *line.lost], key=lambda e: e.number)
-                ]
+                name: [{**e.model_dump(), "counted": e in line.counted} for e in line.entries]
                 for name, line in lines.items()
             }
         )
     for name, line in lines.items():
         print(f"{model} in {name}:" + ("" if line.counted or line.lost else " nothing yet"))
-        for entry in sorted([*line.counted, *line.lost], key=lambda e: e.number):
+        for entry in line.entries:
             mark = "lost" if entry in line.lost else ("live" if entry == line.live else "")
             print(f"  {entry.number:>3}  {entry.at}  {mark:<4}  {entry}")
             print(f"       version {entry.candidate_version}, sha256 {entry.sha256[:12]}; gates: {entry.gates or '-'}")
@@ -272,7 +269,7 @@ def _plan(plan: Plan, dry_run: bool, as_json: bool) -> None:
     elif plan.already_live:
         entry = plan.entry
         print(
-            f"version {entry.candidate_version} of {entry.model} is live in {entry.environment} already; nothing to do"
+            f"version {entry.candidate_version} of {entry.model} is live in {entry.environment} already: nothing to do"
         )
     else:
         print(f"{'would append: ' if dry_run else f'entry {plan.entry.number}: '}{plan.entry}")

@@ -304,6 +304,7 @@ class SelectReport(Report):
     runtime: str = ""
     files: list[FileDigest] = []
     quality_measure: str = ""
+    quality_budget: float | None = None
     choices: list[Choice] = []
 
 

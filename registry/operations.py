@@ -28,6 +28,7 @@ EVIDENCE = (
     "data",
     "quality",
     "quality_drop",
+    "quality_budget",
     "latency_ratio",
     "size_mb",
     "cpu",

@@ -384,6 +384,7 @@ def version_tags(evidence: Evidence) -> dict[str, str]:
         "data": evidence.data.status,
         "quality": chosen.quality if chosen.quality is not None else chosen.agreement,
         "quality_drop": choice.quality_drop,
+        "quality_budget": evidence.select.quality_budget,
         "latency_ratio": choice.ratio.value if choice.ratio else None,
         "latency_ratio_high": choice.ratio.high if choice.ratio else None,
         "size_mb": sum(file.size_bytes for file in chosen.files) / 1e6,

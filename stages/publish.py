@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from registry.record import Publication, publish
 
 from registry.evidence import PublishReport, SelectReport
+from registry.record import Publication, publish
 from stages import command, host, paths
 from stages.params import ModelParams, read, section
 from stages.reference import split

@@ -52,6 +52,7 @@ def select(model: str, folder: Path) -> SelectReport:
         runtime=winner.runtime,
         files=winner.files,
         quality_measure=by_name,
+        quality_budget=settings.budget.quality_drop,
         choices=choices,
     )
 
@@ -98,10 +99,13 @@ def choose(field: list[Measurement], reference: Measurement, budget: Budget) -> 
 
 def quality_drop(m: Measurement, reference: Measurement) -> float | None:
     """Quality lost against the reference, in the quality's own unit; without a quality, the share of answers that
-    differ from the reference's. Negative where the variant is the better one; null where neither was measured."""
+    differ from the reference's. Where neither can be measured, a float graph that passed parity lost nothing, and of
+    any other nothing is known (null). Negative where the variant is the better one."""
     if m.quality is not None and reference.quality is not None:
         return reference.quality - m.quality
-    return None if m.agreement is None else 1 - m.agreement
+    if m.agreement is not None:
+        return 1 - m.agreement
+    return 0.0 if m.precision == "float32" else None
 
 
 def _against(m: Measurement, drop: float | None, budget: Budget) -> Iterable[str]:
@@ -110,8 +114,7 @@ def _against(m: Measurement, drop: float | None, budget: Budget) -> Iterable[str
         yield m.reason
         return
     if drop is None:
-        if m.precision != "float32":
-            yield "its quality could not be measured, so that it cannot be held to the budget"
+        yield "its quality could not be measured, so that it cannot be held to the budget"
     elif not drop <= budget.quality_drop + ROUNDING:
         yield f"quality drops by {drop:.4g}, more than the {budget.quality_drop:g} of budget.quality_drop"
     size_mb = sum(file.size_bytes for file in m.files) / 1e6
