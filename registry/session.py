@@ -184,7 +184,7 @@ class InferenceSession:
                 if isinstance(wanted, int):
                     if size != wanted:
                         raise UsageError(f"{name} has shape {list(array.shape)}; wanted {list(shape)}")
-                elif wanted is not None and sizes.setdefault(wanted, size) != size:
+                elif wanted and sizes.setdefault(wanted, size) != size:
                     raise UsageError(f"{name} has {wanted} = {size}, an earlier input has {sizes[wanted]}")
             feed[name] = array
         return feed

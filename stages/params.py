@@ -136,7 +136,7 @@ class Quantize(Section):
 
 class Benchmark(Section):
     rounds: Annotated[int, Field(ge=3)] = 12
-    round_seconds: Seconds = 0.06
+    round_seconds: Seconds = 0.04
     warmup_runs: Positive = 10
 
 
