@@ -19,7 +19,7 @@ $(VENV)/.installed: constraints.txt pyproject.toml
 	@touch $@
 
 demo: setup  ## dvc repro on the shipped models, then promote one, and roll it back
-	@$(BIN)/python -m docs.demo
+	@$(BIN)/python docs/demo.py
 
 repro: setup  ## the pipeline alone
 	@$(BIN)/dvc repro

@@ -154,8 +154,9 @@ class InferenceSession:
         return results[0] if len(results) == 1 else dict(zip(self._outputs, results, strict=True))
 
     def _by_name(self, positional: tuple[Any, ...], named: Mapping[str, Any]) -> dict[str, Any]:
-        if len(positional) == 1 and isinstance(positional[0], Mapping):
-            positional, named = (), {**positional[0], **named}
+        first = positional[0] if len(positional) == 1 else None
+        if isinstance(first, Mapping):
+            return self._by_name((), {**first, **named})
         if len(positional) > len(self._names):
             raise UsageError(f"{len(positional)} inputs given; the model has {len(self._names)}: {self._listed()}")
         given = {**dict(zip(self._names, positional, strict=False)), **named}
