@@ -1,0 +1,126 @@
+"""Figures and choice: nothing slower than the plain export, nothing outside the budget."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from registry.evidence import FileDigest, Latency, Measurement, Ratio
+from stages.params import Budget
+from stages.select import WORTHWHILE, choose, quality_drop
+from stages.statistics import FEWEST_FOR_P90, FEWEST_FOR_P99, log_ratios, ratio, summarize
+
+
+@pytest.mark.parametrize(("count", "p90", "p99"), [(63, False, False), (64, True, False), (661, True, False), (662, True, True)])
+def test_no_percentile_is_stated_from_too_few_samples(count: int, p90: bool, p99: bool) -> None:
+    figures = summarize(list(range(1, count + 1)), "b1", {"batch": 1}, 3)
+    assert (figures.p90_ms is not None, figures.p99_ms is not None) == (p90, p99)
+    assert (FEWEST_FOR_P90, FEWEST_FOR_P99) == (64, 662)
+
+
+def test_throughput_counts_items_of_a_batch() -> None:
+    assert summarize([2.0, 2.0], "b8", {"batch": 8}, 0).throughput == pytest.approx(4000)
+    with pytest.raises(ValueError, match="no latencies"):
+        summarize([], "b1", {}, 0)
+
+
+@given(st.lists(st.floats(0.1, 100), min_size=3, max_size=20), st.floats(0.2, 5))
+def test_a_constant_factor_is_found_whatever_the_machine_does_between_rounds(speeds: list[float], factor: float) -> None:
+    plain = [[speed] * 5 for speed in speeds]
+    variant = [[speed * factor] * 5 for speed in speeds]
+    found = ratio(log_ratios(variant, plain))
+    assert found.value == pytest.approx(factor)
+    assert found.low <= found.value * (1 + 1e-9)
+    assert found.high >= found.value * (1 - 1e-9)
+
+
+def test_noise_alone_is_no_gain() -> None:
+    rng = np.random.default_rng(0)
+    wins = 0
+    for _ in range(100):
+        plain, variant = (rng.lognormal(0, 0.05, (12, 30)).tolist() for _ in range(2))
+        wins += ratio(log_ratios(variant, plain)).high < WORTHWHILE
+    assert wins <= 2
+
+
+def test_unequal_rounds_cannot_be_paired() -> None:
+    with pytest.raises(ValueError, match="cannot be paired"):
+        log_ratios([[1.0]], [[1.0], [1.0]])
+
+
+def measured(name: str, value: float = 1.0, spread: float = 0.01, quality: float = 0.9, **changes: object) -> Measurement:
+    found = Ratio(value=value, low=value - spread, high=value + spread)
+    latency = Latency(
+        size="b1", sizes={"batch": 1}, samples=1, warmup=0, mean_ms=value, std_ms=0, min_ms=value, max_ms=value,
+        p50_ms=value, p90_ms=None, p95_ms=value, p99_ms=None, throughput=1,
+    )  # fmt: skip
+    return Measurement(
+        variant=name, runtime="cpu", provider="CPUExecutionProvider", precision="float32", status="passed",
+        quality=quality, ratios={"b1": found, "all": found}, latencies=[latency],
+        files=[FileDigest(path="m.onnx", sha256="0" * 64, size_bytes=1_000_000)],
+    ).model_copy(update=changes)  # fmt: skip
+
+
+REFERENCE = measured("reference")
+PLAIN = measured("plain", spread=0)
+
+
+def chosen(*variants: Measurement, budget: Budget | None = None) -> str | None:
+    choices = choose([PLAIN, *variants], REFERENCE, budget or Budget())
+    assert all(choice.reason for choice in choices)
+    names = [choice.variant for choice in choices if choice.chosen]
+    assert len(names) <= 1
+    return names[0] if names else None
+
+
+def test_the_fastest_within_the_budget_wins() -> None:
+    assert chosen(measured("a", 0.8), measured("b", 0.5), measured("c", 0.7)) == "b"
+
+
+def test_a_faster_variant_that_costs_too_much_quality_loses() -> None:
+    assert chosen(measured("a", 0.8), measured("b", 0.5, quality=0.88)) == "a"
+
+
+def test_a_gain_within_the_noise_leaves_the_plain_export() -> None:
+    assert chosen(measured("a", 0.97, spread=0.05)) == "plain"
+    assert chosen(measured("a", 0.99, spread=0.001)) == "plain"
+
+
+def test_a_variant_that_is_slower_at_one_size_loses() -> None:
+    mixed = measured("a", 0.8)
+    mixed.ratios["b32"] = Ratio(value=1.2, low=1.1, high=1.3)
+    assert chosen(mixed) == "plain"
+
+
+def test_a_variant_that_failed_never_wins() -> None:
+    assert chosen(measured("a", 0.2, status="failed", reason="differs")) == "plain"
+
+
+def test_quality_that_is_nan_or_unknown_never_wins() -> None:
+    assert chosen(measured("a", 0.2, quality=float("nan"))) == "plain"
+    assert chosen(measured("a", 0.2, quality=None, precision="int8")) == "plain"
+
+
+@pytest.mark.parametrize(
+    "budget", [Budget(size_mb=0.5), Budget(latency_ms=0.1), Budget(memory_mb=10)], ids=["size", "latency", "memory"]
+)
+def test_nothing_is_chosen_when_nothing_meets_a_ceiling(budget: Budget) -> None:
+    plain = measured("plain", spread=0, peak_memory_mb=50.0)
+    choices = choose([plain], REFERENCE, budget)
+    assert not choices[0].chosen
+    assert "budget." in choices[0].reason
+
+
+def test_without_a_quality_the_share_of_changed_answers_counts() -> None:
+    assert quality_drop(measured("a", quality=None, agreement=0.97), REFERENCE) == pytest.approx(0.03)
+
+
+@given(st.lists(st.tuples(st.floats(0.1, 3), st.floats(0, 0.5), st.floats(0.5, 1)), max_size=8))
+def test_what_is_chosen_is_never_slower_and_never_outside_the_budget(found: list[tuple[float, float, float]]) -> None:
+    variants = [measured(f"v{i}", value, spread, quality) for i, (value, spread, quality) in enumerate(found)]
+    name = chosen(*variants)
+    winner = next(m for m in [PLAIN, *variants] if m.variant == name)
+    assert winner is PLAIN or winner.ratios["all"].high < 1
+    assert REFERENCE.quality - winner.quality <= Budget().quality_drop + 1e-6

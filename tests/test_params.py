@@ -1,0 +1,149 @@
+"""params.yaml: every mistake is a line with the path into the file, and nothing is written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from registry.errors import UsageError
+from stages import params
+from tests.conftest import ROOT, run
+from tests.toy import SOURCE, toy_params, write_project
+
+
+def with_model(**changes: Any) -> dict[str, Any]:
+    return toy_params(**changes)
+
+
+MISTAKES: list[tuple[str, dict[str, Any], str]] = [
+    ("unknown key", with_model(tolerence={"rtol": 1}), "models.toy.tolerence: unknown key; did you mean 'tolerance'?"),
+    ("unknown nested key", with_model(export={"opzet": 20}), "models.toy.export.opzet: unknown key"),
+    ("unknown top key", {**with_model(), "modles": {}}, "modles: unknown key; did you mean 'models'?"),
+    ("wrong type", with_model(tolerance={"rtol": "small"}), "models.toy.tolerance.rtol: "),
+    ("negative tolerance", with_model(tolerance={"atol": -1}), "models.toy.tolerance.atol: "),
+    ("opset too new", with_model(export={"opset": 99}), "models.toy.export.opset: "),
+    ("bad axis", with_model(inputs={"x": {"shape": ["batch", 0]}}), "models.toy.inputs.x.shape[1]: 0: "),
+    ("axis of no kind", with_model(inputs={"x": {"shape": ["batch", 1.5]}}), "models.toy.inputs.x.shape[1]: "),
+    (
+        "undeclared dimension",
+        with_model(inputs={"x": {"shape": ["bach", 6]}}),
+        "models.toy.inputs.x.shape[0]: the dimension 'bach' is not declared under dims; did you mean 'batch'?",
+    ),
+    (
+        "dimension nobody uses",
+        with_model(dims={"batch": {"max": 4, "typical": [1]}, "time": {"max": 4, "typical": [1]}}),
+        "models.toy.dims.time: no input uses this dimension",
+    ),
+    ("typical out of range", with_model(dims={"batch": {"max": 4, "typical": [8]}}), "models.toy.dims.batch: typical"),
+    ("integers without range", with_model(inputs={"x": {"dtype": "int64", "shape": ["batch"]}}), "models.toy.inputs.x: "),
+    ("no model at all", {"models": {}}, "models: "),
+    ("neither build nor onnx", with_model(build=None), "models.toy: give either build"),
+    ("both", with_model(onnx="a.onnx"), "models.toy.build: give either build"),
+    ("missing key", with_model(samples=None), "models.toy.samples: this key is missing"),
+    ("no callable's name", with_model(build="models.toy.net"), "models.toy.build: 'models.toy.net' is not of the form"),
+    ("function that is not there", with_model(build="models.toy:nett"), "models.toy.build: models.toy defines no 'nett'"),
+    ("module that is not there", with_model(build="nowhere.toy:net"), "models.toy.build: there is no module"),
+    ("weights that are not there", with_model(weights="w.safetensors"), "models.toy.weights: w.safetensors: there is no"),
+    ("path out of the repository", with_model(weights="../w.pt"), "models.toy.weights: '../w.pt' must be a path inside"),
+    ("unknown optimizer", with_model(optimize={"candidates": ["onnxsimm"]}), "models.toy.optimize.candidates[0]: "),
+    ("unknown runtime", {**with_model(), "runtimes": ["gpu"]}, "runtimes[0]: "),
+    (
+        "unknown environment",
+        {**with_model(), "environments": {"production": {"from": "stagging"}}},
+        "environments.production.from: there is no environment 'stagging'",
+    ),
+    (
+        "unknown requirement",
+        {**with_model(), "environments": {"staging": {"from": "candidate", "require": ["speed"]}}},
+        "environments.staging.require.0: ",
+    ),
+    ("name that is no path", {"models": {"../toy": toy_params()["models"]["toy"]}}, "models.../toy: a model's name"),
+    ("name that is taken", {"models": {"host": toy_params()["models"]["toy"]}}, "models.host: this name is taken"),
+    ("unknown default", {**with_model(), "defaults": {"exprot": {}}}, "defaults.exprot: unknown key; did you mean"),
+]
+
+
+@pytest.mark.parametrize(("raw", "wanted"), [pytest.param(raw, wanted, id=name) for name, raw, wanted in MISTAKES])
+def test_a_mistake_is_named_with_its_path_and_nothing_is_written(project: Path, raw: dict[str, Any], wanted: str) -> None:
+    write_project(project, params=raw)
+    with pytest.raises(UsageError) as caught:
+        params.write_sections(params.read(), project / "build" / "params")
+    lines = str(caught.value).splitlines()
+    assert any(line.startswith(f"params.yaml: {wanted}") for line in lines), lines
+    assert caught.value.exit_code == 2
+    assert not (project / "build" / "params").exists()
+
+
+def test_the_command_prints_one_line_and_exits_2(project: Path) -> None:
+    write_project(project, params=toy_params(tolerance={"rtol": "small"}))
+    done = run("python -m stages.params", ROOT, DVC_ROOT=str(project))
+    assert done.returncode == 2
+    assert done.stdout.startswith("params.yaml: models.toy.tolerance.rtol: ")
+    assert len(done.stdout.splitlines()) == 1
+
+
+@pytest.mark.parametrize("text", ["models: [", "models:\n  a: {x: 1}\n  a: {x: 2}\n", "- just a list\n"])
+def test_broken_yaml_is_one_line(project: Path, text: str) -> None:
+    (project / "params.yaml").write_text(text)
+    with pytest.raises(UsageError) as caught:
+        params.read()
+    assert str(caught.value).startswith("params.yaml:")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_module_that_fails_to_import_is_named(project: Path) -> None:
+    write_project(project, source="import nonexistent_package\n" + SOURCE)
+    with pytest.raises(UsageError, match=r"models\.toy\.build: models\.toy does not import: ModuleNotFoundError"):
+        params.write_sections(params.read(), project / "build" / "params")
+
+
+def test_defaults_reach_every_model_and_a_model_overrides_them(project: Path) -> None:
+    raw = toy_params(tolerance={"atol": 0.5})
+    raw["defaults"] = {"tolerance": {"rtol": 0.25, "atol": 0.1}, "export": {"opset": 18}}
+    write_project(project, params=raw)
+    model = params.read().models["toy"]
+    assert (model.tolerance.rtol, model.tolerance.atol, model.export.opset) == (0.25, 0.5, 18)
+
+
+def test_a_stage_cannot_reach_what_it_does_not_declare(project: Path) -> None:
+    write_project(project)
+    part = params.section("toy", "export")
+    assert part.export.opset == 20
+    with pytest.raises(AttributeError):
+        _ = part.tolerance
+
+
+def test_a_changed_tolerance_changes_no_section_of_export_or_train(project: Path) -> None:
+    def sections() -> dict[str, bytes]:
+        folder = project / "build" / "params"
+        params.write_sections(params.read(), folder)
+        return {path.name: path.read_bytes() for path in sorted((folder / "toy").iterdir())}
+
+    write_project(project)
+    before = sections()
+    write_project(project, params=toy_params(tolerance={"rtol": 0.5}))
+    after = sections()
+    changed = {name for name in before if before[name] != after[name]}
+    assert "verify.json" in changed
+    assert not changed & {"train.json", "data.json", "export.json", "select.json"}
+
+
+def test_a_changed_source_file_is_seen_through_what_it_imports(project: Path) -> None:
+    (project / "models" / "helper.py").write_text("WIDTH = 16\n")
+    write_project(project, source="from models.helper import WIDTH\n" + SOURCE)
+    folder = project / "build" / "params"
+    params.write_sections(params.read(), folder)
+    before = (folder / "toy" / "export.json").read_bytes()
+    (project / "models" / "helper.py").write_text("WIDTH = 17\n")
+    params.write_sections(params.read(), folder)
+    assert (folder / "toy" / "export.json").read_bytes() != before
+
+
+def test_the_shipped_params_are_right() -> None:
+    raw = yaml.safe_load((ROOT / "params.yaml").read_text())
+    found = params.read(ROOT / "params.yaml")
+    assert list(found.models) == list(raw["models"])
+    assert {"classifier", "cnn", "sequence", "multi-io", "transformer", "imported"} <= set(found.models)

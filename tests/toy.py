@@ -1,0 +1,47 @@
+"""A model that trains in no time, written into a test's project."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+SOURCE = '''
+import numpy as np
+import torch
+
+def net():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(6, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3))
+
+def samples(split):
+    rng = np.random.default_rng({"evaluation": 1, "calibration": 2}[split])
+    x = rng.standard_normal((96, 6)).astype(np.float32)
+    return {"x": x, "label": (x[:, 0] > 0).astype(np.int64) + (x[:, 1] > 0).astype(np.int64)}
+
+def accuracy(outputs, labels):
+    return float((outputs["y"].argmax(1) == labels).mean())
+'''
+
+
+def toy_params(**changes: Any) -> dict[str, Any]:
+    """params.yaml of one model, `toy`, quick to measure; `changes` are merged into the model, None drops a key."""
+    model: dict[str, Any] = {
+        "build": "models.toy:net",
+        "samples": "models.toy:samples",
+        "quality": "models.toy:accuracy",
+        "inputs": {"x": {"shape": ["batch", 6]}},
+        "outputs": {"y": {"shape": ["batch", 3]}},
+        "dims": {"batch": {"max": 16, "typical": [1, 4]}},
+        "benchmark": {"rounds": 3, "round_seconds": 0.01, "warmup_runs": 2},
+    }
+    model |= changes
+    return {"models": {"toy": {key: value for key, value in model.items() if value is not None}}}
+
+
+def write_project(root: Path, source: str = SOURCE, params: dict[str, Any] | None = None) -> Path:
+    """Write models/toy.py and params.yaml."""
+    (root / "models" / "toy.py").write_text(source)
+    (root / "params.yaml").write_text(yaml.safe_dump(params or toy_params(), sort_keys=False))
+    return root
