@@ -1,0 +1,147 @@
+"""Workers: whatever native code does, the process that reports on it lives and says what happened."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from registry.errors import UsageError
+from stages.parity.cases import Case
+from stages.parity.check import answers, check
+from stages.runtime import isolate
+from stages.runtime.pool import Worker, WorkerFailure
+from tests.onnx_models import linear
+
+
+@pytest.fixture
+def lstm(tmp_path: Path) -> Path:
+    """An LSTM: fed an empty batch, ONNX Runtime aborts the whole process."""
+    rng = np.random.default_rng(0)
+    weights = {"w": (1, 16, 3), "r": (1, 16, 4)}
+    graph = helper.make_graph(
+        [helper.make_node("LSTM", ["x", "w", "r"], ["", "y"], hidden_size=4)],
+        "lstm",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["time", "batch", 3])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, "batch", 4])],
+        [onnx.numpy_helper.from_array(rng.standard_normal(s).astype(np.float32), n) for n, s in weights.items()],
+    )
+    path = tmp_path / "lstm.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10), path)
+    return path
+
+
+def case(name: str, batch: int) -> Case:
+    inputs = {"x": np.ones((2, batch, 3), np.float32)}
+    return Case(name, 0, {"batch": batch}, inputs)
+
+
+def test_a_native_abort_is_a_verdict_and_the_remaining_cases_still_run(lstm: Path) -> None:
+    cases = [case("one", 1), case("empty", 0), case("two", 2)]
+    with Worker.onnx(lstm, "lstm") as reference:
+        expected = answers(reference, [cases[0], cases[2]])
+    expected.insert(1, (cases[1], {"y": np.empty((1, 0, 4), np.float32)}))
+    with Worker.onnx(lstm, "lstm") as worker:
+        results = check(worker, expected, 1e-3, 1e-5)
+    assert [result.verdict for result in results] == ["ok", "aborted", "ok"]
+    assert "SIGABRT" in results[1].reason
+    assert "lstm" in results[1].reason
+
+
+def test_an_input_of_the_wrong_shape_is_an_error_with_the_runtimes_words(tmp_path: Path) -> None:
+    with Worker.onnx(linear(tmp_path / "m.onnx"), "m") as worker:
+        with pytest.raises(WorkerFailure, match="m: run: InvalidArgument") as caught:
+            worker.run({"x": np.ones((2, 7), np.float32)})
+        assert caught.value.kind == "error"
+        assert worker.run({"x": np.ones((2, 4), np.float32)})["y"].shape == (2, 3)
+
+
+def test_a_hang_is_a_time_out(tmp_path: Path) -> None:
+    with Worker.onnx(linear(tmp_path / "m.onnx"), "m", timeout=1.0) as worker:
+        worker.start()
+        assert worker._process is not None
+        os.kill(worker._process.pid, signal.SIGSTOP)
+        with pytest.raises(WorkerFailure, match="no answer within 1 s") as caught:
+            worker.run({"x": np.ones((2, 4), np.float32)})
+        assert caught.value.kind == "timed out"
+        assert worker.run({"x": np.ones((2, 4), np.float32)})["y"].shape == (2, 3)
+
+
+def test_a_killed_worker_names_the_signal_and_starts_again(tmp_path: Path) -> None:
+    with Worker.onnx(linear(tmp_path / "m.onnx"), "m") as worker:
+        worker.start()
+        assert worker._process is not None
+        os.kill(worker._process.pid, signal.SIGSEGV)
+        with pytest.raises(WorkerFailure, match="SIGSEGV"):
+            worker.run({"x": np.ones((2, 4), np.float32)})
+        assert worker.measure({"x": np.ones((2, 4), np.float32)}, 0.01, 1)
+
+
+def test_a_file_that_is_no_model_is_an_error_without_a_path(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    path.write_bytes(b"nothing")
+    with Worker.onnx(path, "m") as worker, pytest.raises(WorkerFailure) as caught:
+        worker.start()
+    assert str(tmp_path) not in str(caught.value)
+
+
+def test_a_provider_that_is_not_there_is_an_error_and_never_a_silent_fallback(tmp_path: Path) -> None:
+    path = linear(tmp_path / "m.onnx")
+    worker = Worker.onnx(path, "m", provider="CUDAExecutionProvider")
+    with worker, pytest.raises(WorkerFailure, match="CUDAExecutionProvider is not in this onnxruntime"):
+        worker.start()
+
+
+def test_a_profile_says_which_provider_ran_the_nodes(tmp_path: Path) -> None:
+    with Worker.onnx(linear(tmp_path / "m.onnx"), "m", graph_level="disabled") as worker:
+        assert worker.profile({"x": np.ones((2, 4), np.float32)}) == {"CPUExecutionProvider": 2}
+
+
+def test_peak_memory_is_the_workers_own_and_not_its_parents(tmp_path: Path) -> None:
+    ballast = np.ones(64 * 2**20, np.uint8) * 3
+    with Worker.onnx(linear(tmp_path / "m.onnx"), "m") as worker:
+        assert 10 < worker.peak_memory_mb() < 200
+    assert ballast[-1] == 3
+
+
+def dies(number: int) -> None:
+    faulthandler.disable()  # its death is wanted; a dump of the stack would look like trouble
+    os.kill(os.getpid(), number)
+
+
+def raises(error: Exception) -> None:
+    raise error
+
+
+def test_an_isolated_call_returns_what_the_function_returns() -> None:
+    assert isolate.call(30, divmod, 7, 2) == (3, 1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGABRT, signal.SIGSEGV, signal.SIGKILL])
+def test_an_isolated_call_that_dies_names_the_signal(number: signal.Signals) -> None:
+    with pytest.raises(WorkerFailure, match=number.name) as caught:
+        isolate.call(30, dies, number)
+    assert caught.value.kind == "aborted"
+
+
+def test_an_isolated_call_that_hangs_is_ended() -> None:
+    began = time.monotonic()
+    with pytest.raises(WorkerFailure, match="no result within"):
+        isolate.call(0.5, time.sleep, 60)
+    assert time.monotonic() - began < 10
+
+
+def test_an_isolated_call_hands_on_a_users_mistake_and_wraps_everything_else() -> None:
+    with pytest.raises(UsageError, match="look here"):
+        isolate.call(30, raises, UsageError("look here"))
+    with pytest.raises(WorkerFailure, match="KeyError: 'x'"):
+        isolate.call(30, raises, KeyError("x"))
+    with pytest.raises(OSError, match="No space left"):
+        isolate.call(30, raises, OSError(28, "No space left on device"))
