@@ -1,0 +1,190 @@
+"""Publishing: the measured bytes are the registered bytes, and doing it again, or halfway, changes nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+
+from registry import connection, record
+from registry.errors import StoreUnreachable, UsageError
+from registry.integrity import check_folder, content_digest
+from registry.record import publish, store_identity
+from tests.conftest import ROOT
+from tests.evidence_factory import make_publication
+
+
+def contents(uri: str) -> dict[str, Any]:
+    """Everything that publishing makes, as it can be compared."""
+    client = MlflowClient(uri, uri)
+    experiment = client.get_experiment_by_name("tests")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    models = client.search_logged_models([experiment.experiment_id])
+    return {
+        "runs": sorted((r.info.run_name, r.info.status, tuple(sorted(r.data.metrics.items()))) for r in runs),
+        "artifacts": sorted(
+            a.path for r in runs for folder in ("", "reports", "plots") for a in client.list_artifacts(r.info.run_id, folder)
+        ),
+        "models": sorted((m.name, str(m.status)) for m in models),
+        "versions": sorted((v.name, v.version, v.tags["sha256"]) for v in client.search_model_versions()),
+    }
+
+
+def test_a_publication_is_a_parent_a_child_a_variant_and_one_version(store_uri: str, tmp_path: Path) -> None:
+    report = publish(make_publication(tmp_path))
+    client = MlflowClient(store_uri, store_uri)
+    parent = client.get_run(report.run_id)
+    assert parent.info.status == "FINISHED"
+    assert set(report.variants) == {"reference", "plain", "fast", "odd"}
+    assert parent.data.metrics["latency_cpu/b1_p50_ms"] == pytest.approx(0.8)
+    assert parent.data.metrics["parity/y_max_abs"] == pytest.approx(1e-7)
+    assert parent.data.metrics["quality"] == 0.9
+    assert parent.data.params["opset"] == "17"
+    assert parent.data.params["export.opset"] == "17"
+    assert parent.data.tags["git_commit"] == "0" * 40
+    assert {"reports", "plots", "validation"} <= {item.path for item in client.list_artifacts(report.run_id)}
+    child = client.get_run(report.variants["odd"])
+    assert (child.info.status, child.data.tags["onward.reason"]) == ("FAILED", "differs by 3")
+    assert child.data.tags["mlflow.parentRunId"] == report.run_id
+    assert "latency_cpu/b1_p99_ms" not in parent.data.metrics
+
+
+def test_a_version_holds_byte_for_byte_what_was_measured(store_uri: str, tmp_path: Path) -> None:
+    import mlflow
+
+    publication = make_publication(tmp_path)
+    report = publish(publication)
+    measured = tmp_path / publication.evidence.select.files[0].path
+    folder = Path(mlflow.artifacts.download_artifacts(artifact_uri="models:/toy/1", dst_path=str(tmp_path / "got")))
+    assert (folder / "model.onnx").read_bytes() == measured.read_bytes()
+    assert report.sha256 == content_digest(publication.evidence.select.files)
+    check_folder(folder, report.sha256)
+
+
+def test_mlflow_itself_loads_and_serves_a_version(store_uri: str, tmp_path: Path) -> None:
+    import mlflow
+
+    publish(make_publication(tmp_path))
+    x = np.ones((2, 4), np.float32)
+    model = mlflow.pyfunc.load_model("models:/toy/1")
+    assert model.metadata.signature is not None
+    answer = model.predict({"x": x})["y"]
+    assert np.allclose(answer, np.maximum(x @ np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3), 0))
+    assert mlflow.onnx.load_model("models:/toy/1").graph.name == "linear"
+
+
+def test_publishing_again_adds_nothing(store_uri: str, tmp_path: Path) -> None:
+    first = publish(make_publication(tmp_path))
+    before = contents(store_uri)
+    assert publish(make_publication(tmp_path)) == first
+    assert contents(store_uri) == before
+
+
+def test_measuring_the_same_bytes_again_adds_a_run_and_no_version(store_uri: str, tmp_path: Path) -> None:
+    first = publish(make_publication(tmp_path))
+    second = publish(make_publication(tmp_path, p50=2.0))
+    assert first.run_id != second.run_id
+    assert (first.version, second.version) == (1, 1)
+    assert MlflowClient(store_uri, store_uri).get_model_version("toy", "1").tags["run_id"] == second.run_id
+
+
+def test_other_bytes_are_another_version(store_uri: str, tmp_path: Path) -> None:
+    assert [publish(make_publication(tmp_path, scale=scale)).version for scale in (1.0, 2.0, 1.0)] == [1, 2, 1]
+
+
+def test_a_failure_is_a_failed_run_with_its_reason_and_no_version(store_uri: str, tmp_path: Path) -> None:
+    report = publish(make_publication(tmp_path, failed="a branch depends on input values"))
+    run = MlflowClient(store_uri, store_uri).get_run(report.run_id)
+    assert report.version is None
+    assert report.reason == "nothing registered: export: a branch depends on input values"
+    assert run.info.status == "FAILED"
+    assert "a branch depends on input values" in run.data.tags["onward.reason"]
+    assert contents(store_uri)["versions"] == []
+
+
+STEPS = ["create_run", "log_batch", "log_model_artifacts", "finalize_logged_model", "create_model_version", "log_artifact", "set_terminated"]
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("step", STEPS)
+def test_publishing_killed_at_any_step_ends_as_if_undisturbed(
+    store_uri: str, tmp_path: Path, step: str, when: str, empty_database: Path
+) -> None:
+    script = textwrap.dedent(
+        f"""
+        import os, signal, sys
+        from pathlib import Path
+        from mlflow import MlflowClient
+        from registry.record import publish
+        from tests.evidence_factory import make_publication
+        original, count = MlflowClient.{step}, [0]
+        def killing(*a, **k):
+            count[0] += 1
+            if count[0] == 2 or {step!r} == "create_model_version":
+                if {when!r} == "after":
+                    original(*a, **k)
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(*a, **k)
+        MlflowClient.{step} = killing
+        publish(make_publication(Path({str(tmp_path)!r})))
+        """
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env={**os.environ, "MLFLOW_TRACKING_URI": store_uri})
+    assert done.returncode == -signal.SIGKILL
+    interrupted = contents(store_uri)
+    assert not any(name == "toy" and status == "FINISHED" for name, status, _ in interrupted["runs"])
+    publish(make_publication(tmp_path))
+    resumed = contents(store_uri)
+    assert all(status in ("FINISHED", "FAILED") for _, status, _ in resumed["runs"])
+    assert len(resumed["runs"]) == 5
+    assert [name for name, _ in resumed["models"]] == ["toy-fast", "toy-plain"]
+    assert [(name, int(version)) for name, version, _ in resumed["versions"]] == [("toy", 1)]
+
+
+def test_a_new_or_emptied_store_has_another_identity_and_no_credential(
+    store_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_database: Path
+) -> None:
+    first = store_identity("tests")
+    assert store_identity("tests") == first
+    assert str(tmp_path) not in str(first)
+    (tmp_path / "mlflow.db").write_bytes(empty_database.read_bytes())
+    assert store_identity("tests") != first
+    assert connection.without_credentials("https://user:secret@host:5000/path?token=x") == "https://host:5000/path"
+    assert "secret" not in connection.without_credentials("postgresql://user:secret@host/db")
+
+
+def test_a_server_that_is_down_is_said_so_within_seconds_and_without_the_password(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(StoreUnreachable) as caught:
+        publish(make_publication(tmp_path))
+    assert caught.value.exit_code == 4
+    assert "secret" not in str(caught.value)
+
+
+def test_a_deleted_experiment_is_said_so(store_uri: str, tmp_path: Path) -> None:
+    identity = store_identity("tests")
+    MlflowClient(store_uri, store_uri).delete_experiment(identity["experiment_id"])
+    with pytest.raises(UsageError, match="was deleted: restore it"):
+        publish(make_publication(tmp_path))
+
+
+def test_a_metric_that_is_not_finite_is_left_out_and_named(store_uri: str, tmp_path: Path) -> None:
+    publication = make_publication(tmp_path)
+    publication.evidence.benchmark.measurements[1].quality = float("nan")
+    report = publish(publication)
+    run = MlflowClient(store_uri, store_uri).get_run(report.variants["fast"])
+    assert "quality" not in run.data.metrics
+    assert run.data.tags["onward.not_finite"] == "quality"
+    assert record._key("a b/c") == "a_b_c"
