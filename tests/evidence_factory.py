@@ -37,7 +37,9 @@ from tests.onnx_models import linear
 CPU = "CPUExecutionProvider"
 
 
-def make_publication(root: Path, model: str = "toy", p50: float = 1.0, scale: float = 1.0, **changes: Any) -> Publication:
+def make_publication(
+    root: Path, model: str = "toy", p50: float = 1.0, scale: float = 1.0, **changes: Any
+) -> Publication:
     """A publication of `model` below `root`: the plain export and a variant `fast`, which is chosen.
 
     `p50` varies the measurement and not the bytes, `scale` the bytes; `failed` names a stage that failed.
@@ -62,7 +64,9 @@ def make_publication(root: Path, model: str = "toy", p50: float = 1.0, scale: fl
             latencies=[latency], ratios={"b1": found, "all": found},
         )  # fmt: skip
 
-    export = ExportReport(model=model, status="passed", how="by hand", files=files["plain"], graph=onnx_file.describe(plain))
+    export = ExportReport(
+        model=model, status="passed", how="by hand", files=files["plain"], graph=onnx_file.describe(plain)
+    )
     select = SelectReport(
         model=model, status="passed", variant="fast", runtime="cpu", files=files["fast"], quality_measure="quality",
         quality_budget=0.01,

@@ -13,7 +13,9 @@ from stages.select import WORTHWHILE, choose, quality_drop
 from stages.statistics import FEWEST_FOR_P90, FEWEST_FOR_P99, log_ratios, ratio, summarize
 
 
-@pytest.mark.parametrize(("count", "p90", "p99"), [(63, False, False), (64, True, False), (661, True, False), (662, True, True)])
+@pytest.mark.parametrize(
+    ("count", "p90", "p99"), [(63, False, False), (64, True, False), (661, True, False), (662, True, True)]
+)
 def test_no_percentile_is_stated_from_too_few_samples(count: int, p90: bool, p99: bool) -> None:
     figures = summarize(list(range(1, count + 1)), "b1", {"batch": 1}, 3)
     assert (figures.p90_ms is not None, figures.p99_ms is not None) == (p90, p99)
@@ -27,7 +29,9 @@ def test_throughput_counts_items_of_a_batch() -> None:
 
 
 @given(st.lists(st.floats(0.1, 100), min_size=3, max_size=20), st.floats(0.2, 5))
-def test_a_constant_factor_is_found_whatever_the_machine_does_between_rounds(speeds: list[float], factor: float) -> None:
+def test_a_constant_factor_is_found_whatever_the_machine_does_between_rounds(
+    speeds: list[float], factor: float
+) -> None:
     plain = [[speed] * 5 for speed in speeds]
     variant = [[speed * factor] * 5 for speed in speeds]
     found = ratio(log_ratios(variant, plain))
@@ -50,7 +54,9 @@ def test_unequal_rounds_cannot_be_paired() -> None:
         log_ratios([[1.0]], [[1.0], [1.0]])
 
 
-def measured(name: str, value: float = 1.0, spread: float = 0.01, quality: float = 0.9, **changes: object) -> Measurement:
+def measured(
+    name: str, value: float = 1.0, spread: float = 0.01, quality: float = 0.9, **changes: object
+) -> Measurement:
     found = Ratio(value=value, low=value - spread, high=value + spread)
     latency = Latency(
         size="b1", sizes={"batch": 1}, samples=1, warmup=0, mean_ms=value, std_ms=0, min_ms=value, max_ms=value,

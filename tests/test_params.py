@@ -38,16 +38,32 @@ MISTAKES: list[tuple[str, dict[str, Any], str]] = [
         "models.toy.dims.time: no input uses this dimension",
     ),
     ("typical out of range", with_model(dims={"batch": {"max": 4, "typical": [8]}}), "models.toy.dims.batch: typical"),
-    ("integers without range", with_model(inputs={"x": {"dtype": "int64", "shape": ["batch"]}}), "models.toy.inputs.x: "),
+    (
+        "integers without range",
+        with_model(inputs={"x": {"dtype": "int64", "shape": ["batch"]}}),
+        "models.toy.inputs.x: ",
+    ),
     ("no model at all", {"models": {}}, "models: "),
     ("neither build nor onnx", with_model(build=None), "models.toy: give either build"),
     ("both", with_model(onnx="a.onnx"), "models.toy.build: give either build"),
     ("missing key", with_model(samples=None), "models.toy.samples: this key is missing"),
     ("no callable's name", with_model(build="models.toy.net"), "models.toy.build: 'models.toy.net' is not of the form"),
-    ("function that is not there", with_model(build="models.toy:nett"), "models.toy.build: models.toy defines no 'nett'"),
+    (
+        "function that is not there",
+        with_model(build="models.toy:nett"),
+        "models.toy.build: models.toy defines no 'nett'",
+    ),
     ("module that is not there", with_model(build="nowhere.toy:net"), "models.toy.build: there is no module"),
-    ("weights that are not there", with_model(weights="w.safetensors"), "models.toy.weights: w.safetensors: there is no"),
-    ("path out of the repository", with_model(weights="../w.pt"), "models.toy.weights: '../w.pt' must be a path inside"),
+    (
+        "weights that are not there",
+        with_model(weights="w.safetensors"),
+        "models.toy.weights: w.safetensors: there is no",
+    ),
+    (
+        "path out of the repository",
+        with_model(weights="../w.pt"),
+        "models.toy.weights: '../w.pt' must be a path inside",
+    ),
     ("unknown optimizer", with_model(optimize={"candidates": ["onnxsimm"]}), "models.toy.optimize.candidates[0]: "),
     ("unknown runtime", {**with_model(), "runtimes": ["gpu"]}, "runtimes[0]: "),
     (
@@ -67,7 +83,9 @@ MISTAKES: list[tuple[str, dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("raw", "wanted"), [pytest.param(raw, wanted, id=name) for name, raw, wanted in MISTAKES])
-def test_a_mistake_is_named_with_its_path_and_nothing_is_written(project: Path, raw: dict[str, Any], wanted: str) -> None:
+def test_a_mistake_is_named_with_its_path_and_nothing_is_written(
+    project: Path, raw: dict[str, Any], wanted: str
+) -> None:
     write_project(project, params=raw)
     with pytest.raises(UsageError) as caught:
         params.write_sections(params.read(), project / "build" / "params")

@@ -32,7 +32,10 @@ def contents(uri: str) -> dict[str, Any]:
     return {
         "runs": sorted((r.info.run_name, r.info.status, tuple(sorted(r.data.metrics.items()))) for r in runs),
         "artifacts": sorted(
-            a.path for r in runs for folder in ("", "reports", "plots") for a in client.list_artifacts(r.info.run_id, folder)
+            a.path
+            for r in runs
+            for folder in ("", "reports", "plots")
+            for a in client.list_artifacts(r.info.run_id, folder)
         ),
         "models": sorted((m.name, str(m.status)) for m in models),
         "versions": sorted((v.name, v.version, v.tags["sha256"]) for v in client.search_model_versions()),
@@ -111,7 +114,15 @@ def test_a_failure_is_a_failed_run_with_its_reason_and_no_version(store_uri: str
     assert contents(store_uri)["versions"] == []
 
 
-STEPS = ["create_run", "log_batch", "log_model_artifacts", "finalize_logged_model", "create_model_version", "log_artifact", "set_terminated"]
+STEPS = [
+    "create_run",
+    "log_batch",
+    "log_model_artifacts",
+    "finalize_logged_model",
+    "create_model_version",
+    "log_artifact",
+    "set_terminated",
+]
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
@@ -138,7 +149,9 @@ def test_publishing_killed_at_any_step_ends_as_if_undisturbed(
         publish(make_publication(Path({str(tmp_path)!r})))
         """
     )
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env={**os.environ, "MLFLOW_TRACKING_URI": store_uri})
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, env={**os.environ, "MLFLOW_TRACKING_URI": store_uri}
+    )
     assert done.returncode == -signal.SIGKILL
     interrupted = contents(store_uri)
     assert not any(name == "toy" and status == "FINISHED" for name, status, _ in interrupted["runs"])

@@ -135,7 +135,9 @@ def broken_weights(module: torch.nn.Module, how: str) -> dict[str, torch.Tensor]
         ("extra", "9.bias is not in the module"),
     ],
 )
-def test_weights_that_do_not_fit_are_a_users_mistake_and_nothing_is_written(project: Path, how: str, words: str) -> None:
+def test_weights_that_do_not_fit_are_a_users_mistake_and_nothing_is_written(
+    project: Path, how: str, words: str
+) -> None:
     save_file(broken_weights(toy(project), how), project / "w.safetensors")
     write_project(project, params=toy_params(weights="w.safetensors"))
     with pytest.raises(UsageError, match=rf"params.yaml: models.toy.weights: .*{words}") as caught:
@@ -168,7 +170,8 @@ def test_a_model_below_its_floor_fails_and_what_follows_is_not_attempted(project
 def with_forward(body: str) -> str:
     indented = "\n".join(f"        {line}" for line in body.splitlines())
     return SOURCE.replace(
-        "    return torch.nn.Sequential(torch.nn.Linear(6, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3))", "    return Net()"
+        "    return torch.nn.Sequential(torch.nn.Linear(6, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3))",
+        "    return Net()",
     ) + (
         "\nclass Net(torch.nn.Module):\n    def __init__(self):\n        super().__init__()\n"
         "        self.a = torch.nn.Linear(6, 3)\n        self.b = torch.nn.Linear(6, 3)\n"

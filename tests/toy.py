@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-SOURCE = '''
+SOURCE = """
 import numpy as np
 import torch
 
@@ -22,7 +22,7 @@ def samples(split):
 
 def accuracy(outputs, labels):
     return float((outputs["y"].argmax(1) == labels).mean())
-'''
+"""
 
 
 def toy_params(**changes: Any) -> dict[str, Any]:

@@ -1,0 +1,209 @@
+"""`dvc repro`, for real, in a clone: a model that passes, one that cannot be exported, and all that may happen between.
+
+The tests share one clone and build on its state, in the order in which they stand here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+from mlflow import MlflowClient
+
+from tests.conftest import clone, run
+from tests.toy import SOURCE, toy_params
+
+BRANCHING = """
+
+class Branching(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = torch.nn.Linear(6, 3)
+        self.b = torch.nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.a(x) if x.sum() > 0 else self.b(x)
+
+def branching():
+    torch.manual_seed(0)
+    return Branching()
+"""
+
+ALWAYS = {"params", "host", "tracking"}
+MEASURED = {"benchmark@toy", "select@toy", "publish@toy"}
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone with two small models of its own in place of the shipped ones."""
+    root = clone(tmp_path_factory.mktemp("clone") / "with a space")
+    (root / "models" / "toy.py").write_text(SOURCE + BRANCHING)
+    params = toy_params()
+    params["models"]["branching"] = {**params["models"]["toy"], "build": "models.toy:branching"}
+    (root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    return root
+
+
+def repro(root: Path, *flags: str) -> tuple[int, set[str], str]:
+    """(exit code, stages that ran, output) of `dvc repro`."""
+    done = run(f"dvc repro {' '.join(flags)}", root, XDG_CACHE_HOME=str(root.parent / "cache"))
+    return done.returncode, set(re.findall(r"^Running stage '(.+)':", done.stdout, re.M)), done.stdout
+
+
+def edit(root: Path, model: str, **changes: Any) -> None:
+    path = root / "params.yaml"
+    params = yaml.safe_load(path.read_text())
+    params["models"][model] |= changes
+    path.write_text(yaml.safe_dump(params, sort_keys=False))
+
+
+def published(root: Path) -> dict[str, Any]:
+    client = MlflowClient(f"sqlite:///{root / 'mlflow.db'}", f"sqlite:///{root / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("onward")
+    runs = client.search_runs([experiment.experiment_id])
+    return {
+        "parents": [r for r in runs if r.data.tags["onward.role"] == "model"],
+        "runs": len(runs),
+        "versions": [(v.name, int(v.version)) for v in client.search_model_versions()],
+    }
+
+
+def test_one_model_passes_and_the_others_failure_is_named_and_recorded(checkout: Path) -> None:
+    code, ran, output = repro(checkout)
+    assert code != 0
+    assert {"publish@toy", "publish@branching", "verdict"} <= ran
+    assert re.search(r"failed: branching: export: a branch depends on input values", output)
+    assert re.search(r"toy +│ passed", output)
+    found = published(checkout)
+    states = {r.data.tags["onward.model"]: r for r in found["parents"]}
+    assert states["toy"].info.status == "FINISHED"
+    assert states["branching"].info.status == "FAILED"
+    assert "a branch depends on input values" in states["branching"].data.tags["onward.reason"]
+    assert found["versions"] == [("toy", 1)]
+
+
+def test_nothing_written_knows_where_the_checkout_lies(checkout: Path) -> None:
+    for path in (checkout / "build").rglob("*"):
+        if path.is_file():
+            assert str(checkout).encode() not in path.read_bytes(), path
+    assert run("git status --porcelain --untracked-files=all", checkout).stdout.split() == [
+        "M", "params.yaml", "??", "dvc.lock", "??", "models/toy.py",
+    ]  # fmt: skip
+
+
+def test_a_second_run_computes_nothing_but_says_no_again(checkout: Path) -> None:
+    before = published(checkout)
+    code, ran, output = repro(checkout)
+    assert (code != 0, ran) == (True, ALWAYS | {"verdict"})
+    assert "failed: branching: export" in output
+    after = published(checkout)
+    assert (after["runs"], after["versions"]) == (before["runs"], before["versions"])
+
+
+def test_once_the_failing_model_is_gone_the_verdict_is_yes(checkout: Path) -> None:
+    path = checkout / "params.yaml"
+    params = yaml.safe_load(path.read_text())
+    kept = params["models"].pop("branching")
+    params["models"]["other"] = {**kept, "build": "models.toy:net"}
+    path.write_text(yaml.safe_dump(params, sort_keys=False))
+    code, ran, output = repro(checkout)
+    assert code == 0, output
+    assert not any(stage.endswith("@toy") for stage in ran)
+
+
+def test_a_changed_tolerance_runs_no_export_and_no_other_model(checkout: Path) -> None:
+    edit(checkout, "toy", tolerance={"rtol": 0.002})
+    code, ran, output = repro(checkout)
+    assert code == 0, output
+    assert ran == ALWAYS | MEASURED | {"verify@toy", "optimize@toy", "quantize@toy", "verdict"}
+
+
+def test_another_cpu_measures_again_and_exports_nothing(checkout: Path) -> None:
+    host = checkout / "stages" / "host.py"
+    text = host.read_text()
+    host.write_text(re.sub(r"INSTRUCTION_SETS = \(.*?\)", 'INSTRUCTION_SETS = ("fpu",)', text, flags=re.S))
+    code, ran, output = repro(checkout)
+    assert code == 0, output
+    assert ran == ALWAYS | {
+        f"{stage}@{model}" for stage in ("benchmark", "select", "publish") for model in ("toy", "other")
+    } | {"verdict"} or ran == ALWAYS | {
+        f"{stage}@{m}" for stage in ("benchmark", "select", "publish") for m in ("toy", "other")
+    }
+    assert published(checkout)["versions"].count(("toy", 1)) == 1
+    host.write_text(text)
+    repro(checkout)
+
+
+def test_an_emptied_store_is_filled_again_and_nothing_is_computed(checkout: Path) -> None:
+    (checkout / "mlflow.db").unlink()
+    shutil.rmtree(checkout / "mlartifacts")
+    code, ran, output = repro(checkout)
+    assert code == 0, output
+    assert ran - {"verdict"} == ALWAYS | {"publish@toy", "publish@other"}
+    assert sorted(published(checkout)["versions"]) == [("other", 1), ("toy", 1)]
+
+
+@pytest.mark.parametrize("stage", ["export", "benchmark", "publish"])
+def test_a_stage_killed_halfway_ends_as_if_undisturbed(checkout: Path, stage: str) -> None:
+    change = {"export": {"export": {"opset": 21}}, "benchmark": {"benchmark": {"rounds": 400, "round_seconds": 0.05}}}
+    edit(checkout, "toy", **change.get(stage, {"seed": 5}))
+    environment = {**os.environ, "XDG_CACHE_HOME": str(checkout.parent / "cache")}
+    process = subprocess.Popen(
+        ["dvc", "repro"], cwd=checkout, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    victim = None
+    until = time.monotonic() + 180
+    while victim is None and time.monotonic() < until and process.poll() is None:
+        for child in psutil.Process(process.pid).children(recursive=True):
+            if child.name().startswith("python") and f"stages.{stage}" in child.cmdline():
+                victim = child
+        time.sleep(0.05)
+    assert victim is not None, "the stage never ran"
+    time.sleep(0.8)
+    for child in [*victim.children(recursive=True), victim]:
+        child.send_signal(signal.SIGKILL)
+    assert process.wait(120) != 0
+    if stage == "benchmark":
+        edit(checkout, "toy", benchmark=toy_params()["models"]["toy"]["benchmark"])
+    code, _, output = repro(checkout)
+    assert code == 0, output
+    reports = [json.loads(p.read_text()) for p in sorted((checkout / "build" / "toy").glob("*/report.json"))]
+    assert [(r["stage"], r["status"]) for r in reports if r["status"] != "passed"] == []
+    assert len(reports) == 9
+    latest = [r for r in published(checkout)["parents"] if r.data.tags["onward.model"] == "toy"]
+    assert all(r.info.status == "FINISHED" for r in latest)
+
+
+def test_wrong_params_are_one_line_and_nothing_changes(checkout: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (checkout / "build").rglob("*") if path.is_file()}
+    edit(checkout, "toy", tolerance={"rtol": "small"})
+    code, ran, output = repro(checkout)
+    assert (code != 0, ran) == (True, {"params"})
+    assert "params.yaml: models.toy.tolerance.rtol: " in output
+    assert "Traceback" not in output
+    assert {path: path.stat().st_mtime_ns for path in (checkout / "build").rglob("*") if path.is_file()} == before
+
+
+def test_a_stage_run_by_hand_explains_itself(checkout: Path) -> None:
+    edit(checkout, "toy", tolerance={"rtol": 0.001})
+    for stage in ("params", "host", "tracking", "train", "data", "export", "verify", "optimize", "quantize", "benchmark",
+                  "select", "publish", "verdict"):  # fmt: skip
+        done = run(f"python -m stages.{stage} --help", checkout)
+        assert done.returncode == 0, done.stdout
+        assert f"python -m stages.{stage}" in done.stdout
+        assert len(done.stdout.splitlines()) > 5
+    done = run("python -m stages.verify toy", checkout)
+    assert (done.returncode, done.stdout) == (0, "verify toy: passed\n")
+    done = run("python -m stages.verify tot", checkout)
+    assert done.returncode == 2
+    assert "there is no such model; did you mean 'toy'?" in done.stdout

@@ -1,0 +1,110 @@
+"""The house: arrows go one way, and the tools that hold it together agree."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import ROOT
+
+# What of registry a stage may use: the vocabulary, what describes a file, the policy that params.yaml holds; and, for
+# the two stages that speak to MLflow, what records.
+SHARED = {"registry.evidence", "registry.errors", "registry.onnx_file", "registry", "registry.policy"}
+MAY_RECORD = {"stages/publish.py", "stages/tracking.py"}
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+    return found
+
+
+def files(folder: str) -> list[Path]:
+    found = sorted((ROOT / folder).rglob("*.py"))
+    assert found
+    return found
+
+
+def roots(names: set[str]) -> set[str]:
+    return {name.split(".")[0] for name in names}
+
+
+@pytest.mark.parametrize("path", files("models"), ids=str)
+def test_models_know_nothing_of_the_rest(path: Path) -> None:
+    assert not roots(imports(path)) & {"stages", "registry", "mlflow", "onnxruntime"}
+
+
+@pytest.mark.parametrize("path", files("registry"), ids=str)
+def test_the_registry_imports_neither_stages_nor_models_nor_torch(path: Path) -> None:
+    assert not roots(imports(path)) & {"stages", "models", "torch", "dvc", "great_expectations"}
+
+
+@pytest.mark.parametrize("path", files("stages"), ids=str)
+def test_stages_use_of_the_registry_only_what_is_shared_and_never_mlflow(path: Path) -> None:
+    names = imports(path)
+    assert "mlflow" not in roots(names)
+    assert "models" not in roots(names)
+    allowed = SHARED | ({"registry.record"} if path.relative_to(ROOT).as_posix() in MAY_RECORD else set())
+    assert {name for name in names if name.split(".")[0] == "registry"} <= allowed
+
+
+def test_the_worker_needs_numpy_and_onnxruntime_and_nothing_else() -> None:
+    names = roots(imports(ROOT / "stages" / "runtime" / "worker.py"))
+    assert names - sys.stdlib_module_names - {"__future__"} == {"numpy", "onnxruntime"}
+
+
+def test_every_stage_of_the_pipeline_is_a_file_of_its_name_that_it_depends_on() -> None:
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    for name, stage in stages.items():
+        body = stage.get("do", stage)
+        assert f"stages.{name}" in body["cmd"]
+        assert (ROOT / "stages" / f"{name}.py").is_file()
+        for dependency in body.get("deps", []):
+            if not dependency.startswith("build"):
+                assert (ROOT / dependency).exists(), dependency
+
+
+def local_imports(path: Path) -> set[Path]:
+    """Files of the repository that a file imports, directly or through others."""
+    found: set[Path] = set()
+    waiting = [path]
+    while waiting:
+        for name in imports(waiting.pop()):
+            for candidate in (ROOT / f"{name.replace('.', '/')}.py", ROOT / name.replace(".", "/") / "__init__.py"):
+                if candidate.is_file() and candidate not in found:
+                    found.add(candidate)
+                    waiting.append(candidate)
+    return found
+
+
+@pytest.mark.parametrize("command", ["ruff check .", "ruff format --check .", "mypy"])
+def test_the_tools_have_nothing_to_say(command: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", *command.split()], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_no_file_is_too_long_to_be_one_thing() -> None:
+    lengths = {
+        str(p.relative_to(ROOT)): len(p.read_text().splitlines())
+        for f in ("stages", "registry", "models")
+        for p in files(f)
+    }
+    assert {name: length for name, length in lengths.items() if length > 500} == {}
+
+
+def test_every_pinned_requirement_is_exact() -> None:
+    for name in ("constraints.txt", "runtimes/cpu.txt", "runtimes/openvino.txt", "runtimes/cuda.txt"):
+        lines = [line for line in (ROOT / name).read_text().splitlines() if line and not line.startswith("#")]
+        assert lines
+        assert all("==" in line for line in lines), name
