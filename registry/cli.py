@@ -1,4 +1,7 @@
-"""`onward`: what is live, and how that is changed. This file parses and prints; registry/operations.py does."""
+"""`onward`: what is live, and how that is changed. This file parses and prints; registry/operations.py does.
+
+Nothing heavy is imported before a command needs it: `onward --help` is asked more often than anything else.
+"""
 
 from __future__ import annotations
 
@@ -9,301 +12,421 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from registry.errors import OnwardError, UsageError
+from registry.errors import OnwardError, Refused, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from registry.deployments import Entry
-    from registry.operations import Plan
+    from registry.operations import EnvironmentStatus, Outcome
+    from registry.store import Log
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="Move model versions between environments, and see what is live.\n\n"
-    "Exit codes: 0 done; 1 a gate or check said no; 2 wrong usage or configuration; 3 someone else got there first; "
-    "4 the server or store could not be reached. The store is MLFLOW_TRACKING_URI, else mlflow.db beside dvc.yaml.",
+    help="See what is live, promote model versions from environment to environment, and roll them back.\n\n"
+    "The store is MLFLOW_TRACKING_URI, else mlflow.db beside dvc.yaml.\n\n"
+    "Exit codes: 0 done, 1 a gate or check said no, 2 wrong usage or configuration, 3 somebody else got there first, "
+    "4 the store could not be reached.",
 )
 
-Model = Annotated[str, typer.Argument(help="a registered model, e.g. cnn")]
-Reason = Annotated[str, typer.Option("--reason", help="why; history shows it for ever")]
-Json = Annotated[bool, typer.Option("--json", help="print JSON, and nothing else, on stdout")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="say what would happen, and change nothing")]
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="A model, e.g. cnn.")]
+Target = Annotated[str, typer.Argument(metavar="TARGET", help="MODEL@ENVIRONMENT, MODEL/VERSION, or an .onnx file.")]
+Reason = Annotated[str, typer.Option("--reason", help="Why, for whoever reads the history.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else.")]
 
 
 @app.command()
 def status(as_json: Json = False) -> None:
-    """Every model at a glance: the newest version, and what is live where.
+    """Every model and environment at a glance. Changes nothing.
 
     Example: onward status
     """
     from registry import operations
-    from registry.policy import environments
-    from registry.store import Store
 
-    states = operations.status(Store())
+    found = operations.status()
     if as_json:
-        return _json(
+        _json(
             [
                 {
-                    "model": s.model,
-                    "newest": s.newest,
-                    "live": {k: e.model_dump() if e else None for k, e in s.live.items()},
-                    "drift": s.drift,
+                    "model": model.model,
+                    "newest": model.newest.version if model.newest else None,
+                    "environments": {
+                        state.environment: {
+                            "live": _entry(state.live) if state.live else None,
+                            "drift": [str(drift) for drift in state.drift],
+                            "not_entries": state.foreign,
+                        }
+                        for state in model.environments
+                    },
                 }
-                for s in states
+                for model in found
             ]
         )
-    if not states:
-        print("no models are registered here yet; `dvc repro` registers those that are fit")
-        return None
-    rows = [
-        [s.model, s.newest or "-", *(_short(s.live[name]) for name in environments()), ", ".join(s.drift) or "-"]
-        for s in states
-    ]
-    _table(["model", "newest", *environments(), "drifted aliases"], rows)
-    if any(s.drift for s in states):
-        print("Some aliases do not say what the logs say; `onward reconcile` sets them right.")
-    return None
+        return
+    if not found:
+        print("No model is registered yet: `dvc repro` registers those that are fit.")
+        return
+    environments = [state.environment for state in found[0].environments]
+    rows = [(model.model, _newest(model.newest), *(_cell(state) for state in model.environments)) for model in found]
+    _table(("model", "newest version", *environments), rows)
+    trouble = [state for model in found for state in model.environments if state.drift or state.foreign]
+    for state in trouble:
+        for drift in state.drift:
+            print(f"! {drift}: `onward reconcile` puts that right")
+        for number in state.foreign:
+            print(f"! version {number} in a log of {state.environment} is no entry of Onward's, and counts for nothing")
 
 
 @app.command()
 def history(
     model: Model,
-    env: Annotated[str | None, typer.Option("--env", help="one environment; all if not given")] = None,
+    env: Annotated[str | None, typer.Option("--env", help="One environment; all if left out.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Every promotion and rollback: when, who, what, why, and what the gates said.
+    """The whole line of each environment: when, who, what, why, and what the gates said.
 
     Example: onward history cnn --env production
     """
     from registry import operations
-    from registry.store import Store
 
-    lines = operations.history(Store(), model, env)
+    logs = operations.history(model, env)
     if as_json:
-        return _json(
+        _json(
             {
-                name: [{**e.model_dump(), "counted": e in line.counted} for e in line.entries]
-                for name, line in lines.items()
+                name: [{**_entry(entry), "state": _state(log, entry)} for entry in log.line.entries()]
+                for name, log in logs.items()
             }
         )
-    for name, line in lines.items():
-        print(f"{model} in {name}:" + ("" if line.counted or line.lost else " nothing yet"))
-        for entry in line.entries:
-            mark = "lost" if entry in line.lost else ("live" if entry == line.live else "")
-            print(f"  {entry.number:>3}  {entry.at}  {mark:<4}  {entry}")
-            print(f"       version {entry.candidate_version}, sha256 {entry.sha256[:12]}; gates: {entry.gates or '-'}")
-    return None
+        return
+    for name, log in logs.items():
+        print(f"{name} of {model}" + (":" if log.line.entries() else ": nothing yet"))
+        for entry in log.line.entries():
+            print(f"{entry.number:>5}  {_when(entry.at)}  {_state(log, entry):<4}  {entry}")
+            if gates := ", ".join(f"{gate.requirement} {'met' if gate.met else 'NOT MET'}" for gate in entry.gates):
+                print(f"{'':>31}{gates}")
 
 
 @app.command()
 def promote(
     model: Model,
-    to: Annotated[str, typer.Option("--to", help="the environment, e.g. staging")],
+    to: Annotated[str, typer.Option("--to", help="The environment to deploy to, e.g. staging.")],
     reason: Reason,
-    version: Annotated[str | None, typer.Argument(help="a version; the newest fit one if not given")] = None,
-    force: Annotated[bool, typer.Option("--force", help="past its gates; history shows it for ever")] = False,
-    dry_run: DryRun = False,
+    version: Annotated[
+        int | None,
+        typer.Argument(
+            metavar="VERSION",
+            help="Left out: what is live in the environment before, or the newest version that is fit.",
+        ),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Deploy against unmet requirements; the history keeps that for ever.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Judge everything and change nothing.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Deploy a version to an environment, if its gates hold.
+    """Deploy a version to an environment, if it meets what params.yaml requires there.
 
-    Example: onward promote cnn 3 --to staging --reason "better on small digits"
+    Example: onward promote cnn 3 --to staging --reason "better on sevens"
     """
     from registry import operations
-    from registry.store import Store
 
-    _plan(operations.promote(Store(), model, to, reason, version, force, dry_run), dry_run, as_json)
+    _outcome(operations.promote(model, to, version, reason=reason, force=force, dry_run=dry_run), as_json)
 
 
 @app.command()
 def rollback(
     model: Model,
-    env: Annotated[str, typer.Option("--env", help="the environment, e.g. production")],
+    env: Annotated[str, typer.Option("--env", help="The environment, e.g. production.")],
     reason: Reason,
-    to: Annotated[int | None, typer.Option("--to", help="the entry to go back to; the one before if not given")] = None,
-    dry_run: DryRun = False,
+    to: Annotated[
+        int | None, typer.Option("--to", help="Number of the entry to go back to; left out: the deployment before.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Deploy again what was live before. Works even if the candidate version is gone, or what is live is broken.
+    """Bring back what was live before. Twice goes two back. Needs no candidate and no run, only the environment.
 
-    Example: onward rollback cnn --env production --reason "wrong on rotated pictures"
+    Example: onward rollback cnn --env production --reason "wrong on sevens"
     """
     from registry import operations
-    from registry.store import Store
 
-    _plan(operations.rollback(Store(), model, env, reason, to, dry_run), dry_run, as_json)
+    _outcome(operations.rollback(model, env, reason=reason, to=to), as_json)
 
 
 @app.command()
 def reconcile(as_json: Json = False) -> None:
-    """Set the aliases in MLflow to what the logs say, where a process was killed in between.
+    """Make aliases and marks in MLflow agree with the logs, where a command was interrupted or a hand interfered.
 
     Example: onward reconcile
     """
     from registry import operations
-    from registry.store import Store
 
-    changed = operations.reconcile(Store())
+    healed = [str(drift) for drift in operations.reconcile()]
     if as_json:
-        return _json(changed)
-    print("\n".join(changed) or "every alias says what its log says")
-    return None
+        _json({"healed": healed})
+    else:
+        print("\n".join(f"put right: {drift}" for drift in healed) or "Everything agrees with the logs.")
 
 
 @app.command()
 def check(
-    target: Annotated[str, typer.Argument(help="MODEL@ENVIRONMENT, e.g. cnn@production")], as_json: Json = False
+    target: Annotated[str, typer.Argument(metavar="MODEL@ENV", help="What is live where, e.g. cnn@production.")],
+    as_json: Json = False,
 ) -> None:
-    """Check what is live, on this host: every byte, and the recorded inputs against the recorded outputs.
+    """Check what is live: every file against its digest, and the recorded inputs run on this host.
 
     Example: onward check cnn@production
     """
     from registry import operations
-    from registry.store import Store
 
-    model, _, env = target.partition("@")
-    if not env:
-        raise UsageError(f"{target}: wants MODEL@ENVIRONMENT, e.g. {model}@production")
-    entry = operations.check(Store(), model, env)
+    model, at, environment = target.partition("@")
+    if not at:
+        raise UsageError(f"{target!r}: `check` takes MODEL@ENVIRONMENT, e.g. cnn@production")
+    found = operations.check(model, environment)
     if as_json:
-        return _json({"target": target, "ok": True, "sha256": entry.sha256, "version": entry.candidate_version})
-    print(f"{target}: version {entry.candidate_version}, sha256 {entry.sha256[:12]}: bytes and answers as recorded")
-    return None
+        _json(
+            {
+                "target": target,
+                "met": found.met,
+                "entry": _entry(found.entry),
+                "results": [result.model_dump() for result in found.results],
+            }
+        )
+    else:
+        print(f"{target}: version {found.entry.candidate_version}, entry {found.entry.number}")
+        _gates(found.results)
+    if not found.met:
+        failed = "; ".join(str(result) for result in found.results if not result.met)
+        raise Refused(f"{target} is not what was published, or does not work here: {failed}")
 
 
 @app.command()
 def predict(
-    target: Annotated[str, typer.Argument(help="MODEL@ENVIRONMENT, MODEL/VERSION or an .onnx file")],
-    inputs: Annotated[Path, typer.Option("--input", help=".npz with an array for each input, by name")],
-    output: Annotated[Path | None, typer.Option("--output", help=".npz to write; a summary if not given")] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="samples fed at once")] = 32,
+    target: Target,
+    input_: Annotated[Path, typer.Option("--input", help="An .npz file: one array an input, samples first.")],
+    output: Annotated[Path | None, typer.Option("--output", help="An .npz file to write the answers to.")] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Samples run at once.")] = 32,
     as_json: Json = False,
 ) -> None:
     """Run a model over the samples of an .npz file.
 
     Example: onward predict cnn@production --input digits.npz --output answers.npz
     """
-    import zipfile
-
     import numpy as np
 
+    from registry.evidence import write_atomically
     from registry.session import InferenceSession
 
-    try:
-        with np.load(inputs, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
-        raise UsageError(f"{inputs}: cannot be read as .npz: {str(error).splitlines()[0]}") from None
+    arrays = _read_npz(input_)
     session = InferenceSession(target)
-    found: Any = session.predict_batches(arrays, batch_size)
-    results = found if isinstance(found, dict) else {session.metadata["outputs"][0]["name"]: found}
+    answers = session.predict_batches(arrays, batch_size)
+    if not isinstance(answers, dict):
+        answers = {session.metadata.outputs[0].name: answers}
     if output is not None:
-        np.savez(output, **results)
+        import io
+
+        buffer = io.BytesIO()
+        np.savez(buffer, **answers)
+        try:
+            write_atomically(output, buffer.getvalue())
+        except OSError as error:
+            raise UsageError(f"--output {output}: {error.strerror}") from None
     if as_json:
-        return _json({name: value.tolist() for name, value in results.items()})
-    for name, value in results.items():
-        print(f"{name}: {value.dtype}{list(value.shape)}" + (f" -> {output}" if output else f"\n{value[:5]}"))
-    return None
+        _json({name: {"shape": a.shape, "dtype": str(a.dtype), "values": a.tolist()} for name, a in answers.items()})
+        return
+    for name, array in answers.items():
+        shape = ", ".join(str(size) for size in array.shape)
+        print(f"{name} {array.dtype}[{shape}]{f' -> {output}' if output else ''}")
+        if output is None:
+            print(np.array2string(array, threshold=64, precision=6))
 
 
 @app.command()
-def inspect(
-    target: Annotated[str, typer.Argument(help="an .onnx file, MODEL@ENVIRONMENT or MODEL/VERSION")],
-    as_json: Json = False,
-) -> None:
-    """What an ONNX model says of itself: opsets, inputs and outputs, operators, size, metadata.
+def inspect(target: Target, as_json: Json = False) -> None:
+    """What an ONNX model says of itself: opsets, inputs and outputs, parameters, operators, size, metadata.
 
-    Example: onward inspect build/cnn/export/model.onnx
+    Example: onward inspect model.onnx
     """
     from registry import onnx_file
-    from registry.evidence import sha256_file
-    from registry.session import resolve
+    from registry.integrity import content_digest
+    from registry.session import locate
 
-    path, _ = resolve(target)
+    path, origin = locate(target)
     onnx_file.check(path, target)
     graph = onnx_file.describe(path)
+    digests = onnx_file.digests(path)
     if as_json:
-        return _json({**graph.model_dump(), "sha256": sha256_file(path)})
-    print(f"{target}: {graph.producer or 'unknown producer'}, IR {graph.ir_version}")
-    print("opsets      " + ", ".join(f"{domain} {number}" for domain, number in graph.opsets.items()))
-    print(f"parameters  {graph.parameters:,}    size  {graph.size_bytes / 1e6:.2f} MB    nodes  {graph.nodes}")
-    print(f"sha256      {sha256_file(path)}")
+        files = [file.model_dump() for file in digests]
+        _json({**origin, "sha256": content_digest(digests), **graph.model_dump(), "files": files})
+        return
+    facts = {
+        "sha256": content_digest(digests),
+        "producer": graph.producer or "not said",
+        "IR version": graph.ir_version,
+        "opsets": ", ".join(f"{domain} {number}" for domain, number in graph.opsets.items()),
+        "parameters": f"{graph.parameters:,}",
+        "size": f"{graph.size_bytes:,} bytes in {len(digests)} file{'s' if len(digests) > 1 else ''}",
+    }
+    print(target)
+    for name, value in facts.items():
+        print(f"  {name:<11} {value}")
     for kind, specs in (("input", graph.inputs), ("output", graph.outputs)):
         for spec in specs:
-            print(f"{kind:<12}{spec.name} {spec.dtype}{spec.shape}".replace("'", ""))
-    print("operators   " + ", ".join(f"{name} {count}" for name, count in graph.operators.items()))
-    for key, value in graph.metadata.items():
-        print(f"{key}: {value}")
-    return None
+            print(f"  {kind:<11} {spec.name} {spec.dtype}[{', '.join(str(dim) for dim in spec.shape)}]")
+    print(f"  {'nodes':<11} {graph.nodes}")
+    most = max((len(name) for name in graph.operators), default=0)
+    for name, count in sorted(graph.operators.items(), key=lambda item: (-item[1], item[0])):
+        print(f"  {'':<11} {name:<{most}} {count:>5}")
+    for name, value in graph.metadata.items():
+        print(f"  {'metadata':<11} {name}: {value}")
 
 
 @app.command()
-def ui(port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 5000) -> None:
-    """Open MLflow's UI on the store in use: runs side by side, versions, deployment logs.
+def ui(
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port on this machine.")] = 5000,
+    as_json: Json = False,
+) -> None:
+    """Start MLflow's UI on the store in use, until Ctrl-C.
 
     Example: onward ui --port 5001
     """
+    import os
     import subprocess
 
     from registry.connection import tracking_uri, without_credentials
 
     uri = tracking_uri()
-    hint = 'Switch from "GenAI" to "Model training" at the top left to see runs side by side.'
-    if uri.startswith(("http://", "https://")):
-        print(f"The store is a server with a UI of its own: {without_credentials(uri)}\n{hint}")
-        return
-    print(f"http://127.0.0.1:{port} (Ctrl-C ends it)\n{hint}", flush=True)
-    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--port", str(port)]
-    try:
-        raise typer.Exit(subprocess.run(command).returncode)
-    except KeyboardInterrupt:
-        return
-
-
-def _plan(plan: Plan, dry_run: bool, as_json: bool) -> None:
-    unmet = [name for name, why in plan.verdicts.items() if why]
+    served = uri.startswith(("http://", "https://"))
+    url = without_credentials(uri) if served else f"http://127.0.0.1:{port}"
+    hint = 'The UI opens on its GenAI side: choose "Model training" at the top left to see runs and models.'
     if as_json:
-        _json({**plan.entry.model_dump(), "already_live": plan.already_live, "unmet": unmet, "dry_run": dry_run})
-    elif plan.already_live:
-        entry = plan.entry
-        print(
-            f"version {entry.candidate_version} of {entry.model} is live in {entry.environment} already: nothing to do"
-        )
+        _json({"url": url, "hint": hint})
     else:
-        print(f"{'would append: ' if dry_run else f'entry {plan.entry.number}: '}{plan.entry}")
-        for name, why in plan.verdicts.items():
-            print(f"  {name}: {why or 'ok'}")
+        print(f"{url}\n{hint}", flush=True)
+    if served:
+        return
+    # The store's URI may hold a password: handed over in the environment, it shows in no list of processes.
+    environment = {**os.environ, "MLFLOW_BACKEND_STORE_URI": uri}
+    command = [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(port)]
+    server = subprocess.Popen(command, env=environment, stdout=sys.stderr)
+    try:
+        code = server.wait()
+    except KeyboardInterrupt:  # the server had it too: without a word from us it ends itself and its workers
+        try:
+            server.wait(15)
+        except (KeyboardInterrupt, subprocess.TimeoutExpired):
+            server.terminate()
+        return
+    if code:
+        raise OnwardError(f"MLflow's UI ended with exit code {code}; is port {port} free? (--port)")
 
 
-def _short(entry: Entry | None) -> str:
-    return f"{entry.candidate_version} (entry {entry.number}, {entry.at[:10]})" if entry else "-"
+def _outcome(outcome: Outcome, as_json: bool) -> None:
+    if outcome.note:
+        print(f"onward: {outcome.note}", file=sys.stderr)
+    if as_json:
+        _json(
+            {
+                "model": outcome.model,
+                "environment": outcome.environment,
+                "version": outcome.version,
+                "sha256": outcome.sha256,
+                "changed": outcome.changed,
+                "dry_run": outcome.dry_run,
+                "entry": _entry(outcome.entry) if outcome.entry else None,
+                "gates": [gate.model_dump() for gate in outcome.gates],
+            }
+        )
+        return
+    where = f"{outcome.environment} of {outcome.model}"
+    if outcome.changed and outcome.entry:
+        print(f"{where}, entry {outcome.entry.number}: {outcome.entry}")
+    elif outcome.entry:
+        print(f"{where}: version {outcome.version} is live already (entry {outcome.entry.number}); nothing to do")
+    else:
+        print(f"{where}: version {outcome.version} would be promoted; nothing was changed")
+    _gates(outcome.gates)
 
 
-def _table(header: list[str], rows: list[list[str]]) -> None:
+def _gates(results: Iterable[Any]) -> None:
+    for result in results:
+        print(f"  {'met' if result.met else 'NOT MET':<8}{result}")
+
+
+def _entry(entry: Entry) -> dict[str, Any]:
+    return {"number": entry.number, **entry.model_dump(exclude={"number"}), "sentence": str(entry)}
+
+
+def _state(log: Log, entry: Entry) -> str:
+    if entry in log.line.lost:
+        return "lost"
+    return "live" if entry == log.line.live else ""
+
+
+def _newest(candidate: Any) -> str:
+    if candidate is None:
+        return "none left"
+    variant = candidate.evidence.get("variant", "")
+    return f"{candidate.version}{f' ({variant})' if variant else ''}"
+
+
+def _cell(state: EnvironmentStatus) -> str:
+    mark = " !" if state.drift or state.foreign else ""
+    if state.live is None:
+        return f"-{mark}"
+    how = "rolled back " if state.live.kind == "rollback" else "forced " if state.live.forced else ""
+    return f"{state.live.candidate_version}, {how}{_when(state.live.at)}{mark}"
+
+
+def _when(at: str) -> str:
+    return at[:16].replace("T", " ")
+
+
+def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
     from rich.console import Console
+    from rich.measure import Measurement
     from rich.table import Table
 
-    table = Table()
+    table = Table(box=None, padding=(0, 3, 0, 0))
     for name in header:
         table.add_column(name, no_wrap=True)
     for row in rows:
         table.add_row(*row)
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    console = Console(highlight=False)
+    # Better broken by the terminal than cut off: in a pipe nothing may be missing.
+    whole = Measurement.get(console, console.options.update(max_width=10_000), table).maximum
+    console.width = max(console.width, whole)
+    console.print(table)
+
+
+def _read_npz(path: Path) -> dict[str, Any]:
+    import zipfile
+
+    import numpy as np
+
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            if not hasattr(stored, "files"):
+                raise UsageError(f"--input {path}: is one .npy array; an .npz names each input (numpy.savez)")
+            return dict(stored)
+    except FileNotFoundError:
+        raise UsageError(f"--input {path}: there is no such file") from None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UsageError(f"--input {path}: is no .npz file of plain arrays: {str(error).splitlines()[0]}") from None
 
 
 def _json(value: Any) -> None:
-    print(json.dumps(value, indent=2, default=str))
+    print(json.dumps(value, indent=2))
 
 
 def main() -> None:
-    """The console entry point: runs a command, and ends with the exit code that its error stands for."""
+    """The console entry point: one line on stderr and the error's exit code where a command fails."""
     try:
-        app()
+        app(prog_name="onward")
     except OnwardError as error:
-        for line in str(error).splitlines():
-            print(f"onward: {line}", file=sys.stderr)
+        print(f"onward: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
 
 

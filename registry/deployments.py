@@ -1,131 +1,160 @@
-"""What is live: a fold over an environment's log, which is only ever appended to.
-
-Each entry names the entry that its author saw as live, its `base`. An entry counts if its base is the last entry that
-counted; else someone else got there first, and it changes nothing. So any number of writers, without a lock, and any
-reader at any moment, agree on one live deployment.
+"""What is live, from a log of entries, and what a promotion or a rollback would append. Pure: no MLflow, no clock.
 
     line = fold(entries)
-    line.live                        # the entry whose bytes are being served, or None
-    line.rollback_target()           # the deployment to go back to
+    line.live                           # the entry that counts now, or None
+    plan_rollback(line)                 # the earlier deployment that a rollback would restore
+
+The rule: an entry counts if its `base`, the entry that its author saw as live, is the last entry that counted. Else it
+lost a race and changes nothing. Every reader of the same log so finds the same answer, without a lock.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from registry.errors import Refused, UsageError
 
-Kind = Literal["promote", "rollback"]
+
+class GateResult(BaseModel):
+    """What one requirement said of a version: met or not, and why in words."""
+
+    model_config = ConfigDict(frozen=True)
+
+    requirement: str
+    met: bool
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.requirement}: {self.detail}"
 
 
-class Entry(BaseModel):
-    """One promotion or rollback. `number` is the server's, 0 until it is appended; `base` is 0 where nothing was live.
+class Draft(BaseModel):
+    """An entry that is not in the log yet.
 
-    `source` is the environment's own copy of the bytes (`models:/<logged model>`), `restores` the number of the
-    promotion that a rollback goes back to, `at` UTC in ISO 8601, `evidence` what was measured of the version.
+    key: unique to one attempt, so that an answer lost on the way cannot make its author mistake who won.
+    base: number of the entry that its author saw as live, 0 for none.
+    sha256, candidate_version, source, evidence: what is deployed; `source` is the environment's own copy.
+    restores: of a rollback, the promotion whose deployment it brings back; 0 for a promotion.
+    forced: of a promotion, whether it was made against its gates.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(frozen=True)
 
-    number: int = 0
-    model: str
-    environment: str
-    kind: Kind
-    sha256: str
-    candidate_version: str
+    kind: Literal["promote", "rollback"]
+    key: str
     base: int
-    restores: int | None = None
+    sha256: str
+    candidate_version: int
     source: str
     actor: str
     reason: str
     at: str
-    gates: str = ""
+    restores: int = 0
     forced: bool = False
+    gates: tuple[GateResult, ...] = ()
     evidence: dict[str, str] = {}
 
     def __str__(self) -> str:
-        if self.kind == "promote":
-            did = f"promoted version {self.candidate_version} to {self.environment}"
-        else:
-            did = f"rolled {self.environment} back to version {self.candidate_version} (entry {self.restores})"
-        forced = ", past its gates" if self.forced else ""
-        return f"{self.actor} {did}{forced}: {self.reason}"
+        what = f"version {self.candidate_version} (sha256 {self.sha256[:12]})"
+        if self.kind == "rollback":
+            return f"{self.actor} rolled back to {what}, as entry {self.restores} deployed it: {self.reason}"
+        unmet = [gate.requirement for gate in self.gates if not gate.met]
+        if self.forced:
+            return f"{self.actor} forced {what} in, against {', '.join(unmet) or 'no gate'}: {self.reason}"
+        return f"{self.actor} promoted {what}: {self.reason}"
 
-    @property
-    def stands_for(self) -> int:
-        """The promotion whose bytes this entry deploys: its own number, or the one that it restores."""
-        return self.restores if self.restores is not None else self.number
+
+class Entry(Draft):
+    """One entry of an environment's log. `str(entry)` is the sentence that `onward history` and MLflow show."""
+
+    number: int
 
 
 @dataclass(frozen=True)
 class Line:
-    """A log, read: the entries that count, those that lost, and the promotions that one can go back through."""
+    """A log, judged: the entries that counted and those that lost a race, each in the order of the log."""
 
-    counted: list[Entry] = field(default_factory=list)
-    lost: list[Entry] = field(default_factory=list)
-    stack: list[Entry] = field(default_factory=list)
+    counted: tuple[Entry, ...]
+    lost: tuple[Entry, ...]
 
     @property
     def live(self) -> Entry | None:
-        """The entry that says what is live."""
         return self.counted[-1] if self.counted else None
 
     @property
     def base(self) -> int:
-        """What the next entry must name as its base."""
-        return self.live.number if self.live else 0
+        """What an entry appended now has to name as its base."""
+        return self.counted[-1].number if self.counted else 0
 
-    @property
     def entries(self) -> list[Entry]:
-        """All entries, in order."""
-        return sorted([*self.counted, *self.lost], key=lambda entry: entry.number)
+        """All of them, in the order of the log."""
+        return sorted((*self.counted, *self.lost), key=lambda entry: entry.number)
 
-    def rollback_target(self, to: int | None = None) -> Entry:
-        """The promotion that a rollback deploys again: the one before what is live, or what entry `to` deployed.
-
-        Rolling back twice goes two back: what was rolled back from is left behind.
+    def find(self, number: int) -> Entry:
+        """The entry with this number, provided that it counted.
 
         Raises:
-            Refused: nothing was live before.
-            UsageError: there is no entry `to`, it lost its race, or it is what is live already.
+            UsageError: there is none, or it lost a race and was never live.
         """
-        if to is None:
-            if len(self.stack) < 2:
-                what = "only one deployment" if self.stack else "nothing"
-                raise Refused(f"{what} was ever live here, so there is nothing to go back to")
-            return self.stack[-2]
-        if any(entry.number == to for entry in self.lost):
-            raise UsageError(f"entry {to} lost its race and was never live; `onward history` marks those that were")
-        named = next((entry for entry in self.counted if entry.number == to), None)
-        if named is None:
-            known = ", ".join(str(entry.number) for entry in self.counted) or "none"
-            raise UsageError(f"there is no entry {to} in this log; the entries are {known}")
-        assert self.live is not None
-        if named.stands_for == self.live.stands_for:
-            raise UsageError(f"what entry {to} deployed is live already")
-        return next(entry for entry in self.counted if entry.number == named.stands_for)
+        for entry in self.counted:
+            if entry.number == number:
+                return entry
+        if any(entry.number == number for entry in self.lost):
+            raise UsageError(f"entry {number} lost a race and was never live; `onward history` shows those that were")
+        raise UsageError(f"there is no entry {number}; `onward history` shows those there are")
+
+    def deployment(self, entry: Entry) -> Entry:
+        """The promotion that `entry` stands for: itself, or the one that a rollback brought back."""
+        return self.find(entry.restores) if entry.kind == "rollback" else entry
+
+    def won(self, key: str) -> Entry | None:
+        """The entry that counted of the attempt `key`."""
+        return next((entry for entry in self.counted if entry.key == key), None)
 
 
 def fold(entries: Iterable[Entry]) -> Line:
-    """Read a log. The order in which entries are given does not matter: their numbers are their order."""
-    line = Line()
-    promotions: dict[int, Entry] = {}
-    for entry in sorted(entries, key=lambda entry: entry.number):
-        if entry.base != line.base or (entry.kind == "rollback" and entry.restores not in promotions):
-            line.lost.append(entry)
-            continue
-        line.counted.append(entry)
-        if entry.kind == "promote":
-            promotions[entry.number] = entry
-            line.stack.append(entry)
-            continue
-        restored = promotions[entry.stands_for]
-        if restored in line.stack:
-            del line.stack[line.stack.index(restored) + 1 :]
+    """Judge a log; the order in which `entries` come does not matter.
+
+    Entries are never deleted, but an administrator of the store can. A number that is missing and that a later entry
+    names as its base did count: that entry's author saw it live.
+    """
+    log = {entry.number: entry for entry in entries}
+    deleted = {entry.base for entry in log.values() if 0 < entry.base < entry.number} - log.keys()
+    live = 0
+    counted, lost = [], []
+    for number in sorted(log.keys() | deleted):
+        if number in deleted:
+            live = number
+        elif log[number].base == live:
+            counted.append(log[number])
+            live = number
         else:
-            line.stack.append(restored)
-    return line
+            lost.append(log[number])
+    return Line(tuple(counted), tuple(lost))
+
+
+def plan_rollback(line: Line, to: int | None = None) -> Entry:
+    """The promotion that a rollback would bring back: entry `to`'s, else the one before what is live.
+
+    What was live before a promotion is what its base stands for. So a second rollback goes one further back instead of
+    undoing the first, and a promotion made after a rollback is undone to what the rollback had brought back.
+
+    Raises:
+        Refused: nothing is live, or nothing was before it.
+        UsageError: entry `to` does not exist or was never live.
+    """
+    if line.live is None:
+        raise Refused("nothing is live here, so there is nothing to roll back")
+    if to is not None:
+        return line.deployment(line.find(to))
+    deployed = line.deployment(line.live)
+    if deployed.base == 0:
+        raise Refused(
+            f"there is nothing to roll back to: version {deployed.candidate_version}, which is live, was the first "
+            "deployment here (`--to N` brings back a later one)"
+        )
+    return line.deployment(line.find(deployed.base))

@@ -1,282 +1,437 @@
-"""What the command line does, for Python: promote, roll back, and say what is live. Every function needs a `Store`."""
+"""What the `onward` command does, as functions: promote, rollback, status, history, reconcile, check.
+
+    from registry import operations
+    operations.promote("cnn", to="staging", reason="better on night scenes")
+    operations.rollback("cnn", "production", reason="wrong on sevens")
+
+Each reads the log, decides (registry/deployments.py, registry/gates.py), appends at most one entry, heals the views.
+"""
 
 from __future__ import annotations
 
 import getpass
 import os
 import subprocess
-from dataclasses import dataclass
+import tempfile
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 
-from registry.deployments import Entry, Line
-from registry.errors import LostRace, Refused, UsageError
-from registry.gates import judge, summary
+from registry import gates, policy
+from registry.deployments import Draft, Entry, GateResult, plan_rollback
+from registry.errors import OnwardError, Refused, StoreUnreachable, UsageError
 from registry.integrity import check_folder
-from registry.policy import CANDIDATE, Environment, environments
-from registry.replay import replay
-from registry.store import Store, environment_model
+from registry.policy import CANDIDATE, Policy
+from registry.replay import replay_in_subprocess
+from registry.store import Candidate, Drift, Log, Store, find_drift, parse_log, registered_name
 
-# What a version's tags say of its evidence, and an entry carries on: the rest is MLflow's and stays behind.
-EVIDENCE = (
-    "variant",
-    "runtime",
-    "provider",
-    "precision",
-    "opset",
-    "verdict",
-    "parity",
-    "data",
-    "quality",
-    "quality_drop",
-    "quality_budget",
-    "latency_ratio",
-    "size_mb",
-    "cpu",
-    "run_id",
-)
+_LONGEST_REASON = 1000
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a promotion or rollback would append. `verdicts`: per requirement, why it is not met, or an empty text."""
+class Outcome:
+    """What a promotion or a rollback did.
 
+    entry: what is live now; None after a dry run. changed: whether an entry was appended. version, sha256: what was to
+    be deployed. gates: what each requirement said. note: what is left to do, where the entry counts but its aliases
+    could not be written.
+    """
+
+    model: str
+    environment: str
+    version: int
+    sha256: str
+    changed: bool
+    dry_run: bool = False
+    entry: Entry | None = None
+    gates: tuple[GateResult, ...] = ()
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Deployable:
+    """Bytes that can be deployed, where they are now, and what is known of them."""
+
+    version: int
+    sha256: str
+    source: str
+    evidence: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class EnvironmentStatus:
+    environment: str
+    live: Entry | None
+    since: str
+    drift: tuple[Drift, ...]
+    foreign: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ModelStatus:
+    model: str
+    newest: Candidate | None
+    environments: tuple[EnvironmentStatus, ...]
+
+
+@dataclass(frozen=True)
+class Check:
+    """What was found of what is live: `met` is the digest's and the replay's verdict together."""
+
+    model: str
+    environment: str
     entry: Entry
-    verdicts: dict[str, str]
-    already_live: bool = False
+    results: tuple[GateResult, ...]
+
+    @property
+    def met(self) -> bool:
+        return all(result.met for result in self.results)
+
+
+@dataclass(frozen=True)
+class Target:
+    """What `MODEL@ENV` or `MODEL/VERSION` names: its bytes' digest and where they are."""
+
+    model: str
+    version: int
+    sha256: str
+    source: str
+    environment: str = ""
+    entry: int = 0
+    evidence: Mapping[str, str] = field(default_factory=dict)
 
 
 def promote(
-    store: Store,
     model: str,
     to: str,
+    version: int | None = None,
+    *,
     reason: str,
-    version: str | None = None,
     force: bool = False,
     dry_run: bool = False,
     actor: str | None = None,
-) -> Plan:
-    """Deploy a version to an environment: what is live in the one before it, or a candidate.
+    store: Store | None = None,
+) -> Outcome:
+    """Deploy a version to environment `to`.
+
+    Without `version`: what is live in the environment before it, or, where that is the candidates, the newest version
+    that meets what `to` requires. What is live already stays, and no entry is appended. `force` deploys against the
+    order of environments and unmet requirements, never against a digest, and is kept in the log.
 
     Raises:
-        UsageError: there is no such model, version or environment.
-        Refused: a gate said no (every unmet requirement is listed), or the bytes are not those published.
-        LostRace: another entry was appended first.
+        Refused: requirements are not met (all of them are listed), or files are not those that were published.
+        UsageError: no such model, version or environment, or no reason.
+        LostRace: somebody else's entry was appended meanwhile.
+        StoreUnreachable: the store did not answer.
     """
-    known = environments()
-    environment = _environment(to, known)
-    _required(reason)
-    store.heal(model, known)
-    evidence, source, number, sha256 = _promotable(store, model, environment, to, version)
-    line = store.line(model, to)
-    own = store.own_copy(model, to, source, sha256) if not dry_run else source
-    with store.files(own) as folder:
-        check_folder(folder, sha256)
-        verdicts = judge(environment.require, evidence, folder)
-    entry = Entry(
-        model=model,
-        environment=to,
+    rules = policy.read()
+    wanted = policy.environment(rules, to)
+    policy.valid_name(model, "a model")
+    reason = _reason(reason)
+    store = store or Store()
+    log = store.log(to, model)
+    chosen, order = _choose(store, rules, model, to, version, force)
+    live = log.line.live
+    if live is not None and live.sha256 == chosen.sha256:
+        if not dry_run:
+            store.heal(to, model, log)
+        return Outcome(model, to, live.candidate_version, live.sha256, changed=False, dry_run=dry_run, entry=live)
+    with tempfile.TemporaryDirectory(prefix="onward-") as temporary:
+        own = store.own_copy(to, model, chosen.sha256)
+        folder = store.fetch(own or chosen.source, Path(temporary) / "files")
+        _check(folder, chosen.sha256, f"{model} version {chosen.version}")
+        results = (*order, *gates.judge(wanted.require, chosen.evidence, folder))
+        unmet = [result for result in results if not result.met]
+        if unmet and not force:
+            listed = "".join(f"\n  {result}" for result in unmet)
+            raise Refused(f"{model} version {chosen.version} is not fit for {to}; nothing was changed:{listed}")
+        if dry_run:
+            return Outcome(model, to, chosen.version, chosen.sha256, changed=False, dry_run=True, gates=results)
+        source = own or store.keep(to, model, chosen.sha256, folder, Path(temporary) / "copy")
+    draft = Draft(
         kind="promote",
-        sha256=sha256,
-        candidate_version=number,
-        base=line.base,
-        source=own,
+        key=uuid.uuid4().hex,
+        base=log.line.base,
+        sha256=chosen.sha256,
+        candidate_version=chosen.version,
+        source=source,
         actor=actor or who(),
         reason=reason,
         at=_now(),
-        gates=summary(verdicts),
-        forced=force and any(verdicts.values()),
-        evidence=evidence,
+        forced=bool(unmet),
+        gates=results,
+        evidence=dict(chosen.evidence),
     )
-    if line.live and line.live.sha256 == sha256:
-        return Plan(line.live, verdicts, already_live=True)
-    unmet = [f"{name}: {why}" for name, why in verdicts.items() if why]
-    if unmet and not force:
-        raise Refused(
-            f"version {number} of {model} may not go to {to}: {'; '.join(unmet)}. "
-            "Mend it and publish again, or use --force, which history shows for ever"
-        )
-    return Plan(entry if dry_run else _append(store, entry, known), verdicts)
+    return _append(store, model, to, draft, results)
 
 
 def rollback(
-    store: Store,
     model: str,
-    env: str,
+    environment: str,
+    *,
     reason: str,
     to: int | None = None,
-    dry_run: bool = False,
     actor: str | None = None,
-) -> Plan:
-    """Deploy again what was live before, or what entry `to` deployed. Nothing is asked of what is being left.
+    store: Store | None = None,
+) -> Outcome:
+    """Bring back what was live before, or what entry `to` deployed. A second rollback goes one further back.
+
+    Needs neither the candidate nor its run: an environment has its own copies.
 
     Raises:
-        UsageError: there is no such environment or entry.
-        Refused: nothing was live before.
-        LostRace: another entry was appended first.
+        Refused: there is nothing to roll back to, or its files are not those that were published.
+        UsageError: no such environment or entry, or no reason.
+        LostRace: somebody else's entry was appended meanwhile.
+        StoreUnreachable: the store did not answer.
     """
-    known = environments()
-    _environment(env, known)
-    _required(reason)
-    line = store.line(model, env)
-    target = line.rollback_target(to)
-    entry = target.model_copy(
-        update={
-            "number": 0,
-            "kind": "rollback",
-            "restores": target.number,
-            "base": line.base,
-            "actor": actor or who(),
-            "reason": reason,
-            "at": _now(),
-            "gates": "",
-            "forced": False,
-        }
+    policy.environment(policy.read(), environment)
+    policy.valid_name(model, "a model")
+    reason = _reason(reason)
+    store = store or Store()
+    log = store.log(environment, model)
+    try:
+        target = plan_rollback(log.line, to)
+    except OnwardError as error:
+        raise type(error)(f"{registered_name(environment, model)}: {error}") from None
+    live = log.line.live
+    assert live is not None
+    if log.line.deployment(live).number == target.number:
+        store.heal(environment, model, log)
+        return Outcome(model, environment, live.candidate_version, live.sha256, changed=False, entry=live)
+    with tempfile.TemporaryDirectory(prefix="onward-") as temporary:
+        _check(store.fetch(target.source, Path(temporary)), target.sha256, f"{model} as entry {target.number} has it")
+    draft = Draft(
+        kind="rollback",
+        key=uuid.uuid4().hex,
+        base=log.line.base,
+        sha256=target.sha256,
+        candidate_version=target.candidate_version,
+        source=target.source,
+        actor=actor or who(),
+        reason=reason,
+        at=_now(),
+        restores=target.number,
+        evidence=target.evidence,
     )
-    return Plan(entry if dry_run else _append(store, entry, known), {})
+    return _append(store, model, environment, draft, ())
 
 
-@dataclass(frozen=True)
-class State:
-    """One model at a glance: its newest candidate, what is live where, and aliases that say otherwise."""
+def history(model: str, environment: str | None = None, store: Store | None = None) -> dict[str, Log]:
+    """The log of every environment of a model, or of one.
 
-    model: str
-    newest: str
-    live: dict[str, Entry | None]
-    drift: list[str]
+    Raises:
+        UsageError: no such environment, or nothing is known of the model.
+    """
+    rules = policy.read()
+    policy.valid_name(model, "a model")
+    names = [environment] if environment else list(rules)
+    for name in names:
+        policy.environment(rules, name)
+    store = store or Store()
+    logs = {name: store.log(name, model) for name in names}
+    if not any(log.line.entries() for log in logs.values()):
+        _require_model(store, model)
+    return logs
 
 
-def status(store: Store) -> list[State]:
-    """Every model: what is live in each environment."""
-    known = environments()
-    states = []
-    for model in store.models():
-        versions = store.candidates(model)
-        states.append(
-            State(
-                model=model,
-                newest=str(versions[-1].version) if versions else "",
-                live={name: store.line(model, name).live for name in known},
-                drift=[f"{name}@{alias}" for name, alias in store.drift(model, known)],
+def status(store: Store | None = None) -> list[ModelStatus]:
+    """Every model and environment at a glance. Writes nothing: who may only read can ask, and drift stays visible."""
+    rules = policy.read()
+    versions, aliases = (store or Store()).everything()
+    found: dict[str, dict[int, Candidate]] = {}
+    for name, registered in versions.items():
+        environment, dot, model = name.partition(".")
+        if dot and environment in rules:
+            found.setdefault(model, {})
+        elif not dot:
+            candidates = [Candidate(name, int(v.version), dict(v.tags)) for v in registered]
+            if any(candidate.sha256 for candidate in candidates):
+                found[name] = {candidate.version: candidate for candidate in candidates}
+    statuses = []
+    for model, known in sorted(found.items()):
+        environments = []
+        for environment in rules:
+            log = parse_log(versions.get(registered_name(environment, model), []))
+            live = log.line.live
+            candidate = known.get(live.candidate_version) if live else None
+            drift = find_drift(environment, model, log, candidate, aliases)
+            environments.append(
+                EnvironmentStatus(environment, live, live.at if live else "", tuple(drift), log.foreign)
             )
+        newest = known[max(known)] if known else None
+        statuses.append(ModelStatus(model, newest, tuple(environments)))
+    return statuses
+
+
+def reconcile(store: Store | None = None) -> list[Drift]:
+    """Make every alias and mark agree with the logs, and return what had to be written."""
+    store = store or Store()
+    return [
+        drift
+        for found in status(store)
+        for environment in found.environments
+        if environment.drift
+        for drift in store.heal(environment.environment, found.model)
+    ]
+
+
+def check(model: str, environment: str, store: Store | None = None) -> Check:
+    """Check what is live: every file against its digest, and the recorded inputs run on this host.
+
+    Raises:
+        Refused: nothing is live there.
+    """
+    store = store or Store()
+    target = resolve(f"{model}@{environment}", store)
+    entry = store.log(environment, model).line.find(target.entry)
+    with tempfile.TemporaryDirectory(prefix="onward-") as temporary:
+        try:
+            folder = store.fetch(target.source, Path(temporary))
+            files = check_folder(folder, target.sha256)
+        except Refused as error:
+            return Check(model, environment, entry, (GateResult(requirement="digest", met=False, detail=str(error)),))
+        size = sum(file.size_bytes for file in files)
+        digest = GateResult(requirement="digest", met=True, detail=f"sha256 {target.sha256}, {size:,} bytes")
+        met, detail = replay_in_subprocess(folder, target.evidence.get("provider", ""))
+    return Check(model, environment, entry, (digest, GateResult(requirement="replay", met=met, detail=detail)))
+
+
+def resolve(target: str, store: Store | None = None) -> Target:
+    """What `cnn@production` (what is live there) or `cnn/3` (a version) names.
+
+    Raises:
+        UsageError: it is neither, or there is no such model, version or environment.
+        Refused: nothing is live there, or the version was not published by Onward.
+    """
+    model, at, environment = target.partition("@")
+    if at:
+        policy.valid_name(model, "a model")
+        policy.environment(policy.read(), environment)
+        store = store or Store()
+        live = store.log(environment, model).line.live
+        if live is None:
+            _require_model(store, model)
+            raise Refused(f"nothing is live in {environment} of {model}; `onward promote {model} --to {environment}`")
+        return Target(
+            model, live.candidate_version, live.sha256, live.source, environment, live.number, dict(live.evidence)
         )
-    return states
-
-
-def history(store: Store, model: str, env: str | None = None) -> dict[str, Line]:
-    """The whole line of each environment, or of one.
-
-    Raises:
-        UsageError: there is no such model or environment.
-    """
-    known = environments()
-    wanted = [env] if env else list(known)
-    for name in wanted:
-        _environment(name, known)
-    lines = {name: store.line(model, name) for name in wanted}
-    if not any(line.counted or line.lost for line in lines.values()) and not store.candidates(model):
-        raise UsageError(f"there is no registered model {model!r}; `onward status` lists what there is")
-    return lines
-
-
-def reconcile(store: Store) -> list[str]:
-    """Set every alias to what the logs say; returns what was changed."""
-    known = environments()
-    return [change for model in store.models() for change in store.heal(model, known)]
-
-
-def check(store: Store, model: str, env: str) -> Entry:
-    """Check what is live: every byte against its manifest and its sha256, and the recorded inputs, run on this host.
-
-    Raises:
-        Refused: nothing is live, a file has changed, or the answers differ.
-    """
-    live = live_entry(store, model, env)
-    with store.files(live.source) as folder:
-        check_folder(folder, live.sha256)
-        problem = replay(folder, live.evidence.get("provider", "CPUExecutionProvider"))
-    if problem:
-        raise Refused(f"{model}@{env}: the recorded inputs do not give the recorded outputs on this host: {problem}")
-    return live
-
-
-def live_entry(store: Store, model: str, env: str) -> Entry:
-    """What is live in an environment.
-
-    Raises:
-        Refused: nothing is.
-    """
-    _environment(env, environments())
-    live = store.line(model, env).live
-    if live is None:
-        raise Refused(f"nothing is live in {env} for {model}: `onward promote {model} --to {env} --reason ...`")
-    return live
+    model, slash, version = target.partition("/")
+    if not slash or not version.isdecimal():
+        raise UsageError(f"{target!r} names nothing: give MODEL@ENVIRONMENT, MODEL/VERSION, or an .onnx file")
+    policy.valid_name(model, "a model")
+    found = _candidate(store or Store(), model, int(version))
+    return Target(model, found.version, found.sha256, found.source, evidence=found.evidence)
 
 
 def who() -> str:
-    """Who acts: ONWARD_ACTOR, else git's user.email, else the operating system's user. A claim, no proof."""
-    if os.environ.get("ONWARD_ACTOR"):
-        return os.environ["ONWARD_ACTOR"]
+    """Who acts: ONWARD_ACTOR, else git's user.email, else the user of the operating system."""
+    if named := os.environ.get("ONWARD_ACTOR", "").strip():
+        return named
     try:
-        found = subprocess.run(["git", "config", "user.email"], capture_output=True, text=True, timeout=5)
-        if found.stdout.strip():
-            return found.stdout.strip()
+        asked = subprocess.run(
+            ["git", "config", "user.email"], capture_output=True, text=True, timeout=5, check=False
+        ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
-        pass  # no git here: the operating system's user will do
+        asked = ""
+    if asked:
+        return asked
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # a user id without a name, as in some containers
+    except (OSError, KeyError):  # a container's user id without a name
         return f"uid {os.getuid()}"
 
 
-def _append(store: Store, entry: Entry, known: dict[str, Environment]) -> Entry:
-    appended = store.append(entry)
-    line = store.line(entry.model, entry.environment)
-    if all(counted.number != appended.number for counted in line.counted):
-        store.mark_lost(appended)
-        winner = next(e for e in line.counted if e.base == appended.base)
-        raise LostRace(
-            f"someone else got there first (entry {winner.number} of "
-            f"{environment_model(entry.model, entry.environment)}: {winner}); nothing of yours was deployed. "
-            "Look at `onward status`, and try again if it is still wanted"
-        )
-    store.heal(entry.model, known)
-    return appended
-
-
-def _promotable(
-    store: Store, model: str, environment: Environment, to: str, version: str | None
-) -> tuple[dict[str, str], str, str, str]:
-    """(evidence, source, candidate version, sha256) of what is to be promoted."""
-    if environment.from_ == CANDIDATE:
-        fit = [c for c in store.candidates(model) if c.tags.get("sha256")]
-        if version is None and not fit:
-            raise UsageError(f"{model} has no registered version to promote; `dvc repro` registers one that is fit")
-        candidate = store.candidate(model, version) if version is not None else fit[-1]
-        evidence = {key: candidate.tags[key] for key in EVIDENCE if key in candidate.tags}
-        number = str(candidate.version)
-        return evidence, f"models:/{model}/{number}", number, candidate.tags.get("sha256", "")
-    live = store.line(model, environment.from_).live
-    if live is None:
+def _choose(
+    store: Store, rules: Policy, model: str, to: str, version: int | None, force: bool
+) -> tuple[Deployable, tuple[GateResult, ...]]:
+    """What to promote, and whether the order of environments is kept."""
+    origin = rules[to].source
+    if origin == CANDIDATE:
+        found = _newest(store, model, to, rules[to].require, force) if version is None else None
+        return _deployable(found or _candidate(store, model, version or 0)), ()
+    live = store.log(origin, model).line.live
+    if live is not None and version in (None, live.candidate_version):
+        # The very bytes that were tried there; their evidence as it is now, where the candidate still exists.
+        candidate = store.candidate(model, live.candidate_version)
+        fresh = candidate is not None and candidate.sha256 == live.sha256
+        evidence = candidate.evidence if candidate is not None and fresh else live.evidence
+        kept = GateResult(requirement="order", met=True, detail=f"live in {origin} since entry {live.number}")
+        return Deployable(live.candidate_version, live.sha256, live.source, evidence), (kept,)
+    there = f"version {live.candidate_version}" if live else "nothing"
+    if version is None:
+        _require_model(store, model)
         raise Refused(
-            f"nothing is live in {environment.from_} for {model}, and {to} takes only what is; promote there first"
+            f"{to} takes what is live in {origin}, and nothing is: `onward promote {model} --to {origin}` first"
         )
-    if version is not None and version != live.candidate_version:
-        raise Refused(
-            f"{to} takes only what is live in {environment.from_}, which is version {live.candidate_version} of "
-            f"{model}, not {version}; promote that to {environment.from_} first"
+    unkept = GateResult(requirement="order", met=False, detail=f"{to} takes what is live in {origin}, which is {there}")
+    return _deployable(_candidate(store, model, version)), (unkept,)
+
+
+def _newest(store: Store, model: str, to: str, require: list[str], force: bool) -> Candidate:
+    """The newest version whose evidence meets `require`; by force, the newest."""
+    candidates = [candidate for candidate in store.candidates(model) if candidate.sha256]
+    if not candidates:
+        raise UsageError(
+            f"there is no version of {model}: `dvc repro` registers one, `onward status` shows what there is"
         )
-    return live.evidence, live.source, live.candidate_version, live.sha256
+    for candidate in candidates:
+        if force or all(result.met for result in gates.judge(require, candidate.evidence, None)):
+            return candidate
+    newest = candidates[0]
+    unmet = [result for result in gates.judge(require, newest.evidence, None) if not result.met]
+    listed = "".join(f"\n  {result}" for result in unmet)
+    raise Refused(f"no version of {model} is fit for {to}; the newest, {newest.version}, does not meet:{listed}")
 
 
-def _environment(name: str, known: dict[str, Environment]) -> Environment:
-    if name not in known:
-        raise UsageError(f"there is no environment {name!r}; params.yaml has {', '.join(known)}")
-    return known[name]
+def _candidate(store: Store, model: str, version: int) -> Candidate:
+    found = store.candidate(model, version)
+    if found is None:
+        _require_model(store, model)
+        raise UsageError(f"there is no version {version} of {model}; `onward status` shows what there is")
+    if not found.sha256:
+        raise Refused(f"{model} version {version} has no sha256: it was not published by Onward, and cannot be checked")
+    return found
 
 
-def _required(reason: str) -> None:
-    if not reason.strip():
-        raise UsageError("--reason must say why: it is what history shows")
+def _require_model(store: Store, model: str) -> None:
+    if not store.candidates(model):
+        raise UsageError(
+            f"there is no version of {model!r}: `dvc repro` registers one, `onward status` shows what there is"
+        )
+
+
+def _deployable(candidate: Candidate) -> Deployable:
+    return Deployable(candidate.version, candidate.sha256, candidate.source, candidate.evidence)
+
+
+def _check(folder: Path, sha256: str, what: str) -> None:
+    try:
+        check_folder(folder, sha256)
+    except Refused as error:
+        raise Refused(f"{what}: {error}") from None
+
+
+def _append(store: Store, model: str, environment: str, draft: Draft, results: tuple[GateResult, ...]) -> Outcome:
+    log = store.append(environment, model, draft)
+    entry, note = log.line.won(draft.key), ""
+    try:
+        store.heal(environment, model, log)
+    except StoreUnreachable:
+        note = "the entry counts, but the aliases could not be written: `onward reconcile` does that later"
+    return Outcome(
+        model, environment, draft.candidate_version, draft.sha256, changed=True, entry=entry, gates=results, note=note
+    )
+
+
+def _reason(text: str) -> str:
+    reason = " ".join(text.split())
+    if not reason:
+        raise UsageError("--reason: say why, for whoever reads the history")
+    if len(reason) > _LONGEST_REASON:
+        raise UsageError(f"--reason: {len(reason)} characters, {_LONGEST_REASON} at most; link to the long story")
+    return reason
 
 
 def _now() -> str:

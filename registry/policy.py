@@ -1,71 +1,140 @@
-"""What each environment asks for: the section `environments` of params.yaml."""
+"""What each environment asks for: the section `environments` of params.yaml, else Onward's own two.
+
+environments:
+  staging:    {from: candidate, require: [parity, quality, data]}
+  production: {from: staging, require: [parity, quality, data, latency, replay]}
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from registry import gates
 from registry.connection import checkout
 from registry.errors import UsageError
 
-Requirement = Literal["parity", "quality", "data", "latency", "replay"]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=64)]
-
 CANDIDATE = "candidate"
-
-
-class Environment(BaseModel):
-    """`from_` is the environment whose live version may be promoted here, or `candidate` for any registered version."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    from_: str = Field(alias="from")
-    require: list[Requirement] = []
-
-
-DEFAULT: dict[str, Any] = {
+DEFAULT = {
     "staging": {"from": CANDIDATE, "require": ["parity", "quality", "data"]},
     "production": {"from": "staging", "require": ["parity", "quality", "data", "latency", "replay"]},
 }
+# No dot: it parts environment and model in `production.cnn`. No slash, quote or space: names reach paths and filters.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
-_environments = TypeAdapter(dict[Name, Environment])
+
+class Environment(BaseModel):
+    """`source` is where a version has to be live before it may come here; `require` is what it has to meet."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    source: str = Field(alias="from")
+    require: list[str]
 
 
-def parse(raw: object) -> dict[str, Environment]:
-    """The environments by name; staging and production where params.yaml names none.
+Policy = dict[str, Environment]
+
+
+def valid_name(name: str, what: str) -> str:
+    """`name`, if it can be one of a model or an environment.
 
     Raises:
-        UsageError: one line for each mistake, with the path into params.yaml.
+        UsageError: it cannot.
+    """
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"{name!r} is no name for {what}: letters, digits, - and _, a letter or digit first")
+    return name
+
+
+def read() -> Policy:
+    """The policy of the checkout that the command runs in, else the default.
+
+    Raises:
+        UsageError: params.yaml cannot be read, or its `environments` are wrong; the message gives the path into it.
     """
     try:
-        found = _environments.validate_python(DEFAULT if raw is None else raw)
-    except ValidationError as error:
-        lines = []
-        for item in error.errors(include_url=False):
-            where = ".".join(str(part) for part in item["loc"] if part != "[key]")
-            what = "unknown key" if item["type"] == "extra_forbidden" else item["msg"]
-            lines.append(f"params.yaml: environments{'.' if where else ''}{where}: {what}")
-        raise UsageError("\n".join(dict.fromkeys(lines))) from None
-    for name, environment in found.items():
-        if name == CANDIDATE:
-            raise UsageError(f"params.yaml: environments.{name}: every registered version is a candidate already")
-        if environment.from_ != CANDIDATE and (environment.from_ not in found or environment.from_ == name):
-            raise UsageError(f"params.yaml: environments.{name}.from: there is no environment {environment.from_!r}")
-    return found
-
-
-def environments() -> dict[str, Environment]:
-    """The environments of the checkout one stands in; outside of one, staging and production."""
-    try:
-        path: Path = checkout() / "params.yaml"
-    except UsageError:
+        path = checkout() / "params.yaml"
+    except UsageError:  # a serving host has no checkout
         return parse(None)
+    return parse(_section(path)) if path.is_file() else parse(None)
+
+
+def parse(section: Any) -> Policy:
+    """Judge the section `environments`; None, where params.yaml has none, is the default.
+
+    Raises:
+        UsageError: an unknown key or requirement, a wrong type, a `from` that names no environment or runs in a circle.
+    """
+    if section is None:
+        section = DEFAULT
+    if not isinstance(section, Mapping) or not section:
+        raise UsageError("params.yaml: environments: has to map names of environments to {from: ..., require: [...]}")
+    policy: Policy = {}
+    for name, value in section.items():
+        if name == CANDIDATE:
+            raise UsageError(
+                f"params.yaml: environments.{name}: the name is taken: it stands for versions that are live nowhere"
+            )
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise UsageError(f"params.yaml: environments.{name}: no name for an environment: letters, digits, - and _")
+        policy[name] = _environment(name, value)
+    for name in policy:
+        _check_origin(policy, name)
+    return policy
+
+
+def environment(policy: Policy, name: str) -> Environment:
+    """One environment of the policy.
+
+    Raises:
+        UsageError: there is no such one.
+    """
+    if name not in policy:
+        raise UsageError(f"there is no environment {name!r}; params.yaml has {', '.join(policy)}")
+    return policy[name]
+
+
+def _section(path: Path) -> Any:
     import yaml
 
     try:
-        raw = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise UsageError(f"params.yaml: cannot be read: {str(error).splitlines()[0]}") from None
-    return parse(raw.get("environments") if isinstance(raw, dict) else None)
+        content = yaml.safe_load(path.read_text()) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path.name}: is not YAML: {' '.join(str(error).split())}") from None
+    return content.get("environments") if isinstance(content, dict) else None
+
+
+def _environment(name: str, value: Any) -> Environment:
+    try:
+        found = Environment.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in ("environments", name, *first["loc"]))
+        known = "from, require"
+        message = f"unknown key; there are {known}" if first["type"] == "extra_forbidden" else first["msg"]
+        raise UsageError(f"params.yaml: {where}: {message}") from None
+    for position, requirement in enumerate(found.require):
+        if requirement not in gates.REQUIREMENTS:
+            raise UsageError(
+                f"params.yaml: environments.{name}.require[{position}]: no requirement {requirement!r}; "
+                f"there are {', '.join(gates.REQUIREMENTS)}"
+            )
+    return found
+
+
+def _check_origin(policy: Policy, name: str) -> None:
+    seen = [name]
+    while (origin := policy[seen[-1]].source) != CANDIDATE:
+        if origin not in policy:
+            raise UsageError(
+                f"params.yaml: environments.{seen[-1]}.from: no environment {origin!r}, and not {CANDIDATE!r}"
+            )
+        if origin in seen:
+            raise UsageError(
+                f"params.yaml: environments.{name}.from: runs in a circle: {' from '.join([*seen, origin])}"
+            )
+        seen.append(origin)

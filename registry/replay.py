@@ -1,70 +1,112 @@
-"""Runs a version's recorded inputs on this host and compares the answers with the recorded ones.
+"""Runs the recorded inputs of a version on this host and compares the answers with those recorded.
 
-In a process of its own (`python -m registry.replay FOLDER PROVIDER`), so that a native crash is an answer and not the
-end.
+    python -m registry.replay FOLDER [PROVIDER]
+
+prints one JSON object, {"met": ..., "detail": ...}. It is a process of its own because a model can abort the one that
+runs it: then that is the finding, and not the end of the command that asked.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from registry.flavor import MODEL, VALIDATION
+if TYPE_CHECKING:
+    import numpy as np
 
-TIMEOUT = 120
+TIMEOUT_S = 120.0
+CPU = "CPUExecutionProvider"
 
 
-def replay(folder: Path, provider: str) -> str:
-    """Why the version in `folder` does not answer here as it did when it was recorded; empty where it does."""
-    if not (folder / VALIDATION / "inputs.npz").is_file():
-        return "no inputs were recorded with this version"
+def replay_in_subprocess(folder: Path, provider: str = "", timeout_s: float = TIMEOUT_S) -> tuple[bool, str]:
+    """Replay the version in `folder`; an abort or a hang is an answer too.
+
+    Returns:
+        whether the answers agree, and in words what was compared or what went wrong.
+    """
+    package = str(Path(__file__).resolve().parent.parent)
+    path = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "registry.replay", str(folder), provider],
+            # -P: a folder that the command happens to run in must not lend its modules.
+            [sys.executable, "-P", "-m", "registry.replay", str(folder), provider],
             capture_output=True,
             text=True,
-            timeout=TIMEOUT,
-            cwd=Path(__file__).resolve().parent.parent,
+            timeout=timeout_s,
+            env={**os.environ, "PYTHONPATH": path},
+            check=False,
         )
     except subprocess.TimeoutExpired:
-        return f"no answer within {TIMEOUT} s"
+        return False, f"did not finish within {timeout_s:g} s"
     if done.returncode < 0:
-        return f"the process died of {signal.Signals(-done.returncode).name}"
+        return False, f"the runtime died of {signal.Signals(-done.returncode).name} on the recorded inputs"
     try:
-        problem: str = json.loads(done.stdout.splitlines()[-1])
-    except (IndexError, ValueError):
-        words = done.stderr.strip().splitlines()
-        return words[-1] if words else f"the process ended with code {done.returncode}"
-    return problem
+        answer = json.loads(done.stdout.splitlines()[-1])
+        return bool(answer["met"]), str(answer["detail"])
+    except (IndexError, ValueError, KeyError, TypeError):
+        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        return False, f"could not be run: {last[:300]}"
 
 
-def _compare(folder: Path, provider: str) -> str:
+def replay(folder: Path, provider: str = "") -> tuple[bool, str]:
+    """Replay in this process; see replay_in_subprocess.
+
+    `provider` is the one that the version was measured on; where this host lacks it, the CPU answers.
+    """
     import numpy as np
-    import onnxruntime
+    import onnxruntime as ort
 
-    def read(name: str) -> dict[str, np.ndarray]:
-        with np.load(folder / VALIDATION / f"{name}.npz", allow_pickle=False) as file:
-            return {key: file[key] for key in file.files}
-
-    if provider not in onnxruntime.get_available_providers():
-        return f"the onnxruntime here has no {provider}"
-    options = onnxruntime.SessionOptions()
+    bundle = folder / "validation"
+    missing = [name for name in ("inputs.npz", "outputs.npz", "tolerance.json") if not (bundle / name).is_file()]
+    if missing:
+        return False, f"no evidence recorded (validation/{missing[0]} is missing)"
+    tolerance = json.loads((bundle / "tolerance.json").read_text())
+    with np.load(bundle / "inputs.npz", allow_pickle=False) as stored:
+        inputs = dict(stored)
+    with np.load(bundle / "outputs.npz", allow_pickle=False) as stored:
+        expected = dict(stored)
+    options = ort.SessionOptions()
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(folder / MODEL), options, providers=[provider])
+    used = provider if provider in ort.get_available_providers() else CPU
+    session = ort.InferenceSession(str(folder / "model.onnx"), options, providers=list(dict.fromkeys((used, CPU))))
     names = [output.name for output in session.get_outputs()]
-    got = dict(zip(names, session.run(names, read("inputs")), strict=True))
-    tolerance = json.loads((folder / VALIDATION / "tolerance.json").read_text())
-    for name, wanted in read("outputs").items():
-        if name not in got or got[name].shape != wanted.shape or got[name].dtype != wanted.dtype:
-            return f"the output {name} is missing, or of another shape or dtype"
-        if not np.allclose(got[name], wanted, rtol=tolerance["rtol"], atol=tolerance["atol"], equal_nan=True):
-            worst = float(np.nanmax(np.abs(got[name].astype(np.float64) - wanted.astype(np.float64))))
-            return f"the output {name} differs from the recorded one by {worst:.3g}"
-    return ""
+    got = dict(zip(names, session.run(names, inputs), strict=True))
+    problems = []
+    for name, reference in expected.items():
+        problem = "is missing" if name not in got else _differs(got[name], reference, tolerance)
+        if problem:
+            problems.append(f"output {name} {problem}")
+    if problems:
+        return False, f"{'; '.join(problems)} (on {used})"
+    return True, f"{len(expected)} recorded output{'s' if len(expected) != 1 else ''} repeated on {used}"
+
+
+def _differs(got: np.ndarray, expected: np.ndarray, tolerance: dict[str, float]) -> str:
+    import numpy as np
+
+    got = np.asarray(got)
+    if got.shape != expected.shape:
+        return f"has shape {list(got.shape)}, {list(expected.shape)} was recorded"
+    if got.dtype.kind != expected.dtype.kind:
+        return f"is {got.dtype}, {expected.dtype} was recorded"
+    if expected.dtype.kind not in "fc":
+        return (
+            "" if np.array_equal(got, expected) else f"differs at {int(np.sum(got != expected))} of {got.size} places"
+        )
+    rtol, atol = float(tolerance["rtol"]), float(tolerance["atol"])
+    close = np.isclose(got, expected, rtol=rtol, atol=atol, equal_nan=True)
+    if close.all():
+        return ""
+    worst = float(np.nanmax(np.abs(got.astype(np.float64) - expected.astype(np.float64))))
+    return f"is off by up to {worst:.3g} at {int((~close).sum())} of {got.size} places (rtol {rtol:g}, atol {atol:g})"
 
 
 if __name__ == "__main__":
-    print(json.dumps(_compare(Path(sys.argv[1]), sys.argv[2])))
+    arguments = [*sys.argv[1:], ""]
+    met, detail = replay(Path(arguments[0]), arguments[1])
+    print(json.dumps({"met": met, "detail": detail}))

@@ -1,11 +1,14 @@
-"""Loads a model by environment, version or file, and predicts.
+"""Loads a model by environment, version or file, checks what it is fed, and predicts.
 
-    session = InferenceSession("cnn@production")          # or "cnn/3", or a path to an .onnx file
-    logits = session.predict(image)                       # NumPy arrays or torch tensors, by position or by name
-    logits = session.predict_batches({"image": images}, batch_size=64)
-    session.metadata["inputs"]
+    session = InferenceSession("cnn@production")       # what is live there
+    session = InferenceSession("cnn/3")                # version 3
+    session = InferenceSession("./build/model.onnx")   # a file, or a folder that holds one
 
-Needs onnxruntime (any build of it), MLflow where the target is not a file, and never torch.
+    logits = session.predict(image)                    # NumPy, torch or lists; by position, by name, or one dict
+    logits = session.predict_batches(images, batch_size=64)
+    session.metadata.inputs
+
+Needs ONNX Runtime in any of its builds, MLflow where the target is not a file, and never torch.
 """
 
 from __future__ import annotations
@@ -13,7 +16,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
@@ -23,258 +25,400 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from registry import onnx_file
-from registry.errors import OnwardError, Refused, UsageError
-from registry.evidence import TensorSpec
-from registry.flavor import MODEL
-from registry.integrity import check_folder
+from registry.errors import Refused, UsageError
+from registry.evidence import Record, TensorSpec
+from registry.integrity import MANIFEST, check_folder
 
 Array = npt.NDArray[Any]
 
-DEFAULT_PROVIDER = "CPUExecutionProvider"
+CPU = "CPUExecutionProvider"
+MODEL = "model.onnx"
+_REGISTERED = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*(@[A-Za-z0-9][A-Za-z0-9_-]*|/\d+)")
+# ONNX Runtime's names for element types where NumPy's differ; the others are the same.
+_ELEMENTS = {"float": "float32", "double": "float64", "string": "object"}
 
 
 class ProviderFallback(RuntimeWarning):
-    """A provider that was asked for is not used: the session computes on the CPU instead."""
+    """An execution provider that was asked for is not in use; the model runs on another."""
+
+
+class Metadata(Record):
+    """What a session has loaded. `version`, `environment` and `entry` are empty for what was loaded from a file;
+    `documentation` is what the graph's own metadata says."""
+
+    target: str
+    sha256: str
+    model: str = ""
+    version: int | None = None
+    environment: str = ""
+    entry: int | None = None
+    inputs: list[TensorSpec]
+    outputs: list[TensorSpec]
+    providers: list[str]
+    opsets: dict[str, int]
+    ir_version: int
+    producer: str
+    documentation: dict[str, str]
 
 
 class InferenceSession:
-    """One model, loaded. `target` is MODEL@ENVIRONMENT, MODEL/VERSION, or a path to an .onnx file.
+    """A loaded model.
 
-    `providers` are tried in order, the CPU last; without `strict_providers`, one that is not used is a
-    `ProviderFallback` warning, with it an error. `session_options` is an onnxruntime.SessionOptions.
+    Args:
+        target: MODEL@ENVIRONMENT, MODEL/VERSION, or the path of an .onnx file or of a folder that holds one. A path
+            that looks like one of the first two has to be written `./cnn/3`.
+        providers: execution providers in order of preference, as onnxruntime.InferenceSession takes them; the CPU
+            comes last in any case, and alone if there are none.
+        strict_providers: whether a provider that cannot be used is an error instead of a ProviderFallback warning.
+        session_options: an onnxruntime.SessionOptions.
 
     Raises:
-        UsageError: there is no such model, version, environment or file, or it is no ONNX file.
-        Refused: the files are not those that were published, or a provider is not used under `strict_providers`.
-        StoreUnreachable: the store did not answer.
+        UsageError: there is no such model, version, environment or file, ONNX Runtime is not installed or cannot
+            load the file, or (strict) lacks a provider.
+        Refused: nothing is live there, or the files are not those that were published.
+        StoreUnreachable: the MLflow store did not answer.
     """
 
     def __init__(
         self,
         target: str | Path,
-        providers: Sequence[str] | None = None,
+        providers: Sequence[Any] | None = None,
         strict_providers: bool = False,
         session_options: Any = None,
     ) -> None:
+        runtime = _onnxruntime()
+        self._path, self._origin = locate(target)
+        wanted = list(providers or [CPU])
+        names = [provider if isinstance(provider, str) else provider[0] for provider in wanted]
+        available = runtime.get_available_providers()
+        missing = [name for name in names if name not in available]
+        if missing and strict_providers:
+            raise _without(missing, available)
+        usable = [provider for provider, name in zip(wanted, names, strict=True) if name in available]
+        if CPU not in names:
+            usable.append(CPU)
         try:
-            import onnxruntime
-        except ModuleNotFoundError:
-            raise OnwardError("onnxruntime is not installed here: pip install 'onward[cpu]'") from None
-        self._path, self._about = resolve(target)
-        onnx_file.files(self._path)
-        wanted = list(providers or [self._about.get("provider", DEFAULT_PROVIDER)])
-        there = set(onnxruntime.get_available_providers())
-        usable = [name for name in wanted if name in there]
-        try:
-            self._session = onnxruntime.InferenceSession(
-                str(self._path), session_options, providers=[*usable, *({DEFAULT_PROVIDER} - set(usable))]
+            self._session = runtime.InferenceSession(str(self._path), session_options, providers=usable)
+        except Exception as error:  # ONNX Runtime's exceptions share no base but this
+            first = " ".join(str(error).split())[:300]
+            raise UsageError(f"{target}: ONNX Runtime cannot load it: {first}") from error
+        # A provider that is there may still fail to start (no device, no driver), and is dropped without an error.
+        missing = [name for name in names if name not in self._session.get_providers()]
+        if missing and strict_providers:
+            raise _without(missing, available)
+        if missing:
+            warnings.warn(
+                f"{target}: {', '.join(missing)} cannot be used here (there are {', '.join(available)}); "
+                f"it runs on {self._session.get_providers()[0]}",
+                ProviderFallback,
+                stacklevel=2,
             )
-        except Exception as error:  # onnxruntime's errors share no public base
-            raise UsageError(f"{target}: onnxruntime cannot load it: {str(error).splitlines()[0][:300]}") from error
-        active = self._session.get_providers()
-        unused = [name for name in wanted if name not in active]
-        if unused:
-            text = (
-                f"{target}: {', '.join(unused)} is not used here (onnxruntime has {', '.join(sorted(there))}); "
-                f"it computes on {active[0]}"
-            )
-            if strict_providers:
-                raise Refused(text)
-            warnings.warn(text, ProviderFallback, stacklevel=2)
-        self._inputs = self._session.get_inputs()
+        self._inputs = [_Input(value) for value in self._session.get_inputs()]
         self._names = [value.name for value in self._inputs]
         self._outputs = [value.name for value in self._session.get_outputs()]
-        self._checks = [(value.name, _numpy_type(value.type), tuple(value.shape)) for value in self._inputs]
+        self._run = self._session.run
+        self._single_output = len(self._outputs) == 1
 
-    @property
-    def metadata(self) -> dict[str, Any]:
-        """What the model is: its inputs and outputs with their documentation, where it came from, what computes it."""
-        graph = onnx_file.describe(self._path)
-        about = {kind: json.loads(graph.metadata.get(f"onward.{kind}", "{}")) for kind in ("inputs", "outputs")}
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model once.
 
-        def documented(specs: list[TensorSpec], kind: str) -> list[dict[str, Any]]:
-            return [{**spec.model_dump(), "about": about[kind].get(spec.name, {}).get("about", "")} for spec in specs]
-
-        return {
-            **self._about,
-            "inputs": documented(graph.inputs, "inputs"),
-            "outputs": documented(graph.outputs, "outputs"),
-            "providers": self._session.get_providers(),
-            "opsets": graph.opsets,
-            "ir_version": graph.ir_version,
-            "producer": graph.producer,
-            "parameters": graph.parameters,
-            "size_bytes": graph.size_bytes,
-        }
-
-    def predict(self, *positional: Any, **named: Any) -> Any:
-        """Run the model: inputs by position in the model's order, by name, or as one mapping of names.
-
-        Each is an array, a torch tensor, or nested lists. A wider number is narrowed where that is the same kind
-        (float64 to float32, int64 to int32); anything else of the wrong dtype is refused.
+        Inputs are NumPy arrays, torch tensors or nested lists, given by position in the order of the graph, by name,
+        or as one dict. An array of another dtype is converted where that loses nothing (NumPy's "safe" casts) or
+        only precision that float32 does not have (float64 to float32); numbers in lists, which have no dtype of
+        their own, wherever the input's dtype holds them.
 
         Returns:
-            the output's array where there is one output, else a dict of arrays by name.
+            the output, where there is one; else a dict of outputs by name.
 
         Raises:
-            UsageError: the inputs are not those that the model documents; the message says which and why.
+            UsageError: names, number, rank, a dimension or a dtype is not what the model documents.
         """
-        feed = self._feed(positional, named)
-        results = self._session.run(self._outputs, feed)
-        return results[0] if len(results) == 1 else dict(zip(self._outputs, results, strict=True))
+        results = self._run(self._outputs, self._feed(args, kwargs))
+        return results[0] if self._single_output else dict(zip(self._outputs, results, strict=True))
 
     def predict_batches(self, inputs: Any, batch_size: int = 32) -> Any:
-        """`predict` over many samples, `batch_size` at a time, stacked on the first axis.
+        """Run the model over many samples, `batch_size` at a time, and join the answers along the first axis.
 
-        `inputs` is one array for a model of one input, or a mapping of names to arrays, samples on axis 0. No samples
-        give an empty result.
+        `inputs` is what `predict` takes, but as one argument: an array, a dict, or a tuple or list of one array per
+        input; the first axis counts samples. Where the graph fixes its first dimension, that is the batch size, and
+        the last batch is filled up with repetitions that are cut off again. No samples give empty outputs, of the
+        documented dtypes and shapes (0 for dimensions that nothing determines), without running the model.
+
+        Returns:
+            as predict.
 
         Raises:
-            UsageError: as predict; or the inputs have different numbers of samples.
+            UsageError: as predict; the inputs differ in their number of samples; an output is not per sample.
         """
         if batch_size < 1:
-            raise UsageError(f"batch_size must be at least 1, not {batch_size}")
-        arrays = {name: _array(value) for name, value in self._by_name((inputs,), {}).items()}
-        counts = {name: len(value) for name, value in arrays.items()}
-        if len(set(counts.values())) != 1:
-            raise UsageError(f"the inputs have different numbers of samples: {counts}")
-        count = next(iter(counts.values()))
-        if count == 0:
-            results: list[Array] = [
-                np.empty([0, *(d if isinstance(d, int) else 0 for d in value.shape[1:])], _numpy_type(value.type))
-                for value in self._session.get_outputs()
-            ]
+            raise UsageError(f"batch_size: {batch_size}; at least 1 is needed")
+        if isinstance(inputs, Mapping):
+            given = self._by_name((), inputs)
+        elif len(self._inputs) == 1:
+            given = {self._names[0]: inputs}
+        elif isinstance(inputs, (tuple, list)):
+            given = self._by_name(tuple(inputs), {})
         else:
-            parts = []
-            for start in range(0, count, batch_size):
-                batch = {name: value[start : start + batch_size] for name, value in arrays.items()}
-                parts.append(self._session.run(self._outputs, self._feed((), batch)))
-            results = [np.concatenate(column, axis=0) for column in zip(*parts, strict=True)]
-        return results[0] if len(results) == 1 else dict(zip(self._outputs, results, strict=True))
+            raise UsageError(
+                f"one array for {len(self._inputs)} inputs; give a dict or a tuple of {self._documented()}"
+            )
+        arrays = {spec.name: spec.convert(given[spec.name]) for spec in self._inputs}
+        counts = {name: array.shape[0] if array.ndim else None for name, array in arrays.items()}
+        total = counts[self._names[0]]
+        if total is None or len(set(counts.values())) != 1:
+            described = ", ".join(f"{name} {list(array.shape)}" for name, array in arrays.items())
+            raise UsageError(f"the inputs differ in their number of samples (first axis): {described}")
+        fixed = next((spec.shape[0] for spec in self._inputs if spec.shape and isinstance(spec.shape[0], int)), None)
+        if total == 0:
+            return self._empty(arrays)
+        size = fixed or batch_size
+        parts = [
+            self._batch({name: array[start : start + size] for name, array in arrays.items()}, fixed)
+            for start in range(0, total, size)
+        ]
+        results = [np.concatenate(column) for column in zip(*parts, strict=True)]
+        return results[0] if self._single_output else dict(zip(self._outputs, results, strict=True))
 
-    def _by_name(self, positional: tuple[Any, ...], named: Mapping[str, Any]) -> dict[str, Any]:
-        first = positional[0] if len(positional) == 1 else None
-        if isinstance(first, Mapping):
-            return self._by_name((), {**first, **named})
-        if len(positional) > len(self._names):
-            raise UsageError(f"{len(positional)} inputs given; the model has {len(self._names)}: {self._listed()}")
-        given = {**dict(zip(self._names, positional, strict=False)), **named}
-        if len(given) != len(positional) + len(named):
-            raise UsageError(f"an input is given both by position and by name; the model has {self._listed()}")
-        if given.keys() != set(self._names):
-            missing = [name for name in self._names if name not in given]
-            extra = [name for name in given if name not in self._names]
-            words = [f"missing {', '.join(missing)}"] if missing else []
-            words += [f"unknown {', '.join(extra)}"] if extra else []
-            raise UsageError(f"{'; '.join(words)}; the model has {self._listed()}")
+    @property
+    def metadata(self) -> Metadata:
+        """What is loaded, where it came from, and what runs it."""
+        from registry import onnx_file
+        from registry.integrity import content_digest
+
+        graph = onnx_file.describe(self._path)
+        origin = {"sha256": content_digest(onnx_file.digests(self._path)), **self._origin}
+        return Metadata(
+            **origin,
+            inputs=_about(graph.inputs, graph.metadata.get("onward.inputs", "")),
+            outputs=_about(graph.outputs, graph.metadata.get("onward.outputs", "")),
+            providers=self._session.get_providers(),
+            opsets=graph.opsets,
+            ir_version=graph.ir_version,
+            producer=graph.producer,
+            documentation=graph.metadata,
+        )
+
+    def _feed(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        if len(args) == len(self._inputs) and not kwargs and not isinstance(args[0], Mapping):
+            values = args
+        else:
+            given = self._by_name(args, kwargs)
+            values = tuple([given[name] for name in self._names])
+        sizes: dict[str, tuple[str, int]] = {}
+        return {spec.name: spec.check(value, sizes) for spec, value in zip(self._inputs, values, strict=True)}
+
+    def _by_name(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        if len(args) == 1 and isinstance(args[0], Mapping) and not kwargs:
+            return self._by_name((), args[0])
+        if len(args) > len(self._inputs):
+            raise UsageError(f"{len(args)} inputs given, the model takes {len(self._inputs)}: {self._documented()}")
+        given = dict(zip(self._names, args, strict=False))
+        twice = [name for name in kwargs if name in given]
+        if twice:
+            raise UsageError(f"input {twice[0]!r} is given by position and by name")
+        given.update(kwargs)
+        unknown = [str(name) for name in given if name not in self._names]
+        if unknown:
+            raise UsageError(f"the model has no input {', '.join(unknown)}; it takes {self._documented()}")
+        missing = [name for name in self._names if name not in given]
+        if missing:
+            raise UsageError(f"input {', '.join(missing)} is missing; the model takes {self._documented()}")
         return given
 
-    def _feed(self, positional: tuple[Any, ...], named: Mapping[str, Any]) -> dict[str, Array]:
-        given = self._by_name(positional, named)
-        feed: dict[str, Array] = {}
-        sizes: dict[str, int] = {}
-        for name, dtype, shape in self._checks:
-            value = given[name]
-            array = value if type(value) is np.ndarray else _array(value)
-            if array.dtype != dtype:
-                array = _narrowed(name, array, dtype)
-            if array.ndim != len(shape):
-                raise UsageError(f"{name} has {array.ndim} dimensions, {list(array.shape)}; wanted {list(shape)}")
-            for size, wanted in zip(array.shape, shape, strict=True):
-                if isinstance(wanted, int):
-                    if size != wanted:
-                        raise UsageError(f"{name} has shape {list(array.shape)}; wanted {list(shape)}")
-                elif wanted and sizes.setdefault(wanted, size) != size:
-                    raise UsageError(f"{name} has {wanted} = {size}, an earlier input has {sizes[wanted]}")
-            feed[name] = array
-        return feed
+    def _documented(self) -> str:
+        return ", ".join(str(spec) for spec in self._inputs)
 
-    def _listed(self) -> str:
-        return ", ".join(f"{name} {dtype.name}{list(shape)}" for name, dtype, shape in self._checks)
+    def _batch(self, batch: dict[str, Array], fixed: int | None) -> list[Array]:
+        count = len(batch[self._names[0]])
+        wanted = max(count, fixed or 0)
+        if count < wanted:
+            batch = {
+                name: np.concatenate([array, np.repeat(array[-1:], wanted - count, axis=0)])
+                for name, array in batch.items()
+            }
+        outputs = self._run(self._outputs, self._feed((), batch))
+        for name, output in zip(self._outputs, outputs, strict=True):
+            if not isinstance(output, np.ndarray) or output.ndim == 0 or len(output) != wanted:
+                raise UsageError(
+                    f"output {name} does not hold one answer a sample; call predict for each batch instead"
+                )
+        return [output[:count] for output in outputs]
+
+    def _empty(self, arrays: dict[str, Array]) -> Any:
+        sizes: dict[str, tuple[str, int]] = {}
+        for spec in self._inputs:
+            first = spec.shape[0] if spec.shape else None
+            spec.check_shape((first if isinstance(first, int) else 1, *arrays[spec.name].shape[1:]), spec.shape, sizes)
+        for spec in self._inputs:
+            if spec.shape and isinstance(spec.shape[0], str):
+                sizes[spec.shape[0]] = (spec.name, 0)
+        results = []
+        for value in self._session.get_outputs():
+            known = [sizes[dim][1] if dim in sizes else dim if isinstance(dim, int) else 0 for dim in value.shape[1:]]
+            results.append(np.empty((0, *known), _dtype(value.type)))
+        return results[0] if self._single_output else dict(zip(self._outputs, results, strict=True))
 
 
-def resolve(target: str | Path) -> tuple[Path, dict[str, Any]]:
-    """The .onnx file that `target` names, and where it came from.
+class _Input:
+    """One input's documentation, and the checks that it stands for. `check` is on the path of every prediction."""
+
+    def __init__(self, value: Any) -> None:
+        self.name: str = value.name
+        self.dtype = _dtype(value.type)
+        # A dimension is a size, a name, or None; [] also stands for a rank that the graph leaves open.
+        self.shape: list[int | str | None] = list(value.shape or [])
+        self.rank = len(self.shape)
+
+    def __str__(self) -> str:
+        dims = ", ".join("?" if dim is None else str(dim) for dim in self.shape)
+        return f"{self.name} {'string' if self.dtype == object else self.dtype}[{dims}]"
+
+    def check(self, value: Any, sizes: dict[str, tuple[str, int]]) -> Array:
+        array: Array = value if type(value) is np.ndarray and value.dtype == self.dtype else self.convert(value)
+        self.check_shape(array.shape, self.shape, sizes)
+        return array
+
+    def check_shape(
+        self, shape: tuple[int, ...], wanted: list[int | str | None], sizes: dict[str, tuple[str, int]]
+    ) -> None:
+        """Check sizes, and that a named dimension is one size in all inputs; `sizes` collects name to (input, size)."""
+        if len(shape) != len(wanted):
+            if not self.rank:
+                return
+            raise UsageError(f"input {self.name} has rank {len(shape)}, shape {list(shape)}; the model takes {self}")
+        for size, dim in zip(shape, wanted, strict=True):
+            if size == 0:
+                # Some operators abort the whole process on nothing (an LSTM on an empty batch does).
+                raise UsageError(
+                    f"input {self.name} is empty, shape {list(shape)}; only predict_batches takes no samples"
+                )
+            if dim.__class__ is int:
+                if size != dim:
+                    raise UsageError(f"input {self.name} has shape {list(shape)}; the model takes {self}")
+            elif dim is not None:
+                first = sizes.setdefault(str(dim), (self.name, size))
+                if first[1] != size:
+                    raise UsageError(
+                        f"dimension {dim} is {first[1]} in input {first[0]} and {size} in input {self.name}"
+                    )
+
+    def convert(self, value: Any) -> Array:
+        """`value` as an array of the input's dtype."""
+        bare = isinstance(value, (list, tuple, int, float, bool, str))
+        try:
+            if hasattr(value, "detach"):  # a torch tensor, known by its manners: torch is not imported here
+                value = value.detach().cpu().numpy()
+            array: Array = np.asarray(value)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise UsageError(f"input {self.name} cannot be made an array: {str(error).splitlines()[0]}") from None
+        if array.dtype == self.dtype:
+            return array
+        if self.dtype == object and array.dtype.kind in "UO":
+            return array.astype(object)
+        source = array.dtype
+        safe = np.can_cast(source, self.dtype, "safe") or (source == np.float64 and self.dtype == np.float32)
+        if self.dtype != object and source.kind in "biuf" and (safe or (bare and self._holds(array))):
+            return array.astype(self.dtype)
+        hint = "" if bare else f"; convert it yourself if that is meant (.astype({str(self.dtype)!r}))"
+        raise UsageError(f"input {self.name} is {source}, the model takes {self}{hint}")
+
+    def _holds(self, array: Array) -> bool:
+        if self.dtype.kind == "f":
+            return True
+        if self.dtype.kind in "iu" and array.dtype.kind in "biu":
+            limits = np.iinfo(self.dtype)
+            return array.size == 0 or bool(array.min() >= limits.min and array.max() <= limits.max)
+        return False
+
+
+def locate(target: str | Path) -> tuple[Path, dict[str, Any]]:
+    """The .onnx file that `target` names, checked where there is something to check it against, and its origin: the
+    fields of Metadata that say where it came from.
 
     Raises:
-        UsageError: there is no such thing. Refused: its files are not those that were published.
+        as InferenceSession.
     """
+    if isinstance(target, str) and _REGISTERED.fullmatch(target):
+        return _registered(target)
     path = Path(target)
-    if path.is_file():
-        return path, {"target": path.name}
-    if path.is_dir() and (path / MODEL).is_file():
-        return path / MODEL, {"target": path.name}
-    found = re.fullmatch(r"([A-Za-z0-9][A-Za-z0-9_-]*)(?:@([A-Za-z0-9][A-Za-z0-9_-]*)|/(\d+))", str(target))
-    if found is None:
+    if path.is_dir():
+        if (path / MANIFEST).is_file():
+            check_folder(path)
+        found = [path / MODEL] if (path / MODEL).is_file() else sorted(path.glob("*.onnx"))
+        if len(found) != 1:
+            raise UsageError(f"{target}: holds {len(found) or 'no'} .onnx files; name one")
+        path = found[0]
+    if not path.is_file():
         raise UsageError(f"{target}: there is no such file; a registered model is MODEL@ENVIRONMENT or MODEL/VERSION")
-    from registry.operations import live_entry
+    return path, {"target": str(target)}
+
+
+def _registered(target: str) -> tuple[Path, dict[str, Any]]:
+    from registry.operations import resolve
     from registry.store import Store
 
     store = Store()
-    model, environment, version = found.groups()
-    if environment:
-        live = live_entry(store, model, environment)
-        source, sha256, number = live.source, live.sha256, live.candidate_version
-        provider = live.evidence.get("provider")
-    else:
-        candidate = store.candidate(model, version)
-        source, number = f"models:/{model}/{version}", version
-        sha256, provider = candidate.tags.get("sha256", ""), candidate.tags.get("provider")
-    about = {"target": str(target), "model": model, "version": number, "sha256": sha256}
-    if environment:
-        about["environment"] = environment
-    return _cached(store, source, sha256) / MODEL, {**about, "provider": provider or DEFAULT_PROVIDER}
-
-
-def _cached(store: Any, source: str, sha256: str) -> Path:
-    """The files of a version on this host, kept by sha256 and checked at every load."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "onward"
-    folder = base / sha256
+    found = resolve(target, store)
+    folder = cache() / found.sha256
     if not folder.is_dir():
-        base.mkdir(parents=True, exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(dir=base, prefix=".loading."))
-        try:
-            with store.files(source) as files:
-                shutil.copytree(files, fresh, dirs_exist_ok=True)
-            check_folder(fresh, sha256)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".download-") as temporary:
+            files = store.fetch(found.source, Path(temporary) / "files")
+            check_folder(files, found.sha256)
             try:
-                os.replace(fresh, folder)
-            except OSError:
-                if not folder.is_dir():  # else another process was quicker, with the same bytes
+                os.replace(files, folder)
+            except OSError:  # somebody else was quicker with the same bytes
+                if not folder.is_dir():
                     raise
-        finally:
-            shutil.rmtree(fresh, ignore_errors=True)
     try:
-        check_folder(folder, sha256)
+        check_folder(folder, found.sha256)
     except Refused as error:
-        raise Refused(f"{error} (in the cache: remove {folder} to download them again)") from None
-    return folder
+        raise Refused(f"{target}: {error}. Delete {folder} to download it again") from None
+    origin = {"target": target, "sha256": found.sha256, "model": found.model, "version": found.version}
+    if found.environment:
+        origin |= {"environment": found.environment, "entry": found.entry}
+    return folder / MODEL, origin
 
 
-def _array(value: Any) -> Array:
-    if hasattr(value, "detach"):  # a torch tensor, told by its looks: torch is not needed here
-        value = value.detach().cpu().numpy()
-    array = np.asarray(value)
-    if array.dtype.kind not in "fiub":
-        raise UsageError(f"an input of {array.dtype} is no array of numbers")
-    return array
+def cache() -> Path:
+    """The folder that holds downloaded versions, each under its sha256."""
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "onward"
 
 
-def _narrowed(name: str, array: Array, dtype: np.dtype[Any]) -> Array:
-    if np.can_cast(array.dtype, dtype, "same_kind"):
-        narrowed = array.astype(dtype)
-        if dtype.kind in "iu" and not np.array_equal(narrowed, array):
-            raise UsageError(f"{name} holds values that {dtype} cannot")
-        return narrowed
-    raise UsageError(f"{name} is {array.dtype}; wanted {dtype}")
-
-
-def _numpy_type(kind: str) -> np.dtype[Any]:
-    """`tensor(float)` to float32."""
-    names = {"float": "float32", "double": "float64"}
-    inner = kind.removeprefix("tensor(").removesuffix(")")
+def _onnxruntime() -> Any:
     try:
-        return np.dtype(names.get(inner, inner))
+        import onnxruntime
+    except ImportError:
+        raise UsageError(
+            "ONNX Runtime is not installed: pip install 'onward[cpu]' (or [openvino], or [cuda])"
+        ) from None
+    return onnxruntime
+
+
+def _without(missing: list[str], available: list[str]) -> UsageError:
+    extra = {"CUDAExecutionProvider": "cuda", "OpenVINOExecutionProvider": "openvino"}.get(missing[0])
+    hint = f"; pip install 'onward[{extra}]' in an environment of its own brings it" if extra else ""
+    return UsageError(f"{', '.join(missing)} cannot be used here; there are {', '.join(available)}{hint}")
+
+
+def _dtype(kind: str) -> np.dtype[Any]:
+    """NumPy's dtype of ONNX Runtime's `tensor(float)`.
+
+    Raises:
+        UsageError: NumPy has none, or it is no tensor.
+    """
+    element = kind.removeprefix("tensor(").removesuffix(")")
+    try:
+        return np.dtype(_ELEMENTS.get(element, element))
     except TypeError:
-        raise UsageError(f"an input or output of type {kind} cannot be fed from NumPy") from None
+        raise UsageError(f"{kind} has no counterpart in NumPy; use onnxruntime itself for this model") from None
+
+
+def _about(specs: list[TensorSpec], documentation: str) -> list[TensorSpec]:
+    """The graph's inputs or outputs with what params.yaml said about them, which export keeps in the graph."""
+    try:
+        said = json.loads(documentation or "{}")
+        return [spec.model_copy(update={"about": str(said.get(spec.name, {}).get("about", ""))}) for spec in specs]
+    except (ValueError, AttributeError):  # another tool's metadata under our key
+        return specs

@@ -30,7 +30,7 @@ from registry.evidence import (
 )
 from stages import command, host, paths, statistics
 from stages.evaluate import Arrays, batch_size, outputs_over, quality_of
-from stages.params import ModelParams, resolve, section
+from stages.params import resolve, section
 from stages.parity.cases import Array, draw, size_key, typical_sizes
 from stages.parity.check import answers, check, sentence
 from stages.parity.compare import agreement
@@ -38,6 +38,7 @@ from stages.reference import reference_worker, split
 from stages.reports import blocked
 from stages.runtime.environments import PROVIDERS, python
 from stages.runtime.pool import Worker, WorkerFailure
+from stages.settings import ModelParams
 from stages.variants import PLAIN, placed, plain_words
 from stages.verify import cases
 

@@ -19,7 +19,8 @@ import numpy.typing as npt
 from registry.errors import UsageError
 from registry.evidence import DataReport, Expectation, FileDigest, Split
 from stages import command, paths
-from stages.params import ModelParams, resolve, section
+from stages.params import resolve, section
+from stages.settings import ModelParams
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from registry.errors import UsageError
-from stages.params import ModelParams, resolve
+from stages.params import resolve
+from stages.settings import ModelParams
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 

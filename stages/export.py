@@ -25,12 +25,13 @@ from registry.evidence import ExportReport, GraphInfo, load, sha256_file
 from registry.evidence import TrainReport as Trained
 from stages import command, paths
 from stages.module import load_module
-from stages.params import Dim, ModelParams, section
+from stages.params import section
 from stages.parity.cases import draw
 from stages.reference import trained_file
 from stages.reports import blocked
 from stages.runtime import isolate
 from stages.runtime.pool import WorkerFailure
+from stages.settings import Dim, ModelParams
 
 # The exporter's own minutes are few; a hang is a verdict on the model.
 TIMEOUT = 1800.0

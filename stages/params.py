@@ -7,7 +7,6 @@ model's tolerance re-runs nothing of another model and no export, and a default 
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
 import json
@@ -15,238 +14,25 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ValidationError
 
 from registry import policy
 from registry.errors import UsageError
-from registry.evidence import TensorSpec, sha256_file, write_atomically
+from registry.evidence import sha256_file, write_atomically
 from stages import command, paths
+from stages.settings import (
+    Dim,
+    Input,
+    ModelParams,
+    Output,
+    Params,
+    suggestion,
+)
 from stages.sources import defines, local_sources
 
-Size = Annotated[int, Field(ge=0)]
-Positive = Annotated[int, Field(gt=0)]
-Seconds = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-DType = Literal[
-    "float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool"
-]
-
 RESERVED = {"params", "host", "tracking"}
-
-
-def _callable_name(value: str) -> str:
-    if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", value):
-        raise ValueError(f"{value!r} is not of the form package.module:function")
-    return value
-
-
-def _repository_path(value: str) -> str:
-    path = Path(value)
-    if path.is_absolute() or ".." in path.parts:
-        raise ValueError(f"{value!r} must be a path inside the repository, relative to it")
-    return value
-
-
-def _axis(value: int | str) -> int | str:
-    if isinstance(value, int) and value < 1:
-        raise ValueError(f"{value}: a fixed dimension is at least 1; one that varies is named, and declared under dims")
-    if isinstance(value, str) and not re.fullmatch(r"[A-Za-z_]\w*", value):
-        raise ValueError(f"{value!r} is no name for a dimension: letters, digits and _")
-    return value
-
-
-CallableName = Annotated[str, AfterValidator(_callable_name)]
-RepositoryPath = Annotated[str, AfterValidator(_repository_path)]
-Axis = Annotated[int | str, AfterValidator(_axis)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Input(Section):
-    """`range` is inclusive at both ends; integers need one, for nothing else says which values are valid."""
-
-    dtype: DType = "float32"
-    shape: list[Axis]
-    about: str = ""
-    range: tuple[int, int] | None = None
-
-
-class Output(Section):
-    shape: list[Axis]
-    about: str = ""
-
-
-class Dim(Section):
-    """A named dimension: the sizes that it may have, and those that are served most."""
-
-    min: Size = 1
-    max: Positive
-    typical: Annotated[list[Size], Field(min_length=1)]
-
-    @model_validator(mode="after")
-    def _typical_within(self) -> Dim:
-        if self.min > self.max:
-            raise ValueError(f"min {self.min} is larger than max {self.max}")
-        for size in self.typical:
-            if not self.min <= size <= self.max:
-                raise ValueError(f"typical size {size} is not within {self.min} to {self.max}")
-        return self
-
-
-class Export(Section):
-    opset: Annotated[int, Field(ge=17, le=23)] = 20
-    constant_folding: bool = True
-    keep_initializers_as_inputs: bool = False
-    verbose: bool = False
-
-
-class Tolerance(Section):
-    """|got - reference| <= atol + rtol * |reference|, element by element."""
-
-    rtol: NonNegative = 1e-3
-    atol: NonNegative = 1e-5
-
-
-class Verify(Section):
-    draws: Positive = 5
-    samples: Positive = 64
-    timeout: Seconds = 120
-
-
-class Data(Section):
-    min_samples: Positive = 50
-    max_label_share: Annotated[float, Field(gt=0, le=1)] = 0.9
-    suite: RepositoryPath | None = None
-
-
-class Optimize(Section):
-    candidates: list[str] = ["onnxsim", "onnxoptimizer", "ort_offline", "ort_fusions"]
-    timeout: Seconds = 300
-
-
-class Quantize(Section):
-    candidates: list[str] = ["dynamic", "static"]
-    calibration_samples: Positive = 64
-    timeout: Seconds = 300
-
-
-class Benchmark(Section):
-    rounds: Annotated[int, Field(ge=3)] = 12
-    round_seconds: Seconds = 0.04
-    warmup_runs: Positive = 10
-
-
-class Budget(Section):
-    """What a chosen variant may cost: quality lost against the reference (absolute, in the quality's own unit), and
-    ceilings on its p50 at the first typical size, its files, and its worker's peak memory."""
-
-    quality_drop: NonNegative = 0.01
-    latency_ms: Seconds | None = None
-    size_mb: Seconds | None = None
-    memory_mb: Seconds | None = None
-
-
-class ModelParams(Section):
-    """Everything that params.yaml says of one model, defaults included."""
-
-    build: CallableName | None = None
-    onnx: RepositoryPath | None = None
-    train: CallableName | None = None
-    weights: RepositoryPath | None = None
-    seed: int = 0
-    samples: CallableName
-    quality: CallableName | None = None
-    quality_floor: float | None = None
-    cases: CallableName | None = None
-    inputs: Annotated[dict[str, Input], Field(min_length=1)]
-    outputs: Annotated[dict[str, Output], Field(min_length=1)]
-    dims: dict[str, Dim] = {}
-    export: Export = Export()
-    tolerance: Tolerance = Tolerance()
-    verify: Verify = Verify()
-    data: Data = Data()
-    optimize: Optimize = Optimize()
-    quantize: Quantize = Quantize()
-    benchmark: Benchmark = Benchmark()
-    budget: Budget = Budget()
-
-    @property
-    def is_torch(self) -> bool:
-        return self.build is not None
-
-    def input_specs(self) -> list[TensorSpec]:
-        return [
-            TensorSpec(name=name, dtype=spec.dtype, shape=list(spec.shape), about=spec.about)
-            for name, spec in self.inputs.items()
-        ]
-
-    def output_specs(self, dtypes: dict[str, str] | None = None) -> list[TensorSpec]:
-        return [
-            TensorSpec(name=name, dtype=(dtypes or {}).get(name, "float32"), shape=list(spec.shape), about=spec.about)
-            for name, spec in self.outputs.items()
-        ]
-
-    def problems(self) -> Iterable[tuple[str, str]]:
-        """What is wrong between keys, as (path below the model, message)."""
-        if (self.build is None) == (self.onnx is None):
-            yield ("build" if self.build else "", "give either build: (a PyTorch module) or onnx: (a file), not both")
-        if self.onnx and self.weights:
-            yield "weights", "an onnx: model holds its own weights; drop this key"
-        if self.train and self.weights:
-            yield "weights", "these weights would be trained (train:) and given at once; drop one of the two keys"
-        if self.quality_floor is not None and self.quality is None:
-            yield "quality_floor", "there is no quality: callable to hold to it"
-        used = set()
-        for group, specs in (("inputs", self.inputs), ("outputs", self.outputs)):
-            for name, spec in specs.items():
-                for axis, dim in enumerate(spec.shape):
-                    if isinstance(dim, str):
-                        if dim not in self.dims:
-                            yield (
-                                f"{group}.{name}.shape[{axis}]",
-                                f"the dimension {dim!r} is not declared under dims" + suggestion(dim, self.dims),
-                            )
-                        if group == "inputs":
-                            used.add(dim)
-        for dim in self.dims:
-            if dim not in used:
-                yield f"dims.{dim}", "no input uses this dimension" + suggestion(dim, used)
-        for name, spec in self.inputs.items():
-            if "int" in spec.dtype and spec.range is None and self.cases is None:
-                yield f"inputs.{name}", "an integer input needs range: [lowest, highest], both valid"
-            if spec.range is not None and spec.range[0] > spec.range[1]:
-                yield f"inputs.{name}.range", f"{spec.range[0]} is larger than {spec.range[1]}"
-            if not spec.shape:
-                yield f"inputs.{name}.shape", "a scalar input has no axis to stack samples on"
-        for stage in ("optimize", "quantize"):
-            known = technique_names(stage)
-            for index, name in enumerate(getattr(self, stage).candidates):
-                if name not in known:
-                    yield (
-                        f"{stage}.candidates[{index}]",
-                        f"there is no stages/{TECHNIQUES[stage]}/{name}.py" + suggestion(name, known),
-                    )
-
-
-class Tracking(Section):
-    experiment: Annotated[str, Field(min_length=1, max_length=200)] = "onward"
-
-
-class Params(Section):
-    """params.yaml. `environments` is checked by the registry, whose it is (registry/policy.py)."""
-
-    tracking: Tracking = Tracking()
-    defaults: dict[str, Any] = {}
-    models: Annotated[dict[str, ModelParams], Field(min_length=1)]
-    runtimes: Annotated[list[Literal["cpu", "openvino", "cuda"]], Field(min_length=1)] = ["cpu"]
-    environments: Any = None
-
-
-TECHNIQUES = {"optimize": "optimizers", "quantize": "quantizers"}
 
 _MODEL = ("build", "onnx", "inputs", "outputs", "dims", "seed")
 _CHECK = (*_MODEL, "cases", "tolerance", "verify")
@@ -266,18 +52,6 @@ READS: dict[str, tuple[str, ...]] = {
 
 _CALLABLES = ("build", "train", "samples", "quality", "cases")
 _FILES = ("weights", "onnx")
-
-
-def suggestion(name: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?` where something known is near, else nothing."""
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
-
-
-def technique_names(stage: str) -> list[str]:
-    """The optimisers or quantisers there are: one file each."""
-    folder = Path(__file__).parent / TECHNIQUES[stage]
-    return sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
 
 
 def read(path: Path | None = None) -> Params:

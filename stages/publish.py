@@ -14,11 +14,12 @@ import numpy as np
 from registry.evidence import PublishReport, SelectReport
 from registry.record import Publication, publish
 from stages import command, host, paths
-from stages.params import ModelParams, read, section
+from stages.params import read, section
 from stages.reference import split
 from stages.reports import read_evidence
 from stages.runtime.environments import PROVIDERS, python
 from stages.runtime.pool import Worker
+from stages.settings import ModelParams
 
 # Enough to notice a wrong answer, few enough to be run before every promotion.
 BUNDLE_SAMPLES = 16

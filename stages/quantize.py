@@ -13,13 +13,14 @@ from registry import onnx_file
 from registry.evidence import OptimizeReport, QuantizeReport, Variant, load
 from stages import command, paths
 from stages.evaluate import Arrays, batch_size, outputs_over, quality_of
-from stages.params import ModelParams, section
+from stages.params import section
 from stages.parity.check import answers, check
 from stages.parity.compare import agreement
 from stages.quantizers import Feed
 from stages.reference import reference_worker, split
 from stages.reports import blocked
 from stages.runtime.pool import Worker, WorkerFailure
+from stages.settings import ModelParams
 from stages.variants import PLAIN, drop_duplicates, make, placed, plain_words
 from stages.verify import cases
 

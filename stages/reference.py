@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 from registry.errors import UsageError
 from stages import paths
-from stages.params import ModelParams
 from stages.runtime.pool import Worker
+from stages.settings import ModelParams
 
 
 def trained_file(model: str, settings: ModelParams) -> Path:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from registry.evidence import BenchmarkReport, Choice, Measurement, SelectReport, load
 from stages import command, paths
-from stages.params import Budget, section
+from stages.params import section
+from stages.settings import Budget
 from stages.variants import PLAIN
 
 # Qualities are means over samples: two that differ by less than this are equal but for rounding.

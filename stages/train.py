@@ -16,9 +16,10 @@ from registry.evidence import FileDigest, TrainReport
 from stages import command, paths
 from stages.evaluate import Arrays, batch_size, outputs_over, quality_of
 from stages.module import fit, load_module, read_weights
-from stages.params import ModelParams, resolve, section
+from stages.params import resolve, section
 from stages.runtime import isolate
 from stages.runtime.pool import Worker, WorkerFailure
+from stages.settings import ModelParams
 
 if TYPE_CHECKING:
     import torch

@@ -7,12 +7,13 @@ from pathlib import Path
 
 from registry.evidence import VerifyReport
 from stages import command, paths
-from stages.params import ModelParams, resolve, section
+from stages.params import resolve, section
 from stages.parity.cases import Case, random_cases, sample_cases
 from stages.parity.check import answers, check, sentence
 from stages.reference import reference_worker, split
 from stages.reports import blocked
 from stages.runtime.pool import CPU, Worker
+from stages.settings import ModelParams
 
 
 def cases(model: str, settings: ModelParams) -> Iterator[Case]:

@@ -75,7 +75,7 @@ def clone(target: Path) -> Path:
         check=True,
     ).stdout
     for name in filter(None, listed.decode().split("\0")):
-        if (ROOT / name).is_file():
+        if (ROOT / name).is_file() and name != "dvc.lock":  # that one says what was computed here
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, target / name)
     subprocess.run(["git", "init", "-q", "."], cwd=target, check=True)

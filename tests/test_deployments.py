@@ -1,4 +1,4 @@
-"""The fold: whatever is appended in whatever order, one deployment is live, and it is what the winners were told."""
+"""The rules of the deployment log, as properties of any log."""
 
 from __future__ import annotations
 
@@ -6,98 +6,157 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from registry.deployments import Entry, Line, fold
+from registry.deployments import Draft, Entry, GateResult, fold, plan_rollback
 from registry.errors import Refused, UsageError
 
 
-def entry(number: int, base: int, kind: str = "promote", restores: int | None = None) -> Entry:
+def entry(number: int, base: int, kind: str = "promote", restores: int = 0, version: int | None = None) -> Entry:
     return Entry(
-        number=number, model="cnn", environment="production", kind=kind, sha256=f"{restores or number:064x}",
-        candidate_version=str(restores or number), base=base, restores=restores, source="models:/m-1", actor="ada",
-        reason="because", at="2026-01-01T00:00:00+00:00",
-    )  # fmt: skip
+        number=number,
+        kind=kind,
+        key=f"key{number}",
+        base=base,
+        sha256=f"{number:064x}",
+        candidate_version=version if version is not None else number,
+        source=f"models:/m-{number}",
+        actor="ann",
+        reason="because",
+        at="2026-01-02T03:04:05+00:00",
+        restores=restores,
+    )
+
+
+def promotions(count: int) -> list[Entry]:
+    return [entry(number, number - 1) for number in range(1, count + 1)]
+
+
+def rolled_back(log: list[Entry], to: int | None = None) -> list[Entry]:
+    line = fold(log)
+    target = plan_rollback(line, to)
+    return [*log, entry(len(log) + 1, line.base, "rollback", target.number, target.candidate_version)]
 
 
 @st.composite
-def histories(draw: st.DrawFn) -> list[Entry]:
-    """What writers append who each looked at the log at some earlier moment, or crashed before they looked."""
+def races(draw):
+    """Authors who read the log and append at other moments. Yields the log, and per entry whether its author, who
+    reads once more after appending, is told that it counts."""
     log: list[Entry] = []
-    for number in range(1, draw(st.integers(0, 25)) + 1):
-        seen = fold(log[: draw(st.integers(max(0, len(log) - 4), len(log)))])
-        if len(seen.stack) > 1 and draw(st.booleans()):
-            log.append(entry(number, seen.base, "rollback", seen.rollback_target().number))
-        else:
-            log.append(entry(number, seen.base))
-    return log
+    told: dict[int, bool] = {}
+    seen: dict[int, int] = {}
+    for author, appends in draw(st.lists(st.tuples(st.integers(0, 3), st.booleans()), max_size=40)):
+        if not appends:
+            seen[author] = fold(log).base
+        elif author in seen:
+            new = entry(len(log) + 1, seen.pop(author))
+            log.append(new)
+            told[new.number] = fold(log).won(new.key) is not None
+    return log, told
 
 
-@given(histories(), st.randoms())
-def test_every_reader_finds_the_same_live_deployment(log: list[Entry], order: object) -> None:
-    shuffled = list(log)
-    order.shuffle(shuffled)  # type: ignore[attr-defined]
+@given(races())
+def test_one_deployment_is_live_and_it_is_what_the_winners_were_told(race):
+    log, told = race
     line = fold(log)
-    assert fold(shuffled) == line
-    assert sorted(e.number for e in [*line.counted, *line.lost]) == [e.number for e in log]
-    assert (line.live is None) == (not log)
-    if line.live:
-        assert line.stack[-1].number == line.live.stands_for
+    assert [e.number for e in line.counted] == [number for number, won in told.items() if won]
+    assert [e.number for e in line.lost] == [number for number, won in told.items() if not won]
+    assert line.live == (line.counted[-1] if line.counted else None)
+    assert bool(line.live) == bool(log)
 
 
-@given(histories())
-def test_an_entry_that_counted_when_it_was_appended_counts_for_ever(log: list[Entry]) -> None:
-    told_won = {e.number for i, e in enumerate(log) if e in fold(log[: i + 1]).counted}
-    assert told_won == {e.number for e in fold(log).counted}
+@given(races(), st.randoms())
+def test_every_reader_sees_the_same_in_whatever_order_entries_arrive(race, random):
+    log, _ = race
+    shuffled = list(log)
+    random.shuffle(shuffled)
+    assert fold(shuffled) == fold(log)
 
 
-@given(histories())
-def test_of_two_with_the_same_base_at_most_one_counts(log: list[Entry]) -> None:
-    bases = [e.base for e in fold(log).counted]
-    assert len(bases) == len(set(bases))
+@given(races())
+def test_what_counted_once_counts_for_ever(race):
+    log, _ = race
+    for length in range(len(log)):
+        before, after = fold(log[:length]), fold(log)
+        assert after.counted[: len(before.counted)] == before.counted
 
 
-@given(st.integers(1, 12))
-def test_rolling_back_n_times_walks_back_through_n_promotions(count: int) -> None:
-    log = [entry(number, number - 1) for number in range(1, count + 1)]
-    for back in range(1, count):
-        line = fold(log)
-        target = line.rollback_target()
-        assert target.number == count - back
-        log.append(entry(len(log) + 1, line.base, "rollback", target.number))
-    with pytest.raises(Refused, match="nothing to go back to"):
-        fold(log).rollback_target()
+@given(races())
+def test_each_counted_entry_follows_the_one_that_its_author_saw(race):
+    counted = fold(race[0]).counted
+    assert [e.base for e in counted] == [0, *(e.number for e in counted)][: len(counted)]
 
 
-def test_a_promotion_after_a_rollback_goes_back_to_what_was_live_before_it() -> None:
-    log = [entry(1, 0), entry(2, 1), entry(3, 2, "rollback", 1), entry(4, 3)]
-    assert fold(log).rollback_target().number == 1
+@given(st.integers(1, 12), st.data())
+def test_rollbacks_walk_back_through_the_promotions(count, data):
+    log = promotions(count)
+    steps = data.draw(st.integers(0, count - 1))
+    for step in range(1, steps + 1):
+        log = rolled_back(log)
+        assert fold(log).live.candidate_version == count - step
 
 
-def test_one_can_go_back_to_a_named_entry_even_to_one_rolled_back_from() -> None:
-    line = fold([entry(1, 0), entry(2, 1), entry(3, 2, "rollback", 1)])
-    assert line.rollback_target(2).number == 2
-    with pytest.raises(UsageError, match="live already"):
-        line.rollback_target(1)
-    with pytest.raises(UsageError, match="there is no entry 9"):
-        line.rollback_target(9)
+@given(st.lists(st.sampled_from(["promote", "rollback"]), max_size=40))
+def test_promote_and_rollback_are_push_and_pop(operations):
+    log: list[Entry] = []
+    stack: list[int] = []
+    for operation in operations:
+        if operation == "promote":
+            log.append(entry(len(log) + 1, fold(log).base))
+            stack.append(log[-1].number)
+        elif len(stack) > 1:
+            log = rolled_back(log)
+            stack.pop()
+        else:
+            with pytest.raises(Refused, match="nothing"):
+                plan_rollback(fold(log))
+    live = fold(log).live
+    assert (live.candidate_version if live else None) == (stack[-1] if stack else None)
 
 
-def test_one_cannot_go_back_to_an_entry_that_lost() -> None:
-    with pytest.raises(UsageError, match="lost its race"):
-        fold([entry(1, 0), entry(2, 0), entry(3, 1)]).rollback_target(2)
+@given(races(), st.data())
+def test_an_entry_deleted_by_hand_changes_nothing_but_itself(race, data):
+    log, _ = race
+    counted = [e.number for e in fold(log).counted]
+    if len(counted) < 2:
+        return
+    deleted = data.draw(st.sampled_from(counted[:-1]))
+    line = fold([e for e in log if e.number != deleted])
+    assert line.live == fold(log).live
 
 
-def test_a_rollback_to_what_never_was_counts_for_nothing() -> None:
-    line = fold([entry(1, 0), entry(2, 1, "rollback", 7)])
-    assert line.live == entry(1, 0)
+def test_going_back_to_a_named_entry_and_on_from_there():
+    log = rolled_back(promotions(4), to=2)
+    assert fold(log).live.candidate_version == 2
+    assert fold(rolled_back(log)).live.candidate_version == 1
+    assert fold(rolled_back(log, to=4)).live.candidate_version == 4
 
 
-def test_an_empty_log_has_nothing_live() -> None:
-    assert fold([]) == Line()
-    with pytest.raises(Refused, match="nothing was ever live here"):
-        Line().rollback_target()
+def test_a_rollback_named_as_target_means_what_it_brought_back():
+    log = [*rolled_back(promotions(3))]
+    log.append(entry(5, 4))
+    assert plan_rollback(fold(log), to=4).number == 2
 
 
-def test_an_entry_reads_as_a_sentence() -> None:
-    assert str(entry(1, 0)) == "ada promoted version 1 to production: because"
-    assert str(entry(3, 2, "rollback", 1)) == "ada rolled production back to version 1 (entry 1): because"
-    assert "past its gates" in str(entry(1, 0).model_copy(update={"forced": True}))
+def test_the_first_deployment_cannot_be_rolled_back():
+    with pytest.raises(Refused, match="nothing is live"):
+        plan_rollback(fold([]))
+    with pytest.raises(Refused, match="nothing to roll back to: version 1"):
+        plan_rollback(fold(promotions(1)))
+
+
+def test_entries_that_were_never_live_cannot_be_restored():
+    line = fold([*promotions(2), entry(3, 1)])
+    with pytest.raises(UsageError, match="entry 3 lost a race"):
+        plan_rollback(line, to=3)
+    with pytest.raises(UsageError, match="no entry 9"):
+        plan_rollback(line, to=9)
+
+
+def test_an_entry_reads_as_a_sentence():
+    promoted = entry(3, 2)
+    assert str(promoted) == "ann promoted version 3 (sha256 000000000000): because"
+    forced = Draft.model_validate(
+        {**promoted.model_dump(), "forced": True, "gates": [GateResult(requirement="data", met=False, detail="failed")]}
+    )
+    assert str(forced) == "ann forced version 3 (sha256 000000000000) in, against data: because"
+    back = entry(4, 3, "rollback", restores=2, version=2)
+    assert str(back) == "ann rolled back to version 2 (sha256 000000000000), as entry 2 deployed it: because"

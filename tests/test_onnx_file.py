@@ -70,11 +70,13 @@ def test_a_truncated_or_garbled_file_is_a_line_and_never_a_traceback(tmp_path: P
     tail = data.draw(st.binary(max_size=20))
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(content[:end] + tail)
+    said = ""
     try:
         onnx_file.check(broken)
     except UsageError as error:
-        assert "\n" not in str(error)
-        assert str(error).startswith("broken.onnx: ")
+        said = str(error)
+    assert "\n" not in said
+    assert not said or said.startswith("broken.onnx: ")
 
 
 def test_a_file_that_is_not_onnx_is_refused(tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from registry.errors import UsageError
-from stages.params import Dim, Input
 from stages.parity.cases import draw, random_cases, sample_cases, size_key, typical_sizes
 from stages.parity.compare import agreement, compare
+from stages.settings import Dim, Input
 
 sizes = st.integers(1, 40).flatmap(
     lambda low: st.integers(low, 64).flatmap(

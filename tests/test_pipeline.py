@@ -5,6 +5,7 @@ The tests share one clone and build on its state, in the order in which they sta
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -96,9 +97,8 @@ def test_nothing_written_knows_where_the_checkout_lies(checkout: Path) -> None:
     for path in (checkout / "build").rglob("*"):
         if path.is_file():
             assert str(checkout).encode() not in path.read_bytes(), path
-    assert run("git status --porcelain --untracked-files=all", checkout).stdout.split() == [
-        "M", "params.yaml", "??", "dvc.lock", "??", "models/toy.py",
-    ]  # fmt: skip
+    changed = run("git status --porcelain --untracked-files=all", checkout).stdout.splitlines()
+    assert changed == [" M params.yaml", "?? dvc.lock", "?? models/toy.py"]
 
 
 def test_a_second_run_computes_nothing_but_says_no_again(checkout: Path) -> None:
@@ -134,11 +134,8 @@ def test_another_cpu_measures_again_and_exports_nothing(checkout: Path) -> None:
     host.write_text(re.sub(r"INSTRUCTION_SETS = \(.*?\)", 'INSTRUCTION_SETS = ("fpu",)', text, flags=re.S))
     code, ran, output = repro(checkout)
     assert code == 0, output
-    assert ran == ALWAYS | {
-        f"{stage}@{model}" for stage in ("benchmark", "select", "publish") for model in ("toy", "other")
-    } | {"verdict"} or ran == ALWAYS | {
-        f"{stage}@{m}" for stage in ("benchmark", "select", "publish") for m in ("toy", "other")
-    }
+    again = {f"{stage}@{model}" for stage in ("benchmark", "select", "publish") for model in ("toy", "other")}
+    assert ran - {"verdict"} == ALWAYS | again
     assert published(checkout)["versions"].count(("toy", 1)) == 1
     host.write_text(text)
     repro(checkout)
@@ -165,13 +162,15 @@ def test_a_stage_killed_halfway_ends_as_if_undisturbed(checkout: Path, stage: st
     until = time.monotonic() + 180
     while victim is None and time.monotonic() < until and process.poll() is None:
         for child in psutil.Process(process.pid).children(recursive=True):
-            if child.name().startswith("python") and f"stages.{stage}" in child.cmdline():
-                victim = child
+            with contextlib.suppress(psutil.Error):  # it has just ended
+                if child.name().startswith("python") and f"stages.{stage}" in child.cmdline():
+                    victim = child
         time.sleep(0.05)
     assert victim is not None, "the stage never ran"
     time.sleep(0.8)
-    for child in [*victim.children(recursive=True), victim]:
-        child.send_signal(signal.SIGKILL)
+    with contextlib.suppress(psutil.NoSuchProcess):  # what it had started ends with it
+        for child in [*victim.children(recursive=True), victim]:
+            child.send_signal(signal.SIGKILL)
     assert process.wait(120) != 0
     if stage == "benchmark":
         edit(checkout, "toy", benchmark=toy_params()["models"]["toy"]["benchmark"])
@@ -196,8 +195,7 @@ def test_wrong_params_are_one_line_and_nothing_changes(checkout: Path) -> None:
 
 def test_a_stage_run_by_hand_explains_itself(checkout: Path) -> None:
     edit(checkout, "toy", tolerance={"rtol": 0.001})
-    for stage in ("params", "host", "tracking", "train", "data", "export", "verify", "optimize", "quantize", "benchmark",
-                  "select", "publish", "verdict"):  # fmt: skip
+    for stage in yaml.safe_load((checkout / "dvc.yaml").read_text())["stages"]:
         done = run(f"python -m stages.{stage} --help", checkout)
         assert done.returncode == 0, done.stdout
         assert f"python -m stages.{stage}" in done.stdout

@@ -1,157 +1,286 @@
-"""InferenceSession: loads by name or file, checks what it is fed, and never falls back in silence."""
+"""What a session accepts, refuses and answers."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
-from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
-import torch
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
+from registry import operations, session
 from registry.errors import Refused, UsageError
 from registry.session import InferenceSession, ProviderFallback
-from tests.evidence_factory import register
-from tests.onnx_models import linear
+from tests.store_factory import add_candidate, fresh_store, scale_model
 
-X = np.linspace(-1, 1, 28, dtype=np.float32).reshape(7, 4)
-
-
-@pytest.fixture
-def session(tmp_path: Path) -> InferenceSession:
-    return InferenceSession(linear(tmp_path / "m.onnx"))
+X = np.arange(12, dtype=np.float32).reshape(3, 4)
 
 
-@pytest.fixture
-def two(tmp_path: Path) -> InferenceSession:
-    """a [batch, 2] float32 and n [batch] int64 to their sum and their difference."""
-    shape = ["batch", 2]
+def save(path, nodes, inputs, outputs, initializers=()):
+    def value(name, kind, shape):
+        return helper.make_tensor_value_info(name, kind, shape)
+
     graph = helper.make_graph(
-        [
-            helper.make_node("Cast", ["n"], ["f"], to=TensorProto.FLOAT),
-            helper.make_node("Unsqueeze", ["f", "axis"], ["c"]),
-            helper.make_node("Add", ["a", "c"], ["sum"]),
-            helper.make_node("Sub", ["a", "c"], ["difference"]),
-        ],
-        "two",
-        [
-            helper.make_tensor_value_info("a", TensorProto.FLOAT, shape),
-            helper.make_tensor_value_info("n", TensorProto.INT64, ["batch"]),
-        ],
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("sum", "difference")],
-        [onnx.numpy_helper.from_array(np.array([1]), "axis")],
+        nodes, "graph", [value(*i) for i in inputs], [value(*o) for o in outputs], initializer=list(initializers)
     )
-    path = tmp_path / "two.onnx"
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10), path)
-    return InferenceSession(path)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    return path
 
 
-def test_arrays_tensors_lists_and_wider_numbers_give_the_same_answer(session: InferenceSession) -> None:
-    wanted = session.predict(X)
-    assert wanted.shape == (7, 3)
-    for value in (torch.from_numpy(X), torch.from_numpy(X).requires_grad_(), X.astype(np.float64), X.tolist()):
-        assert np.allclose(session.predict(value), wanted)
-    assert np.allclose(session.predict(x=X), wanted)
-    assert np.allclose(session.predict({"x": X}), wanted)
+@pytest.fixture
+def scale(tmp_path) -> InferenceSession:
+    return InferenceSession(scale_model(tmp_path / "scale.onnx", 2))
 
 
-def test_many_inputs_go_by_position_by_name_or_mixed(two: InferenceSession) -> None:
-    a, n = np.ones((3, 2), np.float32), np.array([1, 2, 3])
-    for found in (two.predict(a, n), two.predict(a, n=n), two.predict(n=n, a=a), two.predict({"a": a, "n": n})):
-        assert found["sum"].tolist() == [[2, 2], [3, 3], [4, 4]]
-        assert found["difference"][0].tolist() == [0, 0]
+@pytest.fixture
+def two(tmp_path) -> InferenceSession:
+    """total = sum over the sequence of a; picked = ids, with a float32[batch, sequence] and ids int64[batch]."""
+    return InferenceSession(
+        save(
+            tmp_path / "two.onnx",
+            [
+                helper.make_node("ReduceSum", ["a", "axes"], ["total"], keepdims=0),
+                helper.make_node("Identity", ["ids"], ["picked"]),
+            ],
+            [("a", TensorProto.FLOAT, ["batch", "sequence"]), ("ids", TensorProto.INT64, ["batch"])],
+            [("total", TensorProto.FLOAT, ["batch"]), ("picked", TensorProto.INT64, ["batch"])],
+            [numpy_helper.from_array(np.array([1], np.int64), "axes")],
+        )
+    )
+
+
+@pytest.fixture
+def fixed(tmp_path) -> InferenceSession:
+    return InferenceSession(
+        save(
+            tmp_path / "fixed.onnx",
+            [helper.make_node("Neg", ["x"], ["y"])],
+            [("x", TensorProto.FLOAT, [4, 2])],
+            [("y", TensorProto.FLOAT, [4, 2])],
+        )
+    )
+
+
+def test_one_input_by_position_by_name_and_as_a_dict(scale):
+    for answer in (scale.predict(X), scale.predict(x=X), scale.predict({"x": X}), scale.predict(X.tolist())):
+        assert answer.dtype == np.float32
+        assert np.array_equal(answer, 2 * X)
+
+
+def test_torch_tensors_are_inputs(scale):
+    torch = pytest.importorskip("torch")
+    assert np.array_equal(scale.predict(torch.from_numpy(X).requires_grad_()), 2 * X)
+    with pytest.raises(UsageError, match="input x cannot be made an array"):
+        scale.predict(torch.from_numpy(X).to(torch.bfloat16))
+
+
+def test_many_inputs_give_a_dict_of_outputs(two):
+    ids = np.arange(3)
+    for answer in (two.predict(X, ids), two.predict(X, ids=ids), two.predict(ids=ids, a=X)):
+        assert list(answer) == ["total", "picked"]
+        assert np.array_equal(answer["total"], X.sum(1))
+        assert np.array_equal(answer["picked"], ids)
 
 
 @pytest.mark.parametrize(
-    ("feed", "words"),
+    ("args", "kwargs", "message"),
     [
-        ({"x": X[0]}, r"x has 1 dimensions"),
-        ({"x": X[:, :3]}, r"x has shape \[7, 3\]; wanted \['batch', 4\]"),
-        ({"z": X}, "missing x; unknown z; the model has x float32"),
-        ({}, "missing x"),
-        ({"x": X > 0, "y": X}, "unknown y"),
-        ({"x": X.astype(np.complex64)}, "x is complex64; wanted float32"),
-        ({"x": [["a"] * 4]}, "no array of numbers"),
+        ((X,), {}, r"input ids is missing; the model takes a float32\[batch, sequence\], ids int64\[batch\]"),
+        ((X, [1], [2]), {}, "3 inputs given, the model takes 2"),
+        ((X,), {"a": X}, "input 'a' is given by position and by name"),
+        ((X, [1, 2, 3]), {"mask": X}, "the model has no input mask"),
+        ((X, [1, 2]), {}, "dimension batch is 3 in input a and 2 in input ids"),
+        ((X[0], [1, 2, 3]), {}, r"input a has rank 1, shape \[4\]"),
+        ((X, np.array([1.0, 2, 3])), {}, r"input ids is float64.*astype\('int64'\)"),
+        ((X, [1.5, 2, 3]), {}, "input ids is float64"),
+        ((X.astype(np.int64), [1, 2, 3]), {}, "input a is int64"),
+        ((X.astype(complex), [1, 2, 3]), {}, "input a is complex128"),
+        (([[1, 2], [3]], [1, 2]), {}, "input a cannot be made an array"),
+        ((X, ["one", "two", "three"]), {}, "input ids is <U5"),
+        ((X, [1, 2, 2**63]), {}, "input ids is float64"),
+        ((None, [1, 2, 3]), {}, "input a is object"),
+        ((X[:0], np.arange(0)), {}, "input a is empty"),
     ],
 )
-def test_what_does_not_fit_is_refused_with_what_was_wanted(session: InferenceSession, feed: dict, words: str) -> None:
-    with pytest.raises(UsageError, match=words):
-        session.predict(**feed)
+def test_wrong_inputs_are_refused_in_words(two, args, kwargs, message):
+    with pytest.raises(UsageError, match=message):
+        two.predict(*args, **kwargs)
 
 
-def test_inputs_that_disagree_on_a_dimension_are_refused(two: InferenceSession) -> None:
-    with pytest.raises(UsageError, match="n has batch = 2, an earlier input has 3"):
-        two.predict(np.ones((3, 2), np.float32), np.array([1, 2]))
-    with pytest.raises(UsageError, match="both by position and by name"):
-        two.predict(np.ones((3, 2), np.float32), a=np.ones((3, 2), np.float32))
-    with pytest.raises(UsageError, match="3 inputs given"):
-        two.predict(1, 2, 3)
-    with pytest.raises(UsageError, match="n is float64; wanted int64"):
-        two.predict(np.ones((1, 2), np.float32), np.array([1.5]))
+def test_fixed_dimensions_are_checked(scale):
+    with pytest.raises(UsageError, match=r"shape \[3, 3\]; the model takes x float32\[batch, 4\]"):
+        scale.predict(X[:, :3])
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 3, 7, 100])
-def test_batches_give_what_one_call_gives(session: InferenceSession, batch_size: int) -> None:
-    assert np.allclose(session.predict_batches(X, batch_size), session.predict(X), atol=1e-6)
+@pytest.mark.parametrize("dtype", [np.float64, np.float16, np.int8, np.uint16, bool])
+def test_casts_that_lose_nothing_are_made(scale, dtype):
+    values = np.ones((2, 4), dtype)
+    assert np.array_equal(scale.predict(values), np.full((2, 4), 2, np.float32))
 
 
-def test_batches_of_many_inputs_and_of_none(two: InferenceSession, session: InferenceSession) -> None:
-    feed = {"a": np.ones((5, 2), np.float32), "n": np.arange(5)}
-    found = two.predict_batches(feed, 2)
-    assert np.array_equal(found["sum"], two.predict(feed)["sum"])
-    empty = session.predict_batches(X[:0])
-    assert (empty.shape, empty.dtype) == ((0, 3), np.float32)
-    with pytest.raises(UsageError, match="different numbers of samples"):
-        two.predict_batches({**feed, "n": np.arange(4)})
-    with pytest.raises(UsageError, match="batch_size must be at least 1"):
-        session.predict_batches(X, 0)
+def test_other_memory_layouts_give_the_same(scale):
+    swapped = X.astype(">f4")
+    assert np.array_equal(scale.predict(np.asfortranarray(X)), 2 * X)
+    assert np.array_equal(scale.predict(swapped), 2 * X)
+    assert np.array_equal(scale.predict(X[::-1]), 2 * X[::-1])
 
 
-def test_a_provider_that_is_not_used_is_loud_and_fatal_on_request(tmp_path: Path) -> None:
-    path = linear(tmp_path / "m.onnx")
-    with pytest.warns(
-        ProviderFallback, match="CUDAExecutionProvider is not used here.*computes on CPUExecutionProvider"
-    ):
-        InferenceSession(path, providers=["CUDAExecutionProvider"])
-    with pytest.raises(Refused, match="CUDAExecutionProvider is not used"):
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 100])
+def test_batches_join_to_the_same_answer(scale, two, batch_size):
+    assert np.array_equal(scale.predict_batches(X, batch_size), 2 * X)
+    for inputs in ({"a": X, "ids": np.arange(3)}, (X, np.arange(3)), [X, np.arange(3)]):
+        answer = two.predict_batches(inputs, batch_size)
+        assert np.array_equal(answer["total"], X.sum(1))
+        assert np.array_equal(answer["picked"], np.arange(3))
+
+
+@pytest.mark.parametrize("count", [1, 4, 5, 9])
+def test_a_model_of_a_fixed_batch_takes_any_number_of_samples(fixed, count):
+    values = np.arange(2 * count, dtype=np.float32).reshape(count, 2)
+    assert np.array_equal(fixed.predict_batches(values), -values)
+
+
+def test_no_samples_give_empty_answers(scale, two, fixed):
+    empty = scale.predict_batches(X[:0])
+    assert (empty.shape, empty.dtype) == ((0, 4), np.float32)
+    answer = two.predict_batches({"a": X[:0], "ids": np.arange(0)})
+    assert {name: (array.shape, array.dtype) for name, array in answer.items()} == {
+        "total": ((0,), np.float32),
+        "picked": ((0,), np.int64),
+    }
+    assert fixed.predict_batches(np.zeros((0, 2), np.float32)).shape == (0, 2)
+
+
+def test_wrong_batches_are_refused(scale, two):
+    with pytest.raises(UsageError, match="differ in their number of samples"):
+        two.predict_batches((X, np.arange(2)))
+    with pytest.raises(UsageError, match="one array for 2 inputs"):
+        two.predict_batches(X)
+    with pytest.raises(UsageError, match="batch_size: 0"):
+        scale.predict_batches(X, 0)
+    with pytest.raises(UsageError, match="first axis"):
+        scale.predict_batches(np.float32(1))
+    with pytest.raises(UsageError, match="rank 3"):
+        scale.predict_batches(np.zeros((0, 4, 1), np.float32))
+
+
+def test_an_output_that_is_not_per_sample_cannot_be_joined(tmp_path):
+    summed = InferenceSession(
+        save(
+            tmp_path / "sum.onnx",
+            [helper.make_node("ReduceSum", ["x"], ["y"], keepdims=0)],
+            [("x", TensorProto.FLOAT, ["batch", 4])],
+            [("y", TensorProto.FLOAT, [])],
+        )
+    )
+    assert summed.predict(X) == X.sum()
+    with pytest.raises(UsageError, match="output y does not hold one answer a sample"):
+        summed.predict_batches(X)
+
+
+def test_strings_are_inputs_too(tmp_path):
+    same = InferenceSession(
+        save(
+            tmp_path / "text.onnx",
+            [helper.make_node("Identity", ["x"], ["y"])],
+            [("x", TensorProto.STRING, ["batch"])],
+            [("y", TensorProto.STRING, ["batch"])],
+        )
+    )
+    assert same.predict(["one", "two"]).tolist() == ["one", "two"]
+    with pytest.raises(UsageError, match=r"x string\[batch\]"):
+        same.predict(np.arange(2))
+
+
+def test_metadata_of_a_file(scale, tmp_path):
+    about = scale.metadata
+    assert about.inputs[0].about == "four numbers"
+    assert about.inputs[0].shape == ["batch", 4]
+    assert about.opsets == {"ai.onnx": 20}
+    assert about.providers == ["CPUExecutionProvider"]
+    assert len(about.sha256) == 64
+    assert about.version is None
+
+
+def test_a_provider_that_is_not_here_is_said_aloud(tmp_path):
+    path = scale_model(tmp_path / "m.onnx", 2)
+    with pytest.warns(ProviderFallback, match="NoSuchProvider cannot be used here"):
+        loaded = InferenceSession(path, providers=["NoSuchProvider"])
+    assert np.array_equal(loaded.predict(X), 2 * X)
+    with pytest.raises(UsageError, match=r"CUDAExecutionProvider cannot be used here.*onward\[cuda\]"):
         InferenceSession(path, providers=["CUDAExecutionProvider"], strict_providers=True)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        InferenceSession(path, providers=["CPUExecutionProvider"], strict_providers=True)
+        InferenceSession(path, providers=[("CPUExecutionProvider", {})], strict_providers=True)
 
 
-def test_session_options_are_the_callers(tmp_path: Path) -> None:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    assert InferenceSession(linear(tmp_path / "m.onnx"), session_options=options).predict(X).shape == (7, 3)
-
-
-def test_metadata_documents_inputs_and_outputs(session: InferenceSession) -> None:
-    found = session.metadata
-    assert found["inputs"] == [{"name": "x", "dtype": "float32", "shape": ["batch", 4], "about": ""}]
-    assert found["providers"] == ["CPUExecutionProvider"]
-    assert found["opsets"] == {"ai.onnx": 17}
-
-
-def test_a_version_is_loaded_from_the_store_and_then_from_the_cache(store_uri: str, tmp_path: Path) -> None:
-    register(tmp_path)
-    session = InferenceSession("toy/1")
-    assert (session.metadata["model"], session.metadata["version"]) == ("toy", "1")
-    cached = tmp_path / "cache" / "onward" / session.metadata["sha256"]
-    assert (cached / "model.onnx").is_file()
-    assert np.array_equal(InferenceSession("toy/1").predict(X), session.predict(X))
-    (cached / "model.onnx").write_bytes(b"changed")
-    with pytest.raises(Refused, match=r"model\.onnx has changed.*in the cache"):
-        InferenceSession("toy/1")
-
-
-def test_files_that_are_no_model_are_a_users_mistake(tmp_path: Path) -> None:
-    path = tmp_path / "m.onnx"
-    path.write_bytes(b"rubbish")
-    with pytest.raises(UsageError, match="is no ONNX file"):
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("absent.onnx", None, "there is no such file"),
+        ("garbage.onnx", b"\x00\xff not onnx", "ONNX Runtime cannot load it"),
+        ("empty.onnx", b"", "ONNX Runtime cannot load it"),
+    ],
+)
+def test_files_that_are_no_models(tmp_path, name, content, message):
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UsageError, match=message):
         InferenceSession(path)
-    with pytest.raises(UsageError, match="there is no such file; a registered model is MODEL@ENVIRONMENT"):
-        InferenceSession(tmp_path / "none.onnx")
+
+
+def test_loads_by_environment_by_version_and_by_folder(tmp_path, monkeypatch):
+    store = fresh_store(tmp_path, monkeypatch)
+    for factor in (1, 2):
+        add_candidate(store, "cnn", factor)
+    operations.promote("cnn", "staging", 2, reason="because", store=store)
+    live = InferenceSession("cnn@staging")
+    assert np.array_equal(live.predict(X), 2 * X)
+    about = live.metadata
+    assert (about.model, about.version, about.environment, about.entry) == ("cnn", 2, "staging", 1)
+    assert about.sha256 == store.candidate("cnn", 2).sha256
+    assert np.array_equal(InferenceSession("cnn/1").predict(X), X)
+    assert np.array_equal(InferenceSession(session.cache() / about.sha256).predict(X), 2 * X)
+
+
+def test_changed_bytes_are_refused_by_file_name(tmp_path, monkeypatch):
+    store = fresh_store(tmp_path, monkeypatch)
+    add_candidate(store, "cnn")
+    operations.promote("cnn", "staging", reason="because", store=store)
+    folder = session.cache() / InferenceSession("cnn@staging").metadata.sha256
+    with open(folder / "MLmodel", "a") as file:
+        file.write("\n")
+    with pytest.raises(Refused, match=r"cnn@staging: .*MLmodel has changed.*Delete .* to download it again"):
+        InferenceSession("cnn@staging")
+
+
+@pytest.mark.parametrize(
+    ("target", "error", "message"),
+    [
+        ("cnn@production", Refused, "nothing is live in production of cnn"),
+        ("cnn@moon", UsageError, "no environment 'moon'"),
+        ("nope@staging", UsageError, "no version of 'nope'"),
+        ("cnn/9", UsageError, "no version 9 of cnn"),
+        ("cnn", UsageError, "there is no such file; a registered model is MODEL@ENVIRONMENT"),
+        ("../x@staging", UsageError, "there is no such file"),
+    ],
+)
+def test_targets_that_name_nothing(tmp_path, monkeypatch, target, error, message):
+    add_candidate(fresh_store(tmp_path, monkeypatch), "cnn")
+    with pytest.raises(error, match=message):
+        InferenceSession(target)
+
+
+def test_without_onnxruntime_the_message_says_what_installs_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(UsageError, match=r"pip install 'onward\[cpu\]'"):
+        InferenceSession(scale_model(tmp_path / "m.onnx", 2))
+
+
+def test_importing_a_session_imports_neither_torch_nor_mlflow_nor_onnxruntime():
+    code = "import registry.session, sys; print([m for m in ('torch', 'mlflow', 'onnxruntime') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

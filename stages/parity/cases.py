@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from registry.errors import UsageError
-from stages.params import Dim, Input
+from stages.settings import Dim, Input
 
 Array = npt.NDArray[np.generic]
 Generator = Callable[[dict[str, int], np.random.Generator], dict[str, Array]]

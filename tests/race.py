@@ -1,0 +1,38 @@
+"""What the processes of a race do; a module of its own so that a fresh process can import it."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+from registry import operations
+from registry.errors import LostRace, Refused
+from registry.store import Store
+
+
+def promote_and_roll_back(seed: int, attempts: int) -> list[str]:
+    """Promote and roll back by turns, and return what each attempt was told."""
+    store = Store()
+    told = []
+    for attempt in range(attempts):
+        try:
+            if (seed + attempt) % 3 == 2:
+                done = operations.rollback("cnn", "staging", reason="race", actor=f"p{seed}", store=store)
+            else:
+                version = 1 + (seed + attempt) % 3
+                done = operations.promote("cnn", "staging", version, reason="race", actor=f"p{seed}", store=store)
+            told.append("won" if done.changed else "already live")
+        except LostRace:
+            told.append("lost")
+        except Refused:
+            told.append("refused")
+    return told
+
+
+class _Killed(Store):
+    def heal(self, environment, model, log=None):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def promote_and_die_before_the_alias(version: int) -> None:
+    operations.promote("cnn", "staging", version, reason="doomed", store=_Killed())

@@ -1,0 +1,294 @@
+"""The `onward` command: what it prints, and the exit codes that scripts rely on."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from registry import cli, gates, operations
+from tests.store_factory import add_candidate, artifacts_of, fresh_store, scale_model
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    return fresh_store(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def onward(monkeypatch, capsys):
+    """Run the console entry point: (exit code, stdout, stderr)."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["onward", *arguments])
+        capsys.readouterr()
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+def promote(onward, to, *arguments):
+    return onward("promote", "cnn", *arguments, "--to", to, "--reason", "because")
+
+
+def test_help_is_quick_and_teaches():
+    shown = subprocess.run([sys.executable, "-m", "registry.cli", "--help"], capture_output=True, text=True)
+    assert shown.returncode == 0
+    for command in ("status", "history", "promote", "rollback", "reconcile", "check", "predict", "inspect", "ui"):
+        assert f"\n  {command}" in shown.stdout
+    script = "import sys, registry.cli; print([m for m in ('mlflow', 'numpy', 'onnx', 'torch') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize("command", [command.callback.__name__ for command in cli.app.registered_commands])
+def test_every_command_has_an_example_and_json(onward, command):
+    code, out, _ = onward(command, "--help")
+    assert code == 0
+    assert f"Example: onward {command}" in " ".join(out.split())
+    assert "--json" in out
+
+
+def test_from_candidate_to_production_and_back(store, onward):
+    for factor in (1, 2):
+        version = str(add_candidate(store, "cnn", factor))
+        code, out, err = promote(onward, "staging", version)
+        assert (code, err) == (0, "")
+        assert f"staging of cnn, entry {version}: ann promoted version {version}" in out
+        assert promote(onward, "production")[0] == 0
+    code, out, _ = onward("status")
+    assert code == 0
+    assert out.splitlines()[0].split() == ["model", "newest", "version", "staging", "production"]
+    code, out, _ = onward("rollback", "cnn", "--env", "production", "--reason", "wrong on sevens")
+    assert code == 0
+    assert "ann rolled back to version 1" in out
+    code, out, _ = onward("history", "cnn")
+    assert "wrong on sevens" in out
+    assert "latency met" in out
+    assert [line.split()[0] for line in out.splitlines() if " live " in line] == ["2", "3"]
+
+
+def test_json_is_all_that_stdout_holds(store, onward, tmp_path):
+    add_candidate(store, "cnn")
+    np.savez(tmp_path / "x.npz", x=np.ones((2, 4), np.float32))
+    scale_model(tmp_path / "m.onnx", 2)
+    answers = {}
+    for arguments in (
+        ("promote", "cnn", "--to", "staging", "--reason", "because"),
+        ("status",),
+        ("history", "cnn"),
+        ("check", "cnn@staging"),
+        ("reconcile",),
+        ("predict", "cnn@staging", "--input", "x.npz"),
+        ("inspect", "m.onnx"),
+    ):
+        code, out, err = onward(*arguments, "--json")
+        assert (code, err) == (0, "")
+        answers[arguments[0]] = json.loads(out)
+    assert answers["promote"]["changed"] is True
+    assert answers["status"][0]["environments"]["staging"]["live"]["number"] == 1
+    assert answers["history"]["staging"][0]["state"] == "live"
+    assert answers["check"]["met"] is True
+    assert answers["predict"]["y"]["values"] == [[1, 1, 1, 1]] * 2
+    assert answers["inspect"]["operators"] == {"Mul": 1}
+
+
+def test_a_gate_that_says_no_exits_1_and_lists_all(store, onward):
+    add_candidate(store, "cnn", parity="failed", data=None)
+    code, out, err = promote(onward, "staging", "1")
+    assert (code, out) == (1, "")
+    assert err.startswith(
+        "onward: cnn version 1 is not fit for staging; nothing was changed:\n  parity: failed\n  data:"
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("promote", "cnn", "--to", "moon", "--reason", "x"),
+        ("promote", "cnn", "--to", "staging"),
+        ("promote", "cnn", "three", "--to", "staging", "--reason", "x"),
+        ("promote", "nope", "--to", "staging", "--reason", "x"),
+        ("promote", "../x", "--to", "staging", "--reason", "x"),
+        ("rollback", "cnn", "--env", "staging", "--to", "9", "--reason", "x"),
+        ("history", "nope"),
+        ("check", "cnn"),
+        ("predict", "cnn@staging", "--input", "absent.npz"),
+        ("predict", "absent.onnx", "--input", "x.npz"),
+        ("inspect", "absent.onnx"),
+        ("nonsense",),
+    ],
+)
+def test_wrong_usage_exits_2(store, onward, tmp_path, arguments):
+    promote_version = add_candidate(store, "cnn")
+    operations.promote("cnn", "staging", promote_version, reason="because", store=store)
+    np.savez(tmp_path / "x.npz", x=np.ones((2, 4), np.float32))
+    code, out, err = onward(*arguments)
+    assert (code, out) == (2, "")
+    assert err
+    assert "Traceback" not in err
+
+
+def test_a_lost_race_exits_3(store, onward, monkeypatch):
+    for factor in (1, 2):
+        add_candidate(store, "cnn", factor)
+    judge = gates.judge
+
+    def somebody_is_quicker(*arguments):
+        monkeypatch.setattr(gates, "judge", judge)
+        operations.promote("cnn", "staging", 1, reason="quicker", actor="bob", store=store)
+        return judge(*arguments)
+
+    monkeypatch.setattr(gates, "judge", somebody_is_quicker)
+    code, out, err = promote(onward, "staging", "2")
+    assert (code, out) == (3, "")
+    assert "somebody else got there first" in err
+    assert "bob promoted version 1" in err
+    assert "lost" in onward("history", "cnn")[1]
+
+
+def test_a_store_that_is_down_exits_4(onward, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    code, out, err = onward("status")
+    assert (code, out) == (4, "")
+    assert err.count("\n") == 1
+    assert "secret" not in err
+
+
+def test_without_a_store_or_a_checkout_it_says_what_to_do(onward, tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("DVC_EXP_GIT_REMOTE", raising=False)
+    monkeypatch.chdir(tmp_path)
+    code, _, err = onward("status")
+    assert code == 2
+    assert "MLFLOW_TRACKING_URI is not set" in err
+
+
+def test_an_empty_store_says_what_fills_it(store, onward):
+    assert onward("status") == (0, "No model is registered yet: `dvc repro` registers those that are fit.\n", "")
+
+
+def test_check_finds_a_changed_byte_in_what_is_live(store, onward):
+    add_candidate(store, "cnn")
+    promote(onward, "staging")
+    assert onward("check", "cnn@staging")[0] == 0
+    (artifacts_of(store, "staging.cnn", 1) / "validation" / "tolerance.json").write_text("{}")
+    code, _, err = onward("check", "cnn@staging")
+    assert code == 1
+    assert "validation/tolerance.json has changed" in err
+
+
+def test_check_notices_answers_that_do_not_repeat(store, onward):
+    add_candidate(store, "cnn", 2, recorded_factor=3)
+    promote(onward, "staging")
+    code, out, err = onward("check", "cnn@staging")
+    assert code == 1
+    assert "output y is off by up to 7" in err
+    assert "met     digest" in out
+
+
+def test_drift_shows_in_status_until_it_is_reconciled(store, onward):
+    add_candidate(store, "cnn")
+    promote(onward, "staging")
+    store._client.delete_registered_model_alias("staging.cnn", "live")
+    assert "the alias live of staging.cnn is nowhere and belongs at 1" in onward("status")[1]
+    assert "put right" in onward("reconcile")[1]
+    assert "alias" not in onward("status")[1]
+
+
+def test_a_table_in_a_pipe_is_not_cut_off(store, onward):
+    name = "a-model-with-quite-a-long-name-that-would-not-fit-into-eighty-columns-" + "x" * 40
+    add_candidate(store, name)
+    onward("promote", name, "--to", "staging", "--reason", "because")
+    assert name in onward("status")[1]
+
+
+def test_predict_writes_every_output(store, onward, tmp_path):
+    scale_model(tmp_path / "m.onnx", 2)
+    x = np.arange(400, dtype=np.float32).reshape(100, 4)
+    np.savez(tmp_path / "x.npz", x=x)
+    code, out, _ = onward("predict", "m.onnx", "--input", "x.npz", "--output", "y.npz")
+    assert (code, out) == (0, "y float32[100, 4] -> y.npz\n")
+    assert np.array_equal(np.load(tmp_path / "y.npz")["y"], 2 * x)
+
+
+def test_predict_refuses_pickled_arrays(onward, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    scale_model(tmp_path / "m.onnx", 2)
+    np.savez(tmp_path / "x.npz", x=np.array([{"a": 1}], dtype=object))
+    code, _, err = onward("predict", "m.onnx", "--input", "x.npz")
+    assert code == 2
+    assert "no .npz file of plain arrays" in err
+
+
+def test_inspect_says_what_a_file_is(onward, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    scale_model(tmp_path / "m.onnx", 2)
+    code, out, _ = onward("inspect", "m.onnx")
+    assert code == 0
+    for words in ("ai.onnx 20", "IR version  10", "x float32[batch, 4]", "Mul", "onward.inputs", "parameters  1"):
+        assert words in out
+
+
+def external(path, location):
+    tensor = numpy_helper.from_array(np.ones((4, 4), np.float32), "w")
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value=location)
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 4])],
+        [tensor],
+    )
+    path.write_bytes(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10).SerializeToString()
+    )
+
+
+@pytest.mark.parametrize(
+    ("prepare", "message"),
+    [
+        (lambda path: path.write_bytes(b"not onnx at all"), "is no ONNX file"),
+        (lambda path: path.write_bytes(b""), "is no ONNX file"),
+        (lambda path: path.write_bytes(scale_model(path, 2).read_bytes()[:-40]), "ONNX"),
+        (lambda path: external(path, "weights.bin"), "external data 'weights.bin' is missing"),
+        (lambda path: external(path, "../../etc/passwd"), "lies outside its own folder"),
+        (lambda path: external(path, "/etc/passwd"), "lies outside its own folder"),
+    ],
+)
+def test_inspect_refuses_broken_files_in_one_line(onward, tmp_path, monkeypatch, prepare, message):
+    monkeypatch.chdir(tmp_path)
+    prepare(tmp_path / "m.onnx")
+    code, out, err = onward("inspect", "m.onnx")
+    assert (code, out) == (2, "")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_who_acts_is_known_without_git(monkeypatch, tmp_path):
+    monkeypatch.setenv("ONWARD_ACTOR", "ann")
+    assert operations.who() == "ann"
+    monkeypatch.delenv("ONWARD_ACTOR")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert operations.who()
+
+
+def test_ui_of_a_server_is_the_servers(onward, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://user:secret@mlflow.example.org")
+    code, out, _ = onward("ui")
+    assert code == 0
+    assert out.startswith("https://mlflow.example.org\n")
+    assert "Model training" in out
