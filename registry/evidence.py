@@ -17,6 +17,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from registry.errors import UsageError
 
+# The export itself among the variants, and the original model beside them.
+PLAIN = "plain"
+REFERENCE = "reference"
+
 Status = Literal["passed", "failed", "not attempted"]
 CaseVerdict = Literal[
     "ok",

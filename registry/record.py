@@ -13,7 +13,7 @@ import math
 import re
 import sqlite3
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,20 +23,25 @@ from registry.connection import connect, ensure_experiment, reachable, tracking_
 from registry.errors import UsageError
 from registry.evidence import (
     Evidence,
-    Measurement,
-    OutputComparison,
     PublishReport,
     TensorSpec,
-    Variant,
-    worst_by_output,
+)
+from registry.figures import (
+    Entry,
+    chosen_measurement,
+    entries,
+    flatten,
+    graph_params,
+    label,
+    sentence,
+    variant_metrics,
+    version_tags,
 )
 from registry.integrity import content_digest
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModel, Run
-
-REFERENCE = "reference"
 
 # The store's own limits for one batch.
 _METRICS, _PARAMS, _TAGS = 1000, 100, 100
@@ -67,19 +72,6 @@ class Publication:
         digest = hashlib.sha256(self.evidence.model_dump_json().encode())
         digest.update(json.dumps(self.params, sort_keys=True, default=str).encode())
         return digest.hexdigest()
-
-
-@dataclass(frozen=True)
-class Entry:
-    """What one child run says: a variant's figures, or why it has none."""
-
-    name: str
-    status: str
-    reason: str
-    metrics: dict[str, float]
-    params: dict[str, str]
-    files: list[Path]
-    provider: str
 
 
 def store_identity(experiment: str) -> dict[str, str]:
@@ -155,13 +147,13 @@ class _Recorder:
         report = PublishReport(model=self.evidence.model, status="passed", run_id=parent.info.run_id)
         finished = parent.info.status in ("FINISHED", "FAILED") and "onward.whole" in parent.data.tags
         models: dict[str, LoggedModel] = {}
-        for entry in entries(self.publication):
+        for entry in entries(self.evidence, self.publication.root):
             child = self._run(
                 f"{self.evidence.model} {entry.name}",
                 {"onward.role": "variant", "onward.variant": entry.name, "mlflow.parentRunId": parent.info.run_id},
             )
             children[entry.name] = child.info.run_id
-            is_chosen = not self.failures and entry.name == _label(chosen.variant, chosen.runtime)
+            is_chosen = not self.failures and entry.name == label(chosen.variant, chosen.runtime)
             if not finished:
                 self._figures(child, entry)
             if entry.files:
@@ -174,7 +166,7 @@ class _Recorder:
             report.reason = f"nothing registered: {reason}"
         else:
             report.sha256 = content_digest(chosen.files)
-            model = models[_label(chosen.variant, chosen.runtime)]
+            model = models[label(chosen.variant, chosen.runtime)]
             report.version = self._version(parent.info.run_id, model, report.sha256)
         if not finished:
             self._parent(parent, report)
@@ -274,7 +266,7 @@ class _Recorder:
             run_id=run_id,
             model_id=model.model_id,
             tags=tags,
-            description=_sentence(self.evidence),
+            description=sentence(self.evidence),
         )
         return int(made.version)
 
@@ -282,14 +274,14 @@ class _Recorder:
         from registry.plots import draw_plots
 
         evidence, run_id = self.evidence, parent.info.run_id
-        chosen = _chosen(evidence)
+        chosen = chosen_measurement(evidence)
         metrics = variant_metrics(chosen, evidence) if chosen else {}
-        tried = list(entries(self.publication))
+        tried = list(entries(self.evidence, self.publication.root))
         metrics["variants_tried"] = len(tried)
         metrics["variants_fit"] = sum(entry.status == "passed" for entry in tried)
         if evidence.train.quality is not None:
             metrics["trained_quality"] = evidence.train.quality
-        params = {**_graph_params(evidence), **_flatten(self.publication.params)}
+        params = {**graph_params(evidence), **flatten(self.publication.params)}
         if chosen:
             params |= {"variant": chosen.variant, "runtime": chosen.runtime, "provider": chosen.provider}
             params["precision"] = chosen.precision
@@ -298,7 +290,7 @@ class _Recorder:
             "onward.reason": report.reason,
             "onward.sha256": report.sha256,
             "onward.version": str(report.version or ""),
-            "mlflow.note.content": report.reason if self.failures else _sentence(evidence),
+            "mlflow.note.content": report.reason if self.failures else sentence(evidence),
         }
         self._log(run_id, metrics, params, tags)
         for path in sorted(self.publication.reports.glob("*/report.json")):
@@ -311,171 +303,3 @@ class _Recorder:
                 self.client.log_artifact(run_id, str(plot), "plots")
         self.client.set_tag(run_id, "onward.whole", "true")
         self.client.set_terminated(run_id, "FAILED" if self.failures else "FINISHED")
-
-
-def entries(publication: Publication) -> Iterator[Entry]:
-    """One entry a child run: the reference, every variant measured, and those that were not, with the reason."""
-    evidence = publication.evidence
-    measured = {m.variant for m in evidence.benchmark.measurements}
-    choices = {(c.variant, c.runtime): c for c in evidence.select.choices}
-    variants = [*evidence.optimize.variants, *evidence.quantize.variants]
-    about = {v.name: v for v in variants}
-    every = [
-        *([evidence.benchmark.reference] if evidence.benchmark.reference else []),
-        *evidence.benchmark.measurements,
-    ]
-    for m in every:
-        choice = choices.get((m.variant, m.runtime))
-        reason = choice.reason if choice and not m.reason else m.reason
-        variant = about.get(m.variant)
-        yield Entry(
-            name=_label(m.variant, m.runtime),
-            status=m.status,
-            reason=reason,
-            metrics=variant_metrics(m, evidence),
-            params={
-                **_graph_params(evidence),
-                "precision": m.precision,
-                "technique": variant.technique if variant else m.variant,
-                "base": variant.base if variant else "",
-                "runtime": m.runtime,
-                "provider": m.provider,
-            },
-            files=[publication.root / file.path for file in m.files],
-            provider=m.provider,
-        )
-    for v in variants:
-        if v.name not in measured:
-            yield Entry(
-                name=v.name,
-                status=v.status if v.status != "passed" else "not attempted",
-                reason=v.reason,
-                metrics=_size_metrics(v),
-                params={**_graph_params(evidence), "precision": v.precision, "technique": v.technique, "base": v.base},
-                files=[],
-                provider="",
-            )
-
-
-def variant_metrics(m: Measurement, evidence: Evidence) -> dict[str, float]:
-    """A variant's figures under names that MLflow's charts group: everything before the last slash is a section."""
-    metrics: dict[str, float] = {}
-    for latency in m.latencies:
-        for figure in ("mean", "std", "min", "max", "p50", "p90", "p95", "p99"):
-            value = getattr(latency, f"{figure}_ms")
-            if value is not None:
-                metrics[f"latency_{m.runtime}/{latency.size}_{figure}_ms"] = value
-        metrics[f"throughput_{m.runtime}/{latency.size}"] = latency.throughput
-    for size, ratio in m.ratios.items():
-        metrics[f"ratio_{m.runtime}/{size}"] = ratio.value
-        metrics[f"ratio_{m.runtime}/{size}_low"] = ratio.low
-        metrics[f"ratio_{m.runtime}/{size}_high"] = ratio.high
-    if m.parity:
-        for output, worst in worst_by_output(m.parity).items():
-            metrics |= {f"parity/{_key(output)}_{name}": value for name, value in _differences(worst)}
-        metrics["parity/cases"] = len(m.parity)
-        metrics["parity/cases_failed"] = sum(case.verdict != "ok" for case in m.parity)
-    choice = next((c for c in evidence.select.choices if (c.variant, c.runtime) == (m.variant, m.runtime)), None)
-    single = {
-        "quality": m.quality,
-        "quality_drop": choice.quality_drop if choice else None,
-        "agreement": m.agreement,
-        "session_ms": m.session_ms,
-        "peak_memory_mb": m.peak_memory_mb,
-        "size_mb": sum(file.size_bytes for file in m.files) / 1e6 if m.files else None,
-    }
-    metrics |= {name: value for name, value in single.items() if value is not None}
-    variant = next((v for v in (*evidence.optimize.variants, *evidence.quantize.variants) if v.name == m.variant), None)
-    return metrics | (_size_metrics(variant) if variant else {})
-
-
-def version_tags(evidence: Evidence) -> dict[str, str]:
-    """What a registered version carries of its evidence, for gates and for people."""
-    chosen = _chosen(evidence)
-    assert chosen is not None
-    choice = next(c for c in evidence.select.choices if c.chosen)
-    graph = evidence.export.graph
-    found: dict[str, Any] = {
-        "variant": chosen.variant,
-        "runtime": chosen.runtime,
-        "provider": chosen.provider,
-        "precision": chosen.precision,
-        "opset": graph.opsets.get("ai.onnx") if graph else None,
-        "verdict": "passed",
-        "parity": evidence.verify.status,
-        "data": evidence.data.status,
-        "quality": chosen.quality if chosen.quality is not None else chosen.agreement,
-        "quality_drop": choice.quality_drop,
-        "quality_budget": evidence.select.quality_budget,
-        "latency_ratio": choice.ratio.value if choice.ratio else None,
-        "latency_ratio_high": choice.ratio.high if choice.ratio else None,
-        "size_mb": sum(file.size_bytes for file in chosen.files) / 1e6,
-        "cpu": evidence.benchmark.machine.cpu if evidence.benchmark.machine else None,
-    }
-    return {key: _text(value) for key, value in found.items() if value is not None}
-
-
-def _chosen(evidence: Evidence) -> Measurement | None:
-    wanted = (evidence.select.variant, evidence.select.runtime)
-    return next((m for m in evidence.benchmark.measurements if (m.variant, m.runtime) == wanted), None)
-
-
-def _sentence(evidence: Evidence) -> str:
-    chosen, choice = _chosen(evidence), next(c for c in evidence.select.choices if c.chosen)
-    assert chosen is not None
-    speed = ""
-    if choice.ratio and chosen.variant != "plain":
-        speed = f", {1 / choice.ratio.value:.2f} times as fast as the plain export"
-    quality = "" if chosen.quality is None else f", quality {chosen.quality:.4f}"
-    drop = "" if not choice.quality_drop else f" ({choice.quality_drop:+.4f} lost)"
-    return f"{chosen.variant} on {chosen.runtime}{speed}{quality}{drop}."
-
-
-def _graph_params(evidence: Evidence) -> dict[str, str]:
-    graph = evidence.export.graph
-    if graph is None:
-        return {}
-    params = {f"opset_{domain}": str(number) for domain, number in graph.opsets.items() if domain != "ai.onnx"}
-    return params | {
-        "opset": str(graph.opsets.get("ai.onnx", "")),
-        "ir_version": str(graph.ir_version),
-        "producer": graph.producer,
-        "exporter": evidence.export.how,
-    }
-
-
-def _size_metrics(variant: Variant) -> dict[str, float]:
-    found = {"nodes": variant.nodes, "compression": variant.compression, "reduction": variant.reduction}
-    return {name: float(value) for name, value in found.items() if value is not None}
-
-
-def _differences(worst: OutputComparison) -> Iterator[tuple[str, float]]:
-    for name in ("max_abs", "mean_abs", "max_rel", "share_out"):
-        value = getattr(worst, name)
-        if value is not None:
-            yield name, value
-
-
-def _flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """`{"export": {"opset": 20}}` to `{"export.opset": "20"}`; lists stay whole, as JSON."""
-    flat: dict[str, str] = {}
-    for key, value in nested.items():
-        name = f"{prefix}{_key(str(key))}"
-        if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{name}.")
-        else:
-            flat[name] = value if isinstance(value, str) else json.dumps(value)
-    return flat
-
-
-def _label(variant: str, runtime: str) -> str:
-    return variant if runtime == "cpu" else f"{variant}-{runtime}"
-
-
-def _key(name: str) -> str:
-    """`name` in the characters that MLflow allows in a metric's or a param's key."""
-    return re.sub(r"[^\w.-]", "_", name)
-
-
-def _text(value: Any) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 
 from registry.evidence import (
+    PLAIN,
+    REFERENCE,
     BenchmarkReport,
     ExportReport,
     FileDigest,
@@ -39,10 +41,8 @@ from stages.reports import blocked
 from stages.runtime.environments import PROVIDERS, python
 from stages.runtime.pool import Worker, WorkerFailure
 from stages.settings import ModelParams
-from stages.variants import PLAIN, placed, plain_words
+from stages.variants import placed, plain_words
 from stages.verify import cases
-
-REFERENCE = "reference"
 
 # A worker's threads spin for a moment after a run; the next one starts when they have gone to sleep.
 REST_SECONDS = 0.003

@@ -8,14 +8,14 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
-from registry.evidence import OptimizeReport, Variant, sha256_file
+from registry.evidence import PLAIN, OptimizeReport, Variant, sha256_file
 from stages import command, paths
 from stages.params import section
 from stages.parity.check import answers, check, sentence
 from stages.reference import reference_worker
 from stages.reports import blocked
 from stages.runtime.pool import Worker
-from stages.variants import PLAIN, drop_duplicates, make, placed
+from stages.variants import drop_duplicates, make, placed
 from stages.verify import cases
 
 

@@ -10,7 +10,7 @@ import importlib
 from pathlib import Path
 
 from registry import onnx_file
-from registry.evidence import OptimizeReport, QuantizeReport, Variant, load
+from registry.evidence import PLAIN, OptimizeReport, QuantizeReport, Variant, load
 from stages import command, paths
 from stages.evaluate import Arrays, batch_size, outputs_over, quality_of
 from stages.params import section
@@ -21,7 +21,7 @@ from stages.reference import reference_worker, split
 from stages.reports import blocked
 from stages.runtime.pool import Worker, WorkerFailure
 from stages.settings import ModelParams
-from stages.variants import PLAIN, drop_duplicates, make, placed, plain_words
+from stages.variants import drop_duplicates, make, placed, plain_words
 from stages.verify import cases
 
 # Kernels with the activation fused in, for which there is no int8 form: quantising around them keeps them float.

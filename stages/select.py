@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from registry.evidence import BenchmarkReport, Choice, Measurement, SelectReport, load
+from registry.evidence import PLAIN, BenchmarkReport, Choice, Measurement, SelectReport, load
 from stages import command, paths
 from stages.params import section
 from stages.settings import Budget
-from stages.variants import PLAIN
 
 # Qualities are means over samples: two that differ by less than this are equal but for rounding.
 ROUNDING = 1e-9

@@ -11,11 +11,12 @@ from registry import onnx_file
 from registry.errors import UsageError
 from registry.evidence import FileDigest, Variant
 from stages import paths
-from stages.optimizers import NotApplicable
 from stages.runtime import isolate
 from stages.runtime.pool import WorkerFailure
 
-PLAIN = "plain"
+
+class NotApplicable(Exception):
+    """A technique has nothing to offer for a graph; the message says why."""
 
 
 def make(

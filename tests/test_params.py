@@ -69,12 +69,12 @@ MISTAKES: list[tuple[str, dict[str, Any], str]] = [
     (
         "unknown environment",
         {**with_model(), "environments": {"production": {"from": "stagging"}}},
-        "environments.production.from: there is no environment 'stagging'",
+        "environments.production.from: no environment 'stagging'",
     ),
     (
         "unknown requirement",
         {**with_model(), "environments": {"staging": {"from": "candidate", "require": ["speed"]}}},
-        "environments.staging.require.0: ",
+        "environments.staging.require[0]: ",
     ),
     ("name that is no path", {"models": {"../toy": toy_params()["models"]["toy"]}}, "models.../toy: a model's name"),
     ("name that is taken", {"models": {"host": toy_params()["models"]["toy"]}}, "models.host: this name is taken"),

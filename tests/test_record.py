@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 
-from registry import connection, record
+from registry import connection
 from registry.errors import StoreUnreachable, UsageError
 from registry.integrity import check_folder, content_digest
 from registry.record import publish, store_identity
@@ -200,4 +200,3 @@ def test_a_metric_that_is_not_finite_is_left_out_and_named(store_uri: str, tmp_p
     run = MlflowClient(store_uri, store_uri).get_run(report.variants["fast"])
     assert "quality" not in run.data.metrics
     assert run.data.tags["onward.not_finite"] == "quality"
-    assert record._key("a b/c") == "a_b_c"

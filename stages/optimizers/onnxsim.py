@@ -7,7 +7,7 @@ from pathlib import Path
 import onnx
 
 from registry.onnx_file import save
-from stages.optimizers import NotApplicable
+from stages.variants import NotApplicable
 
 
 def optimize(source: Path, target: Path) -> None:

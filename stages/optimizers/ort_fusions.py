@@ -11,7 +11,7 @@ from pathlib import Path
 import onnx
 
 from registry.onnx_file import save
-from stages.optimizers import NotApplicable
+from stages.variants import NotApplicable
 
 # From opset 23 on, torch exports a native Attention, which these rules leave alone.
 NATIVE_ATTENTION = 23

@@ -12,7 +12,7 @@ from typing import Any
 import numpy.typing as npt
 import onnx
 
-from stages.optimizers import NotApplicable
+from stages.variants import NotApplicable
 
 Feed = Mapping[str, npt.NDArray[Any]]
 

@@ -1,0 +1,120 @@
+"""What the documents say, done: the demo, every command of the README, and the page on adding a model, to the letter."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from stages.settings import ModelParams, Params
+from tests.conftest import ROOT, clone, run
+
+# Commands of the README that are run in another way: what `make demo` runs is the fixture below, `make test` is this.
+ELSEWHERE = {"make demo", "make test", ". .venv/bin/activate", "onward ui"}
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / page).read_text(), re.M | re.S)
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone in which the demo has run, on the model that it promotes, measured briefly."""
+    root = clone(tmp_path_factory.mktemp("demo") / "onward")
+    params = yaml.safe_load((root / "params.yaml").read_text())
+    params["models"] = {"classifier": params["models"]["classifier"]}
+    params["defaults"]["benchmark"] = {"rounds": 3, "round_seconds": 0.01}
+    (root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    assert "docs/demo.py" in (root / "Makefile").read_text()
+    done = run("python docs/demo.py", root, XDG_CACHE_HOME=str(root.parent / "cache"))
+    assert done.returncode == 0, done.stdout
+    return root
+
+
+def entries(root: Path) -> list[dict[str, object]]:
+    found: list[dict[str, object]] = json.loads(run("onward history classifier --json", root).stdout)["production"]
+    return found
+
+
+def test_the_demo_promotes_retrains_and_rolls_back(demo: Path) -> None:
+    log = entries(demo)
+    assert [entry["kind"] for entry in log] == ["promote", "promote", "rollback"]
+    assert log[2]["sha256"] == log[0]["sha256"] != log[1]["sha256"]
+
+
+def test_a_second_demo_is_quick_and_repeats_nothing(demo: Path) -> None:
+    before = entries(demo)
+    began = time.monotonic()
+    done = run("python docs/demo.py", demo)
+    assert done.returncode == 0, done.stdout
+    assert entries(demo) == before
+    assert "stages.train" not in done.stdout
+    assert "onward ui" in done.stdout
+    assert time.monotonic() - began < 120
+
+
+@pytest.mark.parametrize("command", [line for block in blocks("README.md", "bash") for line in block.splitlines()])
+def test_every_command_of_the_readme_works(demo: Path, command: str) -> None:
+    if command in ELSEWHERE:
+        assert command.split()[0] in (".", "make", "onward")
+        return
+    if command.startswith("onward rollback"):
+        again = (
+            'onward rollback classifier --env production --to 2 --reason "so that there is something to go back from"'
+        )
+        assert run(again, demo).returncode == 0
+    done = run(command, demo, XDG_CACHE_HOME=str(demo.parent / "cache"))
+    assert done.returncode == 0, done.stdout
+    assert "Traceback" not in done.stdout
+
+
+def test_the_readmes_python_works_on_what_the_demo_left(demo: Path) -> None:
+    (code,) = blocks("README.md", "python")
+    before = (
+        "import numpy as np\nimages = np.zeros((70, 784), np.float32)\nimage = images[:1]\n"
+        "import sys\nassert 'torch' not in sys.modules\n"
+    )
+    after = "\nassert logits.shape == (70, 10)\nassert 'torch' not in sys.modules\nprint('fine')\n"
+    (demo / "service.py").write_text(before + code + after)
+    done = run("python service.py", demo, XDG_CACHE_HOME=str(demo.parent / "cache"))
+    (demo / "service.py").unlink()
+    assert done.stdout.endswith("fine\n"), done.stdout
+
+
+def test_the_page_on_adding_a_model_is_right_to_the_letter(demo: Path) -> None:
+    page = "docs/add-your-model.md"
+    (source,), (entry,), (commands,) = (blocks(page, language) for language in ("python", "yaml", "bash"))
+    assert len(entry.splitlines()) <= 10
+    (demo / "models" / "ranker.py").write_text(source)
+    shipped = (ROOT / "params.yaml").read_text()
+    kept = (demo / "params.yaml").read_text()
+    (demo / "params.yaml").write_text(shipped.replace("\nmodels:\n", f"\nmodels:\n{entry}\n", 1))
+    for command in commands.splitlines():
+        done = run(command, demo)
+        assert done.returncode == 0, done.stdout
+    assert "ranker" in done.stdout
+    report = json.loads((demo / "build" / "ranker" / "publish" / "report.json").read_text())
+    assert (report["status"], report["version"]) == ("passed", 1)
+    (demo / "params.yaml").write_text(kept)
+
+
+def test_the_page_on_params_names_every_key() -> None:
+    page = (ROOT / "docs" / "params.md").read_text()
+    documented = set(re.findall(r"^\| `([a-z_.]+)`", page, re.M))
+    wanted = set(ModelParams.model_fields) | {"tracking.experiment", "runtimes", "environments"}
+    assert documented == wanted
+    for name, field in ModelParams.model_fields.items():
+        nested = getattr(field.annotation, "model_fields", {})
+        row = next(line for line in page.splitlines() if line.startswith(f"| `{name}`"))
+        assert [key for key in nested if f"`{key}`" not in row] == [], name
+    assert set(Params.model_fields) == {"tracking", "defaults", "models", "runtimes", "environments"}
+
+
+def test_links_between_documents_lead_somewhere() -> None:
+    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
+        for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
