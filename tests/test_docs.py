@@ -1,4 +1,4 @@
-"""What the documents say, done: the demo, every command of the README, and the page on adding a model, to the letter."""
+"""What the documents say, done: the demo, the README's commands, and the page on adding a model, to the letter."""
 
 from __future__ import annotations
 
