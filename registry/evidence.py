@@ -214,8 +214,8 @@ class QuantizeReport(Report):
 
 
 class Latency(Record):
-    """Latencies of one variant at one size, in milliseconds. p90 is null under 64 samples and p99 under 662:
-    MLPerf's early-stopping rule states no such percentile from fewer."""
+    """Latencies of one variant at one size, in milliseconds. p90 is null under 64 samples, p95 under 130
+    and p99 under 662: MLPerf's early-stopping rule states no such percentile from fewer."""
 
     size: str
     sizes: dict[str, int]
@@ -227,7 +227,7 @@ class Latency(Record):
     max_ms: float
     p50_ms: float
     p90_ms: float | None
-    p95_ms: float
+    p95_ms: float | None
     p99_ms: float | None
     throughput: float = Field(description="items of the first dimension per second, from the mean")
 

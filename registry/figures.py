@@ -47,8 +47,7 @@ def entries(evidence: Evidence, root: Path) -> Iterator[Entry]:
             params={
                 **graph_params(evidence),
                 "precision": m.precision,
-                "technique": variant.technique if variant else m.variant,
-                "base": variant.base if variant else "",
+                **_how(variant, evidence),
                 "runtime": m.runtime,
                 "provider": m.provider,
             },
@@ -62,10 +61,19 @@ def entries(evidence: Evidence, root: Path) -> Iterator[Entry]:
                 status=v.status if v.status != "passed" else "not attempted",
                 reason=v.reason,
                 metrics=_size_metrics(v),
-                params={**graph_params(evidence), "precision": v.precision, "technique": v.technique, "base": v.base},
+                params={**graph_params(evidence), "precision": v.precision, **_how(v, evidence)},
                 files=[],
                 provider="",
             )
+
+
+def _how(variant: Variant | None, evidence: Evidence) -> dict[str, str]:
+    """Which optimiser and which quantiser made a variant; "none" where none did."""
+    if variant is None:
+        return {"optimizer": "none", "quantizer": "none"}
+    if variant in evidence.optimize.variants:
+        return {"optimizer": variant.technique, "quantizer": "none"}
+    return {"optimizer": "none" if variant.base == PLAIN else variant.base, "quantizer": variant.technique}
 
 
 def variant_metrics(m: Measurement, evidence: Evidence) -> dict[str, float]:

@@ -28,13 +28,11 @@ from registry.evidence import (
 )
 from registry.figures import (
     Entry,
-    chosen_measurement,
     entries,
     flatten,
     graph_params,
     label,
     sentence,
-    variant_metrics,
     version_tags,
 )
 from registry.integrity import content_digest
@@ -274,17 +272,17 @@ class _Recorder:
         from registry.plots import draw_plots
 
         evidence, run_id = self.evidence, parent.info.run_id
-        chosen = chosen_measurement(evidence)
-        metrics = variant_metrics(chosen, evidence) if chosen else {}
-        tried = list(entries(self.evidence, self.publication.root))
+        tried = list(entries(evidence, self.publication.root))
+        chosen = label(evidence.select.variant, evidence.select.runtime)
+        winner = next((entry for entry in tried if entry.name == chosen), None)
+        metrics = dict(winner.metrics) if winner else {}
         metrics["variants_tried"] = len(tried)
         metrics["variants_fit"] = sum(entry.status == "passed" for entry in tried)
         if evidence.train.quality is not None:
             metrics["trained_quality"] = evidence.train.quality
         params = {**graph_params(evidence), **flatten(self.publication.params)}
-        if chosen:
-            params |= {"variant": chosen.variant, "runtime": chosen.runtime, "provider": chosen.provider}
-            params["precision"] = chosen.precision
+        if winner:
+            params |= {**winner.params, "variant": evidence.select.variant}
         tags = {
             "onward.status": "failed" if self.failures else "passed",
             "onward.reason": report.reason,

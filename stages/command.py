@@ -16,6 +16,7 @@ from pathlib import Path
 from registry.errors import OnwardError
 from registry.evidence import Report, save
 from stages import paths
+from stages.runtime.pool import DISK_FULL
 
 
 def run(stage: str, compute: Callable[[str, Path], Report]) -> None:
@@ -64,7 +65,7 @@ def _guarded(body: Callable[[], None]) -> None:
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        if error.errno not in (*DISK_FULL, errno.EACCES, errno.EROFS):
             raise
         print(f"{error.filename or paths.root()}: {error.strerror}; nothing was written", file=sys.stderr)
         sys.exit(1)

@@ -10,8 +10,10 @@ from scipy import stats
 
 from registry.evidence import Latency, Ratio
 
-# MLPerf Inference's early-stopping rule: the fewest latencies from which a percentile may be stated at 99 % confidence.
+# MLPerf Inference's early-stopping rule: the fewest latencies from which a percentile p may be stated at 99 %
+# confidence, one latency above it allowed: the smallest n with P(Binomial(n, 1 - p) <= 1) <= 0.01.
 FEWEST_FOR_P90 = 64
+FEWEST_FOR_P95 = 130
 FEWEST_FOR_P99 = 662
 
 CONFIDENCE = 0.95
@@ -43,7 +45,7 @@ def summarize(latencies_ms: Sequence[float], size: str, sizes: Mapping[str, int]
         max_ms=float(values.max()),
         p50_ms=p50,
         p90_ms=p90 if values.size >= FEWEST_FOR_P90 else None,
-        p95_ms=p95,
+        p95_ms=p95 if values.size >= FEWEST_FOR_P95 else None,
         p99_ms=p99 if values.size >= FEWEST_FOR_P99 else None,
         throughput=items * 1e3 / mean if mean > 0 else float("inf"),
     )

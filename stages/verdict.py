@@ -23,14 +23,18 @@ def main() -> None:
     ):  # fmt: skip
         table.add_column(column, justify=justify, no_wrap=column in ("model", "verdict"))  # type: ignore[arg-type]
     failures = []
+    absent: dict[str, str] = {}
     for model in read().models:
         evidence = read_evidence(model)
         published = load(PublishReport, paths.build(model, "publish") / "report.json")
         table.add_row(*_row(evidence, published))
+        absent |= {state.runtime: state.reason for state in evidence.benchmark.runtimes if not state.usable}
         failures += [f"{model}: {report.stage}: {report.reason}" for report in evidence.failures()]
     width = None if sys.stdout.isatty() else 120
     Console(width=width).print(table)
     print("x plain, x PyTorch: how many times as fast at p50, over all typical sizes, measured on this machine.")
+    for runtime, reason in absent.items():
+        print(f"not measured: {runtime}: {reason}")
     for failure in failures:
         print(f"failed: {failure}")
     if failures:

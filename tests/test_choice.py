@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from registry.evidence import FileDigest, Latency, Measurement, Ratio
 from stages.select import WORTHWHILE, choose, quality_drop
 from stages.settings import Budget
-from stages.statistics import FEWEST_FOR_P90, FEWEST_FOR_P99, log_ratios, ratio, summarize
+from stages.statistics import FEWEST_FOR_P90, FEWEST_FOR_P95, FEWEST_FOR_P99, log_ratios, ratio, summarize
 
 
 @pytest.mark.parametrize(
@@ -19,7 +20,13 @@ from stages.statistics import FEWEST_FOR_P90, FEWEST_FOR_P99, log_ratios, ratio,
 def test_no_percentile_is_stated_from_too_few_samples(count: int, p90: bool, p99: bool) -> None:
     figures = summarize(list(range(1, count + 1)), "b1", {"batch": 1}, 3)
     assert (figures.p90_ms is not None, figures.p99_ms is not None) == (p90, p99)
-    assert (FEWEST_FOR_P90, FEWEST_FOR_P99) == (64, 662)
+
+
+@pytest.mark.parametrize(
+    ("percentile", "fewest"), [(0.90, FEWEST_FOR_P90), (0.95, FEWEST_FOR_P95), (0.99, FEWEST_FOR_P99)]
+)
+def test_the_fewest_samples_are_those_of_the_early_stopping_rule(percentile: float, fewest: int) -> None:
+    assert stats.binom.cdf(1, fewest, 1 - percentile) <= 0.01 < stats.binom.cdf(1, fewest - 1, 1 - percentile)
 
 
 def test_throughput_counts_items_of_a_batch() -> None:

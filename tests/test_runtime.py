@@ -5,6 +5,7 @@ from __future__ import annotations
 import faulthandler
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -109,6 +110,15 @@ def test_peak_memory_is_the_workers_own_and_not_its_parents(tmp_path: Path) -> N
     with Worker.onnx(linear(tmp_path / "m.onnx"), "m") as worker:
         assert 10 < worker.peak_memory_mb() < 200
     assert ballast[-1] == 3
+
+
+def test_a_full_disk_is_nobodys_verdict(tmp_path: Path) -> None:
+    script = "import json; input(); print(json.dumps({'ok': True})); input(); print(json.dumps({'ok': False, "
+    script += "'kind': 'OSError', 'error': 'No space left on device', 'errno': 28}))"
+    with Worker("m", [sys.executable, "-c", script], {}) as worker, pytest.raises(OSError, match="No space left"):
+        worker.run({"x": np.ones(1)})
+    with pytest.raises(OSError, match="No space left"):
+        isolate.call(30, raises, RuntimeError("native: write failed: No space left on device"))
 
 
 def dies(number: int) -> None:

@@ -6,7 +6,9 @@ must not have started threads of its own; none imports torch or onnxruntime outs
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
+import os
 import signal
 import sys
 import traceback
@@ -67,7 +69,8 @@ def _body(pipe: Connection, function: Callable[..., Any], args: Any, kwargs: Any
     except OSError as error:
         outcome = ("raised", OSError(error.errno, error.strerror, error.filename) if error.errno else _failure(error))
     except BaseException as error:
-        outcome = ("raised", _failure(error))
+        full = os.strerror(errno.ENOSPC)  # native libraries say it in words alone
+        outcome = ("raised", OSError(errno.ENOSPC, full) if full in str(error) else _failure(error))
     pipe.send(outcome)
     pipe.close()
 

@@ -6,7 +6,9 @@ out, error), and the next request starts it again with the same model.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import selectors
 import signal
 import subprocess
@@ -26,6 +28,9 @@ FailureKind = Literal["aborted", "timed out", "error"]
 
 _HERE = Path(__file__).resolve().parent
 CPU = "CPUExecutionProvider"
+
+# Not the model's fault: whoever runs the stage has to make room.
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class WorkerFailure(Exception):
@@ -151,6 +156,8 @@ class Worker:
         line = self._read_line()
         answer: dict[str, Any] = json.loads(line)
         if not answer.pop("ok"):
+            if answer.get("errno") in DISK_FULL:
+                raise OSError(answer["errno"], os.strerror(answer["errno"]), tempfile.gettempdir())
             if request["command"] == "load":
                 self._kill()
             reason = f"{self.label}: {request['command']}: {answer['kind']}: {answer['error'].strip()}"

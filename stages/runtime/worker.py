@@ -158,7 +158,8 @@ def serve(model: Any) -> None:
         except MemoryError as error:
             answer = {"ok": False, "kind": "MemoryError", "error": str(error) or "out of memory"}
         except Exception as error:
-            answer = {"ok": False, "kind": type(error).__name__, "error": str(error)}
+            number = getattr(error, "errno", None)
+            answer = {"ok": False, "kind": type(error).__name__, "error": str(error), "errno": number}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 
