@@ -90,13 +90,15 @@ def reachable() -> Iterator[None]:
     """Turn "the store did not answer" into StoreUnreachable; every other error passes through as it is."""
     try:
         yield
-    except OSError as error:  # requests' errors are OSErrors, and so is a full disk under SQLite
-        raise StoreUnreachable(_unreachable(error)) from error
     except Exception as error:
         name = type(error).__name__
         text = str(error)
-        if name in ("OperationalError", "InterfaceError") or (
-            name == "MlflowException" and re.search(r"API request to .* failed|Max retries|OperationalError", text)
+        # Told by name: neither requests nor sqlalchemy is ours to import.
+        network = isinstance(error, (ConnectionError, TimeoutError)) or type(error).__module__.startswith("requests")
+        if (
+            network
+            or name in ("OperationalError", "InterfaceError")
+            or (name == "MlflowException" and re.search(r"API request to .* failed|Max retries|OperationalError", text))
         ):
             raise StoreUnreachable(_unreachable(error)) from error
         raise

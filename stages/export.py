@@ -155,7 +155,8 @@ def _finish(model: str, settings: ModelParams, path: Path, weights: str) -> None
     graph = onnx_file.load_graph(path)
     for node in _nodes(graph):
         for entry in node.metadata_props:
-            entry.value = _without_paths(entry.value)
+            if entry.key.endswith("stack_trace"):
+                entry.value = _without_paths(entry.value)
     about = {
         "onward.name": model,
         "onward.inputs": json.dumps({name: spec.model_dump() for name, spec in settings.inputs.items()}),
