@@ -71,7 +71,7 @@ def benchmark(model: str, folder: Path) -> BenchmarkReport:
     Writes build/MODEL/benchmark/report.json.
     """
     settings = section(model, "benchmark")
-    here = host.load()
+    here, _ = host.load()
     reason = blocked(model, "train", "data", "export")
     if reason:
         return BenchmarkReport(model=model, status="not attempted", reason=reason)

@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 from pydantic import BaseModel
 
+from registry.errors import UsageError
 from registry.evidence import Machine, RuntimeState, write_atomically
 from stages import command, paths
 from stages.params import read
@@ -63,10 +64,18 @@ def toolchain() -> dict[str, str]:
     return versions
 
 
-def load(path: Path | None = None) -> Host:
-    """What the host stage wrote."""
-    path = path or paths.root() / "build" / "host" / "machine.json"
-    return Host.model_validate_json(path.read_text())
+def load() -> tuple[Host, dict[str, str]]:
+    """The machine and the toolchain, as the host stage wrote them.
+
+    Raises:
+        UsageError: it has not run yet.
+    """
+    folder = paths.root() / "build" / "host"
+    try:
+        versions: dict[str, str] = json.loads((folder / "toolchain.json").read_text())
+        return Host.model_validate_json((folder / "machine.json").read_text()), versions
+    except FileNotFoundError as error:
+        raise UsageError(f"build/host/{Path(error.filename).name} is missing: run `python -m stages.host`") from None
 
 
 def _cpu() -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import tempfile
@@ -75,8 +74,7 @@ def _effective_params(model: str) -> dict[str, Any]:
 
 def _context() -> dict[str, str]:
     """What is true of this run and not of the model: commit, whether the tree differs from it, machine, toolchain."""
-    described = host.load()
-    versions = json.loads((paths.root() / "build" / "host" / "toolchain.json").read_text())
+    described, versions = host.load()
     machine = described.machine
     context = {
         "git_commit": _git("rev-parse", "HEAD") or "none",

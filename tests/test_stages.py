@@ -16,6 +16,7 @@ from registry import onnx_file
 from registry.errors import UsageError
 from registry.evidence import DataReport, ExportReport, QuantizeReport, Report, TrainReport, VerifyReport
 from stages import command
+from stages.benchmark import benchmark
 from stages.data import data
 from stages.export import export
 from stages.optimize import optimize
@@ -97,6 +98,26 @@ def test_the_same_model_is_the_same_bytes_wherever_the_project_lies(
     for name, content in first.items():
         assert str(tmp_path).encode() not in content, name
         assert b"site-packages" not in content, name
+
+
+def test_a_model_over_the_limit_is_a_graph_with_its_weights_beside_it(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_file, "EXTERNAL_DATA_BYTES", 100)
+    write_project(project)
+    reports = through("train", "data", "export", "verify", "optimize")
+    assert [report.status for report in reports.values()] == ["passed"] * 5, [r.reason for r in reports.values()]
+    assert [file.path for file in reports["export"].files] == ["model.onnx", "model.onnx.data"]
+    assert any(variant.status == "passed" for variant in reports["optimize"].variants)
+
+
+def test_a_stage_without_what_comes_before_it_says_what_to_run(project: Path) -> None:
+    write_project(project)
+    with pytest.raises(UsageError, match="dvc repro"):
+        through("export")
+    with pytest.raises(UsageError, match=r"run `python -m stages\.host`"):
+        command.one("benchmark", "toy", benchmark)
+    assert not (project / "build" / "toy" / "export").exists()
 
 
 def test_weights_from_elsewhere_are_taken_in_both_formats(project: Path) -> None:
