@@ -9,9 +9,14 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# A noisy machine is no finding: properties have no deadline.
+hypothesis.settings.register_profile("onward", deadline=None)
+hypothesis.settings.load_profile("onward")
 
 # Commands that tests start find the tools of the environment that runs the tests, and none of its settings.
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

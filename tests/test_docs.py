@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from pathlib import Path
 
 import pytest
@@ -46,15 +45,13 @@ def test_the_demo_promotes_retrains_and_rolls_back(demo: Path) -> None:
     assert log[2]["sha256"] == log[0]["sha256"] != log[1]["sha256"]
 
 
-def test_a_second_demo_is_quick_and_repeats_nothing(demo: Path) -> None:
+def test_a_second_demo_trains_nothing_and_appends_nothing(demo: Path) -> None:
     before = entries(demo)
-    began = time.monotonic()
     done = run("python docs/demo.py", demo)
     assert done.returncode == 0, done.stdout
     assert entries(demo) == before
     assert "stages.train" not in done.stdout
     assert "onward ui" in done.stdout
-    assert time.monotonic() - began < 120
 
 
 @pytest.mark.parametrize("command", [line for block in blocks("README.md", "bash") for line in block.splitlines()])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -86,7 +87,9 @@ def test_a_store_that_is_down_is_exit_code_4_without_a_traceback(monkeypatch: py
 
 def test_the_ui_opens_on_the_store_in_use(store_uri: str, tmp_path: Path) -> None:
     register(tmp_path)
-    port = 5317
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     process = subprocess.Popen(
         [sys.executable, "-m", "registry.cli", "ui", "--port", str(port)],
         cwd=ROOT,

@@ -145,7 +145,7 @@ def test_an_isolated_call_that_hangs_is_ended() -> None:
     began = time.monotonic()
     with pytest.raises(WorkerFailure, match="no result within"):
         isolate.call(0.5, time.sleep, 60)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 50  # it would have slept for 60
 
 
 def test_an_isolated_call_hands_on_a_users_mistake_and_wraps_everything_else() -> None:
