@@ -68,7 +68,7 @@ MISTAKES: list[tuple[str, dict[str, Any], str]] = [
     ("unknown runtime", {**with_model(), "runtimes": ["gpu"]}, "runtimes[0]: "),
     (
         "unknown environment",
-        {**with_model(), "environments": {"production": {"from": "stagging"}}},
+        {**with_model(), "environments": {"production": {"from": "stagging", "require": []}}},
         "environments.production.from: no environment 'stagging'",
     ),
     (
