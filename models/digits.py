@@ -145,7 +145,7 @@ def train_multi_io(seed: int) -> nn.Module:
     samples = multi_io_samples("train")
     torch.manual_seed(seed)
     inputs = [_tensor(samples, "main_input"), _tensor(samples, "auxiliary")]
-    return fit(multi_io(), inputs, _tensor(samples, "label"), loss, seed, 40)
+    return fit(multi_io(), inputs, _tensor(samples, "label"), loss, seed, 60, 3e-3)
 
 
 def multi_io_quality(outputs: Arrays, labels: Array) -> float:

@@ -23,14 +23,16 @@ __all__ = ["accuracy", "sequence", "transformer"]
 
 Integers = npt.NDArray[np.int64]
 
-# Which documents or passages, by their number modulo 8, make which split: none is in two.
+# Which documents, by their number modulo 8, make which split: none is in two.
 SPLITS = {"train": range(6), "calibration": range(6, 7), "evaluation": range(7, 8)}
 
 CHARACTERS = 96  # 0 for what is not printable ASCII, 1 to 95 for the others
 WINDOW = 32
+QUOTED = 24  # documents quote each other: as many characters running that another split has, and a window is left out
 
 WORDS = 4096  # 0 pads, 1 is unused, the rest are hashes
 PASSAGE = 64
+SHARED = 8  # likewise, in words: licences and idioms
 T = TypeVar("T")
 
 PACKAGES = ("asyncio", "email", "unittest", "multiprocessing", "xml")
@@ -73,34 +75,53 @@ def sequence() -> nn.Module:
     return Sequence()
 
 
+def _runs(ids: Integers, length: int) -> set[bytes]:
+    """Every run of `length` ids in a row of ids."""
+    raw, size = ids.tobytes(), ids.itemsize
+    return {raw[at * size : (at + length) * size] for at in range(len(ids) - length + 1)}
+
+
 @functools.cache
-def _characters(split: str) -> Integers:
-    """Windows [n, 33] of character ids, each once, from Python's own reference."""
+def _documents(split: str) -> list[Integers]:
+    """Character ids of the topics of Python's own reference."""
     from pydoc_data.topics import topics
 
-    windows = []
+    found = []
     for text in _part(split, [topics[name] for name in sorted(topics)]):
         plain = re.sub(r"\s+", " ", text)
         codes = np.frombuffer(plain.encode("ascii", "replace"), dtype=np.uint8).astype(np.int64) - 31
-        codes = np.where((codes >= 1) & (codes < CHARACTERS), codes, 0)
-        windows += [codes[start : start + WINDOW + 1] for start in range(0, len(codes) - WINDOW - 1, WINDOW + 1)]
-    unique = np.unique(np.array(windows), axis=0)
+        found.append(np.where((codes >= 1) & (codes < CHARACTERS), codes, 0))
+    return found
+
+
+@functools.cache
+def _windows(split: str) -> Integers:
+    """Windows [n, 33] of character ids, each once."""
+    step = WINDOW + 1
+    rows = [ids[at : at + step] for ids in _documents(split) for at in range(0, len(ids) - WINDOW, step)]
+    unique = np.unique(np.array(rows), axis=0)
     return unique[np.random.default_rng(0).permutation(len(unique))]
+
+
+@functools.cache
+def _held_out(split: str) -> Integers:
+    """The windows that quote no document of another split."""
+    elsewhere: set[bytes] = set()
+    for other in SPLITS:
+        if other != split:
+            elsewhere = elsewhere.union(*(_runs(ids, QUOTED) for ids in _documents(other)))
+    return np.array([row for row in _windows(split) if elsewhere.isdisjoint(_runs(row, QUOTED))])
 
 
 def sequence_samples(split: str) -> Arrays:
     """input_ids [n, 32] int64, and as label the character that follows, [n] int64."""
-    windows = _characters(split)
-    if split != "train":
-        seen = {row.tobytes() for other in SPLITS if other != split for row in _characters(other)[:, :WINDOW]}
-        windows = np.array([row for row in windows if row[:WINDOW].tobytes() not in seen])
-        windows = windows[: 200 if split == "calibration" else 500]
+    windows = _windows(split) if split == "train" else _held_out(split)[: 200 if split == "calibration" else 500]
     return {"input_ids": windows[:, :WINDOW], "label": windows[:, WINDOW]}
 
 
 def train_sequence(seed: int) -> nn.Module:
     """Train the LSTM to guess the next character at every step of a window."""
-    windows = torch.from_numpy(_characters("train"))
+    windows = torch.from_numpy(_windows("train"))
     torch.manual_seed(seed)
     model = Sequence()
     fit(EveryStep(model), [windows[:, :-1]], windows[:, 1:], nn.CrossEntropyLoss(), seed, 3, 5e-3, 64)
@@ -151,6 +172,8 @@ class Transformer(nn.Module):
         super().__init__()
         self.words = nn.Embedding(WORDS, hidden)
         self.positions = nn.Embedding(128, hidden)
+        for table in (self.words, self.positions):
+            nn.init.normal_(table.weight, std=0.02)  # as in BERT: PyTorch's own 1.0 learns passages by heart
         self.norm = nn.LayerNorm(hidden)
         self.blocks = nn.ModuleList(Block(hidden, heads) for _ in range(blocks))
         self.classifier = nn.Linear(hidden, len(PACKAGES))
@@ -172,16 +195,25 @@ def transformer() -> nn.Module:
 
 
 @functools.cache
-def _passages(package: str) -> list[Integers]:
-    """Every passage of a package's source once: 16 to 64 word ids, padded with zeros to 64."""
+def _files(package: str) -> list[Integers]:
+    """Word ids of each source file of a package that has a passage's worth."""
     found = importlib.util.find_spec(package)
     assert found is not None
     assert found.submodule_search_locations is not None
+    files = []
+    for file in sorted(Path(found.submodule_search_locations[0]).rglob("*.py")):
+        words = re.findall(r"[a-z]{2,}", file.read_text(encoding="utf-8").lower())
+        if len(words) >= 16:
+            files.append(np.array([2 + zlib.crc32(word.encode()) % (WORDS - 2) for word in words], dtype=np.int64))
+    return files
+
+
+@functools.cache
+def _passages(package: str, split: str) -> list[Integers]:
+    """Every passage of a package's files once: 16 to 64 word ids, padded with zeros to 64."""
     rng = np.random.default_rng(0)
     rows: dict[bytes, Integers] = {}
-    for file in sorted(Path(found.submodule_search_locations[0]).rglob("*.py")):
-        text = file.read_text(encoding="utf-8").lower()
-        words = [2 + zlib.crc32(word.encode()) % (WORDS - 2) for word in re.findall(r"[a-z]{2,}", text)]
+    for words in _part(split, _files(package)):
         start = 0
         while start + 16 <= len(words):
             part = words[start : start + int(rng.integers(16, PASSAGE + 1))]
@@ -192,13 +224,22 @@ def _passages(package: str) -> list[Integers]:
     return list(rows.values())
 
 
+@functools.cache
+def _elsewhere(split: str) -> set[bytes]:
+    """Every run of words in the other splits' files."""
+    others = (part for other in SPLITS if other != split for name in PACKAGES for part in _part(other, _files(name)))
+    return set().union(*(_runs(words, SHARED) for words in others))
+
+
 def passage_samples(split: str) -> Arrays:
     """input_ids and attention_mask [n, 64] int64, label [n] int64: the number of the package in PACKAGES."""
     limit = {"train": 400, "calibration": 40}.get(split, 80)
     rng = np.random.default_rng(1)
     rows, labels = [], []
     for label, package in enumerate(PACKAGES):
-        passages = _part(split, _passages(package))
+        passages = _passages(package, split)
+        if split != "train":
+            passages = [row for row in passages if _elsewhere(split).isdisjoint(_runs(row[row != 0], SHARED))]
         rows += [passages[i] for i in rng.permutation(len(passages))[:limit]]
         labels += [label] * min(limit, len(passages))
     order = rng.permutation(len(rows))
@@ -222,4 +263,4 @@ def train_transformer(seed: int) -> nn.Module:
     samples = passage_samples("train")
     inputs = [torch.from_numpy(samples["input_ids"]), torch.from_numpy(samples["attention_mask"])]
     torch.manual_seed(seed)
-    return fit(transformer(), inputs, torch.from_numpy(samples["label"]), nn.CrossEntropyLoss(), seed, 6, 1.5e-3, 32)
+    return fit(transformer(), inputs, torch.from_numpy(samples["label"]), nn.CrossEntropyLoss(), seed, 4, 1e-3, 32)

@@ -18,7 +18,7 @@ from registry.errors import UsageError
 from stages.parity.cases import Case
 from stages.parity.check import answers, check
 from stages.runtime import isolate
-from stages.runtime.pool import Worker, WorkerFailure
+from stages.runtime.pool import Killed, Worker, WorkerFailure
 from tests.onnx_models import linear
 
 
@@ -134,11 +134,22 @@ def test_an_isolated_call_returns_what_the_function_returns() -> None:
     assert isolate.call(30, divmod, 7, 2) == (3, 1)
 
 
-@pytest.mark.parametrize("number", [signal.SIGABRT, signal.SIGSEGV, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGABRT, signal.SIGSEGV, signal.SIGFPE])
 def test_an_isolated_call_that_dies_names_the_signal(number: signal.Signals) -> None:
     with pytest.raises(WorkerFailure, match=number.name) as caught:
         isolate.call(30, dies, number)
     assert caught.value.kind == "aborted"
+
+
+def test_a_kill_from_outside_is_nobodys_verdict(tmp_path: Path) -> None:
+    with pytest.raises(Killed, match="SIGKILL"):
+        isolate.call(30, dies, signal.SIGKILL)
+    with Worker.onnx(linear(tmp_path / "m.onnx"), "m") as worker:
+        worker.start()
+        assert worker._process is not None
+        os.kill(worker._process.pid, signal.SIGKILL)
+        with pytest.raises(Killed, match="m: the process was killed"):
+            worker.run({"x": np.ones((2, 4), np.float32)})
 
 
 def test_an_isolated_call_that_hangs_is_ended() -> None:

@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 from typing import Any, ParamSpec, TypeVar
 
 from registry.errors import OnwardError
-from stages.runtime.pool import WorkerFailure
+from stages.runtime.pool import WorkerFailure, killed
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -28,7 +28,7 @@ def call(timeout: float, function: Callable[P, R], *args: P.args, **kwargs: P.kw
 
     Raises:
         WorkerFailure: it raised, died of a signal, or took longer than `timeout` seconds.
-        OnwardError: it raised one, for instance a UsageError.
+        OnwardError: it raised one, for instance a UsageError; Killed, if it was killed from outside.
         OSError: it raised one with an errno, such as a full disk.
     """
     context = multiprocessing.get_context("fork")
@@ -46,6 +46,9 @@ def call(timeout: float, function: Callable[P, R], *args: P.args, **kwargs: P.kw
         except EOFError:
             process.join()
             code = process.exitcode or 0
+            outside = killed(getattr(function, "__name__", "a call").strip("_"), code)
+            if outside is not None:
+                raise outside from None
             how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
             raise WorkerFailure("aborted", f"the process died of {how}") from None
     finally:

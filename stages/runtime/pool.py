@@ -23,6 +23,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from registry.errors import OnwardError
+
 Tensors = Mapping[str, npt.NDArray[Any]]
 FailureKind = Literal["aborted", "timed out", "error"]
 
@@ -43,6 +45,19 @@ class WorkerFailure(Exception):
 
     def __str__(self) -> str:
         return self.reason
+
+
+class Killed(OnwardError):
+    """Somebody ended a process from outside: a person, or the kernel for want of memory. That is no verdict on a model,
+    so the stage ends without one, and runs again next time."""
+
+
+def killed(label: str, code: int) -> Killed | None:
+    """The error for an exit code that means a kill from outside; None for any other."""
+    if -code in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        how = signal.Signals(-code).name
+        return Killed(f"{label}: the process was killed ({how}; by hand, or for want of memory?); nothing was written")
+    return None
 
 
 @dataclass
@@ -177,7 +192,7 @@ class Worker:
             raise self._death()
         return line
 
-    def _death(self) -> WorkerFailure:
+    def _death(self) -> WorkerFailure | Killed:
         """What took the process down: a signal by name, or its last words."""
         assert self._process is not None
         code = self._process.wait()
@@ -185,6 +200,9 @@ class Worker:
         words = self._errors.read().decode(errors="replace").strip().splitlines()
         last = f" ({words[-1].strip()[:300]})" if words else ""
         self._kill()
+        outside = killed(self.label, code)
+        if outside is not None:
+            return outside
         if code < 0:
             name = signal.Signals(-code).name
             return WorkerFailure("aborted", _without_paths(f"{self.label}: the process died of {name}{last}"))
