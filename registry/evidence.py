@@ -169,10 +169,6 @@ class VerifyReport(Report):
     atol: float | None = None
     cases: list[CaseResult] = []
 
-    def worst(self) -> dict[str, OutputComparison]:
-        """Per output, the comparison with the largest absolute difference."""
-        return worst_by_output(self.cases)
-
 
 class Variant(Record):
     """A graph made from the plain export: how, what it weighs, and whether it still computes the same.
