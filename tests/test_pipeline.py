@@ -11,8 +11,11 @@ import os
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
+import tempfile
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +72,15 @@ def edit(root: Path, model: str, **changes: Any) -> None:
 
 
 def published(root: Path) -> dict[str, Any]:
-    client = MlflowClient(f"sqlite:///{root / 'mlflow.db'}", f"sqlite:///{root / 'mlflow.db'}")
+    """What the store holds now. Read from a copy: MLflow keeps a connection a path, even to a file since deleted."""
+    with tempfile.TemporaryDirectory() as temporary:
+        copy = Path(temporary) / "mlflow.db"
+        with closing(sqlite3.connect(root / "mlflow.db")) as store, closing(sqlite3.connect(copy)) as target:
+            store.backup(target)
+        return _published(MlflowClient(f"sqlite:///{copy}", f"sqlite:///{copy}"))
+
+
+def _published(client: MlflowClient) -> dict[str, Any]:
     experiment = client.get_experiment_by_name("onward")
     runs = client.search_runs([experiment.experiment_id])
     return {
