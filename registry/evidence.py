@@ -30,9 +30,13 @@ CaseVerdict = Literal[
     "NaN mismatch",
     "missing output",
     "aborted",
+    "segfault",
     "timed out",
+    "out of memory",
     "error",
 ]
+# A case's verdicts that say that the model gave no answer at all.
+CRASHES = ("aborted", "segfault", "timed out", "out of memory", "error")
 
 
 class Record(BaseModel):
@@ -127,47 +131,101 @@ class GraphInfo(Record):
     metadata: dict[str, str] = {}
 
 
+class Rung(Record):
+    """One way of exporting that was tried, and why it fell, where it did."""
+
+    strategy: str
+    status: Status
+    reason: str = ""
+
+
 class ExportReport(Report):
-    """`files[0]` is the .onnx; a second one, if any, is its external data."""
+    """`files[0]` is the .onnx; a second one, if any, is its external data. `rungs` are the ways that were tried, in
+    order; `findings` what is odd about the graph without being wrong, each with its remedy."""
 
     stage: Literal["export"] = "export"
     how: str = ""
+    rungs: list[Rung] = []
     files: list[FileDigest] = []
     graph: GraphInfo | None = None
     warnings: list[str] = []
+    findings: list[str] = []
 
 
 class OutputComparison(Record):
-    """One output of one case against the reference. Differences are absolute in the output's own unit;
-    `share_out` is the share of elements with |got - reference| > atol + rtol * |reference|."""
+    """One output of one case against the reference.
+
+    Differences are absolute in the output's own unit. `max_ulp` counts the representable numbers between the two,
+    `snr_db` is 10 log10 of the reference's power over the difference's (infinite where nothing differs), `agreement`
+    the share of rows with the same largest entry; each is null where it means nothing. `share_out` is the share of
+    elements out of tolerance. `error` and `reference_error` are the largest distances of the answer and of the
+    reference from the reference computed in float64: where `error` is no larger, the answer is as good as it gets.
+    """
 
     output: str
     verdict: CaseVerdict
     max_abs: float | None = None
     mean_abs: float | None = None
     max_rel: float | None = None
+    max_ulp: int | None = None
+    cosine: float | None = None
+    snr_db: float | None = None
+    agreement: float | None = None
     share_out: float | None = None
+    error: float | None = None
+    reference_error: float | None = None
     reason: str = ""
 
 
 class CaseResult(Record):
-    """One case: what was fed (by name and seed, so that it can be fed again) and what came of it."""
+    """One case: what was fed (by name and seed, so that it can be fed again) and what came of it. A `probe` informs:
+    it feeds what nobody promised that the model can take, and fails nothing. `signal` is what ended the process."""
 
     case: str
     seed: int
     sizes: dict[str, int]
+    probe: bool = False
     verdict: CaseVerdict
     reason: str = ""
+    signal: str = ""
     outputs: list[OutputComparison] = []
+
+    @property
+    def failed(self) -> bool:
+        return self.verdict != "ok" and not self.probe
+
+
+class Parting(Record):
+    """Where two computations part: the first value that differs by more than rounding explains.
+
+    `value` is its name in the graph, `module` the path of the PyTorch module that it came from, `source` the line,
+    relative to the repository. `difference` is the largest one there, absolute; `scale` the largest magnitude of what
+    was expected.
+    """
+
+    case: str
+    value: str = ""
+    operator: str = ""
+    module: str = ""
+    source: str = ""
+    difference: float | None = None
+    scale: float | None = None
+    reason: str = ""
 
 
 class VerifyReport(Report):
+    """`evaluated` are the cases on which an ONNX file from elsewhere was held to ONNX's own reference evaluator, and
+    `evaluator` says why there are none, where there are none."""
+
     stage: Literal["verify"] = "verify"
     reference: str = ""
     provider: str = ""
     rtol: float | None = None
     atol: float | None = None
     cases: list[CaseResult] = []
+    parting: Parting | None = None
+    evaluator: str = ""
+    evaluated: list[CaseResult] = []
 
 
 class Variant(Record):
@@ -191,6 +249,7 @@ class Variant(Record):
     reduction: float | None = Field(default=None, description="1 - size / size before; negative where it grew")
     compression: float | None = Field(default=None, description="size before / size")
     parity: list[CaseResult] = []
+    parting: Parting | None = None
     quality: float | None = None
     agreement: float | None = None
 
@@ -350,9 +409,11 @@ ReportT = TypeVar("ReportT", bound=Report)
 
 
 def worst_by_output(cases: list[CaseResult]) -> dict[str, OutputComparison]:
-    """Per output, the comparison with the largest absolute difference over all cases."""
+    """Per output, the comparison with the largest absolute difference over all cases but the probes."""
     worst: dict[str, OutputComparison] = {}
     for case in cases:
+        if case.probe:
+            continue
         for comparison in case.outputs:
             best = worst.get(comparison.output)
             if comparison.max_abs is not None and (best is None or comparison.max_abs > (best.max_abs or 0.0)):

@@ -92,8 +92,8 @@ def variant_metrics(m: Measurement, evidence: Evidence) -> dict[str, float]:
     if m.parity:
         for output, worst in worst_by_output(m.parity).items():
             metrics |= {f"parity/{_key(output)}_{name}": value for name, value in _differences(worst)}
-        metrics["parity/cases"] = len(m.parity)
-        metrics["parity/cases_failed"] = sum(case.verdict != "ok" for case in m.parity)
+        metrics["parity/cases"] = sum(not case.probe for case in m.parity)
+        metrics["parity/cases_failed"] = sum(case.failed for case in m.parity)
     choice = next((c for c in evidence.select.choices if (c.variant, c.runtime) == (m.variant, m.runtime)), None)
     single = {
         "quality": m.quality,
@@ -169,7 +169,7 @@ def _size_metrics(variant: Variant) -> dict[str, float]:
 
 
 def _differences(worst: OutputComparison) -> Iterator[tuple[str, float]]:
-    for name in ("max_abs", "mean_abs", "max_rel", "share_out"):
+    for name in ("max_abs", "mean_abs", "max_rel", "max_ulp", "cosine", "snr_db", "share_out"):
         value = getattr(worst, name)
         if value is not None:
             yield name, value

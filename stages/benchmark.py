@@ -10,7 +10,6 @@ from __future__ import annotations
 import random
 import sys
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,18 +30,19 @@ from registry.evidence import (
     load,
 )
 from stages import command, host, paths, statistics
+from stages.answers import recorded_answers, recorded_outputs
 from stages.evaluate import Arrays, batch_size, outputs_over, quality_of
 from stages.params import resolve, section
-from stages.parity.cases import Array, draw, size_key, typical_sizes
-from stages.parity.check import answers, check, sentence
+from stages.parity.cases import Source, Tensors
+from stages.parity.check import Expected, check, crashed, sentence
 from stages.parity.compare import agreement
+from stages.parity.sizes import size_key, typical_sizes
 from stages.reference import reference_worker, split
 from stages.reports import blocked
 from stages.runtime.environments import PROVIDERS, python
 from stages.runtime.pool import Worker, WorkerFailure
 from stages.settings import ModelParams
 from stages.variants import placed, plain_words
-from stages.verify import cases
 
 # A worker's threads spin for a moment after a run; the next one starts when they have gone to sleep.
 REST_SECONDS = 0.003
@@ -72,7 +72,7 @@ def benchmark(model: str, folder: Path) -> BenchmarkReport:
     """
     settings = section(model, "benchmark")
     here, _ = host.load()
-    reason = blocked(model, "train", "data", "export")
+    reason = blocked(model, "verify")
     if reason:
         return BenchmarkReport(model=model, status="not attempted", reason=reason)
     samples = split(model, "evaluation")
@@ -83,8 +83,8 @@ def benchmark(model: str, folder: Path) -> BenchmarkReport:
         worker = stack.enter_context(reference_worker(model, settings))
         original = Contestant(_blank(REFERENCE, "cpu", "float32"), worker)
         original.result.provider = "PyTorch eager" if settings.is_torch else PROVIDERS["cpu"]
-        expected = answers(original.worker, cases(model, settings))
-        wanted = outputs_over(original.worker.run, settings, samples, batch_size(settings))
+        expected = recorded_answers(model, settings)
+        wanted = recorded_outputs(model)
         original.result.quality = quality_of(settings, wanted, samples, f"models.{model}")
         for state in here.runtimes:
             if not state.usable:
@@ -163,22 +163,19 @@ def _blank(name: str, runtime: str, precision: str, files: list[FileDigest] | No
     )
 
 
-def _feed(model: str, settings: ModelParams, sizes: dict[str, int]) -> dict[str, Array]:
-    rng = np.random.default_rng(settings.seed)
-    if settings.cases:
-        custom: Callable[..., dict[str, Array]] = resolve(settings.cases, f"models.{model}.cases")
-        return custom(dict(sizes), rng)
-    return draw(settings.inputs, sizes, rng)
+def _feed(model: str, settings: ModelParams, sizes: dict[str, int]) -> Tensors:
+    custom = resolve(settings.cases, f"models.{model}.cases") if settings.cases else None
+    return Source(settings.inputs, custom).tensors(sizes, np.random.default_rng(settings.seed))
 
 
 def _judge(
-    model: str, settings: ModelParams, contestant: Contestant, expected: Any, wanted: Arrays, samples: Arrays
+    model: str, settings: ModelParams, contestant: Contestant, expected: list[Expected], wanted: Arrays, samples: Arrays
 ) -> None:
-    """What the variant computes on this machine; float graphs are held to the tolerance, int8 ones to quality."""
+    """What the variant computes on this machine; float32 graphs are held to the tolerance, others to agreement."""
     result, worker = contestant.result, contestant.worker
     try:
         result.session_ms = worker.start()["session_ms"]
-        result.parity = check(worker, expected, settings.tolerance.rtol, settings.tolerance.atol)
+        result.parity = check(worker, expected, settings.tolerance)
         got = outputs_over(worker.run, settings, samples, batch_size(settings))
         result.quality = quality_of(settings, got, samples, f"models.{model}")
         first = next(iter(settings.outputs))
@@ -189,9 +186,11 @@ def _judge(
         contestant.fail(failure.reason)
         return
     failed = sentence(result.parity)
-    crashed = [case for case in result.parity if case.verdict in ("aborted", "timed out", "error")]
-    if failed and (result.precision == "float32" or crashed):
+    if failed and (result.precision == "float32" or crashed(result.parity)):
         contestant.fail(failed)
+    floor = getattr(settings.tolerance.agreement, result.precision, None)
+    if floor is not None and result.agreement is not None and result.agreement < floor:
+        contestant.fail(f"gives the original's answer to {result.agreement:.1%} of the samples, {floor:.0%} wanted")
     if not any(share > 0 for provider, share in result.node_share.items() if provider == result.provider):
         contestant.fail(f"fell back: no node ran on {result.provider}")
 

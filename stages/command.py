@@ -19,16 +19,22 @@ from stages import paths
 from stages.runtime.pool import DISK_FULL
 
 
-def run(stage: str, compute: Callable[[str, Path], Report]) -> None:
+def run(stage: str, compute: Callable[[str, Path], Report], again: Callable[[str, str], bool] | None = None) -> None:
     """Run a stage for the model named on the command line and say in a line what came of it.
 
-    `compute(model, folder)` writes what it makes to `folder` and returns the report.
+    `compute(model, folder)` writes what it makes to `folder` and returns the report. `again(model, case)`, where a
+    stage has it, feeds one case alone for --case and says whether it passed.
     """
     parser = _parser(stage, compute)
     parser.add_argument("model", help="a model of params.yaml")
-    model = parser.parse_args().model
+    if again is not None:
+        parser.add_argument("--case", help="feed this case alone; the report names them")
+    arguments = parser.parse_args()
+    model = arguments.model
 
     def once() -> None:
+        if again is not None and arguments.case is not None:
+            sys.exit(0 if again(model, arguments.case) else 1)
         report = one(stage, model, compute)
         print(f"{stage} {model}: {report.status}{': ' if report.reason else ''}{report.reason}")
 

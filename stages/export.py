@@ -1,5 +1,10 @@
 """Takes a model to ONNX, in evaluation mode, and says what the file is; one from elsewhere is taken as it is.
 
+No exporter is believed. They are tried in turn, down a ladder, up to the first whose file answers as the module does,
+at sizes and on branches that the exporter never saw; the report says why the others fell. Here the module is asked in
+the process that exports it, and held to the default tolerance, so that a model's own changes no bytes: whether the
+file is near enough for the model, the verify stage says.
+
 The bytes depend on the model and the toolchain alone: torch writes the absolute path of every source line into the
 graph, which is made relative to the repository here, and nothing is added that changes while the model does not.
 """
@@ -7,156 +12,192 @@ graph, which is made relative to the repository here, and nothing is added that 
 from __future__ import annotations
 
 import json
-import logging
-import re
 import shutil
-import warnings
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 
 from registry import onnx_file
 from registry.errors import UsageError
-from registry.evidence import ExportReport, GraphInfo, load, sha256_file
+from registry.evidence import ExportReport, GraphInfo, Rung, load, sha256_file
 from registry.evidence import TrainReport as Trained
-from stages import command, paths
-from stages.module import load_module
+from stages import command, exporters, paths, pitfalls
+from stages.answers import cases
 from stages.params import section
-from stages.parity.cases import draw
+from stages.parity.check import answers, check, misdeclared, recall, record, sentence
 from stages.reference import trained_file
 from stages.reports import blocked
 from stages.runtime import isolate
-from stages.runtime.pool import WorkerFailure
-from stages.settings import Dim, ModelParams
+from stages.runtime.pool import Tensors, Worker, WorkerFailure
+from stages.settings import ModelParams, Tolerance, Verify
 
 # The exporter's own minutes are few; a hang is a verdict on the model.
 TIMEOUT = 1800.0
 
 
+@dataclass
+class Made:
+    """What one way of exporting gave."""
+
+    rung: Rung
+    graph: GraphInfo | None = None
+    warnings: tuple[str, ...] = ()
+    sound: bool = False
+
+
 def export(model: str, folder: Path) -> ExportReport:
     """Export a model to ONNX with named dynamic dimensions, check the file's structure, and describe it.
 
+    Tries the ways of export.strategy in turn, up to the first whose file answers as the module does.
     Writes build/MODEL/export/: model.onnx (over 2 GB with model.onnx.data beside it) and report.json.
     """
     settings = section(model, "export")
-    reason = blocked(model, "train")
+    reason = blocked(model, "train", "data")
     if reason:
         return ExportReport(model=model, status="not attempted", reason=reason)
-    weights = trained_file(model, settings)
     target = folder / "model.onnx"
-    caught: list[str] = []
-    try:
-        if settings.is_torch:
-            caught = isolate.call(TIMEOUT, _export, settings, weights, target)
-        else:
-            for path in onnx_file.files(weights):
-                shutil.copyfile(path, folder / path.name)
-        _finish(model, settings, target, sha256_file(weights))
-        onnx_file.check(target)
-        graph = onnx_file.describe(target)
-        problems = list(_differences(settings, graph))
-    except WorkerFailure as failure:
-        return ExportReport(model=model, status="failed", reason=_plain(failure.reason))
-    except UsageError as error:  # about a file that we made: a verdict on the export, not a user's mistake
-        return ExportReport(model=model, status="failed", reason=str(error))
+    if settings.is_torch:
+        made, rungs = _ladder(model, settings, folder)
+        how = exporters.HOW[made.rung.strategy]
+    else:
+        made, rungs, how = _taken(model, settings, folder), [], _origin(model)
+    if not made.sound:
+        reasons = [f"{rung.strategy}: {rung.reason}" for rung in rungs[1:]]
+        return ExportReport(model=model, status="failed", reason="; ".join([made.rung.reason, *reasons]), rungs=rungs)
     return ExportReport(
         model=model,
-        status="failed" if problems else "passed",
-        reason="; ".join(problems),
-        how="torch.onnx.export (dynamo)" if settings.is_torch else _origin(model),
+        status="passed",
+        how=how,
+        rungs=rungs,
         files=onnx_file.digests(target),
-        graph=graph,
-        warnings=caught,
+        graph=made.graph,
+        warnings=list(made.warnings),
+        findings=list(pitfalls.findings(onnx_file.load_graph(target))),
     )
 
 
-def example_sizes(dims: dict[str, Dim]) -> dict[str, int]:
-    """A size for each dimension to export with: 2 or more, for the exporter takes 0 and 1 to be fixed, and no two
-    alike where that can be had, or it may take two dimensions to be one."""
-    sizes: dict[str, int] = {}
-    for name, dim in dims.items():
-        fitting = [size for size in range(max(2, dim.min), dim.max + 1) if size not in sizes.values()]
-        sizes[name] = fitting[0] if fitting else dim.max
-    return sizes
+def _ladder(model: str, settings: ModelParams, folder: Path) -> tuple[Made, list[Rung]]:
+    """The first way whose file answers as the module does, now in `folder`; where none does, the first whose file is
+    sound, for verify to judge; where none is, the first."""
+    pinned = settings.export.strategy
+    strategies = exporters.STRATEGIES if pinned == "auto" else (pinned,)
+    tried: list[Made] = []
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".rungs-") as temporary:
+        for strategy in strategies:
+            own = Path(temporary) / strategy
+            own.mkdir()
+            answered = Path(temporary) / "answers.npz" if pinned == "auto" else None
+            tried.append(_attempt(model, settings, strategy, own, answered))
+            if tried[-1].rung.status == "passed":
+                break
+        best = next((m for m in reversed(tried) if m.rung.status == "passed"), None)
+        best = best or next((m for m in tried if m.sound), tried[0])
+        if best.sound:
+            for path in (Path(temporary) / best.rung.strategy).iterdir():
+                path.replace(folder / path.name)
+    return best, [made.rung for made in tried]
 
 
-def _export(settings: ModelParams, weights: Path, target: Path) -> list[str]:
-    """Export in this process; returns the exporter's warnings."""
-    import torch
+def _attempt(model: str, settings: ModelParams, strategy: str, folder: Path, answered: Path | None) -> Made:
+    """Export one way; with `answered`, hold the file to the module's answers, which are left there."""
+    weights = trained_file(model, settings)
+    target = folder / "model.onnx"
+    try:
+        caught = isolate.call(TIMEOUT, _export, model, settings, strategy, weights, target, answered)
+        graph = _sound(model, settings, target, weights)
+    except WorkerFailure as failure:
+        return Made(Rung(strategy=strategy, status="failed", reason=pitfalls.explain(failure.reason)))
+    except _Unsound as found:
+        return Made(Rung(strategy=strategy, status="failed", reason=str(found)))
+    made = Made(Rung(strategy=strategy, status="passed"), graph, tuple(caught), sound=True)
+    if answered is not None:
+        expected = recall(answered, cases(model, settings, Verify()))
+        with Worker.onnx(target, f"{model} by {strategy}", timeout=Verify().timeout) as candidate:
+            fell = misdeclared(expected, settings.outputs) or sentence(check(candidate, expected, Tolerance()))
+        if fell:
+            hint = pitfalls.traced_a_value(caught)
+            made.rung = Rung(
+                strategy=strategy,
+                status="failed",
+                reason=f"answers otherwise than the module: {fell}{hint and '; '}{hint}",
+            )
+    return made
 
-    assert settings.build is not None
-    module = load_module(settings.build, weights)
-    sizes = example_sizes(settings.dims)
-    example = draw(settings.inputs, sizes, np.random.default_rng(settings.seed))
-    dims = {name: torch.export.Dim(name, min=d.min, max=d.max) for name, d in settings.dims.items() if d.max > d.min}
-    shapes = tuple(
-        {axis: dims[size] for axis, size in enumerate(spec.shape) if isinstance(size, str) and size in dims}
-        for spec in settings.inputs.values()
-    )
-    with _warnings(settings.export.verbose) as caught, torch.no_grad():
-        program = torch.onnx.export(
-            module,
-            tuple(torch.from_numpy(example[name]) for name in settings.inputs),
-            dynamo=True,
-            opset_version=settings.export.opset,
-            input_names=list(settings.inputs),
-            output_names=list(settings.outputs),
-            dynamic_shapes=shapes,
-            optimize=settings.export.constant_folding,
-            verbose=settings.export.verbose,
-        )
-        assert program is not None
-        program.save(
-            target,
-            keep_initializers_as_inputs=settings.export.keep_initializers_as_inputs,
-            external_data=weights.stat().st_size > onnx_file.EXTERNAL_DATA_BYTES,
-        )
+
+def _taken(model: str, settings: ModelParams, folder: Path) -> Made:
+    """A file from elsewhere, copied."""
+    given = trained_file(model, settings)
+    for path in onnx_file.files(given):
+        shutil.copyfile(path, folder / path.name)
+    rung = Rung(strategy="taken", status="passed")
+    try:
+        return Made(rung, _sound(model, settings, folder / "model.onnx", given), sound=True)
+    except _Unsound as found:
+        return Made(rung.model_copy(update={"status": "failed", "reason": str(found)}))
+
+
+def _export(
+    model: str, settings: ModelParams, strategy: str, weights: Path, target: Path, answered: Path | None
+) -> list[str]:
+    """In a process of its own: export, and ask the module what it answers to every case, unless that is known."""
+    caught = exporters.write(strategy, settings, weights, target)
+    if answered is not None and not answered.exists():
+        from stages.original import Original
+
+        assert settings.build is not None
+        original = Original(settings.build, weights, list(settings.inputs), list(settings.outputs))
+        record(answers(_InProcess(original), cases(model, settings, Verify())), answered)
     return caught
 
 
-@contextmanager
-def _warnings(verbose: bool) -> Iterator[list[str]]:
-    """Every warning, once each, from Python's warnings and from torch's loggers, without paths; on the terminal, too,
-    where the exporter is to be verbose."""
-    texts: dict[str, None] = {}
+class _InProcess:
+    """A module in this process, whose errors are verdicts, as those of a worker are."""
 
-    class Collect(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            texts[_without_paths(record.getMessage())] = None
+    def __init__(self, original: Any) -> None:
+        self.original = original
 
-    collect = Collect(logging.WARNING)
-    shown = {
-        name: list(logger.handlers)
-        for name, logger in [("torch", logging.getLogger("torch")), *logging.root.manager.loggerDict.items()]
-        if name.split(".")[0] == "torch" and isinstance(logger, logging.Logger)
-    }
-    for name, handlers in shown.items():
-        mine = [collect] if name == "torch" or handlers else []
-        logging.getLogger(name).handlers = [*mine, *(handlers if verbose else [])]
-    found: list[str] = []
+    def answer(self, inputs: Tensors) -> tuple[dict[str, Any], dict[str, Any]]:
+        try:
+            outputs, truth = self.original.answer(inputs)
+        except Exception as error:  # whatever the team's own module raises
+            raise WorkerFailure("error", f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}") from error
+        return outputs, truth
+
+
+class _Unsound(Exception):
+    """A file that must not be passed on, and why."""
+
+
+def _sound(model: str, settings: ModelParams, target: Path, weights: Path) -> GraphInfo:
+    """Finish the file and check its structure.
+
+    Raises:
+        _Unsound: it is not valid, not what params.yaml declares, or not fit to be deployed.
+    """
     try:
-        with warnings.catch_warnings(record=True) as recorded:
-            warnings.simplefilter("always")
-            yield found
-    finally:
-        for name, handlers in shown.items():
-            logging.getLogger(name).handlers = handlers
-        for item in recorded:
-            texts[f"{item.category.__name__}: {_without_paths(str(item.message))}"] = None
-        found += texts
+        _finish(model, settings, target, sha256_file(weights))
+        onnx_file.check(target)
+    except UsageError as error:  # about a file that we made: a verdict on the export, not a user's mistake
+        raise _Unsound(pitfalls.explain(str(error), "the checker")) from error
+    graph = onnx_file.describe(target)
+    found = [*_differences(settings, graph), *pitfalls.problems(onnx_file.load_graph(target))]
+    if found:
+        raise _Unsound("; ".join(found))
+    return graph
 
 
 def _finish(model: str, settings: ModelParams, path: Path, weights: str) -> None:
     """Make source paths relative, and write into the model what it is: name, inputs, outputs, digest of its weights."""
+    onnx_file.files(path)  # readable, and nothing missing
     graph = onnx_file.load_graph(path)
-    for node in _nodes(graph):
+    for node in pitfalls.nodes(graph):
         for entry in node.metadata_props:
             if entry.key.endswith("stack_trace"):
-                entry.value = _without_paths(entry.value)
+                entry.value = paths.without_paths(entry.value)
     about = {
         "onward.name": model,
         "onward.inputs": json.dumps({name: spec.model_dump() for name, spec in settings.inputs.items()}),
@@ -190,47 +231,12 @@ def _differences(settings: ModelParams, graph: GraphInfo) -> Iterator[str]:
             for wanted, size in zip(spec.shape, shape, strict=True):
                 varies = isinstance(wanted, str) and settings.dims[wanted].min < settings.dims[wanted].max
                 if varies and isinstance(size, int):
-                    yield f"{kind} {name}: the dimension {wanted!r} is declared dynamic; the graph froze it at {size}"
+                    yield (
+                        f"{kind} {name}: the dimension {wanted!r} is declared dynamic; the graph froze it at {size}: "
+                        "take the size from x.shape in forward() instead of writing it down, or declare it fixed"
+                    )
                 elif isinstance(wanted, int) and isinstance(size, int) and wanted != size:
                     yield f"{kind} {name} has shape {shape} in the graph, {list(spec.shape)} in params.yaml"
-
-
-def _nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
-    waiting: list[Any] = [model.graph, *model.functions]
-    while waiting:
-        for node in waiting.pop().node:
-            yield node
-            for attribute in node.attribute:
-                waiting += [attribute.g] if attribute.HasField("g") else list(attribute.graphs)
-
-
-def _without_paths(text: str) -> str:
-    """Paths of installed packages from the package on, paths of the repository from its root on, others by name."""
-    text = re.sub(r"(/[^\s\"':,()]+)?/(site-packages|lib/python3\.\d+)/", "", text)
-    text = text.replace(f"{paths.root()}/", "")
-    return re.sub(r"(?<![\w.])/(?:[^\s\"':,()/]+/)+([^\s\"':,()/]+)", r"\1", text)
-
-
-def _plain(reason: str) -> str:
-    """The exporter's failure as a person would say it, followed by its own first words."""
-    known = {
-        r"data-dependent|GuardOnDataDependent|vmap.*control flow|Dynamic control flow": (
-            "a branch depends on input values, which an exported graph cannot follow: "
-            "compute both sides and choose with torch.where, or use torch.cond"
-        ),
-        r"No ONNX function found|UnsupportedOperator|DispatchError|ConversionError.*registered": (
-            "an operator of the model has no ONNX translation: replace it by supported ones, or raise export.opset"
-        ),
-        r"Constraints violated|specializ": "a dimension that params.yaml declares dynamic is fixed in the model's code",
-        r"forward\(\).*(argument|positional)": "forward() does not take the inputs that params.yaml declares",
-        r"output_names|[Nn]umber of output": "the module does not return the outputs that params.yaml declares",
-    }
-    words = [line.strip() for line in reason.splitlines() if line.strip()]
-    caused = next((line for line in words if re.search(r"(Error|Exception|Could not|Cannot)", line)), words[0])
-    for pattern, sentence in known.items():
-        if re.search(pattern, reason):
-            return f"{sentence} (the exporter: {_without_paths(caused)[:300]})"
-    return f"the exporter refused: {_without_paths(caused)[:500]}"
 
 
 def _origin(model: str) -> str:

@@ -10,13 +10,13 @@ from pathlib import Path
 
 from registry.evidence import PLAIN, OptimizeReport, Variant, sha256_file
 from stages import command, paths
+from stages.answers import recorded_answers
 from stages.params import section
-from stages.parity.check import answers, check, sentence
-from stages.reference import reference_worker
+from stages.parity import localize
+from stages.parity.check import check, sentence
 from stages.reports import blocked
 from stages.runtime.pool import Worker
 from stages.variants import drop_duplicates, make, placed
-from stages.verify import cases
 
 
 def optimize(model: str, folder: Path) -> OptimizeReport:
@@ -25,7 +25,7 @@ def optimize(model: str, folder: Path) -> OptimizeReport:
     Writes build/MODEL/optimize/: one .onnx a variant and report.json.
     """
     settings = section(model, "optimize")
-    reason = blocked(model, "train", "data", "export")
+    reason = blocked(model, "verify")
     if reason:
         return OptimizeReport(model=model, status="not attempted", reason=reason)
     plain = paths.build(model, "export") / "model.onnx"
@@ -37,17 +37,27 @@ def optimize(model: str, folder: Path) -> OptimizeReport:
             make(name, PLAIN, name, "float32", plain, target, settings.optimize.timeout, technique.optimize)
         )
     variants = drop_duplicates(variants, {sha256_file(plain): PLAIN}, folder)
-    with reference_worker(model, settings) as reference:
-        expected = answers(reference, cases(model, settings))
+    expected = recorded_answers(model, settings)
 
     def checked(variant: Variant) -> Variant:
         if variant.status != "passed":
             return variant
         with Worker.onnx(folder / variant.files[0].path, variant.name, timeout=settings.verify.timeout) as worker:
-            results = check(worker, expected, settings.tolerance.rtol, settings.tolerance.atol)
+            results = check(worker, expected, settings.tolerance)
         failed = sentence(results)
+        worst = localize.pick(expected, results)
+        parting = None
+        if worst is not None:
+            made = folder / variant.files[0].path
+            parting = localize.against_graph(plain, made, worst.case, quantised=False)
+            failed += f"; it {localize.sentence(parting)}"
         return variant.model_copy(
-            update={"parity": results, "status": "failed" if failed else "passed", "reason": failed}
+            update={
+                "parity": results,
+                "parting": parting,
+                "status": "failed" if failed else "passed",
+                "reason": failed,
+            }
         )
 
     return OptimizeReport(

@@ -12,7 +12,7 @@ import importlib.util
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ _CHECK = (*_MODEL, "cases", "tolerance", "verify")
 READS: dict[str, tuple[str, ...]] = {
     "train": ("build", "onnx", "train", "weights", "seed", "samples", "quality", "quality_floor", "inputs", "outputs"),
     "data": ("samples", "inputs", "data"),
-    "export": (*_MODEL, "export"),
+    "export": (*_MODEL, "cases", "export"),
     "verify": _CHECK,
     "optimize": (*_CHECK, "optimize"),
     "quantize": (*_CHECK, "quality", "quantize"),
@@ -102,8 +102,8 @@ def section(model: str, stage: str, params: Params | None = None) -> ModelParams
     return part
 
 
-def resolve(name: str, key: str = "") -> Callable[..., Any]:
-    """Import `package.module:function`.
+def resolve(name: str, key: str = "", wants: str = "a function") -> Any:
+    """Import `package.module:function`, or whatever else a key `wants` by such a name.
 
     Raises:
         UsageError: it does not import; `key` says where in params.yaml it was named.
@@ -115,12 +115,12 @@ def resolve(name: str, key: str = "") -> Callable[..., Any]:
     try:
         found = getattr(importlib.import_module(module), attribute)
     except AttributeError:
-        raise UsageError(f"{where}{module} has no function {attribute!r}") from None
+        raise UsageError(f"{where}{module} has no {attribute!r}; wanted: {wants}") from None
     except Exception as error:
         raise UsageError(f"{where}{module} does not import: {type(error).__name__}: {error}") from error
-    if not callable(found):
+    if wants == "a function" and not callable(found):
         raise UsageError(f"{where}{name} is no function")
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def _parse(path: Path) -> dict[str, Any]:
@@ -210,13 +210,22 @@ def _siblings(loc: tuple[Any, ...]) -> Iterable[str]:
     return getattr(kind, "model_fields", {}).keys()
 
 
+def _named(model: ModelParams) -> Iterable[tuple[str, str]]:
+    """(key, `module:attribute`) of everything of the team's own code that a model's settings name."""
+    for key in _CALLABLES:
+        if getattr(model, key):
+            yield key, getattr(model, key)
+    if model.export.custom_translations:
+        yield "export.custom_translations", model.export.custom_translations
+
+
 def _digests(name: str, model: ModelParams, stage: str) -> dict[str, str]:
     """sha256 of each of the repository's files behind what `stage` reads of `model`."""
     found = {}
     root = paths.root()
-    for key in _CALLABLES:
-        if key in READS[stage] and getattr(model, key):
-            for path in local_sources(getattr(model, key).partition(":")[0], root):
+    for key, value in _named(model):
+        if key.partition(".")[0] in READS[stage]:
+            for path in local_sources(value.partition(":")[0], root):
                 found[path.relative_to(root).as_posix()] = sha256_file(path)
     files = [getattr(model, key) for key in _FILES if key in READS[stage]] if stage == "train" else []
     files += [model.data.suite] if stage == "data" else []
@@ -229,23 +238,21 @@ def _digests(name: str, model: ModelParams, stage: str) -> dict[str, str]:
 def _missing(name: str, model: ModelParams) -> Iterable[str]:
     """Callables and files that params.yaml names and the repository lacks."""
     root = paths.root()
-    for key in _CALLABLES:
-        value = getattr(model, key)
-        if value:
-            module, _, attribute = value.partition(":")
-            try:
-                found = defines(module, attribute, root)
-            except SyntaxError as error:
-                yield f"models.{name}.{key}: {module} does not parse: {error.msg} (line {error.lineno})"
-                continue
-            if found is False:
-                yield f"models.{name}.{key}: {module} defines no {attribute!r}"
-            if found is None and importlib.util.find_spec(module.partition(".")[0]) is None:
-                yield f"models.{name}.{key}: there is no module {module!r}"
-    for key, value in (("weights", model.weights), ("onnx", model.onnx), ("data.suite", model.data.suite)):
-        made_here = value and model.train and (root / value).is_relative_to(root / "build" / name / "train")
-        if value and not made_here and not (root / value).is_file():
-            yield f"models.{name}.{key}: {value}: there is no such file"
+    for key, value in _named(model):
+        module, _, attribute = value.partition(":")
+        try:
+            found = defines(module, attribute, root)
+        except SyntaxError as error:
+            yield f"models.{name}.{key}: {module} does not parse: {error.msg} (line {error.lineno})"
+            continue
+        if found is False:
+            yield f"models.{name}.{key}: {module} defines no {attribute!r}"
+        if found is None and importlib.util.find_spec(module.partition(".")[0]) is None:
+            yield f"models.{name}.{key}: there is no module {module!r}"
+    for key, file in (("weights", model.weights), ("onnx", model.onnx), ("data.suite", model.data.suite)):
+        made_here = file and model.train and (root / file).is_relative_to(root / "build" / name / "train")
+        if file and not made_here and not (root / file).is_file():
+            yield f"models.{name}.{key}: {file}: there is no such file"
 
 
 def write_sections(params: Params, target: Path) -> None:
@@ -277,12 +284,11 @@ def write_sections(params: Params, target: Path) -> None:
 def _import_all(params: Params) -> None:
     problems = []
     for name, model in params.models.items():
-        for key in _CALLABLES:
-            if getattr(model, key):
-                try:
-                    resolve(getattr(model, key), f"models.{name}.{key}")
-                except UsageError as error:
-                    problems.append(str(error))
+        for key, value in _named(model):
+            try:
+                resolve(value, f"models.{name}.{key}", "a function" if key in _CALLABLES else "a table or a function")
+            except UsageError as error:
+                problems.append(str(error))
     if problems:
         raise UsageError("\n".join(problems))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -45,3 +46,10 @@ def replacing(folder: Path) -> Iterator[Path]:
         os.replace(fresh, folder)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+
+
+def without_paths(text: str) -> str:
+    """Paths of installed packages from the package on, paths of the repository from its root on, others by name."""
+    text = re.sub(r"(/[^\s\"':,()]+)?/(site-packages|lib/python3\.\d+)/", "", text)
+    text = text.replace(f"{root()}/", "")
+    return re.sub(r"(?<![\w.])/(?:[^\s\"':,()/]+/)+([^\s\"':,()/]+)", r"\1", text)

@@ -12,17 +12,18 @@ from pathlib import Path
 from registry import onnx_file
 from registry.evidence import PLAIN, OptimizeReport, QuantizeReport, Variant, load
 from stages import command, paths
+from stages.answers import recorded_answers, recorded_outputs
 from stages.evaluate import Arrays, batch_size, outputs_over, quality_of
 from stages.params import section
-from stages.parity.check import answers, check
+from stages.parity import localize
+from stages.parity.check import check
 from stages.parity.compare import agreement
 from stages.quantizers import Feed
-from stages.reference import reference_worker, split
+from stages.reference import split
 from stages.reports import blocked
 from stages.runtime.pool import Worker, WorkerFailure
 from stages.settings import ModelParams
 from stages.variants import drop_duplicates, make, placed, plain_words
-from stages.verify import cases
 
 # Kernels with the activation fused in, for which there is no int8 form: quantising around them keeps them float.
 FLOAT_ONLY = {"com.microsoft.FusedConv", "com.microsoft.FusedGemm", "com.microsoft.FusedMatMul"}
@@ -34,7 +35,7 @@ def quantize(model: str, folder: Path) -> QuantizeReport:
     Writes build/MODEL/quantize/: one .onnx a variant and report.json with size, compression, parity and quality.
     """
     settings = section(model, "quantize")
-    reason = blocked(model, "train", "data", "export")
+    reason = blocked(model, "verify")
     if reason:
         return QuantizeReport(model=model, status="not attempted", reason=reason)
     bases = choose_bases(model)
@@ -52,9 +53,8 @@ def quantize(model: str, folder: Path) -> QuantizeReport:
     variants = drop_duplicates(variants, known, folder)
     samples = split(model, "evaluation")
     batch = batch_size(settings)
-    with reference_worker(model, settings) as reference:
-        expected = answers(reference, cases(model, settings))
-        wanted = outputs_over(reference.run, settings, samples, batch)
+    expected = recorded_answers(model, settings)
+    wanted = recorded_outputs(model)
     quality = quality_of(settings, wanted, samples, f"models.{model}")
 
     def judged(variant: Variant) -> Variant:
@@ -65,13 +65,21 @@ def quantize(model: str, folder: Path) -> QuantizeReport:
                 got = outputs_over(worker.run, settings, samples, batch)
             except WorkerFailure as failure:
                 return variant.model_copy(update={"status": "failed", "reason": plain_words(failure.reason)})
-            parity = check(worker, expected, settings.tolerance.rtol, settings.tolerance.atol)
+            parity = check(worker, expected, settings.tolerance)
         first = next(iter(settings.outputs))
+        agreed = agreement(wanted[first], got[first])
+        parting = None
+        if agreed is not None and agreed < settings.tolerance.agreement.int8:
+            base = bases[variant.base][0]
+            worst = localize.pick(expected, parity)
+            made = folder / variant.files[0].path
+            parting = worst and localize.against_graph(base, made, worst.case, quantised=True)
         return variant.model_copy(
             update={
                 "parity": parity,
+                "parting": parting,
                 "quality": quality_of(settings, got, samples, f"models.{model}"),
-                "agreement": agreement(wanted[first], got[first]),
+                "agreement": agreed,
             }
         )
 

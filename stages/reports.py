@@ -19,7 +19,12 @@ from registry.evidence import (
 )
 from stages import paths
 
-_KINDS: dict[str, type[Report]] = {"train": TrainReport, "data": DataReport, "export": ExportReport}
+_KINDS: dict[str, type[Report]] = {
+    "train": TrainReport,
+    "data": DataReport,
+    "export": ExportReport,
+    "verify": VerifyReport,
+}
 
 
 def read_evidence(model: str) -> Evidence:

@@ -16,6 +16,7 @@ Size = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
 DType = Literal[
     "float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool"
 ]
@@ -57,7 +58,16 @@ class Input(Section):
     dtype: DType = "float32"
     shape: list[Axis]
     about: str = ""
-    range: tuple[int, int] | None = None
+    range: tuple[int | float, int | float] | None = None
+
+    @property
+    def is_float(self) -> bool:
+        return self.dtype.startswith("float")
+
+    @property
+    def is_mask(self) -> bool:
+        """Holds nothing but on and off."""
+        return self.dtype == "bool" or (not self.is_float and self.range == (0, 1))
 
 
 class Output(Section):
@@ -83,17 +93,45 @@ class Dim(Section):
 
 
 class Export(Section):
+    """`strategy`: `auto` tries the others in this order, up to the first whose result computes the same."""
+
+    strategy: Literal["auto", "dynamo", "dynamo-auto", "script", "trace"] = "auto"
     opset: Annotated[int, Field(ge=17, le=23)] = 20
     constant_folding: bool = True
     keep_initializers_as_inputs: bool = False
     verbose: bool = False
+    custom_translations: CallableName | None = None
+
+
+class Limits(Section):
+    rtol: NonNegative | None = None
+    atol: NonNegative | None = None
+
+
+class Agreement(Section):
+    """The share of evaluation samples on which a graph of lower precision must give the reference's top-1 answer."""
+
+    float16: Share = 0.99
+    bfloat16: Share = 0.98
+    int8: Share = 0.9
 
 
 class Tolerance(Section):
-    """|got - reference| <= atol + rtol * |reference|, element by element."""
+    """|got - reference| <= atol + rtol * |reference|, element by element, for float32; less precise graphs are held to
+    `agreement` and to the budget's quality."""
 
     rtol: NonNegative = 1e-3
     atol: NonNegative = 1e-5
+    outputs: dict[str, Limits] = {}
+    agreement: Agreement = Agreement()
+
+    def of(self, output: str) -> tuple[float, float]:
+        """(rtol, atol) of one output."""
+        own = self.outputs.get(output, Limits())
+        return (
+            self.rtol if own.rtol is None else own.rtol,
+            self.atol if own.atol is None else own.atol,
+        )
 
 
 class Verify(Section):
@@ -205,8 +243,15 @@ class ModelParams(Section):
                 yield f"inputs.{name}", "an integer input needs range: [lowest, highest], both valid"
             if spec.range is not None and spec.range[0] > spec.range[1]:
                 yield f"inputs.{name}.range", f"{spec.range[0]} is larger than {spec.range[1]}"
+            if spec.range is not None and not spec.is_float and any(end != int(end) for end in spec.range):
+                yield f"inputs.{name}.range", f"the ends of the range of {spec.dtype} are whole numbers"
+            if name in self.outputs:
+                yield f"outputs.{name}", "an input has this name; a graph needs different ones"
             if not spec.shape:
                 yield f"inputs.{name}.shape", "a scalar input has no axis to stack samples on"
+        for name in self.tolerance.outputs:
+            if name not in self.outputs:
+                yield f"tolerance.outputs.{name}", "there is no such output" + suggestion(name, self.outputs)
         for stage in ("optimize", "quantize"):
             known = technique_names(stage)
             for index, name in enumerate(getattr(self, stage).candidates):

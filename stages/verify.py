@@ -1,56 +1,149 @@
-"""Proves that the export computes what the original does: the same cases to both, each in a process of its own."""
+"""Proves that the export computes what the original does: the same cases to both, each in a process of its own.
+
+What the original answers is recorded beside the report, so that no later stage has to ask it again.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
 from pathlib import Path
+from typing import Any
 
-from registry.evidence import VerifyReport
-from stages import command, paths
-from stages.params import resolve, section
-from stages.parity.cases import Case, random_cases, sample_cases
-from stages.parity.check import answers, check, sentence
-from stages.reference import reference_worker, split
+import numpy as np
+
+from registry.evidence import CaseResult, ExportReport, Parting, VerifyReport, load
+from stages import command, exporters, paths, pitfalls
+from stages.answers import cases
+from stages.evaluate import batch_size, outputs_over
+from stages.params import section
+from stages.parity import localize
+from stages.parity.cases import Case, find
+from stages.parity.check import Expected, answers, check, compare_outputs, misdeclared, record, sentence
+from stages.reference import reference_worker, split, trained_file
 from stages.reports import blocked
-from stages.runtime.pool import CPU, Worker
+from stages.runtime import isolate
+from stages.runtime.pool import CPU, Worker, WorkerFailure
 from stages.settings import ModelParams
 
-
-def cases(model: str, settings: ModelParams) -> Iterator[Case]:
-    """All cases of a model: seeded draws over typical and extreme sizes, and real evaluation samples."""
-    custom = resolve(settings.cases, f"models.{model}.cases") if settings.cases else None
-    yield from random_cases(settings.inputs, settings.dims, settings.verify.draws, settings.seed, custom)
-    yield from sample_cases(settings.inputs, settings.dims, split(model, "evaluation"), settings.verify.samples)
+# Cases that ONNX's reference evaluator is asked, the smallest ones: it computes in plain NumPy, node by node.
+EVALUATED = 8
+# Finding where a wrong answer comes from is worth this long.
+LOCALIZE_SECONDS = 300.0
 
 
 def verify(model: str, folder: Path) -> VerifyReport:
-    """Compare the export with the original on seeded random inputs, real samples and every typical size.
+    """Compare the export with the original on seeded random inputs, zeros, extremes, real samples and odd sizes.
 
-    Writes build/MODEL/verify/report.json.
+    With --case, feed one case alone and print what comes of it; nothing is written then.
+    Writes build/MODEL/verify/: report.json, and what the original answers: reference.npz, samples.npz.
     """
     settings = section(model, "verify")
     reason = blocked(model, "train", "data", "export")
     if reason:
         return VerifyReport(model=model, status="not attempted", reason=reason)
-    tolerance = settings.tolerance
-    plain = paths.build(model, "export") / "model.onnx"
+    report = VerifyReport(
+        model=model, status="failed", provider=CPU, rtol=settings.tolerance.rtol, atol=settings.tolerance.atol
+    )
     with reference_worker(model, settings) as reference:
-        expected = answers(reference, cases(model, settings))
-        label = reference.label
-    with Worker.onnx(plain, f"{model} in ONNX Runtime", timeout=settings.verify.timeout) as candidate:
-        results = check(candidate, expected, tolerance.rtol, tolerance.atol)
-    failed = sentence(results)
-    return VerifyReport(
-        model=model,
-        status="failed" if failed else "passed",
-        reason=failed,
-        reference=label,
-        provider=CPU,
-        rtol=tolerance.rtol,
-        atol=tolerance.atol,
-        cases=results,
+        report.reference = reference.label
+        try:
+            reference.start()
+            report.reason = _unsteady(reference, next(cases(model, settings, settings.verify)), settings)
+            expected = answers(reference, cases(model, settings, settings.verify))
+            report.reason = report.reason or misdeclared(expected, settings.outputs)
+            wanted = outputs_over(reference.run, settings, split(model, "evaluation"), batch_size(settings))
+        except WorkerFailure as failure:
+            report.reason = pitfalls.explain(failure.reason, "the original does not answer")
+    if report.reason:
+        return report
+    record(expected, folder / "reference.npz")
+    np.savez(folder / "samples.npz", **wanted)  # type: ignore[arg-type]
+    with _candidate(model, settings) as candidate:
+        try:
+            candidate.start()
+        except WorkerFailure as failure:
+            report.reason = pitfalls.explain(failure.reason, "the runtime refused the model")
+            return report
+        report.cases = check(candidate, expected, settings.tolerance)
+    report.reason = sentence(report.cases)
+    if report.reason:
+        again = next(case.case for case in report.cases if case.failed)
+        report.parting = _parting(model, settings, expected, report.cases)
+        where = f"; it {localize.sentence(report.parting)}" if report.parting and report.parting.value else ""
+        report.reason += f"{where}; that case alone: python -m stages.verify {model} --case {again}"
+    elif not settings.is_torch:
+        report.evaluator, report.evaluated = _evaluate(model, settings, expected)
+        disagree = sentence(report.evaluated)
+        report.reason = disagree and f"ONNX Runtime and ONNX's reference evaluator disagree on the original: {disagree}"
+    report.status = "failed" if report.reason else "passed"
+    return report
+
+
+def again(model: str, name: str) -> bool:
+    """Feed one case alone to the original and to the export, print the result as JSON; whether it passed."""
+    settings = section(model, "verify")
+    case = find(cases(model, settings, settings.verify), name)
+    with reference_worker(model, settings) as reference:
+        expected = answers(reference, [case])
+    with _candidate(model, settings) as candidate:
+        result: CaseResult = check(candidate, expected, settings.tolerance)[0]
+    print(result.model_dump_json(indent=2))
+    if result.failed and result.outputs:
+        parting = _parting(model, settings, expected, [result])
+        if parting is not None:
+            print(localize.sentence(parting), file=sys.stderr)
+    return not result.failed
+
+
+def _candidate(model: str, settings: ModelParams) -> Worker:
+    plain = paths.build(model, "export") / "model.onnx"
+    return Worker.onnx(plain, f"{model} in ONNX Runtime", timeout=settings.verify.timeout)
+
+
+def _unsteady(reference: Worker, case: Case, settings: ModelParams) -> str:
+    """What is wrong where the original answers the same question in two ways; empty where it does not."""
+    first, second = reference.run(case.inputs), reference.run(case.inputs)
+    different = [o.output for o in compare_outputs(first, second, settings.tolerance) if o.verdict != "ok"]
+    if not different:
+        return ""
+    return (
+        f"the original answers otherwise each time it is asked the same ({', '.join(different)}): dropout or noise "
+        "that forward() leaves on in evaluation mode; use modules that eval() switches off, not training=True"
     )
 
 
+def _parting(model: str, settings: ModelParams, expected: list[Expected], results: list[CaseResult]) -> Parting | None:
+    """Where the export parts from the module; None where there is no module, or nothing to compare."""
+    worst = localize.pick(expected, results)
+    if worst is None or not settings.is_torch:
+        return None
+    report = load(ExportReport, paths.build(model, "export") / "report.json")
+    strategy = next((name for name, how in exporters.HOW.items() if how == report.how), "trace")
+    weights, plain = trained_file(model, settings), paths.build(model, "export") / "model.onnx"
+    try:
+        return isolate.call(LOCALIZE_SECONDS, _against_torch, settings, weights, plain, strategy, worst.case)
+    except WorkerFailure as failure:
+        return Parting(case=worst.case.name, reason=f"where they part could not be found: {failure.reason[:300]}")
+
+
+def _against_torch(*arguments: Any) -> Parting:
+    from stages.parity.localize_torch import against_torch  # torch belongs in the process that this is called in
+
+    return against_torch(*arguments)
+
+
+def _evaluate(model: str, settings: ModelParams, expected: list[Expected]) -> tuple[str, list[CaseResult]]:
+    """Hold an original without a module to ONNX's reference evaluator, on the smallest cases."""
+    able = [item for item in expected if not item.case.probe and item.failure is None]
+    able.sort(key=lambda item: sum(value.size for value in item.case.inputs.values()))
+    with Worker.evaluator(trained_file(model, settings), model, settings.verify.timeout) as evaluator:
+        try:
+            evaluator.start()
+            evaluator.run(able[0].case.inputs)
+        except WorkerFailure as failure:
+            return f"cannot run this model: {failure.reason[:300]}", []
+        return f"{evaluator.label}", check(evaluator, able[:EVALUATED], settings.tolerance)
+
+
 if __name__ == "__main__":
-    command.run("verify", verify)
+    command.run("verify", verify, again)

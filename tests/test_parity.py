@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,13 +11,16 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from registry.errors import UsageError
-from stages.parity.cases import draw, random_cases, sample_cases, size_key, typical_sizes
+from stages.parity.cases import Case, all_cases, draw, find
+from stages.parity.check import Expected, recall, record
 from stages.parity.compare import agreement, compare
+from stages.parity.sizes import corner_sizes, example_sizes, is_prime, prime_sizes, size_key, typical_sizes
+from stages.runtime.pool import WorkerFailure
 from stages.settings import Dim, Input
 
-sizes = st.integers(1, 40).flatmap(
-    lambda low: st.integers(low, 64).flatmap(
-        lambda high: st.lists(st.integers(low, high), min_size=1, max_size=3).map(
+sizes = st.integers(0, 40).flatmap(
+    lambda low: st.integers(max(1, low), 64).flatmap(
+        lambda high: st.lists(st.integers(max(1, low), high), min_size=1, max_size=3).map(
             lambda typical: Dim(min=low, max=high, typical=typical)
         )
     )
@@ -24,56 +29,173 @@ dims = st.fixed_dictionaries({"batch": sizes, "time": sizes})
 INPUTS = {
     "ids": Input(dtype="int64", shape=["batch", "time"], range=(-3, 9)),
     "x": Input(shape=["batch", 4]),
+    "unit": Input(shape=["batch"], range=(0, 1)),
+    "mask": Input(dtype="int64", shape=["batch", "time"], range=(0, 1)),
     "on": Input(dtype="bool", shape=["batch"]),
 }
+BATCH = {"batch": Dim(max=8, typical=[1, 2])}
+
+
+def samples(batch: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return draw(INPUTS, {"batch": batch, "time": 5}, rng)
+
+
+def cases(dims: dict[str, Dim], seed: int = 0, draws: int = 3) -> list[Case]:
+    return list(all_cases(INPUTS, dims, draws, seed))
 
 
 @given(dims, st.integers(0, 2**31))
 def test_cases_have_the_declared_shapes_dtypes_and_ranges(dims: dict[str, Dim], seed: int) -> None:
-    cases = list(random_cases(INPUTS, dims, 3, seed))
-    assert len({case.name for case in cases}) == len(cases)
-    for case in cases:
+    made = cases(dims, seed)
+    assert len({case.name for case in made}) == len(made)
+    for case in made:
         batch, time = case.sizes["batch"], case.sizes["time"]
-        assert dims["batch"].min <= batch <= dims["batch"].max
-        assert case.inputs["ids"].shape == (batch, time)
-        assert case.inputs["ids"].dtype == np.int64
-        assert case.inputs["ids"].min() >= -3
-        assert case.inputs["ids"].max() <= 9
+        assert {name: value.dtype for name, value in case.inputs.items()} == {
+            name: np.dtype(spec.dtype) for name, spec in INPUTS.items()
+        }
+        assert case.inputs["ids"].shape == case.inputs["mask"].shape == (batch, time)
         assert case.inputs["x"].shape == (batch, 4)
-        assert case.inputs["on"].dtype == np.bool_
+        if case.probe:
+            continue
+        for name, dim in dims.items():
+            assert dim.min <= case.sizes[name] <= dim.max
+        for name in ("ids", "unit", "mask"):
+            low, high = INPUTS[name].range or (0, 0)
+            if case.inputs[name].size:
+                assert low <= case.inputs[name].min() <= case.inputs[name].max() <= high
+        assert np.isfinite(case.inputs["x"]).all()
 
 
 @given(dims, st.integers(0, 2**31))
 def test_the_same_seed_gives_the_same_cases_and_every_typical_size_is_fed(dims: dict[str, Dim], seed: int) -> None:
-    first, second = (list(random_cases(INPUTS, dims, 2, seed)) for _ in range(2))
+    first, second = cases(dims, seed), cases(dims, seed)
     for one, other in zip(first, second, strict=True):
-        assert one.name == other.name
-        assert all(np.array_equal(one.inputs[name], other.inputs[name]) for name in INPUTS)
-    fed = [case.sizes for case in first]
+        assert (one.name, one.seed, one.probe) == (other.name, other.seed, other.probe)
+        assert all(np.array_equal(one.inputs[name], other.inputs[name], equal_nan=name == "x") for name in ("ids", "x"))
+    fed = [case.sizes for case in first if not case.probe]
     assert all(size in fed for size in typical_sizes(dims))
+
+
+@given(dims)
+def test_every_dimension_is_fed_at_its_minimum_its_maximum_and_a_prime_that_no_exporter_saw(
+    dims: dict[str, Dim],
+) -> None:
+    fed = [case.sizes for case in cases(dims) if not case.probe]
+    assert {name: dim.min for name, dim in dims.items()} in fed
     assert {name: dim.max for name, dim in dims.items()} in fed
+    prime = prime_sizes(dims)
+    assert prime in fed
+    for name, dim in dims.items():
+        assert {dim.min, dim.max, *dim.typical} <= {sizes[name] for sizes in fed}
+        known = {example_sizes(dims)[name], *dim.typical}
+        if any(is_prime(size) and size >= 3 and size not in known for size in range(dim.min, dim.max + 1)):
+            assert is_prime(prime[name])
+            assert prime[name] not in known
+
+
+@given(dims)
+def test_an_exporter_is_given_no_size_that_it_takes_to_be_special(dims: dict[str, Dim]) -> None:
+    given_ = example_sizes(dims)
+    for name, dim in dims.items():
+        assert dim.min <= given_[name] <= dim.max
+        assert given_[name] >= 2 or dim.max < 2
+    if all(dim.max - max(2, dim.min) >= 1 for dim in dims.values()):
+        assert len(set(given_.values())) == len(dims)
+
+
+@given(dims)
+def test_no_sizes_come_twice_and_each_has_a_name_of_its_own(dims: dict[str, Dim]) -> None:
+    corners = [size_key(sizes) for _, sizes in corner_sizes(dims)]
+    assert len(set(corners)) == len(corners)
+    assert not set(corners) & {size_key(sizes) for sizes in typical_sizes(dims)}
+
+
+@given(st.integers(0, 10_000))
+def test_a_prime_has_no_factors(number: int) -> None:
+    assert is_prime(number) == (number > 1 and not any(number % factor == 0 for factor in range(2, number)))
+
+
+def test_fills_reach_zero_both_signs_far_magnitudes_and_both_ends_of_every_range() -> None:
+    made = {case.name.split("@")[0]: case.inputs for case in cases({**BATCH, "time": Dim(max=9, typical=[4])})}
+    assert (made["zeros"]["x"] == 0).all()
+    assert (made["ones"]["x"] == 1).all()
+    assert (made["minus-ones"]["x"] == -1).all()
+    assert (made["minus-ones"]["unit"] == 0).all()  # clipped: its range is declared
+    assert np.unique(made["constant"]["x"]).size == 1
+    assert np.abs(made["large"]["x"]).max() > 1e5
+    assert 0 < np.abs(made["small"]["x"]).max() < 1e-4
+    assert (made["lowest"]["ids"] == -3).all()
+    assert (made["highest"]["ids"] == 9).all()
+    assert {-3, 9} <= set(made["span"]["ids"].flat)
+    assert made["masks-on"]["mask"].all()
+    assert made["masks-on"]["on"].all()
+    assert not made["masks-off"]["mask"].any()
+    ragged = made["masks-ragged"]["mask"]
+    assert not ragged.all()
+    assert ragged.any(axis=1).all()
+    assert (np.diff(ragged, axis=1) <= 0).all()
+
+
+def test_what_nobody_declared_is_a_probe() -> None:
+    made = {case.name: case for case in cases({**BATCH, "time": Dim(max=9, typical=[4])})}
+    probes = {name.split("@")[0] for name, case in made.items() if case.probe}
+    assert probes == {"nan", "infinity", "empty"}
+    assert np.isnan(made["nan@b3_t5"].inputs["x"]).sum() == 1
+    assert made["empty@b0_t4"].inputs["x"].shape == (0, 4)
+
+
+def test_an_empty_batch_is_no_probe_where_it_is_declared() -> None:
+    made = cases({"batch": Dim(min=0, max=8, typical=[1]), "time": Dim(max=9, typical=[4])})
+    assert [case.probe for case in made if case.sizes["batch"] == 0] == [False, False]
+
+
+def test_where_a_model_has_cases_of_its_own_integers_set_alone_are_probes() -> None:
+    def own(sizes: dict[str, int], rng: np.random.Generator) -> dict[str, np.ndarray]:
+        return draw(INPUTS, sizes, rng)
+
+    made = {c.name.split("@")[0]: c for c in all_cases(INPUTS, {**BATCH, "time": Dim(max=9, typical=[4])}, 1, 0, own)}
+    assert all(made[label].probe for label in ("masks-off", "masks-ragged", "lowest", "span"))
+    assert not any(made[label].probe for label in ("zeros", "large", "normal0"))
 
 
 def test_a_case_does_not_depend_on_those_before_it() -> None:
-    dims = {"batch": Dim(max=8, typical=[1, 2])}
-    few = {case.name: case for case in random_cases({"x": INPUTS["x"]}, dims, 2, 0)}
-    many = {case.name: case for case in random_cases({"x": INPUTS["x"]}, dims, 6, 0)}
+    def by_name(draws: int) -> dict[str, Case]:
+        return {case.name: case for case in all_cases({"x": INPUTS["x"]}, BATCH, draws, 0)}
+
+    few, many = by_name(2), by_name(6)
     for name in few:
-        assert np.array_equal(few[name].inputs["x"], many[name].inputs["x"])
+        assert np.array_equal(few[name].inputs["x"], many[name].inputs["x"], equal_nan=True)
 
 
-def test_own_cases_must_give_the_declared_inputs() -> None:
-    dims = {"batch": Dim(max=8, typical=[1])}
-    with pytest.raises(UsageError, match="gives inputs"):
-        list(random_cases({"x": INPUTS["x"]}, dims, 1, 0, lambda sizes, rng: {"z": np.zeros(1)}))
+def test_a_case_is_found_by_its_name_and_a_slip_is_answered_with_the_nearest() -> None:
+    assert find(cases({**BATCH, "time": Dim(max=9, typical=[4])}), "zeros@b3_t5").seed
+    with pytest.raises(UsageError, match=r"no case 'zeroes@b3_t5'; did you mean 'zeros@b3_t5'"):
+        find(cases({**BATCH, "time": Dim(max=9, typical=[4])}), "zeroes@b3_t5")
 
 
-def test_samples_are_fed_in_batches_no_larger_than_allowed() -> None:
+@pytest.mark.parametrize(
+    ("given_", "words"),
+    [
+        ({"z": np.zeros(1)}, "gives inputs"),
+        ({"x": np.zeros((1, 5), np.float32)}, r"gives x as float32 \[1, 5\]"),
+        ({"x": np.zeros((1, 4))}, "gives x as float64"),
+    ],
+)
+def test_own_cases_must_give_the_declared_inputs(given_: dict[str, np.ndarray], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        list(all_cases({"x": INPUTS["x"]}, BATCH, 1, 0, lambda sizes, rng: given_))
+
+
+def test_samples_are_fed_in_batches_no_larger_than_allowed_and_negated_and_scaled() -> None:
     dims = {"batch": Dim(max=4, typical=[1])}
     data = {"x": np.arange(40, dtype=np.float32).reshape(10, 4)}
-    cases = list(sample_cases({"x": INPUTS["x"]}, dims, data, 9))
-    assert [case.sizes["batch"] for case in cases] == [4, 4, 1]
-    assert np.array_equal(np.concatenate([case.inputs["x"] for case in cases]), data["x"][:9])
+    made = {c.name: c for c in all_cases({"x": INPUTS["x"]}, dims, 1, 0, None, data, 9)}
+    fed = [case for name, case in made.items() if name.startswith("samples")]
+    assert [case.sizes["batch"] for case in fed] == [4, 4, 1]
+    assert np.array_equal(np.concatenate([case.inputs["x"] for case in fed]), data["x"][:9])
+    assert np.array_equal(made["negated@4"].inputs["x"], -data["x"][:4])
+    assert np.array_equal(made["enlarged@4"].inputs["x"], 10 * data["x"][:4])
 
 
 @given(st.lists(st.sampled_from(["batch", "b", "sequence", "seq", "time"]), unique=True, max_size=4))
@@ -85,6 +207,26 @@ def test_size_keys_tell_dimensions_apart(names: list[str]) -> None:
 def test_draws_reach_both_ends_of_an_integer_range() -> None:
     drawn = draw(INPUTS, {"batch": 64, "time": 64}, np.random.default_rng(0))["ids"]
     assert (drawn.min(), drawn.max()) == (-3, 9)
+
+
+def test_what_the_reference_answers_is_recorded_and_recalled_case_by_case(tmp_path: Path) -> None:
+    made = cases({**BATCH, "time": Dim(max=9, typical=[4])})[:3]
+    wrong = WorkerFailure("aborted", "it died", "SIGABRT")
+    y = {"y": np.array([1.0, np.nan], np.float32)}
+    expected = [
+        Expected(made[0], y, {"y": y["y"].astype(np.float64)}),
+        Expected(made[1], failure=wrong),
+        Expected(made[2], y),
+    ]
+    record(expected, tmp_path / "r.npz")
+    again = recall(tmp_path / "r.npz", made)
+    assert np.array_equal(again[0].outputs["y"], y["y"], equal_nan=True)
+    assert again[0].truth["y"].dtype == np.float64
+    assert again[1].failure is not None
+    assert (again[1].failure.kind, again[1].failure.signal) == ("aborted", "SIGABRT")
+    assert again[2].truth == {}
+    with pytest.raises(UsageError, match=r"r\.npz: is not of these cases"):
+        recall(tmp_path / "r.npz", made[1:])
 
 
 floats = hnp.arrays(np.float32, hnp.array_shapes(max_dims=3, max_side=5), elements=st.floats(-1e6, 1e6, width=32))
@@ -133,6 +275,56 @@ def test_another_dtype_never_passes_and_integers_must_be_equal() -> None:
     assert compare("y", ones, ones.astype(np.float64), 1, 1).verdict == "dtype mismatch"
     assert compare("y", np.array([1, 2]), np.array([1, 3]), 1, 1).verdict == "out of tolerance"
     assert compare("y", np.array([True]), np.array([True]), 0, 0).verdict == "ok"
+
+
+def test_figures_are_those_of_their_definitions() -> None:
+    reference = np.array([[1.0, 2.0], [3.0, 4.0]], np.float32)
+    got = reference.copy()
+    got[1, 1] = np.nextafter(np.nextafter(np.float32(4), np.float32(9)), np.float32(9))
+    found = compare("y", reference, got, 1e-3, 1e-5)
+    assert found.max_ulp == 2
+    assert found.cosine == pytest.approx(1.0)
+    assert found.agreement == 1.0
+    noise = float(got[1, 1]) - 4.0
+    assert found.snr_db == pytest.approx(10 * np.log10(30 / noise**2))
+    assert compare("y", reference, reference, 0, 0).snr_db == np.inf
+    assert compare("y", -np.zeros(3, np.float32), np.zeros(3, np.float32), 0, 0).max_ulp == 0
+    assert compare("y", np.float32([-1e-45]), np.float32([1e-45]), 0, 1).max_ulp == 2
+
+
+@given(floats)
+def test_ulps_count_steps_of_nextafter(values: np.ndarray) -> None:
+    stepped = np.nextafter(values, np.float32(np.inf))
+    assert compare("y", values, stepped, 1, 1).max_ulp == 1
+
+
+def test_what_the_references_own_rounding_decides_is_not_held_against_a_model() -> None:
+    truth = np.array([1e6, 0.01])
+    reference = np.array([1e6, 0.02], np.float32)  # what float32 leaves of a small difference of large numbers
+    got = np.array([1e6, 0.05], np.float32)
+    assert compare("y", reference, got, 1e-3, 1e-5).verdict == "out of tolerance"
+    judged = compare("y", reference, got, 1e-3, 1e-5, truth)
+    assert judged.verdict == "ok"
+    assert judged.error == pytest.approx(0.04)
+    assert judged.reference_error == pytest.approx(0.01)
+    far = np.array([1e6, 0.5], np.float32)
+    assert compare("y", reference, far, 1e-3, 1e-5, truth).verdict == "out of tolerance"
+
+
+def test_a_class_that_float64_decides_otherwise_is_not_judged_and_any_other_is() -> None:
+    reference, truth = np.array([3, 4]), np.array([3, 5])
+    assert compare("y", reference, np.array([3, 6]), 0, 0, truth).verdict == "ok"
+    assert compare("y", reference, np.array([2, 4]), 0, 0, truth).verdict == "out of tolerance"
+
+
+def test_an_overflow_of_the_reference_alone_is_not_judged() -> None:
+    reference, truth = np.array([np.inf, 1.0], np.float32), np.array([1e39, 1.0])
+    assert compare("y", reference, np.array([3e38, 1.0], np.float32), 0, 1e-5, truth).verdict == "ok"
+    assert compare("y", reference, np.array([3e38, 1.0], np.float32), 0, 1e-5).verdict == "NaN mismatch"
+
+
+def test_large_integers_are_compared_exactly() -> None:
+    assert compare("y", np.array([2**60]), np.array([2**60 + 1]), 1, 1).verdict == "out of tolerance"
 
 
 def test_an_empty_output_is_the_same_as_an_empty_output() -> None:

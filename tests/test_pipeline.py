@@ -53,7 +53,11 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = clone(tmp_path_factory.mktemp("clone") / "with a space")
     (root / "models" / "toy.py").write_text(SOURCE + BRANCHING)
     params = toy_params()
-    params["models"]["branching"] = {**params["models"]["toy"], "build": "models.toy:branching"}
+    params["models"]["branching"] = {
+        **params["models"]["toy"],
+        "build": "models.toy:branching",
+        "export": {"strategy": "dynamo"},
+    }
     (root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     return root
 

@@ -16,9 +16,10 @@ from onnx import TensorProto, helper
 
 from registry.errors import UsageError
 from stages.parity.cases import Case
-from stages.parity.check import answers, check
-from stages.runtime import isolate
+from stages.parity.check import Expected, answers, check
+from stages.runtime import isolate, pool
 from stages.runtime.pool import Killed, Worker, WorkerFailure
+from stages.settings import Tolerance
 from tests.onnx_models import linear
 
 
@@ -48,17 +49,17 @@ def test_a_native_abort_is_a_verdict_and_the_remaining_cases_still_run(lstm: Pat
     cases = [case("one", 1), case("empty", 0), case("two", 2)]
     with Worker.onnx(lstm, "lstm") as reference:
         expected = answers(reference, [cases[0], cases[2]])
-    expected.insert(1, (cases[1], {"y": np.empty((1, 0, 4), np.float32)}))
+    expected.insert(1, Expected(cases[1], {"y": np.empty((1, 0, 4), np.float32)}))
     with Worker.onnx(lstm, "lstm") as worker:
-        results = check(worker, expected, 1e-3, 1e-5)
+        results = check(worker, expected, Tolerance())
     assert [result.verdict for result in results] == ["ok", "aborted", "ok"]
-    assert "SIGABRT" in results[1].reason
-    assert "lstm" in results[1].reason
+    assert results[1].signal == "SIGABRT"
+    assert "case empty: lstm on CPUExecutionProvider: the process died of SIGABRT" in results[1].reason
 
 
 def test_an_input_of_the_wrong_shape_is_an_error_with_the_runtimes_words(tmp_path: Path) -> None:
     with Worker.onnx(linear(tmp_path / "m.onnx"), "m") as worker:
-        with pytest.raises(WorkerFailure, match="m: run: InvalidArgument") as caught:
+        with pytest.raises(WorkerFailure, match="m on CPUExecutionProvider: run: InvalidArgument") as caught:
             worker.run({"x": np.ones((2, 7), np.float32)})
         assert caught.value.kind == "error"
         assert worker.run({"x": np.ones((2, 4), np.float32)})["y"].shape == (2, 3)
@@ -80,8 +81,9 @@ def test_a_killed_worker_names_the_signal_and_starts_again(tmp_path: Path) -> No
         worker.start()
         assert worker._process is not None
         os.kill(worker._process.pid, signal.SIGSEGV)
-        with pytest.raises(WorkerFailure, match="SIGSEGV"):
+        with pytest.raises(WorkerFailure, match="SIGSEGV") as caught:
             worker.run({"x": np.ones((2, 4), np.float32)})
+        assert (caught.value.kind, caught.value.signal) == ("segfault", "SIGSEGV")
         assert worker.measure({"x": np.ones((2, 4), np.float32)}, 0.01, 1)
 
 
@@ -134,11 +136,45 @@ def test_an_isolated_call_returns_what_the_function_returns() -> None:
     assert isolate.call(30, divmod, 7, 2) == (3, 1)
 
 
-@pytest.mark.parametrize("number", [signal.SIGABRT, signal.SIGSEGV, signal.SIGFPE])
-def test_an_isolated_call_that_dies_names_the_signal(number: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("number", "kind"), [(signal.SIGABRT, "aborted"), (signal.SIGSEGV, "segfault"), (signal.SIGFPE, "aborted")]
+)
+def test_an_isolated_call_that_dies_names_the_signal(number: signal.Signals, kind: str) -> None:
     with pytest.raises(WorkerFailure, match=number.name) as caught:
         isolate.call(30, dies, number)
-    assert caught.value.kind == "aborted"
+    assert caught.value.kind == kind
+
+
+def test_a_model_that_wants_more_memory_than_there_is_is_a_verdict_and_the_worker_lives_on(tmp_path: Path) -> None:
+    graph = helper.make_graph(
+        [helper.make_node("Expand", ["x", "shape"], ["y"])],
+        "large",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1]),
+         helper.make_tensor_value_info("shape", TensorProto.INT64, [1])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n"])],
+    )  # fmt: skip
+    path = tmp_path / "large.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10), path)
+    worker = Worker.onnx(path, "large")
+    worker.memory_bytes = 2**30
+
+    def feed(n: int) -> dict[str, np.ndarray]:
+        return {"x": np.ones(1, np.float32), "shape": np.array([n])}
+
+    with worker:
+        with pytest.raises(WorkerFailure, match="large on CPUExecutionProvider: run:") as caught:
+            worker.run(feed(2**30))
+        assert caught.value.kind == "out of memory"
+        assert worker.run(feed(3))["y"].shape == (3,)
+
+
+def test_a_kill_by_the_kernel_for_want_of_memory_is_told_from_one_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = pool.kernel_kills()
+    assert isinstance(pool.death("m", -signal.SIGKILL, kills=before), Killed)
+    monkeypatch.setattr(pool, "kernel_kills", lambda: before + 1)
+    ended = pool.death("m", -signal.SIGKILL, kills=before)
+    assert isinstance(ended, WorkerFailure)
+    assert ended.kind == "out of memory"
 
 
 def test_a_kill_from_outside_is_nobodys_verdict(tmp_path: Path) -> None:
@@ -148,7 +184,7 @@ def test_a_kill_from_outside_is_nobodys_verdict(tmp_path: Path) -> None:
         worker.start()
         assert worker._process is not None
         os.kill(worker._process.pid, signal.SIGKILL)
-        with pytest.raises(Killed, match="m: the process was killed"):
+        with pytest.raises(Killed, match="m on CPUExecutionProvider: the process was killed"):
             worker.run({"x": np.ones((2, 4), np.float32)})
 
 

@@ -59,7 +59,8 @@ def test_a_model_passes_and_its_file_documents_itself(project: Path) -> None:
     assert json.loads(graph.metadata["onward.inputs"])["x"]["about"] == "six of them"
     assert graph.metadata["onward.weights_sha256"] == reports["train"].weights.sha256
     verified: VerifyReport = reports["verify"]
-    assert {"normal0@b1", "normal1@b4", "extreme1@b16", "samples0@16"} <= {case.case for case in verified.cases}
+    fed = {case.case for case in verified.cases}
+    assert {"normal0@b1", "normal1@b4", "maximum@b16", "prime@b3", "zeros@b3", "negated@16", "samples0@16"} <= fed
 
 
 def test_export_follows_its_params(project: Path) -> None:
@@ -78,7 +79,7 @@ def test_the_same_model_is_the_same_bytes_wherever_the_project_lies(
     def variants(root: Path) -> dict[str, bytes]:
         monkeypatch.setenv("DVC_ROOT", str(root))
         monkeypatch.syspath_prepend(str(root))
-        through("train", "data", "export", "optimize", "quantize")
+        through("train", "data", "export", "verify", "optimize", "quantize")
         files = sorted((root / "build").rglob("*.onnx")) + sorted((root / "build").rglob("report.json"))
         return {str(file.relative_to(root)): file.read_bytes() for file in files}
 
@@ -210,7 +211,8 @@ def with_forward(body: str) -> str:
     ids=["a branch on data", "one output too many", "a frozen dimension"],
 )
 def test_an_export_that_cannot_be_is_a_failed_report_in_plain_words(project: Path, body: str, words: str) -> None:
-    write_project(project, source=with_forward(body), params=toy_params(quality=None))
+    params = toy_params(quality=None, export={"strategy": "dynamo"})
+    write_project(project, source=with_forward(body), params=params)
     reports = through("train", "data", "export", "verify")
     assert reports["export"].status == "failed"
     assert words in reports["export"].reason
@@ -328,7 +330,7 @@ def test_samples_with_an_unknown_name_are_a_users_mistake(project: Path) -> None
 def test_int8_graphs_are_smaller_and_state_what_they_cost(project: Path) -> None:
     source = SOURCE.replace("Linear(6, 16)", "Linear(6, 256)").replace("Linear(16, 3)", "Linear(256, 3)")
     write_project(project, source=source)
-    report: QuantizeReport = through("train", "data", "export", "optimize", "quantize")["quantize"]
+    report: QuantizeReport = through("train", "data", "export", "verify", "optimize", "quantize")["quantize"]
     made = {v.name: v for v in report.variants if v.status == "passed"}
     assert {"int8-dynamic", "int8-static"} <= set(made)
     for variant in made.values():

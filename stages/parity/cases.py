@@ -1,98 +1,153 @@
-"""What to feed: from the declared inputs and dimensions, named and seeded cases that can each be fed again alone."""
+"""What to feed: from the declared inputs and dimensions, named and seeded cases that can each be fed again alone.
+
+Random draws alone mislead: a branch that depends on values, a mask that was lost, a size that was frozen show up at
+zeros, at negated samples, with half of a mask off, at a size that the exporter never saw. So all of these are fed.
+"""
 
 from __future__ import annotations
 
-import itertools
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from registry.errors import UsageError
-from stages.settings import Dim, Input
+from stages.parity.sizes import Sizes, corner_sizes, prime_sizes, size_key, typical_sizes
+from stages.settings import Dim, Input, suggestion
 
-Array = npt.NDArray[np.generic]
-Generator = Callable[[dict[str, int], np.random.Generator], dict[str, Array]]
+Array = npt.NDArray[Any]
+Tensors = dict[str, Array]
+Generator = Callable[[dict[str, int], np.random.Generator], Tensors]
+Fill = Callable[[Input, Array, np.random.Generator], Array]
+
+# Magnitudes far from those that a model is trained on. A float16 ends at 65504, and its sums must fit, too.
+LARGE = {"float16": 1e2, "float32": 1e6, "float64": 1e6}
+SMALL = {"float16": 1e-3, "float32": 1e-6, "float64": 1e-6}
 
 
 @dataclass(frozen=True)
 class Case:
-    """Inputs by name, and how they came about: `name` and `seed` are enough to make them again."""
+    """Inputs by name, and how they came about: `name` and `seed` are enough to make them again. A `probe` feeds what
+    nobody declared the model to take: it informs, and fails nothing."""
 
     name: str
     seed: int
-    sizes: dict[str, int]
-    inputs: dict[str, Array]
+    sizes: Sizes
+    inputs: Tensors
+    probe: bool = False
 
 
-def size_key(sizes: Mapping[str, int]) -> str:
-    """`b1` or `b8_s128`: each dimension by the shortest prefix that tells it from the others."""
-
-    def prefix(name: str) -> str:
-        others = [other for other in sizes if other != name]
-        lengths = (n for n in range(1, len(name)) if not any(other[:n] == name[:n] for other in others))
-        return name[: next(lengths, len(name))]
-
-    return "_".join(f"{prefix(name)}{size}" for name, size in sizes.items()) or "fixed"
-
-
-def typical_sizes(dims: Mapping[str, Dim]) -> list[dict[str, int]]:
-    """Every combination of the typical sizes, in the order of params.yaml."""
-    names = list(dims)
-    return [dict(zip(names, sizes, strict=True)) for sizes in itertools.product(*(dims[n].typical for n in names))]
-
-
-def extreme_sizes(dims: Mapping[str, Dim]) -> list[dict[str, int]]:
-    """Every dimension at its minimum (1 where that is 0), and every dimension at its maximum."""
-    return [{n: max(1, d.min) for n, d in dims.items()}, {n: d.max for n, d in dims.items()}]
-
-
-def draw(inputs: Mapping[str, Input], sizes: Mapping[str, int], rng: np.random.Generator) -> dict[str, Array]:
-    """Independent draws for each input: standard normal, or uniform over the declared range for integers."""
-    drawn: dict[str, Array] = {}
+def draw(
+    inputs: Mapping[str, Input], sizes: Mapping[str, int], rng: np.random.Generator, how: str = "normal"
+) -> Tensors:
+    """Independent draws for each input: standard normal or uniform in [-1, 1] for floats (within `range`, where they
+    have one), uniform over `range` for integers, coins for booleans."""
+    drawn: Tensors = {}
     for name, spec in inputs.items():
         shape = [sizes[axis] if isinstance(axis, str) else axis for axis in spec.shape]
         dtype = np.dtype(spec.dtype)
         if dtype == np.bool_:
             drawn[name] = rng.integers(0, 2, shape).astype(dtype)
-        elif spec.range is not None:
-            low, high = spec.range
+        elif spec.range is not None and not spec.is_float:
+            low, high = (int(end) for end in spec.range)
             drawn[name] = rng.integers(low, high, shape, dtype=np.int64, endpoint=True).astype(dtype)
+        elif how == "uniform" or spec.range is not None:
+            drawn[name] = rng.uniform(*(spec.range or (-1.0, 1.0)), shape).astype(dtype)
         else:
             drawn[name] = rng.standard_normal(shape).astype(dtype)
     return drawn
 
 
-def random_cases(
-    inputs: Mapping[str, Input], dims: Mapping[str, Dim], draws: int, seed: int, custom: Generator | None = None
+class Source:
+    """Where a model's tensors come from: its own `cases` where it has them, else independent draws."""
+
+    def __init__(self, inputs: Mapping[str, Input], custom: Generator | None = None) -> None:
+        self.inputs = inputs
+        self.custom = custom
+
+    def tensors(self, sizes: Sizes, rng: np.random.Generator, how: str = "normal") -> Tensors:
+        """Valid inputs of these sizes.
+
+        Raises:
+            UsageError: the model's own `cases` gives other inputs, shapes or dtypes than are declared.
+        """
+        if self.custom is None:
+            return draw(self.inputs, sizes, rng, how)
+        given = {key: np.asarray(value) for key, value in self.custom(dict(sizes), rng).items()}
+        if set(given) != set(self.inputs):
+            raise UsageError(f"cases: gives inputs {sorted(given)}, params.yaml declares {sorted(self.inputs)}")
+        for name, spec in self.inputs.items():
+            shape = tuple(sizes[axis] if isinstance(axis, str) else axis for axis in spec.shape)
+            if given[name].shape != shape or given[name].dtype != np.dtype(spec.dtype):
+                raise UsageError(
+                    f"cases: gives {name} as {given[name].dtype} {list(given[name].shape)} at {dict(sizes)}; "
+                    f"params.yaml declares {spec.dtype} {list(shape)}"
+                )
+        return {key: given[key] for key in self.inputs}
+
+
+def all_cases(
+    inputs: Mapping[str, Input],
+    dims: Mapping[str, Dim],
+    draws: int,
+    seed: int,
+    custom: Generator | None = None,
+    samples: Mapping[str, Array] | None = None,
+    limit: int = 64,
 ) -> Iterator[Case]:
-    """Seeded draws: `draws` of them spread over the typical sizes, at least one a size, and one at each extreme.
+    """Every case of a model, the probes last, each independent of those before it.
+
+    `draws` normal and as many uniform draws over the typical sizes (at least one normal draw a size), one at each
+    corner of the declared sizes, fills at prime sizes, `limit` real samples, and these negated and scaled.
+    """
+    source = Source(inputs, custom)
+    typical = typical_sizes(dims)
+    prime = prime_sizes(dims)
+    for i in range(max(draws, len(typical))):
+        yield _drawn(source, f"normal{i}", typical[i % len(typical)], seed)
+    if any(spec.is_float for spec in inputs.values()):
+        for i in range(draws):
+            yield _drawn(source, f"uniform{i}", typical[i % len(typical)], seed, "uniform")
+    for label, sizes in corner_sizes(dims):
+        yield _drawn(source, label, sizes, seed)
+    if samples is not None:
+        yield from sample_cases(inputs, dims, samples, limit)
+    probes = []
+    for label, fits, fill in _FILLS:
+        if any(fits(spec) for spec in inputs.values()):
+            # A model's own `cases` say how its inputs hang together; an integer that is set alone may break that.
+            probe = custom is not None and fits is not _is_float
+            made = _filled(source, label, prime, seed, fits, fill, probe)
+            if probe:
+                probes.append(made)
+            else:
+                yield made
+    yield from probes
+    yield from _probes(source, dims, prime, seed)
+
+
+def find(cases: Iterable[Case], name: str) -> Case:
+    """The case of this name.
 
     Raises:
-        UsageError: the model's own `cases` gives other inputs than are declared.
+        UsageError: there is none.
     """
-    typical = typical_sizes(dims)
-    wanted = [(f"normal{i}", typical[i % len(typical)]) for i in range(max(draws, len(typical)))]
-    wanted += [(f"extreme{i}", sizes) for i, sizes in enumerate(extreme_sizes(dims)) if sizes not in typical]
-    for label, sizes in wanted:
-        name = f"{label}@{size_key(sizes)}"
-        case_seed = zlib.crc32(f"{seed}/{name}".encode())
-        rng = np.random.default_rng(case_seed)
-        if custom is None:
-            tensors = draw(inputs, sizes, rng)
-        else:
-            tensors = {key: np.asarray(value) for key, value in custom(dict(sizes), rng).items()}
-            if set(tensors) != set(inputs):
-                raise UsageError(f"cases: gives inputs {sorted(tensors)}, params.yaml declares {sorted(inputs)}")
-        yield Case(name, case_seed, dict(sizes), {key: tensors[key] for key in inputs})
+    names = []
+    for case in cases:
+        if case.name == name:
+            return case
+        names.append(case.name)
+    raise UsageError(f"there is no case {name!r}{suggestion(name, names)}; the cases are {', '.join(names)}")
 
 
 def sample_cases(
     inputs: Mapping[str, Input], dims: Mapping[str, Dim], samples: Mapping[str, Array], limit: int
 ) -> Iterator[Case]:
-    """Real samples, `limit` at most, in batches as large as the first dimension may be."""
+    """Real samples, `limit` at most, in batches as large as the first dimension may be; the first batch again with
+    its floats negated, ten times as large and a tenth as large."""
     first = next(iter(inputs.values())).shape[0]
     step = dims[first].max if isinstance(first, str) else int(first)
     count = min(limit, len(next(iter(samples.values()))))
@@ -101,10 +156,113 @@ def sample_cases(
         size = len(next(iter(batch.values())))
         if isinstance(first, int) and size < first:
             return  # a fixed batch cannot be fed in part
-        yield Case(f"samples{start}@{size}", 0, _sizes(inputs, batch), batch)
+        sizes = _sizes(inputs, batch)
+        yield Case(f"samples{start}@{size}", 0, sizes, batch)
+        if start == 0 and any(spec.is_float for spec in inputs.values()):
+            for label, factor in (("negated", -1.0), ("enlarged", 10.0), ("reduced", 0.1)):
+                scaled = {
+                    name: _within(spec, batch[name] * batch[name].dtype.type(factor)) if spec.is_float else batch[name]
+                    for name, spec in inputs.items()
+                }
+                yield Case(f"{label}@{size}", 0, sizes, scaled)
 
 
-def _sizes(inputs: Mapping[str, Input], tensors: Mapping[str, Array]) -> dict[str, int]:
+def _drawn(source: Source, label: str, sizes: Sizes, seed: int, how: str = "normal", probe: bool = False) -> Case:
+    name = f"{label}@{size_key(sizes)}"
+    own = zlib.crc32(f"{seed}/{name}".encode())
+    return Case(name, own, dict(sizes), source.tensors(sizes, np.random.default_rng(own), how), probe)
+
+
+def _filled(
+    source: Source, label: str, sizes: Sizes, seed: int, fits: Callable[[Input], bool], fill: Fill, probe: bool
+) -> Case:
+    """A draw in which every input that fits is filled."""
+    case = _drawn(source, label, sizes, seed, probe=probe)
+    rng = np.random.default_rng(case.seed + 1)
+    for name, spec in source.inputs.items():
+        if fits(spec):
+            filled = fill(spec, case.inputs[name], rng)
+            case.inputs[name] = _within(spec, filled.astype(case.inputs[name].dtype))
+    return case
+
+
+def _probes(source: Source, dims: Mapping[str, Dim], prime: Sizes, seed: int) -> Iterator[Case]:
+    """What was not declared: a NaN, an infinity, and, last, for it may take the process down, an empty batch."""
+    if any(spec.is_float for spec in source.inputs.values()):
+        for label, value in (("nan", np.nan), ("infinity", np.inf)):
+            case = _drawn(source, label, prime, seed, probe=True)
+            for name, spec in source.inputs.items():
+                if spec.is_float and case.inputs[name].size:
+                    case.inputs[name].flat[0] = value
+            yield case
+    first = next(iter(source.inputs.values())).shape[0]
+    if isinstance(first, str) and dims[first].min > 0:
+        yield _drawn(source, "empty", {**typical_sizes(dims)[0], first: 0}, seed, probe=True)
+
+
+def _is_float(spec: Input) -> bool:
+    return spec.is_float
+
+
+def _is_mask(spec: Input) -> bool:
+    return spec.is_mask
+
+
+def _is_ranged(spec: Input) -> bool:
+    return not spec.is_float and not spec.is_mask and spec.range is not None
+
+
+def _constant(value: float) -> Fill:
+    return lambda spec, drawn, rng: np.full(drawn.shape, value)
+
+
+def _end(index: int) -> Fill:
+    return lambda spec, drawn, rng: np.full(drawn.shape, spec.range[index] if spec.range else 0)
+
+
+def _span(spec: Input, drawn: Array, rng: np.random.Generator) -> Array:
+    """The whole range, both ends included, in random order."""
+    assert spec.range is not None
+    values = np.round(np.linspace(spec.range[0], spec.range[1], drawn.size)).astype(np.int64)
+    if drawn.size == 1:
+        values[:] = spec.range[1]
+    return rng.permutation(values).reshape(drawn.shape)
+
+
+def _ragged(spec: Input, drawn: Array, rng: np.random.Generator) -> Array:
+    """On from the start of each row to somewhere in it, as padding leaves it; on and off in turn where that is all of
+    one length."""
+    length = drawn.shape[-1]
+    lengths = rng.integers(1, length, size=(*drawn.shape[:-1], 1), endpoint=True) if length else np.zeros(1)
+    rows = np.arange(length) < lengths
+    return rows if not rows.all() else np.arange(drawn.size).reshape(drawn.shape) % 2 == 0
+
+
+# Labels, which inputs they fill, and with what. Inputs that do not fit keep their draw.
+_FILLS: list[tuple[str, Callable[[Input], bool], Fill]] = [
+    ("zeros", _is_float, _constant(0.0)),
+    ("ones", _is_float, _constant(1.0)),
+    ("minus-ones", _is_float, _constant(-1.0)),
+    ("constant", _is_float, lambda spec, drawn, rng: np.full(drawn.shape, rng.uniform(-2, 2))),
+    ("large", _is_float, lambda spec, drawn, rng: drawn * drawn.dtype.type(LARGE[spec.dtype])),
+    ("small", _is_float, lambda spec, drawn, rng: drawn * drawn.dtype.type(SMALL[spec.dtype])),
+    ("lowest", _is_ranged, _end(0)),
+    ("highest", _is_ranged, _end(1)),
+    ("span", _is_ranged, _span),
+    ("masks-on", _is_mask, _constant(1)),
+    ("masks-off", _is_mask, _constant(0)),
+    ("masks-ragged", _is_mask, _ragged),
+]
+
+
+def _within(spec: Input, values: Array) -> Array:
+    """Clipped to the declared range, where a float has one."""
+    if spec.range is None or not spec.is_float:
+        return values
+    return np.clip(values, *spec.range).astype(values.dtype)
+
+
+def _sizes(inputs: Mapping[str, Input], tensors: Mapping[str, Array]) -> Sizes:
     return {
         axis: int(tensors[name].shape[position])
         for name, spec in inputs.items()

@@ -11,55 +11,123 @@ from registry.evidence import CaseVerdict, OutputComparison
 
 Array = npt.NDArray[Any]
 
+# How many times float32's own rounding error, as the reference shows it against itself in float64, is still rounding:
+# another order of summation costs a small multiple of it, a wrong weight or operator thousands.
+ROUNDING = 10.0
 
-def compare(name: str, reference: Array, got: Array, rtol: float, atol: float) -> OutputComparison:
+
+def compare(
+    name: str, reference: Array, got: Array, rtol: float, atol: float, truth: Array | None = None
+) -> OutputComparison:
     """Compare `got` with `reference` element by element, in float64.
 
     An element is out of tolerance where |got - reference| > atol + rtol * |reference| (numpy.allclose's rule, with
     the reference on the right). NaN and infinity must stand in the same places, infinity with the same sign. Integers
     and booleans are held to equality: a class that changed is not "nearly" right.
+
+    `truth` is the reference computed in float64. With it, what the reference's own rounding decides is not held
+    against `got`: an element within ROUNDING times the reference's largest error of the truth is in tolerance; an
+    integer that float64 decides otherwise, or a value that overflowed in the reference alone, is not judged.
     """
     if got.dtype != reference.dtype:
         return _mismatch(name, "dtype mismatch", f"{got.dtype} instead of {reference.dtype}")
     if got.shape != reference.shape:
         return _mismatch(name, "shape mismatch", f"{list(got.shape)} instead of {list(reference.shape)}")
+    if truth is not None and truth.shape != reference.shape:
+        truth = None  # what float64 answers in another shape says nothing of these elements
     if reference.dtype.kind not in "fiub":
         same = bool(np.array_equal(reference, got))
         return OutputComparison(output=name, verdict="ok" if same else "out of tolerance", share_out=float(not same))
-    if reference.dtype.kind != "f":
-        rtol = atol = 0.0
     wanted, actual = reference.astype(np.float64), got.astype(np.float64)
+    true = None if truth is None else truth.astype(np.float64)
+    judged = np.ones(reference.shape, dtype=bool)
+    if true is not None:
+        judged = (true == wanted) if reference.dtype.kind != "f" else ~(np.isfinite(true) & ~np.isfinite(wanted))
     finite = np.isfinite(wanted)
-    if not np.array_equal(wanted[~finite], actual[~finite], equal_nan=True) or not np.isfinite(actual[finite]).all():
-        share = float(np.mean(~np.isclose(actual, wanted, rtol=rtol, atol=atol, equal_nan=True)))
+    odd = judged & ~(np.isfinite(actual) & finite)
+    if not np.array_equal(wanted[odd], actual[odd], equal_nan=True):
+        close = np.isclose(actual, wanted, rtol=rtol, atol=atol, equal_nan=True)
         return OutputComparison(
             output=name,
             verdict="NaN mismatch",
-            share_out=share,
+            share_out=float(np.mean(~close[judged])),
             reason="NaN or infinity does not stand where the reference has it",
         )
-    wanted, actual = wanted[finite], actual[finite]
-    if wanted.size == 0:
-        return OutputComparison(output=name, verdict="ok", max_abs=0.0, mean_abs=0.0, max_rel=0.0, share_out=0.0)
-    difference = np.abs(actual - wanted)
-    share = float(np.mean(difference > atol + rtol * np.abs(wanted)))
+    plain = judged & finite & np.isfinite(actual)
+    difference = np.abs(actual[plain] - wanted[plain])
+    if reference.dtype.kind == "f":
+        out = difference > atol + rtol * np.abs(wanted[plain])
+    else:
+        out = reference[plain] != got[plain]  # not by their difference: a float64 holds no large int64
+    error = reference_error = None
+    if true is not None and reference.dtype.kind == "f":
+        known = np.isfinite(true[plain])
+        errors = np.abs(actual[plain] - true[plain])[known]
+        own = np.abs(wanted[plain] - true[plain])[known]
+        error, reference_error = _largest(errors), _largest(own)
+        out[known] &= errors > ROUNDING * (reference_error or 0.0)
+    share = float(out.sum() / reference.size) if reference.size else 0.0
     # Relative to the reference, where that is no smaller than atol: below, the ratio says nothing.
-    scale = np.maximum(np.abs(wanted), max(atol, np.finfo(np.float64).tiny))
+    scale = np.maximum(np.abs(wanted[plain]), max(atol, np.finfo(np.float64).tiny))
     return OutputComparison(
         output=name,
         verdict="out of tolerance" if share > 0 else "ok",
-        max_abs=float(difference.max()),
-        mean_abs=float(difference.mean()),
-        max_rel=float((difference / scale).max()),
+        max_abs=_largest(difference) or 0.0,
+        mean_abs=float(difference.mean()) if difference.size else 0.0,
+        max_rel=_largest(difference / scale) or 0.0,
+        max_ulp=_ulps(reference[plain], got[plain]),
+        cosine=_cosine(wanted[plain], actual[plain]),
+        snr_db=_signal_to_noise(wanted[plain], difference),
+        agreement=agreement(reference, got) if reference.dtype.kind == "f" else None,
         share_out=share,
+        error=error,
+        reference_error=reference_error,
     )
 
 
 def agreement(reference: Array, got: Array) -> float | None:
     """Share of rows whose largest entry along the last axis is the same one; null where there is no class axis."""
-    if reference.ndim < 2 or reference.shape[-1] < 2 or reference.shape != got.shape or reference.shape[0] == 0:
+    if reference.ndim < 2 or reference.shape[-1] < 2 or reference.shape != got.shape or reference.size == 0:
         return None
     return float(np.mean(reference.argmax(-1) == got.argmax(-1)))
+
+
+def _largest(values: Array) -> float | None:
+    return float(values.max()) if values.size else None
+
+
+def _ulps(reference: Array, got: Array) -> int | None:
+    """The largest number of representable values between two, counted over the bits as signed integers in order."""
+    if reference.dtype.kind != "f" or reference.size == 0:
+        return None
+    kind = np.dtype(f"i{reference.dtype.itemsize}")
+    lowest = np.iinfo(kind).min
+
+    def ordered(values: Array) -> Array:
+        bits = np.ascontiguousarray(values).view(kind)
+        # Negative floats count downwards from minus zero; in Python integers, for the distance may need 65 bits.
+        return np.where(bits < 0, lowest - bits, bits)
+
+    one, other = ordered(reference), ordered(got)
+    if kind.itemsize < 8:
+        return int(np.abs(one.astype(np.int64) - other.astype(np.int64)).max())
+    return max(abs(int(a) - int(b)) for a, b in zip(one.tolist(), other.tolist(), strict=True))
+
+
+def _cosine(wanted: Array, actual: Array) -> float | None:
+    """Cosine of the angle between the two as vectors; null where one of them is zero."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        lengths = float(np.linalg.norm(wanted) * np.linalg.norm(actual))
+        value = float(wanted @ actual / lengths) if lengths else np.nan
+    return min(1.0, value) if np.isfinite(value) else None
+
+
+def _signal_to_noise(wanted: Array, difference: Array) -> float | None:
+    """10 log10 of signal power over noise power; infinite without noise, null without signal."""
+    signal, noise = float(np.square(wanted).sum()), float(np.square(difference).sum())
+    if signal == 0.0 or not np.isfinite(signal):
+        return None
+    return float(10 * np.log10(signal / noise)) if noise else float("inf")
 
 
 def _mismatch(name: str, verdict: CaseVerdict, reason: str) -> OutputComparison:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import multiprocessing
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from multiprocessing.connection import Connection
 from typing import Any, ParamSpec, TypeVar
 
 from registry.errors import OnwardError
-from stages.runtime.pool import WorkerFailure, killed
+from stages.runtime.pool import WorkerFailure, death, kernel_kills
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -35,6 +34,7 @@ def call(timeout: float, function: Callable[P, R], *args: P.args, **kwargs: P.kw
     ours, theirs = context.Pipe(duplex=False)
     sys.stdout.flush()
     sys.stderr.flush()
+    kills = kernel_kills()
     process = context.Process(target=_body, args=(theirs, function, args, kwargs))
     process.start()
     theirs.close()
@@ -45,12 +45,8 @@ def call(timeout: float, function: Callable[P, R], *args: P.args, **kwargs: P.kw
             outcome, value = ours.recv()
         except EOFError:
             process.join()
-            code = process.exitcode or 0
-            outside = killed(getattr(function, "__name__", "a call").strip("_"), code)
-            if outside is not None:
-                raise outside from None
-            how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-            raise WorkerFailure("aborted", f"the process died of {how}") from None
+            name = getattr(function, "__name__", "a call").strip("_")
+            raise death(name, process.exitcode or 0, kills=kills) from None
     finally:
         if process.is_alive():
             process.join(0.5)
@@ -79,5 +75,8 @@ def _body(pipe: Connection, function: Callable[..., Any], args: Any, kwargs: Any
 
 
 def _failure(error: BaseException) -> WorkerFailure:
-    traceback.print_exception(error)
+    """The failure, which the report will tell; on the terminal, where in the code it came up."""
+    frames = traceback.extract_tb(error.__traceback__)[-3:]
+    where = " > ".join(f"{frame.filename}:{frame.lineno}" for frame in frames)
+    print(f"{type(error).__name__} at {where}", file=sys.stderr)
     return WorkerFailure("error", f"{type(error).__name__}: {error}")

@@ -9,6 +9,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
+import resource
 import selectors
 import signal
 import subprocess
@@ -22,53 +24,85 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import psutil
 
 from registry.errors import OnwardError
 
 Tensors = Mapping[str, npt.NDArray[Any]]
-FailureKind = Literal["aborted", "timed out", "error"]
+FailureKind = Literal["aborted", "segfault", "timed out", "out of memory", "error"]
 
 _HERE = Path(__file__).resolve().parent
 CPU = "CPUExecutionProvider"
+
+# How ONNX Runtime, PyTorch and the C++ library say it.
+_OUT_OF_MEMORY = r"bad_alloc|bad allocation|[Ff]ailed to allocate memory|can't allocate memory|[Oo]ut of memory"
 
 # Not the model's fault: whoever runs the stage has to make room.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class WorkerFailure(Exception):
-    """A request that came to nothing: `kind` says how, the message says of which model and why."""
+    """A request that came to nothing: `kind` says how, the message says of which model and why, `signal` names what
+    ended the process, if anything did."""
 
-    def __init__(self, kind: FailureKind, reason: str) -> None:
-        super().__init__(kind, reason)  # both, so that it can be pickled
+    def __init__(self, kind: FailureKind, reason: str, signal: str = "") -> None:
+        super().__init__(kind, reason, signal)  # all, so that it can be pickled
         self.kind = kind
         self.reason = reason
+        self.signal = signal
 
     def __str__(self) -> str:
         return self.reason
 
 
 class Killed(OnwardError):
-    """Somebody ended a process from outside: a person, or the kernel for want of memory. That is no verdict on a model,
-    so the stage ends without one, and runs again next time."""
+    """Somebody ended a process from outside. That is no verdict on a model, so the stage ends without one, and runs
+    again next time."""
 
 
-def killed(label: str, code: int) -> Killed | None:
-    """The error for an exit code that means a kill from outside; None for any other."""
+def death(label: str, code: int, words: str = "", kills: int = 0) -> WorkerFailure | Killed:
+    """What the exit code of a process means, with its last words.
+
+    `kills` is what `kernel_kills` said when the process started: a SIGKILL while the kernel ended processes for want
+    of memory is the model's fault, any other is somebody's.
+    """
+    last = f" ({words[:300]})" if words else ""
+    if code >= 0:
+        return WorkerFailure("error", f"{label}: the process ended with code {code}{last}")
+    name = signal.Signals(-code).name
+    if -code == signal.SIGKILL and kernel_kills() > kills:
+        return WorkerFailure("out of memory", f"{label}: the kernel killed the process for want of memory", name)
     if -code in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        how = signal.Signals(-code).name
-        return Killed(f"{label}: the process was killed ({how}; by hand, or for want of memory?); nothing was written")
-    return None
+        return Killed(f"{label}: the process was killed from outside ({name}); nothing was written")
+    reason = f"{label}: the process died of {name}{last}"
+    if "bad_alloc" in words:  # thrown where no frame catches it, in a thread of the runtime's own
+        return WorkerFailure("out of memory", reason, name)
+    return WorkerFailure("segfault" if -code in (signal.SIGSEGV, signal.SIGBUS) else "aborted", reason, name)
+
+
+def kernel_kills() -> int:
+    """How many processes the kernel has ended for want of memory since it started; 0 where it does not say."""
+    try:
+        for line in Path("/proc/vmstat").read_text().splitlines():
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    except OSError:
+        pass  # no Linux
+    return 0
 
 
 @dataclass
 class Worker:
-    """One model in one process of its own. `label` names it in messages."""
+    """One model in one process of its own. `label` names model and provider in messages. The process may use
+    `memory_bytes`, by default all that this machine has: more is a verdict, before it is everybody's trouble."""
 
     label: str
     command: list[str]
     load: dict[str, Any]
     timeout: float = 120.0
+    memory_bytes: int | None = field(default_factory=lambda: _physical_memory())
     loaded: dict[str, Any] = field(default_factory=dict)
+    _kills: int = 0
     _process: subprocess.Popen[bytes] | None = None
     _folder: tempfile.TemporaryDirectory[str] | None = None
     _errors: Any = None
@@ -85,7 +119,15 @@ class Worker:
     ) -> Worker:
         """A worker for an ONNX file in the environment of `python`."""
         load = {"model": str(model), "provider": provider, "graph_level": graph_level}
-        return cls(label, [str(python), str(_HERE / "worker.py")], load, timeout)
+        # CUDA maps far more than it uses: there, only the kernel knows when memory is out.
+        memory = None if "CUDA" in provider or "Tensorrt" in provider else _physical_memory()
+        return cls(f"{label} on {provider}", [str(python), str(_HERE / "worker.py")], load, timeout, memory)
+
+    @classmethod
+    def evaluator(cls, model: Path, label: str, timeout: float = 120.0) -> Worker:
+        """A worker for an ONNX file in ONNX's own reference evaluator: slow, and no runtime's opinion."""
+        command = [sys.executable, str(_HERE / "evaluator_worker.py")]
+        return cls(f"{label} in ONNX's reference evaluator", command, {"model": str(model)}, timeout)
 
     @classmethod
     def torch(
@@ -109,9 +151,13 @@ class Worker:
             if self._folder is None:
                 self._folder = tempfile.TemporaryDirectory(prefix="onward-")
             self._errors = tempfile.TemporaryFile()  # noqa: SIM115  it lives as long as the process does
+            self._kills = kernel_kills()
             self._process = subprocess.Popen(
                 self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors
             )
+            if self.memory_bytes is not None and hasattr(resource, "prlimit"):
+                limit = (self.memory_bytes, self.memory_bytes)
+                resource.prlimit(self._process.pid, resource.RLIMIT_DATA, limit)
             self.loaded = self._ask({"command": "load", **self.load})
         return self.loaded
 
@@ -122,11 +168,22 @@ class Worker:
             WorkerFailure: the runtime refused the input, died of it, or did not answer in time.
         """
         self.start()
-        assert self._folder is not None
-        target = Path(self._folder.name) / "outputs.npz"
-        self._ask({"command": "run", "inputs": self._write(inputs), "outputs": str(target)})
-        with np.load(target, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+        target = self._path("outputs.npz")
+        self._ask({"command": "run", "inputs": self._write(inputs), "outputs": target})
+        return _read(target)
+
+    def answer(self, inputs: Tensors) -> tuple[dict[str, npt.NDArray[Any]], dict[str, npt.NDArray[Any]]]:
+        """Outputs by name, and the same computed in float64, where the worker can (else empty).
+
+        Raises:
+            WorkerFailure: as `run`.
+        """
+        self.start()
+        if not self.loaded.get("widens"):
+            return self.run(inputs), {}
+        target, truth = self._path("outputs.npz"), self._path("truth.npz")
+        self._ask({"command": "run", "inputs": self._write(inputs), "outputs": target, "truth": truth})
+        return _read(target), _read(truth)
 
     def measure(self, inputs: Tensors, seconds: float, warmup: int) -> list[float]:
         """Latencies in milliseconds of repeated runs over at least `seconds`."""
@@ -154,11 +211,14 @@ class Worker:
             self._folder.cleanup()
             self._folder = None
 
-    def _write(self, inputs: Tensors) -> str:
+    def _path(self, name: str) -> str:
         assert self._folder is not None
-        path = Path(self._folder.name) / "inputs.npz"
+        return str(Path(self._folder.name) / name)
+
+    def _write(self, inputs: Tensors) -> str:
+        path = self._path("inputs.npz")
         np.savez(path, **dict(inputs))  # type: ignore[arg-type]
-        return str(path)
+        return path
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         assert self._process is not None
@@ -173,10 +233,11 @@ class Worker:
         if not answer.pop("ok"):
             if answer.get("errno") in DISK_FULL:
                 raise OSError(answer["errno"], os.strerror(answer["errno"]), tempfile.gettempdir())
-            if request["command"] == "load":
+            full = answer["kind"] == "MemoryError" or bool(re.search(_OUT_OF_MEMORY, answer["error"]))
+            if full or request["command"] == "load":
                 self._kill()
             reason = f"{self.label}: {request['command']}: {answer['kind']}: {answer['error'].strip()}"
-            raise WorkerFailure("error", _without_paths(reason))
+            raise WorkerFailure("out of memory" if full else "error", _without_paths(reason))
         return answer
 
     def _read_line(self) -> bytes:
@@ -198,15 +259,8 @@ class Worker:
         code = self._process.wait()
         self._errors.seek(0)
         words = self._errors.read().decode(errors="replace").strip().splitlines()
-        last = f" ({words[-1].strip()[:300]})" if words else ""
         self._kill()
-        outside = killed(self.label, code)
-        if outside is not None:
-            return outside
-        if code < 0:
-            name = signal.Signals(-code).name
-            return WorkerFailure("aborted", _without_paths(f"{self.label}: the process died of {name}{last}"))
-        return WorkerFailure("error", _without_paths(f"{self.label}: the process ended with code {code}{last}"))
+        return death(self.label, code, _without_paths(words[-1].strip()) if words else "", self._kills)
 
     def _kill(self) -> None:
         if self._process is not None:
@@ -219,6 +273,15 @@ class Worker:
                     except BrokenPipeError:
                         continue  # what was still buffered for a dead process
             self._process = None
+
+
+def _physical_memory() -> int:
+    return int(psutil.virtual_memory().total)
+
+
+def _read(path: str) -> dict[str, npt.NDArray[Any]]:
+    with np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
 
 
 def _without_paths(text: str) -> str:

@@ -1,4 +1,7 @@
-"""The same protocol as worker.py, with the PyTorch module itself behind it: the reference that exports are held to."""
+"""The same protocol as worker.py, with the PyTorch module itself behind it: the reference that exports are held to.
+
+run      inputs, outputs, [truth] (.npz paths)   with `truth`, the same in float64 (empty where there is none)
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # it is started as
 import numpy as np
 import torch
 
-from stages.module import load_module
+from stages.original import Original
 from stages.runtime import worker
 
 
@@ -20,38 +23,27 @@ class TorchModel:
     """The commands that make sense for a module: load, run, measure, memory."""
 
     def __init__(self) -> None:
-        self.module: torch.nn.Module | None = None
-        self.inputs: list[str] = []
-        self.outputs: list[str] = []
+        self.original: Original | None = None
 
     def load(self, build: str, weights: str, inputs: list[str], outputs: list[str]) -> dict[str, Any]:
         start = time.perf_counter()
-        self.module = load_module(build, Path(weights))
-        self.inputs, self.outputs = inputs, outputs
-        return {"session_ms": (time.perf_counter() - start) * 1e3, "providers": ["PyTorch eager"]}
+        self.original = Original(build, Path(weights), inputs, outputs)
+        return {"session_ms": (time.perf_counter() - start) * 1e3, "providers": ["PyTorch eager"], "widens": True}
 
-    def _arguments(self, path: str) -> list[torch.Tensor]:
-        tensors = worker.read_tensors(path)
-        return [torch.from_numpy(tensors[name]) for name in self.inputs]
-
-    def run(self, inputs: str, outputs: str) -> dict[str, Any]:
-        assert self.module is not None
-        # A module may write to its inputs; the caller's file is its own copy, so nothing is lost.
-        with torch.inference_mode():
-            results = self.module(*self._arguments(inputs))
-        if isinstance(results, torch.Tensor):
-            results = (results,)
-        elif isinstance(results, dict):
-            results = tuple(results.values())
-        if len(results) != len(self.outputs):
-            raise ValueError(f"the module returns {len(results)} outputs, params.yaml declares {len(self.outputs)}")
-        arrays: dict[str, np.ndarray] = {n: t.numpy() for n, t in zip(self.outputs, results, strict=True)}
-        np.savez(outputs, **arrays)  # type: ignore[arg-type]
+    def run(self, inputs: str, outputs: str, truth: str = "") -> dict[str, Any]:
+        assert self.original is not None
+        tensors = worker.read_tensors(inputs)
+        if not truth:
+            np.savez(outputs, **self.original.run(tensors))  # type: ignore[arg-type]
+            return {}
+        answers, wide = self.original.answer(tensors)
+        np.savez(outputs, **answers)  # type: ignore[arg-type]
+        np.savez(truth, **wide)  # type: ignore[arg-type]
         return {}
 
     def measure(self, inputs: str, seconds: float, warmup: int) -> dict[str, Any]:
-        assert self.module is not None
-        module, arguments = self.module, self._arguments(inputs)
+        assert self.original is not None
+        module, arguments = self.original.module, self.original.arguments(worker.read_tensors(inputs))
         with torch.inference_mode():
             return {"latencies_ms": worker.time_runs(lambda: module(*arguments), seconds, warmup)}
 

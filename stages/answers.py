@@ -1,0 +1,33 @@
+"""What a model is asked, and what the original answers: recorded once, by the verify stage, for all later ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from stages import paths
+from stages.evaluate import Arrays
+from stages.params import resolve
+from stages.parity.cases import Case, all_cases
+from stages.parity.check import Expected, recall
+from stages.reference import split
+from stages.settings import ModelParams, Verify
+
+
+def cases(model: str, settings: ModelParams, known: Verify) -> Iterator[Case]:
+    """All cases of a model: seeded draws, fills and real evaluation samples, over typical and odd sizes."""
+    custom = resolve(settings.cases, f"models.{model}.cases") if settings.cases else None
+    samples = split(model, "evaluation")
+    return all_cases(settings.inputs, settings.dims, known.draws, settings.seed, custom, samples, known.samples)
+
+
+def recorded_answers(model: str, settings: ModelParams) -> list[Expected]:
+    """What the original answers to every case, as the verify stage recorded it."""
+    return recall(paths.build(model, "verify") / "reference.npz", cases(model, settings, settings.verify))
+
+
+def recorded_outputs(model: str) -> Arrays:
+    """The original's outputs over all evaluation samples, as the verify stage recorded them."""
+    with np.load(paths.build(model, "verify") / "samples.npz", allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}

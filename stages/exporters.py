@@ -1,0 +1,196 @@
+"""The four ways in which torch can write a module as ONNX. Which one to believe, stages/export.py finds out.
+
+dynamo       torch.export with each dynamic dimension by its declared name and bounds
+dynamo-auto  torch.export, which may find relations between dimensions that the names did not allow
+script       torch.jit.script, which keeps branches and loops that depend on values
+trace        torch.jit.trace by way of the older exporter, which follows one example
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from registry import onnx_file
+from registry.errors import UsageError
+from stages import paths
+from stages.module import load_module
+from stages.params import resolve
+from stages.parity.cases import Source
+from stages.parity.sizes import example_sizes
+from stages.settings import ModelParams
+
+if TYPE_CHECKING:
+    import torch
+
+STRATEGIES = ("dynamo", "dynamo-auto", "script", "trace")
+HOW = {
+    "dynamo": "torch.onnx.export (dynamo, named dimensions)",
+    "dynamo-auto": "torch.onnx.export (dynamo, automatic dimensions)",
+    "script": "torch.jit.script, then torch.onnx.export",
+    "trace": "torch.jit.trace, then torch.onnx.export",
+}
+# The older exporter's newest opset.
+TORCHSCRIPT_OPSET = 20
+
+
+def write(strategy: str, settings: ModelParams, weights: Path, target: Path) -> list[str]:
+    """Export in this process to `target`; returns the exporter's warnings."""
+    assert settings.build is not None
+    module = load_module(settings.build, weights)
+    with gathered_warnings(settings.export.verbose) as caught:
+        if strategy in ("dynamo", "dynamo-auto"):
+            program = dynamo(strategy, settings, module)
+            _free_names(program.model, settings)
+            program.save(
+                target,
+                keep_initializers_as_inputs=settings.export.keep_initializers_as_inputs,
+                external_data=weights.stat().st_size > onnx_file.EXTERNAL_DATA_BYTES,
+            )
+        else:
+            _torchscript(strategy, settings, module, target)
+    return caught
+
+
+def example(settings: ModelParams) -> dict[str, Any]:
+    """One valid input of sizes that no exporter takes to be special, by name."""
+    custom = resolve(settings.cases) if settings.cases else None
+    rng = np.random.default_rng(settings.seed)
+    return Source(settings.inputs, custom).tensors(example_sizes(settings.dims), rng)
+
+
+def dynamo(strategy: str, settings: ModelParams, module: torch.nn.Module) -> Any:
+    """The ONNXProgram of torch.onnx.export; `exported_program` in it is the graph that was translated."""
+    import torch
+
+    given = example(settings)
+    with torch.no_grad():
+        program = torch.onnx.export(
+            module,
+            tuple(torch.from_numpy(given[name]) for name in settings.inputs),
+            dynamo=True,
+            opset_version=settings.export.opset,
+            input_names=list(settings.inputs),
+            output_names=list(settings.outputs),
+            dynamic_shapes=_dynamic_shapes(settings, automatic=strategy == "dynamo-auto"),
+            custom_translation_table=_translations(settings),
+            optimize=settings.export.constant_folding,
+            verbose=settings.export.verbose,
+        )
+    assert program is not None
+    return program
+
+
+def _dynamic_shapes(settings: ModelParams, automatic: bool) -> tuple[dict[int, Any], ...]:
+    import torch
+
+    varying = {name: dim for name, dim in settings.dims.items() if dim.max > dim.min}
+    dims: dict[str, Any] = {
+        name: torch.export.Dim.AUTO if automatic else torch.export.Dim(name, min=dim.min, max=dim.max)
+        for name, dim in varying.items()
+    }
+    return tuple(
+        {axis: dims[size] for axis, size in enumerate(spec.shape) if isinstance(size, str) and size in dims}
+        for spec in settings.inputs.values()
+    )
+
+
+def _translations(settings: ModelParams) -> dict[Any, Any] | None:
+    """The model's own table: torch operator to ONNX function; a function that returns one is as good.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    name = settings.export.custom_translations
+    if name is None:
+        return None
+    table: Any = resolve(name, "export.custom_translations", wants="a table or a function")
+    if not isinstance(table, Mapping) and callable(table):
+        table = table()
+    if not isinstance(table, Mapping):
+        raise UsageError(f"params.yaml: export.custom_translations: {name} gives no table of torch operators")
+    return dict(table)
+
+
+def _torchscript(strategy: str, settings: ModelParams, module: torch.nn.Module, target: Path) -> None:
+    import torch
+
+    given = example(settings)
+    arguments = tuple(torch.from_numpy(given[name]) for name in settings.inputs)
+    varying = {name for name, dim in settings.dims.items() if dim.max > dim.min}
+    shapes = {name: spec.shape for name, spec in settings.inputs.items()}
+    shapes |= {name: spec.shape for name, spec in settings.outputs.items()}
+    axes = {name: {axis: size for axis, size in enumerate(shape) if size in varying} for name, shape in shapes.items()}
+    with torch.no_grad():
+        torch.onnx.export(
+            torch.jit.script(module) if strategy == "script" else module,
+            arguments,
+            target,
+            dynamo=False,
+            opset_version=min(settings.export.opset, TORCHSCRIPT_OPSET),
+            input_names=list(settings.inputs),
+            output_names=list(settings.outputs),
+            dynamic_axes={name: found for name, found in axes.items() if found},
+            do_constant_folding=settings.export.constant_folding,
+            keep_initializers_as_inputs=settings.export.keep_initializers_as_inputs,
+            verbose=settings.export.verbose,
+        )
+
+
+def _free_names(model: Any, settings: ModelParams) -> None:
+    """Rename internal values that bear the name of an input or output: torch writes both, and the file is invalid."""
+    taken = {*settings.inputs, *settings.outputs}
+    outward = {id(value) for value in (*model.graph.inputs, *model.graph.outputs)}
+    used = {value.name for value in _values(model)}
+    for value in _values(model):
+        if value.name in taken and id(value) not in outward:
+            number = 1
+            while f"{value.name}_{number}" in used:
+                number += 1
+            value.name = f"{value.name}_{number}"
+            used.add(value.name)
+
+
+def _values(model: Any) -> list[Any]:
+    found = list(model.graph.initializers.values())
+    for node in model.graph.all_nodes():
+        found += node.outputs
+    return found
+
+
+@contextmanager
+def gathered_warnings(verbose: bool) -> Iterator[list[str]]:
+    """Every warning, once each, from Python's warnings and from torch's loggers, without paths; on the terminal, too,
+    where the exporter is to be verbose."""
+    texts: dict[str, None] = {}
+
+    class Collect(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            texts[paths.without_paths(record.getMessage())] = None
+
+    collect = Collect(logging.WARNING)
+    shown = {
+        name: list(logger.handlers)
+        for name, logger in [("torch", logging.getLogger("torch")), *logging.root.manager.loggerDict.items()]
+        if name.split(".")[0] == "torch" and isinstance(logger, logging.Logger)
+    }
+    for name, handlers in shown.items():
+        mine = [collect] if name == "torch" or handlers else []
+        logging.getLogger(name).handlers = [*mine, *(handlers if verbose else [])]
+    found: list[str] = []
+    try:
+        with warnings.catch_warnings(record=True) as recorded:
+            warnings.simplefilter("always")
+            yield found
+    finally:
+        for name, handlers in shown.items():
+            logging.getLogger(name).handlers = handlers
+        for item in recorded:
+            texts[f"{item.category.__name__}: {paths.without_paths(str(item.message))}"] = None
+        found += texts
