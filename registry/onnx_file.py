@@ -69,7 +69,7 @@ def check(path: Path, label: str = "") -> None:
         checker.check_model(str(path), full_check=True)
         if sum(file.stat().st_size for file in files(path)) < EXTERNAL_DATA_BYTES:
             shape_inference.infer_shapes(onnx.load(path), check_type=True, strict_mode=True, data_prop=True)
-    except (checker.ValidationError, shape_inference.InferenceError) as error:
+    except (checker.ValidationError, shape_inference.InferenceError, ValueError) as error:  # ValueError: data too short
         first = " ".join(str(error).split())
         raise UsageError(f"{label or path.name}: is not valid ONNX: {first[:500]}") from error
 
