@@ -112,7 +112,8 @@ def origin(node: onnx.NodeProto) -> tuple[str, str]:
     scopes = re.findall(r"'([^']*)'", about.get("pkg.torch.onnx.name_scopes", ""))
     module = scopes[-2] if len(scopes) > 1 and not scopes[-2].startswith("_empty") else ""
     frames = re.findall(r'File "([^"]+)", line (\d+)', about.get("pkg.torch.onnx.stack_trace", ""))
-    ours = [frame for frame in frames if not frame[0].startswith(("torch/", "python3"))] or frames
+    frames = [frame for frame in frames if not frame[0].startswith("<")]
+    ours = [frame for frame in frames if not frame[0].startswith("torch/")] or frames
     return module, ":".join(ours[-1]) if ours else ""
 
 

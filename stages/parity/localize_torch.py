@@ -7,6 +7,7 @@ nodes: there, what the module's own submodules return is what is compared.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ def against_torch(settings: ModelParams, weights: Path, plain: Path, strategy: s
             return Parting(
                 case=case.name,
                 value=name,
-                operator=node.op_type,
+                operator=_operator(node),
                 module=module or _scope(node.name),
                 source=source,
                 difference=difference,
@@ -79,6 +80,9 @@ def _by_translation(model: onnx.ModelProto, values: Values, wide: Values) -> lis
         name = about.get("pkg.torch.onnx.fx_node", "").removeprefix("%").split(" ")[0]
         if name in values and node.output[0]:
             found[name] = (node, node.output[0], values[name], wide.get(name))
+        for output in node.output:  # one of several results, which torch names for the node that picks it
+            if output in values and output != name:
+                found[output] = (node, output, values[output], wide.get(output))
     return list(found.values())
 
 
@@ -148,15 +152,16 @@ def _interpret(program: Any, arguments: list[torch.Tensor], wide: bool) -> Value
 
 
 def _module_values(original: Any, case: Case) -> tuple[Values, Values]:
-    """What each submodule returns, by its path; those that are called twice or return no tensor are left out."""
+    """What each submodule returns (the first of several), by its path; those called more than once are left out."""
     values: Values = {}
     calls: dict[str, int] = {}
 
     def watch(path: str) -> Any:
         def hook(module: Any, inputs: Any, output: Any) -> None:
             calls[path] = calls.get(path, 0) + 1
-            if isinstance(output, torch.Tensor):
-                values[path] = output.detach().numpy().copy()
+            first = output[0] if isinstance(output, tuple) else output
+            if isinstance(first, torch.Tensor):
+                values[path] = first.detach().numpy().copy()
 
         return hook
 
@@ -167,6 +172,13 @@ def _module_values(original: Any, case: Case) -> tuple[Values, Values]:
         for handle in handles:
             handle.remove()
     return {path: value for path, value in values.items() if calls[path] == 1}, {}
+
+
+def _operator(node: onnx.NodeProto) -> str:
+    """`Gemm`, or `Squeeze (of aten.lstm.input)` where torch said what it translated."""
+    about = {entry.key: entry.value for entry in node.metadata_props}
+    target = re.search(r"target=torch\.ops\.([\w.]+)", about.get("pkg.torch.onnx.fx_node", ""))
+    return f"{node.op_type} (of {target[1]})" if target else node.op_type
 
 
 def _whose(name: str, outputs: Mapping[str, Array], values: Values, wanted: Array) -> str:

@@ -94,7 +94,8 @@ def kernel_kills() -> int:
 @dataclass
 class Worker:
     """One model in one process of its own. `label` names model and provider in messages. The process may use
-    `memory_bytes`, by default all that this machine has: more is a verdict, before it is everybody's trouble."""
+    `memory_bytes`, by default all that this machine has: more is a verdict, before it is everybody's trouble.
+    `busy_seconds` is how long runs have taken inside the process so far."""
 
     label: str
     command: list[str]
@@ -102,6 +103,7 @@ class Worker:
     timeout: float = 120.0
     memory_bytes: int | None = field(default_factory=lambda: _physical_memory())
     loaded: dict[str, Any] = field(default_factory=dict)
+    busy_seconds: float = 0.0
     _kills: int = 0
     _process: subprocess.Popen[bytes] | None = None
     _folder: tempfile.TemporaryDirectory[str] | None = None
@@ -169,7 +171,8 @@ class Worker:
         """
         self.start()
         target = self._path("outputs.npz")
-        self._ask({"command": "run", "inputs": self._write(inputs), "outputs": target})
+        answer = self._ask({"command": "run", "inputs": self._write(inputs), "outputs": target})
+        self.busy_seconds += answer.get("seconds", 0.0)
         return _read(target)
 
     def answer(self, inputs: Tensors) -> tuple[dict[str, npt.NDArray[Any]], dict[str, npt.NDArray[Any]]]:
@@ -182,7 +185,8 @@ class Worker:
         if not self.loaded.get("widens"):
             return self.run(inputs), {}
         target, truth = self._path("outputs.npz"), self._path("truth.npz")
-        self._ask({"command": "run", "inputs": self._write(inputs), "outputs": target, "truth": truth})
+        answer = self._ask({"command": "run", "inputs": self._write(inputs), "outputs": target, "truth": truth})
+        self.busy_seconds += answer["seconds"]
         return _read(target), _read(truth)
 
     def measure(self, inputs: Tensors, seconds: float, warmup: int) -> list[float]:

@@ -4,7 +4,7 @@ Stand-alone on purpose: needs numpy and onnxruntime and nothing of ours, so that
 own environment. Reads one JSON request a line on stdin, answers one JSON line on stdout; tensors travel as .npz.
 
     load     model, provider, [graph_level, threads, options]  -> session_ms, providers, inputs, outputs
-    run      inputs, outputs (.npz paths)                       -> nothing but ok
+    run      inputs, outputs (.npz paths)                       -> seconds
     measure  inputs, seconds, warmup                            -> latencies_ms
     profile  inputs                                             -> nodes run by each provider
     memory                                                      -> peak_mb
@@ -118,9 +118,12 @@ class OnnxModel:
 
     def run(self, inputs: str, outputs: str) -> dict[str, Any]:
         names = [o.name for o in self.session.get_outputs()]
-        results = self.session.run(names, read_tensors(inputs))
+        feed = read_tensors(inputs)
+        start = time.perf_counter()
+        results = self.session.run(names, feed)
+        seconds = time.perf_counter() - start
         np.savez(outputs, **dict(zip(names, results, strict=True)))
-        return {}
+        return {"seconds": seconds}
 
     def measure(self, inputs: str, seconds: float, warmup: int) -> dict[str, Any]:
         feed = read_tensors(inputs)

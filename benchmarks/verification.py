@@ -1,0 +1,143 @@
+"""What verification costs, and how long it takes to find where a wrong answer comes from.
+
+    python -m benchmarks.verification [MODEL ...]
+
+Verifies the models of params.yaml, whose exports must be there (`dvc repro`), and states for each the whole time over
+the time of the inference that has to run and of the workers' start. Then spoils one weight of a transformer of twelve
+blocks, and times the search for it. Writes benchmarks/results/verification.json.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+from rich.console import Console
+from rich.table import Table
+
+from stages import exporters, paths
+from stages.answers import cases
+from stages.params import read, section
+from stages.parity import localize
+from stages.parity.cases import all_cases
+from stages.parity.check import Expected, answers, check
+from stages.reference import reference_worker
+from stages.runtime import isolate
+from stages.runtime.pool import Worker
+from stages.settings import ModelParams
+
+RESULTS = Path(__file__).parent / "results" / "verification.json"
+BLOCKS, SPOILED = 12, 7
+
+
+def verification(model: str) -> dict[str, Any]:
+    """Seconds of the workers' start, of the inference inside them, and of everything."""
+    settings = section(model, "verify")
+    began = time.perf_counter()
+    with reference_worker(model, settings) as reference:
+        reference.start()
+        start = time.perf_counter() - began
+        expected = answers(reference, cases(model, settings, settings.verify))
+        inference = reference.busy_seconds
+    plain = paths.build(model, "export") / "model.onnx"
+    with Worker.onnx(plain, model, timeout=settings.verify.timeout) as candidate:
+        before = time.perf_counter()
+        candidate.start()
+        start += time.perf_counter() - before
+        results = check(candidate, expected, settings.tolerance)
+        inference += candidate.busy_seconds
+    whole = time.perf_counter() - began
+    return {
+        "cases": len(results),
+        "inference_s": inference,
+        "start_s": start,
+        "whole_s": whole,
+        "ratio": whole / (inference + start),
+    }
+
+
+def twelve() -> Any:
+    """The shipped transformer with twelve blocks, untrained."""
+    import torch
+
+    from models.text import Transformer
+
+    torch.manual_seed(0)
+    return Transformer(blocks=BLOCKS).eval()
+
+
+def localisation() -> dict[str, Any]:
+    """Seconds to find one spoiled weight in a transformer of twelve blocks, and what was found."""
+    whole = read().models["transformer"]
+    settings = whole.model_copy(update={"build": "benchmarks.verification:twelve"})
+    with tempfile.TemporaryDirectory() as temporary:
+        weights, target = Path(temporary) / "model.safetensors", Path(temporary) / "model.onnx"
+        isolate.call(600, _export, settings, weights, target)
+        _spoil(target)
+        made = [case for case in all_cases(settings.inputs, settings.dims, 2, 0, _own(settings)) if not case.probe][:2]
+        with Worker.torch(
+            settings.build or "", weights, list(settings.inputs), list(settings.outputs), "twelve blocks"
+        ) as worker:
+            expected: list[Expected] = answers(worker, made)
+        with Worker.onnx(target, "twelve blocks") as candidate:
+            worst = localize.pick(expected, check(candidate, expected, settings.tolerance))
+        assert worst is not None, "the spoiled weight did not show"
+        began = time.perf_counter()
+        found = isolate.call(600, _against_torch, settings, weights, target, worst.case)
+        seconds = time.perf_counter() - began
+    return {"blocks": BLOCKS, "spoiled": f"blocks.{SPOILED}", "seconds": seconds, "found": localize.sentence(found)}
+
+
+def _own(settings: ModelParams) -> Any:
+    from stages.params import resolve
+
+    return resolve(settings.cases) if settings.cases else None
+
+
+def _export(settings: ModelParams, weights: Path, target: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file(twelve().state_dict(), weights)
+    exporters.write("dynamo", settings, weights, target)
+
+
+def _against_torch(*arguments: Any) -> Any:
+    from stages.parity.localize_torch import against_torch
+
+    settings, weights, target, case = arguments
+    return against_torch(settings, weights, target, "dynamo", case)
+
+
+def _spoil(path: Path) -> None:
+    model = onnx.load(path)
+    tensor = next(t for t in model.graph.initializer if f"blocks.{SPOILED}." in t.name and len(t.dims) == 2)
+    values = numpy_helper.to_array(tensor).copy()
+    values.flat[0] += np.float32(0.5)
+    tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    path.write_bytes(model.SerializeToString())
+
+
+def main() -> None:
+    """Measure, print, write."""
+    models = sys.argv[1:] or list(read().models)
+    found = {model: verification(model) for model in models}
+    table = Table("model", "cases", "inference s", "workers' start s", "whole s", "whole / (inference + start)")
+    for model, figures in found.items():
+        seconds = [f"{figures[name]:.2f}" for name in ("inference_s", "start_s", "whole_s", "ratio")]
+        table.add_row(model, str(figures["cases"]), *seconds)
+    Console().print(table)
+    where = localisation()
+    Console().print(f"localisation, {BLOCKS} blocks: {where['seconds']:.1f} s; {where['found']}")
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps({"verification": found, "localisation": where}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
