@@ -24,10 +24,12 @@ from rich.table import Table
 
 from stages import exporters, paths
 from stages.answers import cases
+from stages.export import finish
 from stages.params import read, section
 from stages.parity import localize
 from stages.parity.cases import all_cases
 from stages.parity.check import Expected, answers, check
+from stages.pitfalls import origin
 from stages.reference import reference_worker
 from stages.runtime import isolate
 from stages.runtime.pool import Worker
@@ -80,6 +82,7 @@ def localisation() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as temporary:
         weights, target = Path(temporary) / "model.safetensors", Path(temporary) / "model.onnx"
         isolate.call(600, _export, settings, weights, target)
+        finish("transformer", settings, target, "")
         _spoil(target)
         made = [case for case in all_cases(settings.inputs, settings.dims, 2, 0, _own(settings)) if not case.probe][:2]
         with Worker.torch(
@@ -117,7 +120,9 @@ def _against_torch(*arguments: Any) -> Any:
 
 def _spoil(path: Path) -> None:
     model = onnx.load(path)
-    tensor = next(t for t in model.graph.initializer if f"blocks.{SPOILED}." in t.name and len(t.dims) == 2)
+    products = (n for n in model.graph.node if n.op_type in ("MatMul", "Gemm"))
+    spoiled = next(n for n in products if origin(n)[0].startswith(f"blocks.{SPOILED}."))
+    tensor = next(t for t in model.graph.initializer if t.name in spoiled.input and len(t.dims) == 2)
     values = numpy_helper.to_array(tensor).copy()
     values.flat[0] += np.float32(0.5)
     tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))

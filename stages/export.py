@@ -179,7 +179,7 @@ def _sound(model: str, settings: ModelParams, target: Path, weights: Path) -> Gr
         _Unsound: it is not valid, not what params.yaml declares, or not fit to be deployed.
     """
     try:
-        _finish(model, settings, target, sha256_file(weights))
+        finish(model, settings, target, sha256_file(weights))
         onnx_file.check(target)
     except UsageError as error:  # about a file that we made: a verdict on the export, not a user's mistake
         raise _Unsound(pitfalls.explain(str(error), "the checker")) from error
@@ -190,7 +190,7 @@ def _sound(model: str, settings: ModelParams, target: Path, weights: Path) -> Gr
     return graph
 
 
-def _finish(model: str, settings: ModelParams, path: Path, weights: str) -> None:
+def finish(model: str, settings: ModelParams, path: Path, weights: str) -> None:
     """Make source paths relative, and write into the model what it is: name, inputs, outputs, digest of its weights."""
     onnx_file.files(path)  # readable, and nothing missing
     graph = onnx_file.load_graph(path)
