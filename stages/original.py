@@ -37,15 +37,20 @@ class Original:
         Raises:
             ValueError: the module returns another number of outputs than is declared, or trains.
         """
-        with torch.inference_mode():
-            results = self.module(*self.arguments(tensors))
-        training = [name for name, module in self.module.named_modules() if module.training]
+        try:
+            with torch.inference_mode():
+                results = self.module(*self.arguments(tensors))
+        finally:
+            self._refuse_training()
+        return self._named(results)
+
+    def _refuse_training(self) -> None:
+        training = [name or "the module" for name, module in self.module.named_modules() if module.training]
         if training:
             raise ValueError(
-                f"forward() puts {', '.join(training) or 'the module'} back into training mode: its answers then depend "
-                "on the batch, or on chance; take the call of train() out"
+                f"forward() puts {', '.join(training)} back into training mode, so that the answers depend on the "
+                "batch, or on chance: take the call of train() out"
             )
-        return self._named(results)
 
     def answer(self, tensors: Mapping[str, npt.NDArray[Any]]) -> tuple[Arrays, Arrays]:
         """Outputs, and the same in float64; empty where the module does not run in it (`why_not_wide` says why)."""
