@@ -247,12 +247,22 @@ def predict(
 def inspect(target: Target, as_json: Json = False) -> None:
     """What an ONNX model says of itself: opsets, inputs and outputs, parameters, operators, size, metadata.
 
+    Of a stage's report (build/MODEL/verify/report.json): what failed, and the node, module and source line where the
+    export and PyTorch part.
+
     Example: onward inspect model.onnx
     """
-    from registry import onnx_file
+    from registry import inspection, onnx_file
     from registry.integrity import content_digest
     from registry.session import locate
 
+    if target.endswith(".json"):
+        report = inspection.read(Path(target))
+        if as_json:
+            _json(report.model_dump(mode="json"))
+        else:
+            print("\n".join(inspection.lines(report)))
+        return
     path, origin = locate(target)
     onnx_file.check(path, target)
     graph = onnx_file.describe(path)

@@ -42,7 +42,7 @@ READS: dict[str, tuple[str, ...]] = {
     "train": ("build", "onnx", "train", "weights", "seed", "samples", "quality", "quality_floor", "inputs", "outputs"),
     "data": ("samples", "inputs", "data"),
     "export": (*_MODEL, "cases", "export"),
-    "verify": _CHECK,
+    "verify": (*_CHECK, "export"),
     "optimize": (*_CHECK, "optimize"),
     "quantize": (*_CHECK, "quality", "quantize"),
     "benchmark": (*_CHECK, "quality", "benchmark"),

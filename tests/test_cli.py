@@ -11,6 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from registry import cli, gates, operations
+from registry.evidence import CaseResult, OutputComparison, Parting, VerifyReport, save
 from tests.store_factory import add_candidate, artifacts_of, fresh_store, scale_model
 
 
@@ -239,6 +240,42 @@ def test_inspect_says_what_a_file_is(onward, tmp_path, monkeypatch):
     assert code == 0
     for words in ("ai.onnx 20", "IR version  10", "x float32[batch, 4]", "Mul", "onward.inputs", "parameters  1"):
         assert words in out
+
+
+def test_inspect_of_a_report_says_what_failed_and_where_they_part(onward, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    difference = OutputComparison(output="y", verdict="out of tolerance", max_abs=0.5, share_out=0.25)
+    report = VerifyReport(
+        model="toy",
+        status="failed",
+        reason="1 of 2 cases failed",
+        cases=[
+            CaseResult(case="normal0@b1", seed=1, sizes={}, verdict="ok"),
+            CaseResult(case="zeros@b3", seed=2, sizes={}, verdict="out of tolerance", outputs=[difference]),
+            CaseResult(case="empty@b0", seed=3, sizes={}, verdict="aborted", probe=True, reason="died of SIGABRT"),
+        ],
+        parting=Parting(
+            case="zeros@b3",
+            value="h",
+            operator="Gemm",
+            module="head",
+            source="m.py:7",
+            difference=0.5,
+            scale=2,
+        ),
+    )
+    save(report, tmp_path / "report.json")
+    code, out, _ = onward("inspect", "report.json")
+    assert code == 0
+    for words in (
+        "verify of toy: failed", "1 of 2 cases passed", "zeros@b3: out of tolerance: y off by 0.5, 25.0% out of",
+        "probe empty@b0: aborted: died of SIGABRT", "Gemm giving 'h' (case zeros@b3)", "head", "m.py:7",
+        "0.5 where values reach 2",
+    ):  # fmt: skip
+        assert words in out
+    assert json.loads(onward("inspect", "report.json", "--json")[1])["parting"]["module"] == "head"
+    (tmp_path / "odd.json").write_text('{"stage": "magic"}')
+    assert onward("inspect", "odd.json")[0] == 2
 
 
 def external(path, location):

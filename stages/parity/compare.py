@@ -38,11 +38,12 @@ def compare(
     if reference.dtype.kind not in "fiub":
         same = bool(np.array_equal(reference, got))
         return OutputComparison(output=name, verdict="ok" if same else "out of tolerance", share_out=float(not same))
+    is_float = reference.dtype.kind == "f"
     wanted, actual = reference.astype(np.float64), got.astype(np.float64)
     true = None if truth is None else truth.astype(np.float64)
     judged = np.ones(reference.shape, dtype=bool)
     if true is not None:
-        judged = (true == wanted) if reference.dtype.kind != "f" else ~(np.isfinite(true) & ~np.isfinite(wanted))
+        judged = ~(np.isfinite(true) & ~np.isfinite(wanted)) if is_float else true == wanted
     finite = np.isfinite(wanted)
     odd = judged & ~(np.isfinite(actual) & finite)
     if not np.array_equal(wanted[odd], actual[odd], equal_nan=True):
@@ -55,12 +56,10 @@ def compare(
         )
     plain = judged & finite & np.isfinite(actual)
     difference = np.abs(actual[plain] - wanted[plain])
-    if reference.dtype.kind == "f":
-        out = difference > atol + rtol * np.abs(wanted[plain])
-    else:
-        out = reference[plain] != got[plain]  # not by their difference: a float64 holds no large int64
+    # Integers not by their difference: a float64 holds no large int64.
+    out = difference > atol + rtol * np.abs(wanted[plain]) if is_float else reference[plain] != got[plain]
     error = reference_error = None
-    if true is not None and reference.dtype.kind == "f":
+    if true is not None and is_float:
         known = np.isfinite(true[plain])
         errors = np.abs(actual[plain] - true[plain])[known]
         own = np.abs(wanted[plain] - true[plain])[known]
@@ -76,9 +75,9 @@ def compare(
         mean_abs=float(difference.mean()) if difference.size else 0.0,
         max_rel=_largest(difference / scale) or 0.0,
         max_ulp=_ulps(reference[plain], got[plain]),
-        cosine=_cosine(wanted[plain], actual[plain]),
-        snr_db=_signal_to_noise(wanted[plain], difference),
-        agreement=agreement(reference, got) if reference.dtype.kind == "f" else None,
+        cosine=_cosine(wanted[plain], actual[plain]) if is_float else None,
+        snr_db=_signal_to_noise(wanted[plain], difference) if is_float else None,
+        agreement=agreement(reference, got) if is_float else None,
         share_out=share,
         error=error,
         reference_error=reference_error,

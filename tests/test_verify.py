@@ -1,0 +1,288 @@
+"""Verification as a stage: what it finds, how it says it, and what later stages take from it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from registry.errors import UsageError
+from registry.evidence import CaseResult, ExportReport, OptimizeReport, VerifyReport
+from stages import command, verify
+from stages.answers import cases, recorded_answers, recorded_outputs
+from stages.data import data
+from stages.export import export
+from stages.optimize import optimize
+from stages.optimizers import onnxsim
+from stages.params import read as read_params
+from stages.params import section, write_sections
+from stages.train import train
+from tests.conftest import ROOT, run
+from tests.onnx_models import linear
+from tests.toy import SOURCE, toy_params, write_project
+
+STAGES: dict[str, Any] = {
+    "train": train, "data": data, "export": export, "verify": verify.verify, "optimize": optimize,
+}  # fmt: skip
+
+NET = "    return torch.nn.Sequential(torch.nn.Linear(6, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3))"
+
+
+def through(*stages: str) -> dict[str, Any]:
+    return {stage: command.one(stage, "toy", STAGES[stage]) for stage in stages}
+
+
+def with_module(forward: str, head: str = "") -> str:
+    """The toy's source with a module of its own, which has two linear layers, `a` and `b`."""
+    body = "\n".join(f"        {line}" for line in forward.splitlines())
+    return (
+        head
+        + SOURCE.replace(NET, "    return Net()")
+        + "\nclass Net(torch.nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        + "        self.a = torch.nn.Linear(6, 6)\n        self.b = torch.nn.Linear(6, 3)\n\n"
+        + f"    def forward(self, x):\n{body}\n"
+    )
+
+
+def spoil(path: Path, change: Callable[[onnx.ModelProto], None]) -> None:
+    model = onnx.load(path)
+    change(model)
+    path.write_bytes(model.SerializeToString())
+
+
+def nudge(model: onnx.ModelProto) -> None:
+    """Change a weight of the first layer."""
+    gemm = next(node for node in model.graph.node if node.op_type == "Gemm")
+    tensor = next(t for t in model.graph.initializer if t.name == gemm.input[1])
+    values = numpy_helper.to_array(tensor).copy()
+    values.flat[0] += 0.1
+    tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+
+
+def test_a_failed_report_names_the_case_the_node_the_module_and_the_line(project: Path) -> None:
+    write_project(project, source=with_module("return self.b(torch.relu(self.a(x)))"), params=toy_params(quality=None))
+    through("train", "data", "export")
+    spoil(project / "build/toy/export/model.onnx", nudge)
+    report: VerifyReport = through("verify")["verify"]
+    assert report.status == "failed"
+    assert report.parting is not None
+    assert (report.parting.operator, report.parting.module) == ("Gemm (of aten.linear.default)", "a")
+    line = next(
+        n for n, text in enumerate((project / "models/toy.py").read_text().splitlines(), 1) if "self.a(x)" in text
+    )
+    assert report.parting.source == f"models/toy.py:{line}"
+    failed = next(case.case for case in report.cases if case.failed)
+    assert f"python -m stages.verify toy --case {failed}" in report.reason
+    assert f"in a (models/toy.py:{line})" in report.reason
+
+
+def test_one_case_can_be_fed_again_alone(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_project(project)
+    through("train", "data", "export")
+    assert verify.again("toy", "zeros@b3")
+    alone = CaseResult.model_validate_json(capsys.readouterr().out)
+    together = next(case for case in through("verify")["verify"].cases if case.case == "zeros@b3")
+    assert alone == together
+    spoil(project / "build/toy/export/model.onnx", nudge)
+    assert not verify.again("toy", "normal1@b4")
+    said = capsys.readouterr()
+    assert json.loads(said.out)["verdict"] == "out of tolerance"
+    assert "parts first at Gemm" in said.err
+    with pytest.raises(UsageError, match=r"no case 'zeros@b4'; did you mean 'zeros@b3'"):
+        verify.again("toy", "zeros@b4")
+
+
+def test_the_command_for_one_case_exits_by_its_verdict(project: Path) -> None:
+    write_project(project)
+    through("train", "data", "export")
+    here = {"PYTHONPATH": str(ROOT)}
+    assert run("python -m stages.verify toy --case zeros@b3", project, **here).returncode == 0
+    assert run("python -m stages.verify toy --case nonsense", project, **here).returncode == 2
+
+
+def test_an_original_that_answers_by_chance_is_told_so(project: Path) -> None:
+    source = with_module("return self.b(x) + 0.1 * torch.rand_like(self.b(x))")
+    write_project(project, source=source, params=toy_params(quality=None, export={"strategy": "dynamo"}))
+    reports = through("train", "data", "export", "verify")
+    assert any("draws at random" in finding for finding in reports["export"].findings)
+    assert reports["verify"].status == "failed"
+    assert "answers otherwise each time it is asked the same (y)" in reports["verify"].reason
+
+
+def test_what_torch_export_refuses_another_way_gets_right_and_the_report_says_both(project: Path) -> None:
+    source = with_module("if bool(x.sum() > 0):\n    return self.b(x)\nreturn self.b(self.a(x))")
+    write_project(project, source=source, params=toy_params(quality=None))
+    reports = through("train", "data", "export", "verify")
+    report: ExportReport = reports["export"]
+    assert [(rung.strategy, rung.status) for rung in report.rungs] == [
+        ("dynamo", "failed"), ("dynamo-auto", "failed"), ("script", "passed"),
+    ]  # fmt: skip
+    assert "torch.where" in report.rungs[0].reason
+    assert report.how.startswith("torch.jit.script")
+    assert reports["verify"].status == "passed"
+    assert sorted(path.name for path in (project / "build/toy/export").iterdir()) == ["model.onnx", "report.json"]
+
+
+def test_where_every_way_falls_the_report_says_why_of_each(project: Path) -> None:
+    head = (
+        "import torch\n@torch.library.custom_op('test::odd', mutates_args=())\n"
+        "def odd(x: torch.Tensor) -> torch.Tensor:\n    return x + 1\n"
+        "@odd.register_fake\ndef _(x):\n    return torch.empty_like(x)\n"
+    )
+    write_project(project, source=with_module("return odd(self.b(x))", head), params=toy_params(quality=None))
+    report: ExportReport = through("train", "data", "export")["export"]
+    assert report.status == "failed"
+    assert "no ONNX translation" in report.reason
+    assert "export.custom_translations" in report.reason
+    assert len(report.rungs) == 4
+    assert all(rung.reason and str(project) not in rung.reason for rung in report.rungs)
+
+
+def test_a_table_of_translations_is_checked_before_anything_computes_and_part_of_what_export_depends_on(
+    project: Path,
+) -> None:
+    write_project(project, params=toy_params(export={"custom_translations": "models.table:nothing"}))
+    (project / "models" / "table.py").write_text("translations = {}\n")
+    with pytest.raises(
+        UsageError, match=r"models\.toy\.export\.custom_translations: models\.table defines no 'nothing'"
+    ):
+        write_sections(read_params(), project / "build" / "params")
+    write_project(project, params=toy_params(export={"custom_translations": "models.table:translations"}))
+    write_sections(read_params(), project / "build" / "params")
+    written = json.loads((project / "build/params/toy/export.json").read_text())
+    assert "models/table.py" in written["sources"]
+
+
+def test_a_shape_that_the_module_does_not_have_is_a_misdeclaration(project: Path) -> None:
+    source = with_module("return self.b(x).sum(0, keepdim=True)")
+    write_project(project, source=source, params=toy_params(quality=None, export={"strategy": "trace"}))
+    report: VerifyReport = through("train", "data", "export", "verify")["verify"]
+    assert report.status == "failed"
+    assert "gives y the shape [1, 3] in case normal1@b4; params.yaml declares ['batch', 3]" in report.reason
+
+
+def test_later_stages_take_the_originals_answers_from_here(project: Path) -> None:
+    write_project(project)
+    through("train", "data", "export", "verify")
+    settings = section("toy", "verify")
+    expected = recorded_answers("toy", settings)
+    assert [item.case.name for item in expected] == [case.name for case in cases("toy", settings, settings.verify)]
+    assert all(item.truth["y"].dtype == np.float64 for item in expected)
+    assert recorded_outputs("toy")["y"].shape == (96, 3)
+
+
+def given(project: Path, **changes: Any) -> None:
+    source = SOURCE.replace("(96, 6)", "(96, 4)")
+    params = toy_params(build=None, onnx="given.onnx", quality=None, inputs={"x": {"shape": ["batch", 4]}}, **changes)
+    write_project(project, source=source, params=params)
+
+
+def test_a_file_from_elsewhere_is_held_to_the_reference_evaluator(project: Path) -> None:
+    linear(project / "given.onnx")
+    given(project)
+    report: VerifyReport = through("train", "data", "export", "verify")["verify"]
+    assert report.status == "passed"
+    assert report.evaluator == "toy in ONNX's reference evaluator"
+    assert len(report.evaluated) == verify.EVALUATED
+    assert all(case.verdict == "ok" for case in report.evaluated)
+
+
+def test_an_operator_that_the_evaluator_lacks_is_said_and_no_failure(project: Path) -> None:
+    linear(project / "given.onnx")
+
+    def biased(model: onnx.ModelProto) -> None:
+        model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+        model.graph.node[1].CopyFrom(helper.make_node("QuickGelu", ["h"], ["y"], domain="com.microsoft"))
+
+    spoil(project / "given.onnx", biased)
+    given(project)
+    report: VerifyReport = through("train", "data", "export", "verify")["verify"]
+    assert report.status == "passed", report.reason
+    assert report.evaluator.startswith("cannot run this model")
+    assert report.evaluated == []
+
+
+def test_a_runtime_that_disagrees_with_the_evaluator_fails_the_original(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    linear(project / "given.onnx")
+    given(project)
+    through("train", "data", "export")
+    linear(project / "other.onnx", scale=1.5)
+    monkeypatch.setattr(
+        verify.Worker, "evaluator", classmethod(lambda cls, *rest: cls.onnx(project / "other.onnx", "another"))
+    )
+    report: VerifyReport = through("verify")["verify"]
+    assert report.status == "failed"
+    assert "ONNX Runtime and ONNX's reference evaluator disagree on the original" in report.reason
+
+
+def test_a_file_from_elsewhere_with_a_frozen_size_fails_at_another(project: Path) -> None:
+    linear(project / "given.onnx")
+
+    def frozen(model: onnx.ModelProto) -> None:
+        model.graph.initializer.append(numpy_helper.from_array(np.array([1, 3]), "shape"))
+        model.graph.node[1].input[0] = "reshaped"
+        model.graph.node.insert(1, helper.make_node("Reshape", ["h", "shape"], ["reshaped"]))
+
+    spoil(project / "given.onnx", frozen)
+    given(project)
+    reports = through("train", "data", "export", "verify")
+    assert "failed" in {report.status for report in reports.values()}
+
+
+def test_an_opset_that_the_runtime_does_not_know_is_explained(project: Path) -> None:
+    linear(project / "given.onnx")
+    spoil(project / "given.onnx", lambda model: setattr(model.opset_import[0], "version", 99))
+    given(project)
+    report: VerifyReport = through("train", "data", "export", "verify")["verify"]
+    assert report.status == "failed"
+    assert "the model asks for an opset that the runtime does not know" in report.reason
+
+
+def test_a_variant_that_departs_names_the_first_value_that_does(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def careless(source: Path, target: Path) -> None:
+        model = onnx.load(source)
+        nudge(model)
+        onnx.save(model, target)
+
+    write_project(project, params=toy_params(optimize={"candidates": ["onnxsim"]}))
+    monkeypatch.setattr(onnxsim, "optimize", careless)
+    report: OptimizeReport = through("train", "data", "export", "verify", "optimize")["optimize"]
+    assert report.status == "passed"
+    (variant,) = report.variants
+    assert variant.status == "failed"
+    assert variant.parting is not None
+    assert (variant.parting.value, variant.parting.module) == ("linear", "0")
+    assert "parts first at Gemm giving 'linear' in 0" in variant.reason
+
+
+def test_a_mask_model_is_fed_masks_and_a_lost_one_is_found(project: Path) -> None:
+    graph = helper.make_graph(
+        [helper.make_node("Where", ["on", "x", "nothing"], ["y"])],
+        "masked",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 4]),
+         helper.make_tensor_value_info("on", TensorProto.BOOL, ["batch", 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 4])],
+        [numpy_helper.from_array(np.float32(0), "nothing")],
+    )  # fmt: skip
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10), project / "given.onnx"
+    )
+    source = SOURCE.replace("(96, 6)", "(96, 4)").replace('{"x": x,', '{"x": x, "on": x > 0,')
+    params = toy_params(
+        build=None, onnx="given.onnx", quality=None,
+        inputs={"x": {"shape": ["batch", 4]}, "on": {"dtype": "bool", "shape": ["batch", 4]}},
+        outputs={"y": {"shape": ["batch", 4]}},
+    )  # fmt: skip
+    write_project(project, source=source, params=params)
+    reports = through("train", "data", "export", "verify")
+    assert reports["verify"].status == "passed", reports["verify"].reason
+    fed = {case.case.split("@")[0] for case in reports["verify"].cases}
+    assert {"masks-on", "masks-off", "masks-ragged"} <= fed
