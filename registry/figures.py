@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -171,7 +172,7 @@ def _size_metrics(variant: Variant) -> dict[str, float]:
 def _differences(worst: OutputComparison) -> Iterator[tuple[str, float]]:
     for name in ("max_abs", "mean_abs", "max_rel", "max_ulp", "cosine", "snr_db", "share_out"):
         value = getattr(worst, name)
-        if value is not None:
+        if value is not None and math.isfinite(value):  # the noise of two equal outputs is none, in dB infinite
             yield name, value
 
 
