@@ -8,6 +8,7 @@ trace        torch.jit.trace by way of the older exporter, which follows one exa
 
 from __future__ import annotations
 
+import inspect
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
@@ -78,7 +79,7 @@ def dynamo(strategy: str, settings: ModelParams, module: torch.nn.Module) -> Any
             opset_version=settings.export.opset,
             input_names=list(settings.inputs),
             output_names=list(settings.outputs),
-            dynamic_shapes=_dynamic_shapes(settings, automatic=strategy == "dynamo-auto"),
+            dynamic_shapes=_dynamic_shapes(settings, module, automatic=strategy == "dynamo-auto"),
             custom_translation_table=_translations(settings),
             optimize=settings.export.constant_folding,
             verbose=settings.export.verbose,
@@ -87,7 +88,8 @@ def dynamo(strategy: str, settings: ModelParams, module: torch.nn.Module) -> Any
     return program
 
 
-def _dynamic_shapes(settings: ModelParams, automatic: bool) -> tuple[dict[int, Any], ...]:
+def _dynamic_shapes(settings: ModelParams, module: torch.nn.Module, automatic: bool) -> tuple[Any, ...]:
+    """The dynamic axes of each argument, in the structure of forward()'s signature: what `*args` takes is one tuple."""
     import torch
 
     varying = {name: dim for name, dim in settings.dims.items() if dim.max > dim.min}
@@ -95,10 +97,15 @@ def _dynamic_shapes(settings: ModelParams, automatic: bool) -> tuple[dict[int, A
         name: torch.export.Dim.AUTO if automatic else torch.export.Dim(name, min=dim.min, max=dim.max)
         for name, dim in varying.items()
     }
-    return tuple(
+    axes = tuple(
         {axis: dims[size] for axis, size in enumerate(spec.shape) if isinstance(size, str) and size in dims}
         for spec in settings.inputs.values()
     )
+    kinds = [parameter.kind for parameter in inspect.signature(module.forward).parameters.values()]
+    if inspect.Parameter.VAR_POSITIONAL not in kinds:
+        return axes
+    named = kinds.index(inspect.Parameter.VAR_POSITIONAL)
+    return (*axes[:named], axes[named:]) if len(axes) > named else axes
 
 
 def _translations(settings: ModelParams) -> dict[Any, Any] | None:

@@ -49,7 +49,10 @@ _TRACED = re.compile(r"TracerWarning: Converting a tensor to a Python")
 def explain(reason: str, opening: str = "the exporter refused") -> str:
     """A tool's failure as a person would say it, followed by the tool's own first words."""
     words = [line.strip() for line in reason.splitlines() if line.strip()] or ["it said nothing"]
-    caused = next((line for line in words if re.search(r"(Error|Exception|Could not|Cannot|Fail)", line)), words[0])
+    summary = re.search(r"<class '([^']+)'>: (.+)", reason)  # torch's own, below pages of advice
+    caused = f"{summary[1].rpartition('.')[2]}: {summary[2]}" if summary else ""
+    likely = (line for line in words if re.search(r"(Error|Exception|Could not|Cannot|Fail)", line))
+    caused = caused or next(likely, words[0])
     for pattern, meaning in _MEANINGS.items():
         if re.search(pattern, reason):
             return f"{meaning} ({opening}: {without_paths(caused)[:300]})"

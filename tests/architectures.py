@@ -278,6 +278,14 @@ class Masked(nn.Module):
         return F.softmax(x.masked_fill(~on, -1e4), dim=1).where(on, torch.zeros((), dtype=x.dtype)) + F.softplus(x)
 
 
+@model({"x": ["batch", 8], "y": ["batch", 8]}, {"z": ["batch", 8]})
+class Wrapped(nn.Module):
+    """A forward() that hands on whatever it is given, as wrappers do."""
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        return torch.stack(tensors).prod(0)
+
+
 @model({"x": ["batch", 3, 11, 7]}, {"y": ["batch", 12]})
 class Pooled(nn.Sequential):
     def __init__(self) -> None:

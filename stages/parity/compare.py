@@ -12,7 +12,7 @@ from registry.evidence import CaseVerdict, OutputComparison
 Array = npt.NDArray[Any]
 
 # How many times float32's own rounding error, as the reference shows it against itself in float64, is still rounding:
-# another order of summation costs a small multiple of it, a wrong weight or operator thousands.
+# another order of summation costs a small multiple of it, a wrong weight or operator far more.
 ROUNDING = 10.0
 
 
