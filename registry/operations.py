@@ -1,4 +1,4 @@
-"""What the `onward` command does, as functions: promote, rollback, status, history, reconcile, check.
+"""What the `onward` command changes, as functions: promote, rollback, reconcile.
 
     from registry import operations
     operations.promote("cnn", to="staging", reason="better on night scenes")
@@ -15,7 +15,7 @@ import subprocess
 import tempfile
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -23,9 +23,10 @@ from registry import gates, policy
 from registry.deployments import Draft, Entry, GateResult, plan_rollback
 from registry.errors import OnwardError, Refused, StoreUnreachable, UsageError
 from registry.integrity import check_folder
+from registry.layout import Candidate, Drift, registered_name
+from registry.overview import find_candidate, require_model, status
 from registry.policy import CANDIDATE, Policy
-from registry.replay import replay_in_subprocess
-from registry.store import Candidate, Drift, Log, Store, find_drift, parse_log, registered_name
+from registry.store import Store
 
 _LONGEST_REASON = 1000
 
@@ -58,49 +59,6 @@ class Deployable:
     sha256: str
     source: str
     evidence: Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class EnvironmentStatus:
-    environment: str
-    live: Entry | None
-    since: str
-    drift: tuple[Drift, ...]
-    foreign: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class ModelStatus:
-    model: str
-    newest: Candidate | None
-    environments: tuple[EnvironmentStatus, ...]
-
-
-@dataclass(frozen=True)
-class Check:
-    """What was found of what is live: `met` is the digest's and the replay's verdict together."""
-
-    model: str
-    environment: str
-    entry: Entry
-    results: tuple[GateResult, ...]
-
-    @property
-    def met(self) -> bool:
-        return all(result.met for result in self.results)
-
-
-@dataclass(frozen=True)
-class Target:
-    """What `MODEL@ENV` or `MODEL/VERSION` names: its bytes' digest and where they are."""
-
-    model: str
-    version: int
-    sha256: str
-    source: str
-    environment: str = ""
-    entry: int = 0
-    evidence: Mapping[str, str] = field(default_factory=dict)
 
 
 def promote(
@@ -139,8 +97,8 @@ def promote(
             store.heal(to, model, log)
         return Outcome(model, to, live.candidate_version, live.sha256, changed=False, dry_run=dry_run, entry=live)
     with tempfile.TemporaryDirectory(prefix="onward-") as temporary:
-        own = store.own_copy(to, model, chosen.sha256)
-        folder = store.fetch(own or chosen.source, Path(temporary) / "files")
+        own = store.files.own_copy(to, model, chosen.sha256)
+        folder = store.files.fetch(own or chosen.source, Path(temporary) / "files")
         _check(folder, chosen.sha256, f"{model} version {chosen.version}")
         results = (*order, *gates.judge(wanted.require, chosen.evidence, folder))
         unmet = [result for result in results if not result.met]
@@ -149,7 +107,7 @@ def promote(
             raise Refused(f"{model} version {chosen.version} is not fit for {to}; nothing was changed:{listed}")
         if dry_run:
             return Outcome(model, to, chosen.version, chosen.sha256, changed=False, dry_run=True, gates=results)
-        source = own or store.keep(to, model, chosen.sha256, folder, Path(temporary) / "copy")
+        source = own or store.files.keep(to, model, chosen.sha256, folder, Path(temporary) / "copy")
     draft = Draft(
         kind="promote",
         key=uuid.uuid4().hex,
@@ -201,7 +159,9 @@ def rollback(
         store.heal(environment, model, log)
         return Outcome(model, environment, live.candidate_version, live.sha256, changed=False, entry=live)
     with tempfile.TemporaryDirectory(prefix="onward-") as temporary:
-        _check(store.fetch(target.source, Path(temporary)), target.sha256, f"{model} as entry {target.number} has it")
+        _check(
+            store.files.fetch(target.source, Path(temporary)), target.sha256, f"{model} as entry {target.number} has it"
+        )
     draft = Draft(
         kind="rollback",
         key=uuid.uuid4().hex,
@@ -218,53 +178,6 @@ def rollback(
     return _append(store, model, environment, draft, ())
 
 
-def history(model: str, environment: str | None = None, store: Store | None = None) -> dict[str, Log]:
-    """The log of every environment of a model, or of one.
-
-    Raises:
-        UsageError: no such environment, or nothing is known of the model.
-    """
-    rules = policy.read()
-    policy.valid_name(model, "a model")
-    names = [environment] if environment else list(rules)
-    for name in names:
-        policy.environment(rules, name)
-    store = store or Store()
-    logs = {name: store.log(name, model) for name in names}
-    if not any(log.line.entries() for log in logs.values()):
-        _require_model(store, model)
-    return logs
-
-
-def status(store: Store | None = None) -> list[ModelStatus]:
-    """Every model and environment at a glance. Writes nothing: who may only read can ask, and drift stays visible."""
-    rules = policy.read()
-    versions, aliases = (store or Store()).everything()
-    found: dict[str, dict[int, Candidate]] = {}
-    for name, registered in versions.items():
-        environment, dot, model = name.partition(".")
-        if dot and environment in rules:
-            found.setdefault(model, {})
-        elif not dot:
-            candidates = [Candidate(name, int(v.version), dict(v.tags)) for v in registered]
-            if any(candidate.sha256 for candidate in candidates):
-                found[name] = {candidate.version: candidate for candidate in candidates}
-    statuses = []
-    for model, known in sorted(found.items()):
-        environments = []
-        for environment in rules:
-            log = parse_log(versions.get(registered_name(environment, model), []))
-            live = log.line.live
-            candidate = known.get(live.candidate_version) if live else None
-            drift = find_drift(environment, model, log, candidate, aliases)
-            environments.append(
-                EnvironmentStatus(environment, live, live.at if live else "", tuple(drift), log.foreign)
-            )
-        newest = known[max(known)] if known else None
-        statuses.append(ModelStatus(model, newest, tuple(environments)))
-    return statuses
-
-
 def reconcile(store: Store | None = None) -> list[Drift]:
     """Make every alias and mark agree with the logs, and return what had to be written."""
     store = store or Store()
@@ -275,54 +188,6 @@ def reconcile(store: Store | None = None) -> list[Drift]:
         if environment.drift
         for drift in store.heal(environment.environment, found.model)
     ]
-
-
-def check(model: str, environment: str, store: Store | None = None) -> Check:
-    """Check what is live: every file against its digest, and the recorded inputs run on this host.
-
-    Raises:
-        Refused: nothing is live there.
-    """
-    store = store or Store()
-    target = resolve(f"{model}@{environment}", store)
-    entry = store.log(environment, model).line.find(target.entry)
-    with tempfile.TemporaryDirectory(prefix="onward-") as temporary:
-        try:
-            folder = store.fetch(target.source, Path(temporary))
-            files = check_folder(folder, target.sha256)
-        except Refused as error:
-            return Check(model, environment, entry, (GateResult(requirement="digest", met=False, detail=str(error)),))
-        size = sum(file.size_bytes for file in files)
-        digest = GateResult(requirement="digest", met=True, detail=f"sha256 {target.sha256}, {size:,} bytes")
-        met, detail = replay_in_subprocess(folder, target.evidence.get("provider", ""))
-    return Check(model, environment, entry, (digest, GateResult(requirement="replay", met=met, detail=detail)))
-
-
-def resolve(target: str, store: Store | None = None) -> Target:
-    """What `cnn@production` (what is live there) or `cnn/3` (a version) names.
-
-    Raises:
-        UsageError: it is neither, or there is no such model, version or environment.
-        Refused: nothing is live there, or the version was not published by Onward.
-    """
-    model, at, environment = target.partition("@")
-    if at:
-        policy.valid_name(model, "a model")
-        policy.environment(policy.read(), environment)
-        store = store or Store()
-        live = store.log(environment, model).line.live
-        if live is None:
-            _require_model(store, model)
-            raise Refused(f"nothing is live in {environment} of {model}; `onward promote {model} --to {environment}`")
-        return Target(
-            model, live.candidate_version, live.sha256, live.source, environment, live.number, dict(live.evidence)
-        )
-    model, slash, version = target.partition("/")
-    if not slash or not version.isdecimal():
-        raise UsageError(f"{target!r} names nothing: give MODEL@ENVIRONMENT, MODEL/VERSION, or an .onnx file")
-    policy.valid_name(model, "a model")
-    found = _candidate(store or Store(), model, int(version))
-    return Target(model, found.version, found.sha256, found.source, evidence=found.evidence)
 
 
 def who() -> str:
@@ -350,7 +215,7 @@ def _choose(
     origin = rules[to].source
     if origin == CANDIDATE:
         found = _newest(store, model, to, rules[to].require, force) if version is None else None
-        return _deployable(found or _candidate(store, model, version or 0)), ()
+        return _deployable(found or find_candidate(store, model, version or 0)), ()
     live = store.log(origin, model).line.live
     if live is not None and version in (None, live.candidate_version):
         # The very bytes that were tried there; their evidence as it is now, where the candidate still exists.
@@ -361,12 +226,12 @@ def _choose(
         return Deployable(live.candidate_version, live.sha256, live.source, evidence), (kept,)
     there = f"version {live.candidate_version}" if live else "nothing"
     if version is None:
-        _require_model(store, model)
+        require_model(store, model)
         raise Refused(
             f"{to} takes what is live in {origin}, and nothing is: `onward promote {model} --to {origin}` first"
         )
     unkept = GateResult(requirement="order", met=False, detail=f"{to} takes what is live in {origin}, which is {there}")
-    return _deployable(_candidate(store, model, version)), (unkept,)
+    return _deployable(find_candidate(store, model, version)), (unkept,)
 
 
 def _newest(store: Store, model: str, to: str, require: list[str], force: bool) -> Candidate:
@@ -383,23 +248,6 @@ def _newest(store: Store, model: str, to: str, require: list[str], force: bool) 
     unmet = [result for result in gates.judge(require, newest.evidence, None) if not result.met]
     listed = "".join(f"\n  {result}" for result in unmet)
     raise Refused(f"no version of {model} is fit for {to}; the newest, {newest.version}, does not meet:{listed}")
-
-
-def _candidate(store: Store, model: str, version: int) -> Candidate:
-    found = store.candidate(model, version)
-    if found is None:
-        _require_model(store, model)
-        raise UsageError(f"there is no version {version} of {model}; `onward status` shows what there is")
-    if not found.sha256:
-        raise Refused(f"{model} version {version} has no sha256: it was not published by Onward, and cannot be checked")
-    return found
-
-
-def _require_model(store: Store, model: str) -> None:
-    if not store.candidates(model):
-        raise UsageError(
-            f"there is no version of {model!r}: `dvc repro` registers one, `onward status` shows what there is"
-        )
 
 
 def _deployable(candidate: Candidate) -> Deployable:

@@ -354,7 +354,7 @@ def locate(target: str | Path) -> tuple[Path, dict[str, Any]]:
 
 
 def _registered(target: str) -> tuple[Path, dict[str, Any]]:
-    from registry.operations import resolve
+    from registry.overview import resolve
     from registry.store import Store
 
     store = Store()
@@ -363,7 +363,7 @@ def _registered(target: str) -> tuple[Path, dict[str, Any]]:
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".download-") as temporary:
-            files = store.fetch(found.source, Path(temporary) / "files")
+            files = store.files.fetch(found.source, Path(temporary) / "files")
             check_folder(files, found.sha256)
             try:
                 os.replace(files, folder)
