@@ -18,6 +18,7 @@ from registry.printing import (
     entry_state,
     environment_cell,
     newest_cell,
+    print_comparison,
     print_gates,
     print_json,
     print_outcome,
@@ -207,6 +208,37 @@ def check(
     if not found.met:
         failed = "; ".join(str(result) for result in found.results if not result.met)
         raise Refused(f"{target} is not what was published, or does not work here: {failed}")
+
+
+@app.command()
+def diff(
+    left: Annotated[str, typer.Argument(metavar="LEFT", help="MODEL@ENVIRONMENT or MODEL/VERSION.")],
+    right: Annotated[str, typer.Argument(metavar="RIGHT", help="The same, to be held against it.")],
+    as_json: Json = False,
+) -> None:
+    """What differs between two versions: parameters, opset, operators, evidence, metrics, latencies.
+
+    Example: onward diff cnn@staging cnn@production
+    """
+    from registry.diff import compare
+
+    print_comparison(compare(left, right), as_json)
+
+
+@app.command()
+def compare(
+    model: Model,
+    left: Annotated[int, typer.Argument(metavar="V1", help="A version's number.")],
+    right: Annotated[int, typer.Argument(metavar="V2", help="Another's.")],
+    as_json: Json = False,
+) -> None:
+    """What differs between two versions of one model: `onward diff MODEL/V1 MODEL/V2`.
+
+    Example: onward compare cnn 3 4
+    """
+    from registry.diff import compare
+
+    print_comparison(compare(f"{model}/{left}", f"{model}/{right}"), as_json)
 
 
 @app.command()

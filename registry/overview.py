@@ -62,6 +62,9 @@ class Target:
     entry: int = 0
     evidence: Mapping[str, str] = field(default_factory=dict)
 
+    def __str__(self) -> str:
+        return f"{self.model}@{self.environment}" if self.environment else f"{self.model}/{self.version}"
+
 
 def history(model: str, environment: str | None = None, store: Store | None = None) -> dict[str, Log]:
     """The log of every environment of a model, or of one.

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from registry.deployments import Entry
+    from registry.diff import Comparison
     from registry.layout import Log
     from registry.operations import Outcome
     from registry.overview import EnvironmentStatus
@@ -46,6 +47,33 @@ def print_outcome(outcome: Outcome, as_json: bool) -> None:
     else:
         print(f"{where}: version {outcome.version} would be promoted; nothing was changed")
     print_gates(outcome.gates)
+
+
+def print_comparison(comparison: Comparison, as_json: bool) -> None:
+    """Two versions side by side: what differs, and how much else is the same."""
+    from registry import diff
+
+    if as_json:
+        print_json(diff.as_json(comparison))
+        return
+    different = comparison.different()
+    if different:
+        rows = [(f.section, f.name, _value(f.left), _value(f.right), _change(f.change)) for f in different]
+        print_table(("", "", str(comparison.left), str(comparison.right), "change"), rows)
+    same = len(comparison.facts) - len(different)
+    print(f"{same} facts are the same" if different else f"nothing differs: {same} facts are the same")
+    for note in comparison.notes:
+        print(f"! {note}")
+
+
+def _value(value: str | int | float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _change(change: float | None) -> str:
+    return "" if change is None else f"{change:+.1%}"
 
 
 def print_gates(results: Iterable[Any]) -> None:

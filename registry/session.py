@@ -20,7 +20,7 @@ import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,10 @@ import numpy.typing as npt
 from registry.errors import Refused, UsageError
 from registry.evidence import Record, TensorSpec
 from registry.integrity import MANIFEST, check_folder
+
+if TYPE_CHECKING:
+    from registry.overview import Target
+    from registry.store import Store
 
 Array = npt.NDArray[Any]
 
@@ -359,25 +363,35 @@ def _registered(target: str) -> tuple[Path, dict[str, Any]]:
 
     store = Store()
     found = resolve(target, store)
-    folder = cache() / found.sha256
+    origin = {"target": target, "sha256": found.sha256, "model": found.model, "version": found.version}
+    if found.environment:
+        origin |= {"environment": found.environment, "entry": found.entry}
+    return download(found, store), origin
+
+
+def download(target: Target, store: Store) -> Path:
+    """The .onnx file of a registered version, in the cache and checked.
+
+    Raises:
+        Refused: the store no longer has the files, or they are not those that were published.
+        StoreUnreachable: the store did not answer.
+    """
+    folder = cache() / target.sha256
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".download-") as temporary:
-            files = store.files.fetch(found.source, Path(temporary) / "files")
-            check_folder(files, found.sha256)
+            files = store.files.fetch(target.source, Path(temporary) / "files")
+            check_folder(files, target.sha256)
             try:
                 os.replace(files, folder)
             except OSError:  # somebody else was quicker with the same bytes
                 if not folder.is_dir():
                     raise
     try:
-        check_folder(folder, found.sha256)
+        check_folder(folder, target.sha256)
     except Refused as error:
         raise Refused(f"{target}: {error}. Delete {folder} to download it again") from None
-    origin = {"target": target, "sha256": found.sha256, "model": found.model, "version": found.version}
-    if found.environment:
-        origin |= {"environment": found.environment, "entry": found.entry}
-    return folder / MODEL, origin
+    return folder / MODEL
 
 
 def cache() -> Path:

@@ -73,6 +73,21 @@ class Store:
                     return None
                 raise
 
+    def run(self, run_id: str) -> tuple[dict[str, str], dict[str, float]] | None:
+        """Params and metrics of a run, or None where there is none (any more)."""
+        from mlflow.exceptions import MlflowException
+
+        if not run_id:
+            return None
+        with reachable():
+            try:
+                data = self._client.get_run(run_id).data
+            except MlflowException as error:
+                if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                    return None
+                raise
+        return dict(data.params), dict(data.metrics)
+
     def aliases(self, registered: str) -> dict[str, int]:
         """Alias to version number of a registered model; empty where there is no such model."""
         from mlflow.exceptions import MlflowException
