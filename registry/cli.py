@@ -12,8 +12,11 @@ from typing import Annotated, Any
 
 import typer
 
+from registry import cli_keeping
 from registry.errors import OnwardError, Refused, UsageError
 from registry.printing import (
+    Json,
+    Model,
     entry_facts,
     entry_state,
     environment_cell,
@@ -37,10 +40,8 @@ app = typer.Typer(
     "4 the store could not be reached.",
 )
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="A model, e.g. cnn.")]
 Target = Annotated[str, typer.Argument(metavar="TARGET", help="MODEL@ENVIRONMENT, MODEL/VERSION, or an .onnx file.")]
 Reason = Annotated[str, typer.Option("--reason", help="Why, for whoever reads the history.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else.")]
 
 
 @app.command()
@@ -362,6 +363,14 @@ def ui(
         return
     if code:
         raise OnwardError(f"MLflow's UI ended with exit code {code}; is port {port} free? (--port)")
+
+
+for _name, _command in (
+    ("export-log", cli_keeping.export_log),
+    ("import-log", cli_keeping.import_log),
+    ("prune", cli_keeping.prune),
+):
+    app.command(_name)(_command)
 
 
 def _read_npz(path: Path) -> dict[str, Any]:

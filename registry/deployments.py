@@ -137,6 +137,12 @@ def fold(entries: Iterable[Entry]) -> Line:
     return Line(tuple(counted), tuple(lost))
 
 
+def last_live(line: Line) -> dict[str, str]:
+    """When each deployment (by sha256) was live last: the moment that the next one took its place, "" for now."""
+    until = [following.at for following in line.counted[1:]]
+    return {entry.sha256: end for entry, end in zip(line.counted, [*until, ""], strict=False)}
+
+
 def plan_rollback(line: Line, to: int | None = None) -> Entry:
     """The promotion that a rollback would bring back: entry `to`'s, else the one before what is live.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
@@ -26,11 +27,14 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Candidate:
-    """A version that the pipeline registered. `evidence` is its tags: what was measured, as registry/record.py says."""
+    """A version that the pipeline registered. `evidence` is its tags: what was measured, as registry/record.py says.
+    `logged_model` is the id of the one that holds its files."""
 
     model: str
     version: int
     evidence: Mapping[str, str]
+    created: datetime
+    logged_model: str = ""
 
     @property
     def sha256(self) -> str:
@@ -167,4 +171,5 @@ def find_drift(
 
 def to_candidate(version: ModelVersion) -> Candidate:
     """A candidate from the version that the pipeline registered."""
-    return Candidate(version.name, int(version.version), dict(version.tags))
+    created = datetime.fromtimestamp(version.creation_timestamp / 1000, UTC)
+    return Candidate(version.name, int(version.version), dict(version.tags), created, version.model_id or "")

@@ -15,7 +15,7 @@ from registry import policy
 from registry.deployments import Entry, GateResult
 from registry.errors import Refused, UsageError
 from registry.integrity import check_folder
-from registry.layout import Candidate, Drift, Log, find_drift, parse_log, registered_name
+from registry.layout import Candidate, Drift, Log, find_drift, parse_log, registered_name, to_candidate
 from registry.replay import replay_in_subprocess
 from registry.store import Store
 
@@ -94,7 +94,7 @@ def status(store: Store | None = None) -> list[ModelStatus]:
         if dot and environment in rules:
             found.setdefault(model, {})
         elif not dot:
-            candidates = [Candidate(name, int(v.version), dict(v.tags)) for v in registered]
+            candidates = [to_candidate(version) for version in registered]
             if any(candidate.sha256 for candidate in candidates):
                 found[name] = {candidate.version: candidate for candidate in candidates}
     statuses = []

@@ -1,10 +1,12 @@
-"""How commands print: tables and sentences for people, JSON for scripts."""
+"""What commands share: arguments, and how they print; tables and sentences for people, JSON for scripts."""
 
 from __future__ import annotations
 
 import json
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -14,6 +16,10 @@ if TYPE_CHECKING:
     from registry.layout import Log
     from registry.operations import Outcome
     from registry.overview import EnvironmentStatus
+
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="A model, e.g. cnn.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else.")]
 
 
 def print_json(value: Any) -> None:

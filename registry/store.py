@@ -9,12 +9,12 @@ of them.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from registry.connection import connect, reachable
-from registry.deployments import Draft
+from registry.deployments import Draft, Entry
 from registry.errors import LostRace, StoreUnreachable
 from registry.files import Files
 from registry.layout import (
@@ -87,6 +87,13 @@ class Store:
                     return None
                 raise
         return dict(data.params), dict(data.metrics)
+
+    def environments(self, model: str) -> list[str]:
+        """The environments in which the store has a log of `model`, those that params.yaml does not name included."""
+        with reachable():
+            page = self._client.search_registered_models(f"name LIKE '%.{model}'", max_results=_PAGE)
+        names = [registered.name.partition(".") for registered in page]
+        return sorted(environment for environment, _, name in names if name == model)
 
     def aliases(self, registered: str) -> dict[str, int]:
         """Alias to version number of a registered model; empty where there is no such model."""
@@ -197,6 +204,52 @@ class Store:
             raise
         return True
 
+    def place(self, environment: str, model: str, entries: Iterable[Entry]) -> None:
+        """Append entries that another server had, under the numbers that they had there; their `source` is here.
+
+        Numbers between them that belong to no entry are taken by versions that are none; `clear` removes those.
+
+        Raises:
+            LostRace: a number is taken.
+        """
+        registered = registered_name(environment, model)
+        self._create(registered)
+        log = self.log(environment, model)
+        taken = max([0, *log.foreign, *(known.number for known in log.line.entries())])
+        for entry in entries:
+            while taken < entry.number:
+                taken += 1
+                if not self._take(registered, entry, taken):
+                    raise LostRace(
+                        f"{registered}: number {taken} is taken, so that entry {entry.number} cannot keep its own. "
+                        "Either somebody deployed meanwhile, or deleted versions used the numbers up: see "
+                        f"`onward history {model}`; if that is empty, delete the registered model {registered} and "
+                        "import again"
+                    )
+
+    def _take(self, registered: str, entry: Entry, number: int) -> bool:
+        """Create version `number`: the entry, if it is the entry's own. Another number is given back."""
+        own = number == entry.number
+        with reachable():
+            version = self._client.create_model_version(
+                registered,
+                source=entry.source,
+                tags=to_tags(entry) if own else {},
+                description=str(entry) if own else "No entry: the log that is being imported has none here.",
+                model_id=entry.source.removeprefix("models:/"),
+                await_creation_for=0,
+            )
+            if int(version.version) == number:
+                return True
+            self._client.delete_model_version(registered, version.version)
+            return False
+
+    def clear(self, environment: str, model: str, numbers: Iterable[int]) -> None:
+        """Delete versions that are no entries."""
+        with reachable():
+            for number in sorted(set(numbers) & set(self.log(environment, model).foreign)):
+                self._client.delete_model_version(registered_name(environment, model), str(number))
+
     def _create(self, registered: str) -> None:
         from mlflow.exceptions import MlflowException
 
@@ -218,6 +271,20 @@ class Store:
     def _mark(self, registered: str, number: int) -> None:
         with reachable(), _somebody_else_may():
             self._client.set_model_version_tag(registered, str(number), LOST, "true")
+
+    def delete_candidate(self, candidate: Candidate) -> None:
+        """Delete a version and the logged model behind it. The version goes last: while it is there, an interrupted
+        deletion is seen and done again."""
+        from mlflow.exceptions import MlflowException
+
+        with reachable():
+            try:
+                if candidate.logged_model:
+                    self._client.delete_logged_model(candidate.logged_model)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+            self._client.delete_model_version(candidate.model, str(candidate.version))
 
     def heal(self, environment: str, model: str, log: Log | None = None) -> list[Drift]:
         """Make the views agree with the log (read anew unless given), and return what had to be written.
