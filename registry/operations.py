@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from registry import gates, policy
+from registry import events, gates, policy
 from registry.deployments import Draft, Entry, GateResult, plan_rollback
 from registry.errors import OnwardError, Refused, StoreUnreachable, UsageError
 from registry.integrity import check_folder
@@ -37,7 +37,7 @@ class Outcome:
 
     entry: what is live now; None after a dry run. changed: whether an entry was appended. version, sha256: what was to
     be deployed. gates: what each requirement said. note: what is left to do, where the entry counts but its aliases
-    could not be written.
+    could not be written or its hook failed.
     """
 
     model: str
@@ -122,7 +122,7 @@ def promote(
         gates=results,
         evidence=dict(chosen.evidence),
     )
-    return _append(store, model, to, draft, results)
+    return _append(store, wanted, model, to, draft)
 
 
 def rollback(
@@ -144,7 +144,7 @@ def rollback(
         LostRace: somebody else's entry was appended meanwhile.
         StoreUnreachable: the store did not answer.
     """
-    policy.environment(policy.read(), environment)
+    rules = policy.environment(policy.read(), environment)
     policy.valid_name(model, "a model")
     reason = _reason(reason)
     store = store or Store()
@@ -175,7 +175,7 @@ def rollback(
         restores=target.number,
         evidence=target.evidence,
     )
-    return _append(store, model, environment, draft, ())
+    return _append(store, rules, model, environment, draft)
 
 
 def reconcile(store: Store | None = None) -> list[Drift]:
@@ -261,15 +261,26 @@ def _check(folder: Path, sha256: str, what: str) -> None:
         raise Refused(f"{what}: {error}") from None
 
 
-def _append(store: Store, model: str, environment: str, draft: Draft, results: tuple[GateResult, ...]) -> Outcome:
+def _append(store: Store, rules: policy.Environment, model: str, environment: str, draft: Draft) -> Outcome:
     log = store.append(environment, model, draft)
-    entry, note = log.line.won(draft.key), ""
+    entry = log.line.won(draft.key)
+    assert entry is not None
+    notes = []
     try:
         store.heal(environment, model, log)
     except StoreUnreachable:
-        note = "the entry counts, but the aliases could not be written: `onward reconcile` does that later"
+        notes.append("the entry counts, but the aliases could not be written: `onward reconcile` does that later")
+    if rules.notify is not None:
+        notes.append(events.announce(rules.notify, model, environment, entry))
     return Outcome(
-        model, environment, draft.candidate_version, draft.sha256, changed=True, entry=entry, gates=results, note=note
+        model,
+        environment,
+        draft.candidate_version,
+        draft.sha256,
+        changed=True,
+        entry=entry,
+        gates=draft.gates,
+        note="; ".join(filter(None, notes)),
     )
 
 

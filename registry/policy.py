@@ -10,9 +10,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from registry import gates
 from registry.connection import checkout
@@ -27,13 +27,31 @@ DEFAULT = {
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
+class Notify(BaseModel):
+    """Who is told of every entry: a command (its words; the entry as JSON on stdin) or a webhook (the same, posted).
+    A webhook `$NAME` stands for the environment variable NAME, so that an address that is a secret stays out of git."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    command: Annotated[list[str], Field(min_length=1)] | None = None
+    webhook: Annotated[str, Field(pattern=r"^(https?://\S+|\$[A-Za-z_]\w*)$")] | None = None
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Notify:
+        if (self.command is None) == (self.webhook is None):
+            raise ValueError("give either command or webhook")
+        return self
+
+
 class Environment(BaseModel):
-    """`source` is where a version has to be live before it may come here; `require` is what it has to meet."""
+    """`source` is where a version has to be live before it may come here; `require` is what it has to meet; `notify`
+    is told of every entry."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     source: str = Field(alias="from")
     require: list[str]
+    notify: Notify | None = None
 
 
 Policy = dict[str, Environment]
@@ -114,7 +132,8 @@ def _environment(name: str, value: Any) -> Environment:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in ("environments", name, *first["loc"]))
-        known = "from, require"
+        fields = Notify.model_fields if "notify" in first["loc"] else Environment.model_fields
+        known = ", ".join(field.alias or key for key, field in fields.items())
         message = f"unknown key; there are {known}" if first["type"] == "extra_forbidden" else first["msg"]
         raise UsageError(f"params.yaml: {where}: {message}") from None
     for position, requirement in enumerate(found.require):

@@ -42,6 +42,7 @@ def print_outcome(outcome: Outcome, as_json: bool) -> None:
                 "dry_run": outcome.dry_run,
                 "entry": entry_facts(outcome.entry) if outcome.entry else None,
                 "gates": [gate.model_dump() for gate in outcome.gates],
+                "note": outcome.note,
             }
         )
         return
