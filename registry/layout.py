@@ -28,13 +28,14 @@ SCHEMA = 1
 @dataclass(frozen=True)
 class Candidate:
     """A version that the pipeline registered. `evidence` is its tags: what was measured, as registry/record.py says.
-    `logged_model` is the id of the one that holds its files."""
+    `logged_model` is the id of the one that holds its files, `stage` MLflow's own deprecated one."""
 
     model: str
     version: int
     evidence: Mapping[str, str]
     created: datetime
     logged_model: str = ""
+    stage: str = ""
 
     @property
     def sha256(self) -> str:
@@ -172,4 +173,11 @@ def find_drift(
 def to_candidate(version: ModelVersion) -> Candidate:
     """A candidate from the version that the pipeline registered."""
     created = datetime.fromtimestamp(version.creation_timestamp / 1000, UTC)
-    return Candidate(version.name, int(version.version), dict(version.tags), created, version.model_id or "")
+    return Candidate(
+        version.name,
+        int(version.version),
+        dict(version.tags),
+        created,
+        version.model_id or "",
+        version.current_stage or "",
+    )

@@ -19,11 +19,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from registry import events, gates, policy
+from registry import events, gates, mirror, policy
 from registry.deployments import Draft, Entry, GateResult, plan_rollback
 from registry.errors import OnwardError, Refused, StoreUnreachable, UsageError
 from registry.integrity import check_folder
-from registry.layout import Candidate, Drift, registered_name
+from registry.layout import Candidate, Drift, Log, registered_name
+from registry.mirror import StageDrift
 from registry.overview import find_candidate, require_model, status
 from registry.policy import CANDIDATE, Policy
 from registry.store import Store
@@ -94,7 +95,7 @@ def promote(
     live = log.line.live
     if live is not None and live.sha256 == chosen.sha256:
         if not dry_run:
-            store.heal(to, model, log)
+            _heal(store, rules, model, to, log)
         return Outcome(model, to, live.candidate_version, live.sha256, changed=False, dry_run=dry_run, entry=live)
     with tempfile.TemporaryDirectory(prefix="onward-") as temporary:
         own = store.files.own_copy(to, model, chosen.sha256)
@@ -122,7 +123,7 @@ def promote(
         gates=results,
         evidence=dict(chosen.evidence),
     )
-    return _append(store, wanted, model, to, draft)
+    return _append(store, rules, model, to, draft)
 
 
 def rollback(
@@ -144,7 +145,8 @@ def rollback(
         LostRace: somebody else's entry was appended meanwhile.
         StoreUnreachable: the store did not answer.
     """
-    rules = policy.environment(policy.read(), environment)
+    rules = policy.read()
+    policy.environment(rules, environment)
     policy.valid_name(model, "a model")
     reason = _reason(reason)
     store = store or Store()
@@ -156,7 +158,7 @@ def rollback(
     live = log.line.live
     assert live is not None
     if log.line.deployment(live).number == target.number:
-        store.heal(environment, model, log)
+        _heal(store, rules, model, environment, log)
         return Outcome(model, environment, live.candidate_version, live.sha256, changed=False, entry=live)
     with tempfile.TemporaryDirectory(prefix="onward-") as temporary:
         _check(
@@ -178,16 +180,17 @@ def rollback(
     return _append(store, rules, model, environment, draft)
 
 
-def reconcile(store: Store | None = None) -> list[Drift]:
-    """Make every alias and mark agree with the logs, and return what had to be written."""
+def reconcile(store: Store | None = None) -> list[Drift | StageDrift]:
+    """Make every alias, mark and mirrored stage agree with the logs, and return what had to be written."""
     store = store or Store()
-    return [
-        drift
-        for found in status(store)
-        for environment in found.environments
-        if environment.drift
-        for drift in store.heal(environment.environment, found.model)
-    ]
+    rules = policy.read()
+    healed: list[Drift | StageDrift] = []
+    for found in status(store):
+        for environment in found.environments:
+            if environment.drift:
+                healed += store.heal(environment.environment, found.model)
+        healed += mirror.mirror(store, rules, found.model)
+    return healed
 
 
 def who() -> str:
@@ -261,17 +264,23 @@ def _check(folder: Path, sha256: str, what: str) -> None:
         raise Refused(f"{what}: {error}") from None
 
 
-def _append(store: Store, rules: policy.Environment, model: str, environment: str, draft: Draft) -> Outcome:
+def _heal(store: Store, rules: Policy, model: str, environment: str, log: Log) -> None:
+    store.heal(environment, model, log)
+    mirror.mirror(store, rules, model)
+
+
+def _append(store: Store, rules: Policy, model: str, environment: str, draft: Draft) -> Outcome:
     log = store.append(environment, model, draft)
     entry = log.line.won(draft.key)
     assert entry is not None
     notes = []
     try:
-        store.heal(environment, model, log)
+        _heal(store, rules, model, environment, log)
     except StoreUnreachable:
         notes.append("the entry counts, but the aliases could not be written: `onward reconcile` does that later")
-    if rules.notify is not None:
-        notes.append(events.announce(rules.notify, model, environment, entry))
+    hook = rules[environment].notify
+    if hook is not None:
+        notes.append(events.announce(hook, model, environment, entry))
     return Outcome(
         model,
         environment,

@@ -23,6 +23,8 @@ DEFAULT = {
     "staging": {"from": CANDIDATE, "require": ["parity", "quality", "data"]},
     "production": {"from": "staging", "require": ["parity", "quality", "data", "latency", "replay"]},
 }
+# The environments that MLflow's deprecated stages can stand for.
+STAGES = {"staging": "Staging", "production": "Production"}
 # No dot: it parts environment and model in `production.cnn`. No slash, quote or space: names reach paths and filters.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
@@ -45,13 +47,14 @@ class Notify(BaseModel):
 
 class Environment(BaseModel):
     """`source` is where a version has to be live before it may come here; `require` is what it has to meet; `notify`
-    is told of every entry."""
+    is told of every entry; `mirror_stages` keeps MLflow's deprecated stage of the same name up to date."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     source: str = Field(alias="from")
     require: list[str]
     notify: Notify | None = None
+    mirror_stages: bool = False
 
 
 Policy = dict[str, Environment]
@@ -136,6 +139,10 @@ def _environment(name: str, value: Any) -> Environment:
         known = ", ".join(field.alias or key for key, field in fields.items())
         message = f"unknown key; there are {known}" if first["type"] == "extra_forbidden" else first["msg"]
         raise UsageError(f"params.yaml: {where}: {message}") from None
+    if found.mirror_stages and name not in STAGES:
+        raise UsageError(
+            f"params.yaml: environments.{name}.mirror_stages: MLflow has stages for {' and '.join(STAGES)} alone"
+        )
     for position, requirement in enumerate(found.require):
         if requirement not in gates.REQUIREMENTS:
             raise UsageError(

@@ -9,6 +9,7 @@ of them.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -285,6 +286,12 @@ class Store:
                 if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                     raise
             self._client.delete_model_version(candidate.model, str(candidate.version))
+
+    def set_stage(self, model: str, version: int, stage: str) -> None:
+        """Put a version into one of MLflow's deprecated stages."""
+        with reachable(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            self._client.transition_model_version_stage(model, str(version), stage)
 
     def heal(self, environment: str, model: str, log: Log | None = None) -> list[Drift]:
         """Make the views agree with the log (read anew unless given), and return what had to be written.
