@@ -6,15 +6,21 @@ and entries point there. So deleting the candidate, its run or its whole experim
 
 from __future__ import annotations
 
+import json
+import tempfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from registry import suites
 from registry.connection import ensure_experiment, reachable
 from registry.errors import Refused
 from registry.integrity import check_folder
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+    from registry.deployments import GateResult
 
 
 class Files:
@@ -80,6 +86,18 @@ class Files:
                 raise
             self._client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
         return source
+
+    def keep_gates(self, environment: str, model: str, gates: Iterable[GateResult], pages: Mapping[str, str]) -> str:
+        """Record what suites said of a promotion, as a run of the environment's experiment, and return the run's id."""
+        experiment = ensure_experiment(self._client, experiment_name(environment))
+        with reachable(), tempfile.TemporaryDirectory(prefix="onward-") as temporary:
+            suites.write(Path(temporary), pages)
+            run = self._client.create_run(experiment, run_name=f"{model}: gates", tags={"onward.model": model})
+            self._client.log_artifacts(run.info.run_id, temporary, "gates")
+            results = [gate.model_dump() for gate in gates]
+            self._client.log_text(run.info.run_id, json.dumps(results, indent=2), "gates/results.json")
+            self._client.set_terminated(run.info.run_id)
+        return str(run.info.run_id)
 
 
 def experiment_name(environment: str) -> str:

@@ -96,6 +96,8 @@ def to_tags(draft: Draft) -> dict[str, str]:
         tags["restores"] = str(draft.restores)
     if draft.gates:
         tags["gates"] = json.dumps([gate.model_dump() for gate in draft.gates])
+    if draft.gates_run:
+        tags["gates_run"] = draft.gates_run
     if draft.forced:
         tags["forced"] = "true"
     return tags
@@ -119,6 +121,7 @@ def from_version(version: ModelVersion) -> Entry | None:
                 "source": version.source,
                 "restores": tags.get("restores", 0),
                 "forced": tags.get("forced", "false"),
+                "gates_run": tags.get("gates_run", ""),
                 "gates": json.loads(tags.get("gates", "[]")),
                 "evidence": json.loads(tags.get("evidence", "{}")),
                 **{name: tags[name] for name in ("kind", "key", "base", "sha256", "actor", "reason", "at")},

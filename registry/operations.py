@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from registry import events, gates, mirror, policy
+from registry import events, gates, mirror, policy, suites
 from registry.deployments import Draft, Entry, GateResult, plan_rollback
 from registry.errors import OnwardError, Refused, StoreUnreachable, UsageError
 from registry.integrity import check_folder
@@ -91,8 +91,8 @@ def promote(
     reason = _reason(reason)
     store = store or Store()
     log = store.log(to, model)
-    chosen, order = _choose(store, rules, model, to, version, force)
     live = log.line.live
+    chosen, order = _choose(store, rules, model, to, version, force, live)
     if live is not None and live.sha256 == chosen.sha256:
         if not dry_run:
             _heal(store, rules, model, to, log)
@@ -101,7 +101,8 @@ def promote(
         own = store.files.own_copy(to, model, chosen.sha256)
         folder = store.files.fetch(own or chosen.source, Path(temporary) / "files")
         _check(folder, chosen.sha256, f"{model} version {chosen.version}")
-        results = (*order, *gates.judge(wanted.require, chosen.evidence, folder))
+        judged, pages = _judge(store, wanted, chosen.evidence, live, folder)
+        results = (*order, *judged)
         unmet = [result for result in results if not result.met]
         if unmet and not force:
             listed = "".join(f"\n  {result}" for result in unmet)
@@ -109,6 +110,7 @@ def promote(
         if dry_run:
             return Outcome(model, to, chosen.version, chosen.sha256, changed=False, dry_run=True, gates=results)
         source = own or store.files.keep(to, model, chosen.sha256, folder, Path(temporary) / "copy")
+        gates_run = store.files.keep_gates(to, model, results, pages) if pages else ""
     draft = Draft(
         kind="promote",
         key=uuid.uuid4().hex,
@@ -121,6 +123,7 @@ def promote(
         at=_now(),
         forced=bool(unmet),
         gates=results,
+        gates_run=gates_run,
         evidence=dict(chosen.evidence),
     )
     return _append(store, rules, model, to, draft)
@@ -212,12 +215,12 @@ def who() -> str:
 
 
 def _choose(
-    store: Store, rules: Policy, model: str, to: str, version: int | None, force: bool
+    store: Store, rules: Policy, model: str, to: str, version: int | None, force: bool, replaced: Entry | None
 ) -> tuple[Deployable, tuple[GateResult, ...]]:
     """What to promote, and whether the order of environments is kept."""
     origin = rules[to].source
     if origin == CANDIDATE:
-        found = _newest(store, model, to, rules[to].require, force) if version is None else None
+        found = _newest(store, model, to, rules[to], force, replaced) if version is None else None
         return _deployable(found or find_candidate(store, model, version or 0)), ()
     live = store.log(origin, model).line.live
     if live is not None and version in (None, live.candidate_version):
@@ -237,20 +240,41 @@ def _choose(
     return _deployable(find_candidate(store, model, version)), (unkept,)
 
 
-def _newest(store: Store, model: str, to: str, require: list[str], force: bool) -> Candidate:
-    """The newest version whose evidence meets `require`; by force, the newest."""
+def _newest(
+    store: Store, model: str, to: str, wanted: policy.Environment, force: bool, live: Entry | None
+) -> Candidate:
+    """The newest version whose evidence meets what is wanted; by force, the newest."""
     candidates = [candidate for candidate in store.candidates(model) if candidate.sha256]
     if not candidates:
         raise UsageError(
             f"there is no version of {model}: `dvc repro` registers one, `onward status` shows what there is"
         )
     for candidate in candidates:
-        if force or all(result.met for result in gates.judge(require, candidate.evidence, None)):
+        if force or not _unmet(store, wanted, candidate, live):
             return candidate
     newest = candidates[0]
-    unmet = [result for result in gates.judge(require, newest.evidence, None) if not result.met]
-    listed = "".join(f"\n  {result}" for result in unmet)
+    listed = "".join(f"\n  {result}" for result in _unmet(store, wanted, newest, live))
     raise Refused(f"no version of {model} is fit for {to}; the newest, {newest.version}, does not meet:{listed}")
+
+
+def _unmet(store: Store, wanted: policy.Environment, candidate: Candidate, live: Entry | None) -> list[GateResult]:
+    results, _ = _judge(store, wanted, candidate.evidence, live, None)
+    return [result for result in results if not result.met]
+
+
+def _judge(
+    store: Store, wanted: policy.Environment, evidence: Mapping[str, str], live: Entry | None, folder: Path | None
+) -> tuple[tuple[GateResult, ...], dict[str, str]]:
+    """What Onward's own gates say, and the suites, of which it hands over the pages too."""
+    results = gates.judge(wanted.named, evidence, folder)
+    pages = {}
+    if wanted.suites:
+        row = suites.facts(store, evidence, live.evidence if live else None)
+        for name in wanted.suites:
+            judgement = suites.judge(name, row)
+            results += judgement.results
+            pages[name] = judgement.page
+    return results, pages
 
 
 def _deployable(candidate: Candidate) -> Deployable:

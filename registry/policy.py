@@ -23,6 +23,7 @@ DEFAULT = {
     "staging": {"from": CANDIDATE, "require": ["parity", "quality", "data"]},
     "production": {"from": "staging", "require": ["parity", "quality", "data", "latency", "replay"]},
 }
+SUITE = ".json"
 # The environments that MLflow's deprecated stages can stand for.
 STAGES = {"staging": "Staging", "production": "Production"}
 # No dot: it parts environment and model in `production.cnn`. No slash, quote or space: names reach paths and filters.
@@ -46,8 +47,9 @@ class Notify(BaseModel):
 
 
 class Environment(BaseModel):
-    """`source` is where a version has to be live before it may come here; `require` is what it has to meet; `notify`
-    is told of every entry; `mirror_stages` keeps MLflow's deprecated stage of the same name up to date."""
+    """`source` is where a version has to be live before it may come here; `require` is what it has to meet: names of
+    Onward's own gates, and paths of suites (registry/suites.py); `notify` is told of every entry; `mirror_stages` keeps
+    MLflow's deprecated stage of the same name up to date."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -55,6 +57,16 @@ class Environment(BaseModel):
     require: list[str]
     notify: Notify | None = None
     mirror_stages: bool = False
+
+    @property
+    def named(self) -> list[str]:
+        """The requirements that are Onward's own."""
+        return [requirement for requirement in self.require if not requirement.endswith(SUITE)]
+
+    @property
+    def suites(self) -> list[str]:
+        """The requirements that are a team's own suites."""
+        return [requirement for requirement in self.require if requirement.endswith(SUITE)]
 
 
 Policy = dict[str, Environment]
@@ -144,10 +156,15 @@ def _environment(name: str, value: Any) -> Environment:
             f"params.yaml: environments.{name}.mirror_stages: MLflow has stages for {' and '.join(STAGES)} alone"
         )
     for position, requirement in enumerate(found.require):
-        if requirement not in gates.REQUIREMENTS:
+        where = f"params.yaml: environments.{name}.require[{position}]"
+        if requirement.endswith(SUITE):
+            path = Path(requirement)
+            if path.is_absolute() or ".." in path.parts:
+                raise UsageError(f"{where}: {requirement!r} must be a path inside the repository, relative to it")
+        elif requirement not in gates.REQUIREMENTS:
             raise UsageError(
-                f"params.yaml: environments.{name}.require[{position}]: no requirement {requirement!r}; "
-                f"there are {', '.join(gates.REQUIREMENTS)}"
+                f"{where}: no requirement {requirement!r}; "
+                f"there are {', '.join(gates.REQUIREMENTS)}, and paths of suites ({SUITE})"
             )
     return found
 
