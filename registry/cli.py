@@ -1,25 +1,33 @@
-"""`onward`: what is live, and how that is changed. This file parses and prints; registry/operations.py does.
+"""`onward`: what is live, and how that is changed. This file parses and prints; registry/operations.py and
+registry/overview.py do.
 
 Nothing heavy is imported before a command needs it: `onward --help` is asked more often than anything else.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from registry import cli_keeping
 from registry.errors import OnwardError, Refused, UsageError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from registry.deployments import Entry
-    from registry.operations import EnvironmentStatus, Outcome
-    from registry.store import Log
+from registry.printing import (
+    Json,
+    Model,
+    entry_facts,
+    entry_state,
+    environment_cell,
+    newest_cell,
+    print_comparison,
+    print_gates,
+    print_json,
+    print_outcome,
+    print_table,
+    short_time,
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -32,10 +40,8 @@ app = typer.Typer(
     "4 the store could not be reached.",
 )
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="A model, e.g. cnn.")]
 Target = Annotated[str, typer.Argument(metavar="TARGET", help="MODEL@ENVIRONMENT, MODEL/VERSION, or an .onnx file.")]
 Reason = Annotated[str, typer.Option("--reason", help="Why, for whoever reads the history.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else.")]
 
 
 @app.command()
@@ -44,18 +50,18 @@ def status(as_json: Json = False) -> None:
 
     Example: onward status
     """
-    from registry import operations
+    from registry import overview
 
-    found = operations.status()
+    found = overview.status()
     if as_json:
-        _json(
+        print_json(
             [
                 {
                     "model": model.model,
                     "newest": model.newest.version if model.newest else None,
                     "environments": {
                         state.environment: {
-                            "live": _entry(state.live) if state.live else None,
+                            "live": entry_facts(state.live) if state.live else None,
                             "drift": [str(drift) for drift in state.drift],
                             "not_entries": state.foreign,
                         }
@@ -70,8 +76,11 @@ def status(as_json: Json = False) -> None:
         print("No model is registered yet: `dvc repro` registers those that are fit.")
         return
     environments = [state.environment for state in found[0].environments]
-    rows = [(model.model, _newest(model.newest), *(_cell(state) for state in model.environments)) for model in found]
-    _table(("model", "newest version", *environments), rows)
+    rows = [
+        (model.model, newest_cell(model.newest), *(environment_cell(state) for state in model.environments))
+        for model in found
+    ]
+    print_table(("model", "newest version", *environments), rows)
     trouble = [state for model in found for state in model.environments if state.drift or state.foreign]
     for state in trouble:
         for drift in state.drift:
@@ -90,13 +99,13 @@ def history(
 
     Example: onward history cnn --env production
     """
-    from registry import operations
+    from registry import overview
 
-    logs = operations.history(model, env)
+    logs = overview.history(model, env)
     if as_json:
-        _json(
+        print_json(
             {
-                name: [{**_entry(entry), "state": _state(log, entry)} for entry in log.line.entries()]
+                name: [{**entry_facts(entry), "state": entry_state(log, entry)} for entry in log.line.entries()]
                 for name, log in logs.items()
             }
         )
@@ -104,7 +113,7 @@ def history(
     for name, log in logs.items():
         print(f"{name} of {model}" + (":" if log.line.entries() else ": nothing yet"))
         for entry in log.line.entries():
-            print(f"{entry.number:>5}  {_when(entry.at)}  {_state(log, entry):<4}  {entry}")
+            print(f"{entry.number:>5}  {short_time(entry.at)}  {entry_state(log, entry):<4}  {entry}")
             if gates := ", ".join(f"{gate.requirement} {'met' if gate.met else 'NOT MET'}" for gate in entry.gates):
                 print(f"{'':>31}{gates}")
 
@@ -133,7 +142,7 @@ def promote(
     """
     from registry import operations
 
-    _outcome(operations.promote(model, to, version, reason=reason, force=force, dry_run=dry_run), as_json)
+    print_outcome(operations.promote(model, to, version, reason=reason, force=force, dry_run=dry_run), as_json)
 
 
 @app.command()
@@ -152,7 +161,7 @@ def rollback(
     """
     from registry import operations
 
-    _outcome(operations.rollback(model, env, reason=reason, to=to), as_json)
+    print_outcome(operations.rollback(model, env, reason=reason, to=to), as_json)
 
 
 @app.command()
@@ -165,7 +174,7 @@ def reconcile(as_json: Json = False) -> None:
 
     healed = [str(drift) for drift in operations.reconcile()]
     if as_json:
-        _json({"healed": healed})
+        print_json({"healed": healed})
     else:
         print("\n".join(f"put right: {drift}" for drift in healed) or "Everything agrees with the logs.")
 
@@ -179,27 +188,58 @@ def check(
 
     Example: onward check cnn@production
     """
-    from registry import operations
+    from registry import overview
 
     model, at, environment = target.partition("@")
     if not at:
         raise UsageError(f"{target!r}: `check` takes MODEL@ENVIRONMENT, e.g. cnn@production")
-    found = operations.check(model, environment)
+    found = overview.check(model, environment)
     if as_json:
-        _json(
+        print_json(
             {
                 "target": target,
                 "met": found.met,
-                "entry": _entry(found.entry),
+                "entry": entry_facts(found.entry),
                 "results": [result.model_dump() for result in found.results],
             }
         )
     else:
         print(f"{target}: version {found.entry.candidate_version}, entry {found.entry.number}")
-        _gates(found.results)
+        print_gates(found.results)
     if not found.met:
         failed = "; ".join(str(result) for result in found.results if not result.met)
         raise Refused(f"{target} is not what was published, or does not work here: {failed}")
+
+
+@app.command()
+def diff(
+    left: Annotated[str, typer.Argument(metavar="LEFT", help="MODEL@ENVIRONMENT or MODEL/VERSION.")],
+    right: Annotated[str, typer.Argument(metavar="RIGHT", help="The same, to be held against it.")],
+    as_json: Json = False,
+) -> None:
+    """What differs between two versions: parameters, opset, operators, evidence, metrics, latencies.
+
+    Example: onward diff cnn@staging cnn@production
+    """
+    from registry.diff import compare
+
+    print_comparison(compare(left, right), as_json)
+
+
+@app.command()
+def compare(
+    model: Model,
+    left: Annotated[int, typer.Argument(metavar="V1", help="A version's number.")],
+    right: Annotated[int, typer.Argument(metavar="V2", help="Another's.")],
+    as_json: Json = False,
+) -> None:
+    """What differs between two versions of one model: `onward diff MODEL/V1 MODEL/V2`.
+
+    Example: onward compare cnn 3 4
+    """
+    from registry.diff import compare
+
+    print_comparison(compare(f"{model}/{left}", f"{model}/{right}"), as_json)
 
 
 @app.command()
@@ -234,7 +274,9 @@ def predict(
         except OSError as error:
             raise UsageError(f"--output {output}: {error.strerror}") from None
     if as_json:
-        _json({name: {"shape": a.shape, "dtype": str(a.dtype), "values": a.tolist()} for name, a in answers.items()})
+        print_json(
+            {name: {"shape": a.shape, "dtype": str(a.dtype), "values": a.tolist()} for name, a in answers.items()}
+        )
         return
     for name, array in answers.items():
         shape = ", ".join(str(size) for size in array.shape)
@@ -269,7 +311,7 @@ def inspect(target: Target, as_json: Json = False) -> None:
     digests = onnx_file.digests(path)
     if as_json:
         files = [file.model_dump() for file in digests]
-        _json({**origin, "sha256": content_digest(digests), **graph.model_dump(), "files": files})
+        print_json({**origin, "sha256": content_digest(digests), **graph.model_dump(), "files": files})
         return
     facts = {
         "sha256": content_digest(digests),
@@ -312,7 +354,7 @@ def ui(
     url = without_credentials(uri) if served else f"http://127.0.0.1:{port}"
     hint = 'The UI opens on its GenAI side: choose "Model training" at the top left to see runs and models.'
     if as_json:
-        _json({"url": url, "hint": hint})
+        print_json({"url": url, "hint": hint})
     else:
         print(f"{url}\n{hint}", flush=True)
     if served:
@@ -333,82 +375,12 @@ def ui(
         raise OnwardError(f"MLflow's UI ended with exit code {code}; is port {port} free? (--port)")
 
 
-def _outcome(outcome: Outcome, as_json: bool) -> None:
-    if outcome.note:
-        print(f"onward: {outcome.note}", file=sys.stderr)
-    if as_json:
-        _json(
-            {
-                "model": outcome.model,
-                "environment": outcome.environment,
-                "version": outcome.version,
-                "sha256": outcome.sha256,
-                "changed": outcome.changed,
-                "dry_run": outcome.dry_run,
-                "entry": _entry(outcome.entry) if outcome.entry else None,
-                "gates": [gate.model_dump() for gate in outcome.gates],
-            }
-        )
-        return
-    where = f"{outcome.environment} of {outcome.model}"
-    if outcome.changed and outcome.entry:
-        print(f"{where}, entry {outcome.entry.number}: {outcome.entry}")
-    elif outcome.entry:
-        print(f"{where}: version {outcome.version} is live already (entry {outcome.entry.number}); nothing to do")
-    else:
-        print(f"{where}: version {outcome.version} would be promoted; nothing was changed")
-    _gates(outcome.gates)
-
-
-def _gates(results: Iterable[Any]) -> None:
-    for result in results:
-        print(f"  {'met' if result.met else 'NOT MET':<8}{result}")
-
-
-def _entry(entry: Entry) -> dict[str, Any]:
-    return {"number": entry.number, **entry.model_dump(exclude={"number"}), "sentence": str(entry)}
-
-
-def _state(log: Log, entry: Entry) -> str:
-    if entry in log.line.lost:
-        return "lost"
-    return "live" if entry == log.line.live else ""
-
-
-def _newest(candidate: Any) -> str:
-    if candidate is None:
-        return "none left"
-    variant = candidate.evidence.get("variant", "")
-    return f"{candidate.version}{f' ({variant})' if variant else ''}"
-
-
-def _cell(state: EnvironmentStatus) -> str:
-    mark = " !" if state.drift or state.foreign else ""
-    if state.live is None:
-        return f"-{mark}"
-    how = "rolled back " if state.live.kind == "rollback" else "forced " if state.live.forced else ""
-    return f"{state.live.candidate_version}, {how}{_when(state.live.at)}{mark}"
-
-
-def _when(at: str) -> str:
-    return at[:16].replace("T", " ")
-
-
-def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
-    from rich.console import Console
-    from rich.measure import Measurement
-    from rich.table import Table
-
-    table = Table(box=None, padding=(0, 3, 0, 0))
-    for name in header:
-        table.add_column(name, no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    console = Console(highlight=False)
-    # Better broken by the terminal than cut off: in a pipe nothing may be missing.
-    whole = Measurement.get(console, console.options.update(max_width=10_000), table).maximum
-    console.width = max(console.width, whole)
-    console.print(table)
+for _name, _command in (
+    ("export-log", cli_keeping.export_log),
+    ("import-log", cli_keeping.import_log),
+    ("prune", cli_keeping.prune),
+):
+    app.command(_name)(_command)
 
 
 def _read_npz(path: Path) -> dict[str, Any]:
@@ -425,10 +397,6 @@ def _read_npz(path: Path) -> dict[str, Any]:
         raise UsageError(f"--input {path}: there is no such file") from None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UsageError(f"--input {path}: is no .npz file of plain arrays: {str(error).splitlines()[0]}") from None
-
-
-def _json(value: Any) -> None:
-    print(json.dumps(value, indent=2))
 
 
 def main() -> None:

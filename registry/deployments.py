@@ -40,6 +40,7 @@ class Draft(BaseModel):
     sha256, candidate_version, source, evidence: what is deployed; `source` is the environment's own copy.
     restores: of a rollback, the promotion whose deployment it brings back; 0 for a promotion.
     forced: of a promotion, whether it was made against its gates.
+    gates_run: of a promotion that suites judged, the MLflow run that holds their pages.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -56,6 +57,7 @@ class Draft(BaseModel):
     restores: int = 0
     forced: bool = False
     gates: tuple[GateResult, ...] = ()
+    gates_run: str = ""
     evidence: dict[str, str] = {}
 
     def __str__(self) -> str:
@@ -135,6 +137,12 @@ def fold(entries: Iterable[Entry]) -> Line:
         else:
             lost.append(log[number])
     return Line(tuple(counted), tuple(lost))
+
+
+def last_live(line: Line) -> dict[str, str]:
+    """When each deployment (by sha256) was live last: the moment that the next one took its place, "" for now."""
+    until = [following.at for following in line.counted[1:]]
+    return {entry.sha256: end for entry, end in zip(line.counted, [*until, ""], strict=False)}
 
 
 def plan_rollback(line: Line, to: int | None = None) -> Entry:

@@ -1,4 +1,4 @@
-"""What the `onward` command does, as functions: promote, rollback, status, history, reconcile, check.
+"""What the `onward` command changes, as functions: promote, rollback, reconcile.
 
     from registry import operations
     operations.promote("cnn", to="staging", reason="better on night scenes")
@@ -15,17 +15,19 @@ import subprocess
 import tempfile
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from registry import gates, policy
+from registry import events, gates, mirror, policy, suites
 from registry.deployments import Draft, Entry, GateResult, plan_rollback
 from registry.errors import OnwardError, Refused, StoreUnreachable, UsageError
 from registry.integrity import check_folder
+from registry.layout import Candidate, Drift, Log, registered_name
+from registry.mirror import StageDrift
+from registry.overview import find_candidate, require_model, status
 from registry.policy import CANDIDATE, Policy
-from registry.replay import replay_in_subprocess
-from registry.store import Candidate, Drift, Log, Store, find_drift, parse_log, registered_name
+from registry.store import Store
 
 _LONGEST_REASON = 1000
 
@@ -36,7 +38,7 @@ class Outcome:
 
     entry: what is live now; None after a dry run. changed: whether an entry was appended. version, sha256: what was to
     be deployed. gates: what each requirement said. note: what is left to do, where the entry counts but its aliases
-    could not be written.
+    could not be written or its hook failed.
     """
 
     model: str
@@ -58,49 +60,6 @@ class Deployable:
     sha256: str
     source: str
     evidence: Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class EnvironmentStatus:
-    environment: str
-    live: Entry | None
-    since: str
-    drift: tuple[Drift, ...]
-    foreign: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class ModelStatus:
-    model: str
-    newest: Candidate | None
-    environments: tuple[EnvironmentStatus, ...]
-
-
-@dataclass(frozen=True)
-class Check:
-    """What was found of what is live: `met` is the digest's and the replay's verdict together."""
-
-    model: str
-    environment: str
-    entry: Entry
-    results: tuple[GateResult, ...]
-
-    @property
-    def met(self) -> bool:
-        return all(result.met for result in self.results)
-
-
-@dataclass(frozen=True)
-class Target:
-    """What `MODEL@ENV` or `MODEL/VERSION` names: its bytes' digest and where they are."""
-
-    model: str
-    version: int
-    sha256: str
-    source: str
-    environment: str = ""
-    entry: int = 0
-    evidence: Mapping[str, str] = field(default_factory=dict)
 
 
 def promote(
@@ -132,24 +91,26 @@ def promote(
     reason = _reason(reason)
     store = store or Store()
     log = store.log(to, model)
-    chosen, order = _choose(store, rules, model, to, version, force)
     live = log.line.live
+    chosen, order = _choose(store, rules, model, to, version, force, live)
     if live is not None and live.sha256 == chosen.sha256:
         if not dry_run:
-            store.heal(to, model, log)
+            _heal(store, rules, model, to, log)
         return Outcome(model, to, live.candidate_version, live.sha256, changed=False, dry_run=dry_run, entry=live)
     with tempfile.TemporaryDirectory(prefix="onward-") as temporary:
-        own = store.own_copy(to, model, chosen.sha256)
-        folder = store.fetch(own or chosen.source, Path(temporary) / "files")
+        own = store.files.own_copy(to, model, chosen.sha256)
+        folder = store.files.fetch(own or chosen.source, Path(temporary) / "files")
         _check(folder, chosen.sha256, f"{model} version {chosen.version}")
-        results = (*order, *gates.judge(wanted.require, chosen.evidence, folder))
+        judged, pages = _judge(store, wanted, chosen.evidence, live, folder)
+        results = (*order, *judged)
         unmet = [result for result in results if not result.met]
         if unmet and not force:
             listed = "".join(f"\n  {result}" for result in unmet)
             raise Refused(f"{model} version {chosen.version} is not fit for {to}; nothing was changed:{listed}")
         if dry_run:
             return Outcome(model, to, chosen.version, chosen.sha256, changed=False, dry_run=True, gates=results)
-        source = own or store.keep(to, model, chosen.sha256, folder, Path(temporary) / "copy")
+        source = own or store.files.keep(to, model, chosen.sha256, folder, Path(temporary) / "copy")
+        gates_run = store.files.keep_gates(to, model, results, pages) if pages else ""
     draft = Draft(
         kind="promote",
         key=uuid.uuid4().hex,
@@ -162,9 +123,10 @@ def promote(
         at=_now(),
         forced=bool(unmet),
         gates=results,
+        gates_run=gates_run,
         evidence=dict(chosen.evidence),
     )
-    return _append(store, model, to, draft, results)
+    return _append(store, rules, model, to, draft)
 
 
 def rollback(
@@ -186,7 +148,8 @@ def rollback(
         LostRace: somebody else's entry was appended meanwhile.
         StoreUnreachable: the store did not answer.
     """
-    policy.environment(policy.read(), environment)
+    rules = policy.read()
+    policy.environment(rules, environment)
     policy.valid_name(model, "a model")
     reason = _reason(reason)
     store = store or Store()
@@ -198,10 +161,12 @@ def rollback(
     live = log.line.live
     assert live is not None
     if log.line.deployment(live).number == target.number:
-        store.heal(environment, model, log)
+        _heal(store, rules, model, environment, log)
         return Outcome(model, environment, live.candidate_version, live.sha256, changed=False, entry=live)
     with tempfile.TemporaryDirectory(prefix="onward-") as temporary:
-        _check(store.fetch(target.source, Path(temporary)), target.sha256, f"{model} as entry {target.number} has it")
+        _check(
+            store.files.fetch(target.source, Path(temporary)), target.sha256, f"{model} as entry {target.number} has it"
+        )
     draft = Draft(
         kind="rollback",
         key=uuid.uuid4().hex,
@@ -215,114 +180,20 @@ def rollback(
         restores=target.number,
         evidence=target.evidence,
     )
-    return _append(store, model, environment, draft, ())
+    return _append(store, rules, model, environment, draft)
 
 
-def history(model: str, environment: str | None = None, store: Store | None = None) -> dict[str, Log]:
-    """The log of every environment of a model, or of one.
-
-    Raises:
-        UsageError: no such environment, or nothing is known of the model.
-    """
+def reconcile(store: Store | None = None) -> list[Drift | StageDrift]:
+    """Make every alias, mark and mirrored stage agree with the logs, and return what had to be written."""
+    store = store or Store()
     rules = policy.read()
-    policy.valid_name(model, "a model")
-    names = [environment] if environment else list(rules)
-    for name in names:
-        policy.environment(rules, name)
-    store = store or Store()
-    logs = {name: store.log(name, model) for name in names}
-    if not any(log.line.entries() for log in logs.values()):
-        _require_model(store, model)
-    return logs
-
-
-def status(store: Store | None = None) -> list[ModelStatus]:
-    """Every model and environment at a glance. Writes nothing: who may only read can ask, and drift stays visible."""
-    rules = policy.read()
-    versions, aliases = (store or Store()).everything()
-    found: dict[str, dict[int, Candidate]] = {}
-    for name, registered in versions.items():
-        environment, dot, model = name.partition(".")
-        if dot and environment in rules:
-            found.setdefault(model, {})
-        elif not dot:
-            candidates = [Candidate(name, int(v.version), dict(v.tags)) for v in registered]
-            if any(candidate.sha256 for candidate in candidates):
-                found[name] = {candidate.version: candidate for candidate in candidates}
-    statuses = []
-    for model, known in sorted(found.items()):
-        environments = []
-        for environment in rules:
-            log = parse_log(versions.get(registered_name(environment, model), []))
-            live = log.line.live
-            candidate = known.get(live.candidate_version) if live else None
-            drift = find_drift(environment, model, log, candidate, aliases)
-            environments.append(
-                EnvironmentStatus(environment, live, live.at if live else "", tuple(drift), log.foreign)
-            )
-        newest = known[max(known)] if known else None
-        statuses.append(ModelStatus(model, newest, tuple(environments)))
-    return statuses
-
-
-def reconcile(store: Store | None = None) -> list[Drift]:
-    """Make every alias and mark agree with the logs, and return what had to be written."""
-    store = store or Store()
-    return [
-        drift
-        for found in status(store)
-        for environment in found.environments
-        if environment.drift
-        for drift in store.heal(environment.environment, found.model)
-    ]
-
-
-def check(model: str, environment: str, store: Store | None = None) -> Check:
-    """Check what is live: every file against its digest, and the recorded inputs run on this host.
-
-    Raises:
-        Refused: nothing is live there.
-    """
-    store = store or Store()
-    target = resolve(f"{model}@{environment}", store)
-    entry = store.log(environment, model).line.find(target.entry)
-    with tempfile.TemporaryDirectory(prefix="onward-") as temporary:
-        try:
-            folder = store.fetch(target.source, Path(temporary))
-            files = check_folder(folder, target.sha256)
-        except Refused as error:
-            return Check(model, environment, entry, (GateResult(requirement="digest", met=False, detail=str(error)),))
-        size = sum(file.size_bytes for file in files)
-        digest = GateResult(requirement="digest", met=True, detail=f"sha256 {target.sha256}, {size:,} bytes")
-        met, detail = replay_in_subprocess(folder, target.evidence.get("provider", ""))
-    return Check(model, environment, entry, (digest, GateResult(requirement="replay", met=met, detail=detail)))
-
-
-def resolve(target: str, store: Store | None = None) -> Target:
-    """What `cnn@production` (what is live there) or `cnn/3` (a version) names.
-
-    Raises:
-        UsageError: it is neither, or there is no such model, version or environment.
-        Refused: nothing is live there, or the version was not published by Onward.
-    """
-    model, at, environment = target.partition("@")
-    if at:
-        policy.valid_name(model, "a model")
-        policy.environment(policy.read(), environment)
-        store = store or Store()
-        live = store.log(environment, model).line.live
-        if live is None:
-            _require_model(store, model)
-            raise Refused(f"nothing is live in {environment} of {model}; `onward promote {model} --to {environment}`")
-        return Target(
-            model, live.candidate_version, live.sha256, live.source, environment, live.number, dict(live.evidence)
-        )
-    model, slash, version = target.partition("/")
-    if not slash or not version.isdecimal():
-        raise UsageError(f"{target!r} names nothing: give MODEL@ENVIRONMENT, MODEL/VERSION, or an .onnx file")
-    policy.valid_name(model, "a model")
-    found = _candidate(store or Store(), model, int(version))
-    return Target(model, found.version, found.sha256, found.source, evidence=found.evidence)
+    healed: list[Drift | StageDrift] = []
+    for found in status(store):
+        for environment in found.environments:
+            if environment.drift:
+                healed += store.heal(environment.environment, found.model)
+        healed += mirror.mirror(store, rules, found.model)
+    return healed
 
 
 def who() -> str:
@@ -344,13 +215,13 @@ def who() -> str:
 
 
 def _choose(
-    store: Store, rules: Policy, model: str, to: str, version: int | None, force: bool
+    store: Store, rules: Policy, model: str, to: str, version: int | None, force: bool, replaced: Entry | None
 ) -> tuple[Deployable, tuple[GateResult, ...]]:
     """What to promote, and whether the order of environments is kept."""
     origin = rules[to].source
     if origin == CANDIDATE:
-        found = _newest(store, model, to, rules[to].require, force) if version is None else None
-        return _deployable(found or _candidate(store, model, version or 0)), ()
+        found = _newest(store, model, to, rules[to], force, replaced) if version is None else None
+        return _deployable(found or find_candidate(store, model, version or 0)), ()
     live = store.log(origin, model).line.live
     if live is not None and version in (None, live.candidate_version):
         # The very bytes that were tried there; their evidence as it is now, where the candidate still exists.
@@ -361,45 +232,49 @@ def _choose(
         return Deployable(live.candidate_version, live.sha256, live.source, evidence), (kept,)
     there = f"version {live.candidate_version}" if live else "nothing"
     if version is None:
-        _require_model(store, model)
+        require_model(store, model)
         raise Refused(
             f"{to} takes what is live in {origin}, and nothing is: `onward promote {model} --to {origin}` first"
         )
     unkept = GateResult(requirement="order", met=False, detail=f"{to} takes what is live in {origin}, which is {there}")
-    return _deployable(_candidate(store, model, version)), (unkept,)
+    return _deployable(find_candidate(store, model, version)), (unkept,)
 
 
-def _newest(store: Store, model: str, to: str, require: list[str], force: bool) -> Candidate:
-    """The newest version whose evidence meets `require`; by force, the newest."""
+def _newest(
+    store: Store, model: str, to: str, wanted: policy.Environment, force: bool, live: Entry | None
+) -> Candidate:
+    """The newest version whose evidence meets what is wanted; by force, the newest."""
     candidates = [candidate for candidate in store.candidates(model) if candidate.sha256]
     if not candidates:
         raise UsageError(
             f"there is no version of {model}: `dvc repro` registers one, `onward status` shows what there is"
         )
     for candidate in candidates:
-        if force or all(result.met for result in gates.judge(require, candidate.evidence, None)):
+        if force or not _unmet(store, wanted, candidate, live):
             return candidate
     newest = candidates[0]
-    unmet = [result for result in gates.judge(require, newest.evidence, None) if not result.met]
-    listed = "".join(f"\n  {result}" for result in unmet)
+    listed = "".join(f"\n  {result}" for result in _unmet(store, wanted, newest, live))
     raise Refused(f"no version of {model} is fit for {to}; the newest, {newest.version}, does not meet:{listed}")
 
 
-def _candidate(store: Store, model: str, version: int) -> Candidate:
-    found = store.candidate(model, version)
-    if found is None:
-        _require_model(store, model)
-        raise UsageError(f"there is no version {version} of {model}; `onward status` shows what there is")
-    if not found.sha256:
-        raise Refused(f"{model} version {version} has no sha256: it was not published by Onward, and cannot be checked")
-    return found
+def _unmet(store: Store, wanted: policy.Environment, candidate: Candidate, live: Entry | None) -> list[GateResult]:
+    results, _ = _judge(store, wanted, candidate.evidence, live, None)
+    return [result for result in results if not result.met]
 
 
-def _require_model(store: Store, model: str) -> None:
-    if not store.candidates(model):
-        raise UsageError(
-            f"there is no version of {model!r}: `dvc repro` registers one, `onward status` shows what there is"
-        )
+def _judge(
+    store: Store, wanted: policy.Environment, evidence: Mapping[str, str], live: Entry | None, folder: Path | None
+) -> tuple[tuple[GateResult, ...], dict[str, str]]:
+    """What Onward's own gates say, and the suites, of which it hands over the pages too."""
+    results = gates.judge(wanted.named, evidence, folder)
+    pages = {}
+    if wanted.suites:
+        row = suites.facts(store, evidence, live.evidence if live else None)
+        for name in wanted.suites:
+            judgement = suites.judge(name, row)
+            results += judgement.results
+            pages[name] = judgement.page
+    return results, pages
 
 
 def _deployable(candidate: Candidate) -> Deployable:
@@ -413,15 +288,32 @@ def _check(folder: Path, sha256: str, what: str) -> None:
         raise Refused(f"{what}: {error}") from None
 
 
-def _append(store: Store, model: str, environment: str, draft: Draft, results: tuple[GateResult, ...]) -> Outcome:
+def _heal(store: Store, rules: Policy, model: str, environment: str, log: Log) -> None:
+    store.heal(environment, model, log)
+    mirror.mirror(store, rules, model)
+
+
+def _append(store: Store, rules: Policy, model: str, environment: str, draft: Draft) -> Outcome:
     log = store.append(environment, model, draft)
-    entry, note = log.line.won(draft.key), ""
+    entry = log.line.won(draft.key)
+    assert entry is not None
+    notes = []
     try:
-        store.heal(environment, model, log)
+        _heal(store, rules, model, environment, log)
     except StoreUnreachable:
-        note = "the entry counts, but the aliases could not be written: `onward reconcile` does that later"
+        notes.append("the entry counts, but the aliases could not be written: `onward reconcile` does that later")
+    hook = rules[environment].notify
+    if hook is not None:
+        notes.append(events.announce(hook, model, environment, entry))
     return Outcome(
-        model, environment, draft.candidate_version, draft.sha256, changed=True, entry=entry, gates=results, note=note
+        model,
+        environment,
+        draft.candidate_version,
+        draft.sha256,
+        changed=True,
+        entry=entry,
+        gates=draft.gates,
+        note="; ".join(filter(None, notes)),
     )
 
 

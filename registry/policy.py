@@ -10,9 +10,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from registry import gates
 from registry.connection import checkout
@@ -23,17 +23,50 @@ DEFAULT = {
     "staging": {"from": CANDIDATE, "require": ["parity", "quality", "data"]},
     "production": {"from": "staging", "require": ["parity", "quality", "data", "latency", "replay"]},
 }
+SUITE = ".json"
+# The environments that MLflow's deprecated stages can stand for.
+STAGES = {"staging": "Staging", "production": "Production"}
 # No dot: it parts environment and model in `production.cnn`. No slash, quote or space: names reach paths and filters.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
+class Notify(BaseModel):
+    """Who is told of every entry: a command (its words; the entry as JSON on stdin) or a webhook (the same, posted).
+    A webhook `$NAME` stands for the environment variable NAME, so that an address that is a secret stays out of git."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    command: Annotated[list[str], Field(min_length=1)] | None = None
+    webhook: Annotated[str, Field(pattern=r"^(https?://\S+|\$[A-Za-z_]\w*)$")] | None = None
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Notify:
+        if (self.command is None) == (self.webhook is None):
+            raise ValueError("give either command or webhook")
+        return self
+
+
 class Environment(BaseModel):
-    """`source` is where a version has to be live before it may come here; `require` is what it has to meet."""
+    """`source` is where a version has to be live before it may come here; `require` is what it has to meet: names of
+    Onward's own gates, and paths of suites (registry/suites.py); `notify` is told of every entry; `mirror_stages` keeps
+    MLflow's deprecated stage of the same name up to date."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     source: str = Field(alias="from")
     require: list[str]
+    notify: Notify | None = None
+    mirror_stages: bool = False
+
+    @property
+    def named(self) -> list[str]:
+        """The requirements that are Onward's own."""
+        return [requirement for requirement in self.require if not requirement.endswith(SUITE)]
+
+    @property
+    def suites(self) -> list[str]:
+        """The requirements that are a team's own suites."""
+        return [requirement for requirement in self.require if requirement.endswith(SUITE)]
 
 
 Policy = dict[str, Environment]
@@ -114,14 +147,24 @@ def _environment(name: str, value: Any) -> Environment:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in ("environments", name, *first["loc"]))
-        known = "from, require"
+        fields = Notify.model_fields if "notify" in first["loc"] else Environment.model_fields
+        known = ", ".join(field.alias or key for key, field in fields.items())
         message = f"unknown key; there are {known}" if first["type"] == "extra_forbidden" else first["msg"]
         raise UsageError(f"params.yaml: {where}: {message}") from None
+    if found.mirror_stages and name not in STAGES:
+        raise UsageError(
+            f"params.yaml: environments.{name}.mirror_stages: MLflow has stages for {' and '.join(STAGES)} alone"
+        )
     for position, requirement in enumerate(found.require):
-        if requirement not in gates.REQUIREMENTS:
+        where = f"params.yaml: environments.{name}.require[{position}]"
+        if requirement.endswith(SUITE):
+            path = Path(requirement)
+            if path.is_absolute() or ".." in path.parts:
+                raise UsageError(f"{where}: {requirement!r} must be a path inside the repository, relative to it")
+        elif requirement not in gates.REQUIREMENTS:
             raise UsageError(
-                f"params.yaml: environments.{name}.require[{position}]: no requirement {requirement!r}; "
-                f"there are {', '.join(gates.REQUIREMENTS)}"
+                f"{where}: no requirement {requirement!r}; "
+                f"there are {', '.join(gates.REQUIREMENTS)}, and paths of suites ({SUITE})"
             )
     return found
 

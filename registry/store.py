@@ -1,35 +1,38 @@
-"""The deployment log and the candidates, kept in MLflow; registry/deployments.py says what the log means.
+"""The deployment log and the candidates, kept in MLflow; registry/deployments.py says what the log means, and
+registry/layout.py how it lies there.
 
-Each environment of each model is one registered model, `production.cnn`, and its versions are the log: creating one is
-the operation of MLflow that is atomic and hands out numbers that never come back. The aliases `live` (on
-`production.cnn`) and `production` (on the candidates' `cnn`), and the tag `lost`, are views of the log. They are
-written after an entry, and whoever writes next heals what an interrupted command left of them.
+Creating a version of a registered model is the operation of MLflow that is atomic and hands out numbers that never
+come back. Aliases and marks are written after an entry, and whoever writes next heals what an interrupted command left
+of them.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+import warnings
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
-from registry.connection import connect, ensure_experiment, reachable
-from registry.deployments import Draft, Entry, Line, fold
-from registry.errors import LostRace, Refused, StoreUnreachable, UsageError
-from registry.integrity import check_folder
+from registry.connection import connect, reachable
+from registry.deployments import Draft, Entry
+from registry.errors import LostRace, StoreUnreachable
+from registry.files import Files
+from registry.layout import (
+    LOST,
+    Candidate,
+    Drift,
+    Log,
+    find_drift,
+    parse_log,
+    registered_name,
+    to_candidate,
+    to_tags,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
-
-LIVE = "live"
-LOST = "lost"
-SCHEMA = 1
 
 _PAGE = 1000
 # MLflow gives up numbering a version after three collisions; then somebody else got in, or the next try does.
@@ -38,58 +41,15 @@ _APPENDS = 20
 _PASSES = 5
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A version that the pipeline registered. `evidence` is its tags: what was measured, as registry/record.py says."""
-
-    model: str
-    version: int
-    evidence: Mapping[str, str]
-
-    @property
-    def sha256(self) -> str:
-        return self.evidence.get("sha256", "")
-
-    @property
-    def source(self) -> str:
-        return f"models:/{self.model}/{self.version}"
-
-
-@dataclass(frozen=True)
-class Log:
-    """An environment's log as it is stored: the line, which lost entries carry their mark, and which versions are no
-    entries at all (somebody registered them by hand); those count for nothing."""
-
-    line: Line
-    marked: frozenset[int] = frozenset()
-    foreign: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class Drift:
-    """A view that disagrees with the log: an alias that should be at `wanted` (None: nowhere), or a mark missing."""
-
-    registered: str
-    alias: str
-    wanted: int | None
-    found: int | None
-
-    def __str__(self) -> str:
-        if self.alias == LOST:
-            return f"entry {self.wanted} of {self.registered} lost a race and is not marked"
-        where = "nowhere" if self.found is None else f"at {self.found}"
-        right = "nowhere" if self.wanted is None else f"at {self.wanted}"
-        return f"the alias {self.alias} of {self.registered} is {where} and belongs {right}"
-
-
 class Store:
-    """What Onward keeps in MLflow.
+    """What Onward keeps in MLflow; `files` are the bytes of it.
 
     Every method raises StoreUnreachable where the store does not answer.
     """
 
     def __init__(self, client: MlflowClient | None = None) -> None:
         self._client = client or connect()
+        self.files = Files(self._client)
 
     # Reading
 
@@ -99,7 +59,7 @@ class Store:
 
     def candidates(self, model: str) -> list[Candidate]:
         """The versions that the pipeline registered, newest first."""
-        found = [_candidate(version) for version in self._versions(f"name = '{model}'")]
+        found = [to_candidate(version) for version in self._versions(f"name = '{model}'")]
         return sorted(found, key=lambda candidate: -candidate.version)
 
     def candidate(self, model: str, version: int) -> Candidate | None:
@@ -108,11 +68,33 @@ class Store:
 
         with reachable():
             try:
-                return _candidate(self._client.get_model_version(model, str(version)))
+                return to_candidate(self._client.get_model_version(model, str(version)))
             except MlflowException as error:
                 if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                     return None
                 raise
+
+    def run(self, run_id: str) -> tuple[dict[str, str], dict[str, float]] | None:
+        """Params and metrics of a run, or None where there is none (any more)."""
+        from mlflow.exceptions import MlflowException
+
+        if not run_id:
+            return None
+        with reachable():
+            try:
+                data = self._client.get_run(run_id).data
+            except MlflowException as error:
+                if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                    return None
+                raise
+        return dict(data.params), dict(data.metrics)
+
+    def environments(self, model: str) -> list[str]:
+        """The environments in which the store has a log of `model`, those that params.yaml does not name included."""
+        with reachable():
+            page = self._client.search_registered_models(f"name LIKE '%.{model}'", max_results=_PAGE)
+        names = [registered.name.partition(".") for registered in page]
+        return sorted(environment for environment, _, name in names if name == model)
 
     def aliases(self, registered: str) -> dict[str, int]:
         """Alias to version number of a registered model; empty where there is no such model."""
@@ -223,6 +205,52 @@ class Store:
             raise
         return True
 
+    def place(self, environment: str, model: str, entries: Iterable[Entry]) -> None:
+        """Append entries that another server had, under the numbers that they had there; their `source` is here.
+
+        Numbers between them that belong to no entry are taken by versions that are none; `clear` removes those.
+
+        Raises:
+            LostRace: a number is taken.
+        """
+        registered = registered_name(environment, model)
+        self._create(registered)
+        log = self.log(environment, model)
+        taken = max([0, *log.foreign, *(known.number for known in log.line.entries())])
+        for entry in entries:
+            while taken < entry.number:
+                taken += 1
+                if not self._take(registered, entry, taken):
+                    raise LostRace(
+                        f"{registered}: number {taken} is taken, so that entry {entry.number} cannot keep its own. "
+                        "Either somebody deployed meanwhile, or deleted versions used the numbers up: see "
+                        f"`onward history {model}`; if that is empty, delete the registered model {registered} and "
+                        "import again"
+                    )
+
+    def _take(self, registered: str, entry: Entry, number: int) -> bool:
+        """Create version `number`: the entry, if it is the entry's own. Another number is given back."""
+        own = number == entry.number
+        with reachable():
+            version = self._client.create_model_version(
+                registered,
+                source=entry.source,
+                tags=to_tags(entry) if own else {},
+                description=str(entry) if own else "No entry: the log that is being imported has none here.",
+                model_id=entry.source.removeprefix("models:/"),
+                await_creation_for=0,
+            )
+            if int(version.version) == number:
+                return True
+            self._client.delete_model_version(registered, version.version)
+            return False
+
+    def clear(self, environment: str, model: str, numbers: Iterable[int]) -> None:
+        """Delete versions that are no entries."""
+        with reachable():
+            for number in sorted(set(numbers) & set(self.log(environment, model).foreign)):
+                self._client.delete_model_version(registered_name(environment, model), str(number))
+
     def _create(self, registered: str) -> None:
         from mlflow.exceptions import MlflowException
 
@@ -244,6 +272,26 @@ class Store:
     def _mark(self, registered: str, number: int) -> None:
         with reachable(), _somebody_else_may():
             self._client.set_model_version_tag(registered, str(number), LOST, "true")
+
+    def delete_candidate(self, candidate: Candidate) -> None:
+        """Delete a version and the logged model behind it. The version goes last: while it is there, an interrupted
+        deletion is seen and done again."""
+        from mlflow.exceptions import MlflowException
+
+        with reachable():
+            try:
+                if candidate.logged_model:
+                    self._client.delete_logged_model(candidate.logged_model)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+            self._client.delete_model_version(candidate.model, str(candidate.version))
+
+    def set_stage(self, model: str, version: int, stage: str) -> None:
+        """Put a version into one of MLflow's deprecated stages."""
+        with reachable(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            self._client.transition_model_version_stage(model, str(version), stage)
 
     def heal(self, environment: str, model: str, log: Log | None = None) -> list[Drift]:
         """Make the views agree with the log (read anew unless given), and return what had to be written.
@@ -277,66 +325,6 @@ class Store:
             else:
                 self._client.set_registered_model_alias(drift.registered, drift.alias, str(drift.wanted))
 
-    # Bytes
-
-    def fetch(self, source: str, folder: Path) -> Path:
-        """Download what `source` (a models:/ URI) points to into `folder`, and return the folder it is in.
-
-        Raises:
-            Refused: its files are gone from the store.
-        """
-        from mlflow.artifacts import download_artifacts
-        from mlflow.exceptions import MlflowException
-
-        gone = Refused(f"{source}: the store no longer has its files")
-        with reachable():
-            try:
-                found = Path(download_artifacts(artifact_uri=source, dst_path=str(folder)))
-            except FileNotFoundError:
-                raise gone from None
-            except MlflowException as error:
-                if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND"):
-                    raise gone from None
-                raise
-            except OSError as error:
-                if "No such file" in str(error):
-                    raise gone from None
-                raise
-        (found / "registered_model_meta").unlink(missing_ok=True)  # MLflow's note on where this download came from
-        return found
-
-    def own_copy(self, environment: str, model: str, sha256: str) -> str | None:
-        """The source of an environment's own copy of these bytes, or None where it has none yet."""
-        from mlflow.entities import LoggedModelStatus
-
-        experiment = ensure_experiment(self._client, experiment_name(environment))
-        with reachable():
-            found = self._client.search_logged_models(
-                [experiment], filter_string=f"name = '{model}' and tags.sha256 = '{sha256}'"
-            )
-        whole = [logged for logged in found if logged.status == LoggedModelStatus.READY]
-        return f"models:/{whole[0].model_id}" if whole else None
-
-    def keep(self, environment: str, model: str, sha256: str, folder: Path, scratch: Path) -> str:
-        """Make `folder` the environment's own copy, and return its source. Read back: what a consumer will load has
-        to be what was uploaded."""
-        from mlflow.entities import LoggedModelStatus
-
-        experiment = ensure_experiment(self._client, experiment_name(environment))
-        with reachable():
-            logged = self._client.create_logged_model(
-                experiment, name=model, tags={"sha256": sha256, "onward.environment": environment}, model_type="onnx"
-            )
-            source = f"models:/{logged.model_id}"
-            try:
-                self._client.log_model_artifacts(logged.model_id, str(folder))
-                check_folder(self.fetch(source, scratch), sha256)
-            except BaseException:
-                self._client.finalize_logged_model(logged.model_id, LoggedModelStatus.FAILED)
-                raise
-            self._client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
-        return source
-
 
 @contextmanager
 def _somebody_else_may() -> Iterator[None]:
@@ -348,112 +336,6 @@ def _somebody_else_may() -> Iterator[None]:
     except MlflowException as error:
         if not re.search("IntegrityError|UniqueViolation|UNIQUE constraint|StaleDataError", str(error)):
             raise
-
-
-def registered_name(environment: str, model: str) -> str:
-    """The registered model that holds the log. Neither name holds a dot (policy.valid_name), so it reads back."""
-    return f"{environment}.{model}"
-
-
-def experiment_name(environment: str) -> str:
-    """The experiment that holds an environment's own copies."""
-    return f"environments/{environment}"
-
-
-def to_tags(draft: Draft) -> dict[str, str]:
-    """An entry as the tags of a model version."""
-    tags = {
-        "schema": str(SCHEMA),
-        "kind": draft.kind,
-        "key": draft.key,
-        "base": str(draft.base),
-        "sha256": draft.sha256,
-        "candidate": str(draft.candidate_version),
-        "actor": draft.actor,
-        "reason": draft.reason,
-        "at": draft.at,
-        "evidence": json.dumps(draft.evidence, sort_keys=True),
-    }
-    if draft.kind == "rollback":
-        tags["restores"] = str(draft.restores)
-    if draft.gates:
-        tags["gates"] = json.dumps([gate.model_dump() for gate in draft.gates])
-    if draft.forced:
-        tags["forced"] = "true"
-    return tags
-
-
-def from_version(version: ModelVersion) -> Entry | None:
-    """The entry that a model version holds, or None where it holds none.
-
-    Raises:
-        UsageError: a newer Onward wrote it, so that this one might misread it.
-    """
-    tags: dict[str, str] = version.tags
-    schema = tags.get("schema", "")
-    if schema.isdigit() and int(schema) > SCHEMA:
-        raise UsageError(f"{version.name}: entry {version.version} was written by a newer Onward: upgrade this one")
-    try:
-        return Entry.model_validate(
-            {
-                "number": int(version.version),
-                "candidate_version": tags["candidate"],
-                "source": version.source,
-                "restores": tags.get("restores", 0),
-                "forced": tags.get("forced", "false"),
-                "gates": json.loads(tags.get("gates", "[]")),
-                "evidence": json.loads(tags.get("evidence", "{}")),
-                **{name: tags[name] for name in ("kind", "key", "base", "sha256", "actor", "reason", "at")},
-            }
-        )
-    except (KeyError, ValueError, ValidationError):
-        return None
-
-
-def parse_log(versions: Iterable[ModelVersion]) -> Log:
-    """A log from the versions of its registered model."""
-    entries, marked, foreign = [], [], []
-    for version in versions:
-        entry = from_version(version)
-        if entry is None:
-            foreign.append(int(version.version))
-            continue
-        entries.append(entry)
-        if LOST in version.tags:
-            marked.append(entry.number)
-    return Log(fold(entries), frozenset(marked), tuple(sorted(foreign)))
-
-
-def find_drift(
-    environment: str,
-    model: str,
-    log: Log,
-    candidate: Candidate | None,
-    aliases: Mapping[str, Mapping[str, int]],
-) -> list[Drift]:
-    """The views that disagree with the log.
-
-    `candidate` is the version that is live, if it still exists; one of the same number with other bytes belongs to a
-    model that was deleted and made anew, and is not meant.
-    """
-    live = log.line.live
-    registered = registered_name(environment, model)
-    same = live is not None and candidate is not None and candidate.sha256 == live.sha256
-    wanted = {
-        (registered, LIVE): live.number if live else None,
-        (model, environment): candidate.version if candidate is not None and same else None,
-    }
-    drifts = [
-        Drift(name, alias, number, aliases.get(name, {}).get(alias))
-        for (name, alias), number in wanted.items()
-        if aliases.get(name, {}).get(alias) != number
-    ]
-    unmarked = [entry.number for entry in log.line.lost if entry.number not in log.marked]
-    return drifts + [Drift(registered, LOST, number, None) for number in unmarked]
-
-
-def _candidate(version: ModelVersion) -> Candidate:
-    return Candidate(version.name, int(version.version), dict(version.tags))
 
 
 def _aliases(registered: Any) -> dict[str, int]:

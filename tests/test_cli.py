@@ -14,28 +14,12 @@ from registry import cli, gates, operations
 from registry.evidence import CaseResult, OutputComparison, Parting, VerifyReport, save
 from tests.store_factory import add_candidate, artifacts_of, fresh_store, scale_model
 
+COMMANDS = [command.name or command.callback.__name__ for command in cli.app.registered_commands]
+
 
 @pytest.fixture
 def store(tmp_path, monkeypatch):
     return fresh_store(tmp_path, monkeypatch)
-
-
-@pytest.fixture
-def onward(monkeypatch, capsys):
-    """Run the console entry point: (exit code, stdout, stderr)."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["onward", *arguments])
-        capsys.readouterr()
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
 
 
 def promote(onward, to, *arguments):
@@ -45,13 +29,13 @@ def promote(onward, to, *arguments):
 def test_help_is_quick_and_teaches():
     shown = subprocess.run([sys.executable, "-m", "registry.cli", "--help"], capture_output=True, text=True)
     assert shown.returncode == 0
-    for command in ("status", "history", "promote", "rollback", "reconcile", "check", "predict", "inspect", "ui"):
+    for command in COMMANDS:
         assert f"\n  {command}" in shown.stdout
     script = "import sys, registry.cli; print([m for m in ('mlflow', 'numpy', 'onnx', 'torch') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "[]\n"
 
 
-@pytest.mark.parametrize("command", [command.callback.__name__ for command in cli.app.registered_commands])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_an_example_and_json(onward, command):
     code, out, _ = onward(command, "--help")
     assert code == 0
@@ -88,6 +72,8 @@ def test_json_is_all_that_stdout_holds(store, onward, tmp_path):
         ("status",),
         ("history", "cnn"),
         ("check", "cnn@staging"),
+        ("diff", "cnn@staging", "cnn/1"),
+        ("compare", "cnn", "1", "1"),
         ("reconcile",),
         ("predict", "cnn@staging", "--input", "x.npz"),
         ("inspect", "m.onnx"),
@@ -123,6 +109,8 @@ def test_a_gate_that_says_no_exits_1_and_lists_all(store, onward):
         ("rollback", "cnn", "--env", "staging", "--to", "9", "--reason", "x"),
         ("history", "nope"),
         ("check", "cnn"),
+        ("diff", "cnn", "cnn/1"),
+        ("compare", "cnn", "1", "9"),
         ("predict", "cnn@staging", "--input", "absent.npz"),
         ("predict", "absent.onnx", "--input", "x.npz"),
         ("inspect", "absent.onnx"),

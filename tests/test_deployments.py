@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from registry.deployments import Draft, Entry, GateResult, fold, plan_rollback
+from registry.deployments import Draft, Entry, GateResult, fold, last_live, plan_rollback
 from registry.errors import Refused, UsageError
 
 
@@ -134,6 +134,16 @@ def test_a_rollback_named_as_target_means_what_it_brought_back():
     log = [*rolled_back(promotions(3))]
     log.append(entry(5, 4))
     assert plan_rollback(fold(log), to=4).number == 2
+
+
+def test_what_was_live_is_known_until_when():
+    log = [e.model_copy(update={"at": f"2026-01-0{e.number}T00:00:00+00:00"}) for e in rolled_back(promotions(3))]
+    log[3] = log[3].model_copy(update={"sha256": log[1].sha256})
+    assert last_live(fold(log)) == {
+        log[0].sha256: "2026-01-02T00:00:00+00:00",
+        log[1].sha256: "",
+        log[2].sha256: "2026-01-04T00:00:00+00:00",
+    }
 
 
 def test_the_first_deployment_cannot_be_rolled_back():

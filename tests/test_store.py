@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from registry import operations, policy
+from registry import operations, overview, policy
 from registry.errors import LostRace, Refused, StoreUnreachable, UsageError
 from registry.store import Store
 from tests import race
@@ -83,7 +83,7 @@ def test_every_unmet_requirement_is_named(store):
 def test_force_is_kept_in_history(store):
     version = add_candidate(store, "cnn", data="failed")
     promote(store, "staging", version, force=True)
-    [entry] = operations.history("cnn", "staging", store)["staging"].line.entries()
+    [entry] = overview.history("cnn", "staging", store)["staging"].line.entries()
     assert entry.forced
     assert "against data" in str(entry)
     assert "against data" in store._client.get_model_version("staging.cnn", "1").description
@@ -131,7 +131,7 @@ def test_a_dry_run_changes_nothing(store):
     assert outcome.dry_run
     assert [gate.met for gate in outcome.gates] == [True, True, True]
     assert store.aliases("staging.cnn") == {}
-    assert operations.status(store)[0].environments[0].live is None
+    assert overview.status(store)[0].environments[0].live is None
 
 
 def test_one_copy_of_the_bytes_per_environment(store):
@@ -172,8 +172,8 @@ def test_rollback_survives_deleted_candidates_runs_and_experiments(store, tmp_pa
     subprocess.run(command, check=True, capture_output=True, timeout=120)
     shutil.rmtree(tmp_path / "mlartifacts" / "onward", ignore_errors=True)
     assert rollback(store, "production").version == 1
-    assert operations.check("cnn", "production", store).met
-    assert [environment.drift for environment in operations.status(store)[0].environments] == [(), ()]
+    assert overview.check("cnn", "production", store).met
+    assert [environment.drift for environment in overview.status(store)[0].environments] == [(), ()]
 
 
 def test_staging_promotes_without_its_candidate(store):
@@ -233,7 +233,7 @@ def test_a_kill_between_entry_and_alias_is_healed(store):
     assert process.exitcode == -signal.SIGKILL
     assert live(store) == 2
     assert store.aliases("staging.cnn") == {"live": 1}
-    [status] = operations.status(store)
+    [status] = overview.status(store)
     assert {drift.alias for drift in status.environments[0].drift} == {"live", "staging"}
     assert promote(store, "production").version == 2
     promote(store, "staging", 2)
@@ -282,7 +282,7 @@ def test_a_version_registered_by_hand_counts_for_nothing(store):
     promote(store, "staging", add_candidate(store, "cnn", 1))
     store._client.create_model_version("staging.cnn", source="models:/cnn/1")
     assert live(store) == 1
-    assert operations.status(store)[0].environments[0].foreign == (2,)
+    assert overview.status(store)[0].environments[0].foreign == (2,)
     assert promote(store, "staging", add_candidate(store, "cnn", 2)).entry.number == 3
 
 
@@ -327,7 +327,7 @@ def test_a_store_that_cannot_be_opened_is_said_so(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(StoreUnreachable, match=r"127\.0\.0\.1:9 could not be reached"):
-        operations.status()
+        overview.status()
 
 
 def test_environments_of_params_yaml_are_obeyed(store, tmp_path):

@@ -1,0 +1,85 @@
+"""Commands for whoever looks after the store: moving histories between servers, deleting what is old.
+
+registry/cli.py puts them beside the others.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from registry.printing import Json, Model, print_json, print_table
+
+
+def export_log(
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Models, e.g. cnn.")],
+    files: Annotated[
+        Path | None, typer.Option("--files", help="A folder for the files of all that was ever deployed.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write the histories of models as JSON lines, one entry a line; with --json, as one document.
+
+    Example: onward export-log cnn --files moved > cnn.jsonl
+    """
+    from registry import transfer
+
+    lines = [line.model_dump() for line in transfer.export(models, files)]
+    if as_json:
+        print_json(lines)
+        return
+    for line in lines:
+        print(json.dumps(line))
+
+
+def import_log(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What `onward export-log` wrote.")],
+    files: Annotated[Path | None, typer.Option("--files", help="The folder that was given to export-log.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Take over histories from another server. Every digest is checked; the same file again changes nothing.
+
+    Example: onward import-log cnn.jsonl --files moved
+    """
+    from registry import transfer
+
+    found = transfer.import_(file, files)
+    if as_json:
+        print_json([vars(log) for log in found])
+        return
+    for log in found:
+        print(f"{log.environment} of {log.model}: {log.added} entries imported, {log.present} were there already")
+    if not found:
+        print(f"{file} holds no entries")
+
+
+def prune(
+    model: Model,
+    older_than: Annotated[str, typer.Option("--older-than", help="Age in hours, days or weeks, e.g. 12h, 30d, 8w.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be deleted, and delete nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Delete old candidates, never one that is live or was within that time, nor the newest, nor one under an alias.
+
+    Example: onward prune cnn --older-than 30d --dry-run
+    """
+    from registry import prune as pruning
+
+    found = pruning.prune(model, older_than, dry_run=dry_run)
+    if as_json:
+        print_json(
+            {
+                "model": model,
+                "dry_run": dry_run,
+                "deleted": [candidate.version for candidate in found.deleted],
+                "kept": [{"version": candidate.version, "reason": reason} for candidate, reason in found.kept],
+            }
+        )
+        return
+    done = "would be deleted" if dry_run else "deleted"
+    judged = [(c.version, done, f"is from {c.created.isoformat(timespec='seconds')}") for c in found.deleted]
+    judged += [(c.version, "kept", reason) for c, reason in found.kept]
+    print_table(("version", "", "why"), [(str(version), what, why) for version, what, why in sorted(judged)])

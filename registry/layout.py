@@ -1,0 +1,186 @@
+"""How the deployment log and the candidates lie in MLflow: names, tags and aliases. Pure: no client, no request.
+
+Each environment of each model is one registered model, `production.cnn`, and its versions are the log. The aliases
+`live` (on `production.cnn`) and `production` (on the candidates' `cnn`), and the tag `lost`, are views of the log.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+
+from registry.deployments import Draft, Entry, Line, fold
+from registry.errors import UsageError
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+
+LIVE = "live"
+LOST = "lost"
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A version that the pipeline registered. `evidence` is its tags: what was measured, as registry/record.py says.
+    `logged_model` is the id of the one that holds its files, `stage` MLflow's own deprecated one."""
+
+    model: str
+    version: int
+    evidence: Mapping[str, str]
+    created: datetime
+    logged_model: str = ""
+    stage: str = ""
+
+    @property
+    def sha256(self) -> str:
+        return self.evidence.get("sha256", "")
+
+    @property
+    def source(self) -> str:
+        return f"models:/{self.model}/{self.version}"
+
+
+@dataclass(frozen=True)
+class Log:
+    """An environment's log as it is stored: the line, which lost entries carry their mark, and which versions are no
+    entries at all (somebody registered them by hand); those count for nothing."""
+
+    line: Line
+    marked: frozenset[int] = frozenset()
+    foreign: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Drift:
+    """A view that disagrees with the log: an alias that should be at `wanted` (None: nowhere), or a mark missing."""
+
+    registered: str
+    alias: str
+    wanted: int | None
+    found: int | None
+
+    def __str__(self) -> str:
+        if self.alias == LOST:
+            return f"entry {self.wanted} of {self.registered} lost a race and is not marked"
+        where = "nowhere" if self.found is None else f"at {self.found}"
+        right = "nowhere" if self.wanted is None else f"at {self.wanted}"
+        return f"the alias {self.alias} of {self.registered} is {where} and belongs {right}"
+
+
+def registered_name(environment: str, model: str) -> str:
+    """The registered model that holds the log. Neither name holds a dot (policy.valid_name), so it reads back."""
+    return f"{environment}.{model}"
+
+
+def to_tags(draft: Draft) -> dict[str, str]:
+    """An entry as the tags of a model version."""
+    tags = {
+        "schema": str(SCHEMA),
+        "kind": draft.kind,
+        "key": draft.key,
+        "base": str(draft.base),
+        "sha256": draft.sha256,
+        "candidate": str(draft.candidate_version),
+        "actor": draft.actor,
+        "reason": draft.reason,
+        "at": draft.at,
+        "evidence": json.dumps(draft.evidence, sort_keys=True),
+    }
+    if draft.kind == "rollback":
+        tags["restores"] = str(draft.restores)
+    if draft.gates:
+        tags["gates"] = json.dumps([gate.model_dump() for gate in draft.gates])
+    if draft.gates_run:
+        tags["gates_run"] = draft.gates_run
+    if draft.forced:
+        tags["forced"] = "true"
+    return tags
+
+
+def from_version(version: ModelVersion) -> Entry | None:
+    """The entry that a model version holds, or None where it holds none.
+
+    Raises:
+        UsageError: a newer Onward wrote it, so that this one might misread it.
+    """
+    tags: dict[str, str] = version.tags
+    schema = tags.get("schema", "")
+    if schema.isdigit() and int(schema) > SCHEMA:
+        raise UsageError(f"{version.name}: entry {version.version} was written by a newer Onward: upgrade this one")
+    try:
+        return Entry.model_validate(
+            {
+                "number": int(version.version),
+                "candidate_version": tags["candidate"],
+                "source": version.source,
+                "restores": tags.get("restores", 0),
+                "forced": tags.get("forced", "false"),
+                "gates_run": tags.get("gates_run", ""),
+                "gates": json.loads(tags.get("gates", "[]")),
+                "evidence": json.loads(tags.get("evidence", "{}")),
+                **{name: tags[name] for name in ("kind", "key", "base", "sha256", "actor", "reason", "at")},
+            }
+        )
+    except (KeyError, ValueError, ValidationError):
+        return None
+
+
+def parse_log(versions: Iterable[ModelVersion]) -> Log:
+    """A log from the versions of its registered model."""
+    entries, marked, foreign = [], [], []
+    for version in versions:
+        entry = from_version(version)
+        if entry is None:
+            foreign.append(int(version.version))
+            continue
+        entries.append(entry)
+        if LOST in version.tags:
+            marked.append(entry.number)
+    return Log(fold(entries), frozenset(marked), tuple(sorted(foreign)))
+
+
+def find_drift(
+    environment: str,
+    model: str,
+    log: Log,
+    candidate: Candidate | None,
+    aliases: Mapping[str, Mapping[str, int]],
+) -> list[Drift]:
+    """The views that disagree with the log.
+
+    `candidate` is the version that is live, if it still exists; one of the same number with other bytes belongs to a
+    model that was deleted and made anew, and is not meant.
+    """
+    live = log.line.live
+    registered = registered_name(environment, model)
+    same = live is not None and candidate is not None and candidate.sha256 == live.sha256
+    wanted = {
+        (registered, LIVE): live.number if live else None,
+        (model, environment): candidate.version if candidate is not None and same else None,
+    }
+    drifts = [
+        Drift(name, alias, number, aliases.get(name, {}).get(alias))
+        for (name, alias), number in wanted.items()
+        if aliases.get(name, {}).get(alias) != number
+    ]
+    unmarked = [entry.number for entry in log.line.lost if entry.number not in log.marked]
+    return drifts + [Drift(registered, LOST, number, None) for number in unmarked]
+
+
+def to_candidate(version: ModelVersion) -> Candidate:
+    """A candidate from the version that the pipeline registered."""
+    created = datetime.fromtimestamp(version.creation_timestamp / 1000, UTC)
+    return Candidate(
+        version.name,
+        int(version.version),
+        dict(version.tags),
+        created,
+        version.model_id or "",
+        version.current_stage or "",
+    )

@@ -1,0 +1,238 @@
+"""One loaded model: checks what it is fed, runs it, joins batches. It never changes; registry/session.py swaps it."""
+
+from __future__ import annotations
+
+import copy
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from registry.errors import UsageError
+from registry.evidence import Record, TensorSpec
+from registry.inputs import Array, Input, to_dtype
+
+CPU = "CPUExecutionProvider"
+
+
+class ProviderFallback(RuntimeWarning):
+    """An execution provider that was asked for is not in use; the model runs on another."""
+
+
+class Metadata(Record):
+    """What a session has loaded. `version`, `environment` and `entry` are empty for what was loaded from a file;
+    `documentation` is what the graph's own metadata says."""
+
+    target: str
+    sha256: str
+    model: str = ""
+    version: int | None = None
+    environment: str = ""
+    entry: int | None = None
+    inputs: list[TensorSpec]
+    outputs: list[TensorSpec]
+    providers: list[str]
+    opsets: dict[str, int]
+    ir_version: int
+    producer: str
+    documentation: dict[str, str]
+
+
+class Loaded:
+    """What is at `path`, in ONNX Runtime. `origin` are the fields of Metadata that say where it came from; the rest is
+    as registry.session.InferenceSession has it."""
+
+    def __init__(
+        self,
+        path: Path,
+        origin: Mapping[str, Any],
+        providers: Sequence[Any] | None,
+        strict_providers: bool,
+        session_options: Any,
+    ) -> None:
+        runtime = _onnxruntime()
+        target = origin["target"]
+        self.path, self.origin = path, origin
+        wanted = list(providers or [CPU])
+        names = [provider if isinstance(provider, str) else provider[0] for provider in wanted]
+        available = runtime.get_available_providers()
+        missing = [name for name in names if name not in available]
+        if missing and strict_providers:
+            raise _without(missing, available)
+        usable = [provider for provider, name in zip(wanted, names, strict=True) if name in available]
+        if CPU not in names:
+            usable.append(CPU)
+        try:
+            self._session = runtime.InferenceSession(str(path), session_options, providers=usable)
+        except Exception as error:  # ONNX Runtime's exceptions share no base but this
+            first = " ".join(str(error).split())[:300]
+            raise UsageError(f"{target}: ONNX Runtime cannot load it: {first}") from error
+        # A provider that is there may still fail to start (no device, no driver), and is dropped without an error.
+        missing = [name for name in names if name not in self._session.get_providers()]
+        if missing and strict_providers:
+            raise _without(missing, available)
+        if missing:
+            warnings.warn(
+                f"{target}: {', '.join(missing)} cannot be used here (there are {', '.join(available)}); "
+                f"it runs on {self._session.get_providers()[0]}",
+                ProviderFallback,
+                stacklevel=3,
+            )
+        self._inputs = [Input(value) for value in self._session.get_inputs()]
+        self._names = [value.name for value in self._inputs]
+        self._outputs = [value.name for value in self._session.get_outputs()]
+        self._run = self._session.run
+        self._single_output = len(self._outputs) == 1
+
+    def predict(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Run once; see InferenceSession.predict."""
+        results = self._run(self._outputs, self._feed(args, kwargs))
+        return results[0] if self._single_output else dict(zip(self._outputs, results, strict=True))
+
+    def predict_batches(self, inputs: Any, batch_size: int) -> Any:
+        """Run in batches; see InferenceSession.predict_batches."""
+        if batch_size < 1:
+            raise UsageError(f"batch_size: {batch_size}; at least 1 is needed")
+        if isinstance(inputs, Mapping):
+            given = self._by_name((), inputs)
+        elif len(self._inputs) == 1:
+            given = {self._names[0]: inputs}
+        elif isinstance(inputs, (tuple, list)):
+            given = self._by_name(tuple(inputs), {})
+        else:
+            raise UsageError(
+                f"one array for {len(self._inputs)} inputs; give a dict or a tuple of {self._documented()}"
+            )
+        arrays = {spec.name: spec.convert(given[spec.name]) for spec in self._inputs}
+        counts = {name: array.shape[0] if array.ndim else None for name, array in arrays.items()}
+        total = counts[self._names[0]]
+        if total is None or len(set(counts.values())) != 1:
+            described = ", ".join(f"{name} {list(array.shape)}" for name, array in arrays.items())
+            raise UsageError(f"the inputs differ in their number of samples (first axis): {described}")
+        fixed = next((spec.shape[0] for spec in self._inputs if spec.shape and isinstance(spec.shape[0], int)), None)
+        if total == 0:
+            return self._empty(arrays)
+        size = fixed or batch_size
+        parts = [
+            self._batch({name: array[start : start + size] for name, array in arrays.items()}, fixed)
+            for start in range(0, total, size)
+        ]
+        results = [np.concatenate(column) for column in zip(*parts, strict=True)]
+        return results[0] if self._single_output else dict(zip(self._outputs, results, strict=True))
+
+    def metadata(self) -> Metadata:
+        """What is loaded, where it came from, and what runs it."""
+        from registry import onnx_file
+        from registry.integrity import content_digest
+
+        graph = onnx_file.describe(self.path)
+        origin = {"sha256": content_digest(onnx_file.digests(self.path)), **self.origin}
+        return Metadata(
+            **origin,
+            inputs=_about(graph.inputs, graph.metadata.get("onward.inputs", "")),
+            outputs=_about(graph.outputs, graph.metadata.get("onward.outputs", "")),
+            providers=self._session.get_providers(),
+            opsets=graph.opsets,
+            ir_version=graph.ir_version,
+            producer=graph.producer,
+            documentation=graph.metadata,
+        )
+
+    @property
+    def providers(self) -> list[str]:
+        """The execution providers in use, the first one first."""
+        return list(self._session.get_providers())
+
+    def called(self, origin: Mapping[str, Any]) -> Loaded:
+        """The same model under another origin: what is live again needs no loading."""
+        same = copy.copy(self)
+        same.origin = origin
+        return same
+
+    def _feed(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        if len(args) == len(self._inputs) and not kwargs and not isinstance(args[0], Mapping):
+            values = args
+        else:
+            given = self._by_name(args, kwargs)
+            values = tuple([given[name] for name in self._names])
+        sizes: dict[str, tuple[str, int]] = {}
+        return {spec.name: spec.check(value, sizes) for spec, value in zip(self._inputs, values, strict=True)}
+
+    def _by_name(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        if len(args) == 1 and isinstance(args[0], Mapping) and not kwargs:
+            return self._by_name((), args[0])
+        if len(args) > len(self._inputs):
+            raise UsageError(f"{len(args)} inputs given, the model takes {len(self._inputs)}: {self._documented()}")
+        given = dict(zip(self._names, args, strict=False))
+        twice = [name for name in kwargs if name in given]
+        if twice:
+            raise UsageError(f"input {twice[0]!r} is given by position and by name")
+        given.update(kwargs)
+        unknown = [str(name) for name in given if name not in self._names]
+        if unknown:
+            raise UsageError(f"the model has no input {', '.join(unknown)}; it takes {self._documented()}")
+        missing = [name for name in self._names if name not in given]
+        if missing:
+            raise UsageError(f"input {', '.join(missing)} is missing; the model takes {self._documented()}")
+        return given
+
+    def _documented(self) -> str:
+        return ", ".join(str(spec) for spec in self._inputs)
+
+    def _batch(self, batch: dict[str, Array], fixed: int | None) -> list[Array]:
+        count = len(batch[self._names[0]])
+        wanted = max(count, fixed or 0)
+        if count < wanted:
+            batch = {
+                name: np.concatenate([array, np.repeat(array[-1:], wanted - count, axis=0)])
+                for name, array in batch.items()
+            }
+        outputs = self._run(self._outputs, self._feed((), batch))
+        for name, output in zip(self._outputs, outputs, strict=True):
+            if not isinstance(output, np.ndarray) or output.ndim == 0 or len(output) != wanted:
+                raise UsageError(
+                    f"output {name} does not hold one answer a sample; call predict for each batch instead"
+                )
+        return [output[:count] for output in outputs]
+
+    def _empty(self, arrays: dict[str, Array]) -> Any:
+        sizes: dict[str, tuple[str, int]] = {}
+        for spec in self._inputs:
+            first = spec.shape[0] if spec.shape else None
+            spec.check_shape((first if isinstance(first, int) else 1, *arrays[spec.name].shape[1:]), spec.shape, sizes)
+        for spec in self._inputs:
+            if spec.shape and isinstance(spec.shape[0], str):
+                sizes[spec.shape[0]] = (spec.name, 0)
+        results = []
+        for value in self._session.get_outputs():
+            known = [sizes[dim][1] if dim in sizes else dim if isinstance(dim, int) else 0 for dim in value.shape[1:]]
+            results.append(np.empty((0, *known), to_dtype(value.type)))
+        return results[0] if self._single_output else dict(zip(self._outputs, results, strict=True))
+
+
+def _onnxruntime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError:
+        raise UsageError(
+            "ONNX Runtime is not installed: pip install 'onward[cpu]' (or [openvino], or [cuda])"
+        ) from None
+    return onnxruntime
+
+
+def _without(missing: list[str], available: list[str]) -> UsageError:
+    extra = {"CUDAExecutionProvider": "cuda", "OpenVINOExecutionProvider": "openvino"}.get(missing[0])
+    hint = f"; pip install 'onward[{extra}]' in an environment of its own brings it" if extra else ""
+    return UsageError(f"{', '.join(missing)} cannot be used here; there are {', '.join(available)}{hint}")
+
+
+def _about(specs: list[TensorSpec], documentation: str) -> list[TensorSpec]:
+    """The graph's inputs or outputs with what params.yaml said about them, which export keeps in the graph."""
+    try:
+        said = json.loads(documentation or "{}")
+        return [spec.model_copy(update={"about": str(said.get(spec.name, {}).get("about", ""))}) for spec in specs]
+    except (ValueError, AttributeError):  # another tool's metadata under our key
+        return specs

@@ -1,0 +1,185 @@
+"""What there is, looked at and never changed: status, history, check, and what a target such as `cnn@production` names.
+
+from registry import overview
+overview.resolve("cnn@production").sha256
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from registry import policy
+from registry.deployments import Entry, GateResult
+from registry.errors import Refused, UsageError
+from registry.integrity import check_folder
+from registry.layout import Candidate, Drift, Log, find_drift, parse_log, registered_name, to_candidate
+from registry.replay import replay_in_subprocess
+from registry.store import Store
+
+
+@dataclass(frozen=True)
+class EnvironmentStatus:
+    environment: str
+    live: Entry | None
+    since: str
+    drift: tuple[Drift, ...]
+    foreign: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ModelStatus:
+    model: str
+    newest: Candidate | None
+    environments: tuple[EnvironmentStatus, ...]
+
+
+@dataclass(frozen=True)
+class Check:
+    """What was found of what is live: `met` is the digest's and the replay's verdict together."""
+
+    model: str
+    environment: str
+    entry: Entry
+    results: tuple[GateResult, ...]
+
+    @property
+    def met(self) -> bool:
+        return all(result.met for result in self.results)
+
+
+@dataclass(frozen=True)
+class Target:
+    """What `MODEL@ENV` or `MODEL/VERSION` names: its bytes' digest and where they are."""
+
+    model: str
+    version: int
+    sha256: str
+    source: str
+    environment: str = ""
+    entry: int = 0
+    evidence: Mapping[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"{self.model}@{self.environment}" if self.environment else f"{self.model}/{self.version}"
+
+
+def history(model: str, environment: str | None = None, store: Store | None = None) -> dict[str, Log]:
+    """The log of every environment of a model, or of one.
+
+    Raises:
+        UsageError: no such environment, or nothing is known of the model.
+    """
+    rules = policy.read()
+    policy.valid_name(model, "a model")
+    names = [environment] if environment else list(rules)
+    for name in names:
+        policy.environment(rules, name)
+    store = store or Store()
+    logs = {name: store.log(name, model) for name in names}
+    if not any(log.line.entries() for log in logs.values()):
+        require_model(store, model)
+    return logs
+
+
+def status(store: Store | None = None) -> list[ModelStatus]:
+    """Every model and environment at a glance. Writes nothing: who may only read can ask, and drift stays visible."""
+    rules = policy.read()
+    versions, aliases = (store or Store()).everything()
+    found: dict[str, dict[int, Candidate]] = {}
+    for name, registered in versions.items():
+        environment, dot, model = name.partition(".")
+        if dot and environment in rules:
+            found.setdefault(model, {})
+        elif not dot:
+            candidates = [to_candidate(version) for version in registered]
+            if any(candidate.sha256 for candidate in candidates):
+                found[name] = {candidate.version: candidate for candidate in candidates}
+    statuses = []
+    for model, known in sorted(found.items()):
+        environments = []
+        for environment in rules:
+            log = parse_log(versions.get(registered_name(environment, model), []))
+            live = log.line.live
+            candidate = known.get(live.candidate_version) if live else None
+            drift = find_drift(environment, model, log, candidate, aliases)
+            environments.append(
+                EnvironmentStatus(environment, live, live.at if live else "", tuple(drift), log.foreign)
+            )
+        newest = known[max(known)] if known else None
+        statuses.append(ModelStatus(model, newest, tuple(environments)))
+    return statuses
+
+
+def check(model: str, environment: str, store: Store | None = None) -> Check:
+    """Check what is live: every file against its digest, and the recorded inputs run on this host.
+
+    Raises:
+        Refused: nothing is live there.
+    """
+    store = store or Store()
+    target = resolve(f"{model}@{environment}", store)
+    entry = store.log(environment, model).line.find(target.entry)
+    with tempfile.TemporaryDirectory(prefix="onward-") as temporary:
+        try:
+            folder = store.files.fetch(target.source, Path(temporary))
+            files = check_folder(folder, target.sha256)
+        except Refused as error:
+            return Check(model, environment, entry, (GateResult(requirement="digest", met=False, detail=str(error)),))
+        size = sum(file.size_bytes for file in files)
+        digest = GateResult(requirement="digest", met=True, detail=f"sha256 {target.sha256}, {size:,} bytes")
+        met, detail = replay_in_subprocess(folder, target.evidence.get("provider", ""))
+    return Check(model, environment, entry, (digest, GateResult(requirement="replay", met=met, detail=detail)))
+
+
+def resolve(target: str, store: Store | None = None) -> Target:
+    """What `cnn@production` (what is live there) or `cnn/3` (a version) names.
+
+    Raises:
+        UsageError: it is neither, or there is no such model, version or environment.
+        Refused: nothing is live there, or the version was not published by Onward.
+    """
+    model, at, environment = target.partition("@")
+    if at:
+        policy.valid_name(model, "a model")
+        policy.environment(policy.read(), environment)
+        store = store or Store()
+        live = store.log(environment, model).line.live
+        if live is None:
+            require_model(store, model)
+            raise Refused(f"nothing is live in {environment} of {model}; `onward promote {model} --to {environment}`")
+        return Target(
+            model, live.candidate_version, live.sha256, live.source, environment, live.number, dict(live.evidence)
+        )
+    model, slash, version = target.partition("/")
+    if not slash or not version.isdecimal():
+        raise UsageError(f"{target!r} names nothing: give MODEL@ENVIRONMENT, MODEL/VERSION, or an .onnx file")
+    policy.valid_name(model, "a model")
+    found = find_candidate(store or Store(), model, int(version))
+    return Target(model, found.version, found.sha256, found.source, evidence=found.evidence)
+
+
+def find_candidate(store: Store, model: str, version: int) -> Candidate:
+    """One version that Onward published.
+
+    Raises:
+        UsageError: there is no such model or version.
+        Refused: Onward did not publish it.
+    """
+    found = store.candidate(model, version)
+    if found is None:
+        require_model(store, model)
+        raise UsageError(f"there is no version {version} of {model}; `onward status` shows what there is")
+    if not found.sha256:
+        raise Refused(f"{model} version {version} has no sha256: it was not published by Onward, and cannot be checked")
+    return found
+
+
+def require_model(store: Store, model: str) -> None:
+    """Raise UsageError where nothing is known of `model`."""
+    if not store.candidates(model):
+        raise UsageError(
+            f"there is no version of {model!r}: `dvc repro` registers one, `onward status` shows what there is"
+        )

@@ -1,0 +1,141 @@
+"""What commands share: arguments, and how they print; tables and sentences for people, JSON for scripts."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from registry.deployments import Entry
+    from registry.diff import Comparison
+    from registry.layout import Log
+    from registry.operations import Outcome
+    from registry.overview import EnvironmentStatus
+
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="A model, e.g. cnn.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else.")]
+
+
+def print_json(value: Any) -> None:
+    """One JSON document, and nothing else."""
+    print(json.dumps(value, indent=2))
+
+
+def print_outcome(outcome: Outcome, as_json: bool) -> None:
+    """What a promotion or a rollback did."""
+    if outcome.note:
+        print(f"onward: {outcome.note}", file=sys.stderr)
+    if as_json:
+        print_json(
+            {
+                "model": outcome.model,
+                "environment": outcome.environment,
+                "version": outcome.version,
+                "sha256": outcome.sha256,
+                "changed": outcome.changed,
+                "dry_run": outcome.dry_run,
+                "entry": entry_facts(outcome.entry) if outcome.entry else None,
+                "gates": [gate.model_dump() for gate in outcome.gates],
+                "note": outcome.note,
+            }
+        )
+        return
+    where = f"{outcome.environment} of {outcome.model}"
+    if outcome.changed and outcome.entry:
+        print(f"{where}, entry {outcome.entry.number}: {outcome.entry}")
+    elif outcome.entry:
+        print(f"{where}: version {outcome.version} is live already (entry {outcome.entry.number}); nothing to do")
+    else:
+        print(f"{where}: version {outcome.version} would be promoted; nothing was changed")
+    print_gates(outcome.gates)
+
+
+def print_comparison(comparison: Comparison, as_json: bool) -> None:
+    """Two versions side by side: what differs, and how much else is the same."""
+    from registry import diff
+
+    if as_json:
+        print_json(diff.as_json(comparison))
+        return
+    different = comparison.different()
+    if different:
+        rows = [(f.section, f.name, _value(f.left), _value(f.right), _change(f.change)) for f in different]
+        print_table(("", "", str(comparison.left), str(comparison.right), "change"), rows)
+    same = len(comparison.facts) - len(different)
+    print(f"{same} facts are the same" if different else f"nothing differs: {same} facts are the same")
+    for note in comparison.notes:
+        print(f"! {note}")
+
+
+def _value(value: str | int | float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _change(change: float | None) -> str:
+    return "" if change is None else f"{change:+.1%}"
+
+
+def print_gates(results: Iterable[Any]) -> None:
+    """What each requirement said, a line each."""
+    for result in results:
+        print(f"  {'met' if result.met else 'NOT MET':<8}{result}")
+
+
+def entry_facts(entry: Entry) -> dict[str, Any]:
+    """An entry as JSON."""
+    return {"number": entry.number, **entry.model_dump(exclude={"number"}), "sentence": str(entry)}
+
+
+def entry_state(log: Log, entry: Entry) -> str:
+    """`live`, `lost`, or nothing, where it is neither."""
+    if entry in log.line.lost:
+        return "lost"
+    return "live" if entry == log.line.live else ""
+
+
+def newest_cell(candidate: Any) -> str:
+    """The newest version, as a cell of `onward status`."""
+    if candidate is None:
+        return "none left"
+    variant = candidate.evidence.get("variant", "")
+    return f"{candidate.version}{f' ({variant})' if variant else ''}"
+
+
+def environment_cell(state: EnvironmentStatus) -> str:
+    """What is live, as a cell of `onward status`."""
+    mark = " !" if state.drift or state.foreign else ""
+    if state.live is None:
+        return f"-{mark}"
+    how = "rolled back " if state.live.kind == "rollback" else "forced " if state.live.forced else ""
+    return f"{state.live.candidate_version}, {how}{short_time(state.live.at)}{mark}"
+
+
+def short_time(at: str) -> str:
+    """A moment to the minute."""
+    return at[:16].replace("T", " ")
+
+
+def print_table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
+    """A table, never cut off."""
+    from rich.console import Console
+    from rich.measure import Measurement
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 3, 0, 0))
+    for name in header:
+        table.add_column(name, no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    console = Console(highlight=False)
+    # Better broken by the terminal than cut off: in a pipe nothing may be missing.
+    whole = Measurement.get(console, console.options.update(max_width=10_000), table).maximum
+    console.width = max(console.width, whole)
+    console.print(table)

@@ -1,0 +1,222 @@
+"""Moves a deployment log from one MLflow server to another, as JSON lines: one entry a line, oldest first.
+
+Entries keep their numbers, so that what people wrote about "entry 7" stays true. Where an entry's files are is the
+server's own business and does not travel: an import finds them beside the log (`export(files=...)`), or on the new
+server among its candidates, and checks them against the sha256 that the entry names.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field, ValidationError
+
+from registry import policy
+from registry.deployments import Entry
+from registry.errors import OnwardError, Refused, UsageError
+from registry.integrity import check_folder
+from registry.layout import registered_name
+from registry.overview import require_model
+from registry.store import Store
+
+
+class Line(Entry):
+    """One line: an entry, and the log that it is of."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: Literal[1] = 1
+    environment: str
+    model: str
+    number: Annotated[int, Field(ge=1)]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    source: Literal[""] = ""
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What became of one log: how many of its entries were added, and how many were there already."""
+
+    environment: str
+    model: str
+    added: int
+    present: int
+
+
+def export(models: Iterable[str], files: Path | None = None, store: Store | None = None) -> list[Line]:
+    """The logs of all environments of these models; the files of what they deployed go to `files`/<sha256>.
+
+    Raises:
+        UsageError: nothing is known of a model.
+        Refused: the files of an entry are gone, or not those that were published.
+    """
+    store = store or Store()
+    lines = []
+    for model in models:
+        policy.valid_name(model, "a model")
+        environments = store.environments(model)
+        if not environments:
+            require_model(store, model)
+        for environment in environments:
+            for entry in store.log(environment, model).line.entries():
+                lines.append(Line(**{**entry.model_dump(), "source": "", "environment": environment, "model": model}))
+                if files is not None:
+                    _save(store, entry, files / entry.sha256, f"entry {entry.number} of {environment}.{model}")
+    return lines
+
+
+def _save(store: Store, entry: Entry, folder: Path, what: str) -> None:
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as temporary:
+            found = store.files.fetch(entry.source, Path(temporary) / "files")
+            _check(found, entry.sha256, what)
+            shutil.move(found, folder)
+    _check(folder, entry.sha256, what)
+
+
+def _check(folder: Path, sha256: str, what: str) -> None:
+    try:
+        check_folder(folder, sha256)
+    except Refused as error:
+        raise Refused(f"{what}: {error}") from None
+
+
+def read(path: Path) -> list[Line]:
+    """The lines of a file that `onward export-log` wrote.
+
+    Raises:
+        UsageError: it cannot be read; the message says which line is wrong, and how.
+    """
+    try:
+        texts = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read: {error}") from None
+    lines = []
+    for number, text in enumerate(texts, 1):
+        try:
+            line = Line.model_validate_json(text)
+            policy.valid_name(line.environment, "an environment")
+            policy.valid_name(line.model, "a model")
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "the line"
+            raise UsageError(f"{path}: line {number} is no entry: {where}: {first['msg']}") from None
+        except OnwardError as error:
+            raise UsageError(f"{path}: line {number}: {error}") from None
+        lines.append(line)
+    return lines
+
+
+def import_(path: Path, files: Path | None = None, store: Store | None = None) -> list[Imported]:
+    """Append what a file holds to the logs that it names, which have to be empty or the beginning of the same.
+
+    The same file again changes nothing, and completes an import that was interrupted. Files are looked for in
+    `files`/<sha256>, then in the environment, then among the candidates; all is checked before anything is written.
+
+    Raises:
+        UsageError: the file is not what `onward export-log` writes.
+        Refused: a log here is another one, or files of an entry are nowhere or not those that it names.
+        LostRace: somebody deployed to one of the environments meanwhile.
+    """
+    store = store or Store()
+    logs: dict[tuple[str, str], list[Line]] = {}
+    for line in read(path):
+        logs.setdefault((line.environment, line.model), []).append(line)
+    missing = {key: _missing(store, *key, lines) for key, lines in logs.items()}
+    with tempfile.TemporaryDirectory(prefix="onward-") as temporary:
+        folders = {
+            key: dict(_folders(store, key, lines, files, Path(temporary) / ".".join(key)))
+            for key, lines in missing.items()
+        }
+        absent = [
+            f"\n  {line.environment}.{line.model}, entry {line.number}: sha256 {line.sha256}"
+            for key, lines in missing.items()
+            for line in lines
+            if line.sha256 not in folders[key]
+        ]
+        if absent:
+            raise Refused(
+                "nothing was imported: the files of these entries are not here. Export them with the log "
+                f"(`onward export-log ... --files FOLDER`) and name that folder:{''.join(absent)}"
+            )
+        for key, lines in missing.items():
+            scratch = Path(temporary) / "kept" / ".".join(key)
+            if lines:
+                _append(store, key, lines, folders[key], scratch)
+            store.clear(*key, _gaps(logs[key]))
+            store.heal(*key)
+    return [
+        Imported(*key, added=len(missing[key]), present=len(lines) - len(missing[key])) for key, lines in logs.items()
+    ]
+
+
+def _missing(store: Store, environment: str, model: str, lines: list[Line]) -> list[Line]:
+    """The lines that the log here lacks, which has to begin as they do."""
+    registered = registered_name(environment, model)
+    numbers = [line.number for line in lines]
+    if numbers != sorted(set(numbers)):
+        raise UsageError(f"the entries of {registered} are not in order, or one is there twice: nothing was imported")
+    log = store.log(environment, model)
+    here = [_fields(entry) for entry in log.line.entries()]
+    there = [_fields(line) for line in lines]
+    common = min(len(here), len(there))
+    if here[:common] != there[:common]:
+        first = next(number for number, pair in enumerate(zip(here, there, strict=False)) if pair[0] != pair[1])
+        raise Refused(
+            f"{registered} has another history here, from entry {here[first]['number']} on; nothing was imported. "
+            "A log can only be moved to where there is none"
+        )
+    by_hand = [number for number in log.foreign if number not in _gaps(lines)]
+    if by_hand:
+        raise Refused(
+            f"{registered} holds versions that are no entries ({', '.join(map(str, by_hand))}): nothing was imported. "
+            "Delete that registered model if nothing uses it"
+        )
+    return lines[common:]
+
+
+def _gaps(lines: list[Line]) -> set[int]:
+    """Numbers that are no entries: of versions that somebody deleted or registered by hand."""
+    return set(range(1, lines[-1].number)) - {line.number for line in lines}
+
+
+def _fields(entry: Entry) -> dict[str, object]:
+    return {name: getattr(entry, name) for name in Entry.model_fields if name != "source"}
+
+
+def _folders(
+    store: Store, key: tuple[str, str], lines: list[Line], files: Path | None, scratch: Path
+) -> Iterator[tuple[str, Path]]:
+    """sha256 to the folder with the files of it, checked, for all that can be found."""
+    environment, model = key
+    candidates = store.candidates(model) if lines else []
+    for sha256 in dict.fromkeys(line.sha256 for line in lines):
+        what = f"the files of sha256 {sha256}"
+        if files is not None and (files / sha256).is_dir():
+            _check(files / sha256, sha256, what)
+            yield sha256, files / sha256
+            continue
+        same = (candidate.source for candidate in candidates if candidate.sha256 == sha256)
+        source = store.files.own_copy(environment, model, sha256) or next(same, None)
+        if source is not None:
+            folder = store.files.fetch(source, scratch / sha256)
+            _check(folder, sha256, what)
+            yield sha256, folder
+
+
+def _append(store: Store, key: tuple[str, str], lines: list[Line], folders: dict[str, Path], scratch: Path) -> None:
+    environment, model = key
+    sources = {
+        sha256: store.files.own_copy(environment, model, sha256)
+        or store.files.keep(environment, model, sha256, folder, scratch / sha256)
+        for sha256, folder in folders.items()
+    }
+    store.place(
+        environment, model, [Entry.model_validate({**_fields(line), "source": sources[line.sha256]}) for line in lines]
+    )

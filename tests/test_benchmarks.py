@@ -1,0 +1,25 @@
+"""The benchmarks run; what they find on a busy machine is for people to read."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+from tests.conftest import ROOT
+
+
+def test_the_registry_holds_under_a_small_race_and_a_few_kills(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.registry", "--processes", "2", "--changes", "4", "--kills", "3"]
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path / "table.md")],
+        cwd=ROOT,
+        env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout == (tmp_path / "table.md").read_text()
+    rows = [line for line in done.stdout.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) == 10
+    assert all(row.endswith("| yes |") for row in rows)

@@ -1,0 +1,91 @@
+"""What `onward diff` and `onward compare` say of two versions, on a real store."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from registry import diff, operations
+from registry.errors import Refused, UsageError
+from tests.evidence_factory import register
+from tests.store_factory import add_candidate, fresh_store
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    return fresh_store(tmp_path, monkeypatch)
+
+
+def fact(comparison, name):
+    return next(fact for fact in comparison.facts if fact.name == name)
+
+
+def test_candidates_are_held_against_what_is_live(store, tmp_path):
+    first = register(tmp_path, scale=1.0, p50=1.0)
+    second = register(tmp_path, scale=2.0, p50=3.0)
+    operations.promote("toy", "staging", first, reason="because", store=store)
+    found = diff.compare("toy@staging", f"toy/{second}", store)
+    assert (found.left.environment, found.left.version, found.right.version) == ("staging", first, second)
+    latency = fact(found, "latency_cpu/b1_p50_ms")
+    assert (latency.section, latency.left, latency.right) == ("latencies", 0.8, pytest.approx(2.4))
+    assert latency.change == pytest.approx(2)
+    assert {"opset ai.onnx", "parameters", "MatMul", "variant", "export.opset", "quality"} <= {
+        f.name for f in found.facts if not f.differs
+    }
+    assert found.notes == ()
+
+
+def test_a_version_does_not_differ_from_itself(store, tmp_path):
+    register(tmp_path)
+    assert diff.compare("toy/1", "toy/1", store).different() == []
+
+
+def test_another_graph_shows_its_operators(store, tmp_path):
+    register(tmp_path, model="cnn")
+    version = add_candidate(store, "cnn")
+    found = diff.compare("cnn/1", f"cnn/{version}", store)
+    assert (fact(found, "MatMul").right, fact(found, "Mul").left) == (None, None)
+    assert fact(found, "Mul").section == "operators"
+    assert fact(found, "parameters").differs
+
+
+def test_what_is_live_is_compared_without_its_run(store, tmp_path):
+    add_candidate(store, "cnn", 1, run_id="0" * 32)
+    add_candidate(store, "cnn", 2, quality="0.97")
+    for version, environment in ((1, "staging"), (2, "staging")):
+        operations.promote("cnn", environment, version, reason="because", store=store)
+    operations.rollback("cnn", "staging", reason="because", store=store)
+    store._client.delete_model_version("cnn", "1")
+    found = diff.compare("cnn@staging", "cnn/2", store)
+    assert (fact(found, "quality").left, fact(found, "quality").right) == (0.98, 0.97)
+    assert "the run of cnn@staging is gone" in found.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("target", "error", "message"),
+    [
+        ("cnn@staging", Refused, "nothing is live in staging of cnn"),
+        ("cnn/7", UsageError, "no version 7 of cnn"),
+        ("cnn", UsageError, "names nothing: give MODEL@ENVIRONMENT, MODEL/VERSION"),
+    ],
+)
+def test_targets_that_name_nothing_are_refused(store, target, error, message):
+    add_candidate(store, "cnn")
+    with pytest.raises(error, match=message):
+        diff.compare(target, "cnn/1", store)
+
+
+def test_the_commands_print_what_differs_and_all_of_it_as_json(store, onward):
+    for factor in (1, 2):
+        add_candidate(store, "cnn", factor, quality=str(factor / 4))
+    code, out, _ = onward("diff", "cnn/1", "cnn/2")
+    assert code == 0
+    assert out.splitlines()[0].split() == ["cnn/1", "cnn/2", "change"]
+    assert out.splitlines()[1].split() == ["evidence", "quality", "0.25", "0.5", "+100.0%"]
+    assert "facts are the same" in out
+    code, compared, _ = onward("compare", "cnn", "1", "2", "--json")
+    assert (code, compared) == (0, onward("diff", "cnn/1", "cnn/2", "--json")[1])
+    facts = json.loads(compared)["facts"]
+    assert [f["name"] for f in facts if f["differs"]] == ["quality"]
+    assert len(facts) > 10

@@ -1,0 +1,158 @@
+"""What hooks are told of entries, and that a hook never decides whether one counts."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+
+import pytest
+
+from registry import events, operations, policy
+from registry.errors import UsageError
+from tests.store_factory import add_candidate, fresh_store
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    monkeypatch.setattr(events, "PAUSES_S", (0.0, 0.0))
+    store = fresh_store(tmp_path, monkeypatch)
+    for factor in (1, 2):
+        add_candidate(store, "cnn", factor)
+    return store
+
+
+@pytest.fixture
+def receiver():
+    """A web server that answers with the codes of `codes`, the last one again and again, and keeps what it got."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            self.server.got.append((self.path, self.headers["Content-Type"], json.loads(body)))
+            codes = self.server.codes
+            self.send_response(codes.pop(0) if len(codes) > 1 else codes[0])
+            self.send_header("Location", "/elsewhere")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def do_GET(self):
+            self.server.got.append((self.path, "GET", {}))
+
+        def log_message(self, *_):
+            """Quiet."""
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.codes, server.got = [204], []
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def environments(folder, notify):
+    (folder / "dvc.yaml").write_text("stages: {}\n")
+    section = {"staging": {"from": "candidate", "require": [], "notify": notify}}
+    (folder / "params.yaml").write_text(json.dumps({"environments": section}))
+
+
+def promote(store, version):
+    return operations.promote("cnn", "staging", version, reason="because", store=store)
+
+
+def test_a_command_gets_every_entry_on_stdin(store, tmp_path):
+    environments(tmp_path, {"command": ["sh", "-c", "cat >> told; echo >> told"]})
+    promote(store, 1)
+    promote(store, 2)
+    assert promote(store, 2).note == ""
+    operations.rollback("cnn", "staging", reason="wrong on sevens", store=store)
+    told = [json.loads(line) for line in (tmp_path / "told").read_text().splitlines()]
+    assert [(event["number"], event["kind"], event["candidate_version"]) for event in told] == [
+        (1, "promote", 1),
+        (2, "promote", 2),
+        (3, "rollback", 1),
+    ]
+    assert told[2]["sentence"].endswith("as entry 1 deployed it: wrong on sevens")
+    assert {(event["model"], event["environment"], event["actor"]) for event in told} == {("cnn", "staging", "ann")}
+
+
+def test_a_webhook_gets_the_entry_as_its_body(store, tmp_path, receiver):
+    environments(tmp_path, {"webhook": f"http://127.0.0.1:{receiver.server_port}/hook"})
+    entry = promote(store, 1).entry
+    [(path, content, body)] = receiver.got
+    assert (path, content) == ("/hook", "application/json")
+    assert body == events.event("cnn", "staging", entry)
+
+
+def test_a_webhook_that_fails_for_a_while_is_tried_again(store, tmp_path, receiver):
+    environments(tmp_path, {"webhook": f"http://127.0.0.1:{receiver.server_port}/"})
+    receiver.codes[:] = [503, 429, 200]
+    assert promote(store, 1).note == ""
+    assert len(receiver.got) == 3
+
+
+@pytest.mark.parametrize(("code", "tries"), [(500, 3), (404, 1), (302, 1)])
+def test_a_webhook_that_says_no_is_a_warning_and_the_entry_counts(store, tmp_path, receiver, code, tries):
+    environments(tmp_path, {"webhook": f"http://127.0.0.1:{receiver.server_port}/"})
+    receiver.codes[:] = [code]
+    outcome = promote(store, 1)
+    assert outcome.note.endswith(f"the hook of staging failed: the webhook at 127.0.0.1 answered {code}")
+    assert [got[0] for got in receiver.got] == ["/"] * tries
+    assert store.log("staging", "cnn").line.live.candidate_version == 1
+    assert store.aliases("staging.cnn") == {"live": 1}
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["sh", "-c", "exit 3"], "sh ended with exit code 3"),
+        (["no-such-command"], "no-such-command cannot be run: No such file"),
+        (["sleep", "60"], "sleep did not finish within 0.2 s"),
+    ],
+)
+def test_a_command_that_fails_is_a_warning_and_the_entry_counts(store, tmp_path, onward, monkeypatch, command, message):
+    monkeypatch.setattr(events, "TIMEOUT_S", 0.2)
+    environments(tmp_path, {"command": command})
+    code, out, err = onward("promote", "cnn", "1", "--to", "staging", "--reason", "because", "--json")
+    assert code == 0
+    answer = json.loads(out)
+    assert answer["changed"]
+    assert answer["note"] in err
+    assert message in answer["note"]
+    assert store.log("staging", "cnn").line.live.candidate_version == 1
+
+
+def test_what_a_command_prints_does_not_spoil_the_answer(store, tmp_path, capfd):
+    environments(tmp_path, {"command": ["echo", "told them"]})
+    promote(store, 1)
+    out, err = capfd.readouterr()
+    assert (out, err) == ("", "told them\n")
+
+
+def test_an_address_that_is_a_secret_is_never_repeated(store, tmp_path, onward, monkeypatch):
+    environments(tmp_path, {"webhook": "$TEAM_HOOK"})
+    for address in ("http://user:hush@127.0.0.1:9/hush?token=hush", "hush", "http://[hush/hush"):
+        monkeypatch.setenv("TEAM_HOOK", address)
+        code, out, err = onward("promote", "cnn", "--to", "staging", "--reason", "because", "--json")
+        assert code == 0
+        assert "hook of staging failed" in err
+        assert "hush" not in out + err
+        onward("promote", "cnn", "1", "--to", "staging", "--reason", "because")
+
+
+@pytest.mark.parametrize(
+    ("notify", "message"),
+    [
+        ({}, "environments.staging.notify: .*give either command or webhook"),
+        ({"command": ["a"], "webhook": "http://a"}, "environments.staging.notify: .*give either"),
+        ({"command": "echo"}, "environments.staging.notify.command"),
+        ({"command": []}, "environments.staging.notify.command"),
+        ({"webhook": "ftp://a"}, "environments.staging.notify.webhook"),
+        ({"webhook": "http://a", "retries": 3}, "notify.retries: unknown key; there are command, webhook"),
+    ],
+)
+def test_a_hook_that_is_none_is_refused_with_its_path(notify, message):
+    with pytest.raises(UsageError, match=message):
+        policy.parse({"staging": {"from": "candidate", "require": [], "notify": notify}})

@@ -1,0 +1,77 @@
+"""MLflow's deprecated stages follow the log where an environment asks for it."""
+
+from __future__ import annotations
+
+import pytest
+
+from registry import operations, policy
+from registry.errors import UsageError
+from tests.store_factory import add_candidate, fresh_store
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    store = fresh_store(tmp_path, monkeypatch)
+    for factor in (1, 2):
+        add_candidate(store, "cnn", factor)
+    (tmp_path / "dvc.yaml").write_text("stages: {}\n")
+    (tmp_path / "params.yaml").write_text(
+        "environments:\n"
+        "  staging: {from: candidate, require: [], mirror_stages: true}\n"
+        "  production: {from: staging, require: [], mirror_stages: true}\n"
+    )
+    return store
+
+
+def stages(store):
+    return {candidate.version: candidate.stage for candidate in store.candidates("cnn")}
+
+
+def promote(store, environment, version=None):
+    operations.promote("cnn", environment, version, reason="because", store=store)
+
+
+@pytest.mark.filterwarnings("error::FutureWarning")
+def test_stages_follow_promotions_and_rollbacks(store):
+    promote(store, "staging", 1)
+    assert stages(store) == {1: "Staging", 2: "None"}
+    promote(store, "production")
+    assert stages(store) == {1: "Production", 2: "None"}
+    promote(store, "staging", 2)
+    assert stages(store) == {1: "Production", 2: "Staging"}
+    promote(store, "production")
+    assert stages(store) == {1: "Archived", 2: "Production"}
+    operations.rollback("cnn", "production", reason="because", store=store)
+    assert stages(store) == {1: "Production", 2: "Staging"}
+
+
+def test_reconcile_puts_stages_right(store):
+    promote(store, "staging", 1)
+    store.set_stage("cnn", 1, "Archived")
+    store.set_stage("cnn", 2, "Production")
+    assert sorted(str(drift) for drift in operations.reconcile(store)) == [
+        "version 1 of cnn is in stage Archived and belongs in Staging",
+        "version 2 of cnn is in stage Production and belongs in Archived",
+    ]
+    assert operations.reconcile(store) == []
+
+
+def test_a_new_candidate_of_an_old_number_gets_no_stage(store):
+    promote(store, "staging", 1)
+    store._client.delete_registered_model("cnn")
+    add_candidate(store, "cnn", 7)
+    operations.reconcile(store)
+    assert stages(store) == {1: "None"}
+
+
+def test_stages_are_left_alone_where_nobody_asks(store, tmp_path):
+    (tmp_path / "params.yaml").unlink()
+    store.set_stage("cnn", 2, "Staging")
+    promote(store, "staging", 1)
+    operations.reconcile(store)
+    assert stages(store) == {1: "None", 2: "Staging"}
+
+
+def test_an_environment_without_a_stage_cannot_be_mirrored():
+    with pytest.raises(UsageError, match=r"environments\.moon\.mirror_stages: MLflow has stages for staging and prod"):
+        policy.parse({"moon": {"from": "candidate", "require": [], "mirror_stages": True}})

@@ -1,0 +1,109 @@
+"""What `onward prune` deletes, and what it never does."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from registry import operations, overview, prune
+from registry.errors import UsageError
+from tests.store_factory import add_candidate, fresh_store
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    """Six versions of cnn, all of them 40 days old."""
+    store = fresh_store(tmp_path, monkeypatch)
+    for factor in range(1, 7):
+        add_candidate(store, "cnn", factor)
+    age(tmp_path, range(1, 7), 40)
+    return store
+
+
+def age(folder, versions, days):
+    then = datetime.now(UTC) - timedelta(days=days)
+    with sqlite3.connect(folder / "mlflow.db") as database:
+        for version in versions:
+            database.execute(
+                "UPDATE model_versions SET creation_time = ? WHERE name = 'cnn' AND version = ?",
+                (int(then.timestamp() * 1000), version),
+            )
+
+
+def promote(store, version, days, environment="staging"):
+    """Promote a version, some days ago."""
+    entry = operations.promote("cnn", environment, version, reason="because", store=store).entry
+    at = (datetime.now(UTC) - timedelta(days=days)).isoformat(timespec="seconds")
+    store._client.set_model_version_tag(f"{environment}.cnn", str(entry.number), "at", at)
+
+
+def left(store):
+    return {candidate.version for candidate in store.candidates("cnn")}
+
+
+def test_what_is_or_was_lately_live_stays_and_so_does_the_newest(store):
+    for version, days in ((1, 39), (2, 38), (3, 20), (4, 1)):
+        promote(store, version, days)
+    found = prune.prune("cnn", "30d", store=store)
+    assert {candidate.version for candidate in found.deleted} == {1, 5}
+    assert {candidate.version: reason.split(" until")[0] for candidate, reason in found.kept} == {
+        6: "the newest",
+        4: "live in staging",
+        3: "was live in staging",
+        2: "was live in staging",
+    }
+    assert left(store) == {2, 3, 4, 6}
+
+
+def test_what_is_live_in_an_environment_that_nobody_names_stays(store):
+    promote(store, 1, 39)
+    promote(store, 1, 39, "production")
+    promote(store, 2, 35)
+    store._client.rename_registered_model("production.cnn", "elsewhere.cnn")
+    prune.prune("cnn", "1d", store=store)
+    assert left(store) == {1, 2, 6}
+
+
+def test_the_young_and_those_under_an_alias_stay(store, tmp_path):
+    age(tmp_path, [2], 3)
+    store._client.set_registered_model_alias("cnn", "champion", "3")
+    assert {candidate.version for candidate in prune.prune("cnn", "2w", store=store).deleted} == {1, 4, 5}
+
+
+def test_a_rollback_to_what_was_pruned_works(store):
+    for version, days in ((1, 39), (2, 38)):
+        promote(store, version, days)
+    prune.prune("cnn", "1h", store=store)
+    assert 1 not in left(store)
+    assert operations.rollback("cnn", "staging", reason="because", store=store).version == 1
+    assert overview.check("cnn", "staging", store).met
+
+
+def test_the_files_go_with_the_version(store):
+    [first] = [candidate for candidate in store.candidates("cnn") if candidate.version == 1]
+    prune.prune("cnn", "30d", store=store)
+    experiment = store._client.get_experiment_by_name("onward").experiment_id
+    assert first.logged_model not in {model.model_id for model in store._client.search_logged_models([experiment])}
+
+
+def test_a_dry_run_deletes_nothing_and_says_the_same(store, onward):
+    code, out, _ = onward("prune", "cnn", "--older-than", "30d", "--dry-run", "--json")
+    assert code == 0
+    assert left(store) == set(range(1, 7))
+    assert sorted(json.loads(out)["deleted"]) == [1, 2, 3, 4, 5]
+    assert "would be deleted" in onward("prune", "cnn", "--older-than", "30d", "--dry-run")[1]
+    code, out, _ = onward("prune", "cnn", "--older-than", "30d")
+    assert out.splitlines()[-1].split() == ["6", "kept", "the", "newest"]
+    assert left(store) == {6}
+    assert onward("prune", "cnn", "--older-than", "30d")[0] == 0
+
+
+@pytest.mark.parametrize("text", ["30", "d", "-1d", "30 d", "1y", ""])
+def test_a_time_that_is_none_is_refused(store, text):
+    with pytest.raises(UsageError, match="--older-than"):
+        prune.prune("cnn", text, store=store)
+    with pytest.raises(UsageError, match="no version of 'nope'"):
+        prune.prune("nope", "1d", store=store)

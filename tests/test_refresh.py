@@ -1,0 +1,117 @@
+"""A running consumer follows an environment: swaps without dropping a call, and keeps what works."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+
+from registry import operations
+from registry.errors import Refused, StoreUnreachable
+from registry.session import InferenceSession, cache
+from tests.store_factory import add_candidate, artifacts_of, fresh_store, scale_model
+
+X = np.arange(8, dtype=np.float32).reshape(2, 4)
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    store = fresh_store(tmp_path, monkeypatch)
+    for factor in (1, 2, 3):
+        add_candidate(store, "cnn", factor)
+    deploy(store, 1)
+    return store
+
+
+def deploy(store, version):
+    operations.promote("cnn", "staging", version, reason="because", store=store)
+
+
+def test_refresh_loads_what_is_live_by_now(store):
+    session = InferenceSession("cnn@staging")
+    seen = []
+    assert not session.refresh(seen.append)
+    deploy(store, 2)
+    assert np.array_equal(session.predict(X), X)
+    assert session.refresh(seen.append)
+    assert np.array_equal(session.predict(X), 2 * X)
+    assert np.array_equal(session.predict_batches(X, 1), 2 * X)
+    assert [(about.version, about.entry) for about in seen] == [(2, 2)]
+    operations.rollback("cnn", "staging", reason="because", store=store)
+    assert session.refresh()
+    assert (session.metadata.version, session.metadata.entry) == (1, 3)
+
+
+def test_the_same_bytes_live_again_are_not_loaded_again(store):
+    session = InferenceSession("cnn@staging")
+    deploy(store, 2)
+    operations.rollback("cnn", "staging", reason="because", store=store)
+    seen = []
+    assert not session.refresh(seen.append)
+    assert seen == []
+    assert session.metadata.entry == 3
+
+
+def test_no_call_is_dropped_by_a_swap(store):
+    session = InferenceSession("cnn@staging")
+    answers, done = [], threading.Event()
+
+    def consume():
+        mine = []
+        while not done.is_set():
+            mine.append(session.predict(X)[0, 1])
+        answers.append(mine)
+
+    threads = [threading.Thread(target=consume) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for version in (2, 3, 1, 2):
+        deploy(store, version)
+        assert session.refresh()
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert len(answers) == 3
+    assert {float(answer) for mine in answers for answer in mine} <= {1.0, 2.0, 3.0}
+    assert all(mine[0] == 1.0 for mine in answers)
+
+
+def test_a_model_that_does_not_repeat_its_answers_here_is_not_taken(store):
+    bad = add_candidate(store, "cnn", 5, recorded_factor=6)
+    session = InferenceSession("cnn@staging")
+    deploy(store, bad)
+    for _ in range(2):
+        with pytest.raises(Refused, match=r"version 4, entry 2, does not repeat .* version 1 stays loaded: output y"):
+            session.refresh()
+    assert np.array_equal(session.predict(X), X)
+    assert session.metadata.version == 1
+    deploy(store, 2)
+    assert session.refresh()
+
+
+def test_changed_bytes_are_not_taken(store):
+    session = InferenceSession("cnn@staging")
+    deploy(store, 2)
+    (artifacts_of(store, "staging.cnn", 2) / "model.onnx").write_bytes(b"other")
+    with pytest.raises(Refused, match=r"model\.onnx has changed"):
+        session.refresh()
+    assert np.array_equal(session.predict(X), X)
+    assert not list(cache().glob(".download-*"))
+
+
+def test_a_store_that_is_down_takes_nothing_down(store, monkeypatch):
+    session = InferenceSession("cnn@staging")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(StoreUnreachable):
+        session.refresh()
+    assert np.array_equal(session.predict(X), X)
+
+
+def test_versions_and_files_never_change(store, tmp_path):
+    for target in ("cnn/1", scale_model(tmp_path / "at@staging.onnx", 1)):
+        session = InferenceSession(target)
+        deploy(store, 2)
+        assert not session.refresh()
+        assert np.array_equal(session.predict(X), X)
