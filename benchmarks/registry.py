@@ -73,7 +73,8 @@ def _change_often(seed: int, changes: int, answers: Any) -> None:
 
 def _read_often(stop: Any, answers: Any) -> None:
     """Read until told to stop, and report what was seen as counted, each time that it was something new."""
-    store, seen = Store(), []
+    store = Store()
+    seen: list[Any] = []
     while not stop.is_set():
         counted = [entry.key for entry in store.log(ENVIRONMENT, MODEL).line.counted]
         if not seen or counted != seen[-1]:

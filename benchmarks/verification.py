@@ -4,12 +4,11 @@
 
 Verifies the models of params.yaml, whose exports must be there (`dvc repro`), and states for each the whole time over
 the time of the inference that has to run and of the workers' start. Then spoils one weight of a transformer of twelve
-blocks, and times the search for it. Writes benchmarks/results/verification.json.
+blocks, and times the search for it. Writes benchmarks/verification.md.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 import time
@@ -19,8 +18,6 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import numpy_helper
-from rich.console import Console
-from rich.table import Table
 
 from stages import exporters, paths
 from stages.answers import cases
@@ -35,7 +32,7 @@ from stages.runtime import isolate
 from stages.runtime.pool import Worker
 from stages.settings import ModelParams
 
-RESULTS = Path(__file__).parent / "results" / "verification.json"
+RESULTS = Path(__file__).parent / "verification.md"
 BLOCKS, SPOILED = 12, 7
 
 
@@ -95,7 +92,7 @@ def localisation() -> dict[str, Any]:
         began = time.perf_counter()
         found = isolate.call(600, _against_torch, settings, weights, target, worst.case)
         seconds = time.perf_counter() - began
-    return {"blocks": BLOCKS, "spoiled": f"blocks.{SPOILED}", "seconds": seconds, "found": localize.sentence(found)}
+    return {"seconds": seconds, "found": localize.sentence(found)}
 
 
 def _own(settings: ModelParams) -> Any:
@@ -132,16 +129,21 @@ def _spoil(path: Path) -> None:
 def main() -> None:
     """Measure, print, write."""
     models = sys.argv[1:] or list(read().models)
-    found = {model: verification(model) for model in models}
-    table = Table("model", "cases", "inference s", "workers' start s", "whole s", "whole / (inference + start)")
-    for model, figures in found.items():
-        seconds = [f"{figures[name]:.2f}" for name in ("inference_s", "start_s", "whole_s", "ratio")]
-        table.add_row(model, str(figures["cases"]), *seconds)
-    Console().print(table)
+    lines = ["# What verification costs", ""]
+    lines += ["| model | cases | inference s | workers' start s | whole s | whole / (inference + start) |"]
+    lines += ["|---|---|---|---|---|---|"]
+    for model in models:
+        found = verification(model)
+        seconds = [f"{found[name]:.2f}" for name in ("inference_s", "start_s", "whole_s", "ratio")]
+        lines.append(f"| {model} | {found['cases']} | {' | '.join(seconds)} |")
     where = localisation()
-    Console().print(f"localisation, {BLOCKS} blocks: {where['seconds']:.1f} s; {where['found']}")
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps({"verification": found, "localisation": where}, indent=2) + "\n")
+    lines += [
+        "",
+        f"One weight of block {SPOILED} of {BLOCKS} spoiled: found in {where['seconds']:.1f} s. It {where['found']}.",
+    ]
+    text = "\n".join(lines) + "\n"
+    print(text)
+    RESULTS.write_text(text)
 
 
 if __name__ == "__main__":

@@ -301,7 +301,7 @@ def inspect(target: Target, as_json: Json = False) -> None:
     if target.endswith(".json"):
         report = inspection.read(Path(target))
         if as_json:
-            _json(report.model_dump(mode="json"))
+            print_json(report.model_dump(mode="json"))
         else:
             print("\n".join(inspection.lines(report)))
         return

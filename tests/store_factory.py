@@ -53,7 +53,7 @@ def _empty_database() -> Path:
     return folder / "mlflow.db"
 
 
-def fresh_store(tmp_path, monkeypatch) -> Store:
+def fresh_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     """An empty SQLite store in `tmp_path`, which becomes the working directory; the actor is ann."""
     shutil.copyfile(_empty_database(), tmp_path / "mlflow.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
@@ -78,7 +78,9 @@ def scale_model(path: Path, factor: float) -> Path:
     return path
 
 
-def add_candidate(store: Store, model: str, factor: float = 1.0, recorded_factor: float | None = None, **tags) -> int:
+def add_candidate(
+    store: Store, model: str, factor: float = 1.0, recorded_factor: float | None = None, **tags: str
+) -> int:
     """Register a version of `model` that computes factor * x, and return its number.
 
     `recorded_factor` is what its recorded outputs say it computes. A tag of None is left out.
