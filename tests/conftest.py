@@ -26,6 +26,14 @@ for name in [name for name in os.environ if name.startswith(("MLFLOW_", "DVC_", 
     del os.environ[name]
 
 
+# The files that take minutes, longest first: two workers that begin with these end together.
+LONGEST = ("test_pipeline", "test_docs", "test_corpus", "test_verify", "test_stages", "test_servers")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
+
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An MLflow database with its tables and nothing in them: making one takes seconds, copying it none."""

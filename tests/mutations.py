@@ -430,3 +430,14 @@ def _(path: Path) -> None:
             if entry.key == "location":
                 entry.value = "../model.onnx.data"
     path.write_bytes(model.SerializeToString())
+
+
+@spoils("mlp", "a declared shape that contradicts the graph")
+def _(model: ModelProto) -> None:
+    model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 5
+
+
+@spoils("attention", "matrices that do not fit")
+def _(model: ModelProto) -> None:
+    square = next(t.name for t in model.graph.initializer if tuple(t.dims) == (16, 48))
+    edit(model, square, lambda a: a[:, :-1])
