@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export MPLBACKEND := Agg
 
-.PHONY: help demo test repro lint setup constraints clean
+.PHONY: help demo test repro lint setup postgres constraints clean
 
 help:  ## what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
@@ -24,7 +24,14 @@ demo: setup  ## dvc repro on the shipped models, then promote one, and roll it b
 repro: setup  ## the pipeline alone
 	@$(BIN)/dvc repro
 
-test: setup  ## the whole test suite
+postgres:  ## Postgres from Debian's packages, where it is missing
+	@command -v initdb > /dev/null || ls /usr/lib/postgresql/*/bin/initdb > /dev/null 2>&1 || { \
+	  if [ "$$(id -u)" = 0 ]; then root=env; else root="sudo -n"; fi; \
+	  { $$root apt-get -q update && $$root DEBIAN_FRONTEND=noninteractive apt-get -q -y install postgresql; } \
+	    < /dev/null > /dev/null 2>&1 \
+	  || { echo "Postgres is missing and could not be installed: ask for Debian's package postgresql, then try again"; exit 1; }; }
+
+test: setup postgres  ## the whole test suite, on two cores
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: setup  ## ruff, mypy

@@ -375,12 +375,10 @@ def ui(
         raise OnwardError(f"MLflow's UI ended with exit code {code}; is port {port} free? (--port)")
 
 
-for _name, _command in (
-    ("export-log", cli_keeping.export_log),
-    ("import-log", cli_keeping.import_log),
-    ("prune", cli_keeping.prune),
-):
-    app.command(_name)(_command)
+app.command("export-log")(cli_keeping.export_log)
+app.command("import-log")(cli_keeping.import_log)
+app.command("prune")(cli_keeping.prune)
+app.add_typer(cli_keeping.environments, name="environments")
 
 
 def _read_npz(path: Path) -> dict[str, Any]:

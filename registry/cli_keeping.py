@@ -83,3 +83,24 @@ def prune(
     judged = [(c.version, done, f"is from {c.created.isoformat(timespec='seconds')}") for c in found.deleted]
     judged += [(c.version, "kept", reason) for c, reason in found.kept]
     print_table(("version", "", "why"), [(str(version), what, why) for version, what, why in sorted(judged)])
+
+
+environments = typer.Typer(no_args_is_help=True, help="The environments of params.yaml, in the store.")
+
+
+@environments.command("create")
+def create_environments(
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Models, e.g. cnn.")],
+    as_json: Json = False,
+) -> None:
+    """Make the environments of models, so that whoever runs this owns them: an administrator, before anybody promotes.
+
+    Example: onward environments create cnn classifier
+    """
+    from registry import operations
+
+    made = operations.create_environments(models)
+    if as_json:
+        print_json({"created": made})
+    else:
+        print("\n".join(f"created {name}" for name in made) or "All of them are there.")

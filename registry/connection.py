@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
 
-from registry.errors import StoreUnreachable, UsageError
+from registry.errors import OnwardError, Refused, StoreUnreachable, UsageError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -87,12 +87,32 @@ def connect() -> MlflowClient:
 
 @contextmanager
 def reachable() -> Iterator[None]:
-    """Turn "the store did not answer" into StoreUnreachable; every other error passes through as it is."""
+    """Turn what is the server's doing into errors of ours; every other error passes through as it is.
+
+    Raises:
+        StoreUnreachable: the store did not answer.
+        UsageError: the server does not know who asks.
+        Refused: the server knows, and does not allow it.
+    """
     try:
         yield
+    except OnwardError:
+        raise
     except Exception as error:
         name = type(error).__name__
         text = str(error)
+        code = _status(error)
+        if code == 401:
+            raise UsageError(
+                f"the MLflow server {without_credentials(tracking_uri())} does not know you: set "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+            ) from error
+        if code == 403:
+            user = os.environ.get("MLFLOW_TRACKING_USERNAME", "this user")
+            raise Refused(
+                f"the MLflow server {without_credentials(tracking_uri())} does not allow {user} to do this"
+                f"{_endpoint(text)}. Ask its administrator for EDIT on the environment (docs/team-setup.md)"
+            ) from error
         # Told by name: neither requests nor sqlalchemy is ours to import.
         network = isinstance(error, (ConnectionError, TimeoutError)) or type(error).__module__.startswith("requests")
         if (
@@ -102,6 +122,18 @@ def reachable() -> Iterator[None]:
         ):
             raise StoreUnreachable(_unreachable(error)) from error
         raise
+
+
+def _status(error: BaseException) -> int | None:
+    """The HTTP status that an error stands for, where it stands for one."""
+    answered = getattr(getattr(error, "response", None), "status_code", None)
+    found = re.search(r"failed with error code (\d{3})\b", str(error))
+    return int(found[1]) if found else answered
+
+
+def _endpoint(text: str) -> str:
+    found = re.search(r"API request to endpoint (\S+)", text)
+    return f" ({found[1].removeprefix('/api/2.0/mlflow/')})" if found else ""
 
 
 def _unreachable(error: BaseException) -> str:

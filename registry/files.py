@@ -29,6 +29,14 @@ class Files:
     def __init__(self, client: MlflowClient) -> None:
         self._client = client
 
+    def prepare(self, environment: str) -> list[str]:
+        """Make an environment's experiment, and return its name if it was not there."""
+        name = experiment_name(environment)
+        with reachable():
+            there = self._client.get_experiment_by_name(name) is not None
+        ensure_experiment(self._client, name)
+        return [] if there else [name]
+
     def fetch(self, source: str, folder: Path) -> Path:
         """Download what `source` (a models:/ URI) points to into `folder`, and return the folder it is in.
 

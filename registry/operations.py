@@ -14,7 +14,7 @@ import os
 import subprocess
 import tempfile
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -94,9 +94,10 @@ def promote(
     live = log.line.live
     chosen, order = _choose(store, rules, model, to, version, force, live)
     if live is not None and live.sha256 == chosen.sha256:
-        if not dry_run:
-            _heal(store, rules, model, to, log)
-        return Outcome(model, to, live.candidate_version, live.sha256, changed=False, dry_run=dry_run, entry=live)
+        note = "" if dry_run else _heal(store, rules, model, to, log)
+        return Outcome(
+            model, to, live.candidate_version, live.sha256, changed=False, dry_run=dry_run, entry=live, note=note
+        )
     with tempfile.TemporaryDirectory(prefix="onward-") as temporary:
         own = store.files.own_copy(to, model, chosen.sha256)
         folder = store.files.fetch(own or chosen.source, Path(temporary) / "files")
@@ -161,8 +162,8 @@ def rollback(
     live = log.line.live
     assert live is not None
     if log.line.deployment(live).number == target.number:
-        _heal(store, rules, model, environment, log)
-        return Outcome(model, environment, live.candidate_version, live.sha256, changed=False, entry=live)
+        note = _heal(store, rules, model, environment, log)
+        return Outcome(model, environment, live.candidate_version, live.sha256, changed=False, entry=live, note=note)
     with tempfile.TemporaryDirectory(prefix="onward-") as temporary:
         _check(
             store.files.fetch(target.source, Path(temporary)), target.sha256, f"{model} as entry {target.number} has it"
@@ -194,6 +195,26 @@ def reconcile(store: Store | None = None) -> list[Drift | StageDrift]:
                 healed += store.heal(environment.environment, found.model)
         healed += mirror.mirror(store, rules, found.model)
     return healed
+
+
+def create_environments(models: Iterable[str], store: Store | None = None) -> list[str]:
+    """Make what every environment of params.yaml needs for these models, and return the names of what was made.
+
+    On a server with users, whoever makes a registered model owns it: an administrator does this before anybody
+    promotes, and then grants EDIT to those who may.
+
+    Raises:
+        UsageError: a name is none, or an experiment of that name was deleted.
+        Refused: the server does not allow it.
+    """
+    rules = policy.read()
+    names = [policy.valid_name(model, "a model") for model in models]
+    store = store or Store()
+    return [
+        made
+        for environment in rules
+        for made in (*store.files.prepare(environment), *store.prepare(environment, names))
+    ]
 
 
 def who() -> str:
@@ -288,20 +309,23 @@ def _check(folder: Path, sha256: str, what: str) -> None:
         raise Refused(f"{what}: {error}") from None
 
 
-def _heal(store: Store, rules: Policy, model: str, environment: str, log: Log) -> None:
-    store.heal(environment, model, log)
-    mirror.mirror(store, rules, model)
+def _heal(store: Store, rules: Policy, model: str, environment: str, log: Log) -> str:
+    """Make the views agree with the log, which says what is live whatever becomes of them; else say what is left."""
+    try:
+        store.heal(environment, model, log)
+        mirror.mirror(store, rules, model)
+    except StoreUnreachable:
+        return "the entry counts, but the aliases could not be written: `onward reconcile` does that later"
+    except Refused as error:
+        return f"the entry counts, but not all aliases could be written: {error}"
+    return ""
 
 
 def _append(store: Store, rules: Policy, model: str, environment: str, draft: Draft) -> Outcome:
     log = store.append(environment, model, draft)
     entry = log.line.won(draft.key)
     assert entry is not None
-    notes = []
-    try:
-        _heal(store, rules, model, environment, log)
-    except StoreUnreachable:
-        notes.append("the entry counts, but the aliases could not be written: `onward reconcile` does that later")
+    notes = [_heal(store, rules, model, environment, log)]
     hook = rules[environment].notify
     if hook is not None:
         notes.append(events.announce(hook, model, environment, entry))

@@ -251,23 +251,31 @@ class Store:
             for number in sorted(set(numbers) & set(self.log(environment, model).foreign)):
                 self._client.delete_model_version(registered_name(environment, model), str(number))
 
-    def _create(self, registered: str) -> None:
+    def prepare(self, environment: str, models: Iterable[str]) -> list[str]:
+        """Make the registered models of an environment's logs, and return the names of those that were not there."""
+        return [name for model in models if self._create(name := registered_name(environment, model))]
+
+    def _create(self, registered: str) -> bool:
+        """Whether it was made just now."""
         from mlflow.exceptions import MlflowException
 
         with reachable():
             try:
                 self._client.get_registered_model(registered)
+                return False
             except MlflowException as error:
                 if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                     raise
-                try:
-                    self._client.create_registered_model(
-                        registered,
-                        description="Deployments, kept by Onward: one version an entry, never deleted.",
-                    )
-                except MlflowException as lost:
-                    if lost.error_code != "RESOURCE_ALREADY_EXISTS":
-                        raise
+            try:
+                self._client.create_registered_model(
+                    registered,
+                    description="Deployments, kept by Onward: one version an entry, never deleted.",
+                )
+            except MlflowException as lost:
+                if lost.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+                return False
+            return True
 
     def _mark(self, registered: str, number: int) -> None:
         with reachable(), _somebody_else_may():

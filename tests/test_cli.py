@@ -15,6 +15,11 @@ from registry.evidence import CaseResult, OutputComparison, Parting, VerifyRepor
 from tests.store_factory import add_candidate, artifacts_of, fresh_store, scale_model
 
 COMMANDS = [command.name or command.callback.__name__ for command in cli.app.registered_commands]
+SUBCOMMANDS = [
+    f"{group.name} {command.name}"
+    for group in cli.app.registered_groups
+    for command in group.typer_instance.registered_commands
+]
 
 
 @pytest.fixture
@@ -29,15 +34,15 @@ def promote(onward, to, *arguments):
 def test_help_is_quick_and_teaches():
     shown = subprocess.run([sys.executable, "-m", "registry.cli", "--help"], capture_output=True, text=True)
     assert shown.returncode == 0
-    for command in COMMANDS:
+    for command in (*COMMANDS, *(name.split()[0] for name in SUBCOMMANDS)):
         assert f"\n  {command}" in shown.stdout
     script = "import sys, registry.cli; print([m for m in ('mlflow', 'numpy', 'onnx', 'torch') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "[]\n"
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", COMMANDS + SUBCOMMANDS)
 def test_every_command_has_an_example_and_json(onward, command):
-    code, out, _ = onward(command, "--help")
+    code, out, _ = onward(*command.split(), "--help")
     assert code == 0
     assert f"Example: onward {command}" in " ".join(out.split())
     assert "--json" in out
@@ -317,3 +322,17 @@ def test_ui_of_a_server_is_the_servers(onward, monkeypatch):
     assert code == 0
     assert out.startswith("https://mlflow.example.org\n")
     assert "Model training" in out
+
+
+def test_environments_are_made_once(store, onward):
+    assert onward("environments", "create", "cnn")[1].splitlines() == [
+        "created environments/staging",
+        "created staging.cnn",
+        "created environments/production",
+        "created production.cnn",
+    ]
+    assert json.loads(onward("environments", "create", "cnn", "mlp", "--json")[1]) == {
+        "created": ["staging.mlp", "production.mlp"]
+    }
+    assert onward("environments", "create", "mlp")[1] == "All of them are there.\n"
+    assert onward("environments", "create", "../mlp")[0] == 2

@@ -1,0 +1,184 @@
+"""The real thing: MLflow with basic auth on Postgres, and three users who may do different things there."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import yaml
+
+from registry import operations, overview
+from registry.errors import Refused, StoreUnreachable, UsageError
+from registry.layout import Drift
+from registry.session import InferenceSession
+from registry.store import Store
+from tests import race
+from tests.conftest import ROOT
+from tests.servers import ADMIN, free_port, mlflow_server, postgres, postgres_binaries
+from tests.store_factory import add_candidate
+
+PASSWORD = "a long enough password"
+X = np.ones((2, 4), np.float32)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    binaries = postgres_binaries()
+    if binaries is None:
+        pytest.fail("Postgres is not installed: `make postgres` does that (Debian: apt-get install postgresql)")
+    with postgres(binaries) as database, mlflow_server(database, tmp_path_factory.mktemp("server")) as url:
+        yield url
+
+
+@pytest.fixture
+def login(server, tmp_path, monkeypatch):
+    """Become another user of the server."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+
+    def become(user: str, password: str = PASSWORD) -> Store:
+        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", user)
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", password)
+        monkeypatch.setenv("ONWARD_ACTOR", user)
+        return Store()
+
+    return become
+
+
+@pytest.fixture(scope="module")
+def users(server):
+    """ann publishes and may edit staging, bob may edit production too, eve may read."""
+    from mlflow.server import get_app_client
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", server)
+        patch.setenv("MLFLOW_TRACKING_USERNAME", ADMIN[0])
+        patch.setenv("MLFLOW_TRACKING_PASSWORD", ADMIN[1])
+        made = operations.create_environments(["cnn"])
+        assert made == ["environments/staging", "staging.cnn", "environments/production", "production.cnn"]
+        assert operations.create_environments(["cnn"]) == []
+        client, store = get_app_client("basic-auth", server), Store()
+        add_candidate(store, "cnn", 1)
+        # What the page says makes bob, to the letter; ann is the one who may promote to staging alone.
+        (page,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "team-setup.md").read_text(), re.M | re.S)
+        page = page.replace("http://localhost:5000", server).replace("classifier", "cnn")
+        page = page.replace("a password that bob will change", PASSWORD)
+        exec(page)
+        exec(page.replace('"bob"', '"ann"').replace('("staging", "production")', '("staging",)'))
+        client.create_user("eve", PASSWORD)
+        add_candidate(store, "cnn", 2)
+
+
+@pytest.mark.usefixtures("users")
+def test_each_may_do_what_the_administrator_granted(login):
+    for version in (1, 2):
+        ann = login("ann")
+        operations.promote("cnn", "staging", version, reason="because", store=ann)
+        before = ann.log("production", "cnn")
+        with pytest.raises(Refused, match="does not allow ann to do this"):
+            operations.promote("cnn", "production", reason="because", store=ann)
+        assert ann.log("production", "cnn") == before
+        outcome = operations.promote("cnn", "production", reason="because", store=login("bob"))
+        assert (outcome.entry.actor, outcome.note) == ("bob", "")
+    eve = login("eve")
+    with pytest.raises(Refused, match="does not allow eve to do this"):
+        operations.rollback("cnn", "production", reason="because", store=eve)
+    assert np.array_equal(InferenceSession("cnn@production").predict(X), 2 * X)
+    assert operations.rollback("cnn", "production", reason="because", store=login("bob")).version == 1
+    eve = login("eve")
+    assert overview.check("cnn", "production", eve).met
+    assert np.array_equal(InferenceSession("cnn@production").predict(X), X)
+    assert [state.drift for state in overview.status(eve)[0].environments] == [(), ()]
+
+
+@pytest.mark.usefixtures("users")
+def test_the_command_says_no_in_one_line(login, onward):
+    login("eve")
+    code, out, err = onward("promote", "cnn", "1", "--to", "staging", "--reason", "because", "--force")
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert "docs/team-setup.md" in err
+    assert PASSWORD not in err
+    code, out, _ = onward("history", "cnn", "--json")
+    assert code == 0
+    assert "eve" not in {entry["actor"] for log in json.loads(out).values() for entry in log}
+    login("eve", "a wrong password")
+    code, _, err = onward("status")
+    assert code == 2
+    assert "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD" in err
+
+
+@pytest.mark.usefixtures("users")
+def test_what_the_administrator_made_is_nobody_elses(login):
+    eve = login("eve")
+    assert operations.create_environments(["cnn"], eve) == []
+    with pytest.raises(Refused, match="does not allow eve"):
+        eve._write(Drift("production.cnn", "live", 1, None))
+
+
+@pytest.mark.usefixtures("users")
+def test_an_alias_that_its_author_may_not_write_does_not_undo_the_entry(login, server):
+    from mlflow.server import get_app_client
+
+    login(*ADMIN)
+    client = get_app_client("basic-auth", server)
+    client.revoke_user_permission("bob", "registered_model", "cnn")
+    try:
+        bob = login("bob")
+        live = bob.log("staging", "cnn").line.live
+        other = 1 if live is None or live.candidate_version == 2 else 2
+        outcome = operations.promote("cnn", "staging", other, reason="because", store=bob)
+        assert outcome.changed
+        assert "not all aliases could be written" in outcome.note
+    finally:
+        login(*ADMIN)
+        client.grant_user_permission("bob", "registered_model", "cnn", "EDIT")
+    assert [drift.registered for drift in operations.reconcile()] == ["cnn"]
+
+
+@pytest.mark.usefixtures("users")
+def test_processes_that_race_on_postgres_are_all_told_the_truth(login):
+    store = login(*ADMIN)
+    add_candidate(store, "cnn", 3)
+    before = len(store.log("staging", "cnn").line.counted)
+    with multiprocessing.get_context("spawn").Pool(3) as pool:
+        told = pool.starmap(race.promote_and_roll_back, [(seed, 4) for seed in range(3)])
+    log = store.log("staging", "cnn")
+    answers = [answer for answers in told for answer in answers]
+    assert len(log.line.counted) - before == answers.count("won") > 0
+    operations.reconcile(store)
+    assert store.aliases("staging.cnn") == {"live": log.line.live.number}
+
+
+def test_a_server_that_is_down_is_told_from_one_that_says_no(login, monkeypatch):
+    login("eve")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(StoreUnreachable):
+        overview.status()
+
+
+@pytest.mark.parametrize("name", ["../cnn", ""])
+def test_an_environment_of_no_model_is_not_made(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="no name for a model"):
+        operations.create_environments([name])
+
+
+def test_the_compose_file_starts_the_very_server_that_is_tested_here():
+    compose = yaml.safe_load((ROOT / "compose.yaml").read_text())
+    server = compose["services"]["mlflow"]
+    known = subprocess.run([sys.executable, "-m", "mlflow", "server", "--help"], capture_output=True, text=True).stdout
+    flags = re.findall(r"--[a-z-]+", server["command"])
+    assert len(flags) >= 6
+    assert [flag for flag in flags if flag not in known] == []
+    pinned = (ROOT / "constraints.txt").read_text().splitlines()
+    for requirement in ("mlflow", "Flask-WTF", "psycopg"):
+        (line,) = [line for line in pinned if line.startswith(f"{requirement}==")]
+        assert line.split("==")[1] in re.findall(rf"{requirement}(?:\[binary\])?==([0-9.]+)", yaml.safe_dump(server))
+    assert set(server["depends_on"]) <= set(compose["services"])
