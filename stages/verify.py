@@ -134,7 +134,7 @@ def _against_torch(*arguments: Any) -> Parting:
 
 def _evaluate(model: str, settings: ModelParams, expected: list[Expected]) -> tuple[str, list[CaseResult]]:
     """Hold an original without a module to ONNX's reference evaluator, on the smallest cases."""
-    able = [item for item in expected if not item.case.probe and item.failure is None]
+    able = [item for item in expected if not item.probe and item.failure is None]
     able.sort(key=lambda item: sum(value.size for value in item.case.inputs.values()))
     with Worker.evaluator(trained_file(model, settings), model, settings.verify.timeout) as evaluator:
         try:

@@ -260,6 +260,14 @@ class Ranking(nn.Module):
         return torch.topk(scores, 3, dim=1).values, scores.argmax(1)
 
 
+@model({"x": ["batch", 8]}, {"y": ["batch", 8], "order": ["batch", 3]})
+class Ties(nn.Module):
+    """What has no answer where all values are equal: an order, a deviation to divide by."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return (x - x.mean(1, keepdim=True)) / x.std(1, keepdim=True), torch.topk(x, 3, dim=1).indices
+
+
 @model({"x": ["batch", "time", 4], "y": ["batch", "time", 4]}, {"z": ["batch", "time", "time"]}, time=TIME)
 class Einsum(nn.Module):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:

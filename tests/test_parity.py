@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 
 from registry.errors import UsageError
 from stages.parity.cases import Case, all_cases, draw, find
-from stages.parity.check import Expected, recall, record
+from stages.parity.check import Expected, answers, recall, record
 from stages.parity.compare import agreement, compare
 from stages.parity.sizes import corner_sizes, example_sizes, is_prime, prime_sizes, size_key, typical_sizes
 from stages.runtime.pool import WorkerFailure
@@ -166,6 +166,20 @@ def test_a_case_does_not_depend_on_those_before_it() -> None:
     few, many = by_name(2), by_name(6)
     for name in few:
         assert np.array_equal(few[name].inputs["x"], many[name].inputs["x"], equal_nan=True)
+
+
+def test_an_answer_that_hangs_on_a_millionth_is_one_to_which_nobody_is_held() -> None:
+    class Order:
+        def answer(self, inputs: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+            return {"y": np.argsort(inputs["x"], axis=1), "z": inputs["x"] * 2}, {}
+
+    def steady(label: str) -> bool:
+        made = all_cases({"x": INPUTS["x"]}, BATCH, 1, 0)
+        return next(item for item in answers(Order(), made) if item.case.name.startswith(label)).steady
+
+    assert not steady("zeros")
+    assert not steady("constant")
+    assert steady("normal0")
 
 
 def test_a_case_is_found_by_its_name_and_a_slip_is_answered_with_the_nearest() -> None:

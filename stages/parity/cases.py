@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,13 +31,15 @@ SMALL = {"float16": 1e-3, "float32": 1e-6, "float64": 1e-6}
 @dataclass(frozen=True)
 class Case:
     """Inputs by name, and how they came about: `name` and `seed` are enough to make them again. A `probe` feeds what
-    nobody declared the model to take: it informs, and fails nothing."""
+    nobody declared the model to take: it informs, and fails nothing. A `degenerate` case has equal values throughout:
+    where they tie, the original may have no answer of its own, which is asked before anybody is held to it."""
 
     name: str
     seed: int
     sizes: Sizes
     inputs: Tensors
     probe: bool = False
+    degenerate: bool = False
 
 
 def draw(
@@ -129,6 +131,16 @@ def all_cases(
     yield from _probes(source, dims, prime, seed)
 
 
+def jittered(case: Case) -> Tensors:
+    """The inputs of a case with every float moved by about a millionth: what no answer may depend on."""
+    rng = np.random.default_rng(case.seed)
+    moved = {}
+    for name, value in case.inputs.items():
+        noise = rng.uniform(-1, 1, value.shape) * (1e-6 * np.abs(value) + 1e-7) if value.dtype.kind == "f" else 0
+        moved[name] = (value + noise).astype(value.dtype)
+    return moved
+
+
 def find(cases: Iterable[Case], name: str) -> Case:
     """The case of this name.
 
@@ -177,7 +189,7 @@ def _filled(
     source: Source, label: str, sizes: Sizes, seed: int, fits: Callable[[Input], bool], fill: Fill, probe: bool
 ) -> Case:
     """A draw in which every input that fits is filled."""
-    case = _drawn(source, label, sizes, seed, probe=probe)
+    case = replace(_drawn(source, label, sizes, seed, probe=probe), degenerate=fits is _is_float)
     rng = np.random.default_rng(case.seed + 1)
     for name, spec in source.inputs.items():
         if fits(spec):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from registry.errors import UsageError
 from registry.evidence import CRASHES, CaseResult, CaseVerdict, OutputComparison
-from stages.parity.cases import Case
+from stages.parity.cases import Case, jittered
 from stages.parity.compare import compare
 from stages.runtime.pool import FailureKind, Tensors, Worker, WorkerFailure
 from stages.settings import Output, Tolerance
@@ -24,12 +24,19 @@ Answers = dict[str, npt.NDArray[Any]]
 @dataclass(frozen=True)
 class Expected:
     """What the reference answers to a case: its outputs, and the same in float64 where that can be had (`truth`); or
-    why it has none."""
+    why it has none. It is not `steady` where the reference answers otherwise as soon as the inputs move by a millionth,
+    as the order of equal values does: nobody is held to such an answer."""
 
     case: Case
     outputs: Answers = field(default_factory=dict)
     truth: Answers = field(default_factory=dict)
     failure: WorkerFailure | None = None
+    steady: bool = True
+
+    @property
+    def probe(self) -> bool:
+        """Whether the case informs only."""
+        return self.case.probe or not self.steady
 
 
 class Reference(Protocol):
@@ -45,10 +52,15 @@ def answers(reference: Reference, cases: Iterable[Case]) -> list[Expected]:
     for case in cases:
         try:
             outputs, truth = reference.answer(case.inputs)
-            found.append(Expected(case, outputs, truth))
+            steady = not case.degenerate or _steady(outputs, reference.answer(jittered(case))[0])
+            found.append(Expected(case, outputs, truth, steady=steady))
         except WorkerFailure as failure:
             found.append(Expected(case, failure=failure))
     return found
+
+
+def _steady(outputs: Tensors, moved: Tensors) -> bool:
+    return all(output.verdict == "ok" for output in compare_outputs(outputs, moved, Tolerance()))
 
 
 def check(candidate: Worker, expected: Iterable[Expected], tolerance: Tolerance) -> list[CaseResult]:
@@ -56,8 +68,8 @@ def check(candidate: Worker, expected: Iterable[Expected], tolerance: Tolerance)
     results = []
     for item in expected:
         case = item.case
-        if item.failure is not None and not case.probe:
-            results.append(_result(case, "error", f"no reference: {item.failure.reason}"))
+        if item.failure is not None and not item.probe:
+            results.append(_result(item, "error", f"no reference: {item.failure.reason}"))
             continue
         try:
             got = candidate.run(case.inputs)
@@ -65,15 +77,15 @@ def check(candidate: Worker, expected: Iterable[Expected], tolerance: Tolerance)
             reason = f"case {case.name}: {failure.reason}"
             if item.failure is not None:
                 reason += f"; the reference neither: {item.failure.reason}"
-            results.append(_result(case, failure.kind, reason, signal=failure.signal))
+            results.append(_result(item, failure.kind, reason, signal=failure.signal))
             continue
         if item.failure is not None:
             reason = f"the model answers; the reference does not: {item.failure.reason}"
-            results.append(_result(case, item.failure.kind, reason, signal=item.failure.signal))
+            results.append(_result(item, item.failure.kind, reason, signal=item.failure.signal))
             continue
         outputs = compare_outputs(item.outputs, got, tolerance, item.truth)
         verdict: CaseVerdict = next((output.verdict for output in outputs if output.verdict != "ok"), "ok")
-        results.append(_result(case, verdict, "", outputs))
+        results.append(_result(item, verdict, "", outputs))
     return results
 
 
@@ -146,6 +158,7 @@ def record(expected: Iterable[Expected], path: Path) -> None:
                 "case": item.case.name,
                 "outputs": list(item.outputs),
                 "truth": list(item.truth),
+                "steady": item.steady,
                 "failure": None if failure is None else [failure.kind, failure.reason, failure.signal],
             }
         )
@@ -154,8 +167,8 @@ def record(expected: Iterable[Expected], path: Path) -> None:
         np.savez(file, **arrays)
 
 
-def recall(path: Path, cases: Iterable[Case], keep: Callable[[Case], bool] = lambda case: True) -> list[Expected]:
-    """What `record` wrote, for those of the cases that `keep` picks.
+def recall(path: Path, cases: Iterable[Case]) -> list[Expected]:
+    """What `record` wrote of these cases.
 
     Raises:
         UsageError: the file is missing, or is of other cases.
@@ -167,31 +180,31 @@ def recall(path: Path, cases: Iterable[Case], keep: Callable[[Case], bool] = lam
             for number, (case, entry) in enumerate(zip(cases, about, strict=True)):
                 if entry["case"] != case.name:
                     raise ValueError(f"{entry['case']} stands for {case.name}")
-                if not keep(case):
-                    continue
                 failure: tuple[FailureKind, str, str] | None = entry["failure"]
                 outputs, truth = (
                     {name: file[f"{number}.{kind}.{position}"] for position, name in enumerate(entry[kind])}
                     for kind in ("outputs", "truth")
                 )
-                found.append(Expected(case, outputs, truth, WorkerFailure(*failure) if failure else None))
+                found.append(
+                    Expected(case, outputs, truth, WorkerFailure(*failure) if failure else None, entry["steady"])
+                )
             return found
     except (FileNotFoundError, ValueError) as error:
         raise UsageError(f"{path.name}: is not of these cases ({error}): run `python -m stages.verify` again") from None
 
 
 def _result(
-    case: Case,
+    item: Expected,
     verdict: CaseVerdict,
     reason: str = "",
     outputs: list[OutputComparison] | None = None,
     signal: str = "",
 ) -> CaseResult:
     return CaseResult(
-        case=case.name,
-        seed=case.seed,
-        sizes=case.sizes,
-        probe=case.probe,
+        case=item.case.name,
+        seed=item.case.seed,
+        sizes=item.case.sizes,
+        probe=item.probe,
         verdict=verdict,
         reason=reason,
         signal=signal,
