@@ -101,7 +101,7 @@ def reachable() -> Iterator[None]:
     except Exception as error:
         name = type(error).__name__
         text = str(error)
-        code = _status(error)
+        code = http_status(error)
         if code == 401:
             raise UsageError(
                 f"the MLflow server {without_credentials(tracking_uri())} does not know you: set "
@@ -124,7 +124,7 @@ def reachable() -> Iterator[None]:
         raise
 
 
-def _status(error: BaseException) -> int | None:
+def http_status(error: BaseException) -> int | None:
     """The HTTP status that an error stands for, where it stands for one."""
     answered = getattr(getattr(error, "response", None), "status_code", None)
     found = re.search(r"failed with error code (\d{3})\b", str(error))

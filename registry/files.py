@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from registry import suites
-from registry.connection import ensure_experiment, reachable
+from registry.connection import ensure_experiment, http_status, reachable
 from registry.errors import Refused
 from registry.integrity import check_folder
 
@@ -57,10 +57,12 @@ class Files:
                     raise gone from None
                 raise
             except OSError as error:
-                if "No such file" in str(error):
+                if "No such file" in str(error) or http_status(error) == 404:
                     raise gone from None
                 raise
         (found / "registered_model_meta").unlink(missing_ok=True)  # MLflow's note on where this download came from
+        if not any(found.iterdir()):  # what a server answers about a folder that is not there
+            raise gone
         return found
 
     def own_copy(self, environment: str, model: str, sha256: str) -> str | None:

@@ -176,11 +176,12 @@ def find_drift(
 def to_candidate(version: ModelVersion) -> Candidate:
     """A candidate from the version that the pipeline registered."""
     created = datetime.fromtimestamp(version.creation_timestamp / 1000, UTC)
+    _, named, logged_model = (version.source or "").partition("models:/m-")  # over REST, model_id is not told
     return Candidate(
         version.name,
         int(version.version),
         dict(version.tags),
         created,
-        version.model_id or "",
+        f"m-{logged_model}" if named else "",
         version.current_stage or "",
     )

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import multiprocessing
 import re
+import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,19 +29,26 @@ PASSWORD = "a long enough password"
 X = np.ones((2, 4), np.float32)
 
 
+@dataclass(frozen=True)
+class Server:
+    url: str
+    artifacts: Path
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     binaries = postgres_binaries()
     if binaries is None:
         pytest.fail("Postgres is not installed: `make postgres` does that (Debian: apt-get install postgresql)")
-    with postgres(binaries) as database, mlflow_server(database, tmp_path_factory.mktemp("server")) as url:
-        yield url
+    folder = tmp_path_factory.mktemp("server")
+    with postgres(binaries) as database, mlflow_server(database, folder) as url:
+        yield Server(url, folder / "artifacts")
 
 
 @pytest.fixture
 def login(server, tmp_path, monkeypatch):
     """Become another user of the server."""
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
 
@@ -57,17 +67,17 @@ def users(server):
     from mlflow.server import get_app_client
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", server)
+        patch.setenv("MLFLOW_TRACKING_URI", server.url)
         patch.setenv("MLFLOW_TRACKING_USERNAME", ADMIN[0])
         patch.setenv("MLFLOW_TRACKING_PASSWORD", ADMIN[1])
         made = operations.create_environments(["cnn"])
         assert made == ["environments/staging", "staging.cnn", "environments/production", "production.cnn"]
         assert operations.create_environments(["cnn"]) == []
-        client, store = get_app_client("basic-auth", server), Store()
+        client, store = get_app_client("basic-auth", server.url), Store()
         add_candidate(store, "cnn", 1)
         # What the page says makes bob, to the letter; ann is the one who may promote to staging alone.
         (page,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "team-setup.md").read_text(), re.M | re.S)
-        page = page.replace("http://localhost:5000", server).replace("classifier", "cnn")
+        page = page.replace("http://localhost:5000", server.url).replace("classifier", "cnn")
         page = page.replace("a password that bob will change", PASSWORD)
         exec(page)
         exec(page.replace('"bob"', '"ann"').replace('("staging", "production")', '("staging",)'))
@@ -126,7 +136,7 @@ def test_an_alias_that_its_author_may_not_write_does_not_undo_the_entry(login, s
     from mlflow.server import get_app_client
 
     login(*ADMIN)
-    client = get_app_client("basic-auth", server)
+    client = get_app_client("basic-auth", server.url)
     client.revoke_user_permission("bob", "registered_model", "cnn")
     try:
         bob = login("bob")
@@ -153,6 +163,16 @@ def test_processes_that_race_on_postgres_are_all_told_the_truth(login):
     assert len(log.line.counted) - before == answers.count("won") > 0
     operations.reconcile(store)
     assert store.aliases("staging.cnn") == {"live": log.line.live.number}
+
+
+@pytest.mark.usefixtures("users")
+def test_files_that_are_gone_are_told_from_a_server_that_is_down(login, server):
+    add_candidate(login(*ADMIN), "lost", 1)
+    [found] = Store().candidates("lost")
+    (files,) = server.artifacts.rglob(f"{found.logged_model}/artifacts")
+    shutil.rmtree(files)
+    with pytest.raises(Refused, match="the store no longer has its files"):
+        operations.promote("lost", "staging", 1, reason="because")
 
 
 def test_a_server_that_is_down_is_told_from_one_that_says_no(login, monkeypatch):

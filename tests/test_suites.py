@@ -145,6 +145,26 @@ def test_without_great_expectations_the_message_says_what_installs_it(store, tmp
         suites.judge("gates/ours.json", {"size_mb": 1.0})
 
 
+def test_great_expectations_adds_nothing_to_what_a_command_says(store, tmp_path):
+    require(tmp_path, SMALL, NO_WORSE)
+    add_candidate(store, "cnn")
+    command = [
+        sys.executable,
+        "-m",
+        "registry.cli",
+        "promote",
+        "cnn",
+        "--to",
+        "staging",
+        "--reason",
+        "because",
+        "--json",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [gate["met"] for gate in json.loads(done.stdout)["gates"]] == [True, True, True]
+
+
 def test_status_and_a_promotion_without_suites_never_import_it(store):
     add_candidate(store, "cnn")
     code = (
