@@ -18,7 +18,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = "classifier"
 RETRAINED_SEED = 18
-STAGES = ("train", "data", "export", "verify", "optimize", "quantize", "benchmark", "select", "publish")
+STAGES = ("train", "export", "verify", "optimize", "quantize", "benchmark", "select", "publish")
 
 
 def main() -> None:
@@ -58,17 +58,22 @@ def promote(reason: str) -> None:
 
 
 def retrain() -> None:
-    """Run the stages by hand in a copy of the checkout whose params.yaml has another seed, against the same store."""
+    """Run the stages by hand in a copy of the checkout whose params.yaml has another seed, against the same store.
+
+    The machine and the data are the same for any seed: those stages' folders are copied, as DVC would leave them.
+    """
     copy = ROOT / "build" / ".retrained"
     shutil.rmtree(copy, ignore_errors=True)
     for name in ("models", "stages", "registry"):
         shutil.copytree(ROOT / name, copy / name)
+    for folder in ("host", f"{MODEL}/data"):
+        shutil.copytree(ROOT / "build" / folder, copy / "build" / folder)
     shutil.copy(ROOT / "dvc.yaml", copy)
     params = (ROOT / "params.yaml").read_text()
     (copy / "params.yaml").write_text(params.replace("seed: 17", f"seed: {RETRAINED_SEED}"))
     store = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{ROOT / 'mlflow.db'}"
     environment = {**os.environ, "MLFLOW_TRACKING_URI": store, "DVC_ROOT": str(copy)}
-    for stage in ("params", "host", *(f"{stage} {MODEL}" for stage in STAGES)):
+    for stage in ("params", *(f"{stage} {MODEL}" for stage in STAGES)):
         run(f"python -m stages.{stage}", cwd=copy, env=environment)
     shutil.rmtree(copy)
 

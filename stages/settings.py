@@ -158,7 +158,7 @@ class Quantize(Section):
 
 
 class Benchmark(Section):
-    rounds: Annotated[int, Field(ge=3)] = 12
+    rounds: Annotated[int, Field(ge=3)] = 10
     round_seconds: Seconds = 0.04
     warmup_runs: Positive = 10
 

@@ -93,10 +93,10 @@ def inner_values(path: Path, names: Iterable[str], case: Case) -> Values:
             try:
                 return worker.run(case.inputs)
             except WorkerFailure:
-                return dict(_one_by_one(model, outward, names, case, opened))
+                return dict(_by_halves(model, outward, names, case, opened))
 
 
-def _one_by_one(
+def _by_halves(
     model: onnx.ModelProto, outward: set[str], names: Iterable[str], case: Case, opened: Path
 ) -> Iterator[tuple[str, Array]]:
     """The same, where one value or another cannot be had: as many as can, by halves."""
