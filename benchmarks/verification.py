@@ -20,13 +20,13 @@ import onnx
 from onnx import numpy_helper
 
 from stages import exporters, paths
-from stages.answers import cases
 from stages.export import finish
 from stages.params import read, section
 from stages.parity import localize
+from stages.parity.answers import cases
 from stages.parity.cases import all_cases
 from stages.parity.check import Expected, answers, check
-from stages.pitfalls import origin
+from stages.parity.graphs import origin
 from stages.reference import reference_worker
 from stages.runtime import isolate
 from stages.runtime.pool import Worker

@@ -30,12 +30,12 @@ from registry.evidence import (
     load,
 )
 from stages import command, host, paths, statistics
-from stages.answers import recorded_answers, recorded_outputs
-from stages.evaluate import Arrays, batch_size, outputs_over, quality_of
 from stages.params import resolve, section
+from stages.parity.answers import recorded_answers, recorded_outputs
 from stages.parity.cases import Source, Tensors
 from stages.parity.check import Expected, check, crashed, sentence
 from stages.parity.compare import agreement
+from stages.parity.evaluate import Arrays, batch_size, outputs_over, quality_of
 from stages.parity.sizes import size_key, typical_sizes
 from stages.reference import reference_worker, split
 from stages.reports import blocked

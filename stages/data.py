@@ -193,8 +193,8 @@ def _judge(split: str, frame: pd.DataFrame, suite: list[dict[str, Any]]) -> list
     )
 
     # With a configuration of its own it makes no folder for a docs site, which nobody would remove.
-    config = DataContextConfig(store_backend_defaults=InMemoryStoreBackendDefaults(init_temp_docs_sites=False))
-    context = gx.get_context(mode="ephemeral", project_config=config)
+    settings = DataContextConfig(store_backend_defaults=InMemoryStoreBackendDefaults(init_temp_docs_sites=False))
+    context = gx.get_context(mode="ephemeral", project_config=settings)
     context.variables.progress_bars = ProgressBarsConfig(globally=False)
     batch = (
         context.data_sources.add_pandas(split)

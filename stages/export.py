@@ -26,8 +26,9 @@ from registry.errors import UsageError
 from registry.evidence import ExportReport, GraphInfo, Rung, load, sha256_file
 from registry.evidence import TrainReport as Trained
 from stages import command, exporters, paths, pitfalls
-from stages.answers import cases
 from stages.params import section
+from stages.parity import graphs
+from stages.parity.answers import cases
 from stages.parity.check import answers, check, misdeclared, recall, record, sentence
 from stages.reference import trained_file
 from stages.reports import blocked
@@ -146,7 +147,7 @@ def _export(
     """In a process of its own: export, and ask the module what it answers to every case, unless that is known."""
     caught = exporters.write(strategy, settings, weights, target)
     if answered is not None and not answered.exists():
-        from stages.original import Original
+        from stages.runtime.original import Original
 
         assert settings.build is not None
         original = Original(settings.build, weights, list(settings.inputs), list(settings.outputs))
@@ -194,7 +195,7 @@ def finish(model: str, settings: ModelParams, path: Path, weights: str) -> None:
     """Make source paths relative, and write into the model what it is: name, inputs, outputs, digest of its weights."""
     onnx_file.files(path)  # readable, and nothing missing
     graph = onnx_file.load_graph(path)
-    for node in pitfalls.nodes(graph):
+    for node in graphs.nodes(graph):
         for entry in node.metadata_props:
             if entry.key.endswith("stack_trace"):
                 entry.value = paths.without_paths(entry.value)

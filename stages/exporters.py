@@ -21,10 +21,10 @@ import numpy as np
 from registry import onnx_file
 from registry.errors import UsageError
 from stages import paths
-from stages.module import load_module
 from stages.params import resolve
 from stages.parity.cases import Source
 from stages.parity.sizes import example_sizes
+from stages.runtime.module import load_module
 from stages.settings import ModelParams
 
 if TYPE_CHECKING:

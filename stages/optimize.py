@@ -10,9 +10,9 @@ from pathlib import Path
 
 from registry.evidence import PLAIN, OptimizeReport, Variant, sha256_file
 from stages import command, paths
-from stages.answers import recorded_answers
 from stages.params import section
 from stages.parity import localize
+from stages.parity.answers import recorded_answers
 from stages.parity.check import check, sentence
 from stages.reports import blocked
 from stages.runtime.pool import Worker

@@ -14,10 +14,10 @@ from registry import onnx_file
 from registry.errors import UsageError
 from registry.evidence import FileDigest, TrainReport
 from stages import command, paths
-from stages.evaluate import Arrays, batch_size, outputs_over, quality_of
-from stages.module import fit, load_module, read_weights
 from stages.params import resolve, section
+from stages.parity.evaluate import Arrays, batch_size, outputs_over, quality_of
 from stages.runtime import isolate
+from stages.runtime.module import fit, load_module, read_weights
 from stages.runtime.pool import Worker, WorkerFailure
 from stages.settings import ModelParams
 

@@ -13,12 +13,12 @@ import numpy as np
 
 from registry.evidence import CaseResult, ExportReport, Parting, VerifyReport, load
 from stages import command, exporters, paths, pitfalls
-from stages.answers import cases
-from stages.evaluate import batch_size, outputs_over
 from stages.params import section
 from stages.parity import localize
+from stages.parity.answers import cases
 from stages.parity.cases import Case, find
 from stages.parity.check import Expected, answers, check, compare_outputs, misdeclared, record, sentence
+from stages.parity.evaluate import batch_size, outputs_over
 from stages.reference import reference_worker, split, trained_file
 from stages.reports import blocked
 from stages.runtime import isolate

@@ -11,14 +11,14 @@ import pytest
 from safetensors.torch import save_file
 
 from stages import paths
-from stages.answers import cases
 from stages.export import _attempt, _export, _ladder, _sound, _Unsound
-from stages.module import load_module
 from stages.parity import localize
+from stages.parity.answers import cases
 from stages.parity.cases import draw
 from stages.parity.check import check, recall, sentence
 from stages.parity.localize_torch import against_torch
 from stages.runtime import isolate
+from stages.runtime.module import load_module
 from stages.runtime.pool import Worker, WorkerFailure
 from stages.settings import ModelParams, Tolerance, Verify
 from tests.architectures import MODELS

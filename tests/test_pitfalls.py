@@ -13,11 +13,11 @@ import pytest
 from safetensors.torch import save_file
 
 from stages import paths, pitfalls
-from stages.answers import cases
 from stages.export import _export, _sound, _Unsound
-from stages.module import load_module
+from stages.parity.answers import cases
 from stages.parity.check import check, misdeclared, recall, sentence
 from stages.runtime import isolate
+from stages.runtime.module import load_module
 from stages.runtime.pool import Worker
 from stages.settings import ModelParams, Tolerance, Verify
 from tests.conftest import ROOT, forget_models

@@ -15,13 +15,13 @@ from onnx import TensorProto, helper, numpy_helper
 from registry.errors import UsageError
 from registry.evidence import CaseResult, ExportReport, OptimizeReport, VerifyReport
 from stages import command, verify
-from stages.answers import cases, recorded_answers, recorded_outputs
 from stages.data import data
 from stages.export import export
 from stages.optimize import optimize
 from stages.optimizers import onnxsim
 from stages.params import read as read_params
 from stages.params import section, write_sections
+from stages.parity.answers import cases, recorded_answers, recorded_outputs
 from stages.train import train
 from tests.conftest import ROOT, run
 from tests.onnx_models import linear

@@ -19,7 +19,7 @@ from registry import onnx_file
 from registry.evidence import CaseResult, Parting
 from stages.parity.cases import Case
 from stages.parity.check import Expected
-from stages.pitfalls import origin
+from stages.parity.graphs import origin
 from stages.runtime.pool import Worker, WorkerFailure
 
 Array = npt.NDArray[Any]

@@ -19,10 +19,10 @@ import torch
 from registry import onnx_file
 from registry.evidence import Parting
 from stages import exporters
-from stages.original import Original
 from stages.parity.cases import Case
+from stages.parity.graphs import origin
 from stages.parity.localize import Array, Values, inner_values, parts
-from stages.pitfalls import origin
+from stages.runtime.original import Original
 from stages.settings import ModelParams
 
 

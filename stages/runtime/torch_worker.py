@@ -15,8 +15,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # it is started as
 import numpy as np
 import torch
 
-from stages.original import Original
 from stages.runtime import worker
+from stages.runtime.original import Original
 
 
 class TorchModel:

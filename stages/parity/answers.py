@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from stages import paths
-from stages.evaluate import Arrays
 from stages.params import resolve
 from stages.parity.cases import Case, all_cases
 from stages.parity.check import Expected, recall
+from stages.parity.evaluate import Arrays
 from stages.reference import split
 from stages.settings import ModelParams, Verify
 

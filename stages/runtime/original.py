@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from stages.module import load_module
+from stages.runtime.module import load_module
 
 Arrays = dict[str, npt.NDArray[Any]]
 
