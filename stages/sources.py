@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from pathlib import Path
 
 
@@ -55,6 +56,13 @@ def _file(module: str, root: Path) -> Path | None:
 
 
 def _imports(path: Path, module: str) -> list[str]:
+    """Names that the file imports: many callables lie in one file, which is parsed once as long as it is the same."""
+    status = path.stat()
+    return _parsed_imports(path, module, status.st_mtime_ns, status.st_size)
+
+
+@functools.cache
+def _parsed_imports(path: Path, module: str, _changed: int, _size: int) -> list[str]:
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     names = []
     for node in ast.walk(ast.parse(path.read_text(), str(path))):
