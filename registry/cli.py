@@ -256,7 +256,7 @@ def predict(
     """
     import numpy as np
 
-    from registry.evidence import write_atomically
+    from registry.disk import write_atomically
     from registry.session import InferenceSession
 
     arrays = _read_npz(input_)

@@ -1,72 +1,35 @@
 """The typed reports: the one vocabulary that the stages write and the registry reads.
 
 Every stage writes one `report.json`, and every report opens with the same four fields: schema version, stage, model
-and status. A failure is a status with a reason in plain words, never a missing file. Reports hold nothing that
-changes while the thing reported does not (no clock, no absolute path), apart from what a benchmark measured.
+and status. A failure is a status with a reason in plain words, never a missing file.
+registry/vocabulary.py holds what they are made of.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
-import tempfile
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
+from registry.disk import write_atomically
 from registry.errors import UsageError
-
-# The export itself among the variants, and the original model beside them.
-PLAIN = "plain"
-REFERENCE = "reference"
-
-Status = Literal["passed", "failed", "not attempted"]
-CaseVerdict = Literal[
-    "ok",
-    "out of tolerance",
-    "shape mismatch",
-    "dtype mismatch",
-    "NaN mismatch",
-    "missing output",
-    "aborted",
-    "segfault",
-    "timed out",
-    "out of memory",
-    "error",
-]
-# A case's verdicts that say that the model gave no answer at all.
-CRASHES = ("aborted", "segfault", "timed out", "out of memory", "error")
-
-
-class Record(BaseModel):
-    """Base of everything in a report: unknown fields are refused, NaN and infinity survive a round trip."""
-
-    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
-
-
-class FileDigest(Record):
-    """One file: path relative to the repository (or to the folder that a manifest describes), sha256, bytes."""
-
-    path: str
-    sha256: str
-    size_bytes: int
-
-    @classmethod
-    def of(cls, path: Path, relative_to: Path) -> FileDigest:
-        """Digest `path`, named relative to `relative_to` with forward slashes."""
-        return cls(
-            path=path.relative_to(relative_to).as_posix(), sha256=sha256_file(path), size_bytes=path.stat().st_size
-        )
-
-
-class TensorSpec(Record):
-    """An input or output as the graph declares it: a dimension is a size, a name, or "?" where neither is known."""
-
-    name: str
-    dtype: str
-    shape: list[int | str]
-    about: str = ""
+from registry.vocabulary import (
+    CaseResult,
+    Choice,
+    Expectation,
+    FileDigest,
+    GraphInfo,
+    Machine,
+    Measurement,
+    Parting,
+    Record,
+    Rung,
+    RuntimeState,
+    Split,
+    Status,
+    Variant,
+)
 
 
 class Report(Record):
@@ -94,49 +57,10 @@ class TrainReport(Report):
     quality_floor: float | None = None
 
 
-class Expectation(Record):
-    """One Great Expectations result: what was expected of which column, what was seen instead."""
-
-    split: str
-    expectation: str
-    column: str = ""
-    success: bool
-    observed: str = ""
-
-
-class Split(Record):
-    name: str
-    samples: int
-    file: FileDigest
-
-
 class DataReport(Report):
     stage: Literal["data"] = "data"
     splits: list[Split] = []
     expectations: list[Expectation] = []
-
-
-class GraphInfo(Record):
-    """What an ONNX file says of itself."""
-
-    ir_version: int
-    producer: str
-    opsets: dict[str, int]
-    inputs: list[TensorSpec]
-    outputs: list[TensorSpec]
-    parameters: int
-    nodes: int
-    operators: dict[str, int]
-    size_bytes: int
-    metadata: dict[str, str] = {}
-
-
-class Rung(Record):
-    """One way of exporting that was tried, and why it fell, where it did."""
-
-    strategy: str
-    status: Status
-    reason: str = ""
 
 
 class ExportReport(Report):
@@ -150,67 +74,6 @@ class ExportReport(Report):
     graph: GraphInfo | None = None
     warnings: list[str] = []
     findings: list[str] = []
-
-
-class OutputComparison(Record):
-    """One output of one case against the reference.
-
-    Differences are absolute in the output's own unit. `max_ulp` counts the representable numbers between the two,
-    `snr_db` is 10 log10 of the reference's power over the difference's (infinite where nothing differs), `agreement`
-    the share of rows with the same largest entry; each is null where it means nothing. `share_out` is the share of
-    elements out of tolerance. `error` and `reference_error` are the largest distances of the answer and of the
-    reference from the reference computed in float64: where `error` is no larger, the answer is as good as it gets.
-    """
-
-    output: str
-    verdict: CaseVerdict
-    max_abs: float | None = None
-    mean_abs: float | None = None
-    max_rel: float | None = None
-    max_ulp: int | None = None
-    cosine: float | None = None
-    snr_db: float | None = None
-    agreement: float | None = None
-    share_out: float | None = None
-    error: float | None = None
-    reference_error: float | None = None
-    reason: str = ""
-
-
-class CaseResult(Record):
-    """One case: what was fed (by name and seed, so that it can be fed again) and what came of it. A `probe` informs:
-    it feeds what nobody promised that the model can take, and fails nothing. `signal` is what ended the process."""
-
-    case: str
-    seed: int
-    sizes: dict[str, int]
-    probe: bool = False
-    verdict: CaseVerdict
-    reason: str = ""
-    signal: str = ""
-    outputs: list[OutputComparison] = []
-
-    @property
-    def failed(self) -> bool:
-        return self.verdict != "ok" and not self.probe
-
-
-class Parting(Record):
-    """Where two computations part: the first value that differs by more than rounding explains.
-
-    `value` is its name in the graph, `module` the path of the PyTorch module that it came from, `source` the line,
-    relative to the repository. `difference` is the largest one there, absolute; `scale` the largest magnitude of what
-    was expected.
-    """
-
-    case: str
-    value: str = ""
-    operator: str = ""
-    module: str = ""
-    source: str = ""
-    difference: float | None = None
-    scale: float | None = None
-    reason: str = ""
 
 
 class VerifyReport(Report):
@@ -228,32 +91,6 @@ class VerifyReport(Report):
     evaluated: list[CaseResult] = []
 
 
-class Variant(Record):
-    """A graph made from the plain export: how, what it weighs, and whether it still computes the same.
-
-    `agreement` is the share of evaluation samples on which the top-1 answer equals the reference's (null where
-    there is no class axis); `quality` is the model's own measure over the evaluation set, higher is better.
-    """
-
-    name: str
-    base: str
-    technique: str
-    precision: str = "float32"
-    status: Status
-    reason: str = ""
-    files: list[FileDigest] = []
-    nodes_before: int | None = None
-    nodes: int | None = None
-    size_before: int | None = None
-    size_bytes: int | None = None
-    reduction: float | None = Field(default=None, description="1 - size / size before; negative where it grew")
-    compression: float | None = Field(default=None, description="size before / size")
-    parity: list[CaseResult] = []
-    parting: Parting | None = None
-    quality: float | None = None
-    agreement: float | None = None
-
-
 class OptimizeReport(Report):
     stage: Literal["optimize"] = "optimize"
     variants: list[Variant] = []
@@ -268,75 +105,6 @@ class QuantizeReport(Report):
     variants: list[Variant] = []
 
 
-class Latency(Record):
-    """Latencies of one variant at one size, in milliseconds. p90 is null under 64 samples, p95 under 130
-    and p99 under 662: MLPerf's early-stopping rule states no such percentile from fewer."""
-
-    size: str
-    sizes: dict[str, int]
-    samples: int
-    warmup: int
-    mean_ms: float
-    std_ms: float
-    min_ms: float
-    max_ms: float
-    p50_ms: float
-    p90_ms: float | None
-    p95_ms: float | None
-    p99_ms: float | None
-    throughput: float = Field(description="items of the first dimension per second, from the mean")
-
-
-class Ratio(Record):
-    """Latency relative to the plain export's in the same rounds: under 1 is faster. `low` and `high` bound the
-    95 % bootstrap confidence interval."""
-
-    value: float
-    low: float
-    high: float
-
-
-class Measurement(Record):
-    """One variant on one runtime of one machine: what it computed there and how long it took."""
-
-    variant: str
-    runtime: str
-    provider: str
-    precision: str
-    status: Status
-    reason: str = ""
-    files: list[FileDigest] = []
-    session_ms: float | None = None
-    peak_memory_mb: float | None = None
-    node_share: dict[str, float] = Field(default={}, description="share of nodes that ran on each provider")
-    parity: list[CaseResult] = []
-    quality: float | None = None
-    agreement: float | None = None
-    latencies: list[Latency] = []
-    ratios: dict[str, Ratio] = Field(default={}, description="per size; `all` is the geometric mean over sizes")
-
-
-class Machine(Record):
-    """Where it was measured. Two machines with equal descriptions are expected to give comparable numbers."""
-
-    cpu: str
-    instruction_sets: list[str]
-    cores: int
-    memory_gb: int
-    accelerators: list[str] = []
-    system: str
-
-
-class RuntimeState(Record):
-    """One runtime of params.yaml on this host: usable, or why not and what installs it."""
-
-    runtime: str
-    usable: bool
-    providers: list[str] = []
-    version: str = ""
-    reason: str = ""
-
-
 class BenchmarkReport(Report):
     stage: Literal["benchmark"] = "benchmark"
     machine: Machine | None = None
@@ -344,17 +112,6 @@ class BenchmarkReport(Report):
     rounds: int = 0
     reference: Measurement | None = None
     measurements: list[Measurement] = []
-
-
-class Choice(Record):
-    """Why a variant was chosen or not, in words."""
-
-    variant: str
-    runtime: str
-    chosen: bool
-    reason: str
-    ratio: Ratio | None = None
-    quality_drop: float | None = None
 
 
 class SelectReport(Report):
@@ -392,55 +149,24 @@ class Evidence(Record):
 
     def failures(self) -> list[Report]:
         """The stages that failed, in the pipeline's order; empty when the model is fit to be registered."""
-        stages = (
-            self.train,
-            self.data,
-            self.export,
-            self.verify,
-            self.optimize,
-            self.quantize,
-            self.benchmark,
-            self.select,
-        )
-        return [report for report in stages if report.status == "failed"]
+        reports = (getattr(self, stage) for stage in REPORTS if stage != "publish")
+        return [report for report in reports if report.status == "failed"]
 
+
+# Every kind of report by its stage, in the pipeline's order.
+REPORTS: dict[str, type[Report]] = {
+    "train": TrainReport,
+    "data": DataReport,
+    "export": ExportReport,
+    "verify": VerifyReport,
+    "optimize": OptimizeReport,
+    "quantize": QuantizeReport,
+    "benchmark": BenchmarkReport,
+    "select": SelectReport,
+    "publish": PublishReport,
+}
 
 ReportT = TypeVar("ReportT", bound=Report)
-
-
-def worst_by_output(cases: list[CaseResult]) -> dict[str, OutputComparison]:
-    """Per output, the comparison with the largest absolute difference over all cases but the probes."""
-    worst: dict[str, OutputComparison] = {}
-    for case in cases:
-        if case.probe:
-            continue
-        for comparison in case.outputs:
-            best = worst.get(comparison.output)
-            if comparison.max_abs is not None and (best is None or comparison.max_abs > (best.max_abs or 0.0)):
-                worst[comparison.output] = comparison
-    return worst
-
-
-def sha256_file(path: Path) -> str:
-    """Hex sha256 of a file's bytes."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write `content` so that `path` holds either all of it or what it held before."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def save(report: Record, path: Path) -> None:

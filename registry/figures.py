@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from registry.evidence import PLAIN, Evidence, Measurement, OutputComparison, Variant, worst_by_output
+from registry.evidence import Evidence
+from registry.vocabulary import PLAIN, Measurement, OutputComparison, Variant, worst_by_output
 
 
 @dataclass(frozen=True)

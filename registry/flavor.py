@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from registry.evidence import TensorSpec
 from registry.integrity import write_manifest
+from registry.vocabulary import TensorSpec
 
 MODEL = "model.onnx"
 VALIDATION = "validation"

@@ -7,26 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from registry.errors import UsageError
-from registry.evidence import (
-    BenchmarkReport,
-    CaseResult,
-    DataReport,
-    ExportReport,
-    OptimizeReport,
-    Parting,
-    PublishReport,
-    QuantizeReport,
-    Report,
-    SelectReport,
-    TrainReport,
-    VerifyReport,
-    load,
-)
-
-_KINDS: tuple[type[Report], ...] = (
-    TrainReport, DataReport, ExportReport, VerifyReport, OptimizeReport, QuantizeReport, BenchmarkReport, SelectReport,
-    PublishReport,
-)  # fmt: skip
+from registry.evidence import REPORTS, ExportReport, OptimizeReport, QuantizeReport, Report, VerifyReport, load
+from registry.vocabulary import CaseResult, Parting
 
 
 def read(path: Path) -> Report:
@@ -41,10 +23,9 @@ def read(path: Path) -> Report:
         raise UsageError(f"{path}: there is no such file; `dvc repro` writes the reports") from None
     except (ValueError, AttributeError):
         raise UsageError(f"{path}: is no report of a stage") from None
-    kinds = {kind.model_fields["stage"].default: kind for kind in _KINDS}
-    if stage not in kinds:
+    if stage not in REPORTS:
         raise UsageError(f"{path}: is no report of a stage")
-    return load(kinds[stage], path)
+    return load(REPORTS[stage], path)
 
 
 def lines(report: Report) -> Iterator[str]:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
+from registry.disk import write_atomically
 from registry.errors import Refused
-from registry.evidence import FileDigest, write_atomically
+from registry.vocabulary import FileDigest
 
 MANIFEST = "manifest.json"
 

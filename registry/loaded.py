@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from registry.errors import UsageError
-from registry.evidence import Record, TensorSpec
 from registry.inputs import Array, Input, to_dtype
+from registry.vocabulary import Record, TensorSpec
 
 CPU = "CPUExecutionProvider"
 

@@ -9,8 +9,9 @@ from typing import Any
 import onnx
 from onnx import checker, shape_inference
 
+from registry.disk import write_atomically
 from registry.errors import UsageError
-from registry.evidence import FileDigest, GraphInfo, TensorSpec, write_atomically
+from registry.vocabulary import FileDigest, GraphInfo, TensorSpec
 
 # protobuf refuses messages of 2 GiB; below that, one file is simpler to carry.
 EXTERNAL_DATA_BYTES = 2_000_000_000

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from registry.evidence import Evidence, Measurement
+from registry.evidence import Evidence
+from registry.vocabulary import Measurement
 
 
 def draw_plots(evidence: Evidence, folder: Path) -> list[Path]:

@@ -21,11 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from registry.connection import connect, ensure_experiment, reachable, tracking_uri, without_credentials
 from registry.errors import UsageError
-from registry.evidence import (
-    Evidence,
-    PublishReport,
-    TensorSpec,
-)
+from registry.evidence import Evidence, PublishReport
 from registry.figures import (
     Entry,
     entries,
@@ -36,6 +32,7 @@ from registry.figures import (
     version_tags,
 )
 from registry.integrity import content_digest
+from registry.vocabulary import TensorSpec
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

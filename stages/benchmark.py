@@ -17,18 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from registry.evidence import (
-    PLAIN,
-    REFERENCE,
-    BenchmarkReport,
-    ExportReport,
-    FileDigest,
-    Measurement,
-    OptimizeReport,
-    QuantizeReport,
-    RuntimeState,
-    load,
-)
+from registry.evidence import BenchmarkReport, ExportReport, OptimizeReport, QuantizeReport, load
+from registry.vocabulary import PLAIN, REFERENCE, FileDigest, Measurement, RuntimeState
 from stages import command, host, paths, statistics
 from stages.params import resolve, section
 from stages.parity.answers import recorded_answers, recorded_outputs

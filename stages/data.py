@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from registry.errors import UsageError
-from registry.evidence import DataReport, Expectation, FileDigest, Split
+from registry.evidence import DataReport
+from registry.vocabulary import Expectation, FileDigest, Split
 from stages import command, paths
 from stages.params import resolve, section
 from stages.settings import ModelParams

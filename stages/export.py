@@ -22,9 +22,11 @@ from typing import Any
 import onnx
 
 from registry import onnx_file
+from registry.disk import sha256_file
 from registry.errors import UsageError
-from registry.evidence import ExportReport, GraphInfo, Rung, load, sha256_file
+from registry.evidence import ExportReport, load
 from registry.evidence import TrainReport as Trained
+from registry.vocabulary import GraphInfo, Rung
 from stages import command, exporters, paths, pitfalls
 from stages.params import section
 from stages.parity import graphs

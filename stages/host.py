@@ -17,8 +17,9 @@ from typing import Any
 import psutil
 from pydantic import BaseModel
 
+from registry.disk import write_atomically
 from registry.errors import UsageError
-from registry.evidence import Machine, RuntimeState, write_atomically
+from registry.vocabulary import Machine, RuntimeState
 from stages import command, paths
 from stages.params import read
 from stages.runtime.environments import probe

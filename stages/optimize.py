@@ -8,7 +8,9 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
-from registry.evidence import PLAIN, OptimizeReport, Variant, sha256_file
+from registry.disk import sha256_file
+from registry.evidence import OptimizeReport
+from registry.vocabulary import PLAIN, Variant
 from stages import command, paths
 from stages.params import section
 from stages.parity import localize

@@ -19,8 +19,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from registry import policy
+from registry.disk import sha256_file, write_atomically
 from registry.errors import UsageError
-from registry.evidence import sha256_file, write_atomically
 from stages import command, paths
 from stages.settings import (
     Dim,

@@ -10,7 +10,8 @@ import importlib
 from pathlib import Path
 
 from registry import onnx_file
-from registry.evidence import PLAIN, OptimizeReport, QuantizeReport, Variant, load
+from registry.evidence import OptimizeReport, QuantizeReport, load
+from registry.vocabulary import PLAIN, Variant
 from stages import command, paths
 from stages.params import section
 from stages.parity import localize

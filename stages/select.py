@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from registry.evidence import PLAIN, BenchmarkReport, Choice, Measurement, SelectReport, load
+from registry.evidence import BenchmarkReport, SelectReport, load
+from registry.vocabulary import PLAIN, Choice, Measurement
 from stages import command, paths
 from stages.params import section
 from stages.settings import Budget

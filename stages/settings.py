@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from registry.evidence import TensorSpec
+from registry.vocabulary import TensorSpec
 
 Size = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(gt=0)]

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from registry.evidence import Latency, Ratio
+from registry.vocabulary import Latency, Ratio
 
 # MLPerf Inference's early-stopping rule: the fewest latencies from which a percentile p may be stated at 99 %
 # confidence, one latency above it allowed: the smallest n with P(Binomial(n, 1 - p) <= 1) <= 0.01.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from registry.evidence import write_atomically
+from registry.disk import write_atomically
 from stages import command, paths
 from stages.params import read
 

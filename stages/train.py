@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from registry import onnx_file
 from registry.errors import UsageError
-from registry.evidence import FileDigest, TrainReport
+from registry.evidence import TrainReport
+from registry.vocabulary import FileDigest
 from stages import command, paths
 from stages.params import resolve, section
 from stages.parity.evaluate import Arrays, batch_size, outputs_over, quality_of

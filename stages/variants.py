@@ -9,7 +9,7 @@ from typing import Any
 
 from registry import onnx_file
 from registry.errors import UsageError
-from registry.evidence import FileDigest, Variant
+from registry.vocabulary import FileDigest, Variant
 from stages import paths
 from stages.runtime import isolate
 from stages.runtime.pool import WorkerFailure

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from registry.evidence import CaseResult, ExportReport, Parting, VerifyReport, load
+from registry.evidence import ExportReport, VerifyReport, load
+from registry.vocabulary import CaseResult, Parting
 from stages import command, exporters, paths, pitfalls
 from stages.params import section
 from stages.parity import localize

@@ -12,26 +12,28 @@ import onnxruntime
 from registry import onnx_file
 from registry.evidence import (
     BenchmarkReport,
-    CaseResult,
-    Choice,
     DataReport,
     Evidence,
     ExportReport,
-    FileDigest,
-    Latency,
-    Measurement,
     OptimizeReport,
-    OutputComparison,
     QuantizeReport,
-    Ratio,
     SelectReport,
-    TensorSpec,
     TrainReport,
-    Variant,
     VerifyReport,
     save,
 )
 from registry.record import Publication, publish
+from registry.vocabulary import (
+    CaseResult,
+    Choice,
+    FileDigest,
+    Latency,
+    Measurement,
+    OutputComparison,
+    Ratio,
+    TensorSpec,
+    Variant,
+)
 from tests.onnx_models import linear
 
 CPU = "CPUExecutionProvider"

@@ -15,11 +15,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from registry.connection import connect, ensure_experiment
-from registry.evidence import TensorSpec
 from registry.flavor import build_folder
 from registry.integrity import content_digest
 from registry.onnx_file import digests
 from registry.store import Store
+from registry.vocabulary import TensorSpec
 
 GOOD = {
     "variant": "int8-dynamic",

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from registry.evidence import FileDigest, Latency, Measurement, Ratio
+from registry.vocabulary import FileDigest, Latency, Measurement, Ratio
 from stages.select import WORTHWHILE, choose, quality_drop
 from stages.settings import Budget
 from stages.statistics import FEWEST_FOR_P90, FEWEST_FOR_P95, FEWEST_FOR_P99, log_ratios, ratio, summarize

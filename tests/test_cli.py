@@ -11,7 +11,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from registry import cli, gates, operations
-from registry.evidence import CaseResult, OutputComparison, Parting, VerifyReport, save
+from registry.evidence import VerifyReport, save
+from registry.vocabulary import CaseResult, OutputComparison, Parting
 from tests.store_factory import add_candidate, artifacts_of, fresh_store, scale_model
 
 COMMANDS = [command.name or command.callback.__name__ for command in cli.app.registered_commands]

@@ -14,7 +14,10 @@ from tests.conftest import ROOT
 
 # What of registry a stage may use: the vocabulary, what describes a file, the policy that params.yaml holds; and, for
 # the two stages that speak to MLflow, what records.
-SHARED = {"registry.evidence", "registry.errors", "registry.onnx_file", "registry", "registry.policy"}
+SHARED = {
+    "registry", "registry.evidence", "registry.vocabulary", "registry.disk", "registry.errors", "registry.onnx_file",
+    "registry.policy",
+}  # fmt: skip
 MAY_RECORD = {"stages/publish.py", "stages/tracking.py"}
 
 

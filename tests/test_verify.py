@@ -13,7 +13,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from registry.errors import UsageError
-from registry.evidence import CaseResult, ExportReport, OptimizeReport, VerifyReport
+from registry.evidence import ExportReport, OptimizeReport, VerifyReport
+from registry.vocabulary import CaseResult
 from stages import command, verify
 from stages.data import data
 from stages.export import export

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from registry.errors import UsageError
-from registry.evidence import CRASHES, CaseResult, CaseVerdict, OutputComparison
+from registry.vocabulary import CRASHES, CaseResult, CaseVerdict, OutputComparison
 from stages.parity.cases import Case, jittered
 from stages.parity.compare import compare
 from stages.runtime.pool import FailureKind, Tensors, Worker, WorkerFailure

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from registry.evidence import CaseVerdict, OutputComparison
+from registry.vocabulary import CaseVerdict, OutputComparison
 
 Array = npt.NDArray[Any]
 

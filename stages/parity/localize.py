@@ -16,7 +16,7 @@ import numpy.typing as npt
 import onnx
 
 from registry import onnx_file
-from registry.evidence import CaseResult, Parting
+from registry.vocabulary import CaseResult, Parting
 from stages.parity.cases import Case
 from stages.parity.check import Expected
 from stages.parity.graphs import origin

@@ -17,7 +17,7 @@ import onnx
 import torch
 
 from registry import onnx_file
-from registry.evidence import Parting
+from registry.vocabulary import Parting
 from stages import exporters
 from stages.parity.cases import Case
 from stages.parity.graphs import origin

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from registry.evidence import RuntimeState
+from registry.vocabulary import RuntimeState
 from stages import paths
 
 # What each runtime is for: the execution provider that must really run the nodes.
