@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from registry.evidence import BenchmarkReport, ExportReport, OptimizeReport, QuantizeReport, load
+from registry.runtimes import PROVIDERS, python
 from registry.vocabulary import PLAIN, REFERENCE, FileDigest, Measurement, RuntimeState
 from stages import command, host, paths, statistics
 from stages.params import resolve, section
@@ -29,7 +30,6 @@ from stages.parity.evaluate import Arrays, batch_size, outputs_over, quality_of
 from stages.parity.sizes import size_key, typical_sizes
 from stages.reference import reference_worker, split
 from stages.reports import blocked
-from stages.runtime.environments import PROVIDERS, python
 from stages.runtime.pool import Worker, WorkerFailure
 from stages.settings import ModelParams
 from stages.variants import placed, plain_words
@@ -134,7 +134,7 @@ def _workers(model: str, settings: ModelParams, state: RuntimeState) -> list[tup
                 paths.root() / files[0].path,
                 f"{name} on {state.runtime}",
                 provider,
-                python=python(state.runtime),
+                python=python(state.runtime, paths.root()),
                 timeout=settings.verify.timeout,
             ),
         )
@@ -182,7 +182,7 @@ def _judge(
     if floor is not None and result.agreement is not None and result.agreement < floor:
         contestant.fail(f"gives the original's answer to {result.agreement:.1%} of the samples, {floor:.0%} wanted")
     if not any(share > 0 for provider, share in result.node_share.items() if provider == result.provider):
-        contestant.fail(f"fell back: no node ran on {result.provider}")
+        contestant.fail(f"fell back to CPU: no node ran on {result.provider}")
 
 
 def _race(

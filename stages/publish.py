@@ -12,11 +12,11 @@ import numpy as np
 
 from registry.evidence import PublishReport, SelectReport
 from registry.record import Publication, publish
+from registry.runtimes import PROVIDERS, python
 from stages import command, host, paths
 from stages.params import read, section
 from stages.reference import split
 from stages.reports import read_evidence
-from stages.runtime.environments import PROVIDERS, python
 from stages.runtime.pool import Worker
 from stages.settings import ModelParams
 
@@ -58,7 +58,10 @@ def _write_bundle(model: str, settings: ModelParams, selected: SelectReport, fol
     inputs = {name: samples[name][:count] for name in settings.inputs}
     chosen = paths.root() / selected.files[0].path
     with Worker.onnx(
-        chosen, f"{selected.variant} of {model}", PROVIDERS[selected.runtime], python=python(selected.runtime)
+        chosen,
+        f"{selected.variant} of {model}",
+        PROVIDERS[selected.runtime],
+        python=python(selected.runtime, paths.root()),
     ) as worker:
         outputs = worker.run(inputs)
     for name, arrays in (("inputs", inputs), ("outputs", outputs)):
