@@ -167,8 +167,9 @@ class Parting(Record):
 class Variant(Record):
     """A graph made from the plain export: how, what it weighs, and whether it still computes the same.
 
-    `agreement` is the share of evaluation samples on which the top-1 answer equals the reference's (null where
-    there is no class axis); `quality` is the model's own measure over the evaluation set, higher is better.
+    Over the evaluation set: `agreement` is the share of samples on which the top-1 answer equals the reference's (null
+    where there is no class axis), `quality` the model's own measure, higher is better, `snr_db` the signal to noise
+    against the reference, and `cosine` that of the worst sample.
     """
 
     name: str
@@ -188,6 +189,8 @@ class Variant(Record):
     parting: Parting | None = None
     quality: float | None = None
     agreement: float | None = None
+    snr_db: float | None = None
+    cosine: float | None = None
 
 
 class Latency(Record):
@@ -234,6 +237,8 @@ class Measurement(Record):
     parity: list[CaseResult] = []
     quality: float | None = None
     agreement: float | None = None
+    snr_db: float | None = None
+    cosine: float | None = None
     latencies: list[Latency] = []
     ratios: dict[str, Ratio] = Field(default={}, description="per size; `all` is the geometric mean over sizes")
 

@@ -9,10 +9,8 @@ from registry.evidence import BenchmarkReport, SelectReport, load
 from registry.vocabulary import PLAIN, Choice, Measurement
 from stages import command, paths
 from stages.params import section
-from stages.settings import Budget
-
-# Qualities are means over samples: two that differ by less than this are equal but for rounding.
-ROUNDING = 1e-9
+from stages.parity.quality import measure_of, quality_drop, quality_faults
+from stages.settings import Agreement, Budget
 
 # A gain under 2 % is not worth another graph: with ten variants, chance alone makes one look that much faster.
 WORTHWHILE = 0.98
@@ -30,11 +28,11 @@ def select(model: str, folder: Path) -> SelectReport:
     if not measured.passed:
         return SelectReport(model=model, status="not attempted", reason="benchmark failed")
     assert measured.reference is not None
-    by_name = "quality" if settings.quality else "agreement"
+    by_name = measure_of(settings.budget, settings.quality is not None)
     choices: list[Choice] = []
     for runtime in dict.fromkeys(m.runtime for m in measured.measurements):
         field = [m for m in measured.measurements if m.runtime == runtime]
-        choices += choose(field, measured.reference, settings.budget)
+        choices += choose(field, measured.reference, settings.budget, settings.tolerance.agreement)
     chosen = next((choice for choice in choices if choice.chosen), None)
     if chosen is None:
         plain = next(choice for choice in choices if choice.variant == PLAIN)
@@ -58,16 +56,18 @@ def select(model: str, folder: Path) -> SelectReport:
     )
 
 
-def choose(field: list[Measurement], reference: Measurement, budget: Budget) -> list[Choice]:
+def choose(
+    field: list[Measurement], reference: Measurement, budget: Budget, floors: Agreement | None = None
+) -> list[Choice]:
     """Judge the variants of one runtime, the plain export among them; at most one is chosen.
 
     A variant can win when it meets the budget, the confidence interval of its ratio to the plain export lies wholly
     under WORTHWHILE over all sizes, and at no size wholly above 1. Of those, the one of the smallest ratio wins.
     """
     verdicts: dict[str, str] = {}
-    drops = {m.variant: quality_drop(m, reference) for m in field}
+    drops = {m.variant: quality_drop(m, reference.quality, budget) for m in field}
     for m in field:
-        verdicts[m.variant] = "; ".join(_against(m, drops[m.variant], budget))
+        verdicts[m.variant] = "; ".join(_against(m, reference.quality, budget, floors))
     able = [m for m in field if not verdicts[m.variant] and m.variant != PLAIN]
     faster = [m for m in able if m.ratios["all"].high < WORTHWHILE and not _slower_at(m)]
     best = min(faster, key=lambda m: m.ratios["all"].value, default=None)
@@ -98,26 +98,14 @@ def choose(field: list[Measurement], reference: Measurement, budget: Budget) -> 
     return choices
 
 
-def quality_drop(m: Measurement, reference: Measurement) -> float | None:
-    """Quality lost against the reference, in the quality's own unit; without a quality, the share of answers that
-    differ from the reference's. Where neither can be measured, a float graph that passed parity lost nothing, and of
-    any other nothing is known (null). Negative where the variant is the better one."""
-    if m.quality is not None and reference.quality is not None:
-        return reference.quality - m.quality
-    if m.agreement is not None:
-        return 1 - m.agreement
-    return 0.0 if m.precision == "float32" else None
-
-
-def _against(m: Measurement, drop: float | None, budget: Budget) -> Iterable[str]:
+def _against(
+    m: Measurement, reference_quality: float | None, budget: Budget, floors: Agreement | None
+) -> Iterable[str]:
     """What speaks against a variant apart from its speed."""
     if m.status != "passed":
         yield m.reason
         return
-    if drop is None:
-        yield "its quality could not be measured, so that it cannot be held to the budget"
-    elif not drop <= budget.quality_drop + ROUNDING:
-        yield f"quality drops by {drop:.4g}, more than the {budget.quality_drop:g} of budget.quality_drop"
+    yield from quality_faults(m, reference_quality, budget, floors)
     size_mb = sum(file.size_bytes for file in m.files) / 1e6
     if budget.size_mb is not None and size_mb > budget.size_mb:
         yield f"{size_mb:.2f} MB is more than the {budget.size_mb:g} of budget.size_mb"

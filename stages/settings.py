@@ -164,10 +164,13 @@ class Benchmark(Section):
 
 
 class Budget(Section):
-    """What a chosen variant may cost: quality lost against the reference (absolute, in the quality's own unit), and
-    ceilings on its p50 at the first typical size, its files, and its worker's peak memory."""
+    """What a chosen variant may cost: quality lost against the reference (absolute, in the quality's own unit), how far
+    its answers may stray (signal to noise over the evaluation set in dB, cosine of the worst sample), and ceilings on
+    its p50 at the first typical size, its files, and its worker's peak memory."""
 
     quality_drop: NonNegative = 0.01
+    min_snr_db: float | None = None
+    min_cosine: Annotated[float, Field(ge=-1, le=1)] | None = None
     latency_ms: Seconds | None = None
     size_mb: Seconds | None = None
     memory_mb: Seconds | None = None
