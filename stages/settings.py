@@ -158,9 +158,16 @@ class Quantize(Section):
 
 
 class Benchmark(Section):
-    rounds: Annotated[int, Field(ge=3)] = 10
+    """`search_seconds` is what screening and tuning may take, per runtime; `finalists` how many variants are measured
+    in full beside the plain export; `callers` how many threads call at once. torch.compile takes half a minute."""
+
+    search_seconds: Seconds = 120
+    finalists: Positive = 3
+    rounds: Annotated[int, Field(ge=3)] = 12
     round_seconds: Seconds = 0.04
     warmup_runs: Positive = 10
+    callers: list[Positive] = [1, 2, 4]
+    torch_compile: bool = False
 
 
 class Budget(Section):

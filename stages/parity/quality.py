@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Protocol
 
+from registry.vocabulary import Measurement
 from stages.settings import Agreement, Budget
 
 # Qualities are means over samples: two that differ by less than this are equal but for rounding.
@@ -74,6 +75,20 @@ def quality_faults(
     floor = getattr(floors, judged.precision, None)
     if measure != "fidelity" and floor is not None and judged.agreement is not None and judged.agreement < floor:
         yield f"gives the original's answer to {judged.agreement:.1%} of the samples, {floor:.0%} wanted"
+
+
+def ceiling_faults(m: Measurement, budget: Budget) -> Iterable[str]:
+    """In words, which of the budget's ceilings a measurement breaks, as far as it has been measured."""
+    size_mb = sum(file.size_bytes for file in m.files) / 1e6
+    if budget.size_mb is not None and size_mb > budget.size_mb:
+        yield f"{size_mb:.2f} MB is more than the {budget.size_mb:g} of budget.size_mb"
+    if budget.latency_ms is not None and m.latencies and m.latencies[0].p50_ms > budget.latency_ms:
+        yield (
+            f"p50 of {m.latencies[0].p50_ms:.3g} ms at {m.latencies[0].size} is more than the "
+            f"{budget.latency_ms:g} of budget.latency_ms"
+        )
+    if budget.memory_mb is not None and (m.peak_memory_mb or 0) > budget.memory_mb:
+        yield f"{m.peak_memory_mb:.0f} MB at peak is more than the {budget.memory_mb:g} of budget.memory_mb"
 
 
 def _minus(of: float | None, value: float | None) -> float | None:

@@ -133,10 +133,17 @@ class Worker:
 
     @classmethod
     def torch(
-        cls, build: str, weights: Path, inputs: list[str], outputs: list[str], label: str, timeout: float = 120.0
+        cls,
+        build: str,
+        weights: Path,
+        inputs: list[str],
+        outputs: list[str],
+        label: str,
+        timeout: float = 120.0,
+        compiled: bool = False,
     ) -> Worker:
-        """A worker for a PyTorch module."""
-        load = {"build": build, "weights": str(weights), "inputs": inputs, "outputs": outputs}
+        """A worker for a PyTorch module, with `compiled` under torch.compile."""
+        load = {"build": build, "weights": str(weights), "inputs": inputs, "outputs": outputs, "compiled": compiled}
         return cls(label, [sys.executable, str(_HERE / "torch_worker.py")], load, timeout)
 
     def __enter__(self) -> Worker:
@@ -196,6 +203,14 @@ class Worker:
         answer = self._ask({"command": "measure", "inputs": path, "seconds": seconds, "warmup": warmup})
         latencies: list[float] = answer["latencies_ms"]
         return latencies
+
+    def measure_callers(self, inputs: Tensors, callers: int, seconds: float) -> tuple[list[float], float]:
+        """Latencies in milliseconds of so many threads calling at once for `seconds`, and the seconds it took."""
+        self.start()
+        path = self._write(inputs)
+        answer = self._ask({"command": "callers", "inputs": path, "seconds": seconds, "callers": callers})
+        latencies: list[float] = answer["latencies_ms"]
+        return latencies, float(answer["wall_seconds"])
 
     def profile(self, inputs: Tensors) -> dict[str, int]:
         """How many nodes each provider ran."""
