@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from registry.errors import UsageError
 from stages import paths
-from stages.runtime.pool import Worker
+from stages.runtime.pool import AS_IT_IS, Worker
 from stages.settings import ModelParams
 
 
@@ -23,7 +23,7 @@ def reference_worker(model: str, settings: ModelParams, compiled: bool = False) 
     """A worker that answers as the original model does; `compiled`, for a PyTorch module, under torch.compile."""
     file = trained_file(model, settings)
     if settings.build is None:
-        return Worker.onnx(file, f"{model} as it came", graph_level="disabled", timeout=settings.verify.timeout)
+        return Worker.onnx(file, f"{model} as it came", options=AS_IT_IS, timeout=settings.verify.timeout)
     return Worker.torch(
         settings.build,
         file,

@@ -27,12 +27,15 @@ import numpy.typing as npt
 import psutil
 
 from registry.errors import OnwardError
+from registry.serving import SessionOptions
 
 Tensors = Mapping[str, npt.NDArray[Any]]
 FailureKind = Literal["aborted", "segfault", "timed out", "out of memory", "error"]
 
 _HERE = Path(__file__).resolve().parent
 CPU = "CPUExecutionProvider"
+# The graph as the file has it, none of ONNX Runtime's own rewriting.
+AS_IT_IS = SessionOptions(graph_level="disabled")
 
 # How ONNX Runtime, PyTorch and the C++ library say it.
 _OUT_OF_MEMORY = r"bad_alloc|bad allocation|[Ff]ailed to allocate memory|can't allocate memory|[Oo]ut of memory"
@@ -115,12 +118,12 @@ class Worker:
         model: Path,
         label: str,
         provider: str = CPU,
-        graph_level: str = "all",
+        options: SessionOptions | None = None,
         python: Path | str = sys.executable,
         timeout: float = 120.0,
     ) -> Worker:
-        """A worker for an ONNX file in the environment of `python`."""
-        load = {"model": str(model), "provider": provider, "graph_level": graph_level}
+        """A worker for an ONNX file in the environment of `python`, with these session options."""
+        load = {"model": str(model), "provider": provider, **(options or SessionOptions()).to_load()}
         # CUDA maps far more than it uses: there, only the kernel knows when memory is out.
         memory = None if "CUDA" in provider or "Tensorrt" in provider else _physical_memory()
         return cls(f"{label} on {provider}", [str(python), str(_HERE / "worker.py")], load, timeout, memory)
