@@ -27,7 +27,7 @@ import numpy.typing as npt
 import psutil
 
 from registry.errors import OnwardError
-from registry.serving import SessionOptions
+from registry.session_options import SessionOptions
 
 Tensors = Mapping[str, npt.NDArray[Any]]
 FailureKind = Literal["aborted", "segfault", "timed out", "out of memory", "error"]
