@@ -26,8 +26,8 @@ class Entry:
     params: dict[str, str]
     files: list[Path]
     provider: str
-    runtime: str = "cpu"
-    options: SessionOptions = SessionOptions()
+    runtime: str
+    options: SessionOptions
 
 
 def entries(evidence: Evidence, root: Path) -> Iterator[Entry]:
@@ -70,6 +70,8 @@ def entries(evidence: Evidence, root: Path) -> Iterator[Entry]:
                 params={**graph_params(evidence), "precision": v.precision, **_how(v, evidence)},
                 files=[],
                 provider="",
+                runtime="",
+                options=SessionOptions(),
             )
 
 
