@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from registry.session_options import SessionOptions
-from registry.vocabulary import SweepPoint
+from registry.vocabulary import Ratio, SweepPoint
 from stages.measuring.contest import Contestant, Feed, blank, race
 from stages.measuring.samples import Samples
 from stages.measuring.scenarios import WORTH_DOUBLING, batches, knee
@@ -108,13 +108,17 @@ def test_in_every_round_each_contestant_runs_once_a_size_in_another_order() -> N
     assert contestants[0].warmups == {"b1": 3 + 3, "b8": 3 + 3}
 
 
+def gain(value: float, spread: float = 0.01) -> Ratio:
+    return Ratio(value=value, low=value - spread, high=value + spread)
+
+
 def test_options_that_help_are_put_together_and_those_that_do_not_are_left() -> None:
     one, two = SessionOptions(threads=1), SessionOptions(threads=2, affinity="2")
     still, flat = SessionOptions(spinning=False), SessionOptions(arena=False)
-    assert combine([(one, 0.9), (two, 0.8), (still, 0.95), (flat, HELPS)]) == SessionOptions(
+    assert combine([(one, gain(0.9)), (two, gain(0.8)), (still, gain(0.95)), (flat, gain(HELPS))]) == SessionOptions(
         threads=2, affinity="2", spinning=False
     )
-    assert combine([(one, 1.2), (flat, 1.0)]) == SessionOptions()
+    assert combine([(one, gain(1.2)), (flat, gain(1.0)), (still, gain(0.9, spread=0.2))]) == SessionOptions()
 
 
 @given(st.integers(1, 64))
