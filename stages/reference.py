@@ -19,8 +19,8 @@ def trained_file(model: str, settings: ModelParams) -> Path:
     return paths.build(model, "train") / ("model.safetensors" if settings.is_torch else "model.onnx")
 
 
-def reference_worker(model: str, settings: ModelParams) -> Worker:
-    """A worker that answers as the original model does."""
+def reference_worker(model: str, settings: ModelParams, compiled: bool = False) -> Worker:
+    """A worker that answers as the original model does; `compiled`, for a PyTorch module, under torch.compile."""
     file = trained_file(model, settings)
     if settings.build is None:
         return Worker.onnx(file, f"{model} as it came", options=AS_IT_IS, timeout=settings.verify.timeout)
@@ -31,6 +31,7 @@ def reference_worker(model: str, settings: ModelParams) -> Worker:
         list(settings.outputs),
         f"{model} in PyTorch",
         settings.verify.timeout,
+        compiled,
     )
 
 

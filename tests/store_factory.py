@@ -18,7 +18,8 @@ from registry.connection import connect, ensure_experiment
 from registry.flavor import build_folder
 from registry.integrity import content_digest
 from registry.onnx_file import digests
-from registry.serving import CPU, MODEL, Served, Serving, SessionOptions
+from registry.serving import CPU, MODEL, Served, Serving
+from registry.session_options import SessionOptions
 from registry.store import Store
 from registry.vocabulary import TensorSpec
 

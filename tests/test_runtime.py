@@ -15,7 +15,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from registry.errors import UsageError
-from registry.serving import SessionOptions
+from registry.session_options import SessionOptions
 from stages.parity.cases import Case
 from stages.parity.check import Expected, answers, check
 from stages.runtime import isolate, pool

@@ -14,8 +14,9 @@ from pydantic import ValidationError
 
 from registry.errors import Refused, UsageError
 from registry.integrity import MANIFEST, check_folder, content_digest
-from registry.serving import CPU, MODEL, SERVING, Served, Serving, SessionOptions
+from registry.serving import CPU, MODEL, SERVING, Served, Serving
 from registry.session import InferenceSession, ProviderFallback
+from registry.session_options import SessionOptions
 from stages.runtime import worker
 from stages.runtime.pool import Worker
 from tests.store_factory import scale_model, version_for_two_providers

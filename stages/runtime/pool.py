@@ -27,7 +27,7 @@ import numpy.typing as npt
 import psutil
 
 from registry.errors import OnwardError
-from registry.serving import SessionOptions
+from registry.session_options import SessionOptions
 
 Tensors = Mapping[str, npt.NDArray[Any]]
 FailureKind = Literal["aborted", "segfault", "timed out", "out of memory", "error"]
@@ -108,6 +108,7 @@ class Worker:
     loaded: dict[str, Any] = field(default_factory=dict)
     busy_seconds: float = 0.0
     _kills: int = 0
+    _is_loaded: bool = False
     _process: subprocess.Popen[bytes] | None = None
     _folder: tempfile.TemporaryDirectory[str] | None = None
     _errors: Any = None
@@ -136,10 +137,17 @@ class Worker:
 
     @classmethod
     def torch(
-        cls, build: str, weights: Path, inputs: list[str], outputs: list[str], label: str, timeout: float = 120.0
+        cls,
+        build: str,
+        weights: Path,
+        inputs: list[str],
+        outputs: list[str],
+        label: str,
+        timeout: float = 120.0,
+        compiled: bool = False,
     ) -> Worker:
-        """A worker for a PyTorch module."""
-        load = {"build": build, "weights": str(weights), "inputs": inputs, "outputs": outputs}
+        """A worker for a PyTorch module, with `compiled` under torch.compile."""
+        load = {"build": build, "weights": str(weights), "inputs": inputs, "outputs": outputs, "compiled": compiled}
         return cls(label, [sys.executable, str(_HERE / "torch_worker.py")], load, timeout)
 
     def __enter__(self) -> Worker:
@@ -150,8 +158,8 @@ class Worker:
     ) -> None:
         self.close()
 
-    def start(self) -> dict[str, Any]:
-        """Start the process and load the model, if that is not done yet; returns what the load answered."""
+    def spawn(self) -> None:
+        """Start the process, if that is not done yet, and do not wait for it: several may start at the same time."""
         if self._process is None:
             if self._folder is None:
                 self._folder = tempfile.TemporaryDirectory(prefix="onward-")
@@ -160,10 +168,17 @@ class Worker:
             self._process = subprocess.Popen(
                 self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors
             )
+            self._is_loaded = False
             if self.memory_bytes is not None and hasattr(resource, "prlimit"):
                 limit = (self.memory_bytes, self.memory_bytes)
                 resource.prlimit(self._process.pid, resource.RLIMIT_DATA, limit)
+
+    def start(self) -> dict[str, Any]:
+        """Start the process and load the model, if that is not done yet; returns what the load answered."""
+        self.spawn()
+        if not self._is_loaded:
             self.loaded = self._ask({"command": "load", **self.load})
+            self._is_loaded = True
         return self.loaded
 
     def run(self, inputs: Tensors) -> dict[str, npt.NDArray[Any]]:
@@ -199,6 +214,14 @@ class Worker:
         answer = self._ask({"command": "measure", "inputs": path, "seconds": seconds, "warmup": warmup})
         latencies: list[float] = answer["latencies_ms"]
         return latencies
+
+    def measure_callers(self, inputs: Tensors, callers: int, seconds: float) -> tuple[list[float], float]:
+        """Latencies in milliseconds of so many threads calling at once for `seconds`, and the seconds it took."""
+        self.start()
+        path = self._write(inputs)
+        answer = self._ask({"command": "callers", "inputs": path, "seconds": seconds, "callers": callers})
+        latencies: list[float] = answer["latencies_ms"]
+        return latencies, float(answer["wall_seconds"])
 
     def profile(self, inputs: Tensors) -> dict[str, int]:
         """How many nodes each provider ran."""

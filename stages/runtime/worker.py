@@ -6,6 +6,7 @@ own environment. Reads one JSON request a line on stdin, answers one JSON line o
     load     model, provider, [session options]                 -> session_ms, providers, inputs, outputs
     run      inputs, outputs (.npz paths)                       -> seconds
     measure  inputs, seconds, warmup                            -> latencies_ms
+    callers  inputs, seconds, callers                           -> latencies_ms of all, wall_seconds
     profile  inputs                                             -> nodes run by each provider
     memory                                                      -> peak_mb
     optimize model, target, graph_level                         -> nothing but ok
@@ -18,10 +19,13 @@ A Python error is an answer with ok: false; a native abort is the end of the pro
 from __future__ import annotations
 
 import collections
+import concurrent.futures
+import contextlib
 import json
 import os
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -56,6 +60,26 @@ def time_runs(run: Callable[[], object], seconds: float, warmup: int) -> list[fl
         latencies.append((now - start) * 1e3)
         if now >= end:
             return latencies
+
+
+def time_callers(run: Callable[[], object], seconds: float, callers: int) -> tuple[list[float], float]:
+    """Latencies in milliseconds of so many threads calling at once, and how many seconds it took until the last ended.
+
+    Each thread calls `run` once before the clock starts, and they start together.
+    """
+    together = threading.Barrier(callers + 1)
+
+    def call() -> list[float]:
+        run()
+        together.wait()
+        return time_runs(run, seconds, 0)
+
+    with concurrent.futures.ThreadPoolExecutor(callers) as pool:
+        futures = [pool.submit(call) for _ in range(callers)]
+        together.wait()
+        start = time.perf_counter()
+        latencies = [latency for future in futures for latency in future.result()]
+        return latencies, time.perf_counter() - start
 
 
 def peak_memory_mb() -> float:
@@ -159,6 +183,12 @@ class OnnxModel:
         session = self.session
         return {"latencies_ms": time_runs(lambda: session.run(None, feed), seconds, warmup)}
 
+    def callers(self, inputs: str, seconds: float, callers: int) -> dict[str, Any]:
+        feed = read_tensors(inputs)
+        session = self.session
+        latencies, wall = time_callers(lambda: session.run(None, feed), seconds, callers)
+        return {"latencies_ms": latencies, "wall_seconds": wall}
+
     def profile(self, inputs: str) -> dict[str, Any]:
         """Runs once in a second session that writes a trace: what a provider list promises, a trace proves.
 
@@ -204,4 +234,6 @@ def serve(model: Any) -> None:
 
 
 if __name__ == "__main__":
+    with contextlib.suppress(ImportError):  # `load` says it; here, so that several workers import at the same time
+        import onnxruntime  # noqa: F401
     serve(OnnxModel())
