@@ -16,7 +16,7 @@ from registry.deployments import Entry, GateResult
 from registry.errors import Refused, UsageError
 from registry.integrity import check_folder
 from registry.layout import Candidate, Drift, Log, find_drift, parse_log, registered_name, to_candidate
-from registry.replay import replay_in_subprocess
+from registry.replay import measure_again
 from registry.store import Store
 
 
@@ -130,7 +130,7 @@ def check(model: str, environment: str, store: Store | None = None) -> Check:
             return Check(model, environment, entry, (GateResult(requirement="digest", met=False, detail=str(error)),))
         size = sum(file.size_bytes for file in files)
         digest = GateResult(requirement="digest", met=True, detail=f"sha256 {target.sha256}, {size:,} bytes")
-        met, detail = replay_in_subprocess(folder, target.evidence.get("provider", ""))
+        met, detail = measure_again(folder, target.evidence)
     return Check(model, environment, entry, (digest, GateResult(requirement="replay", met=met, detail=detail)))
 
 

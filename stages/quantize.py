@@ -11,13 +11,13 @@ from pathlib import Path
 
 from registry import onnx_file
 from registry.evidence import OptimizeReport, QuantizeReport, load
+from registry.fidelity import agreement
 from registry.vocabulary import PLAIN, Variant
 from stages import command, paths
 from stages.params import section
 from stages.parity import localize
 from stages.parity.answers import recorded_answers, recorded_outputs
 from stages.parity.check import check
-from stages.parity.compare import agreement
 from stages.parity.evaluate import Arrays, batch_size, outputs_over, quality_of
 from stages.quantizers import Feed
 from stages.reference import split
