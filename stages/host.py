@@ -24,7 +24,17 @@ from stages import command, paths
 from stages.params import read
 from stages.runtime.environments import probe
 
-TOOLCHAIN = ("torch", "onnx", "onnxscript", "onnxruntime", "onnxsim", "onnxoptimizer", "onnxslim", "numpy", "safetensors")
+TOOLCHAIN = (
+    "torch",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "onnxsim",
+    "onnxoptimizer",
+    "onnxslim",
+    "numpy",
+    "safetensors",
+)
 
 # The instruction sets that decide which kernels ONNX Runtime and PyTorch pick, and so which numbers int8 gives.
 INSTRUCTION_SETS = (

@@ -6,6 +6,7 @@ All of it is read from their text, so that checking params.yaml imports none of 
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import importlib
 from collections.abc import Iterable, Mapping
@@ -87,14 +88,19 @@ def module(stage: str, candidate: Candidate) -> ModuleType:
     return importlib.import_module(f"stages.{FOLDERS[stage]}.{candidate.name}")
 
 
-@functools.cache
 def _literal(stage: str, name: str, constant: str, default: Any) -> Any:
-    path = Path(__file__).parent / FOLDERS[stage] / f"{name}.py"
+    return _literals(Path(__file__).parent / FOLDERS[stage] / f"{name}.py").get(constant, default)
+
+
+@functools.cache
+def _literals(path: Path) -> dict[str, Any]:
+    """The constants at a file's top level that are written out."""
+    found = {}
     for node in ast.parse(path.read_text(), str(path)).body:
-        target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0] if isinstance(node, ast.Assign) else None
-        if isinstance(target, ast.Name) and target.id == constant and node.value is not None:  # type: ignore[union-attr]
-            return ast.literal_eval(node.value)  # type: ignore[union-attr]
-    return default
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id.isupper():
+            with contextlib.suppress(ValueError):  # computed: not for us
+                found[node.targets[0].id] = ast.literal_eval(node.value)
+    return found
 
 
 def _fits(value: Option, values: tuple[Option, ...]) -> bool:

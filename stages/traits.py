@@ -49,7 +49,9 @@ class Traits:
         return "convolutional, then matrix products" if self.convolutions else "matrix products"
 
     def __str__(self) -> str:
-        return f"{self.kind}; {self.weights / 1e6:.2f} MB of weights, {self.multiplications / 1e6:.3g} M multiplications"
+        return (
+            f"{self.kind}; {self.weights / 1e6:.2f} MB of weights, {self.multiplications / 1e6:.3g} M multiplications"
+        )
 
 
 def describe(path: Path, sizes: Mapping[str, int]) -> Traits:

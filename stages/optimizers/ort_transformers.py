@@ -14,7 +14,20 @@ from stages.traits import Traits
 from stages.variants import NotApplicable
 
 OPTIONS = {
-    "model_type": ("bert", "bart", "clip", "conformer", "gpt2", "gpt_neox", "phi", "qwen3", "swin", "t5", "tnlr", "vit"),
+    "model_type": (
+        "bert",
+        "bart",
+        "clip",
+        "conformer",
+        "gpt2",
+        "gpt_neox",
+        "phi",
+        "qwen3",
+        "swin",
+        "t5",
+        "tnlr",
+        "vit",
+    ),
     "num_heads": (0,),
     "hidden_size": (0,),
 }

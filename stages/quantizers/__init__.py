@@ -5,18 +5,19 @@ lower precision.
 the source whose nodes stay in float. `OPTIONS` are its options, each with its values, the default first;
 `ACCURACY_ONLY` those that change what is computed and not how fast. `precision(options)` is what the weights become,
 `unfit(graph, options, runtimes)` says why a graph of these traits has nothing to gain. `PREPARED = True` asks for
-a source that ONNX Runtime has pre-processed.
+a source that ONNX Runtime has pre-processed; `OPERATORS` are those whose layers are ranked when the quality budget
+breaks, `RANKED_AS` the options with which they can be.
 """
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-import numpy.typing as npt
 import onnx
 
-Feed = Mapping[str, npt.NDArray[Any]]
+from stages.variants import Feed
+
+__all__ = ["Feed", "givers", "named", "prepare", "quiet"]
 
 # Under so many multiplications a call, quantising activations takes longer than the products do: a microsecond or two
 # a layer, in which a core multiplies some 100,000 floats.

@@ -22,6 +22,7 @@ OPTIONS = {
 }
 ACCURACY_ONLY = ("calibrate", "reduce_range")
 PREPARED = True
+RANKED_AS = {"form": "qdq"}  # the other form joins layers without a float in between
 
 OPERATORS = ("Conv", "MatMul", "Gemm")
 
