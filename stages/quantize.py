@@ -36,8 +36,8 @@ from stages.variants import Feed, Job, Workshop, placed, plain_words
 
 # Kernels with the activation fused in, for which there is no int8 form: quantising around them keeps them float.
 FLOAT_ONLY = {"com.microsoft.FusedConv", "com.microsoft.FusedGemm", "com.microsoft.FusedMatMul"}
-# The optimisers whose attention is worth quantising, each in its own way.
-ATTENTION = ("ort_fusions", "ort_transformers")
+# What attention is once it is fused.
+FUSED = {"com.microsoft.Attention", "com.microsoft.MultiHeadAttention"}
 
 
 def quantize(model: str, folder: Path) -> QuantizeReport:
@@ -139,8 +139,9 @@ class _Stage:
 
     def quantize(self, base: str, path: Path) -> None:
         """Every candidate on one base. Candidates that differ in nothing that changes speed are a family: the first of
-        it that holds the budget is enough, and where none does, the nearest has its costliest layers left in float."""
-        families: dict[Any, list[tuple[Job, Variant]]] = {}
+        it that holds the budget is enough. Where no form of a technique does, the nearest has its costliest layers left
+        in float."""
+        families: dict[tuple[str, Any], list[tuple[Job, Variant]]] = {}
         for candidate in self.settings.quantize.candidates:
             job = self._job(base, path, candidate)
             family = families.setdefault(_family(candidate), [])
@@ -149,20 +150,22 @@ class _Stage:
             if not refused and getattr(techniques.module("quantize", candidate), "PREPARED", False):
                 source = self._prepare(base, path)
                 if isinstance(source, str):
-                    refused = source
+                    refused = held = source
                 else:
                     job = replace(job, source=source)
             if refused:
-                self.variants.append(job.refused(refused))
+                if held or base == PLAIN:  # what a technique has against the graph, it has on every base: said once
+                    self.variants.append(job.refused(refused))
                 continue
             variant = self.workshop.make(job)
             if variant.status == "passed":
                 variant = self.judge.weigh(variant, job.target)
                 family.append((job, variant))
             self.variants.append(variant)
-        for family in families.values():
-            broken = [(job, v) for job, v in family if v.snr_db is not None or v.agreement is not None]
-            if broken and not any(v.status == "passed" for _, v in family):
+        for technique in dict.fromkeys(name for name, _ in families):
+            tried = [item for (name, _), family in families.items() if name == technique for item in family]
+            broken = [(job, v) for job, v in tried if v.snr_db is not None or v.agreement is not None]
+            if broken and not any(v.status == "passed" for _, v in tried):
                 self._spare(*max(broken, key=lambda item: _nearness(item[1])))
         for index, variant in enumerate(self.variants):
             if variant.status == "passed" and not variant.parity:
@@ -256,7 +259,7 @@ class _Stage:
         self.variants[index] = variant.model_copy(update={"reason": f"{variant.reason}; {words}"})
 
 
-def _family(candidate: Candidate) -> Any:
+def _family(candidate: Candidate) -> tuple[str, Any]:
     """What of a candidate decides how fast its graphs are."""
     skip = techniques.accuracy_only("quantize", candidate.name)
     options = techniques.complete("quantize", candidate)
@@ -296,7 +299,7 @@ def choose_bases(model: str, graph: Traits) -> dict[str, tuple[Path, str]]:
     passed = [(v, paths.root() / v.files[0].path) for v in report.variants if v.status == "passed"]
     if graph.attention:
         for variant, path in passed:
-            if variant.name.startswith(ATTENTION):
+            if FUSED & set(onnx_file.describe(path).operators):
                 bases[variant.name] = (path, "a way of fusing attention")
     if len(bases) == 1:
         fit = [

@@ -57,16 +57,16 @@ class Traits:
 def describe(path: Path, sizes: Mapping[str, int]) -> Traits:
     """Look at a graph, with its named dimensions at `sizes`."""
     model = onnx_file.load_graph(path)
-    weights = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
-    for node in model.graph.node:
-        if node.op_type == "Constant" and node.attribute and node.attribute[0].HasField("t"):
-            weights[node.output[0]] = list(node.attribute[0].t.dims)
     shapes = _shapes(model, sizes)
+    weights = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
+    for node in model.graph.node:  # what follows from weights alone is a weight that nobody has folded yet
+        if all(name in weights for name in node.input if name):
+            weights |= {name: shapes.get(name, []) for name in node.output}
     found = {"products": 0, "convolutions": 0, "recurrent": 0}
     multiplications = 0
     for node in model.graph.node:
         group = _group(node)
-        size = sum(math.prod(weights[name]) for name in node.input[1:] if name in weights and len(weights[name]) > 1)
+        size = sum(math.prod(weights[name]) for name in node.input if len(weights.get(name, [])) > 1)
         if group and size:
             found[group] += 4 * size
             multiplications += size * _uses(group, node, shapes)

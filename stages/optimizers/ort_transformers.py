@@ -8,6 +8,8 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+import onnx
+
 from registry.onnx_file import save
 from stages.techniques import Options
 from stages.traits import Traits
@@ -31,6 +33,8 @@ OPTIONS = {
     "num_heads": (0,),
     "hidden_size": (0,),
 }
+
+MICROSOFT = "com.microsoft"
 
 
 def unfit(graph: Traits, options: Options) -> str:
@@ -58,4 +62,6 @@ def optimize(source: Path, target: Path, options: Options) -> None:
     )
     if not any(found.get_fused_operator_statistics().values()):
         raise NotApplicable("no fusion matched")
+    if not any(entry.domain == MICROSOFT for entry in found.model.opset_import):
+        found.model.opset_import.append(onnx.helper.make_opsetid(MICROSOFT, 1))  # which it uses, and may not declare
     save(found.model, target)
