@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -48,12 +48,20 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Log:
-    """An environment's log as it is stored: the line, which lost entries carry their mark, and which versions are no
-    entries at all (somebody registered them by hand); those count for nothing."""
+    """An environment's log as it is stored, or its newest part: the line, which lost entries carry their mark, and
+    which versions are no entries at all (somebody registered them by hand); those count for nothing."""
 
     line: Line
     marked: frozenset[int] = frozenset()
     foreign: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Overview:
+    """What MLflow tells of a registered model at a glance: the newest version in each stage, newest first; aliases."""
+
+    newest: tuple[ModelVersion, ...] = ()
+    aliases: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -131,8 +139,8 @@ def from_version(version: ModelVersion) -> Entry | None:
         return None
 
 
-def parse_log(versions: Iterable[ModelVersion]) -> Log:
-    """A log from the versions of its registered model."""
+def parse_log(versions: Iterable[ModelVersion], floor: int = 0) -> Log:
+    """A log from the versions of its registered model; of those above `floor`, where only these were read."""
     entries, marked, foreign = [], [], []
     for version in versions:
         entry = from_version(version)
@@ -142,33 +150,17 @@ def parse_log(versions: Iterable[ModelVersion]) -> Log:
         entries.append(entry)
         if LOST in version.tags:
             marked.append(entry.number)
-    return Log(fold(entries), frozenset(marked), tuple(sorted(foreign)))
+    return Log(fold(entries, floor), frozenset(marked), tuple(sorted(foreign)))
 
 
 def find_drift(
-    environment: str,
-    model: str,
-    log: Log,
-    candidate: Candidate | None,
-    aliases: Mapping[str, Mapping[str, int]],
+    environment: str, model: str, log: Log, candidate: int | None, found: Mapping[str, int | None]
 ) -> list[Drift]:
-    """The views that disagree with the log.
-
-    `candidate` is the version that is live, if it still exists; one of the same number with other bytes belongs to a
-    model that was deleted and made anew, and is not meant.
-    """
-    live = log.line.live
+    """The views that disagree with the log. `candidate` is the version that is live, if it still exists; `found` is
+    where the aliases are: `live` by the name of the log's registered model, and the environment's by `model`."""
     registered = registered_name(environment, model)
-    same = live is not None and candidate is not None and candidate.sha256 == live.sha256
-    wanted = {
-        (registered, LIVE): live.number if live else None,
-        (model, environment): candidate.version if candidate is not None and same else None,
-    }
-    drifts = [
-        Drift(name, alias, number, aliases.get(name, {}).get(alias))
-        for (name, alias), number in wanted.items()
-        if aliases.get(name, {}).get(alias) != number
-    ]
+    wanted = ((registered, LIVE, log.line.base or None), (model, environment, candidate))
+    drifts = [Drift(name, alias, number, found[name]) for name, alias, number in wanted if found[name] != number]
     unmarked = [entry.number for entry in log.line.lost if entry.number not in log.marked]
     return drifts + [Drift(registered, LOST, number, None) for number in unmarked]
 

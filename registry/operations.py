@@ -17,6 +17,7 @@ import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from registry import events, gates, mirror, policy, suites
@@ -90,7 +91,7 @@ def promote(
     policy.valid_name(model, "a model")
     reason = _reason(reason)
     store = store or Store()
-    log = store.log(to, model)
+    log = store.head(to, model)
     live = log.line.live
     chosen, order = _choose(store, rules, model, to, version, force, live)
     if live is not None and live.sha256 == chosen.sha256:
@@ -154,14 +155,14 @@ def rollback(
     policy.valid_name(model, "a model")
     reason = _reason(reason)
     store = store or Store()
-    log = store.log(environment, model)
+    log = store.head(environment, model, down_to=to)
+    live, find = log.line.live, partial(store.entry, environment, model)
     try:
-        target = plan_rollback(log.line, to)
+        target = plan_rollback(live, find, None if to is None else log.line.find(to))
     except OnwardError as error:
         raise type(error)(f"{registered_name(environment, model)}: {error}") from None
-    live = log.line.live
     assert live is not None
-    if log.line.deployment(live).number == target.number:
+    if live.number == target.number or live.restores == target.number:
         note = _heal(store, rules, model, environment, log)
         return Outcome(model, environment, live.candidate_version, live.sha256, changed=False, entry=live, note=note)
     with tempfile.TemporaryDirectory(prefix="onward-") as temporary:
@@ -191,8 +192,9 @@ def reconcile(store: Store | None = None) -> list[Drift | StageDrift]:
     healed: list[Drift | StageDrift] = []
     for found in status(store):
         for environment in found.environments:
-            if environment.drift:
-                healed += store.heal(environment.environment, found.model)
+            log = store.log(environment.environment, found.model)
+            if log.line.entries():
+                healed += store.heal(environment.environment, found.model, log)
         healed += mirror.mirror(store, rules, found.model)
     return healed
 
@@ -243,7 +245,7 @@ def _choose(
     if origin == CANDIDATE:
         found = _newest(store, model, to, rules[to], force, replaced) if version is None else None
         return _deployable(found or find_candidate(store, model, version or 0)), ()
-    live = store.log(origin, model).line.live
+    live = store.head(origin, model).line.live
     if live is not None and version in (None, live.candidate_version):
         # The very bytes that were tried there; their evidence as it is now, where the candidate still exists.
         candidate = store.candidate(model, live.candidate_version)
@@ -265,15 +267,17 @@ def _newest(
     store: Store, model: str, to: str, wanted: policy.Environment, force: bool, live: Entry | None
 ) -> Candidate:
     """The newest version whose evidence meets what is wanted; by force, the newest."""
-    candidates = [candidate for candidate in store.candidates(model) if candidate.sha256]
-    if not candidates:
+    newest = None
+    for candidate in store.candidates(model):
+        if not candidate.sha256:
+            continue
+        newest = newest or candidate
+        if force or not _unmet(store, wanted, candidate, live):
+            return candidate
+    if newest is None:
         raise UsageError(
             f"there is no version of {model}: `dvc repro` registers one, `onward status` shows what there is"
         )
-    for candidate in candidates:
-        if force or not _unmet(store, wanted, candidate, live):
-            return candidate
-    newest = candidates[0]
     listed = "".join(f"\n  {result}" for result in _unmet(store, wanted, newest, live))
     raise Refused(f"no version of {model} is fit for {to}; the newest, {newest.version}, does not meet:{listed}")
 

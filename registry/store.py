@@ -16,14 +16,17 @@ from typing import TYPE_CHECKING, Any
 
 from registry.connection import connect, reachable
 from registry.deployments import Draft, Entry
-from registry.errors import LostRace, StoreUnreachable
+from registry.errors import LostRace, StoreUnreachable, UsageError
 from registry.files import Files
 from registry.layout import (
+    LIVE,
     LOST,
     Candidate,
     Drift,
     Log,
+    Overview,
     find_drift,
+    from_version,
     parse_log,
     registered_name,
     to_candidate,
@@ -35,6 +38,8 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 _PAGE = 1000
+# What is live is told from the entries since the last that counted: a handful, even after a race.
+_FIRST_PAGE = 10
 # MLflow gives up numbering a version after three collisions; then somebody else got in, or the next try does.
 _APPENDS = 20
 # One healing pass a change that others make meanwhile; more than a few in a row is a storm, and they heal after us.
@@ -54,25 +59,39 @@ class Store:
     # Reading
 
     def log(self, environment: str, model: str) -> Log:
-        """The log of one environment of one model; an empty one where nothing was ever deployed."""
-        return parse_log(self._versions(f"name = '{registered_name(environment, model)}'"))
+        """The whole log of one environment of one model; an empty one where nothing was ever deployed."""
+        return parse_log(self._newest_first(registered_name(environment, model)))
 
-    def candidates(self, model: str) -> list[Candidate]:
-        """The versions that the pipeline registered, newest first."""
-        found = [to_candidate(version) for version in self._versions(f"name = '{model}'")]
-        return sorted(found, key=lambda candidate: -candidate.version)
+    def head(self, environment: str, model: str, down_to: int | None = None) -> Log:
+        """The newest part of a log: as much as says what is live, however long the log is, and entry `down_to`."""
+        versions: list[ModelVersion] = []
+        for page, floor in self._pages(registered_name(environment, model)):
+            versions += page
+            log = parse_log(versions, floor)
+            if log.line.settled and (down_to is None or floor < down_to):
+                break
+        return log
+
+    def entry(self, environment: str, model: str, number: int) -> Entry:
+        """One entry by its number, whether or not it counted.
+
+        Raises:
+            UsageError: there is none.
+        """
+        version = self._version(registered_name(environment, model), number)
+        entry = from_version(version) if version is not None else None
+        if entry is None:
+            raise UsageError(f"there is no entry {number} (any more); `onward history {model}` shows those there are")
+        return entry
+
+    def candidates(self, model: str) -> Iterator[Candidate]:
+        """The versions that the pipeline registered, newest first; older ones are asked for when they are wanted."""
+        return map(to_candidate, self._newest_first(model))
 
     def candidate(self, model: str, version: int) -> Candidate | None:
         """One version, or None where there is none (any more)."""
-        from mlflow.exceptions import MlflowException
-
-        with reachable():
-            try:
-                return to_candidate(self._client.get_model_version(model, str(version)))
-            except MlflowException as error:
-                if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                    return None
-                raise
+        found = self._version(model, version)
+        return to_candidate(found) if found is not None else None
 
     def run(self, run_id: str) -> tuple[dict[str, str], dict[str, float]] | None:
         """Params and metrics of a run, or None where there is none (any more)."""
@@ -98,43 +117,70 @@ class Store:
 
     def aliases(self, registered: str) -> dict[str, int]:
         """Alias to version number of a registered model; empty where there is no such model."""
+        with reachable():
+            # Not get_registered_model: to answer that, MLflow reads every version.
+            page = self._client.search_registered_models(f"name = '{registered}'", max_results=1)
+        return _aliases(page[0]) if page else {}
+
+    def alias(self, registered: str, alias: str) -> int | None:
+        """The version under one alias: a quarter of the time that all aliases take."""
         from mlflow.exceptions import MlflowException
 
         with reachable():
             try:
-                return _aliases(self._client.get_registered_model(registered))
+                return int(self._client.get_model_version_by_alias(registered, alias).version)
             except MlflowException as error:
-                if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                    return {}
+                # The model, or only the alias, is not there.
+                if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                    return None
                 raise
 
-    def everything(self) -> tuple[dict[str, list[ModelVersion]], dict[str, dict[str, int]]]:
-        """All versions and all aliases, by registered model, in as few requests as there are pages."""
-        aliases: dict[str, dict[str, int]] = {}
-        versions: dict[str, list[ModelVersion]] = {}
-        token: str | None = None
-        with reachable():
-            while True:
-                page = self._client.search_registered_models(max_results=_PAGE, page_token=token)
-                for registered in page:
-                    aliases[registered.name] = _aliases(registered)
-                    versions[registered.name] = []
-                token = page.token
-                if not token:
-                    break
-        for version in self._versions(None):
-            versions.setdefault(version.name, []).append(version)
-        return versions, aliases
-
-    def _versions(self, wanted: str | None) -> Iterator[ModelVersion]:
+    def everything(self) -> dict[str, Overview]:
+        """The newest versions and the aliases of all registered models, in as few requests as there are pages."""
+        found: dict[str, Overview] = {}
         token: str | None = None
         while True:
             with reachable():
-                page = self._client.search_model_versions(wanted, max_results=_PAGE, page_token=token)
-            yield from page
+                page = self._client.search_registered_models(max_results=_PAGE, page_token=token)
+            for registered in page:
+                newest = sorted(registered.latest_versions, key=lambda version: -int(version.version))
+                found[registered.name] = Overview(tuple(newest), _aliases(registered))
             token = page.token
             if not token:
+                return found
+
+    def _version(self, registered: str, number: int) -> ModelVersion | None:
+        from mlflow.exceptions import MlflowException
+
+        with reachable():
+            try:
+                return self._client.get_model_version(registered, str(number))
+            except MlflowException as error:
+                if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                    return None
+                raise
+
+    def _newest_first(self, registered: str) -> Iterator[ModelVersion]:
+        for page, _ in self._pages(registered):
+            yield from page
+
+    def _pages(self, registered: str) -> Iterator[tuple[list[ModelVersion], int]]:
+        """The versions of a registered model, newest first, in pages that grow; with each, the number below which
+        nothing was read yet, less one: 0 after the last.
+
+        Pages go on below the number that the last one ended at: what others append or delete meanwhile moves nothing.
+        """
+        below, size = 0, _FIRST_PAGE
+        while True:
+            wanted = f"name = '{registered}'" + (f" and version_number < {below}" if below else "")
+            with reachable():
+                page = self._client.search_model_versions(wanted, max_results=size, order_by=["version_number DESC"])
+            if len(page) < size:
+                yield list(page), 0
                 return
+            below = int(page[-1].version)
+            yield list(page), below - 1
+            size = min(10 * size, _PAGE)
 
     # Writing
 
@@ -146,9 +192,10 @@ class Store:
             StoreUnreachable: the store did not answer; the message says whether the entry may have been written.
         """
         registered = registered_name(environment, model)
-        self._create(registered)
+        if draft.base == 0:
+            self._create(registered)
         written = any(self._try_append(registered, draft) for _ in self._while_free(environment, model, draft))
-        log = self._log_after(environment, model)
+        log = self._log_after(environment, model, draft)
         if written and log.line.won(draft.key):
             return log
         for entry in log.line.lost:
@@ -160,9 +207,10 @@ class Store:
             f"Look at `onward history {model}`, then run the command again if you still want it"
         )
 
-    def _log_after(self, environment: str, model: str) -> Log:
+    def _log_after(self, environment: str, model: str, draft: Draft) -> Log:
+        """The log down to where an entry made of `draft` would be: above its base."""
         try:
-            return self.log(environment, model)
+            return self.head(environment, model, down_to=draft.base + 1)
         except StoreUnreachable as error:
             raise StoreUnreachable(
                 f"the MLflow store stopped answering while an entry of {registered_name(environment, model)} was being "
@@ -172,7 +220,7 @@ class Store:
     def _while_free(self, environment: str, model: str, draft: Draft) -> Iterator[None]:
         yield
         for _ in range(_APPENDS):
-            if self.log(environment, model).line.base != draft.base:
+            if self.head(environment, model).line.base != draft.base:
                 return
             yield
         raise StoreUnreachable(
@@ -200,7 +248,7 @@ class Store:
             raise
         except StoreUnreachable:
             environment, _, model = registered.partition(".")
-            if any(entry.key == draft.key for entry in self._log_after(environment, model).line.entries()):
+            if any(entry.key == draft.key for entry in self._log_after(environment, model, draft).line.entries()):
                 return True
             raise
         return True
@@ -302,26 +350,34 @@ class Store:
             self._client.transition_model_version_stage(model, str(version), stage)
 
     def heal(self, environment: str, model: str, log: Log | None = None) -> list[Drift]:
-        """Make the views agree with the log (read anew unless given), and return what had to be written.
+        """Make the views agree with the log (its newest part, unless given), and return what had to be written.
 
-        Others may append meanwhile, so it looks again after every pass that wrote something.
+        Others may append meanwhile, so it looks at the log again after every pass that wrote something: whoever was
+        overtaken sees that, and writes what is right by then.
         """
         healed: list[Drift] = []
+        registered = registered_name(environment, model)
+        log = log or self.head(environment, model)
         for _ in range(_PASSES):
-            log = log or self.log(environment, model)
-            live = log.line.live
-            candidate = self.candidate(model, live.candidate_version) if live else None
-            registered = registered_name(environment, model)
-            drifts = find_drift(
-                environment, model, log, candidate, {name: self.aliases(name) for name in (registered, model)}
-            )
+            found = {registered: self.alias(registered, LIVE), model: self.alias(model, environment)}
+            drifts = find_drift(environment, model, log, self.live_candidate(model, log), found)
             for drift in drifts:
                 self._write(drift)
             healed += drifts
             if not drifts:
                 break
-            log = None
+            newer = self.head(environment, model)
+            if newer.line.base == log.line.base:
+                break
+            log = newer
         return healed
+
+    def live_candidate(self, model: str, log: Log) -> int | None:
+        """The version that is live, if it still exists. One of the same number with other bytes belongs to a model that
+        was deleted and made anew, and is not meant."""
+        live = log.line.live
+        candidate = self.candidate(model, live.candidate_version) if live else None
+        return candidate.version if live and candidate and candidate.sha256 == live.sha256 else None
 
     def _write(self, drift: Drift) -> None:
         if drift.alias == LOST:

@@ -195,7 +195,7 @@ def _folders(
 ) -> Iterator[tuple[str, Path]]:
     """sha256 to the folder with the files of it, checked, for all that can be found."""
     environment, model = key
-    candidates = store.candidates(model) if lines else []
+    candidates = list(store.candidates(model)) if lines else []
     for sha256 in dict.fromkeys(line.sha256 for line in lines):
         what = f"the files of sha256 {sha256}"
         if files is not None and (files / sha256).is_dir():
