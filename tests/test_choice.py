@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from registry.vocabulary import FileDigest, Latency, Measurement, Ratio
-from stages.select import WORTHWHILE, choose, quality_drop
+from stages.select import WORTHWHILE, choose
 from stages.settings import Budget
 from stages.statistics import FEWEST_FOR_P90, FEWEST_FOR_P95, FEWEST_FOR_P99, log_ratios, ratio, summarize
 
@@ -124,10 +124,6 @@ def test_nothing_is_chosen_when_nothing_meets_a_ceiling(budget: Budget) -> None:
     choices = choose([plain], REFERENCE, budget)
     assert not choices[0].chosen
     assert "budget." in choices[0].reason
-
-
-def test_without_a_quality_the_share_of_changed_answers_counts() -> None:
-    assert quality_drop(measured("a", quality=None, agreement=0.97), REFERENCE) == pytest.approx(0.03)
 
 
 @given(st.lists(st.tuples(st.floats(0.1, 3), st.floats(0, 0.5), st.floats(0.5, 1)), max_size=8))
