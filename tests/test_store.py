@@ -278,6 +278,38 @@ def test_reconcile_puts_right_what_a_hand_changed(store):
     assert operations.reconcile(store) == []
 
 
+def test_the_cost_of_a_change_does_not_grow_with_the_log(store, monkeypatch):
+    for factor in (1, 2):
+        promote(store, "staging", add_candidate(store, "cnn", factor))
+    search, read = store._client.search_model_versions, []
+
+    def counted(*arguments, **options):
+        page = search(*arguments, **options)
+        read.append(len(page))
+        return page
+
+    monkeypatch.setattr(store._client, "search_model_versions", counted)
+    costs = []
+    for _ in range(12):
+        read.clear()
+        rollback(store)
+        promote(store, "staging", 2)
+        overview.status(store)
+        costs.append((len(read), max(read)))
+    assert len(store.log("staging", "cnn").line.entries()) == 26
+    assert costs[-1] == costs[-2] == costs[-3] == (costs[-1][0], 10)
+
+
+def test_a_rollback_to_an_old_entry_reads_as_far_back_as_that(store):
+    for factor in (1, 2):
+        add_candidate(store, "cnn", factor)
+    for number in range(24):
+        promote(store, "staging", 1 + number % 2)
+    assert rollback(store, to=1).version == 1
+    with pytest.raises(UsageError, match="there is no entry 70"):
+        rollback(store, to=70)
+
+
 def test_a_version_registered_by_hand_counts_for_nothing(store):
     promote(store, "staging", add_candidate(store, "cnn", 1))
     store._client.create_model_version("staging.cnn", source="models:/cnn/1")
