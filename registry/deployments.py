@@ -44,11 +44,14 @@ class Draft(BaseModel):
     restores: of a rollback, the promotion whose deployment it brings back; 0 for a promotion.
     forced: of a promotion, whether it was made against its gates.
     gates_run: of a promotion that suites judged, the MLflow run that holds their pages.
+    signer, signature: whose key signed it (registry/signatures.py), where one did.
+
+    An approval stands in the log beside what it allows, and changes nothing that is live: it has no base.
     """
 
     model_config = ConfigDict(frozen=True)
 
-    kind: Literal["promote", "rollback"]
+    kind: Literal["promote", "rollback", "approve"]
     key: str
     base: int
     sha256: str
@@ -62,9 +65,13 @@ class Draft(BaseModel):
     gates: tuple[GateResult, ...] = ()
     gates_run: str = ""
     evidence: dict[str, str] = {}
+    signer: str = ""
+    signature: str = ""
 
     def __str__(self) -> str:
         what = f"version {self.candidate_version} (sha256 {self.sha256[:12]})"
+        if self.kind == "approve":
+            return f"{self.actor} approved {what}: {self.reason}"
         if self.kind == "rollback":
             return f"{self.actor} rolled back to {what}, as entry {self.restores} deployed it: {self.reason}"
         unmet = [gate.requirement for gate in self.gates if not gate.met]

@@ -12,8 +12,9 @@ import re
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from registry import policy
 from registry.connection import connect, reachable
 from registry.deployments import Draft, Entry
 from registry.errors import LostRace, StoreUnreachable, UsageError
@@ -24,22 +25,18 @@ from registry.layout import (
     Candidate,
     Drift,
     Log,
-    Overview,
     find_drift,
-    from_version,
     parse_log,
     registered_name,
     to_candidate,
     to_tags,
 )
+from registry.versions import Versions
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
-_PAGE = 1000
-# What is live is told from the entries since the last that counted: a handful, even after a race.
-_FIRST_PAGE = 10
 # MLflow gives up numbering a version after three collisions; then somebody else got in, or the next try does.
 _APPENDS = 20
 # One healing pass a change that others make meanwhile; more than a few in a row is a storm, and they heal after us.
@@ -47,50 +44,63 @@ _PASSES = 5
 
 
 class Store:
-    """What Onward keeps in MLflow; `files` are the bytes of it.
+    """What Onward keeps in MLflow; `versions` are the rows of it, as MLflow has them, `files` the bytes.
 
     Every method raises StoreUnreachable where the store does not answer.
     """
 
     def __init__(self, client: MlflowClient | None = None) -> None:
         self._client = client or connect()
+        self.versions = Versions(self._client)
         self.files = Files(self._client)
 
     # Reading
 
     def log(self, environment: str, model: str) -> Log:
         """The whole log of one environment of one model; an empty one where nothing was ever deployed."""
-        return parse_log(self._newest_first(registered_name(environment, model)))
+        return self.parse(environment, model, self.versions.newest_first(registered_name(environment, model)))
 
     def head(self, environment: str, model: str, down_to: int | None = None) -> Log:
         """The newest part of a log: as much as says what is live, however long the log is, and entry `down_to`."""
         versions: list[ModelVersion] = []
-        for page, floor in self._pages(registered_name(environment, model)):
+        for page, floor in self.versions.pages(registered_name(environment, model)):
             versions += page
-            log = parse_log(versions, floor)
+            log = self.parse(environment, model, versions, floor)
             if log.line.settled and (down_to is None or floor < down_to):
                 break
         return log
 
+    def parse(self, environment: str, model: str, versions: Iterable[ModelVersion], floor: int = 0) -> Log:
+        """The log that versions make up, as the signers of its environment, if it has any, would have it."""
+        known = policy.read().get(environment)
+        return parse_log(registered_name(environment, model), versions, known.signers if known else {}, floor)
+
     def entry(self, environment: str, model: str, number: int) -> Entry:
-        """One entry by its number, whether or not it counted.
+        """One deployment by its number, whether or not it counted.
 
         Raises:
-            UsageError: there is none.
+            UsageError: there is none, or it would have to be signed and is not.
         """
-        version = self._version(registered_name(environment, model), number)
-        entry = from_version(version) if version is not None else None
-        if entry is None:
+        version = self.versions.get(registered_name(environment, model), number)
+        log = self.parse(environment, model, [version] if version else [])
+        if log.unproven:
+            raise UsageError(f"entry {number} counts for nothing: none of the signers of {environment} signed it")
+        if not log.line.entries():
             raise UsageError(f"there is no entry {number} (any more); `onward history {model}` shows those there are")
-        return entry
+        return log.line.entries()[0]
+
+    def approvals(self, environment: str, model: str, sha256: str) -> tuple[Entry, ...]:
+        """Who approved of these bytes for an environment; with signers, those whose signature says so."""
+        found = self.versions.tagged(registered_name(environment, model), kind="approve", sha256=sha256)
+        return self.parse(environment, model, found).approvals
 
     def candidates(self, model: str) -> Iterator[Candidate]:
         """The versions that the pipeline registered, newest first; older ones are asked for when they are wanted."""
-        return map(to_candidate, self._newest_first(model))
+        return map(to_candidate, self.versions.newest_first(model))
 
     def candidate(self, model: str, version: int) -> Candidate | None:
         """One version, or None where there is none (any more)."""
-        found = self._version(model, version)
+        found = self.versions.get(model, version)
         return to_candidate(found) if found is not None else None
 
     def run(self, run_id: str) -> tuple[dict[str, str], dict[str, float]] | None:
@@ -110,77 +120,8 @@ class Store:
 
     def environments(self, model: str) -> list[str]:
         """The environments in which the store has a log of `model`, those that params.yaml does not name included."""
-        with reachable():
-            page = self._client.search_registered_models(f"name LIKE '%.{model}'", max_results=_PAGE)
-        names = [registered.name.partition(".") for registered in page]
+        names = [name.partition(".") for name in self.versions.named(f"%.{model}")]
         return sorted(environment for environment, _, name in names if name == model)
-
-    def aliases(self, registered: str) -> dict[str, int]:
-        """Alias to version number of a registered model; empty where there is no such model."""
-        with reachable():
-            # Not get_registered_model: to answer that, MLflow reads every version.
-            page = self._client.search_registered_models(f"name = '{registered}'", max_results=1)
-        return _aliases(page[0]) if page else {}
-
-    def alias(self, registered: str, alias: str) -> int | None:
-        """The version under one alias: a quarter of the time that all aliases take."""
-        from mlflow.exceptions import MlflowException
-
-        with reachable():
-            try:
-                return int(self._client.get_model_version_by_alias(registered, alias).version)
-            except MlflowException as error:
-                # The model, or only the alias, is not there.
-                if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-                    return None
-                raise
-
-    def everything(self) -> dict[str, Overview]:
-        """The newest versions and the aliases of all registered models, in as few requests as there are pages."""
-        found: dict[str, Overview] = {}
-        token: str | None = None
-        while True:
-            with reachable():
-                page = self._client.search_registered_models(max_results=_PAGE, page_token=token)
-            for registered in page:
-                newest = sorted(registered.latest_versions, key=lambda version: -int(version.version))
-                found[registered.name] = Overview(tuple(newest), _aliases(registered))
-            token = page.token
-            if not token:
-                return found
-
-    def _version(self, registered: str, number: int) -> ModelVersion | None:
-        from mlflow.exceptions import MlflowException
-
-        with reachable():
-            try:
-                return self._client.get_model_version(registered, str(number))
-            except MlflowException as error:
-                if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                    return None
-                raise
-
-    def _newest_first(self, registered: str) -> Iterator[ModelVersion]:
-        for page, _ in self._pages(registered):
-            yield from page
-
-    def _pages(self, registered: str) -> Iterator[tuple[list[ModelVersion], int]]:
-        """The versions of a registered model, newest first, in pages that grow; with each, the number below which
-        nothing was read yet, less one: 0 after the last.
-
-        Pages go on below the number that the last one ended at: what others append or delete meanwhile moves nothing.
-        """
-        below, size = 0, _FIRST_PAGE
-        while True:
-            wanted = f"name = '{registered}'" + (f" and version_number < {below}" if below else "")
-            with reachable():
-                page = self._client.search_model_versions(wanted, max_results=size, order_by=["version_number DESC"])
-            if len(page) < size:
-                yield list(page), 0
-                return
-            below = int(page[-1].version)
-            yield list(page), below - 1
-            size = min(10 * size, _PAGE)
 
     # Writing
 
@@ -206,6 +147,30 @@ class Store:
             f"Live now: {f'entry {log.line.live.number}, {log.line.live}' if log.line.live else 'nothing'}. "
             f"Look at `onward history {model}`, then run the command again if you still want it"
         )
+
+    def approve(self, environment: str, model: str, draft: Draft) -> Entry:
+        """Append an approval, which changes nothing that is live, and so has nobody to race with.
+
+        Raises:
+            StoreUnreachable: the store did not answer; the message says whether it may have been written.
+        """
+        registered = registered_name(environment, model)
+        self._create(registered)
+        if any(self._try_append(registered, draft) for _ in range(_APPENDS)):
+            for approval in self.approvals(environment, model, draft.sha256):
+                if approval.key == draft.key:
+                    return approval
+        raise StoreUnreachable(f"the MLflow store did not keep the approval in {registered}. Try again")
+
+    def sign(self, environment: str, model: str, entry: Entry) -> None:
+        """Keep the signature of an entry that is in the log already. The name goes last: it is what is looked up."""
+        for name in ("signature", "signer"):
+            self.tag(registered_name(environment, model), entry.number, name, getattr(entry, name))
+
+    def tag(self, registered: str, number: int, name: str, value: str) -> None:
+        """Set a tag of a version."""
+        with reachable():
+            self._client.set_model_version_tag(registered, str(number), name, value)
 
     def _log_after(self, environment: str, model: str, draft: Draft) -> Log:
         """The log down to where an entry made of `draft` would be: above its base."""
@@ -239,7 +204,7 @@ class Store:
                     source=draft.source,
                     tags=to_tags(draft),
                     description=str(draft),
-                    model_id=draft.source.removeprefix("models:/"),
+                    model_id=_logged_model(draft.source),
                     await_creation_for=0,
                 )
         except MlflowException as error:
@@ -248,7 +213,7 @@ class Store:
             raise
         except StoreUnreachable:
             environment, _, model = registered.partition(".")
-            if any(entry.key == draft.key for entry in self._log_after(environment, model, draft).line.entries()):
+            if any(entry.key == draft.key for entry in self._log_after(environment, model, draft).entries()):
                 return True
             raise
         return True
@@ -264,7 +229,7 @@ class Store:
         registered = registered_name(environment, model)
         self._create(registered)
         log = self.log(environment, model)
-        taken = max([0, *log.foreign, *(known.number for known in log.line.entries())])
+        taken = max([0, *log.foreign, *(known.number for known in log.entries())])
         for entry in entries:
             while taken < entry.number:
                 taken += 1
@@ -285,7 +250,7 @@ class Store:
                 source=entry.source,
                 tags=to_tags(entry) if own else {},
                 description=str(entry) if own else "No entry: the log that is being imported has none here.",
-                model_id=entry.source.removeprefix("models:/"),
+                model_id=_logged_model(entry.source),
                 await_creation_for=0,
             )
             if int(version.version) == number:
@@ -359,7 +324,7 @@ class Store:
         registered = registered_name(environment, model)
         log = log or self.head(environment, model)
         for _ in range(_PASSES):
-            found = {registered: self.alias(registered, LIVE), model: self.alias(model, environment)}
+            found = {registered: self.versions.alias(registered, LIVE), model: self.versions.alias(model, environment)}
             drifts = find_drift(environment, model, log, self.live_candidate(model, log), found)
             for drift in drifts:
                 self._write(drift)
@@ -402,5 +367,6 @@ def _somebody_else_may() -> Iterator[None]:
             raise
 
 
-def _aliases(registered: Any) -> dict[str, int]:
-    return {alias: int(version) for alias, version in registered.aliases.items()}
+def _logged_model(source: str) -> str | None:
+    """The id of the logged model that a source is, where it is one."""
+    return source.removeprefix("models:/") if source.startswith("models:/") else None
