@@ -15,11 +15,12 @@ The order is that of preference, the fastest first: the first entry whose provid
     serving = Serving({"cpu": Served(file=MODEL, provider=CPU, options=options)})
     serving.save(folder); Serving.load(folder)          # serving.json, None where there is none
     build_folder(..., serving=serving, others={"openvino": [path]})         # registry/flavor.py
+    serving, others = of_winners(report.winners, root)                      # what both take, from the evidence
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -27,8 +28,9 @@ from pydantic import Field, RootModel, ValidationError
 
 from registry.disk import write_atomically
 from registry.errors import Refused
+from registry.integrity import content_digest
 from registry.session_options import SessionOptions
-from registry.vocabulary import Record
+from registry.vocabulary import Record, Winner
 
 SERVING = "serving.json"
 MODEL = "model.onnx"
@@ -80,3 +82,22 @@ class Serving(RootModel[dict[str, Served]]):
     def on(self, provider: str) -> Served | None:
         """What was tuned for one execution provider."""
         return next((served for served in self.root.values() if served.provider == provider), None)
+
+
+def of_winners(winners: Sequence[Winner], root: Path) -> tuple[Serving, dict[str, list[Path]]]:
+    """How a version with these winners is served, `winners[0]` being the one whose file is model.onnx.
+
+    Returns:
+        what to write as serving.json, and the files, below `root`, of those whose bytes are not the first one's.
+    """
+    main = content_digest(winners[0].files)
+    others = {w.runtime: [root / file.path for file in w.files] for w in winners if content_digest(w.files) != main}
+    served = {
+        w.runtime: Served(
+            file=f"providers/{w.runtime}/{MODEL}" if w.runtime in others else MODEL,
+            provider=w.provider,
+            options=w.options,
+        )
+        for w in sorted(winners, key=lambda w: w.p50_ms)
+    }
+    return Serving(served), others

@@ -319,11 +319,13 @@ class Choice(Record):
 
 
 class Winner(Record):
-    """What is served on one runtime: the files and the session options of the variant chosen there."""
+    """What is served on one runtime: the files and the session options of the variant chosen there, and its p50 in
+    milliseconds there (geometric mean over sizes)."""
 
     variant: str
     runtime: str
     provider: str
+    p50_ms: float
     files: list[FileDigest]
     options: SessionOptions = SessionOptions()
 

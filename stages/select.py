@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -39,13 +40,7 @@ def select(model: str, folder: Path) -> SelectReport:
         field = [m for m in measured.measurements if m.runtime == runtime]
         judged = choose(field, measured.reference, settings.budget, settings.tolerance.agreement)
         choices += judged
-        winners += [
-            Winner(
-                variant=m.variant, runtime=m.runtime, provider=m.provider, files=m.files, options=m.options
-            )
-            for m, choice in zip(field, judged, strict=True)
-            if choice.chosen
-        ]  # fmt: skip
+        winners += [_winner(m) for m, choice in zip(field, judged, strict=True) if choice.chosen]
     report = SelectReport(
         model=model,
         status="passed" if winners else "failed",
@@ -111,6 +106,13 @@ def pareto(able: list[Measurement], drops: dict[str, float | None]) -> list[Meas
         )
 
     return [m for m in able if not dominated(m)]
+
+
+def _winner(m: Measurement) -> Winner:
+    middle = math.exp(sum(math.log(latency.p50_ms) for latency in m.latencies) / len(m.latencies))
+    return Winner(
+        variant=m.variant, runtime=m.runtime, provider=m.provider, files=m.files, options=m.options, p50_ms=middle
+    )
 
 
 def _against(

@@ -11,14 +11,17 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from registry.session_options import SessionOptions
-from registry.vocabulary import Measurement
-from stages.measuring.contest import Contestant, Feed, race
+from registry.vocabulary import Measurement, Ratio
+from stages.measuring.contest import Contestant, Feed, best_rounds, race
 from stages.measuring.samples import Samples
 from stages.measuring.screening import ROUNDS_A_RUNG, Deadline
 from stages.runtime.pool import Worker
 
 # An option that gains less than this alone is left as ONNX Runtime has it.
 HELPS = 0.97
+
+# After a rung of all, this many of the best options run so many rounds more: a gain of 3 % is not seen in two.
+PROMISING, MORE_ROUNDS = 4, 6
 
 Start = Callable[[Measurement], Worker]
 
@@ -46,13 +49,13 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def combine(gains: Sequence[tuple[SessionOptions, float]]) -> SessionOptions:
-    """The options that helped, put together; of two that set the same one, the better. With each, its latency relative
-    to the finalist's own with ONNX Runtime's options: under HELPS is a help."""
+def combine(gains: Sequence[tuple[SessionOptions, Ratio]]) -> SessionOptions:
+    """The options that helped beyond doubt, put together; of two that set the same one, the better. With each, its
+    latency relative to the finalist's own with ONNX Runtime's options: under HELPS is a help."""
     together: dict[str, object] = {}
-    for options, gain in sorted(gains, key=lambda tried: tried[1]):
+    for options, gain in sorted(gains, key=lambda tried: tried[1].value):
         given = options.to_load()
-        if gain < HELPS and not together.keys() & given.keys():
+        if gain.value < HELPS and gain.high < 1 and not together.keys() & given.keys():
             together |= given
     return SessionOptions.model_validate(together)
 
@@ -72,14 +75,21 @@ def tune(
     """
     default = _variation(finalist, finalist.name, SessionOptions(), start)
     tried = [_variation(finalist, f"{finalist.name} ({options})", options, start) for options in trials(usable_cores())]
+    left = tried
+    for contestant in (default, *tried):
+        contestant.worker.spawn()
     try:
-        for _ in race([default, *tried], feeds, seconds, ROUNDS_A_RUNG, 2, order, samples, "tuning"):
-            if deadline.over:
+        for rounds in (ROUNDS_A_RUNG, MORE_ROUNDS):
+            for _ in race([default, *left], feeds, seconds, rounds, 2, order, samples, "tuning"):
+                if deadline.over:
+                    return None
+            if not default.standing:
                 return None
-        if not default.standing:
-            return None
-        gains = [(c.result.options, c.ratios(default)["all"].value) for c in tried if c.standing]
-        best = combine(gains)
+            left = sorted((c for c in left if c.standing), key=lambda c: best_rounds(c, default))[:PROMISING]
+            left = [contestant for contestant in left if best_rounds(contestant, default) < 1]
+            if not left:
+                return None
+        best = combine([(c.result.options, c.ratios(default)["all"]) for c in left if best_rounds(c, default) < HELPS])
     finally:
         for contestant in (default, *tried):
             contestant.worker.close()
