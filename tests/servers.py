@@ -66,7 +66,7 @@ def postgres(binaries: Path) -> Iterator[str]:
         )
     try:
         login = ["-h", "127.0.0.1", "-p", str(port), "-U", "onward"]
-        _wait(lambda: subprocess.run([str(binaries / "pg_isready"), *login], capture_output=True).returncode == 0)
+        wait_until(lambda: subprocess.run([str(binaries / "pg_isready"), *login], capture_output=True).returncode == 0)
         for name in ("mlflow", "auth"):
             subprocess.run([str(binaries / "createdb"), *login, name], check=True, capture_output=True)
         yield f"postgresql://onward@127.0.0.1:{port}"
@@ -84,7 +84,7 @@ def objects(folder: Path) -> Iterator[str]:
         command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", url.rpartition(":")[2]]
         server = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
     try:
-        _wait(lambda: server.poll() is not None or _answers(url))
+        wait_until(lambda: server.poll() is not None or _answers(url))
         bucket(url).create()
         yield url
     finally:
@@ -131,6 +131,7 @@ def mlflow_server(database: str, objects_url: str, folder: Path) -> Iterator[str
         # Receivers of webhooks are on this machine too.
         "MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http",
         "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true",
+        "MLFLOW_WEBHOOK_CACHE_TTL": "1",  # a new one is seen after a minute else
     }
     command = shlex.split(local(service["command"]))
     for option, value in (("--host", "127.0.0.1"), ("--port", str(port)), ("--workers", "2")):
@@ -146,7 +147,7 @@ def mlflow_server(database: str, objects_url: str, folder: Path) -> Iterator[str
         )
     try:
         url = f"http://127.0.0.1:{port}"
-        _wait(lambda: server.poll() is not None or _answers(f"{url}/health"))
+        wait_until(lambda: server.poll() is not None or _answers(f"{url}/health"))
         if server.poll() is not None:
             raise TimeoutError
         yield url
@@ -165,7 +166,8 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _wait(ready: Callable[[], bool], seconds: float = 120) -> None:
+def wait_until(ready: Callable[[], bool], seconds: float = 120) -> None:
+    """Raises TimeoutError."""
     until = time.monotonic() + seconds
     while not ready():
         if time.monotonic() > until:

@@ -27,6 +27,7 @@ from tests.servers import (
     objects,
     postgres,
     postgres_binaries,
+    wait_until,
 )
 from tests.store_factory import add_candidate
 
@@ -158,6 +159,32 @@ def test_an_alias_that_its_author_may_not_write_does_not_undo_the_entry(login, s
         login(*ADMIN)
         client.grant_user_permission("bob", "registered_model", "cnn", "EDIT")
     assert [drift.registered for drift in operations.reconcile()] == ["cnn"]
+
+
+@pytest.mark.usefixtures("users")
+def test_the_servers_own_webhook_tells_of_entries_and_of_what_is_live(login, receiver, tmp_path, monkeypatch):
+    address = f"http://127.0.0.1:{receiver.server_port}/hush"
+    monkeypatch.setenv("TEAM_HOOK", address)
+    (tmp_path / "dvc.yaml").write_text("stages: {}\n")
+    section = {"hooked": {"from": "candidate", "require": [], "notify": {"server_webhook": "$TEAM_HOOK"}}}
+    (tmp_path / "params.yaml").write_text(json.dumps({"environments": section}))
+    with pytest.raises(Refused, match="does not allow bob"):
+        login("bob").prepare_webhook("hooked", address)
+    admin = login(*ADMIN)
+    with pytest.raises(UsageError, match="the server takes no such address") as refused:
+        admin.prepare_webhook("hooked", "ftp://hush")
+    assert "hush" not in str(refused.value)
+    assert "webhook onward.hooked" in operations.create_environments(["cnn"], admin)
+    assert operations.create_environments(["cnn"], admin) == []
+    receiver.codes[:] = [503, 204]  # the server tries again
+    entry = operations.promote("cnn", "hooked", 1, reason="because", store=admin).entry
+    wait_until(lambda: len(receiver.got) == 4, 60)  # an entry, two aliases, and one of these again
+    told = {body["entity"]: body["data"] for _, _, body in receiver.got if body["data"]["name"] == "hooked.cnn"}
+    made, live = told["model_version"], told["model_version_alias"]
+    assert (made["tags"]["actor"], made["tags"]["reason"], made["description"]) == (entry.actor, "because", str(entry))
+    assert (live["alias"], live["version"]) == ("live", str(entry.number))
+    monkeypatch.setenv("TEAM_HOOK", address + "-moved")
+    assert operations.create_environments(["cnn"], admin) == ["webhook onward.hooked"]
 
 
 @pytest.mark.usefixtures("users")
