@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from registry import cli_keeping
+from registry import cli_keeping, cli_runtimes
 from registry.errors import OnwardError, Refused, UsageError
 from registry.printing import (
     Json,
@@ -379,6 +379,7 @@ app.command("export-log")(cli_keeping.export_log)
 app.command("import-log")(cli_keeping.import_log)
 app.command("prune")(cli_keeping.prune)
 app.add_typer(cli_keeping.environments, name="environments")
+app.add_typer(cli_runtimes.runtimes, name="runtimes")
 
 
 def _read_npz(path: Path) -> dict[str, Any]:
