@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from registry import cli_keeping, cli_signing
+from registry import cli_keeping, cli_runtimes, cli_signing
 from registry.errors import OnwardError, Refused, UsageError
 from registry.printing import (
     Json,
@@ -331,6 +331,7 @@ app.command("export-log")(cli_keeping.export_log)
 app.command("import-log")(cli_keeping.import_log)
 app.command("prune")(cli_keeping.prune)
 app.add_typer(cli_keeping.environments, name="environments")
+app.add_typer(cli_runtimes.runtimes, name="runtimes")
 app.command("approve")(cli_signing.approve)
 app.command("sign")(cli_signing.sign)
 app.command("sign-files")(cli_signing.sign_files)
