@@ -20,7 +20,17 @@ from registry.vocabulary import Machine, RuntimeState
 from stages import command, paths
 from stages.params import read
 
-TOOLCHAIN = ("torch", "onnx", "onnxscript", "onnxruntime", "onnxsim", "onnxoptimizer", "numpy", "safetensors")
+TOOLCHAIN = (
+    "torch",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "onnxsim",
+    "onnxoptimizer",
+    "onnxslim",
+    "numpy",
+    "safetensors",
+)
 
 
 class Host(BaseModel):

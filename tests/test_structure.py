@@ -112,7 +112,7 @@ PLUMBING = {
     "stages/runtime/isolate.py",
 } | {
     f"stages/{name}.py"
-    for name in ("params", "settings", "sources", "host", "paths", "command", "reports", "reference")
+    for name in ("params", "settings", "techniques", "sources", "host", "paths", "command", "reports", "reference")
 }
 
 
