@@ -1,9 +1,9 @@
 """What `InferenceSession.predict` costs beside a bare `session.run` of ONNX Runtime's own, on the shipped MLP's graph.
 
-    python -m benchmarks.predict [--rounds 400] [--wanted 15]
+    python -m benchmarks.predict [--rounds 400] [--wanted 15] [--out FILE]
 
 Both run the same loaded session in one process, by turns, in rounds of random order; stated are the median of the
-rounds' differences in microseconds and its 95 % bootstrap interval. Writes benchmarks/predict.md. Exit code 1 where an
+rounds' differences in microseconds and its 95 % bootstrap interval. Writes benchmarks/predict.md, or --out FILE. Exit code 1 where an
 interval lies wholly above what is wanted.
 """
 
@@ -106,6 +106,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=400)
     parser.add_argument("--wanted", type=float, default=WANTED_US, help="microseconds")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="the file that the table goes to")
     arguments = parser.parse_args()
     rows = measure(arguments.rounds)
     machine = hostinfo.describe()
@@ -124,7 +125,7 @@ def main() -> int:
             for name, plain, more, low, high in rows
         ),
     ]
-    RESULTS.write_text("\n".join(lines) + "\n")
+    arguments.out.write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
     return int(any(low > arguments.wanted for _, _, _, low, _ in rows))
 
