@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -73,13 +74,21 @@ def test_the_bench_measures_the_best_keeps_every_call_and_tells_each_other_why_n
 
 
 def test_a_search_without_time_still_judges_one_variant_and_says_that_it_was_cut_short(project: Path) -> None:
-    settings = {**toy_params()["models"]["toy"]["benchmark"], "search_seconds": 0.001}
+    settings = {**toy_params()["models"]["toy"]["benchmark"], "search_seconds": 0.001, "torch_compile": True}
     write_project(project, params=toy_params(benchmark=settings))
     report, chosen = measured()
     assert report.passed, report.reason
     assert any("benchmark.search_seconds" in finding for finding in report.findings)
     assert not any(m.graph for m in report.measurements)
     assert chosen.passed
+
+    assert report.compiled is not None
+    assert report.compiled.provider == "torch.compile"
+    if shutil.which("g++"):
+        assert [latency.size for latency in report.compiled.latencies] == ["b1", "b4"], report.compiled.reason
+    else:
+        assert report.compiled.status == "failed"
+        assert report.compiled.reason
 
 
 @pytest.mark.parametrize(
