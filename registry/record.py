@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from registry.actor import who
 from registry.connection import connect, ensure_experiment, reachable, tracking_uri, without_credentials
 from registry.errors import UsageError
 from registry.evidence import Evidence, PublishReport, SelectReport
@@ -261,6 +262,10 @@ class _Recorder:
         known = [v for v in self.client.search_model_versions(f"name = '{name}'") if v.tags.get("sha256") == sha256]
         if known:
             version = min(known, key=lambda v: int(v.version))
+            if "instruction_sets" in tags:  # of every kind of host that these bytes were measured on
+                before = version.tags.get("instruction_sets", "").split("; ")
+                kinds = dict.fromkeys([*filter(None, before), tags["instruction_sets"]])
+                tags["instruction_sets"] = "; ".join(kinds)
             for key, value in tags.items():
                 if version.tags.get(key) != value:
                     self.client.set_model_version_tag(name, version.version, key, value)
@@ -270,7 +275,7 @@ class _Recorder:
             source=f"models:/{model.model_id}",
             run_id=run_id,
             model_id=model.model_id,
-            tags=tags,
+            tags={**tags, "published_by": who()},
             description=sentence(self.evidence),
         )
         return int(made.version)

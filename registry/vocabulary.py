@@ -329,13 +329,19 @@ class Machine(Record):
 
 
 class RuntimeState(Record):
-    """One runtime of params.yaml on this host: usable, or why not and what installs it."""
+    """One runtime of params.yaml on this host: usable, or why not and what installs it.
+
+    `node_share` is the share of a small graph's nodes that ran on the provider, by the graph's precision (0 where it
+    cannot run it). `int8_exact` is whether sums of uint8 x int8 products are exact: without VNNI they saturate.
+    """
 
     runtime: str
     usable: bool
     providers: list[str] = []
     version: str = ""
     reason: str = ""
+    node_share: dict[str, float] = {}
+    int8_exact: bool | None = None
 
 
 class Choice(Record):

@@ -323,7 +323,7 @@ class Params(Section):
     tracking: Tracking = Tracking()
     defaults: dict[str, Any] = {}
     models: Annotated[dict[str, ModelParams], Field(min_length=1)]
-    runtimes: Annotated[list[Literal["cpu", "openvino", "cuda"]], Field(min_length=1)] = ["cpu"]
+    runtimes: Annotated[list[Literal["cpu", "openvino", "cuda", "tensorrt"]], Field(min_length=1)] = ["cpu"]
     environments: Any = None
 
 
