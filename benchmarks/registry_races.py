@@ -46,8 +46,19 @@ def change(store: Store, number: int, actor: str) -> str:
     return "won" if done.changed else "live already"
 
 
-def _change_often(seed: int, changes: int, answers: Any) -> None:
-    store = Store()
+def _place() -> tuple[str, str]:
+    """Which store is in use, and where; processes are told, for what they are forked from may know another one."""
+    return os.environ["MLFLOW_TRACKING_URI"], os.getcwd()
+
+
+def _go(place: tuple[str, str]) -> Store:
+    os.environ["MLFLOW_TRACKING_URI"] = place[0]
+    os.chdir(place[1])
+    return Store()
+
+
+def _change_often(place: tuple[str, str], seed: int, changes: int, answers: Any) -> None:
+    store = _go(place)
     for number in range(changes):
         start = time.perf_counter()
         try:
@@ -57,9 +68,9 @@ def _change_often(seed: int, changes: int, answers: Any) -> None:
         answers.put((f"p{seed}", said, time.perf_counter() - start))
 
 
-def _read_often(stop: Any, answers: Any) -> None:
+def _read_often(place: tuple[str, str], stop: Any, answers: Any) -> None:
     """Read until told to stop, and report what was seen as counted, each time that it was something new."""
-    store = Store()
+    store = _go(place)
     seen: list[Any] = []
     while not stop.is_set():
         log = store.log(ENVIRONMENT, MODEL)
@@ -72,8 +83,10 @@ def _read_often(stop: Any, answers: Any) -> None:
 def race(context: Any, processes: int, changes: int) -> Iterator[Finding]:
     """Many processes change one environment at once, while another reads it."""
     answers, views, stop = context.Queue(), context.Queue(), context.Event()
-    reader = context.Process(target=_read_often, args=(stop, views))
-    writers = [context.Process(target=_change_often, args=(seed, changes, answers)) for seed in range(processes)]
+    reader = context.Process(target=_read_often, args=(_place(), stop, views))
+    writers = [
+        context.Process(target=_change_often, args=(_place(), seed, changes, answers)) for seed in range(processes)
+    ]
     start = time.perf_counter()
     for process in (reader, *writers):
         process.start()
@@ -108,8 +121,8 @@ def _said(said: Counter[str]) -> str:
     return ", ".join(f"{count} {answer}" for answer, count in said.most_common())
 
 
-def _change_until_killed(seed: int, started: Any) -> None:
-    store, number = Store(), seed
+def _change_until_killed(place: tuple[str, str], seed: int, started: Any) -> None:
+    store, number = _go(place), seed
     store.log(ENVIRONMENT, MODEL)  # connected, so that kills fall upon changes
     started.set()
     while True:
@@ -128,9 +141,9 @@ def kill(context: Any, kills: int, seed: int) -> Iterator[Finding]:
     for number in range(kills):
         before = store.head(ENVIRONMENT, MODEL).line.base
         started = context.Event()
-        process = context.Process(target=_change_until_killed, args=(number, started))
+        process = context.Process(target=_change_until_killed, args=(_place(), number, started))
         process.start()
-        started.wait(120)
+        assert started.wait(120)
         time.sleep(draw.uniform(0, 2 * one))
         assert process.pid is not None
         os.kill(process.pid, signal.SIGKILL)

@@ -21,8 +21,7 @@ from typing import Any
 
 import yaml
 
-from tests.conftest import ROOT
-
+ROOT = Path(__file__).resolve().parent.parent
 # What docs/team-setup.md has people write into .env: letters and digits.
 PASSWORDS = {
     "POSTGRES_PASSWORD": "postgresOfTests1",
