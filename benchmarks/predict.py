@@ -3,8 +3,8 @@
     python -m benchmarks.predict [--rounds 400] [--wanted 15] [--out FILE]
 
 Both run the same loaded session in one process, by turns, in rounds of random order; stated are the median of the
-rounds' differences in microseconds and its 95 % bootstrap interval. Writes benchmarks/predict.md, or --out FILE. Exit code 1 where an
-interval lies wholly above what is wanted.
+rounds' differences in microseconds and its 95 % bootstrap interval. Writes benchmarks/predict.md, or --out FILE.
+Exit code 1 where an interval lies wholly above what is wanted.
 """
 
 from __future__ import annotations

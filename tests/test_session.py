@@ -114,7 +114,7 @@ def test_shapes_that_fitted_once_let_no_others_through(two):
     for _ in range(2):
         two.predict(X, np.arange(3))
         for wrong in (np.arange(2), np.arange(0)):
-            with pytest.raises(UsageError, match="dimension batch is 3|input ids is empty"):
+            with pytest.raises(UsageError, match=r"dimension batch is 3|input ids is empty"):
                 two.predict(X, wrong)
 
 
