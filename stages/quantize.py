@@ -222,7 +222,7 @@ class _Stage:
             )
         )
         if kept is None:
-            self._append(variant, f"with any of its {len(layers)} layers quantised")
+            self._append(variant, f"with half of its {len(layers)} layers in float, still")
         else:
             self._append(variant, f"{chosen} holds it")
             self.variants.append(made[kept])
