@@ -47,7 +47,7 @@ READS: dict[str, tuple[str, ...]] = {
     "quantize": (*_CHECK, "quality", "budget", "quantize"),
     "benchmark": (*_CHECK, "quality", "budget", "benchmark"),
     "select": ("budget", "tolerance", "dims", "quality"),
-    "publish": ("inputs", "outputs", "tolerance"),
+    "publish": ("inputs", "outputs", "tolerance", "budget"),
 }
 
 _CALLABLES = ("build", "train", "samples", "quality", "cases")
@@ -269,7 +269,7 @@ def write_sections(params: Params, target: Path) -> None:
         for stage, keys in READS.items():
             settings = model.model_dump(mode="json", include=set(keys))
             content: dict[str, Any] = {"settings": settings, "sources": _digests(name, model, stage)}
-            if stage in ("quantize", "benchmark"):
+            if stage in ("optimize", "quantize", "benchmark"):
                 content["runtimes"] = params.runtimes
             if stage == "publish":
                 content["experiment"] = params.tracking.experiment

@@ -29,6 +29,16 @@ def test_the_registry_holds_under_a_small_race_and_a_few_kills(tmp_path):
     assert all(row.endswith("| yes |") for row in rows)
 
 
+def test_what_predict_costs_is_stated_for_every_way_of_calling_it(tmp_path):
+    table = tmp_path / "table.md"
+    command = [sys.executable, "-m", "benchmarks.predict", "--rounds", "3", "--wanted", "1e9", "--out", str(table)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = [line for line in table.read_text().splitlines() if line.startswith("| `predict")]
+    assert len(rows) == 6
+    assert all(row.endswith("| yes |") for row in rows)
+
+
 def test_the_registry_holds_on_a_server_that_fails_and_its_costs_are_measured(tmp_path):
     small = ["--entries", "12", "--rounds", "1", "--models", "2", "--faults", "6"]
     _, rows = registry(tmp_path, "--only", "latencies", "status", "cold", "outages", *small)

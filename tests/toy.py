@@ -24,6 +24,11 @@ def accuracy(outputs, labels):
     return float((outputs["y"].argmax(1) == labels).mean())
 """
 
+# The same, of a size at which int8 may pay.
+WIDE = SOURCE.replace(
+    "torch.nn.Linear(16, 3)", "torch.nn.Linear(16, 256), torch.nn.ReLU(), torch.nn.Linear(256, 3)"
+).replace("Linear(6, 16)", "Linear(6, 256), torch.nn.ReLU(), torch.nn.Linear(256, 16)")
+
 
 def toy_params(**changes: Any) -> dict[str, Any]:
     """params.yaml of one model, `toy`, quick to measure; `changes` are merged into the model, None drops a key."""
@@ -38,6 +43,11 @@ def toy_params(**changes: Any) -> dict[str, Any]:
     }
     model |= changes
     return {"models": {"toy": {key: value for key, value in model.items() if value is not None}}}
+
+
+def many_rows(**changes: Any) -> dict[str, Any]:
+    """Params of WIDE with a batch that makes products worth quantising."""
+    return toy_params(dims={"batch": {"max": 16, "typical": [1, 16]}}, **changes)
 
 
 def write_project(root: Path, source: str = SOURCE, params: dict[str, Any] | None = None) -> Path:

@@ -10,14 +10,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from registry.fidelity import agreement, fidelity
 from registry.session_options import SessionOptions
 from registry.vocabulary import PLAIN, Measurement, Ratio
 from stages import statistics
 from stages.measuring.samples import Samples
 from stages.parity.check import Expected, check, crashed, sentence
-from stages.parity.compare import agreement
 from stages.parity.evaluate import Arrays, batch_size, outputs_over, quality_of
-from stages.parity.fidelity import fidelity
 from stages.runtime.pool import Tensors, Worker, WorkerFailure
 from stages.settings import ModelParams
 from stages.variants import plain_words
@@ -108,8 +107,10 @@ def best_rounds(contestant: Contestant, plain: Contestant) -> float:
     """The ratio to the plain export of each one's fastest round, over all sizes.
 
     A neighbour on the machine makes rounds slower and none faster: in the few rounds of a screening, the fastest says
-    most. No interval belongs to it, so that it ranks and proves nothing.
+    most. No interval belongs to it, so that it ranks and proves nothing. The plain export's own is 1.
     """
+    if contestant is plain:
+        return 1.0
     logs = [
         np.log(min(map(np.median, contestant.rounds[size]))) - np.log(min(map(np.median, plain.rounds[size])))
         for size in contestant.rounds
