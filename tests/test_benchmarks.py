@@ -44,5 +44,5 @@ def test_the_registry_holds_on_a_server_that_fails_and_its_costs_are_measured(tm
     _, rows = registry(tmp_path, "--only", "latencies", "status", "cold", "outages", *small)
     timed = [row for row in rows if any(words in row for words in ("under", "no dearer", "said within"))]
     assert len(timed) == 11
-    assert len(rows) == 25
+    assert len(rows) == 24
     assert all(row.endswith("| yes |") for row in rows if row not in timed)
