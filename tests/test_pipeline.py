@@ -144,7 +144,7 @@ def test_a_changed_tolerance_runs_no_export_and_no_other_model(checkout: Path) -
 
 
 def test_another_cpu_measures_again_and_exports_nothing(checkout: Path) -> None:
-    host = checkout / "stages" / "host.py"
+    host = checkout / "registry" / "hostinfo.py"
     text = host.read_text()
     host.write_text(re.sub(r"INSTRUCTION_SETS = \(.*?\)", 'INSTRUCTION_SETS = ("fpu",)', text, flags=re.S))
     code, ran, output = repro(checkout)
