@@ -305,7 +305,7 @@ def inspect(target: Target, as_json: Json = False) -> None:
         else:
             print("\n".join(inspection.lines(report)))
         return
-    path, origin = locate(target)
+    path, origin, _ = locate(target)
     onnx_file.check(path, target)
     graph = onnx_file.describe(path)
     digests = onnx_file.digests(path)

@@ -29,6 +29,7 @@ from registry.vocabulary import (
     Split,
     Status,
     Variant,
+    Winner,
 )
 
 
@@ -106,19 +107,30 @@ class QuantizeReport(Report):
 
 
 class BenchmarkReport(Report):
+    """`reference` is the original model (PyTorch eager, or the ONNX file as it came), `compiled` the same under
+    torch.compile, where that was asked for. `findings` is what makes the figures less than they seem: a machine whose
+    speed drifted, a search that ran out of time. Every latency is in samples.parquet beside the report."""
+
     stage: Literal["benchmark"] = "benchmark"
     machine: Machine | None = None
     runtimes: list[RuntimeState] = []
     rounds: int = 0
+    search_seconds: float = 0.0
+    findings: list[str] = []
     reference: Measurement | None = None
+    compiled: Measurement | None = None
     measurements: list[Measurement] = []
 
 
 class SelectReport(Report):
+    """`winners` are those of each runtime measured, the preferred runtime first; `variant`, `runtime` and `files` are
+    the first one's."""
+
     stage: Literal["select"] = "select"
     variant: str = ""
     runtime: str = ""
     files: list[FileDigest] = []
+    winners: list[Winner] = []
     quality_measure: str = ""
     quality_budget: float | None = None
     choices: list[Choice] = []

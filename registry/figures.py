@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from registry.evidence import Evidence
-from registry.vocabulary import PLAIN, Measurement, OutputComparison, Variant, worst_by_output
+from registry.session_options import SessionOptions
+from registry.vocabulary import PLAIN, Measurement, OutputComparison, Scenarios, Variant, worst_by_output
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class Entry:
     params: dict[str, str]
     files: list[Path]
     provider: str
+    runtime: str
+    options: SessionOptions
 
 
 def entries(evidence: Evidence, root: Path) -> Iterator[Entry]:
@@ -33,14 +36,12 @@ def entries(evidence: Evidence, root: Path) -> Iterator[Entry]:
     choices = {(c.variant, c.runtime): c for c in evidence.select.choices}
     variants = [*evidence.optimize.variants, *evidence.quantize.variants]
     about = {v.name: v for v in variants}
-    every = [
-        *([evidence.benchmark.reference] if evidence.benchmark.reference else []),
-        *evidence.benchmark.measurements,
-    ]
+    originals = [evidence.benchmark.reference, evidence.benchmark.compiled]
+    every = [*filter(None, originals), *evidence.benchmark.measurements]
     for m in every:
         choice = choices.get((m.variant, m.runtime))
         reason = choice.reason if choice and not m.reason else m.reason
-        variant = about.get(m.variant)
+        variant = about.get(m.graph or m.variant)
         yield Entry(
             name=label(m.variant, m.runtime),
             status=m.status,
@@ -52,9 +53,12 @@ def entries(evidence: Evidence, root: Path) -> Iterator[Entry]:
                 **_how(variant, evidence),
                 "runtime": m.runtime,
                 "provider": m.provider,
+                "session_options": str(m.options),
             },
-            files=[root / file.path for file in m.files],
+            files=[root / file.path for file in m.files] if m.latencies else [],
             provider=m.provider,
+            runtime=m.runtime,
+            options=m.options,
         )
     for v in variants:
         if v.name not in measured:
@@ -66,6 +70,8 @@ def entries(evidence: Evidence, root: Path) -> Iterator[Entry]:
                 params={**graph_params(evidence), "precision": v.precision, **_how(v, evidence)},
                 files=[],
                 provider="",
+                runtime="",
+                options=SessionOptions(),
             )
 
 
@@ -101,13 +107,36 @@ def variant_metrics(m: Measurement, evidence: Evidence) -> dict[str, float]:
         "quality": m.quality,
         "quality_drop": choice.quality_drop if choice else None,
         "agreement": m.agreement,
+        "snr_db": m.snr_db if m.snr_db is not None and math.isfinite(m.snr_db) else None,
+        "cosine": m.cosine,
         "session_ms": m.session_ms,
         "peak_memory_mb": m.peak_memory_mb,
         "size_mb": sum(file.size_bytes for file in m.files) / 1e6 if m.files else None,
     }
     metrics |= {name: value for name, value in single.items() if value is not None}
-    variant = next((v for v in (*evidence.optimize.variants, *evidence.quantize.variants) if v.name == m.variant), None)
+    if m.scenarios is not None:
+        metrics |= _scenario_metrics(m, m.scenarios)
+    graph = m.graph or m.variant
+    variant = next((v for v in (*evidence.optimize.variants, *evidence.quantize.variants) if v.name == graph), None)
     return metrics | (_size_metrics(variant) if variant else {})
+
+
+def _scenario_metrics(m: Measurement, found: Scenarios) -> dict[str, float]:
+    metrics: dict[str, float] = {}
+    for point in found.sweep:
+        size = next(iter(point.sizes.values()))
+        metrics[f"sweep_{m.runtime}/batch{size}_p50_ms"] = point.p50_ms
+        metrics[f"sweep_{m.runtime}/batch{size}_throughput"] = point.throughput
+    if found.knee:
+        metrics[f"sweep_{m.runtime}/knee_batch"] = next(iter(found.knee.values()))
+    for callers in found.callers:
+        metrics[f"callers_{m.runtime}/{callers.callers}_p50_ms"] = callers.p50_ms
+        if callers.p95_ms is not None:
+            metrics[f"callers_{m.runtime}/{callers.callers}_p95_ms"] = callers.p95_ms
+        metrics[f"callers_{m.runtime}/{callers.callers}_throughput"] = callers.throughput
+    if found.cold_start_ms is not None:
+        metrics["cold_start_ms"] = found.cold_start_ms
+    return metrics
 
 
 def version_tags(evidence: Evidence) -> dict[str, str]:
@@ -120,6 +149,8 @@ def version_tags(evidence: Evidence) -> dict[str, str]:
         "variant": chosen.variant,
         "runtime": chosen.runtime,
         "provider": chosen.provider,
+        "runtimes": " ".join(winner.runtime for winner in evidence.select.winners) or None,
+        "session_options": str(chosen.options),
         "precision": chosen.precision,
         "opset": graph.opsets.get("ai.onnx") if graph else None,
         "verdict": "passed",

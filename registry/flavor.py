@@ -7,16 +7,18 @@ a placeholder, and the measured files take the placeholder's place.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
 
 from registry.integrity import write_manifest
+from registry.serving import MODEL, Serving
 from registry.vocabulary import TensorSpec
 
-MODEL = "model.onnx"
 VALIDATION = "validation"
+PROVIDERS = "providers"
 
 
 def build_folder(
@@ -26,9 +28,19 @@ def build_folder(
     outputs: list[TensorSpec],
     provider: str,
     bundle: Path | None = None,
+    serving: Serving | None = None,
+    others: Mapping[str, Sequence[Path]] | None = None,
 ) -> None:
     """Write an MLflow model to `folder`: the .onnx (`files[0]`) as model.onnx, its external data by its own name, the
-    signature, the validation bundle below validation/, and last the manifest of it all."""
+    signature, the validation bundle below validation/, and last the manifest of it all.
+
+    `others` are the files of those providers that have a winner of their own, by name of the runtime: they go to
+    providers/NAME/, the .onnx as model.onnx. `serving` says which of all these is served where, with which session
+    options; MLflow's own flavor is given those of `provider`.
+
+    Raises:
+        ValueError: `serving` names a file that is not there.
+    """
     import mlflow.onnx
     from mlflow.models import ModelSignature
     from mlflow.types.schema import Schema
@@ -43,19 +55,30 @@ def build_folder(
             ]
         )
 
+    main = serving.on(provider) if serving else None
     mlflow.onnx.save_model(
         ModelProto(),
         str(folder),
         signature=ModelSignature(inputs=schema(inputs), outputs=schema(outputs)),
         pip_requirements=_requirements(),
         onnx_execution_providers=[provider],
+        onnx_session_options=main.options.to_mlflow() if main else None,
         save_as_external_data=False,
     )
-    for number, file in enumerate(files):
-        shutil.copyfile(file, folder / (MODEL if number == 0 else file.name))
+    _place(files, folder)
+    for name, theirs in (others or {}).items():
+        _place(theirs, folder / PROVIDERS / name)
+    if serving is not None:
+        serving.save(folder)
     if bundle is not None:
         shutil.copytree(bundle, folder / VALIDATION)
     write_manifest(folder)
+
+
+def _place(files: Sequence[Path], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, file in enumerate(files):
+        shutil.copyfile(file, folder / (MODEL if number == 0 else file.name))
 
 
 def _requirements() -> list[str]:

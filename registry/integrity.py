@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 
 from pydantic import TypeAdapter
@@ -21,7 +22,8 @@ _digests = TypeAdapter(list[FileDigest])
 
 def content_digest(files: list[FileDigest]) -> str:
     """The sha256 that a model is known by: its .onnx file's own where that is the only file, else the sha256 over
-    the sorted digests of all its files, a line each. Names play no part: the graph itself holds its data's name."""
+    the sorted digests of all its files, those for other providers included, a line each. Names play no part: the graph
+    itself holds its data's name."""
     if len(files) == 1:
         return files[0].sha256
     return hashlib.sha256("".join(f"{digest}\n" for digest in sorted(f.sha256 for f in files)).encode()).hexdigest()
@@ -52,7 +54,7 @@ def check_folder(folder: Path, sha256: str | None = None) -> list[FileDigest]:
     """Check every file below `folder` against its manifest, and the model's own files against `sha256`.
 
     Returns:
-        the model's own files (the .onnx and its external data), as the manifest names them.
+        the model's own files (every provider's .onnx and its external data), as the manifest names them.
 
     Raises:
         Refused: a file is missing, added or changed, or the model is not the one that `sha256` names.
@@ -73,8 +75,11 @@ def check_folder(folder: Path, sha256: str | None = None) -> list[FileDigest]:
 
 
 def is_model_file(path: str) -> bool:
-    """Whether a manifest's path is the graph or its external data (both lie at the top of the folder)."""
-    return "/" not in path and path.endswith((".onnx", ".onnx.data"))
+    """Whether a manifest's path is a graph or its external data: at the top of the folder, or, for another provider
+    than the main one, in providers/NAME/."""
+    folder, _, name = path.rpartition("/")
+    at_home = not folder or re.fullmatch(r"providers/[^/]+", folder) is not None
+    return at_home and name.endswith((".onnx", ".onnx.data"))
 
 
 def _files(folder: Path) -> list[Path]:

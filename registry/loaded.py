@@ -13,9 +13,8 @@ import numpy as np
 
 from registry.errors import UsageError
 from registry.inputs import Array, Input, to_dtype
+from registry.serving import CPU, Served, Serving
 from registry.vocabulary import Record, TensorSpec
-
-CPU = "CPUExecutionProvider"
 
 
 class ProviderFallback(RuntimeWarning):
@@ -24,7 +23,8 @@ class ProviderFallback(RuntimeWarning):
 
 class Metadata(Record):
     """What a session has loaded. `version`, `environment` and `entry` are empty for what was loaded from a file;
-    `documentation` is what the graph's own metadata says."""
+    `documentation` is what the graph's own metadata says; `served` is a version's file and session options for the
+    provider in use, less what this host lacks for them; None where it says nothing of that provider."""
 
     target: str
     sha256: str
@@ -39,53 +39,72 @@ class Metadata(Record):
     ir_version: int
     producer: str
     documentation: dict[str, str]
+    served: Served | None = None
 
 
 class Loaded:
-    """What is at `path`, in ONNX Runtime. `origin` are the fields of Metadata that say where it came from; the rest is
-    as registry.session.InferenceSession has it."""
+    """What is at `path`, in ONNX Runtime; or what `serving` names beside it for the provider in use. `origin` are the
+    fields of Metadata that say where it came from; the rest is as registry.session.InferenceSession has it."""
 
     def __init__(
         self,
         path: Path,
         origin: Mapping[str, Any],
+        serving: Serving | None,
         providers: Sequence[Any] | None,
         strict_providers: bool,
         session_options: Any,
     ) -> None:
-        runtime = _onnxruntime()
-        target = origin["target"]
         self.path, self.origin = path, origin
-        wanted = list(providers or [CPU])
-        names = [provider if isinstance(provider, str) else provider[0] for provider in wanted]
-        available = runtime.get_available_providers()
-        missing = [name for name in names if name not in available]
-        if missing and strict_providers:
-            raise _without(missing, available)
-        usable = [provider for provider, name in zip(wanted, names, strict=True) if name in available]
-        if CPU not in names:
-            usable.append(CPU)
-        try:
-            self._session = runtime.InferenceSession(str(path), session_options, providers=usable)
-        except Exception as error:  # ONNX Runtime's exceptions share no base but this
-            first = " ".join(str(error).split())[:300]
-            raise UsageError(f"{target}: ONNX Runtime cannot load it: {first}") from error
-        # A provider that is there may still fail to start (no device, no driver), and is dropped without an error.
-        missing = [name for name in names if name not in self._session.get_providers()]
-        if missing and strict_providers:
-            raise _without(missing, available)
-        if missing:
-            warnings.warn(
-                f"{target}: {', '.join(missing)} cannot be used here (there are {', '.join(available)}); "
-                f"it runs on {self._session.get_providers()[0]}",
-                ProviderFallback,
-                stacklevel=3,
-            )
+        self._served: Served | None = None
+        self._open(serving, providers, strict_providers, session_options)
         self._inputs = [Input(value) for value in self._session.get_inputs()]
         self._names = [value.name for value in self._inputs]
         self._outputs = [value.name for value in self._session.get_outputs()]
         self._run = self._session.run
         self._single_output = len(self._outputs) == 1
+
+    def _open(self, serving: Serving | None, given: Sequence[Any] | None, strict: bool, session_options: Any) -> None:
+        runtime, folder, target = _onnxruntime(), self.path.parent, self.origin["target"]
+        available = runtime.get_available_providers()
+        wanted = list(given or ())
+        if not wanted:
+            wanted = [served.provider for served in serving.root.values()] if serving else [CPU]
+        usable = [provider for provider in wanted if _name(provider) in available]
+        if CPU not in map(_name, wanted):
+            usable.append(CPU)
+        # A provider that is there may still fail to start (no device, no driver), and is dropped without an error:
+        # then the next one gets what won there.
+        for number, provider in enumerate(usable):
+            self._served = serving.on(_name(provider)) if serving else None
+            options = session_options
+            if self._served:
+                fitting = self._served.options.fitting_here()
+                self._served = self._served.model_copy(update={"options": fitting})
+                self.path = folder / self._served.file
+                options = session_options or fitting.to_onnxruntime()
+            together = usable[number:] if given else list(dict.fromkeys((_name(provider), CPU)))
+            try:
+                self._session = runtime.InferenceSession(str(self.path), options, providers=together)
+            except Exception as error:  # ONNX Runtime's exceptions share no base but this
+                first = " ".join(str(error).split())[:300]
+                raise UsageError(f"{target}: ONNX Runtime cannot load it: {first}") from error
+            running = self._session.get_providers()
+            if running[0] == _name(provider):
+                break
+        asked = [_name(provider) for provider in wanted]
+        if not given and (self._served or not serving):  # measured here, too; what ONNX Runtime lacks is not missed
+            asked = [name for name in asked[: asked.index(running[0])] if name in available]
+        missing = [name for name in asked if name not in running]
+        if missing and strict:
+            raise _without(missing, available)
+        if missing:
+            warnings.warn(
+                f"{target}: {', '.join(missing)} cannot be used here (there are {', '.join(available)}); "
+                f"it runs on {running[0]}",
+                ProviderFallback,
+                stacklevel=4,
+            )
 
     def predict(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Run once; see InferenceSession.predict."""
@@ -139,6 +158,7 @@ class Loaded:
             ir_version=graph.ir_version,
             producer=graph.producer,
             documentation=graph.metadata,
+            served=self._served,
         )
 
     @property
@@ -211,6 +231,11 @@ class Loaded:
             known = [sizes[dim][1] if dim in sizes else dim if isinstance(dim, int) else 0 for dim in value.shape[1:]]
             results.append(np.empty((0, *known), to_dtype(value.type)))
         return results[0] if self._single_output else dict(zip(self._outputs, results, strict=True))
+
+
+def _name(provider: Any) -> str:
+    """The name of a provider as onnxruntime.InferenceSession takes it: itself, or the first of a pair with options."""
+    return provider if isinstance(provider, str) else str(provider[0])
 
 
 def _onnxruntime() -> Any:

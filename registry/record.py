@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from registry.connection import connect, ensure_experiment, reachable, tracking_uri, without_credentials
 from registry.errors import UsageError
-from registry.evidence import Evidence, PublishReport
+from registry.evidence import Evidence, PublishReport, SelectReport
 from registry.figures import (
     Entry,
     entries,
@@ -32,6 +32,7 @@ from registry.figures import (
     version_tags,
 )
 from registry.integrity import content_digest
+from registry.serving import MODEL, Served, Serving, of_winners
 from registry.vocabulary import TensorSpec
 
 if TYPE_CHECKING:
@@ -160,7 +161,7 @@ class _Recorder:
             reason = "; ".join(f"{failed.stage}: {failed.reason}" for failed in self.failures)
             report.reason = f"nothing registered: {reason}"
         else:
-            report.sha256 = content_digest(chosen.files)
+            report.sha256 = _version_digest(chosen)
             model = models[label(chosen.variant, chosen.runtime)]
             report.version = self._version(parent.info.run_id, model, report.sha256)
         if not finished:
@@ -231,10 +232,19 @@ class _Recorder:
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) / "model"
             bundle = self.publication.bundle if chosen else None
-            build_folder(folder, entry.files, self.publication.inputs, self.publication.outputs, entry.provider, bundle)
+            build_folder(
+                folder, entry.files, self.publication.inputs, self.publication.outputs, entry.provider, bundle,
+                *self._serving(entry, chosen),
+            )  # fmt: skip
             self.client.log_model_artifacts(model.model_id, str(folder))
         self.client.log_outputs(run.info.run_id, [LoggedModelOutput(model.model_id, 0)])
         return self.client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+
+    def _serving(self, entry: Entry, chosen: bool) -> tuple[Serving, dict[str, list[Path]]]:
+        """How the variant is served: the chosen one with the winners of all other runtimes, any other as it ran."""
+        if chosen:
+            return of_winners(self.evidence.select.winners, self.publication.root)
+        return Serving({entry.runtime: Served(file=MODEL, provider=entry.provider, options=entry.options)}), {}
 
     def _version(self, run_id: str, model: LoggedModel, sha256: str) -> int:
         """The registered version that holds these bytes, made if there is none."""
@@ -293,8 +303,18 @@ class _Recorder:
                 self.client.log_text(run_id, path.read_text(), f"reports/{path.parent.name}.json")
         if self.publication.bundle is not None:
             self.client.log_artifacts(run_id, str(self.publication.bundle), "validation")
+        samples = self.publication.reports / "benchmark" / "samples.parquet"
+        if samples.is_file():
+            self.client.log_artifact(run_id, str(samples), "reports")
         with tempfile.TemporaryDirectory() as temporary:
             for plot in draw_plots(evidence, Path(temporary)):
                 self.client.log_artifact(run_id, str(plot), "plots")
         self.client.set_tag(run_id, "onward.whole", "true")
         self.client.set_terminated(run_id, "FAILED" if self.failures else "FINISHED")
+
+
+def _version_digest(selected: SelectReport) -> str:
+    """The sha256 of a version: over the first winner's files, and those of every winner that has others."""
+    main = selected.winners[0].files
+    others = (w.files for w in selected.winners if content_digest(w.files) != content_digest(main))
+    return content_digest([*main, *(file for files in others for file in files)])

@@ -24,14 +24,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from registry.errors import Refused, UsageError
-from registry.integrity import MANIFEST, check_folder
+from registry.integrity import MANIFEST, check_folder, content_digest
 from registry.loaded import Loaded, Metadata, ProviderFallback
+from registry.serving import MODEL, Serving
 
 if TYPE_CHECKING:
     from registry.overview import Target
     from registry.store import Store
 
-MODEL = "model.onnx"
 _REGISTERED = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*(@[A-Za-z0-9][A-Za-z0-9_-]*|/\d+)")
 __all__ = ["InferenceSession", "Metadata", "ProviderFallback", "cache", "download", "locate"]
 
@@ -43,9 +43,11 @@ class InferenceSession:
         target: MODEL@ENVIRONMENT, MODEL/VERSION, or the path of an .onnx file or of a folder that holds one. A path
             that looks like one of the first two has to be written `./cnn/3`.
         providers: execution providers in order of preference, as onnxruntime.InferenceSession takes them; the CPU
-            comes last in any case, and alone if there are none.
+            comes last in any case. None: of those that the version was measured on, the fastest that can be used
+            here; for a file, the CPU. What won on the provider in use is loaded (registry/serving.py).
         strict_providers: whether a provider that cannot be used is an error instead of a ProviderFallback warning.
-        session_options: an onnxruntime.SessionOptions.
+        session_options: an onnxruntime.SessionOptions. None: those that the version was tuned to on the provider in
+            use, but for what this host lacks (processors).
 
     Raises:
         UsageError: there is no such model, version, environment or file, ONNX Runtime is not installed or cannot
@@ -149,39 +151,42 @@ class InferenceSession:
                 f"{self._target}: version {found.version}, entry {found.entry}, does not repeat its recorded answers "
                 f"here, and version {old.origin['version']} stays loaded: {detail}"
             )
-        self._loaded = self._load(path, origin)
+        self._loaded = self._load(path, origin, Serving.load(path.parent))
         return True
 
 
-def locate(target: str | Path) -> tuple[Path, dict[str, Any]]:
-    """The .onnx file that `target` names, checked where there is something to check it against, and its origin: the
-    fields of Metadata that say where it came from.
+def locate(target: str | Path) -> tuple[Path, dict[str, Any], Serving | None]:
+    """The .onnx file that `target` names, checked where there is something to check it against; its origin: the
+    fields of Metadata that say where it came from; and how it is served, where it is a version or a folder that says.
 
     Raises:
         as InferenceSession.
     """
     if isinstance(target, str) and _REGISTERED.fullmatch(target):
         return _registered(target)
-    path = Path(target)
+    path, serving = Path(target), None
+    origin: dict[str, Any] = {"target": str(target)}
     if path.is_dir():
         if (path / MANIFEST).is_file():
-            check_folder(path)
+            origin["sha256"] = content_digest(check_folder(path))
+        serving = Serving.load(path)
         found = [path / MODEL] if (path / MODEL).is_file() else sorted(path.glob("*.onnx"))
         if len(found) != 1:
             raise UsageError(f"{target}: holds {len(found) or 'no'} .onnx files; name one")
         path = found[0]
     if not path.is_file():
         raise UsageError(f"{target}: there is no such file; a registered model is MODEL@ENVIRONMENT or MODEL/VERSION")
-    return path, {"target": str(target)}
+    return path, origin, serving
 
 
-def _registered(target: str) -> tuple[Path, dict[str, Any]]:
+def _registered(target: str) -> tuple[Path, dict[str, Any], Serving | None]:
     from registry.overview import resolve
     from registry.store import Store
 
     store = Store()
     found = resolve(target, store)
-    return download(found, store), _origin(target, found)
+    path = download(found, store)
+    return path, _origin(target, found), Serving.load(path.parent)
 
 
 def _origin(target: str, found: Target) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from registry.disk import sha256_file
+from registry.session_options import SessionOptions
 
 # The export itself among the variants, and the original model beside them.
 PLAIN = "plain"
@@ -167,8 +168,9 @@ class Parting(Record):
 class Variant(Record):
     """A graph made from the plain export: how, what it weighs, and whether it still computes the same.
 
-    `agreement` is the share of evaluation samples on which the top-1 answer equals the reference's (null where
-    there is no class axis); `quality` is the model's own measure over the evaluation set, higher is better.
+    Over the evaluation set: `agreement` is the share of samples on which the top-1 answer equals the reference's (null
+    where there is no class axis), `quality` the model's own measure, higher is better, `snr_db` the signal to noise
+    against the reference, and `cosine` that of the worst sample.
     """
 
     name: str
@@ -188,11 +190,15 @@ class Variant(Record):
     parting: Parting | None = None
     quality: float | None = None
     agreement: float | None = None
+    snr_db: float | None = None
+    cosine: float | None = None
 
 
 class Latency(Record):
     """Latencies of one variant at one size, in milliseconds. p90 is null under 64 samples, p95 under 130
-    and p99 under 662: MLPerf's early-stopping rule states no such percentile from fewer."""
+    and p99 under 662, and `withheld` says so: MLPerf's early-stopping rule states no such percentile from fewer.
+    `drift` is by how much the last rounds were slower than the first (0 where there is no trend, null where there
+    are too few rounds to tell)."""
 
     size: str
     sizes: dict[str, int]
@@ -206,7 +212,9 @@ class Latency(Record):
     p90_ms: float | None
     p95_ms: float | None
     p99_ms: float | None
+    withheld: str = ""
     throughput: float = Field(description="items of the first dimension per second, from the mean")
+    drift: float | None = None
 
 
 class Ratio(Record):
@@ -218,10 +226,45 @@ class Ratio(Record):
     high: float
 
 
+class SweepPoint(Record):
+    """One size of a batch sweep: p50 in milliseconds, throughput in items of the first dimension per second."""
+
+    sizes: dict[str, int]
+    p50_ms: float
+    throughput: float
+
+
+class Callers(Record):
+    """So many threads calling one session at once: each call's latency, and items per second of all together."""
+
+    callers: int
+    samples: int
+    p50_ms: float
+    p95_ms: float | None
+    throughput: float
+
+
+class Scenarios(Record):
+    """What was measured beside the single stream. `knee` are the sizes from which on larger batches gain nothing worth
+    mentioning; `cold_start_ms` is the time from the start of a process to its first answer."""
+
+    sweep: list[SweepPoint] = []
+    knee: dict[str, int] | None = None
+    callers: list[Callers] = []
+    cold_start_ms: float | None = None
+
+
 class Measurement(Record):
-    """One variant on one runtime of one machine: what it computed there and how long it took."""
+    """One variant on one runtime of one machine: what it computed there and how long it took.
+
+    A variant is a graph with session options: `graph` names the one whose file it is, where that is not its own name.
+    What left the search before it was measured in full is "not attempted", with the reason and, if it was screened,
+    the ratios that it had then.
+    """
 
     variant: str
+    graph: str = ""
+    options: SessionOptions = SessionOptions()
     runtime: str
     provider: str
     precision: str
@@ -234,8 +277,11 @@ class Measurement(Record):
     parity: list[CaseResult] = []
     quality: float | None = None
     agreement: float | None = None
+    snr_db: float | None = None
+    cosine: float | None = None
     latencies: list[Latency] = []
     ratios: dict[str, Ratio] = Field(default={}, description="per size; `all` is the geometric mean over sizes")
+    scenarios: Scenarios | None = None
 
 
 class Machine(Record):
@@ -260,14 +306,28 @@ class RuntimeState(Record):
 
 
 class Choice(Record):
-    """Why a variant was chosen or not, in words."""
+    """Why a variant was chosen or not, in words. `on_front` is whether no other variant within the budget is at least
+    as good in latency, quality and size at once, and better in one."""
 
     variant: str
     runtime: str
     chosen: bool
+    on_front: bool = False
     reason: str
     ratio: Ratio | None = None
     quality_drop: float | None = None
+
+
+class Winner(Record):
+    """What is served on one runtime: the files and the session options of the variant chosen there, and its p50 in
+    milliseconds there (geometric mean over sizes)."""
+
+    variant: str
+    runtime: str
+    provider: str
+    p50_ms: float
+    files: list[FileDigest]
+    options: SessionOptions = SessionOptions()
 
 
 def worst_by_output(cases: list[CaseResult]) -> dict[str, OutputComparison]:

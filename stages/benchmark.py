@@ -1,7 +1,9 @@
-"""Measures every variant on this machine, per runtime: what it computes here, and how long it takes.
+"""Measures variants on this machine, per runtime: what they compute here, and how long it takes.
 
-All variants of a runtime are loaded at once, each in a worker of its own, and timed in rounds of random order, so
-that a machine whose speed drifts treats them alike. Parity and quality come from the same worker as the latency:
+First a search: every variant is screened in a few short rounds (stages/measuring/screening.py), the fastest are judged
+by what they compute until enough are right, and the best of those are tried with other session options. Then the race:
+the finalists, the plain export and the original side by side, each in a worker of its own, in rounds of random order,
+so that a machine whose speed drifts treats them alike. Parity and quality come from the same worker as the latency:
 int8 bytes compute different numbers on other CPUs.
 """
 
@@ -11,104 +13,79 @@ import random
 import sys
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from registry.evidence import BenchmarkReport, ExportReport, OptimizeReport, QuantizeReport, load
-from registry.vocabulary import PLAIN, REFERENCE, FileDigest, Measurement, RuntimeState
-from stages import command, host, paths, statistics
+from registry.vocabulary import PLAIN, REFERENCE, FileDigest, Latency, Measurement, RuntimeState
+from stages import command, host, paths
+from stages.measuring import scenarios
+from stages.measuring.contest import Contestant, Feed, Questions, blank, figures, race, turn_seconds
+from stages.measuring.samples import Samples
+from stages.measuring.screening import Deadline, screen, words
+from stages.measuring.tuning import tune
 from stages.params import resolve, section
 from stages.parity.answers import recorded_answers, recorded_outputs
-from stages.parity.cases import Source, Tensors
-from stages.parity.check import Expected, check, crashed, sentence
-from stages.parity.compare import agreement
-from stages.parity.evaluate import Arrays, batch_size, outputs_over, quality_of
+from stages.parity.cases import Source
+from stages.parity.evaluate import quality_of
+from stages.parity.quality import ceiling_faults, quality_faults
 from stages.parity.sizes import size_key, typical_sizes
 from stages.reference import reference_worker, split
 from stages.reports import blocked
 from stages.runtime.environments import PROVIDERS, python
 from stages.runtime.pool import Worker, WorkerFailure
-from stages.settings import ModelParams
-from stages.variants import placed, plain_words
+from stages.settings import Dim
+from stages.variants import placed
 
-# A worker's threads spin for a moment after a run; the next one starts when they have gone to sleep.
-REST_SECONDS = 0.003
+COMPILED = "torch.compile"
 
-
-@dataclass
-class Contestant:
-    """A variant under measurement: its worker, and its latencies as rounds[size][round]."""
-
-    result: Measurement
-    worker: Worker
-    rounds: dict[str, list[list[float]]] = field(default_factory=dict)
-
-    @property
-    def standing(self) -> bool:
-        return self.result.status == "passed"
-
-    def fail(self, reason: str) -> None:
-        self.result.status = "failed"
-        self.result.reason = plain_words(reason)
+# Finalists that are tried with other session options, and how much of a full turn each trial gets.
+TUNED = 2
+SHORT = 0.5
 
 
 def benchmark(model: str, folder: Path) -> BenchmarkReport:
-    """Measure every variant and the original on this machine, in interleaved rounds, at each typical size.
+    """Search among the variants and measure the best of them, the plain export and the original on this machine.
 
-    Writes build/MODEL/benchmark/report.json.
+    Writes build/MODEL/benchmark/: report.json and samples.parquet, which holds every latency.
     """
     settings = section(model, "benchmark")
     here, _ = host.load()
     reason = blocked(model, "verify")
     if reason:
         return BenchmarkReport(model=model, status="not attempted", reason=reason)
-    samples = split(model, "evaluation")
-    feeds = {size_key(sizes): (sizes, _feed(model, settings, sizes)) for sizes in typical_sizes(settings.dims)}
-    measured: list[Measurement] = []
-    reference: Measurement | None = None
-    with ExitStack() as stack:
-        worker = stack.enter_context(reference_worker(model, settings))
-        original = Contestant(_blank(REFERENCE, "cpu", "float32"), worker)
-        original.result.provider = "PyTorch eager" if settings.is_torch else PROVIDERS["cpu"]
-        expected = recorded_answers(model, settings)
-        wanted = recorded_outputs(model)
-        original.result.quality = quality_of(settings, wanted, samples, f"models.{model}")
+    questions = Questions(
+        model, settings, recorded_answers(model, settings), recorded_outputs(model), split(model, "evaluation")
+    )
+    bench = _Bench(questions)
+    report = BenchmarkReport(
+        model=model,
+        status="passed",
+        machine=here.machine,
+        runtimes=here.runtimes,
+        rounds=settings.benchmark.rounds,
+        reference=bench.reference.result,
+        compiled=bench.compiled.result if bench.compiled else None,
+    )
+    with bench.workers:
         for state in here.runtimes:
             if not state.usable:
                 print(f"benchmark {model}: {state.runtime}: {state.reason}", file=sys.stderr)
                 continue
-            contestants = [
-                Contestant(_blank(name, state.runtime, precision, files), stack.enter_context(worker))
-                for name, precision, files, worker in _workers(model, settings, state)
-            ]
-            for contestant in contestants:
-                _judge(model, settings, contestant, expected, wanted, samples)
-            together = [*contestants, *([original] if reference is None else [])]
-            _race(model, settings, together, feeds)
-            measured += [_figures(contestant, contestants[0], settings, feeds) for contestant in contestants]
-            if reference is None:
-                reference = _figures(original, contestants[0], settings, feeds)
-            for contestant in contestants:
-                contestant.worker.close()
-    plain_failed = [m for m in measured if m.variant == PLAIN and m.status != "passed"]
-    unusable = "none of the runtimes of params.yaml is usable here: " + "; ".join(
-        f"{state.runtime}: {state.reason}" for state in here.runtimes
-    )
-    return BenchmarkReport(
-        model=model,
-        status="passed" if measured and not plain_failed else "failed",
-        reason=f"the plain export on {plain_failed[0].runtime}: {plain_failed[0].reason}"
-        if plain_failed
-        else ("" if measured else unusable),
-        machine=here.machine,
-        runtimes=here.runtimes,
-        rounds=settings.benchmark.rounds,
-        reference=reference,
-        measurements=measured,
-    )
+            report.measurements += bench.measure(state)
+    bench.samples.save(folder)
+    report.findings, report.search_seconds = bench.findings, round(bench.search_seconds, 1)
+    plain_failed = [m for m in report.measurements if m.variant == PLAIN and m.status != "passed"]
+    if plain_failed:
+        report.status, report.reason = (
+            "failed",
+            f"the plain export on {plain_failed[0].runtime}: {plain_failed[0].reason}",
+        )
+    elif not report.measurements:
+        unusable = "; ".join(f"{state.runtime}: {state.reason}" for state in here.runtimes)
+        report.status, report.reason = "failed", f"none of the runtimes of params.yaml is usable here: {unusable}"
+    return report
 
 
 def candidates(model: str) -> list[tuple[str, str, list[FileDigest]]]:
@@ -123,113 +100,189 @@ def candidates(model: str) -> list[tuple[str, str, list[FileDigest]]]:
     return found
 
 
-def _workers(model: str, settings: ModelParams, state: RuntimeState) -> list[tuple[str, str, list[FileDigest], Worker]]:
-    provider = PROVIDERS[state.runtime]
-    return [
-        (
-            name,
-            precision,
-            files,
-            Worker.onnx(
-                paths.root() / files[0].path,
-                f"{name} on {state.runtime}",
-                provider,
-                python=python(state.runtime),
-                timeout=settings.verify.timeout,
-            ),
+class _Bench:
+    """One model on its bench: the original, which runs beside the first runtime's variants, and what was found."""
+
+    def __init__(self, questions: Questions) -> None:
+        self.questions, self.model, self.settings = questions, questions.model, questions.settings
+        self.workers = ExitStack()
+        self.samples = Samples()
+        self.order = random.Random(self.settings.seed)
+        self.findings: list[str] = []
+        self.search_seconds = 0.0
+        self.feeds = {size_key(sizes): self._feed(sizes) for sizes in typical_sizes(self.settings.dims)}
+        torch = self.settings.is_torch
+        self.reference = self._original(REFERENCE, "PyTorch eager" if torch else PROVIDERS["cpu"])
+        self.reference.result.quality = quality_of(
+            self.settings, questions.wanted, questions.samples, f"models.{self.model}"
         )
-        for name, precision, files in candidates(model)
-    ]
+        wanted = torch and self.settings.benchmark.torch_compile
+        self.compiled = self._original(COMPILED, COMPILED, compiled=True) if wanted else None
+        self._originals = [self.reference, *([self.compiled] if self.compiled else [])]
+
+    def measure(self, state: RuntimeState) -> list[Measurement]:
+        """Search among the variants on one runtime, and run the race."""
+        contestants = [
+            self._contestant(blank(name, state.runtime, PROVIDERS[state.runtime], precision, files=files))
+            for name, precision, files in candidates(self.model)
+        ]
+        plain = contestants[0]
+        self.questions.judge(plain)
+        if not plain.standing:
+            return [plain.result]
+        begun = time.monotonic()
+        finalists = self._search(plain, contestants[1:])
+        self.search_seconds += time.monotonic() - begun
+        self._race(plain, [*finalists, *self._originals])
+        for contestant in [plain, *finalists, *self._originals]:
+            figures(contestant, plain, self.feeds)
+        self._originals = []
+        self._scenarios([plain, *finalists])
+        self._drifts(plain)
+        for contestant in [*contestants, *finalists]:
+            contestant.worker.close()
+        tuned = [finalist.result for finalist in finalists if finalist not in contestants]
+        return [contestant.result for contestant in contestants] + tuned
+
+    def _search(self, plain: Contestant, others: list[Contestant]) -> list[Contestant]:
+        """The variants to be measured in full; every other one is told why not."""
+        bench = self.settings.benchmark
+        deadline = Deadline.after(bench.search_seconds)
+        self._say(f"{plain.result.runtime}: screening {len(others)} variants")
+        ranked = screen(
+            others, plain, self.feeds, bench.round_seconds * SHORT, bench.finalists, deadline, self.order, self.samples
+        )
+        finalists: list[Contestant] = []
+        for contestant in ranked:
+            result = contestant.result
+            slower = result.ratios["all"].low > 1 and result.ratios["all"].value > 1
+            if len(finalists) >= bench.finalists or slower or (finalists and deadline.over):
+                result.status = "not attempted"
+                result.reason = result.reason or self._why_out(result, finalists, bench.finalists, slower)
+                contestant.worker.close()
+                continue
+            self.questions.judge(contestant)
+            if contestant.standing:
+                result.reason = "; ".join(self._faults(result))
+            if contestant.standing and not result.reason:
+                finalists.append(contestant)
+            else:
+                contestant.worker.close()
+        finalists += self._tuned([plain, *finalists], deadline)
+        if deadline.over:
+            self.findings.append(
+                f"{plain.result.runtime}: the search ended after the {bench.search_seconds:g} s of "
+                "benchmark.search_seconds, before it had tried everything"
+            )
+        return finalists
+
+    def _tuned(self, finalists: list[Contestant], deadline: Deadline) -> list[Contestant]:
+        """The best finalists with session options that help them, where any do."""
+
+        def speed(contestant: Contestant) -> float:
+            return contestant.result.ratios["all"].value if contestant.result.ratios else 1.0
+
+        found = []
+        for finalist in sorted(finalists, key=speed)[:TUNED]:
+            if deadline.over:
+                break
+            self._say(f"{finalist.result.runtime}: session options for {finalist.name}")
+            seconds = turn_seconds(finalist, self.feeds, self.settings.benchmark.round_seconds * SHORT)
+            tuned = tune(finalist, self._start, self.feeds, seconds, deadline, self.order, self.samples)
+            if tuned is not None:
+                self.workers.callback(tuned.worker.close)
+                self.questions.judge(tuned)
+                found.append(tuned)
+        return found
+
+    def _race(self, plain: Contestant, others: list[Contestant]) -> None:
+        bench = self.settings.benchmark
+        together = [plain, *others]
+        seconds = turn_seconds(plain, self.feeds, bench.round_seconds)
+        for contestant in together:
+            contestant.rounds.clear()
+            contestant.warmups.clear()
+        self._say(f"{plain.result.runtime}: {bench.rounds} rounds of {', '.join(c.name for c in together)}")
+        for number in race(
+            together, self.feeds, seconds, bench.rounds, bench.warmup_runs, self.order, self.samples, "single stream"
+        ):
+            if number % 4 == 3:
+                self._say(f"round {number + 1} of {bench.rounds}")
+
+    def _scenarios(self, contestants: list[Contestant]) -> None:
+        """The other scenarios, for the plain export and the fastest of those that may win."""
+        standing = [c for c in contestants if c.standing and c.result.ratios]
+        fastest = sorted(standing, key=lambda c: c.result.ratios["all"].value)[:1]
+        for runner in [c for c in contestants if c.standing and (c in fastest or c is contestants[0])]:
+            self._say(f"{runner.result.runtime}: other scenarios for {runner.name}")
+            try:
+                runner.result.scenarios = scenarios.measure(
+                    runner, self._start(runner.result), self.feeds, self._feed, self._batch(),
+                    self.settings.benchmark, self.samples,
+                )  # fmt: skip
+            except WorkerFailure as failure:
+                runner.fail(failure.reason)
+
+    def _drifts(self, plain: Contestant) -> None:
+        for latency in plain.result.latencies:
+            if latency.drift:
+                self.findings.append(f"{plain.result.runtime}: {_drift_words(latency)}")
+
+    def _faults(self, result: Measurement) -> list[str]:
+        settings = self.settings
+        reference = self.reference.result.quality
+        return [
+            *quality_faults(result, reference, settings.budget, settings.tolerance.agreement),
+            *ceiling_faults(result, settings.budget),
+        ]
+
+    def _why_out(self, result: Measurement, finalists: list[Contestant], wanted: int, slower: bool) -> str:
+        speed = words(result.ratios["all"])
+        if slower:
+            return f"slower in screening: {speed}"
+        if len(finalists) >= wanted:
+            return f"{speed} in screening, and {wanted} faster ones within the budget went on"
+        return f"{speed} in screening; the search was out of time"
+
+    def _batch(self) -> tuple[str, Dim] | None:
+        first = next(iter(self.settings.inputs.values())).shape[0]
+        return (first, self.settings.dims[first]) if isinstance(first, str) else None
+
+    def _feed(self, sizes: dict[str, int]) -> Feed:
+        settings = self.settings
+        custom = resolve(settings.cases, f"models.{self.model}.cases") if settings.cases else None
+        tensors = Source(settings.inputs, custom).tensors(sizes, np.random.default_rng(settings.seed))
+        return Feed(sizes, tensors)
+
+    def _original(self, name: str, provider: str, compiled: bool = False) -> Contestant:
+        worker = self.workers.enter_context(reference_worker(self.model, self.settings, compiled))
+        return Contestant(blank(name, "cpu", provider, "float32"), worker)
+
+    def _contestant(self, result: Measurement) -> Contestant:
+        return Contestant(result, self.workers.enter_context(self._start(result)))
+
+    def _start(self, result: Measurement) -> Worker:
+        """A worker for a measurement's file and session options; it starts when it is first asked."""
+        return Worker.onnx(
+            paths.root() / result.files[0].path,
+            f"{result.variant} on {result.runtime}",
+            result.provider,
+            options=result.options,
+            python=python(result.runtime),
+            timeout=self.settings.verify.timeout,
+        )
+
+    def _say(self, words: str) -> None:
+        print(f"benchmark {self.model}: {words}", file=sys.stderr, flush=True)
 
 
-def _blank(name: str, runtime: str, precision: str, files: list[FileDigest] | None = None) -> Measurement:
-    return Measurement(
-        variant=name,
-        runtime=runtime,
-        provider=PROVIDERS[runtime],
-        precision=precision,
-        status="passed",
-        files=files or [],
+def _drift_words(latency: Latency) -> str:
+    assert latency.drift is not None
+    direction = "slower" if latency.drift > 0 else "faster"
+    return (
+        f"the machine became {abs(latency.drift):.0%} {direction} during the rounds at {latency.size}: ratios are of "
+        "paired rounds and hold, absolute latencies may not"
     )
-
-
-def _feed(model: str, settings: ModelParams, sizes: dict[str, int]) -> Tensors:
-    custom = resolve(settings.cases, f"models.{model}.cases") if settings.cases else None
-    return Source(settings.inputs, custom).tensors(sizes, np.random.default_rng(settings.seed))
-
-
-def _judge(
-    model: str, settings: ModelParams, contestant: Contestant, expected: list[Expected], wanted: Arrays, samples: Arrays
-) -> None:
-    """What the variant computes on this machine; float32 graphs are held to the tolerance, others to agreement."""
-    result, worker = contestant.result, contestant.worker
-    try:
-        result.session_ms = worker.start()["session_ms"]
-        result.parity = check(worker, expected, settings.tolerance)
-        got = outputs_over(worker.run, settings, samples, batch_size(settings))
-        result.quality = quality_of(settings, got, samples, f"models.{model}")
-        first = next(iter(settings.outputs))
-        result.agreement = agreement(wanted[first], got[first])
-        nodes = worker.profile({name: samples[name][: batch_size(settings)] for name in settings.inputs})
-        result.node_share = {provider: count / sum(nodes.values()) for provider, count in nodes.items()}
-    except WorkerFailure as failure:
-        contestant.fail(failure.reason)
-        return
-    failed = sentence(result.parity)
-    if failed and (result.precision == "float32" or crashed(result.parity)):
-        contestant.fail(failed)
-    floor = getattr(settings.tolerance.agreement, result.precision, None)
-    if floor is not None and result.agreement is not None and result.agreement < floor:
-        contestant.fail(f"gives the original's answer to {result.agreement:.1%} of the samples, {floor:.0%} wanted")
-    if not any(share > 0 for provider, share in result.node_share.items() if provider == result.provider):
-        contestant.fail(f"fell back: no node ran on {result.provider}")
-
-
-def _race(
-    model: str, settings: ModelParams, contestants: list[Contestant], feeds: dict[str, tuple[dict[str, int], Any]]
-) -> None:
-    """Rounds of random order over all variants and sizes; the first round of each warms up."""
-    order = random.Random(settings.seed)
-    turns = [(contestant, size) for contestant in contestants for size in feeds]
-    for number in range(settings.benchmark.rounds):
-        order.shuffle(turns)
-        for contestant, size in turns:
-            if not contestant.standing:
-                continue
-            warmup = settings.benchmark.warmup_runs if number == 0 else 1
-            try:
-                found = contestant.worker.measure(feeds[size][1], settings.benchmark.round_seconds, warmup)
-            except WorkerFailure as failure:
-                contestant.fail(failure.reason)
-                continue
-            contestant.rounds.setdefault(size, []).append(found)
-            time.sleep(REST_SECONDS)
-        if number % 4 == 3:
-            print(f"benchmark {model}: round {number + 1} of {settings.benchmark.rounds}", file=sys.stderr, flush=True)
-    for contestant in contestants:
-        if contestant.standing:
-            try:
-                contestant.result.session_ms = contestant.worker.start()["session_ms"]
-                contestant.result.peak_memory_mb = contestant.worker.peak_memory_mb()
-            except WorkerFailure as failure:
-                contestant.fail(failure.reason)
-
-
-def _figures(
-    contestant: Contestant, plain: Contestant, settings: ModelParams, feeds: dict[str, tuple[dict[str, int], Any]]
-) -> Measurement:
-    result = contestant.result
-    if not contestant.standing:
-        return result
-    warmup = settings.benchmark.warmup_runs + settings.benchmark.rounds - 1
-    for size, (sizes, _) in feeds.items():
-        latencies = [value for found in contestant.rounds[size] for value in found]
-        result.latencies.append(statistics.summarize(latencies, size, sizes, warmup))
-    if plain.standing:
-        logs = {size: statistics.log_ratios(contestant.rounds[size], plain.rounds[size]) for size in feeds}
-        result.ratios = {size: statistics.ratio(values) for size, values in logs.items()}
-        result.ratios["all"] = statistics.ratio(np.mean(list(logs.values()), axis=0))
-    return result
 
 
 if __name__ == "__main__":

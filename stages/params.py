@@ -44,9 +44,9 @@ READS: dict[str, tuple[str, ...]] = {
     "export": (*_MODEL, "cases", "export"),
     "verify": (*_CHECK, "export"),
     "optimize": (*_CHECK, "optimize"),
-    "quantize": (*_CHECK, "quality", "quantize"),
-    "benchmark": (*_CHECK, "quality", "benchmark"),
-    "select": ("budget", "dims", "quality"),
+    "quantize": (*_CHECK, "quality", "budget", "quantize"),
+    "benchmark": (*_CHECK, "quality", "budget", "benchmark"),
+    "select": ("budget", "tolerance", "dims", "quality"),
     "publish": ("inputs", "outputs", "tolerance"),
 }
 

@@ -16,7 +16,7 @@ from stages import command, host, paths
 from stages.params import read, section
 from stages.reference import split
 from stages.reports import read_evidence
-from stages.runtime.environments import PROVIDERS, python
+from stages.runtime.environments import python
 from stages.runtime.pool import Worker
 from stages.settings import ModelParams
 
@@ -56,9 +56,13 @@ def _write_bundle(model: str, settings: ModelParams, selected: SelectReport, fol
     first = next(iter(settings.inputs.values())).shape[0]
     count = first if isinstance(first, int) else BUNDLE_SAMPLES
     inputs = {name: samples[name][:count] for name in settings.inputs}
-    chosen = paths.root() / selected.files[0].path
+    winner = selected.winners[0]
     with Worker.onnx(
-        chosen, f"{selected.variant} of {model}", PROVIDERS[selected.runtime], python=python(selected.runtime)
+        paths.root() / winner.files[0].path,
+        f"{winner.variant} of {model}",
+        winner.provider,
+        winner.options,
+        python(winner.runtime),
     ) as worker:
         outputs = worker.run(inputs)
     for name, arrays in (("inputs", inputs), ("outputs", outputs)):

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from registry.errors import UsageError
 from stages import paths
-from stages.runtime.pool import Worker
+from stages.runtime.pool import AS_IT_IS, Worker
 from stages.settings import ModelParams
 
 
@@ -19,11 +19,11 @@ def trained_file(model: str, settings: ModelParams) -> Path:
     return paths.build(model, "train") / ("model.safetensors" if settings.is_torch else "model.onnx")
 
 
-def reference_worker(model: str, settings: ModelParams) -> Worker:
-    """A worker that answers as the original model does."""
+def reference_worker(model: str, settings: ModelParams, compiled: bool = False) -> Worker:
+    """A worker that answers as the original model does; `compiled`, for a PyTorch module, under torch.compile."""
     file = trained_file(model, settings)
     if settings.build is None:
-        return Worker.onnx(file, f"{model} as it came", graph_level="disabled", timeout=settings.verify.timeout)
+        return Worker.onnx(file, f"{model} as it came", options=AS_IT_IS, timeout=settings.verify.timeout)
     return Worker.torch(
         settings.build,
         file,
@@ -31,6 +31,7 @@ def reference_worker(model: str, settings: ModelParams) -> Worker:
         list(settings.outputs),
         f"{model} in PyTorch",
         settings.verify.timeout,
+        compiled,
     )
 
 

@@ -1,27 +1,31 @@
-"""Chooses the fastest variant that is still right; when none is provably better, the plain export."""
+"""Chooses the fastest variant that is still right, on each runtime; when none is provably better, the plain export."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
 from registry.evidence import BenchmarkReport, SelectReport, load
-from registry.vocabulary import PLAIN, Choice, Measurement
+from registry.session_options import SessionOptions
+from registry.vocabulary import PLAIN, Choice, Measurement, Winner
 from stages import command, paths
 from stages.params import section
-from stages.settings import Budget
-
-# Qualities are means over samples: two that differ by less than this are equal but for rounding.
-ROUNDING = 1e-9
+from stages.parity.quality import ceiling_faults, measure_of, quality_drop, quality_faults
+from stages.settings import Agreement, Budget
 
 # A gain under 2 % is not worth another graph: with ten variants, chance alone makes one look that much faster.
 WORTHWHILE = 0.98
+
+# Within 1 % two latencies are the same as far as a race can tell: there, the better answers win.
+SAME = 1.01
 
 
 def select(model: str, folder: Path) -> SelectReport:
     """Choose, per runtime, the fastest variant within the budget that is provably no slower than the plain export.
 
-    Writes build/MODEL/select/report.json, with the reason for every variant in words.
+    Writes build/MODEL/select/report.json: the winner of each runtime, the Pareto front over latency, quality and size,
+    and the reason for every variant in words.
     """
     settings = section(model, "select")
     measured = load(BenchmarkReport, paths.build(model, "benchmark") / "report.json")
@@ -30,104 +34,100 @@ def select(model: str, folder: Path) -> SelectReport:
     if not measured.passed:
         return SelectReport(model=model, status="not attempted", reason="benchmark failed")
     assert measured.reference is not None
-    by_name = "quality" if settings.quality else "agreement"
     choices: list[Choice] = []
+    winners: list[Winner] = []
     for runtime in dict.fromkeys(m.runtime for m in measured.measurements):
         field = [m for m in measured.measurements if m.runtime == runtime]
-        choices += choose(field, measured.reference, settings.budget)
-    chosen = next((choice for choice in choices if choice.chosen), None)
-    if chosen is None:
-        plain = next(choice for choice in choices if choice.variant == PLAIN)
-        return SelectReport(
-            model=model,
-            status="failed",
-            reason=f"no variant is within the budget; the plain export: {plain.reason}",
-            quality_measure=by_name,
-            choices=choices,
-        )
-    winner = next(m for m in measured.measurements if (m.variant, m.runtime) == (chosen.variant, chosen.runtime))
-    return SelectReport(
+        judged = choose(field, measured.reference, settings.budget, settings.tolerance.agreement)
+        choices += judged
+        winners += [_winner(m) for m, choice in zip(field, judged, strict=True) if choice.chosen]
+    report = SelectReport(
         model=model,
-        status="passed",
-        variant=winner.variant,
-        runtime=winner.runtime,
-        files=winner.files,
-        quality_measure=by_name,
+        status="passed" if winners else "failed",
+        quality_measure=measure_of(settings.budget, settings.quality is not None),
         quality_budget=settings.budget.quality_drop,
+        winners=winners,
         choices=choices,
+    )
+    if winners:
+        report.variant, report.runtime, report.files = winners[0].variant, winners[0].runtime, winners[0].files
+    else:
+        plain = next(choice for choice in choices if choice.variant == PLAIN)
+        report.reason = f"no variant is within the budget; the plain export: {plain.reason}"
+    return report
+
+
+def choose(
+    field: list[Measurement], reference: Measurement, budget: Budget, floors: Agreement | None = None
+) -> list[Choice]:
+    """Judge the variants of one runtime, the plain export among them; at most one is chosen.
+
+    A variant can win when it was measured in full and meets the budget, the confidence interval of its ratio to the
+    plain export lies wholly under WORTHWHILE over all sizes, and at no size wholly above 1. Of those, the one of the
+    smallest ratio wins; among those within SAME of it, the one that loses least quality, then the one that needs no
+    session options of its own, then the smallest.
+    """
+    drops = {m.variant: quality_drop(m, reference.quality, budget) for m in field}
+    faults = {m.variant: "; ".join(_against(m, reference.quality, budget, floors)) for m in field}
+    able = [m for m in field if not faults[m.variant] and m.latencies]
+    faster = [m for m in able if m.variant != PLAIN and m.ratios["all"].high < WORTHWHILE and not _slower_at(m)]
+    best: Measurement | None = None
+    if faster:
+        first = min(m.ratios["all"].value for m in faster)
+        same = [m for m in faster if m.ratios["all"].value <= first * SAME]
+        best = min(same, key=lambda m: (drops[m.variant] or 0.0, m.options != SessionOptions(), _size(m)))
+    else:
+        best = next((m for m in able if m.variant == PLAIN), None)
+    front = {m.variant for m in pareto(able, drops)}
+    return [
+        Choice(
+            variant=m.variant,
+            runtime=m.runtime,
+            chosen=m is best,
+            on_front=m.variant in front,
+            reason=_why_best(m) if m is best else faults[m.variant] or _why_not(m, best, drops),
+            ratio=m.ratios.get("all"),
+            quality_drop=drops[m.variant],
+        )
+        for m in field
+    ]
+
+
+def pareto(able: list[Measurement], drops: dict[str, float | None]) -> list[Measurement]:
+    """Those of `able` that no other one dominates: at least as good in latency, quality and size, and better in one."""
+
+    def costs(m: Measurement) -> tuple[float, float, int]:
+        return m.ratios["all"].value, drops[m.variant] or 0.0, _size(m)
+
+    def dominated(m: Measurement) -> bool:
+        return any(
+            costs(other) != costs(m) and all(a <= b for a, b in zip(costs(other), costs(m), strict=True))
+            for other in able
+        )
+
+    return [m for m in able if not dominated(m)]
+
+
+def _winner(m: Measurement) -> Winner:
+    middle = math.exp(sum(math.log(latency.p50_ms) for latency in m.latencies) / len(m.latencies))
+    return Winner(
+        variant=m.variant, runtime=m.runtime, provider=m.provider, files=m.files, options=m.options, p50_ms=middle
     )
 
 
-def choose(field: list[Measurement], reference: Measurement, budget: Budget) -> list[Choice]:
-    """Judge the variants of one runtime, the plain export among them; at most one is chosen.
-
-    A variant can win when it meets the budget, the confidence interval of its ratio to the plain export lies wholly
-    under WORTHWHILE over all sizes, and at no size wholly above 1. Of those, the one of the smallest ratio wins.
-    """
-    verdicts: dict[str, str] = {}
-    drops = {m.variant: quality_drop(m, reference) for m in field}
-    for m in field:
-        verdicts[m.variant] = "; ".join(_against(m, drops[m.variant], budget))
-    able = [m for m in field if not verdicts[m.variant] and m.variant != PLAIN]
-    faster = [m for m in able if m.ratios["all"].high < WORTHWHILE and not _slower_at(m)]
-    best = min(faster, key=lambda m: m.ratios["all"].value, default=None)
-    if best is None and not verdicts[PLAIN]:
-        best = next(m for m in field if m.variant == PLAIN)
-    choices = []
-    for m in field:
-        overall = m.ratios.get("all")
-        if m is best:
-            reason = _why_best(m)
-        elif verdicts[m.variant]:
-            reason = verdicts[m.variant]
-        elif m.variant == PLAIN:
-            assert best is not None
-            reason = f"{best.variant} is provably faster"
-        else:
-            reason = _why_not(m, best)
-        choices.append(
-            Choice(
-                variant=m.variant,
-                runtime=m.runtime,
-                chosen=m is best,
-                reason=reason,
-                ratio=overall,
-                quality_drop=drops[m.variant],
-            )
-        )
-    return choices
-
-
-def quality_drop(m: Measurement, reference: Measurement) -> float | None:
-    """Quality lost against the reference, in the quality's own unit; without a quality, the share of answers that
-    differ from the reference's. Where neither can be measured, a float graph that passed parity lost nothing, and of
-    any other nothing is known (null). Negative where the variant is the better one."""
-    if m.quality is not None and reference.quality is not None:
-        return reference.quality - m.quality
-    if m.agreement is not None:
-        return 1 - m.agreement
-    return 0.0 if m.precision == "float32" else None
-
-
-def _against(m: Measurement, drop: float | None, budget: Budget) -> Iterable[str]:
+def _against(
+    m: Measurement, reference_quality: float | None, budget: Budget, floors: Agreement | None
+) -> Iterable[str]:
     """What speaks against a variant apart from its speed."""
     if m.status != "passed":
         yield m.reason
         return
-    if drop is None:
-        yield "its quality could not be measured, so that it cannot be held to the budget"
-    elif not drop <= budget.quality_drop + ROUNDING:
-        yield f"quality drops by {drop:.4g}, more than the {budget.quality_drop:g} of budget.quality_drop"
-    size_mb = sum(file.size_bytes for file in m.files) / 1e6
-    if budget.size_mb is not None and size_mb > budget.size_mb:
-        yield f"{size_mb:.2f} MB is more than the {budget.size_mb:g} of budget.size_mb"
-    if budget.latency_ms is not None and m.latencies[0].p50_ms > budget.latency_ms:
-        yield (
-            f"p50 of {m.latencies[0].p50_ms:.3g} ms at {m.latencies[0].size} is more than the "
-            f"{budget.latency_ms:g} of budget.latency_ms"
-        )
-    if budget.memory_mb is not None and (m.peak_memory_mb or 0) > budget.memory_mb:
-        yield f"{m.peak_memory_mb:.0f} MB at peak is more than the {budget.memory_mb:g} of budget.memory_mb"
+    yield from quality_faults(m, reference_quality, budget, floors)
+    yield from ceiling_faults(m, budget)
+
+
+def _size(m: Measurement) -> int:
+    return sum(file.size_bytes for file in m.files)
 
 
 def _slower_at(m: Measurement) -> list[str]:
@@ -141,7 +141,10 @@ def _why_best(m: Measurement) -> str:
     return f"the fastest within the budget: {1 / ratio.value:.2f} times as fast as the plain export " + _interval(m)
 
 
-def _why_not(m: Measurement, best: Measurement | None) -> str:
+def _why_not(m: Measurement, best: Measurement | None, drops: dict[str, float | None]) -> str:
+    if m.variant == PLAIN:
+        assert best is not None
+        return f"{best.variant} is provably faster"
     ratio = m.ratios["all"]
     slower = _slower_at(m)
     if ratio.low > 1:
@@ -152,6 +155,11 @@ def _why_not(m: Measurement, best: Measurement | None) -> str:
     if ratio.high >= WORTHWHILE:
         return f"not provably faster than the plain export: {ratio.value:.2f} times its latency {_interval(m)}"
     assert best is not None
+    if ratio.value <= best.ratios["all"].value * SAME:
+        better = (
+            "loses less quality" if (drops[best.variant] or 0) < (drops[m.variant] or 0) else "is simpler or smaller"
+        )
+        return f"as fast as {best.variant} ({1 / ratio.value:.2f} times), which {better}"
     return f"faster than the plain export ({1 / ratio.value:.2f} times), but {best.variant} is faster still"
 
 

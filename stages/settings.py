@@ -158,16 +158,26 @@ class Quantize(Section):
 
 
 class Benchmark(Section):
-    rounds: Annotated[int, Field(ge=3)] = 10
+    """`search_seconds` is what screening and tuning may take, per runtime; `finalists` how many variants are measured
+    in full beside the plain export; `callers` how many threads call at once. torch.compile takes half a minute."""
+
+    search_seconds: Seconds = 120
+    finalists: Positive = 3
+    rounds: Annotated[int, Field(ge=3)] = 12
     round_seconds: Seconds = 0.04
     warmup_runs: Positive = 10
+    callers: list[Positive] = [1, 2, 4]
+    torch_compile: bool = False
 
 
 class Budget(Section):
-    """What a chosen variant may cost: quality lost against the reference (absolute, in the quality's own unit), and
-    ceilings on its p50 at the first typical size, its files, and its worker's peak memory."""
+    """What a chosen variant may cost: quality lost against the reference (absolute, in the quality's own unit), how far
+    its answers may stray (signal to noise over the evaluation set in dB, cosine of the worst sample), and ceilings on
+    its p50 at the first typical size, its files, and its worker's peak memory."""
 
     quality_drop: NonNegative = 0.01
+    min_snr_db: float | None = None
+    min_cosine: Annotated[float, Field(ge=-1, le=1)] | None = None
     latency_ms: Seconds | None = None
     size_mb: Seconds | None = None
     memory_mb: Seconds | None = None

@@ -20,20 +20,27 @@ CONFIDENCE = 0.95
 RESAMPLES = 2000
 
 
-def summarize(latencies_ms: Sequence[float], size: str, sizes: Mapping[str, int], warmup: int) -> Latency:
-    """Describe latencies of single calls, in milliseconds, at one size.
+# A change of speed over the rounds is called a drift when it is this unlikely to be chance and this large.
+UNLIKELY = 0.01
+DRIFT = 0.05
+
+
+def summarize(rounds: Sequence[Sequence[float]], size: str, sizes: Mapping[str, int], warmup: int) -> Latency:
+    """Describe latencies of single calls, in milliseconds, at one size, by the round that they were measured in.
 
     Throughput counts items of the first dimension per second (1 where there is none), from the mean latency.
 
     Raises:
         ValueError: there are no latencies.
     """
-    values = np.asarray(latencies_ms, dtype=np.float64)
+    values = np.asarray([value for found in rounds for value in found], dtype=np.float64)
     if values.size == 0:
         raise ValueError("no latencies to describe")
     p50, p90, p95, p99 = (float(p) for p in np.percentile(values, [50, 90, 95, 99]))
     mean = float(values.mean())
     items = next(iter(sizes.values()), 1)
+    fewest = {"p90": FEWEST_FOR_P90, "p95": FEWEST_FOR_P95, "p99": FEWEST_FOR_P99}
+    missing = [f"{name} needs {wanted}" for name, wanted in fewest.items() if values.size < wanted]
     return Latency(
         size=size,
         sizes=dict(sizes),
@@ -47,8 +54,25 @@ def summarize(latencies_ms: Sequence[float], size: str, sizes: Mapping[str, int]
         p90_ms=p90 if values.size >= FEWEST_FOR_P90 else None,
         p95_ms=p95 if values.size >= FEWEST_FOR_P95 else None,
         p99_ms=p99 if values.size >= FEWEST_FOR_P99 else None,
+        withheld=f"{values.size} samples: {', '.join(missing)}" if missing else "",
         throughput=items * 1e3 / mean if mean > 0 else float("inf"),
+        drift=drift([float(np.median(found)) for found in rounds]),
     )
+
+
+def drift(medians: Sequence[float]) -> float | None:
+    """By how much the last third of the rounds differs from the first: 0.1 is 10 % slower at the end.
+
+    Zero where there is no trend (Mann-Kendall test at UNLIKELY) or one of less than DRIFT; null under 6 rounds, of
+    which no order is unlikely enough. `medians` are one latency a round, in order.
+    """
+    count = len(medians)
+    if count < 6:
+        return None
+    third = count // 3
+    change = float(np.median(medians[-third:]) / np.median(medians[:third]) - 1)
+    chance = stats.kendalltau(range(count), medians).pvalue
+    return change if chance < UNLIKELY and abs(change) >= DRIFT else 0.0
 
 
 def log_ratios(variant: Sequence[Sequence[float]], plain: Sequence[Sequence[float]]) -> npt.NDArray[np.float64]:

@@ -19,7 +19,7 @@ from stages.params import resolve, section
 from stages.parity.evaluate import Arrays, batch_size, outputs_over, quality_of
 from stages.runtime import isolate
 from stages.runtime.module import fit, load_module, read_weights
-from stages.runtime.pool import Worker, WorkerFailure
+from stages.runtime.pool import AS_IT_IS, Worker, WorkerFailure
 from stages.settings import ModelParams
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def _onnx(settings: ModelParams, file: Path, key: str) -> dict[str, Any]:
         for path in onnx_file.files(source):
             shutil.copyfile(path, file if path == source else file.parent / path.name)
         how = f"the file {settings.onnx}"
-    with Worker.onnx(file, f"{key} as it came", graph_level="disabled") as worker:
+    with Worker.onnx(file, f"{key} as it came", options=AS_IT_IS) as worker:
         quality = _quality(settings, key, worker.run)
     return {"how": how, "parameters": onnx_file.describe(file).parameters, "quality": quality}
 

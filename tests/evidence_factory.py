@@ -33,6 +33,7 @@ from registry.vocabulary import (
     Ratio,
     TensorSpec,
     Variant,
+    Winner,
 )
 from tests.onnx_models import linear
 
@@ -72,6 +73,7 @@ def make_publication(
     select = SelectReport(
         model=model, status="passed", variant="fast", runtime="cpu", files=files["fast"], quality_measure="quality",
         quality_budget=0.01,
+        winners=[Winner(variant="fast", runtime="cpu", provider=CPU, files=files["fast"], p50_ms=0.8)],
         choices=[
             Choice(variant="plain", runtime="cpu", chosen=False, reason="fast is faster", quality_drop=0.0),
             Choice(

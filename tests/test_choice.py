@@ -8,18 +8,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from registry.session_options import SessionOptions
 from registry.vocabulary import FileDigest, Latency, Measurement, Ratio
-from stages.select import WORTHWHILE, choose, quality_drop
+from stages.select import WORTHWHILE, choose, pareto
 from stages.settings import Budget
-from stages.statistics import FEWEST_FOR_P90, FEWEST_FOR_P95, FEWEST_FOR_P99, log_ratios, ratio, summarize
+from stages.statistics import FEWEST_FOR_P90, FEWEST_FOR_P95, FEWEST_FOR_P99, drift, log_ratios, ratio, summarize
 
 
 @pytest.mark.parametrize(
     ("count", "p90", "p99"), [(63, False, False), (64, True, False), (661, True, False), (662, True, True)]
 )
 def test_no_percentile_is_stated_from_too_few_samples(count: int, p90: bool, p99: bool) -> None:
-    figures = summarize(list(range(1, count + 1)), "b1", {"batch": 1}, 3)
+    figures = summarize([list(range(1, count + 1))], "b1", {"batch": 1}, 3)
     assert (figures.p90_ms is not None, figures.p99_ms is not None) == (p90, p99)
+    assert ("p90 needs 64" in figures.withheld, "p99 needs 662" in figures.withheld) == (not p90, not p99)
 
 
 @pytest.mark.parametrize(
@@ -30,7 +32,7 @@ def test_the_fewest_samples_are_those_of_the_early_stopping_rule(percentile: flo
 
 
 def test_throughput_counts_items_of_a_batch() -> None:
-    assert summarize([2.0, 2.0], "b8", {"batch": 8}, 0).throughput == pytest.approx(4000)
+    assert summarize([[2.0, 2.0]], "b8", {"batch": 8}, 0).throughput == pytest.approx(4000)
     with pytest.raises(ValueError, match="no latencies"):
         summarize([], "b1", {}, 0)
 
@@ -54,6 +56,20 @@ def test_noise_alone_is_no_gain() -> None:
         plain, variant = (rng.lognormal(0, 0.05, (12, 30)).tolist() for _ in range(2))
         wins += ratio(log_ratios(variant, plain)).high < WORTHWHILE
     assert wins <= 2
+
+
+@pytest.mark.parametrize(("growth", "wanted"), [(0.0, False), (0.002, False), (0.03, True), (-0.03, True)])
+def test_a_machine_that_becomes_slower_is_noticed_and_noise_is_not(growth: float, wanted: bool) -> None:
+    rng = np.random.default_rng(0)
+    medians = [1.0 + growth * number + 0.01 * rng.standard_normal() for number in range(12)]
+    found = drift(medians)
+    assert found is not None
+    assert (found != 0.0) == wanted
+    assert found * growth >= 0
+
+
+def test_few_rounds_tell_nothing_of_drift() -> None:
+    assert drift([1.0, 2.0, 3.0, 4.0, 5.0]) is None
 
 
 def test_unequal_rounds_cannot_be_paired() -> None:
@@ -107,6 +123,18 @@ def test_a_variant_that_is_slower_at_one_size_loses() -> None:
     assert chosen(mixed) == "plain"
 
 
+def test_among_those_as_fast_the_one_that_loses_least_wins_and_then_the_simpler() -> None:
+    assert chosen(measured("a", 0.5, quality=0.895), measured("b", 0.504, quality=0.9)) == "b"
+    tuned = measured("a-tuned", 0.5, options=SessionOptions(threads=1))
+    assert chosen(tuned, measured("b", 0.504)) == "b"
+    assert chosen(tuned, measured("b", 0.6)) == "a-tuned"
+
+
+def test_what_was_only_screened_never_wins() -> None:
+    assert chosen(measured("a", 0.2, status="not attempted", reason="left", latencies=[])) == "plain"
+    assert chosen(measured("a", 0.2, quality=0.5, latencies=[])) == "plain"
+
+
 def test_a_variant_that_failed_never_wins() -> None:
     assert chosen(measured("a", 0.2, status="failed", reason="differs")) == "plain"
 
@@ -126,8 +154,25 @@ def test_nothing_is_chosen_when_nothing_meets_a_ceiling(budget: Budget) -> None:
     assert "budget." in choices[0].reason
 
 
-def test_without_a_quality_the_share_of_changed_answers_counts() -> None:
-    assert quality_drop(measured("a", quality=None, agreement=0.97), REFERENCE) == pytest.approx(0.03)
+@given(st.lists(st.tuples(st.floats(0.1, 3), st.floats(0.9, 1), st.integers(1, 5)), max_size=8))
+def test_nothing_on_the_front_is_dominated_and_all_else_is(found: list[tuple[float, float, int]]) -> None:
+    files = [[FileDigest(path="m.onnx", sha256="0" * 64, size_bytes=size)] for _, _, size in found]
+    field = [
+        PLAIN,
+        *(measured(f"v{i}", v, 0, q, files=files[i]) for i, (v, q, _) in enumerate(found)),
+    ]
+    drops = {m.variant: 0.9 - (m.quality or 0) for m in field}
+    front = pareto(field, drops)
+
+    def costs(m: Measurement) -> tuple[float, float, int]:
+        return m.ratios["all"].value, drops[m.variant] or 0, m.files[0].size_bytes
+
+    def beats(a: Measurement, b: Measurement) -> bool:
+        return costs(a) != costs(b) and all(x <= y for x, y in zip(costs(a), costs(b), strict=True))
+
+    assert front
+    assert not any(beats(a, b) for a in field for b in front)
+    assert all(any(beats(a, b) for a in front) for b in field if b not in front)
 
 
 @given(st.lists(st.tuples(st.floats(0.1, 3), st.floats(0, 0.5), st.floats(0.5, 1)), max_size=8))

@@ -146,7 +146,7 @@ def test_a_changed_tolerance_changes_no_section_of_export_or_train(project: Path
     after = sections()
     changed = {name for name in before if before[name] != after[name]}
     assert "verify.json" in changed
-    assert not changed & {"train.json", "data.json", "export.json", "select.json"}
+    assert not changed & {"train.json", "data.json", "export.json"}
 
 
 def test_a_changed_source_file_is_seen_through_what_it_imports(project: Path) -> None:

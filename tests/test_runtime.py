@@ -15,6 +15,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from registry.errors import UsageError
+from registry.session_options import SessionOptions
 from stages.parity.cases import Case
 from stages.parity.check import Expected, answers, check
 from stages.runtime import isolate, pool
@@ -103,7 +104,7 @@ def test_a_provider_that_is_not_there_is_an_error_and_never_a_silent_fallback(tm
 
 
 def test_a_profile_says_which_provider_ran_the_nodes(tmp_path: Path) -> None:
-    with Worker.onnx(linear(tmp_path / "m.onnx"), "m", graph_level="disabled") as worker:
+    with Worker.onnx(linear(tmp_path / "m.onnx"), "m", options=SessionOptions(graph_level="disabled")) as worker:
         assert worker.profile({"x": np.ones((2, 4), np.float32)}) == {"CPUExecutionProvider": 2}
 
 

@@ -12,11 +12,11 @@ import yaml
 
 from tests.conftest import ROOT
 
-# What of registry a stage may use: the vocabulary, what describes a file, the policy that params.yaml holds; and, for
-# the two stages that speak to MLflow, what records.
+# What of registry a stage may use: the vocabulary, what describes a file, the policy that params.yaml holds, a
+# variant's session options; and, for the two stages that speak to MLflow, what records.
 SHARED = {
     "registry", "registry.evidence", "registry.vocabulary", "registry.disk", "registry.errors", "registry.onnx_file",
-    "registry.policy",
+    "registry.policy", "registry.session_options",
 }  # fmt: skip
 MAY_RECORD = {"stages/publish.py", "stages/tracking.py"}
 

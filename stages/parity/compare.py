@@ -75,8 +75,8 @@ def compare(
         mean_abs=float(difference.mean()) if difference.size else 0.0,
         max_rel=_largest(difference / scale) or 0.0,
         max_ulp=_ulps(reference[plain], got[plain]),
-        cosine=_cosine(wanted[plain], actual[plain]) if is_float else None,
-        snr_db=_signal_to_noise(wanted[plain], difference) if is_float else None,
+        cosine=cosine(wanted[plain], actual[plain]) if is_float else None,
+        snr_db=signal_to_noise(wanted[plain], difference) if is_float else None,
         agreement=agreement(reference, got) if is_float else None,
         share_out=share,
         error=error,
@@ -113,7 +113,7 @@ def _ulps(reference: Array, got: Array) -> int | None:
     return max(abs(int(a) - int(b)) for a, b in zip(one.tolist(), other.tolist(), strict=True))
 
 
-def _cosine(wanted: Array, actual: Array) -> float | None:
+def cosine(wanted: Array, actual: Array) -> float | None:
     """Cosine of the angle between the two as vectors; null where one of them is zero."""
     with np.errstate(over="ignore", invalid="ignore"):
         lengths = float(np.linalg.norm(wanted) * np.linalg.norm(actual))
@@ -121,7 +121,7 @@ def _cosine(wanted: Array, actual: Array) -> float | None:
     return min(1.0, value) if np.isfinite(value) else None
 
 
-def _signal_to_noise(wanted: Array, difference: Array) -> float | None:
+def signal_to_noise(wanted: Array, difference: Array) -> float | None:
     """10 log10 of signal power over noise power; infinite without noise, null without signal."""
     signal, noise = float(np.square(wanted).sum()), float(np.square(difference).sum())
     if signal == 0.0 or not np.isfinite(signal):

@@ -20,7 +20,7 @@ from registry.vocabulary import CaseResult, Parting
 from stages.parity.cases import Case
 from stages.parity.check import Expected
 from stages.parity.graphs import origin
-from stages.runtime.pool import Worker, WorkerFailure
+from stages.runtime.pool import AS_IT_IS, Worker, WorkerFailure
 
 Array = npt.NDArray[Any]
 Values = dict[str, Array]
@@ -89,7 +89,7 @@ def inner_values(path: Path, names: Iterable[str], case: Case) -> Values:
     with tempfile.TemporaryDirectory() as temporary:
         opened = Path(temporary) / "opened.onnx"
         onnx_file.save(model, opened)
-        with Worker.onnx(opened, f"{path.name}, opened", graph_level="disabled", timeout=300) as worker:
+        with Worker.onnx(opened, f"{path.name}, opened", options=AS_IT_IS, timeout=300) as worker:
             try:
                 return worker.run(case.inputs)
             except WorkerFailure:
@@ -107,7 +107,7 @@ def _by_halves(
         del model.graph.output[:]
         model.graph.output.extend([*kept, *(onnx.ValueInfoProto(name=name) for name in part)])
         onnx_file.save(model, opened)
-        with Worker.onnx(opened, "a graph, opened in part", graph_level="disabled", timeout=300) as worker:
+        with Worker.onnx(opened, "a graph, opened in part", options=AS_IT_IS, timeout=300) as worker:
             try:
                 yield from worker.run(case.inputs).items()
             except WorkerFailure:

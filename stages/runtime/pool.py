@@ -27,12 +27,15 @@ import numpy.typing as npt
 import psutil
 
 from registry.errors import OnwardError
+from registry.session_options import SessionOptions
 
 Tensors = Mapping[str, npt.NDArray[Any]]
 FailureKind = Literal["aborted", "segfault", "timed out", "out of memory", "error"]
 
 _HERE = Path(__file__).resolve().parent
 CPU = "CPUExecutionProvider"
+# The graph as the file has it, none of ONNX Runtime's own rewriting.
+AS_IT_IS = SessionOptions(graph_level="disabled")
 
 # How ONNX Runtime, PyTorch and the C++ library say it.
 _OUT_OF_MEMORY = r"bad_alloc|bad allocation|[Ff]ailed to allocate memory|can't allocate memory|[Oo]ut of memory"
@@ -115,12 +118,12 @@ class Worker:
         model: Path,
         label: str,
         provider: str = CPU,
-        graph_level: str = "all",
+        options: SessionOptions | None = None,
         python: Path | str = sys.executable,
         timeout: float = 120.0,
     ) -> Worker:
-        """A worker for an ONNX file in the environment of `python`."""
-        load = {"model": str(model), "provider": provider, "graph_level": graph_level}
+        """A worker for an ONNX file in the environment of `python`, with these session options."""
+        load = {"model": str(model), "provider": provider, **(options or SessionOptions()).to_load()}
         # CUDA maps far more than it uses: there, only the kernel knows when memory is out.
         memory = None if "CUDA" in provider or "Tensorrt" in provider else _physical_memory()
         return cls(f"{label} on {provider}", [str(python), str(_HERE / "worker.py")], load, timeout, memory)
@@ -133,10 +136,17 @@ class Worker:
 
     @classmethod
     def torch(
-        cls, build: str, weights: Path, inputs: list[str], outputs: list[str], label: str, timeout: float = 120.0
+        cls,
+        build: str,
+        weights: Path,
+        inputs: list[str],
+        outputs: list[str],
+        label: str,
+        timeout: float = 120.0,
+        compiled: bool = False,
     ) -> Worker:
-        """A worker for a PyTorch module."""
-        load = {"build": build, "weights": str(weights), "inputs": inputs, "outputs": outputs}
+        """A worker for a PyTorch module, with `compiled` under torch.compile."""
+        load = {"build": build, "weights": str(weights), "inputs": inputs, "outputs": outputs, "compiled": compiled}
         return cls(label, [sys.executable, str(_HERE / "torch_worker.py")], load, timeout)
 
     def __enter__(self) -> Worker:
@@ -196,6 +206,14 @@ class Worker:
         answer = self._ask({"command": "measure", "inputs": path, "seconds": seconds, "warmup": warmup})
         latencies: list[float] = answer["latencies_ms"]
         return latencies
+
+    def measure_callers(self, inputs: Tensors, callers: int, seconds: float) -> tuple[list[float], float]:
+        """Latencies in milliseconds of so many threads calling at once for `seconds`, and the seconds it took."""
+        self.start()
+        path = self._write(inputs)
+        answer = self._ask({"command": "callers", "inputs": path, "seconds": seconds, "callers": callers})
+        latencies: list[float] = answer["latencies_ms"]
+        return latencies, float(answer["wall_seconds"])
 
     def profile(self, inputs: Tensors) -> dict[str, int]:
         """How many nodes each provider ran."""

@@ -25,10 +25,18 @@ class TorchModel:
     def __init__(self) -> None:
         self.original: Original | None = None
 
-    def load(self, build: str, weights: str, inputs: list[str], outputs: list[str]) -> dict[str, Any]:
+    def load(
+        self, build: str, weights: str, inputs: list[str], outputs: list[str], compiled: bool = False
+    ) -> dict[str, Any]:
         start = time.perf_counter()
         self.original = Original(build, Path(weights), inputs, outputs)
-        return {"session_ms": (time.perf_counter() - start) * 1e3, "providers": ["PyTorch eager"], "widens": True}
+        if compiled:
+            self.original.module.compile(dynamic=True)
+        return {
+            "session_ms": (time.perf_counter() - start) * 1e3,
+            "providers": ["torch.compile" if compiled else "PyTorch eager"],
+            "widens": not compiled,
+        }
 
     def run(self, inputs: str, outputs: str, truth: str = "") -> dict[str, Any]:
         assert self.original is not None

@@ -3,23 +3,28 @@
 Stand-alone on purpose: needs numpy and onnxruntime and nothing of ours, so that each execution provider can have its
 own environment. Reads one JSON request a line on stdin, answers one JSON line on stdout; tensors travel as .npz.
 
-    load     model, provider, [graph_level, threads, options]  -> session_ms, providers, inputs, outputs
+    load     model, provider, [session options]                 -> session_ms, providers, inputs, outputs
     run      inputs, outputs (.npz paths)                       -> seconds
     measure  inputs, seconds, warmup                            -> latencies_ms
+    callers  inputs, seconds, callers                           -> latencies_ms of all, wall_seconds
     profile  inputs                                             -> nodes run by each provider
     memory                                                      -> peak_mb
     optimize model, target, graph_level                         -> nothing but ok
 
+Session options have the names that registry/serving.py gives them (its `to_load` makes them): threads, graph_level,
+spinning, execution_mode, arena, memory_pattern, affinity; one that is left out is ONNX Runtime's default.
 A Python error is an answer with ok: false; a native abort is the end of the process, for the caller to see.
 """
 
 from __future__ import annotations
 
 import collections
+import concurrent.futures
 import json
 import os
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -32,6 +37,7 @@ LEVELS = {
     "extended": "ORT_ENABLE_EXTENDED",
     "all": "ORT_ENABLE_ALL",
 }
+MODES = {"sequential": "ORT_SEQUENTIAL", "parallel": "ORT_PARALLEL"}
 
 
 def read_tensors(path: str) -> dict[str, Any]:
@@ -55,6 +61,26 @@ def time_runs(run: Callable[[], object], seconds: float, warmup: int) -> list[fl
             return latencies
 
 
+def time_callers(run: Callable[[], object], seconds: float, callers: int) -> tuple[list[float], float]:
+    """Latencies in milliseconds of so many threads calling at once, and how many seconds it took until the last ended.
+
+    Each thread calls `run` once before the clock starts, and they start together.
+    """
+    together = threading.Barrier(callers + 1)
+
+    def call() -> list[float]:
+        run()
+        together.wait()
+        return time_runs(run, seconds, 0)
+
+    with concurrent.futures.ThreadPoolExecutor(callers) as pool:
+        futures = [pool.submit(call) for _ in range(callers)]
+        together.wait()
+        start = time.perf_counter()
+        latencies = [latency for future in futures for latency in future.result()]
+        return latencies, time.perf_counter() - start
+
+
 def peak_memory_mb() -> float:
     """This process's own peak resident memory; getrusage's would include that of the process it was forked from."""
     try:
@@ -70,6 +96,36 @@ def peak_memory_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
+def session_options(
+    threads: int | None = None,
+    graph_level: str | None = None,
+    spinning: bool | None = None,
+    execution_mode: str | None = None,
+    arena: bool | None = None,
+    memory_pattern: bool | None = None,
+    affinity: str | None = None,
+) -> Any:
+    """What SessionOptions.to_onnxruntime in registry/serving.py makes of the same names; a test holds them together."""
+    import onnxruntime
+
+    made = onnxruntime.SessionOptions()
+    if threads is not None:
+        made.intra_op_num_threads = threads
+    if graph_level is not None:
+        made.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, LEVELS[graph_level])
+    if execution_mode is not None:
+        made.execution_mode = getattr(onnxruntime.ExecutionMode, MODES[execution_mode])
+    if arena is not None:
+        made.enable_cpu_mem_arena = arena
+    if memory_pattern is not None:
+        made.enable_mem_pattern = memory_pattern
+    if spinning is not None:
+        made.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
+    if affinity is not None:
+        made.add_session_config_entry("session.intra_op_thread_affinities", affinity)
+    return made
+
+
 class OnnxModel:
     """The commands, on ONNX Runtime."""
 
@@ -77,37 +133,26 @@ class OnnxModel:
         self.session: Any = None
         self.loaded: dict[str, Any] = {}
 
-    def _session(
-        self,
-        model: str,
-        provider: str,
-        graph_level: str = "all",
-        threads: int = 0,
-        options: dict[str, str] | None = None,
-        **settings: Any,
-    ) -> Any:
+    def _session(self, model: str, provider: str, settings: dict[str, Any], **options: Any) -> Any:
+        """A session of these options; `settings` are further attributes of onnxruntime.SessionOptions."""
         import onnxruntime
 
         onnxruntime.set_default_logger_severity(3)
-        session_options = onnxruntime.SessionOptions()
-        session_options.log_severity_level = 3
-        session_options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, LEVELS[graph_level])
-        session_options.intra_op_num_threads = threads
-        for key, value in (options or {}).items():
-            session_options.add_session_config_entry(key, value)
+        made = session_options(**options)
+        made.log_severity_level = 3
         for key, value in settings.items():
-            setattr(session_options, key, value)
+            setattr(made, key, value)
         if provider not in onnxruntime.get_available_providers():
             raise RuntimeError(
                 f"{provider} is not in this onnxruntime ({', '.join(onnxruntime.get_available_providers())})"
             )
-        return onnxruntime.InferenceSession(model, session_options, providers=[provider])
+        return onnxruntime.InferenceSession(model, made, providers=[provider])
 
     def load(self, **request: Any) -> dict[str, Any]:
         import onnxruntime  # noqa: F401  outside the clock: session creation is what is reported
 
         start = time.perf_counter()
-        self.session = self._session(**request)
+        self.session = self._session(settings={}, **request)
         self.loaded = request
         return {
             "session_ms": (time.perf_counter() - start) * 1e3,
@@ -130,12 +175,17 @@ class OnnxModel:
         session = self.session
         return {"latencies_ms": time_runs(lambda: session.run(None, feed), seconds, warmup)}
 
+    def callers(self, inputs: str, seconds: float, callers: int) -> dict[str, Any]:
+        feed = read_tensors(inputs)
+        session = self.session
+        latencies, wall = time_callers(lambda: session.run(None, feed), seconds, callers)
+        return {"latencies_ms": latencies, "wall_seconds": wall}
+
     def profile(self, inputs: str) -> dict[str, Any]:
         """Runs once in a second session that writes a trace: what a provider list promises, a trace proves."""
         with tempfile.TemporaryDirectory() as folder:
-            session = self._session(
-                **self.loaded, enable_profiling=True, profile_file_prefix=os.path.join(folder, "trace")
-            )
+            trace = {"enable_profiling": True, "profile_file_prefix": os.path.join(folder, "trace")}
+            session = self._session(settings=trace, **self.loaded)
             session.run(None, read_tensors(inputs))
             with open(session.end_profiling()) as file:
                 events = json.load(file)
@@ -146,7 +196,8 @@ class OnnxModel:
         return {"peak_mb": peak_memory_mb()}
 
     def optimize(self, model: str, target: str, graph_level: str) -> dict[str, Any]:
-        self._session(model, "CPUExecutionProvider", graph_level, optimized_model_filepath=target)
+        written = {"optimized_model_filepath": target}
+        self._session(model, "CPUExecutionProvider", written, graph_level=graph_level)
         return {}
 
 

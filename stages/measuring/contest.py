@@ -1,0 +1,179 @@
+"""Variants in workers of their own: timed against each other in rounds of random order, judged by what they compute."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from registry.session_options import SessionOptions
+from registry.vocabulary import PLAIN, Measurement, Ratio
+from stages import statistics
+from stages.measuring.samples import Samples
+from stages.parity.check import Expected, check, crashed, sentence
+from stages.parity.compare import agreement
+from stages.parity.evaluate import Arrays, batch_size, outputs_over, quality_of
+from stages.parity.fidelity import fidelity
+from stages.runtime.pool import Tensors, Worker, WorkerFailure
+from stages.settings import ModelParams
+from stages.variants import plain_words
+
+# A worker's threads spin for a moment after a run; the next one starts when they have gone to sleep.
+REST_SECONDS = 0.003
+
+# A median of fewer calls than this is no median: a round of a slow graph is as long as it takes.
+CALLS_A_ROUND = 5
+
+
+class Feed(NamedTuple):
+    """What is fed at one size."""
+
+    sizes: dict[str, int]
+    tensors: Tensors
+
+
+@dataclass
+class Contestant:
+    """A variant under measurement: its worker, and its latencies as rounds[size][round], in milliseconds."""
+
+    result: Measurement
+    worker: Worker
+    rounds: dict[str, list[list[float]]] = field(default_factory=dict)
+    warmups: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.result.variant
+
+    @property
+    def standing(self) -> bool:
+        return self.result.status == "passed"
+
+    def fail(self, reason: str) -> None:
+        self.result.status = "failed"
+        self.result.reason = plain_words(reason)
+
+    def ratios(self, plain: Contestant) -> dict[str, Ratio]:
+        """Latency over the plain export's in the rounds that both ran, per size and over `all` sizes."""
+        logs = {}
+        for size, rounds in self.rounds.items():
+            count = min(len(rounds), len(plain.rounds[size]))
+            logs[size] = statistics.log_ratios(rounds[:count], plain.rounds[size][:count])
+        found = {size: statistics.ratio(values) for size, values in logs.items()}
+        if logs:
+            found["all"] = statistics.ratio(np.mean(list(logs.values()), axis=0))
+        return found
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What every contestant of a model is asked, and what the original answered."""
+
+    model: str
+    settings: ModelParams
+    expected: list[Expected]
+    wanted: Arrays
+    samples: Arrays
+
+    def judge(self, contestant: Contestant) -> None:
+        """What the variant computes on this machine. A float32 graph out of tolerance fails, and so does one that gave
+        no answer or ran on another provider; what a graph of lower precision lost is for select to weigh."""
+        result, worker, settings = contestant.result, contestant.worker, self.settings
+        batch = batch_size(settings)
+        try:
+            result.session_ms = worker.start()["session_ms"]
+            result.parity = check(worker, self.expected, settings.tolerance)
+            got = outputs_over(worker.run, settings, self.samples, batch)
+            result.quality = quality_of(settings, got, self.samples, f"models.{self.model}")
+            first = next(iter(settings.outputs))
+            result.agreement = agreement(self.wanted[first], got[first])
+            result.snr_db, result.cosine = fidelity(self.wanted, got)
+            nodes = worker.profile({name: self.samples[name][:batch] for name in settings.inputs})
+        except WorkerFailure as failure:
+            contestant.fail(failure.reason)
+            return
+        result.node_share = {provider: count / sum(nodes.values()) for provider, count in nodes.items()}
+        failed = sentence(result.parity)
+        if failed and (result.precision == "float32" or crashed(result.parity)):
+            contestant.fail(failed)
+        if not result.node_share.get(result.provider):
+            ran_on = ", ".join(result.node_share) or "no provider"
+            contestant.fail(f"fell back: every node ran on {ran_on}, none on {result.provider}")
+
+
+def race(
+    contestants: Sequence[Contestant],
+    feeds: Mapping[str, Feed],
+    seconds: Mapping[str, float],
+    rounds: int,
+    warmup: int,
+    order: random.Random,
+    samples: Samples,
+    scenario: str,
+) -> Iterable[int]:
+    """Time contestants in rounds of random order over all of them and all sizes, `seconds` a turn of each size.
+
+    The first turn of each is preceded by `warmup` calls, each later one by one. Who fails leaves the race. Yields the
+    number of each round that is over, so that the caller can say so or stop.
+    """
+    turns = [(contestant, size) for contestant in contestants for size in feeds]
+    for number in range(rounds):
+        order.shuffle(turns)
+        for contestant, size in turns:
+            if not contestant.standing:
+                continue
+            calls = warmup if size not in contestant.rounds else 1
+            try:
+                found = contestant.worker.measure(feeds[size].tensors, seconds[size], calls)
+            except WorkerFailure as failure:
+                contestant.fail(failure.reason)
+                continue
+            contestant.rounds.setdefault(size, []).append(found)
+            contestant.warmups[size] = contestant.warmups.get(size, 0) + calls
+            samples.add(contestant.result, scenario, size, number, found)
+            time.sleep(REST_SECONDS)
+        yield number
+
+
+def turn_seconds(plain: Contestant, feeds: Mapping[str, Feed], least: float) -> dict[str, float]:
+    """How long a turn at each size takes: `least`, or as long as the plain export needs for enough calls."""
+    return {
+        size: max(least, CALLS_A_ROUND * float(np.median(np.concatenate(plain.rounds[size]))) / 1e3)
+        if plain.rounds.get(size)
+        else least
+        for size in feeds
+    }
+
+
+def figures(contestant: Contestant, plain: Contestant, feeds: Mapping[str, Feed]) -> Measurement:
+    """The measurement with the latencies of the contestant's rounds and their ratios to the plain export's."""
+    result = contestant.result
+    if not contestant.standing:
+        return result
+    for size, feed in feeds.items():
+        warmup = contestant.warmups[size]
+        result.latencies.append(statistics.summarize(contestant.rounds[size], size, feed.sizes, warmup))
+    if plain.standing:
+        result.ratios = contestant.ratios(plain)
+    try:
+        result.session_ms = contestant.worker.start()["session_ms"]
+        result.peak_memory_mb = contestant.worker.peak_memory_mb()
+    except WorkerFailure as failure:
+        contestant.fail(failure.reason)
+    return result
+
+
+def is_plain(result: Measurement) -> bool:
+    """Whether this is the plain export with ONNX Runtime's own session options: what everything is compared with."""
+    return result.variant == PLAIN and result.options == SessionOptions()
+
+
+def blank(variant: str, runtime: str, provider: str, precision: str, **more: Any) -> Measurement:
+    """A measurement before anything was measured."""
+    return Measurement(
+        variant=variant, runtime=runtime, provider=provider, precision=precision, status="passed", **more
+    )

@@ -1,0 +1,102 @@
+"""Successive halving: a few short rounds for everyone, then again for the faster half, until few enough are left.
+
+After Jamieson and Talwalkar, "Non-stochastic best arm identification and hyperparameter optimization" (2016): the
+budget goes to those who may win. Only speed is screened; what the survivors compute is judged afterwards, the fastest
+first, so that a fast variant that is wrong costs one judgement and no full measurement.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from registry.vocabulary import Ratio
+from stages.measuring.contest import Contestant, Feed, race
+from stages.measuring.samples import Samples
+
+# Rounds of a rung. Ratios are of paired rounds, so that two are enough to tell a half from the other.
+ROUNDS_A_RUNG = 2
+
+# Who is this much slower than the plain export after a rung leaves, and those that are left are enough.
+HOPELESS = 1.10
+
+
+@dataclass(frozen=True)
+class Deadline:
+    """When the search of a model has to be over."""
+
+    seconds: float
+    end: float
+
+    @classmethod
+    def after(cls, seconds: float) -> Deadline:
+        return cls(seconds, time.monotonic() + seconds)
+
+    @property
+    def over(self) -> bool:
+        return time.monotonic() >= self.end
+
+
+def halve(ratios: Mapping[str, float], keep: int) -> list[str]:
+    """Names of the faster half, but no fewer than `keep` where there are as many; the hopeless only to fill up none.
+
+    `ratios` are latencies relative to the plain export's. Fastest first.
+    """
+    ranked = sorted((name for name in ratios if ratios[name] < HOPELESS), key=lambda name: ratios[name])
+    return ranked[: max(keep, math.ceil(len(ratios) / 2))]
+
+
+def screen(
+    contestants: Sequence[Contestant],
+    plain: Contestant,
+    feeds: Mapping[str, Feed],
+    seconds: float,
+    keep: int,
+    deadline: Deadline,
+    order: random.Random,
+    samples: Samples,
+) -> list[Contestant]:
+    """Rank contestants by speed, the fastest first, those dropped on the way behind those that were not.
+
+    `contestants` are all but `plain`, which runs in every rung for comparison. Sets each one's ratios, and the reason
+    of those that left. The last rung ends before `deadline` is over by more than a round.
+    """
+    left: list[Contestant] = [c for c in contestants if c.standing]
+    out: list[Contestant] = []
+    rung = 0
+    while left:
+        rung += 1
+        for _ in race(
+            [plain, *left], feeds, dict.fromkeys(feeds, seconds), ROUNDS_A_RUNG, 2, order, samples, "screening"
+        ):
+            if deadline.over:
+                break
+        left = [c for c in left if c.standing and c.rounds.keys() == feeds.keys()]
+        for contestant in left:
+            contestant.result.ratios = contestant.ratios(plain)
+        by_name = {c.name: c for c in left}
+        kept = halve({name: c.result.ratios["all"].value for name, c in by_name.items()}, keep)
+        dropped = sorted((c for c in left if c.name not in kept), key=_ratio)
+        for contestant in dropped:
+            contestant.result.reason = f"left after rung {rung} of screening: {words(contestant.result.ratios['all'])}"
+            contestant.worker.close()
+        out = [*dropped, *out]
+        done = len(kept) == len(left) or len(kept) <= keep
+        left = [by_name[name] for name in kept]
+        if done or deadline.over:
+            break
+    return [*left, *out]
+
+
+def words(ratio: Ratio) -> str:
+    """A ratio of latencies in words."""
+    if ratio.value <= 1:
+        return f"{1 / ratio.value:.2f} times as fast as the plain export"
+    return f"{ratio.value:.2f} times the plain export's latency"
+
+
+def _ratio(contestant: Contestant) -> float:
+    return contestant.result.ratios["all"].value

@@ -1,0 +1,103 @@
+"""Session options for the finalists: threads, pinning, spinning, memory arena, execution mode, graph level.
+
+Each option is tried alone on a finalist, those that help are put together, and what came of it runs in the final race
+as a variant of its own: options are believed no more than optimisers are.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from registry.session_options import SessionOptions
+from registry.vocabulary import Measurement, Ratio
+from stages.measuring.contest import Contestant, Feed, race
+from stages.measuring.samples import Samples
+from stages.measuring.screening import ROUNDS_A_RUNG, Deadline
+from stages.runtime.pool import Worker
+
+# An option that gains less than this alone is left as ONNX Runtime has it.
+HELPS = 0.97
+
+# After a rung of all, this many of the best options run so many rounds more: a gain of 3 % is not seen in two.
+PROMISING, MORE_ROUNDS = 4, 6
+
+Start = Callable[[Measurement], Worker]
+
+
+def trials(cores: int) -> Iterator[SessionOptions]:
+    """Options to try alone, the likeliest to help first. `cores` are the processors that this process may use.
+
+    A number of threads that is given is not pinned to processors, where ONNX Runtime's default is; `affinity` pins.
+    """
+    yield SessionOptions(threads=1)
+    if cores > 1:
+        yield SessionOptions(threads=cores)
+        pinned = ";".join(str(number + 1) for number in range(1, cores))
+        yield SessionOptions(threads=cores, affinity=pinned)
+        yield SessionOptions(spinning=False)
+        yield SessionOptions(execution_mode="parallel")
+    yield SessionOptions(arena=False)
+    yield SessionOptions(memory_pattern=False)
+    yield SessionOptions(graph_level="extended")
+    yield SessionOptions(graph_level="basic")
+
+
+def usable_cores() -> int:
+    """Processors that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def combine(gains: Sequence[tuple[SessionOptions, Ratio]]) -> SessionOptions:
+    """The options that helped beyond doubt, put together; of two that set the same one, the better. With each, its
+    latency relative to the finalist's own with ONNX Runtime's options: under HELPS is a help."""
+    together: dict[str, object] = {}
+    for options, gain in sorted(gains, key=lambda tried: tried[1].value):
+        given = options.to_load()
+        if gain.value < HELPS and gain.high < 1 and not together.keys() & given.keys():
+            together |= given
+    return SessionOptions.model_validate(together)
+
+
+def tune(
+    finalist: Contestant,
+    start: Start,
+    feeds: Mapping[str, Feed],
+    seconds: Mapping[str, float],
+    deadline: Deadline,
+    order: random.Random,
+    samples: Samples,
+) -> Contestant | None:
+    """The finalist with the session options that help it, as a contestant of its own; None where none does.
+
+    `start` makes a worker for a measurement's file and options.
+    """
+    default = _variation(finalist, finalist.name, SessionOptions(), start)
+    tried = [_variation(finalist, f"{finalist.name} ({options})", options, start) for options in trials(usable_cores())]
+    left = tried
+    try:
+        for rounds in (ROUNDS_A_RUNG, MORE_ROUNDS):
+            for _ in race([default, *left], feeds, seconds, rounds, 2, order, samples, "tuning"):
+                if deadline.over:
+                    return None
+            if not default.standing:
+                return None
+            gains = sorted(
+                ((c, c.ratios(default)["all"]) for c in left if c.standing), key=lambda found: found[1].value
+            )
+            left = [contestant for contestant, gain in gains[:PROMISING] if gain.value < 1]
+            if not left:
+                return None
+        best = combine([(contestant.result.options, gain) for contestant, gain in gains])
+    finally:
+        for contestant in (default, *tried):
+            contestant.worker.close()
+    return _variation(finalist, f"{finalist.name}-tuned", best, start) if best != SessionOptions() else None
+
+
+def _variation(finalist: Contestant, name: str, options: SessionOptions, start: Start) -> Contestant:
+    result = finalist.result.model_copy(
+        update={"variant": name, "graph": finalist.name, "options": options, "ratios": {}, "latencies": []}
+    )
+    return Contestant(result, start(result))

@@ -1,0 +1,154 @@
+"""The search: who is left after screening, which session options are put together, what the scenarios say."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from registry.session_options import SessionOptions
+from registry.vocabulary import Ratio, SweepPoint
+from stages.measuring.contest import Contestant, Feed, blank, race
+from stages.measuring.samples import Samples
+from stages.measuring.scenarios import WORTH_DOUBLING, batches, knee
+from stages.measuring.screening import HOPELESS, Deadline, halve, screen
+from stages.measuring.tuning import HELPS, combine, trials
+from stages.runtime.worker import time_callers
+from stages.settings import Dim
+
+FEEDS = {"b1": Feed({"batch": 1}, {}), "b8": Feed({"batch": 8}, {})}
+
+
+class Simulated:
+    """A worker whose latencies are drawn: a variant's own, on a machine that is slower or faster from turn to turn."""
+
+    def __init__(self, latency_ms: float, noise: np.random.Generator, calls: list[str], name: str) -> None:
+        self.latency_ms, self.noise, self.calls, self.name = latency_ms, noise, calls, name
+
+    def measure(self, inputs: Any, seconds: float, warmup: int) -> list[float]:
+        self.calls.append(self.name)
+        return list(self.latency_ms * self.noise.lognormal(0, 0.03, 9))
+
+    def close(self) -> None:
+        self.calls.append(f"{self.name} closed")
+
+
+def field(latencies: list[float], calls: list[str], seed: int = 0) -> list[Contestant]:
+    noise = np.random.default_rng(seed)
+    return [
+        Contestant(
+            blank(f"v{number}", "cpu", "CPUExecutionProvider", "float32"),
+            Simulated(latency, noise, calls, f"v{number}"),  # type: ignore[arg-type]
+        )
+        for number, latency in enumerate(latencies)
+    ]
+
+
+def screened(latencies: list[float], calls: list[str], keep: int = 3, seed: int = 0) -> list[Contestant]:
+    """`latencies[0]` is the plain export's."""
+    plain, *others = field(latencies, calls, seed)
+    deadline = Deadline.after(60)
+    return screen(others, plain, FEEDS, 0.01, keep, deadline, random.Random(seed), Samples())
+
+
+@given(st.dictionaries(st.text(min_size=1), st.floats(0.1, 3), max_size=30), st.integers(1, 5))
+def test_halving_keeps_the_fastest_half_and_none_that_is_hopeless(ratios: dict[str, float], keep: int) -> None:
+    kept = halve(ratios, keep)
+    hopeful = [name for name in ratios if ratios[name] < HOPELESS]
+    assert set(kept) <= set(hopeful)
+    assert len(kept) == min(len(hopeful), max(keep, (len(ratios) + 1) // 2))
+    assert all(ratios[a] <= ratios[b] for a in kept for b in set(hopeful) - set(kept))
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_fastest_of_many_survives_screening(seed: int) -> None:
+    rng = random.Random(seed)
+    latencies = [1.0, *(rng.uniform(0.6, 1.6) for _ in range(24))]
+    latencies[1 + rng.randrange(24)] = 0.5
+    calls: list[str] = []
+    ranked = screened(latencies, calls, seed=seed)
+    assert latencies[int(ranked[0].name[1:])] == 0.5
+    assert len({c.name for c in ranked}) == 24
+    turns = len([call for call in calls if "closed" not in call])
+    assert turns < 25 * 2 * 2 * 3  # every further rung is for half as many
+
+
+def test_who_leaves_is_told_why_and_gives_its_process_back() -> None:
+    calls: list[str] = []
+    ranked = screened([1.0, 0.5, 0.6, 0.7, 2.0, 2.1, 2.2, 2.3], calls)
+    left = [c for c in ranked if c.result.reason]
+    assert {c.name for c in left} == {"v4", "v5", "v6", "v7"}
+    assert all("left after rung 1 of screening: 2." in c.result.reason for c in left)
+    assert {call for call in calls if "closed" in call} == {f"{c.name} closed" for c in left}
+
+
+def test_a_search_that_is_out_of_time_ends_with_the_round_it_is_in() -> None:
+    calls: list[str] = []
+    plain, *others = field([1.0] * 9, calls)
+    ranked = screen(others, plain, FEEDS, 0.01, 2, Deadline.after(0), random.Random(0), Samples())
+    assert len(ranked) == 8
+    assert len([call for call in calls if "closed" not in call]) == 9 * len(FEEDS)
+
+
+def test_in_every_round_each_contestant_runs_once_a_size_in_another_order() -> None:
+    calls: list[str] = []
+    contestants = field([1.0, 1.0, 1.0], calls)
+    samples = Samples()
+    seconds = dict.fromkeys(FEEDS, 0.01)
+    assert list(race(contestants, FEEDS, seconds, 4, 3, random.Random(0), samples, "single stream")) == [0, 1, 2, 3]
+    rounds = [calls[start : start + 6] for start in range(0, 24, 6)]
+    assert all(sorted(turns) == ["v0", "v0", "v1", "v1", "v2", "v2"] for turns in rounds)
+    assert len({tuple(turns) for turns in rounds}) > 1
+    assert contestants[0].warmups == {"b1": 3 + 3, "b8": 3 + 3}
+
+
+def gain(value: float, spread: float = 0.01) -> Ratio:
+    return Ratio(value=value, low=value - spread, high=value + spread)
+
+
+def test_options_that_help_are_put_together_and_those_that_do_not_are_left() -> None:
+    one, two = SessionOptions(threads=1), SessionOptions(threads=2, affinity="2")
+    still, flat = SessionOptions(spinning=False), SessionOptions(arena=False)
+    assert combine([(one, gain(0.9)), (two, gain(0.8)), (still, gain(0.95)), (flat, gain(HELPS))]) == SessionOptions(
+        threads=2, affinity="2", spinning=False
+    )
+    assert combine([(one, gain(1.2)), (flat, gain(1.0)), (still, gain(0.9, spread=0.2))]) == SessionOptions()
+
+
+@given(st.integers(1, 64))
+def test_every_trial_is_one_that_this_many_processors_can_run(cores: int) -> None:
+    tried = list(trials(cores))
+    assert len({str(options) for options in tried}) == len(tried)
+    assert all((options.threads or 1) <= cores for options in tried)
+    assert SessionOptions() not in tried
+
+
+@given(st.integers(0, 8), st.integers(1, 300))
+def test_a_sweep_goes_from_the_smallest_batch_to_the_largest_by_doubling(least: int, most: int) -> None:
+    if least > most:
+        return
+    found = list(batches(Dim(min=least, max=most, typical=[most])))
+    assert found[0] == min(max(least, 1), most)
+    assert found[-1] == most
+    assert all(a < b <= 2 * a for a, b in itertools.pairwise(found))
+
+
+@given(st.lists(st.floats(1, 1e6), min_size=1, max_size=10))
+def test_past_the_knee_no_larger_batch_is_worth_it(throughputs: list[float]) -> None:
+    points = [SweepPoint(sizes={"batch": 2**n}, p50_ms=1, throughput=t) for n, t in enumerate(throughputs)]
+    found = knee(points)
+    assert found is not None
+    after = points[points.index(found) + 1 :]
+    assert all(point.throughput < WORTH_DOUBLING * found.throughput for point in after)
+
+
+def test_callers_run_at_the_same_time() -> None:
+    latencies, wall = time_callers(lambda: time.sleep(0.02), 0.1, 4)
+    assert sum(latencies) / 1e3 > 2 * wall
+    assert len(latencies) >= 4 * 2

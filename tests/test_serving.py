@@ -1,0 +1,189 @@
+"""How a version is served: each provider its file and its session options, from the worker to the wrapper."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+from pydantic import ValidationError
+
+from registry.errors import Refused, UsageError
+from registry.flavor import build_folder
+from registry.integrity import MANIFEST, check_folder, content_digest
+from registry.serving import CPU, MODEL, SERVING, Served, Serving
+from registry.session import InferenceSession, ProviderFallback
+from registry.session_options import SessionOptions
+from registry.vocabulary import TensorSpec
+from stages.runtime import worker
+from stages.runtime.pool import Worker
+from tests.store_factory import scale_model
+
+OPENVINO = "OpenVINOExecutionProvider"
+X = np.arange(8, dtype=np.float32).reshape(2, 4)
+ALL = SessionOptions(
+    threads=2,
+    graph_level="basic",
+    spinning=False,
+    execution_mode="parallel",
+    arena=False,
+    memory_pattern=False,
+    affinity="1",
+)
+ONE_BY_ONE = [SessionOptions(**{key: value}) for key, value in ALL.to_load().items() if key != "affinity"]
+
+
+def seen(options: Any) -> dict[str, Any]:
+    """All that differs between one onnxruntime.SessionOptions and another."""
+    found = {
+        name: getattr(options, name)
+        for name in ("intra_op_num_threads", "graph_optimization_level", "execution_mode", "enable_cpu_mem_arena")
+    }
+    found["enable_mem_pattern"] = options.enable_mem_pattern
+    for key in ("session.intra_op.allow_spinning", "session.intra_op_thread_affinities"):
+        try:
+            found[key] = options.get_session_config_entry(key)
+        except RuntimeError:
+            found[key] = None
+    return found
+
+
+@pytest.mark.parametrize("options", [SessionOptions(), *ONE_BY_ONE, ALL], ids=str)
+def test_the_worker_and_the_wrapper_make_the_same_of_session_options(options: SessionOptions) -> None:
+    assert seen(options.to_onnxruntime()) == seen(worker.session_options(**options.to_load()))
+    assert options == SessionOptions() or seen(options.to_onnxruntime()) != seen(onnxruntime.SessionOptions())
+
+
+def test_no_options_are_onnx_runtimes_own() -> None:
+    assert seen(SessionOptions().to_onnxruntime()) == seen(onnxruntime.SessionOptions())
+    assert SessionOptions().to_load() == {}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"threads": 0}, "greater than or equal to 1"),
+        ({"graph_level": "most"}, "'disabled', 'basic', 'extended' or 'all'"),
+        ({"affinity": "all", "threads": 2}, "groups of processors"),
+        ({"affinity": "1"}, "threads has to be 2"),
+        ({"affinity": "1;2", "threads": 2}, "threads has to be 3"),
+        ({"spining": False}, "Extra inputs"),
+    ],
+)
+def test_options_that_onnx_runtime_would_refuse_are_refused_before(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        SessionOptions.model_validate(given)
+
+
+def test_a_worker_runs_with_every_option(tmp_path: Path) -> None:
+    with Worker.onnx(scale_model(tmp_path / "m.onnx", 3), "m", options=ALL) as started:
+        assert np.array_equal(started.run({"x": X})["y"], 3 * X)
+        assert started.profile({"x": X}) == {CPU: 1}
+
+
+def test_what_another_machine_lacks_is_left_to_onnx_runtime() -> None:
+    many = len(os.sched_getaffinity(0)) + 1
+    groups = ";".join(["1"] * (many - 1))
+    assert SessionOptions(threads=many, arena=False, affinity=groups).fitting_here() == SessionOptions(arena=False)
+    assert SessionOptions(threads=2, affinity="5000").fitting_here().affinity is None
+    assert SessionOptions(threads=1, spinning=False).fitting_here() == SessionOptions(threads=1, spinning=False)
+
+
+@pytest.fixture
+def version(tmp_path: Path) -> Path:
+    """A version that doubles on the CPU and, to tell them apart, trebles on OpenVINO."""
+    specs = [TensorSpec(name=name, dtype="float32", shape=["batch", 4]) for name in ("x", "y")]
+    serving = Serving(
+        {
+            "openvino": Served(file="providers/openvino/model.onnx", provider=OPENVINO),
+            "cpu": Served(file=MODEL, provider=CPU, options=SessionOptions(threads=1, spinning=False)),
+        }
+    )
+    build_folder(
+        tmp_path / "version",
+        [scale_model(tmp_path / "cpu.onnx", 2)],
+        specs[:1],
+        specs[1:],
+        CPU,
+        serving=serving,
+        others={"openvino": [scale_model(tmp_path / "openvino.onnx", 3)]},
+    )
+    return tmp_path / "version"
+
+
+def test_the_files_of_every_provider_are_the_version(version: Path) -> None:
+    files = check_folder(version)
+    assert [file.path for file in files] == ["model.onnx", "providers/openvino/model.onnx"]
+    digest = content_digest(files)
+    assert InferenceSession(version).metadata.sha256 == digest
+    assert check_folder(version, digest) == files
+    other = version / "providers" / "openvino" / MODEL
+    other.write_bytes(other.read_bytes() + b"\0")
+    with pytest.raises(Refused, match=r"providers/openvino/model\.onnx has changed"):
+        InferenceSession(version)
+
+
+def test_a_session_serves_what_won_on_the_provider_that_is_here(version: Path) -> None:
+    session = InferenceSession(version)
+    assert np.array_equal(session.predict(X), 2 * X)
+    served = session.metadata.served
+    assert served is not None
+    assert served.options == SessionOptions(threads=1, spinning=False)
+    used = session._loaded._session.get_session_options()
+    assert (used.intra_op_num_threads, used.get_session_config_entry("session.intra_op.allow_spinning")) == (1, "0")
+
+
+def test_mlflows_own_flavor_serves_with_the_same_options(version: Path) -> None:
+    import mlflow.pyfunc
+
+    loaded = mlflow.pyfunc.load_model(str(version))
+    used = loaded._model_impl.rt.get_session_options()
+    assert (used.intra_op_num_threads, used.get_session_config_entry("session.intra_op.allow_spinning")) == (1, "0")
+
+
+def test_session_options_of_the_callers_own_go_before(version: Path) -> None:
+    own = onnxruntime.SessionOptions()
+    own.intra_op_num_threads = 2
+    session = InferenceSession(version, session_options=own)
+    assert session._loaded._session.get_session_options().intra_op_num_threads == 2
+
+
+def test_a_file_that_is_named_is_served_as_it_is(version: Path) -> None:
+    session = InferenceSession(version / "providers" / "openvino" / MODEL)
+    assert np.array_equal(session.predict(X), 3 * X)
+    assert session.metadata.served is None
+
+
+def test_a_version_that_was_measured_on_no_provider_of_this_host_says_so(version: Path) -> None:
+    (version / MANIFEST).unlink()
+    said = json.loads((version / SERVING).read_text())
+    del said["cpu"]
+    (version / SERVING).write_text(json.dumps(said))
+    with pytest.warns(ProviderFallback, match="OpenVINOExecutionProvider cannot be used here"):
+        assert np.array_equal(InferenceSession(version).predict(X), 2 * X)
+    with pytest.raises(UsageError, match=r"onward\[openvino\]"):
+        InferenceSession(version, strict_providers=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "Invalid JSON"),
+        ('{"cpu": {"file": "../model.onnx", "provider": "p"}}', "cpu.file"),
+        ('{"cpu": {"file": "model.onnx", "provider": "p", "options": {"threads": -1}}}', "cpu.options.threads"),
+    ],
+)
+def test_a_serving_json_that_cannot_be_meant_is_refused(version: Path, text: str, message: str) -> None:
+    (version / MANIFEST).unlink()
+    (version / SERVING).write_text(text)
+    with pytest.raises(Refused, match=rf"serving.json cannot be read: .*{message}"):
+        InferenceSession(version)
+
+
+def test_a_serving_json_names_files_that_are_there(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"model\.onnx, which the folder does not hold"):
+        Serving({"cpu": Served(file=MODEL, provider=CPU)}).save(tmp_path)
