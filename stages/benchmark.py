@@ -21,7 +21,7 @@ from registry.evidence import BenchmarkReport, ExportReport, OptimizeReport, Qua
 from registry.vocabulary import PLAIN, REFERENCE, FileDigest, Latency, Measurement, RuntimeState
 from stages import command, host, paths
 from stages.measuring import scenarios
-from stages.measuring.contest import Contestant, Feed, Questions, blank, figures, race, turn_seconds
+from stages.measuring.contest import Contestant, Feed, Questions, best_rounds, blank, figures, race, turn_seconds
 from stages.measuring.samples import Samples
 from stages.measuring.screening import Deadline, screen, words
 from stages.measuring.tuning import tune
@@ -155,10 +155,10 @@ class _Bench:
         finalists: list[Contestant] = []
         for contestant in ranked:
             result = contestant.result
-            slower = result.ratios["all"].low > 1 and result.ratios["all"].value > 1
+            slower = best_rounds(contestant, plain) > 1
             if len(finalists) >= bench.finalists or slower or (finalists and deadline.over):
                 result.status = "not attempted"
-                result.reason = result.reason or self._why_out(result, finalists, bench.finalists, slower)
+                result.reason = result.reason or self._why_out(best_rounds(contestant, plain), len(finalists), slower)
                 contestant.worker.close()
                 continue
             self.questions.judge(contestant)
@@ -178,12 +178,8 @@ class _Bench:
 
     def _tuned(self, finalists: list[Contestant], deadline: Deadline) -> list[Contestant]:
         """The best finalists with session options that help them, where any do."""
-
-        def speed(contestant: Contestant) -> float:
-            return contestant.result.ratios["all"].value if contestant.result.ratios else 1.0
-
-        found = []
-        for finalist in sorted(finalists, key=speed)[:TUNED]:
+        plain, found = finalists[0], []
+        for finalist in sorted(finalists, key=lambda c: best_rounds(c, plain))[:TUNED]:
             if deadline.over:
                 break
             self._say(f"{finalist.result.runtime}: session options for {finalist.name}")
@@ -236,13 +232,12 @@ class _Bench:
             *ceiling_faults(result, settings.budget),
         ]
 
-    def _why_out(self, result: Measurement, finalists: list[Contestant], wanted: int, slower: bool) -> str:
-        speed = words(result.ratios["all"])
+    def _why_out(self, ratio: float, finalists: int, slower: bool) -> str:
         if slower:
-            return f"slower in screening: {speed}"
-        if len(finalists) >= wanted:
-            return f"{speed} in screening, and {wanted} faster ones within the budget went on"
-        return f"{speed} in screening; the search was out of time"
+            return f"slower in screening: {words(ratio)}"
+        if finalists >= self.settings.benchmark.finalists:
+            return f"{words(ratio)} of screening, and {finalists} faster ones within the budget went on"
+        return f"{words(ratio)} of screening; the search was out of time"
 
     def _batch(self) -> tuple[str, Dim] | None:
         first = next(iter(self.settings.inputs.values())).shape[0]

@@ -17,7 +17,7 @@ from registry.vocabulary import Ratio, SweepPoint
 from stages.measuring.contest import Contestant, Feed, blank, race
 from stages.measuring.samples import Samples
 from stages.measuring.scenarios import WORTH_DOUBLING, batches, knee
-from stages.measuring.screening import HOPELESS, Deadline, halve, screen
+from stages.measuring.screening import HOPELESS, ROUNDS_A_RUNG, Deadline, halve, screen
 from stages.measuring.tuning import HELPS, combine, trials
 from stages.runtime.worker import time_callers
 from stages.settings import Dim
@@ -34,6 +34,9 @@ class Simulated:
     def measure(self, inputs: Any, seconds: float, warmup: int) -> list[float]:
         self.calls.append(self.name)
         return list(self.latency_ms * self.noise.lognormal(0, 0.03, 9))
+
+    def spawn(self) -> None:
+        self.calls.append(f"{self.name} spawned")
 
     def close(self) -> None:
         self.calls.append(f"{self.name} closed")
@@ -75,8 +78,8 @@ def test_the_fastest_of_many_survives_screening(seed: int) -> None:
     ranked = screened(latencies, calls, seed=seed)
     assert latencies[int(ranked[0].name[1:])] == 0.5
     assert len({c.name for c in ranked}) == 24
-    turns = len([call for call in calls if "closed" not in call])
-    assert turns < 25 * 2 * 2 * 3  # every further rung is for half as many
+    turns = len([call for call in calls if call.endswith(tuple("0123456789"))])
+    assert turns < 25 * len(FEEDS) * ROUNDS_A_RUNG * 2  # every further rung is for half as many
 
 
 def test_who_leaves_is_told_why_and_gives_its_process_back() -> None:
@@ -84,7 +87,7 @@ def test_who_leaves_is_told_why_and_gives_its_process_back() -> None:
     ranked = screened([1.0, 0.5, 0.6, 0.7, 2.0, 2.1, 2.2, 2.3], calls)
     left = [c for c in ranked if c.result.reason]
     assert {c.name for c in left} == {"v4", "v5", "v6", "v7"}
-    assert all("left after rung 1 of screening: 2." in c.result.reason for c in left)
+    assert all("left after rung 1 of screening: " in c.result.reason for c in left)
     assert {call for call in calls if "closed" in call} == {f"{c.name} closed" for c in left}
 
 
@@ -93,7 +96,7 @@ def test_a_search_that_is_out_of_time_ends_with_the_round_it_is_in() -> None:
     plain, *others = field([1.0] * 9, calls)
     ranked = screen(others, plain, FEEDS, 0.01, 2, Deadline.after(0), random.Random(0), Samples())
     assert len(ranked) == 8
-    assert len([call for call in calls if "closed" not in call]) == 9 * len(FEEDS)
+    assert len([call for call in calls if call.endswith(tuple("0123456789"))]) == 9 * len(FEEDS)
 
 
 def test_in_every_round_each_contestant_runs_once_a_size_in_another_order() -> None:

@@ -13,12 +13,11 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from registry.vocabulary import Ratio
-from stages.measuring.contest import Contestant, Feed, race
+from stages.measuring.contest import Contestant, Feed, best_rounds, race
 from stages.measuring.samples import Samples
 
-# Rounds of a rung. Ratios are of paired rounds, so that two are enough to tell a half from the other.
-ROUNDS_A_RUNG = 2
+# Rounds of a rung: of three, one is likely to be undisturbed.
+ROUNDS_A_RUNG = 3
 
 # Who is this much slower than the plain export after a rung leaves, and those that are left are enough.
 HOPELESS = 1.10
@@ -65,6 +64,8 @@ def screen(
     of those that left. The last rung ends before `deadline` is over by more than a round.
     """
     left: list[Contestant] = [c for c in contestants if c.standing]
+    for contestant in left:
+        contestant.worker.spawn()
     out: list[Contestant] = []
     rung = 0
     while left:
@@ -78,10 +79,11 @@ def screen(
         for contestant in left:
             contestant.result.ratios = contestant.ratios(plain)
         by_name = {c.name: c for c in left}
-        kept = halve({name: c.result.ratios["all"].value for name, c in by_name.items()}, keep)
-        dropped = sorted((c for c in left if c.name not in kept), key=_ratio)
+        speeds = {name: best_rounds(c, plain) for name, c in by_name.items()}
+        kept = halve(speeds, keep)
+        dropped = sorted((c for c in left if c.name not in kept), key=lambda c: speeds[c.name])
         for contestant in dropped:
-            contestant.result.reason = f"left after rung {rung} of screening: {words(contestant.result.ratios['all'])}"
+            contestant.result.reason = f"left after rung {rung} of screening: {words(speeds[contestant.name])}"
             contestant.worker.close()
         out = [*dropped, *out]
         done = len(kept) == len(left) or len(kept) <= keep
@@ -91,12 +93,8 @@ def screen(
     return [*left, *out]
 
 
-def words(ratio: Ratio) -> str:
+def words(ratio: float) -> str:
     """A ratio of latencies in words."""
-    if ratio.value <= 1:
-        return f"{1 / ratio.value:.2f} times as fast as the plain export"
-    return f"{ratio.value:.2f} times the plain export's latency"
-
-
-def _ratio(contestant: Contestant) -> float:
-    return contestant.result.ratios["all"].value
+    if ratio <= 1:
+        return f"{1 / ratio:.2f} times as fast as the plain export in its best round"
+    return f"{ratio:.2f} times the plain export's latency in its best round"

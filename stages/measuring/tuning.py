@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from registry.session_options import SessionOptions
 from registry.vocabulary import Measurement, Ratio
-from stages.measuring.contest import Contestant, Feed, race
+from stages.measuring.contest import Contestant, Feed, best_rounds, race
 from stages.measuring.samples import Samples
 from stages.measuring.screening import ROUNDS_A_RUNG, Deadline
 from stages.runtime.pool import Worker
@@ -76,6 +76,8 @@ def tune(
     default = _variation(finalist, finalist.name, SessionOptions(), start)
     tried = [_variation(finalist, f"{finalist.name} ({options})", options, start) for options in trials(usable_cores())]
     left = tried
+    for contestant in (default, *tried):
+        contestant.worker.spawn()
     try:
         for rounds in (ROUNDS_A_RUNG, MORE_ROUNDS):
             for _ in race([default, *left], feeds, seconds, rounds, 2, order, samples, "tuning"):
@@ -83,13 +85,11 @@ def tune(
                     return None
             if not default.standing:
                 return None
-            gains = sorted(
-                ((c, c.ratios(default)["all"]) for c in left if c.standing), key=lambda found: found[1].value
-            )
-            left = [contestant for contestant, gain in gains[:PROMISING] if gain.value < 1]
+            left = sorted((c for c in left if c.standing), key=lambda c: best_rounds(c, default))[:PROMISING]
+            left = [contestant for contestant in left if best_rounds(contestant, default) < 1]
             if not left:
                 return None
-        best = combine([(contestant.result.options, gain) for contestant, gain in gains])
+        best = combine([(c.result.options, c.ratios(default)["all"]) for c in left if best_rounds(c, default) < HELPS])
     finally:
         for contestant in (default, *tried):
             contestant.worker.close()

@@ -108,6 +108,7 @@ class Worker:
     loaded: dict[str, Any] = field(default_factory=dict)
     busy_seconds: float = 0.0
     _kills: int = 0
+    _is_loaded: bool = False
     _process: subprocess.Popen[bytes] | None = None
     _folder: tempfile.TemporaryDirectory[str] | None = None
     _errors: Any = None
@@ -157,8 +158,8 @@ class Worker:
     ) -> None:
         self.close()
 
-    def start(self) -> dict[str, Any]:
-        """Start the process and load the model, if that is not done yet; returns what the load answered."""
+    def spawn(self) -> None:
+        """Start the process, if that is not done yet, and do not wait for it: several may start at the same time."""
         if self._process is None:
             if self._folder is None:
                 self._folder = tempfile.TemporaryDirectory(prefix="onward-")
@@ -167,10 +168,17 @@ class Worker:
             self._process = subprocess.Popen(
                 self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors
             )
+            self._is_loaded = False
             if self.memory_bytes is not None and hasattr(resource, "prlimit"):
                 limit = (self.memory_bytes, self.memory_bytes)
                 resource.prlimit(self._process.pid, resource.RLIMIT_DATA, limit)
+
+    def start(self) -> dict[str, Any]:
+        """Start the process and load the model, if that is not done yet; returns what the load answered."""
+        self.spawn()
+        if not self._is_loaded:
             self.loaded = self._ask({"command": "load", **self.load})
+            self._is_loaded = True
         return self.loaded
 
     def run(self, inputs: Tensors) -> dict[str, npt.NDArray[Any]]:

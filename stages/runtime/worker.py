@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
+import contextlib
 import json
 import os
 import sys
@@ -217,4 +218,6 @@ def serve(model: Any) -> None:
 
 
 if __name__ == "__main__":
+    with contextlib.suppress(ImportError):  # `load` says it; here, so that several workers import at the same time
+        import onnxruntime  # noqa: F401
     serve(OnnxModel())
