@@ -35,7 +35,7 @@ def crops(count: int, seed: int, side: int = SIDE) -> tuple[Floats, npt.NDArray[
     rng = np.random.default_rng(seed)
     labels = np.arange(count) % CLASSES
     made = []
-    for label in labels:
+    for label in labels.tolist():
         photograph = _photographs()[label // 4]
         size = int(rng.integers(160, 400))
         top, left = (int(rng.integers(0, extent - size)) for extent in photograph.shape[:2])
