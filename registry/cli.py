@@ -12,11 +12,12 @@ from typing import Annotated, Any
 
 import typer
 
-from registry import cli_keeping
+from registry import cli_keeping, cli_runtimes, cli_signing
 from registry.errors import OnwardError, Refused, UsageError
 from registry.printing import (
     Json,
     Model,
+    Reason,
     entry_facts,
     entry_state,
     environment_cell,
@@ -41,7 +42,6 @@ app = typer.Typer(
 )
 
 Target = Annotated[str, typer.Argument(metavar="TARGET", help="MODEL@ENVIRONMENT, MODEL/VERSION, or an .onnx file.")]
-Reason = Annotated[str, typer.Option("--reason", help="Why, for whoever reads the history.")]
 
 
 @app.command()
@@ -64,6 +64,7 @@ def status(as_json: Json = False) -> None:
                             "live": entry_facts(state.live) if state.live else None,
                             "drift": [str(drift) for drift in state.drift],
                             "not_entries": state.foreign,
+                            "not_signed": [entry.number for entry in state.unproven],
                         }
                         for state in model.environments
                     },
@@ -81,12 +82,16 @@ def status(as_json: Json = False) -> None:
         for model in found
     ]
     print_table(("model", "newest version", *environments), rows)
-    trouble = [state for model in found for state in model.environments if state.drift or state.foreign]
+    trouble = [
+        state for model in found for state in model.environments if state.drift or state.foreign or state.unproven
+    ]
     for state in trouble:
         for drift in state.drift:
             print(f"! {drift}: `onward reconcile` puts that right")
         for number in state.foreign:
             print(f"! version {number} in a log of {state.environment} is no entry of Onward's, and counts for nothing")
+        for entry in state.unproven:
+            print(f"! entry {entry.number} in a log of {state.environment} counts for nothing: no signer signed it")
 
 
 @app.command()
@@ -105,17 +110,17 @@ def history(
     if as_json:
         print_json(
             {
-                name: [{**entry_facts(entry), "state": entry_state(log, entry)} for entry in log.line.entries()]
+                name: [{**entry_facts(entry), "state": entry_state(log, entry)} for entry in log.entries()]
                 for name, log in logs.items()
             }
         )
         return
     for name, log in logs.items():
-        print(f"{name} of {model}" + (":" if log.line.entries() else ": nothing yet"))
-        for entry in log.line.entries():
-            print(f"{entry.number:>5}  {short_time(entry.at)}  {entry_state(log, entry):<4}  {entry}")
+        print(f"{name} of {model}" + (":" if log.entries() else ": nothing yet"))
+        for entry in log.entries():
+            print(f"{entry.number:>5}  {short_time(entry.at)}  {entry_state(log, entry):<8}  {entry}")
             if gates := ", ".join(f"{gate.requirement} {'met' if gate.met else 'NOT MET'}" for gate in entry.gates):
-                print(f"{'':>31}{gates}")
+                print(f"{'':>35}{gates}")
 
 
 @app.command()
@@ -162,21 +167,6 @@ def rollback(
     from registry import operations
 
     print_outcome(operations.rollback(model, env, reason=reason, to=to), as_json)
-
-
-@app.command()
-def reconcile(as_json: Json = False) -> None:
-    """Make aliases and marks in MLflow agree with the logs, where a command was interrupted or a hand interfered.
-
-    Example: onward reconcile
-    """
-    from registry import operations
-
-    healed = [str(drift) for drift in operations.reconcile()]
-    if as_json:
-        print_json({"healed": healed})
-    else:
-        print("\n".join(f"put right: {drift}" for drift in healed) or "Everything agrees with the logs.")
 
 
 @app.command()
@@ -335,50 +325,17 @@ def inspect(target: Target, as_json: Json = False) -> None:
         print(f"  {'metadata':<11} {name}: {value}")
 
 
-@app.command()
-def ui(
-    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port on this machine.")] = 5000,
-    as_json: Json = False,
-) -> None:
-    """Start MLflow's UI on the store in use, until Ctrl-C.
-
-    Example: onward ui --port 5001
-    """
-    import os
-    import subprocess
-
-    from registry.connection import tracking_uri, without_credentials
-
-    uri = tracking_uri()
-    served = uri.startswith(("http://", "https://"))
-    url = without_credentials(uri) if served else f"http://127.0.0.1:{port}"
-    hint = 'The UI opens on its GenAI side: choose "Model training" at the top left to see runs and models.'
-    if as_json:
-        print_json({"url": url, "hint": hint})
-    else:
-        print(f"{url}\n{hint}", flush=True)
-    if served:
-        return
-    # The store's URI may hold a password: handed over in the environment, it shows in no list of processes.
-    environment = {**os.environ, "MLFLOW_BACKEND_STORE_URI": uri}
-    command = [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(port)]
-    server = subprocess.Popen(command, env=environment, stdout=sys.stderr)
-    try:
-        code = server.wait()
-    except KeyboardInterrupt:  # the server had it too: without a word from us it ends itself and its workers
-        try:
-            server.wait(15)
-        except (KeyboardInterrupt, subprocess.TimeoutExpired):
-            server.terminate()
-        return
-    if code:
-        raise OnwardError(f"MLflow's UI ended with exit code {code}; is port {port} free? (--port)")
-
-
+app.command("reconcile")(cli_keeping.reconcile)
+app.command("ui")(cli_keeping.ui)
 app.command("export-log")(cli_keeping.export_log)
 app.command("import-log")(cli_keeping.import_log)
 app.command("prune")(cli_keeping.prune)
 app.add_typer(cli_keeping.environments, name="environments")
+app.add_typer(cli_runtimes.runtimes, name="runtimes")
+app.command("approve")(cli_signing.approve)
+app.command("sign")(cli_signing.sign)
+app.command("sign-files")(cli_signing.sign_files)
+app.add_typer(cli_signing.keys, name="keys")
 
 
 def _read_npz(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Commands for whoever looks after the store: moving histories between servers, deleting what is old.
+"""Commands for whoever looks after the store: aliases set right, MLflow's UI, histories moved, what is old deleted.
 
 registry/cli.py puts them beside the others.
 """
@@ -6,12 +6,66 @@ registry/cli.py puts them beside the others.
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from registry.errors import OnwardError
 from registry.printing import Json, Model, print_json, print_table
+
+
+def reconcile(as_json: Json = False) -> None:
+    """Make aliases and marks in MLflow agree with the logs, where a command was interrupted or a hand interfered.
+
+    Example: onward reconcile
+    """
+    from registry import operations
+
+    healed = [str(drift) for drift in operations.reconcile()]
+    if as_json:
+        print_json({"healed": healed})
+    else:
+        print("\n".join(f"put right: {drift}" for drift in healed) or "Everything agrees with the logs.")
+
+
+def ui(
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port on this machine.")] = 5000,
+    as_json: Json = False,
+) -> None:
+    """Start MLflow's UI on the store in use, until Ctrl-C.
+
+    Example: onward ui --port 5001
+    """
+    from registry.connection import tracking_uri, without_credentials
+
+    uri = tracking_uri()
+    served = uri.startswith(("http://", "https://"))
+    url = without_credentials(uri) if served else f"http://127.0.0.1:{port}"
+    hint = 'The UI opens on its GenAI side: choose "Model training" at the top left to see runs and models.'
+    if as_json:
+        print_json({"url": url, "hint": hint})
+    else:
+        print(f"{url}\n{hint}", flush=True)
+    if served:
+        return
+    # The store's URI may hold a password: handed over in the environment, it shows in no list of processes.
+    environment = {**os.environ, "MLFLOW_BACKEND_STORE_URI": uri}
+    command = [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(port)]
+    server = subprocess.Popen(command, env=environment, stdout=sys.stderr)
+    try:
+        code = server.wait()
+    except KeyboardInterrupt:  # the server had it too: without a word from us it ends itself and its workers
+        try:
+            server.wait(15)
+        except (KeyboardInterrupt, subprocess.TimeoutExpired):
+            server.terminate()
+        return
+    if code:
+        raise OnwardError(f"MLflow's UI ended with exit code {code}; is port {port} free? (--port)")
 
 
 def export_log(

@@ -2,15 +2,18 @@
 
     line = fold(entries)
     line.live                           # the entry that counts now, or None
-    plan_rollback(line)                 # the earlier deployment that a rollback would restore
+    plan_rollback(line.live, line.find) # the earlier deployment that a rollback would restore
 
 The rule: an entry counts if its `base`, the entry that its author saw as live, is the last entry that counted. Else it
-lost a race and changes nothing. Every reader of the same log so finds the same answer, without a lock.
+lost a race and changes nothing. Every reader of the same log so finds the same answer, without a lock, and from the
+newest entries alone: whatever is named as a base counted, for its author saw it live. So what is live is the first
+entry with the highest base, and nothing older than that base can change it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -41,11 +44,14 @@ class Draft(BaseModel):
     restores: of a rollback, the promotion whose deployment it brings back; 0 for a promotion.
     forced: of a promotion, whether it was made against its gates.
     gates_run: of a promotion that suites judged, the MLflow run that holds their pages.
+    signer, signature: whose key signed it (registry/signatures.py), where one did.
+
+    An approval stands in the log beside what it allows, and changes nothing that is live: it has no base.
     """
 
     model_config = ConfigDict(frozen=True)
 
-    kind: Literal["promote", "rollback"]
+    kind: Literal["promote", "rollback", "approve"]
     key: str
     base: int
     sha256: str
@@ -59,9 +65,13 @@ class Draft(BaseModel):
     gates: tuple[GateResult, ...] = ()
     gates_run: str = ""
     evidence: dict[str, str] = {}
+    signer: str = ""
+    signature: str = ""
 
     def __str__(self) -> str:
         what = f"version {self.candidate_version} (sha256 {self.sha256[:12]})"
+        if self.kind == "approve":
+            return f"{self.actor} approved {what}: {self.reason}"
         if self.kind == "rollback":
             return f"{self.actor} rolled back to {what}, as entry {self.restores} deployed it: {self.reason}"
         unmet = [gate.requirement for gate in self.gates if not gate.met]
@@ -78,10 +88,14 @@ class Entry(Draft):
 
 @dataclass(frozen=True)
 class Line:
-    """A log, judged: the entries that counted and those that lost a race, each in the order of the log."""
+    """A log, judged: the entries that counted and those that lost a race, each in the order of the log.
+
+    floor: only entries of higher numbers were read; 0 where all were.
+    """
 
     counted: tuple[Entry, ...]
     lost: tuple[Entry, ...]
+    floor: int = 0
 
     @property
     def live(self) -> Entry | None:
@@ -91,6 +105,11 @@ class Line:
     def base(self) -> int:
         """What an entry appended now has to name as its base."""
         return self.counted[-1].number if self.counted else 0
+
+    @property
+    def settled(self) -> bool:
+        """Whether enough was read to say what is live: no older entry could change it."""
+        return self.floor == 0 or (self.live is not None and self.live.base >= self.floor)
 
     def entries(self) -> list[Entry]:
         """All of them, in the order of the log."""
@@ -109,34 +128,37 @@ class Line:
             raise UsageError(f"entry {number} lost a race and was never live; `onward history` shows those that were")
         raise UsageError(f"there is no entry {number}; `onward history` shows those there are")
 
-    def deployment(self, entry: Entry) -> Entry:
-        """The promotion that `entry` stands for: itself, or the one that a rollback brought back."""
-        return self.find(entry.restores) if entry.kind == "rollback" else entry
-
     def won(self, key: str) -> Entry | None:
         """The entry that counted of the attempt `key`."""
         return next((entry for entry in self.counted if entry.key == key), None)
 
 
-def fold(entries: Iterable[Entry]) -> Line:
-    """Judge a log; the order in which `entries` come does not matter.
+def fold(entries: Iterable[Entry], floor: int = 0) -> Line:
+    """Judge a log, or the part of it that is newer than entry `floor`; the order in which `entries` come does not
+    matter. Of a part, what is live is right where the line is `settled`, and so is whatever else counts in it.
 
     Entries are never deleted, but an administrator of the store can. A number that is missing and that a later entry
-    names as its base did count: that entry's author saw it live.
+    names as its base did count: that entry's author saw it live. An entry that names itself or a later one is nobody's
+    work and counts for nothing.
     """
-    log = {entry.number: entry for entry in entries}
-    deleted = {entry.base for entry in log.values() if 0 < entry.base < entry.number} - log.keys()
-    live = 0
-    counted, lost = [], []
-    for number in sorted(log.keys() | deleted):
-        if number in deleted:
-            live = number
-        elif log[number].base == live:
-            counted.append(log[number])
-            live = number
-        else:
-            lost.append(log[number])
-    return Line(tuple(counted), tuple(lost))
+    log = {entry.number: entry for entry in entries if entry.number > floor}
+    sound = [log[number] for number in sorted(log) if log[number].base < number]
+    numbers = [entry.number for entry in sound]
+    counted: dict[int, Entry] = {}
+    end = len(sound)
+    while (last := _last(sound[:end])) is not None:
+        counted[last.number] = last
+        while (before := log.get(last.base)) is not None and before.base < before.number:
+            last = counted[before.number] = before
+        end = bisect_left(numbers, last.base)
+    lost = tuple(entry for number, entry in sorted(log.items()) if number not in counted)
+    return Line(tuple(counted[number] for number in sorted(counted)), lost, floor)
+
+
+def _last(sound: Sequence[Entry]) -> Entry | None:
+    """The last that counted: of those that name the highest base, the first."""
+    highest = max((entry.base for entry in sound), default=0)
+    return next((entry for entry in sound if entry.base == highest), None)
 
 
 def last_live(line: Line) -> dict[str, str]:
@@ -145,24 +167,30 @@ def last_live(line: Line) -> dict[str, str]:
     return {entry.sha256: end for entry, end in zip(line.counted, [*until, ""], strict=False)}
 
 
-def plan_rollback(line: Line, to: int | None = None) -> Entry:
-    """The promotion that a rollback would bring back: entry `to`'s, else the one before what is live.
+def plan_rollback(live: Entry | None, find: Callable[[int], Entry], to: Entry | None = None) -> Entry:
+    """The promotion that a rollback would bring back: the one that entry `to` stands for, else the one before what is
+    live. `find` gives the entry of a number; it is asked for such alone as another entry names.
 
     What was live before a promotion is what its base stands for. So a second rollback goes one further back instead of
     undoing the first, and a promotion made after a rollback is undone to what the rollback had brought back.
 
     Raises:
         Refused: nothing is live, or nothing was before it.
-        UsageError: entry `to` does not exist or was never live.
+        UsageError: as `find`.
     """
-    if line.live is None:
+    if live is None:
         raise Refused("nothing is live here, so there is nothing to roll back")
     if to is not None:
-        return line.deployment(line.find(to))
-    deployed = line.deployment(line.live)
+        return deployment(to, find)
+    deployed = deployment(live, find)
     if deployed.base == 0:
         raise Refused(
             f"there is nothing to roll back to: version {deployed.candidate_version}, which is live, was the first "
             "deployment here (`--to N` brings back a later one)"
         )
-    return line.deployment(line.find(deployed.base))
+    return deployment(find(deployed.base), find)
+
+
+def deployment(entry: Entry, find: Callable[[int], Entry]) -> Entry:
+    """The promotion that `entry` stands for: itself, or the one that a rollback brought back."""
+    return find(entry.restores) if entry.kind == "rollback" else entry

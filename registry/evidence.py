@@ -28,6 +28,7 @@ from registry.vocabulary import (
     RuntimeState,
     Split,
     Status,
+    TradeOff,
     Variant,
     Winner,
 )
@@ -93,17 +94,22 @@ class VerifyReport(Report):
 
 
 class OptimizeReport(Report):
+    """`graph` is what kind of graph the export is, and how large: it decides what is worth trying."""
+
     stage: Literal["optimize"] = "optimize"
+    graph: str = ""
     variants: list[Variant] = []
 
 
 class QuantizeReport(Report):
-    """`bases` are the graphs that were quantised, with the reason why each was chosen."""
+    """`bases` are the graphs that were quantised, with the reason why each was chosen. `tradeoffs` are of variants that
+    broke the quality budget until some layers were left in float."""
 
     stage: Literal["quantize"] = "quantize"
     bases: dict[str, str] = {}
     reference_quality: float | None = None
     variants: list[Variant] = []
+    tradeoffs: list[TradeOff] = []
 
 
 class BenchmarkReport(Report):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from registry.deployments import Draft, Entry, Line, fold
 from registry.errors import UsageError
+from registry.signatures import proven
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -48,12 +49,27 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Log:
-    """An environment's log as it is stored: the line, which lost entries carry their mark, and which versions are no
-    entries at all (somebody registered them by hand); those count for nothing."""
+    """An environment's log as it is stored, or its newest part: the line, which lost entries carry their mark, and
+    which versions are no entries at all (somebody registered them by hand) and count for nothing. Where an environment
+    has signers, entries that none of them signed are `unproven`, and count for nothing either."""
 
     line: Line
     marked: frozenset[int] = frozenset()
     foreign: tuple[int, ...] = ()
+    approvals: tuple[Entry, ...] = ()
+    unproven: tuple[Entry, ...] = ()
+
+    def entries(self) -> list[Entry]:
+        """All of them, whether they count or not, in the order of the log."""
+        return sorted((*self.line.entries(), *self.approvals, *self.unproven), key=lambda entry: entry.number)
+
+
+@dataclass(frozen=True)
+class Overview:
+    """What MLflow tells of a registered model at a glance: the newest version in each stage, newest first; aliases."""
+
+    newest: tuple[ModelVersion, ...] = ()
+    aliases: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -78,6 +94,11 @@ def registered_name(environment: str, model: str) -> str:
     return f"{environment}.{model}"
 
 
+def approval_source(sha256: str) -> str:
+    """What stands for the files of an approval: it has none of its own, and outlives those that it is about."""
+    return f"approval:{sha256}"
+
+
 def to_tags(draft: Draft) -> dict[str, str]:
     """An entry as the tags of a model version."""
     tags = {
@@ -100,6 +121,8 @@ def to_tags(draft: Draft) -> dict[str, str]:
         tags["gates_run"] = draft.gates_run
     if draft.forced:
         tags["forced"] = "true"
+    if draft.signature:
+        tags |= {"signer": draft.signer, "signature": draft.signature}
     return tags
 
 
@@ -122,6 +145,8 @@ def from_version(version: ModelVersion) -> Entry | None:
                 "restores": tags.get("restores", 0),
                 "forced": tags.get("forced", "false"),
                 "gates_run": tags.get("gates_run", ""),
+                "signer": tags.get("signer", ""),
+                "signature": tags.get("signature", ""),
                 "gates": json.loads(tags.get("gates", "[]")),
                 "evidence": json.loads(tags.get("evidence", "{}")),
                 **{name: tags[name] for name in ("kind", "key", "base", "sha256", "actor", "reason", "at")},
@@ -131,44 +156,38 @@ def from_version(version: ModelVersion) -> Entry | None:
         return None
 
 
-def parse_log(versions: Iterable[ModelVersion]) -> Log:
-    """A log from the versions of its registered model."""
-    entries, marked, foreign = [], [], []
+def parse_log(registered: str, versions: Iterable[ModelVersion], signers: Mapping[str, str], floor: int = 0) -> Log:
+    """A log from the versions of its registered model; of those above `floor`, where only these were read."""
+    deployments, approvals, unproven, marked, foreign = [], [], [], [], []
     for version in versions:
         entry = from_version(version)
         if entry is None:
             foreign.append(int(version.version))
-            continue
-        entries.append(entry)
-        if LOST in version.tags:
-            marked.append(entry.number)
-    return Log(fold(entries), frozenset(marked), tuple(sorted(foreign)))
+        elif not proven(entry, registered, signers):
+            unproven.append(entry)
+        elif entry.kind == "approve":
+            approvals.append(entry)
+        else:
+            deployments.append(entry)
+            if LOST in version.tags:
+                marked.append(entry.number)
+    return Log(
+        fold(deployments, floor),
+        frozenset(marked),
+        tuple(sorted(foreign)),
+        tuple(sorted(approvals, key=lambda entry: entry.number)),
+        tuple(sorted(unproven, key=lambda entry: entry.number)),
+    )
 
 
 def find_drift(
-    environment: str,
-    model: str,
-    log: Log,
-    candidate: Candidate | None,
-    aliases: Mapping[str, Mapping[str, int]],
+    environment: str, model: str, log: Log, candidate: int | None, found: Mapping[str, int | None]
 ) -> list[Drift]:
-    """The views that disagree with the log.
-
-    `candidate` is the version that is live, if it still exists; one of the same number with other bytes belongs to a
-    model that was deleted and made anew, and is not meant.
-    """
-    live = log.line.live
+    """The views that disagree with the log. `candidate` is the version that is live, if it still exists; `found` is
+    where the aliases are: `live` by the name of the log's registered model, and the environment's by `model`."""
     registered = registered_name(environment, model)
-    same = live is not None and candidate is not None and candidate.sha256 == live.sha256
-    wanted = {
-        (registered, LIVE): live.number if live else None,
-        (model, environment): candidate.version if candidate is not None and same else None,
-    }
-    drifts = [
-        Drift(name, alias, number, aliases.get(name, {}).get(alias))
-        for (name, alias), number in wanted.items()
-        if aliases.get(name, {}).get(alias) != number
-    ]
+    wanted = ((registered, LIVE, log.line.base or None), (model, environment, candidate))
+    drifts = [Drift(name, alias, number, found[name]) for name, alias, number in wanted if found[name] != number]
     unmarked = [entry.number for entry in log.line.lost if entry.number not in log.marked]
     return drifts + [Drift(registered, LOST, number, None) for number in unmarked]
 

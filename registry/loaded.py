@@ -73,6 +73,8 @@ class Loaded:
         usable = [provider for provider in wanted if _name(provider) in available]
         if CPU not in map(_name, wanted):
             usable.append(CPU)
+        if set(map(_name, usable)) & {"CUDAExecutionProvider", "TensorrtExecutionProvider"}:
+            runtime.preload_dlls()  # NVIDIA's wheels lie where no linker looks
         # A provider that is there may still fail to start (no device, no driver), and is dropped without an error:
         # then the next one gets what won there.
         for number, provider in enumerate(usable):

@@ -57,7 +57,7 @@ def mirror(store: Store, rules: Policy, model: str) -> list[StageDrift]:
     mirrored = [name for name, environment in rules.items() if environment.mirror_stages]
     if not mirrored:
         return []
-    live = {name: store.log(name, model).line.live for name in mirrored}
+    live = {name: store.head(name, model).line.live for name in mirrored}
     drifts = find(live, store.candidates(model))
     for drift in drifts:
         store.set_stage(drift.model, drift.version, drift.wanted)

@@ -9,17 +9,16 @@ Each reads the log, decides (registry/deployments.py, registry/gates.py), append
 
 from __future__ import annotations
 
-import getpass
-import os
-import subprocess
 import tempfile
 import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
-from registry import events, gates, mirror, policy, suites
+from registry import events, file_signatures, four_eyes, gates, mirror, policy, signatures, suites
+from registry.actor import who
 from registry.deployments import Draft, Entry, GateResult, plan_rollback
 from registry.errors import OnwardError, Refused, StoreUnreachable, UsageError
 from registry.integrity import check_folder
@@ -88,9 +87,10 @@ def promote(
     rules = policy.read()
     wanted = policy.environment(rules, to)
     policy.valid_name(model, "a model")
-    reason = _reason(reason)
+    reason = valid_reason(reason)
     store = store or Store()
-    log = store.log(to, model)
+    actor, key = author(wanted, to, actor)
+    log = store.head(to, model)
     live = log.line.live
     chosen, order = _choose(store, rules, model, to, version, force, live)
     if live is not None and live.sha256 == chosen.sha256:
@@ -101,11 +101,12 @@ def promote(
     with tempfile.TemporaryDirectory(prefix="onward-") as temporary:
         own = store.files.own_copy(to, model, chosen.sha256)
         folder = store.files.fetch(own or chosen.source, Path(temporary) / "files")
-        _check(folder, chosen.sha256, f"{model} version {chosen.version}")
+        _check(folder, chosen, to, f"{model} version {chosen.version}")
         judged, pages = _judge(store, wanted, chosen.evidence, live, folder)
-        results = (*order, *judged)
+        second = _second_person(store, wanted, model, to, chosen, actor)
+        results = (*order, *second, *judged)
         unmet = [result for result in results if not result.met]
-        if unmet and not force:
+        if unmet and not (force and _forcible(wanted, unmet)):
             listed = "".join(f"\n  {result}" for result in unmet)
             raise Refused(f"{model} version {chosen.version} is not fit for {to}; nothing was changed:{listed}")
         if dry_run:
@@ -119,15 +120,15 @@ def promote(
         sha256=chosen.sha256,
         candidate_version=chosen.version,
         source=source,
-        actor=actor or who(),
+        actor=actor,
         reason=reason,
-        at=_now(),
+        at=now(),
         forced=bool(unmet),
         gates=results,
         gates_run=gates_run,
         evidence=dict(chosen.evidence),
     )
-    return _append(store, rules, model, to, draft)
+    return _append(store, rules, model, to, draft, key)
 
 
 def rollback(
@@ -150,24 +151,24 @@ def rollback(
         StoreUnreachable: the store did not answer.
     """
     rules = policy.read()
-    policy.environment(rules, environment)
+    wanted = policy.environment(rules, environment)
     policy.valid_name(model, "a model")
-    reason = _reason(reason)
+    reason = valid_reason(reason)
     store = store or Store()
-    log = store.log(environment, model)
+    actor, key = author(wanted, environment, actor)
+    log = store.head(environment, model, down_to=to)
+    live, find = log.line.live, partial(store.entry, environment, model)
     try:
-        target = plan_rollback(log.line, to)
+        target = plan_rollback(live, find, None if to is None else log.line.find(to))
     except OnwardError as error:
         raise type(error)(f"{registered_name(environment, model)}: {error}") from None
-    live = log.line.live
     assert live is not None
-    if log.line.deployment(live).number == target.number:
+    if live.number == target.number or live.restores == target.number:
         note = _heal(store, rules, model, environment, log)
         return Outcome(model, environment, live.candidate_version, live.sha256, changed=False, entry=live, note=note)
     with tempfile.TemporaryDirectory(prefix="onward-") as temporary:
-        _check(
-            store.files.fetch(target.source, Path(temporary)), target.sha256, f"{model} as entry {target.number} has it"
-        )
+        folder = store.files.fetch(target.source, Path(temporary))
+        _check(folder, target, environment, f"{model} as entry {target.number} has it")
     draft = Draft(
         kind="rollback",
         key=uuid.uuid4().hex,
@@ -175,13 +176,13 @@ def rollback(
         sha256=target.sha256,
         candidate_version=target.candidate_version,
         source=target.source,
-        actor=actor or who(),
+        actor=actor,
         reason=reason,
-        at=_now(),
+        at=now(),
         restores=target.number,
         evidence=target.evidence,
     )
-    return _append(store, rules, model, environment, draft)
+    return _append(store, rules, model, environment, draft, key)
 
 
 def reconcile(store: Store | None = None) -> list[Drift | StageDrift]:
@@ -191,8 +192,9 @@ def reconcile(store: Store | None = None) -> list[Drift | StageDrift]:
     healed: list[Drift | StageDrift] = []
     for found in status(store):
         for environment in found.environments:
-            if environment.drift:
-                healed += store.heal(environment.environment, found.model)
+            log = store.log(environment.environment, found.model)
+            if log.line.entries():
+                healed += store.heal(environment.environment, found.model, log)
         healed += mirror.mirror(store, rules, found.model)
     return healed
 
@@ -217,22 +219,32 @@ def create_environments(models: Iterable[str], store: Store | None = None) -> li
     ]
 
 
-def who() -> str:
-    """Who acts: ONWARD_ACTOR, else git's user.email, else the user of the operating system."""
-    if named := os.environ.get("ONWARD_ACTOR", "").strip():
-        return named
-    try:
-        asked = subprocess.run(
-            ["git", "config", "user.email"], capture_output=True, text=True, timeout=5, check=False
-        ).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        asked = ""
-    if asked:
-        return asked
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):  # a container's user id without a name
-        return f"uid {os.getuid()}"
+def author(wanted: policy.Environment, environment: str, actor: str | None) -> tuple[str, signatures.Key | None]:
+    """Who writes an entry of an environment; where it has signers, the one whose key is here, and that key.
+
+    Raises:
+        Refused: the environment has signers, and the key of one of them is not here.
+    """
+    if not wanted.signers:
+        return actor or who(), None
+    key = signatures.own_key(wanted.signers, environment)
+    return key.name, key
+
+
+def _second_person(
+    store: Store, wanted: policy.Environment, model: str, to: str, chosen: Deployable, actor: str
+) -> tuple[GateResult, ...]:
+    if not wanted.four_eyes:
+        return ()
+    approvals = store.approvals(to, model, chosen.sha256)
+    command = f"onward approve {model} {chosen.version} --env {to}"
+    publisher = chosen.evidence.get("published_by", "")
+    return (four_eyes.judge(publisher, actor, approvals, bool(wanted.signers), command),)
+
+
+def _forcible(wanted: policy.Environment, unmet: Iterable[GateResult]) -> bool:
+    """A second person who has to sign is no gate that one person may force."""
+    return not wanted.signers or all(result.requirement != four_eyes.REQUIREMENT for result in unmet)
 
 
 def _choose(
@@ -243,7 +255,7 @@ def _choose(
     if origin == CANDIDATE:
         found = _newest(store, model, to, rules[to], force, replaced) if version is None else None
         return _deployable(found or find_candidate(store, model, version or 0)), ()
-    live = store.log(origin, model).line.live
+    live = store.head(origin, model).line.live
     if live is not None and version in (None, live.candidate_version):
         # The very bytes that were tried there; their evidence as it is now, where the candidate still exists.
         candidate = store.candidate(model, live.candidate_version)
@@ -265,15 +277,17 @@ def _newest(
     store: Store, model: str, to: str, wanted: policy.Environment, force: bool, live: Entry | None
 ) -> Candidate:
     """The newest version whose evidence meets what is wanted; by force, the newest."""
-    candidates = [candidate for candidate in store.candidates(model) if candidate.sha256]
-    if not candidates:
+    newest = None
+    for candidate in store.candidates(model):
+        if not candidate.sha256:
+            continue
+        newest = newest or candidate
+        if force or not _unmet(store, wanted, candidate, live):
+            return candidate
+    if newest is None:
         raise UsageError(
             f"there is no version of {model}: `dvc repro` registers one, `onward status` shows what there is"
         )
-    for candidate in candidates:
-        if force or not _unmet(store, wanted, candidate, live):
-            return candidate
-    newest = candidates[0]
     listed = "".join(f"\n  {result}" for result in _unmet(store, wanted, newest, live))
     raise Refused(f"no version of {model} is fit for {to}; the newest, {newest.version}, does not meet:{listed}")
 
@@ -302,9 +316,10 @@ def _deployable(candidate: Candidate) -> Deployable:
     return Deployable(candidate.version, candidate.sha256, candidate.source, candidate.evidence)
 
 
-def _check(folder: Path, sha256: str, what: str) -> None:
+def _check(folder: Path, deployed: Deployable | Entry, environment: str, what: str) -> None:
     try:
-        check_folder(folder, sha256)
+        check_folder(folder, deployed.sha256)
+        file_signatures.require(folder, deployed.evidence, environment)
     except Refused as error:
         raise Refused(f"{what}: {error}") from None
 
@@ -321,7 +336,11 @@ def _heal(store: Store, rules: Policy, model: str, environment: str, log: Log) -
     return ""
 
 
-def _append(store: Store, rules: Policy, model: str, environment: str, draft: Draft) -> Outcome:
+def _append(
+    store: Store, rules: Policy, model: str, environment: str, draft: Draft, key: signatures.Key | None
+) -> Outcome:
+    if key is not None:
+        draft = signatures.sign(draft, registered_name(environment, model), key)
     log = store.append(environment, model, draft)
     entry = log.line.won(draft.key)
     assert entry is not None
@@ -341,7 +360,12 @@ def _append(store: Store, rules: Policy, model: str, environment: str, draft: Dr
     )
 
 
-def _reason(text: str) -> str:
+def valid_reason(text: str) -> str:
+    """A reason in one line.
+
+    Raises:
+        UsageError: there is none, or it is too long.
+    """
     reason = " ".join(text.split())
     if not reason:
         raise UsageError("--reason: say why, for whoever reads the history")
@@ -350,5 +374,6 @@ def _reason(text: str) -> str:
     return reason
 
 
-def _now() -> str:
+def now() -> str:
+    """This moment, to the second, in UTC."""
     return datetime.now(UTC).isoformat(timespec="seconds")

@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from registry import policy
+from registry import file_signatures, policy
 from registry.deployments import Entry, GateResult
 from registry.errors import Refused, UsageError
 from registry.integrity import check_folder
-from registry.layout import Candidate, Drift, Log, find_drift, parse_log, registered_name, to_candidate
+from registry.layout import LIVE, Candidate, Drift, Log, Overview, find_drift, registered_name, to_candidate
 from registry.replay import replay_in_subprocess
 from registry.store import Store
 
@@ -27,6 +27,7 @@ class EnvironmentStatus:
     since: str
     drift: tuple[Drift, ...]
     foreign: tuple[int, ...]
+    unproven: tuple[Entry, ...]
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def history(model: str, environment: str | None = None, store: Store | None = No
         policy.environment(rules, name)
     store = store or Store()
     logs = {name: store.log(name, model) for name in names}
-    if not any(log.line.entries() for log in logs.values()):
+    if not any(log.entries() for log in logs.values()):
         require_model(store, model)
     return logs
 
@@ -87,30 +88,38 @@ def history(model: str, environment: str | None = None, store: Store | None = No
 def status(store: Store | None = None) -> list[ModelStatus]:
     """Every model and environment at a glance. Writes nothing: who may only read can ask, and drift stays visible."""
     rules = policy.read()
-    versions, aliases = (store or Store()).everything()
-    found: dict[str, dict[int, Candidate]] = {}
-    for name, registered in versions.items():
+    store = store or Store()
+    known = store.versions.everything()
+    newest: dict[str, Candidate | None] = {}
+    for name, overview in known.items():
         environment, dot, model = name.partition(".")
         if dot and environment in rules:
-            found.setdefault(model, {})
+            newest.setdefault(model, None)
         elif not dot:
-            candidates = [to_candidate(version) for version in registered]
-            if any(candidate.sha256 for candidate in candidates):
-                found[name] = {candidate.version: candidate for candidate in candidates}
-    statuses = []
-    for model, known in sorted(found.items()):
-        environments = []
-        for environment in rules:
-            log = parse_log(versions.get(registered_name(environment, model), []))
-            live = log.line.live
-            candidate = known.get(live.candidate_version) if live else None
-            drift = find_drift(environment, model, log, candidate, aliases)
-            environments.append(
-                EnvironmentStatus(environment, live, live.at if live else "", tuple(drift), log.foreign)
-            )
-        newest = known[max(known)] if known else None
-        statuses.append(ModelStatus(model, newest, tuple(environments)))
-    return statuses
+            published = [candidate for candidate in map(to_candidate, overview.newest) if candidate.sha256]
+            if published:
+                newest[name] = published[0]
+    return [
+        ModelStatus(model, candidate, tuple(_environment_status(store, known, name, model) for name in rules))
+        for model, candidate in sorted(newest.items())
+    ]
+
+
+def _environment_status(store: Store, known: Mapping[str, Overview], environment: str, model: str) -> EnvironmentStatus:
+    """From the newest entry alone, where nobody raced for it."""
+    registered = known.get(registered_name(environment, model), Overview())
+    floor = int(registered.newest[0].version) - 1 if registered.newest else 0
+    log = store.parse(environment, model, registered.newest[:1], floor)
+    if not log.line.settled:
+        log = store.head(environment, model)
+    live = log.line.live
+    there = known.get(model, Overview()).aliases.get(environment)
+    candidate = live.candidate_version if live else None
+    if there != candidate:  # where they agree, the alias says that the version exists
+        candidate = store.live_candidate(model, log)
+    found = {registered_name(environment, model): registered.aliases.get(LIVE), model: there}
+    drift = find_drift(environment, model, log, candidate, found)
+    return EnvironmentStatus(environment, live, live.at if live else "", tuple(drift), log.foreign, log.unproven)
 
 
 def check(model: str, environment: str, store: Store | None = None) -> Check:
@@ -121,7 +130,7 @@ def check(model: str, environment: str, store: Store | None = None) -> Check:
     """
     store = store or Store()
     target = resolve(f"{model}@{environment}", store)
-    entry = store.log(environment, model).line.find(target.entry)
+    entry = store.entry(environment, model, target.entry)
     with tempfile.TemporaryDirectory(prefix="onward-") as temporary:
         try:
             folder = store.files.fetch(target.source, Path(temporary))
@@ -130,8 +139,22 @@ def check(model: str, environment: str, store: Store | None = None) -> Check:
             return Check(model, environment, entry, (GateResult(requirement="digest", met=False, detail=str(error)),))
         size = sum(file.size_bytes for file in files)
         digest = GateResult(requirement="digest", met=True, detail=f"sha256 {target.sha256}, {size:,} bytes")
+        signature = _signature(folder, target)
         met, detail = replay_in_subprocess(folder, target.evidence.get("provider", ""))
-    return Check(model, environment, entry, (digest, GateResult(requirement="replay", met=met, detail=detail)))
+    replayed = GateResult(requirement="replay", met=met, detail=detail)
+    return Check(model, environment, entry, (digest, *signature, replayed))
+
+
+def _signature(folder: Path, target: Target) -> tuple[GateResult, ...]:
+    """What the signature of the files says, where the environment asks for one."""
+    key = policy.environment(policy.read(), target.environment).files_key
+    if not key:
+        return ()
+    try:
+        file_signatures.require(folder, target.evidence, target.environment)
+    except Refused as error:
+        return (GateResult(requirement="signature", met=False, detail=str(error)),)
+    return (GateResult(requirement="signature", met=True, detail=f"by {key}"),)
 
 
 def resolve(target: str, store: Store | None = None) -> Target:
@@ -146,10 +169,16 @@ def resolve(target: str, store: Store | None = None) -> Target:
         policy.valid_name(model, "a model")
         policy.environment(policy.read(), environment)
         store = store or Store()
-        live = store.log(environment, model).line.live
+        log = store.head(environment, model)
+        live = log.line.live
         if live is None:
             require_model(store, model)
-            raise Refused(f"nothing is live in {environment} of {model}; `onward promote {model} --to {environment}`")
+            unsigned = (
+                f" ({len(log.unproven)} entries count for nothing: no signer signed them)" if log.unproven else ""
+            )
+            raise Refused(
+                f"nothing is live in {environment} of {model}{unsigned}; `onward promote {model} --to {environment}`"
+            )
         return Target(
             model, live.candidate_version, live.sha256, live.source, environment, live.number, dict(live.evidence)
         )
@@ -179,7 +208,7 @@ def find_candidate(store: Store, model: str, version: int) -> Candidate:
 
 def require_model(store: Store, model: str) -> None:
     """Raise UsageError where nothing is known of `model`."""
-    if not store.candidates(model):
+    if next(store.candidates(model), None) is None:
         raise UsageError(
             f"there is no version of {model!r}: `dvc repro` registers one, `onward status` shows what there is"
         )

@@ -7,6 +7,8 @@ environments:
 
 from __future__ import annotations
 
+import functools
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from registry import gates
 from registry.connection import checkout
 from registry.errors import UsageError
+from registry.signatures import is_public_key
 
 CANDIDATE = "candidate"
 DEFAULT = {
@@ -24,6 +27,8 @@ DEFAULT = {
     "production": {"from": "staging", "require": ["parity", "quality", "data", "latency", "replay"]},
 }
 SUITE = ".json"
+# For a host without a checkout that is to know the signers all the same.
+FILE = "ONWARD_PARAMS"
 # The environments that MLflow's deprecated stages can stand for.
 STAGES = {"staging": "Staging", "production": "Production"}
 # No dot: it parts environment and model in `production.cnn`. No slash, quote or space: names reach paths and filters.
@@ -49,7 +54,9 @@ class Notify(BaseModel):
 class Environment(BaseModel):
     """`source` is where a version has to be live before it may come here; `require` is what it has to meet: names of
     Onward's own gates, and paths of suites (registry/suites.py); `notify` is told of every entry; `mirror_stages` keeps
-    MLflow's deprecated stage of the same name up to date."""
+    MLflow's deprecated stage of the same name up to date; `four_eyes` asks for a second person (registry/four_eyes.py);
+    `signers` are the public keys, by name, of those whose entries count (registry/signatures.py); `files_key` is the
+    file with the public key that a version's files have to be signed by (registry/file_signatures.py)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -57,6 +64,9 @@ class Environment(BaseModel):
     require: list[str]
     notify: Notify | None = None
     mirror_stages: bool = False
+    four_eyes: bool = False
+    signers: dict[str, str] = {}
+    files_key: str = ""
 
     @property
     def named(self) -> list[str]:
@@ -83,17 +93,40 @@ def valid_name(name: str, what: str) -> str:
     return name
 
 
-def read() -> Policy:
-    """The policy of the checkout that the command runs in, else the default.
+def home() -> Path:
+    """The folder that paths in the policy are relative to: of the file that ONWARD_PARAMS names, else the checkout.
 
     Raises:
-        UsageError: params.yaml cannot be read, or its `environments` are wrong; the message gives the path into it.
+        UsageError: there is neither.
     """
+    named = os.environ.get(FILE, "")
+    return Path(named).resolve().parent if named else checkout()
+
+
+def read() -> Policy:
+    """The policy of the file that ONWARD_PARAMS names, else of the checkout that the command runs in, else the default.
+
+    Raises:
+        UsageError: the file cannot be read, or its `environments` are wrong; the message gives the path into it.
+    """
+    named = os.environ.get(FILE, "")
     try:
-        path = checkout() / "params.yaml"
+        path = Path(named) if named else checkout() / "params.yaml"
     except UsageError:  # a serving host has no checkout
         return parse(None)
-    return parse(_section(path)) if path.is_file() else parse(None)
+    try:
+        found = path.stat()
+    except OSError as error:
+        if named:
+            raise UsageError(f"{FILE}: {named} cannot be read: {error.strerror}") from None
+        return parse(None)
+    return _read(path, found.st_mtime_ns, found.st_size)
+
+
+@functools.lru_cache(maxsize=4)
+def _read(path: Path, changed_ns: int, size: int) -> Policy:
+    """Every look at a log asks; the file is parsed again when it has changed."""
+    return parse(_section(path))
 
 
 def parse(section: Any) -> Policy:
@@ -155,18 +188,28 @@ def _environment(name: str, value: Any) -> Environment:
         raise UsageError(
             f"params.yaml: environments.{name}.mirror_stages: MLflow has stages for {' and '.join(STAGES)} alone"
         )
+    if found.files_key:
+        _check_inside(found.files_key, f"params.yaml: environments.{name}.files_key")
+    for signer, key in found.signers.items():
+        if not is_public_key(key):
+            raise UsageError(
+                f"params.yaml: environments.{name}.signers.{signer}: no public key as `onward keys create` prints it"
+            )
     for position, requirement in enumerate(found.require):
         where = f"params.yaml: environments.{name}.require[{position}]"
         if requirement.endswith(SUITE):
-            path = Path(requirement)
-            if path.is_absolute() or ".." in path.parts:
-                raise UsageError(f"{where}: {requirement!r} must be a path inside the repository, relative to it")
+            _check_inside(requirement, where)
         elif requirement not in gates.REQUIREMENTS:
             raise UsageError(
                 f"{where}: no requirement {requirement!r}; "
                 f"there are {', '.join(gates.REQUIREMENTS)}, and paths of suites ({SUITE})"
             )
     return found
+
+
+def _check_inside(path: str, where: str) -> None:
+    if Path(path).is_absolute() or ".." in Path(path).parts:
+        raise UsageError(f"{where}: {path!r} must be a path inside the repository, relative to it")
 
 
 def _check_origin(policy: Policy, name: str) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A model, e.g. cnn.")]
+Reason = Annotated[str, typer.Option("--reason", help="Why, for whoever reads the history.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else.")]
 
 
@@ -27,10 +28,15 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2))
 
 
+def print_note(note: str) -> None:
+    """What is left to do, or went wrong beside what was asked for: on stderr."""
+    if note:
+        print(f"onward: {note}", file=sys.stderr)
+
+
 def print_outcome(outcome: Outcome, as_json: bool) -> None:
     """What a promotion or a rollback did."""
-    if outcome.note:
-        print(f"onward: {outcome.note}", file=sys.stderr)
+    print_note(outcome.note)
     if as_json:
         print_json(
             {
@@ -95,9 +101,11 @@ def entry_facts(entry: Entry) -> dict[str, Any]:
 
 
 def entry_state(log: Log, entry: Entry) -> str:
-    """`live`, `lost`, or nothing, where it is neither."""
+    """`live`, `lost`, `unsigned` (by who may sign), or nothing, where it is none of these."""
     if entry in log.line.lost:
         return "lost"
+    if entry in log.unproven:
+        return "unsigned"
     return "live" if entry == log.line.live else ""
 
 
@@ -111,7 +119,7 @@ def newest_cell(candidate: Any) -> str:
 
 def environment_cell(state: EnvironmentStatus) -> str:
     """What is live, as a cell of `onward status`."""
-    mark = " !" if state.drift or state.foreign else ""
+    mark = " !" if state.drift or state.foreign or state.unproven else ""
     if state.live is None:
         return f"-{mark}"
     how = "rolled back " if state.live.kind == "rollback" else "forced " if state.live.forced else ""

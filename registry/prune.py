@@ -63,7 +63,7 @@ def _reasons(store: Store, model: str, candidates: Iterable[Candidate], before: 
                 used[sha256] = f"live in {environment}"
             elif datetime.fromisoformat(end) >= before:
                 used.setdefault(sha256, f"was live in {environment} until {end}")
-    named = {version: alias for alias, version in store.aliases(model).items()}
+    named = {version: alias for alias, version in store.versions.aliases(model).items()}
     for position, candidate in enumerate(candidates):
         if candidate.sha256 in used:
             reasons[candidate.version] = used[candidate.sha256]

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from registry.actor import who
 from registry.connection import connect, ensure_experiment, reachable, tracking_uri, without_credentials
 from registry.errors import UsageError
 from registry.evidence import Evidence, PublishReport, SelectReport
@@ -270,7 +271,7 @@ class _Recorder:
             source=f"models:/{model.model_id}",
             run_id=run_id,
             model_id=model.model_id,
-            tags=tags,
+            tags={**tags, "published_by": who()},
             description=sentence(self.evidence),
         )
         return int(made.version)

@@ -20,7 +20,7 @@ The order is that of preference, the fastest first: the first entry whose provid
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -74,10 +74,6 @@ class Serving(RootModel[dict[str, Served]]):
         if missing:
             raise ValueError(f"{SERVING} names {', '.join(missing)}, which the folder does not hold")
         write_atomically(folder / SERVING, (self.model_dump_json(indent=2, exclude_none=True) + "\n").encode())
-
-    def usable(self, available: list[str]) -> Iterator[tuple[str, Served]]:
-        """What could be served where ONNX Runtime offers the providers `available`, the preferred first."""
-        return ((name, served) for name, served in self.root.items() if served.provider in available)
 
     def on(self, provider: str) -> Served | None:
         """What was tuned for one execution provider."""

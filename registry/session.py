@@ -200,9 +200,12 @@ def download(target: Target, store: Store) -> Path:
     """The .onnx file of a registered version, in the cache and checked.
 
     Raises:
-        Refused: the store no longer has the files, or they are not those that were published.
+        Refused: the store no longer has the files, or they are not those that were published (or signed, where the
+            environment asks for that).
         StoreUnreachable: the store did not answer.
     """
+    from registry import file_signatures
+
     folder = cache() / target.sha256
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -218,6 +221,10 @@ def download(target: Target, store: Store) -> Path:
         check_folder(folder, target.sha256)
     except Refused as error:
         raise Refused(f"{target}: {error}. Delete {folder} to download it again") from None
+    try:
+        file_signatures.require(folder, target.evidence, target.environment)
+    except Refused as error:
+        raise Refused(f"{target}: {error}") from None
     return folder / MODEL
 
 

@@ -12,13 +12,15 @@ import re
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from registry import policy
 from registry.connection import connect, reachable
 from registry.deployments import Draft, Entry
-from registry.errors import LostRace, StoreUnreachable
+from registry.errors import LostRace, StoreUnreachable, UsageError
 from registry.files import Files
 from registry.layout import (
+    LIVE,
     LOST,
     Candidate,
     Drift,
@@ -29,12 +31,12 @@ from registry.layout import (
     to_candidate,
     to_tags,
 )
+from registry.versions import Versions
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
-_PAGE = 1000
 # MLflow gives up numbering a version after three collisions; then somebody else got in, or the next try does.
 _APPENDS = 20
 # One healing pass a change that others make meanwhile; more than a few in a row is a storm, and they heal after us.
@@ -42,37 +44,64 @@ _PASSES = 5
 
 
 class Store:
-    """What Onward keeps in MLflow; `files` are the bytes of it.
+    """What Onward keeps in MLflow; `versions` are the rows of it, as MLflow has them, `files` the bytes.
 
     Every method raises StoreUnreachable where the store does not answer.
     """
 
     def __init__(self, client: MlflowClient | None = None) -> None:
         self._client = client or connect()
+        self.versions = Versions(self._client)
         self.files = Files(self._client)
 
     # Reading
 
     def log(self, environment: str, model: str) -> Log:
-        """The log of one environment of one model; an empty one where nothing was ever deployed."""
-        return parse_log(self._versions(f"name = '{registered_name(environment, model)}'"))
+        """The whole log of one environment of one model; an empty one where nothing was ever deployed."""
+        return self.parse(environment, model, self.versions.newest_first(registered_name(environment, model)))
 
-    def candidates(self, model: str) -> list[Candidate]:
-        """The versions that the pipeline registered, newest first."""
-        found = [to_candidate(version) for version in self._versions(f"name = '{model}'")]
-        return sorted(found, key=lambda candidate: -candidate.version)
+    def head(self, environment: str, model: str, down_to: int | None = None) -> Log:
+        """The newest part of a log: as much as says what is live, however long the log is, and entry `down_to`."""
+        versions: list[ModelVersion] = []
+        for page, floor in self.versions.pages(registered_name(environment, model)):
+            versions += page
+            log = self.parse(environment, model, versions, floor)
+            if log.line.settled and (down_to is None or floor < down_to):
+                break
+        return log
+
+    def parse(self, environment: str, model: str, versions: Iterable[ModelVersion], floor: int = 0) -> Log:
+        """The log that versions make up, as the signers of its environment, if it has any, would have it."""
+        known = policy.read().get(environment)
+        return parse_log(registered_name(environment, model), versions, known.signers if known else {}, floor)
+
+    def entry(self, environment: str, model: str, number: int) -> Entry:
+        """One deployment by its number, whether or not it counted.
+
+        Raises:
+            UsageError: there is none, or it would have to be signed and is not.
+        """
+        version = self.versions.get(registered_name(environment, model), number)
+        log = self.parse(environment, model, [version] if version else [])
+        if log.unproven:
+            raise UsageError(f"entry {number} counts for nothing: none of the signers of {environment} signed it")
+        if not log.line.entries():
+            raise UsageError(f"there is no entry {number} (any more); `onward history {model}` shows those there are")
+        return log.line.entries()[0]
+
+    def approvals(self, environment: str, model: str, sha256: str) -> tuple[Entry, ...]:
+        """Who approved of these bytes for an environment; with signers, those whose signature says so."""
+        found = self.versions.tagged(registered_name(environment, model), kind="approve", sha256=sha256)
+        return self.parse(environment, model, found).approvals
+
+    def candidates(self, model: str) -> Iterator[Candidate]:
+        """The versions that the pipeline registered, newest first; older ones are asked for when they are wanted."""
+        return map(to_candidate, self.versions.newest_first(model))
 
     def candidate(self, model: str, version: int) -> Candidate | None:
         """One version, or None where there is none (any more)."""
-        from mlflow.exceptions import MlflowException
-
-        with reachable():
-            try:
-                return to_candidate(self._client.get_model_version(model, str(version)))
-            except MlflowException as error:
-                if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                    return None
-                raise
+        found = self.versions.get(model, version)
+        return to_candidate(found) if found is not None else None
 
     def run(self, run_id: str) -> tuple[dict[str, str], dict[str, float]] | None:
         """Params and metrics of a run, or None where there is none (any more)."""
@@ -91,50 +120,8 @@ class Store:
 
     def environments(self, model: str) -> list[str]:
         """The environments in which the store has a log of `model`, those that params.yaml does not name included."""
-        with reachable():
-            page = self._client.search_registered_models(f"name LIKE '%.{model}'", max_results=_PAGE)
-        names = [registered.name.partition(".") for registered in page]
+        names = [name.partition(".") for name in self.versions.named(f"%.{model}")]
         return sorted(environment for environment, _, name in names if name == model)
-
-    def aliases(self, registered: str) -> dict[str, int]:
-        """Alias to version number of a registered model; empty where there is no such model."""
-        from mlflow.exceptions import MlflowException
-
-        with reachable():
-            try:
-                return _aliases(self._client.get_registered_model(registered))
-            except MlflowException as error:
-                if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                    return {}
-                raise
-
-    def everything(self) -> tuple[dict[str, list[ModelVersion]], dict[str, dict[str, int]]]:
-        """All versions and all aliases, by registered model, in as few requests as there are pages."""
-        aliases: dict[str, dict[str, int]] = {}
-        versions: dict[str, list[ModelVersion]] = {}
-        token: str | None = None
-        with reachable():
-            while True:
-                page = self._client.search_registered_models(max_results=_PAGE, page_token=token)
-                for registered in page:
-                    aliases[registered.name] = _aliases(registered)
-                    versions[registered.name] = []
-                token = page.token
-                if not token:
-                    break
-        for version in self._versions(None):
-            versions.setdefault(version.name, []).append(version)
-        return versions, aliases
-
-    def _versions(self, wanted: str | None) -> Iterator[ModelVersion]:
-        token: str | None = None
-        while True:
-            with reachable():
-                page = self._client.search_model_versions(wanted, max_results=_PAGE, page_token=token)
-            yield from page
-            token = page.token
-            if not token:
-                return
 
     # Writing
 
@@ -146,9 +133,10 @@ class Store:
             StoreUnreachable: the store did not answer; the message says whether the entry may have been written.
         """
         registered = registered_name(environment, model)
-        self._create(registered)
+        if draft.base == 0:
+            self._create(registered)
         written = any(self._try_append(registered, draft) for _ in self._while_free(environment, model, draft))
-        log = self._log_after(environment, model)
+        log = self._log_after(environment, model, draft)
         if written and log.line.won(draft.key):
             return log
         for entry in log.line.lost:
@@ -160,9 +148,34 @@ class Store:
             f"Look at `onward history {model}`, then run the command again if you still want it"
         )
 
-    def _log_after(self, environment: str, model: str) -> Log:
+    def approve(self, environment: str, model: str, draft: Draft) -> Entry:
+        """Append an approval, which changes nothing that is live, and so has nobody to race with.
+
+        Raises:
+            StoreUnreachable: the store did not answer; the message says whether it may have been written.
+        """
+        registered = registered_name(environment, model)
+        self._create(registered)
+        if any(self._try_append(registered, draft) for _ in range(_APPENDS)):
+            for approval in self.approvals(environment, model, draft.sha256):
+                if approval.key == draft.key:
+                    return approval
+        raise StoreUnreachable(f"the MLflow store did not keep the approval in {registered}. Try again")
+
+    def sign(self, environment: str, model: str, entry: Entry) -> None:
+        """Keep the signature of an entry that is in the log already. The name goes last: it is what is looked up."""
+        for name in ("signature", "signer"):
+            self.tag(registered_name(environment, model), entry.number, name, getattr(entry, name))
+
+    def tag(self, registered: str, number: int, name: str, value: str) -> None:
+        """Set a tag of a version."""
+        with reachable():
+            self._client.set_model_version_tag(registered, str(number), name, value)
+
+    def _log_after(self, environment: str, model: str, draft: Draft) -> Log:
+        """The log down to where an entry made of `draft` would be: above its base."""
         try:
-            return self.log(environment, model)
+            return self.head(environment, model, down_to=draft.base + 1)
         except StoreUnreachable as error:
             raise StoreUnreachable(
                 f"the MLflow store stopped answering while an entry of {registered_name(environment, model)} was being "
@@ -172,7 +185,7 @@ class Store:
     def _while_free(self, environment: str, model: str, draft: Draft) -> Iterator[None]:
         yield
         for _ in range(_APPENDS):
-            if self.log(environment, model).line.base != draft.base:
+            if self.head(environment, model).line.base != draft.base:
                 return
             yield
         raise StoreUnreachable(
@@ -191,7 +204,7 @@ class Store:
                     source=draft.source,
                     tags=to_tags(draft),
                     description=str(draft),
-                    model_id=draft.source.removeprefix("models:/"),
+                    model_id=_logged_model(draft.source),
                     await_creation_for=0,
                 )
         except MlflowException as error:
@@ -200,7 +213,7 @@ class Store:
             raise
         except StoreUnreachable:
             environment, _, model = registered.partition(".")
-            if any(entry.key == draft.key for entry in self._log_after(environment, model).line.entries()):
+            if any(entry.key == draft.key for entry in self._log_after(environment, model, draft).entries()):
                 return True
             raise
         return True
@@ -216,7 +229,7 @@ class Store:
         registered = registered_name(environment, model)
         self._create(registered)
         log = self.log(environment, model)
-        taken = max([0, *log.foreign, *(known.number for known in log.line.entries())])
+        taken = max([0, *log.foreign, *(known.number for known in log.entries())])
         for entry in entries:
             while taken < entry.number:
                 taken += 1
@@ -237,7 +250,7 @@ class Store:
                 source=entry.source,
                 tags=to_tags(entry) if own else {},
                 description=str(entry) if own else "No entry: the log that is being imported has none here.",
-                model_id=entry.source.removeprefix("models:/"),
+                model_id=_logged_model(entry.source),
                 await_creation_for=0,
             )
             if int(version.version) == number:
@@ -302,26 +315,34 @@ class Store:
             self._client.transition_model_version_stage(model, str(version), stage)
 
     def heal(self, environment: str, model: str, log: Log | None = None) -> list[Drift]:
-        """Make the views agree with the log (read anew unless given), and return what had to be written.
+        """Make the views agree with the log (its newest part, unless given), and return what had to be written.
 
-        Others may append meanwhile, so it looks again after every pass that wrote something.
+        Others may append meanwhile, so it looks at the log again after every pass that wrote something: whoever was
+        overtaken sees that, and writes what is right by then.
         """
         healed: list[Drift] = []
+        registered = registered_name(environment, model)
+        log = log or self.head(environment, model)
         for _ in range(_PASSES):
-            log = log or self.log(environment, model)
-            live = log.line.live
-            candidate = self.candidate(model, live.candidate_version) if live else None
-            registered = registered_name(environment, model)
-            drifts = find_drift(
-                environment, model, log, candidate, {name: self.aliases(name) for name in (registered, model)}
-            )
+            found = {registered: self.versions.alias(registered, LIVE), model: self.versions.alias(model, environment)}
+            drifts = find_drift(environment, model, log, self.live_candidate(model, log), found)
             for drift in drifts:
                 self._write(drift)
             healed += drifts
             if not drifts:
                 break
-            log = None
+            newer = self.head(environment, model)
+            if newer.line.base == log.line.base:
+                break
+            log = newer
         return healed
+
+    def live_candidate(self, model: str, log: Log) -> int | None:
+        """The version that is live, if it still exists. One of the same number with other bytes belongs to a model that
+        was deleted and made anew, and is not meant."""
+        live = log.line.live
+        candidate = self.candidate(model, live.candidate_version) if live else None
+        return candidate.version if live and candidate and candidate.sha256 == live.sha256 else None
 
     def _write(self, drift: Drift) -> None:
         if drift.alias == LOST:
@@ -346,5 +367,6 @@ def _somebody_else_may() -> Iterator[None]:
             raise
 
 
-def _aliases(registered: Any) -> dict[str, int]:
-    return {alias: int(version) for alias, version in registered.aliases.items()}
+def _logged_model(source: str) -> str | None:
+    """The id of the logged model that a source is, where it is one."""
+    return source.removeprefix("models:/") if source.startswith("models:/") else None

@@ -20,7 +20,7 @@ from registry import policy
 from registry.deployments import Entry
 from registry.errors import OnwardError, Refused, UsageError
 from registry.integrity import check_folder
-from registry.layout import registered_name
+from registry.layout import approval_source, registered_name
 from registry.overview import require_model
 from registry.store import Store
 
@@ -63,9 +63,9 @@ def export(models: Iterable[str], files: Path | None = None, store: Store | None
         if not environments:
             require_model(store, model)
         for environment in environments:
-            for entry in store.log(environment, model).line.entries():
+            for entry in store.log(environment, model).entries():
                 lines.append(Line(**{**entry.model_dump(), "source": "", "environment": environment, "model": model}))
-                if files is not None:
+                if files is not None and entry.kind != "approve":
                     _save(store, entry, files / entry.sha256, f"entry {entry.number} of {environment}.{model}")
     return lines
 
@@ -138,7 +138,7 @@ def import_(path: Path, files: Path | None = None, store: Store | None = None) -
             f"\n  {line.environment}.{line.model}, entry {line.number}: sha256 {line.sha256}"
             for key, lines in missing.items()
             for line in lines
-            if line.sha256 not in folders[key]
+            if line.kind != "approve" and line.sha256 not in folders[key]
         ]
         if absent:
             raise Refused(
@@ -163,7 +163,7 @@ def _missing(store: Store, environment: str, model: str, lines: list[Line]) -> l
     if numbers != sorted(set(numbers)):
         raise UsageError(f"the entries of {registered} are not in order, or one is there twice: nothing was imported")
     log = store.log(environment, model)
-    here = [_fields(entry) for entry in log.line.entries()]
+    here = [_fields(entry) for entry in log.entries()]
     there = [_fields(line) for line in lines]
     common = min(len(here), len(there))
     if here[:common] != there[:common]:
@@ -195,8 +195,8 @@ def _folders(
 ) -> Iterator[tuple[str, Path]]:
     """sha256 to the folder with the files of it, checked, for all that can be found."""
     environment, model = key
-    candidates = store.candidates(model) if lines else []
-    for sha256 in dict.fromkeys(line.sha256 for line in lines):
+    candidates = list(store.candidates(model)) if lines else []
+    for sha256 in dict.fromkeys(line.sha256 for line in lines if line.kind != "approve"):
         what = f"the files of sha256 {sha256}"
         if files is not None and (files / sha256).is_dir():
             _check(files / sha256, sha256, what)
@@ -217,6 +217,8 @@ def _append(store: Store, key: tuple[str, str], lines: list[Line], folders: dict
         or store.files.keep(environment, model, sha256, folder, scratch / sha256)
         for sha256, folder in folders.items()
     }
-    store.place(
-        environment, model, [Entry.model_validate({**_fields(line), "source": sources[line.sha256]}) for line in lines]
-    )
+    placed = [
+        {**_fields(line), "source": sources[line.sha256] if line.kind != "approve" else approval_source(line.sha256)}
+        for line in lines
+    ]
+    store.place(environment, model, map(Entry.model_validate, placed))

@@ -170,13 +170,15 @@ class Variant(Record):
 
     Over the evaluation set: `agreement` is the share of samples on which the top-1 answer equals the reference's (null
     where there is no class axis), `quality` the model's own measure, higher is better, `snr_db` the signal to noise
-    against the reference, and `cosine` that of the worst sample.
+    against the reference, and `cosine` that of the worst sample. `kept` are the values whose nodes stay in float
+    though the technique quantises their kind.
     """
 
     name: str
     base: str
     technique: str
     precision: str = "float32"
+    kept: list[str] = []
     status: Status
     reason: str = ""
     files: list[FileDigest] = []
@@ -192,6 +194,37 @@ class Variant(Record):
     agreement: float | None = None
     snr_db: float | None = None
     cosine: float | None = None
+
+
+class LayerCost(Record):
+    """What quantising one layer alone costs: signal to noise of its output, its inputs being those of the float graph,
+    over the calibration set. Infinite where it changes nothing."""
+
+    value: str
+    operator: str
+    module: str = ""
+    snr_db: float
+
+
+class TradePoint(Record):
+    """The costliest `kept` layers left in float: what the graph computes then, over the evaluation set."""
+
+    kept: int
+    quality: float | None = None
+    snr_db: float | None = None
+    cosine: float | None = None
+    agreement: float | None = None
+    holds: bool
+
+
+class TradeOff(Record):
+    """A variant that broke the quality budget: its layers, the costliest first, and what leaving some in float gave
+    back. `chosen` is the variant with the fewest in float that holds the budget, empty where none does."""
+
+    variant: str
+    chosen: str = ""
+    layers: list[LayerCost]
+    points: list[TradePoint]
 
 
 class Latency(Record):
@@ -296,13 +329,19 @@ class Machine(Record):
 
 
 class RuntimeState(Record):
-    """One runtime of params.yaml on this host: usable, or why not and what installs it."""
+    """One runtime of params.yaml on this host: usable, or why not and what installs it.
+
+    `node_share` is the share of a small graph's nodes that ran on the provider, by the graph's precision (0 where it
+    cannot run it). `int8_exact` is whether sums of uint8 x int8 products are exact: without VNNI they saturate.
+    """
 
     runtime: str
     usable: bool
     providers: list[str] = []
     version: str = ""
     reason: str = ""
+    node_share: dict[str, float] = {}
+    int8_exact: bool | None = None
 
 
 class Choice(Record):

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from registry.evidence import BenchmarkReport, ExportReport, OptimizeReport, QuantizeReport, load
+from registry.runtimes import PROVIDERS, python
 from registry.vocabulary import PLAIN, REFERENCE, FileDigest, Latency, Measurement, RuntimeState
 from stages import command, host, paths
 from stages.measuring import scenarios
@@ -33,7 +34,6 @@ from stages.parity.quality import ceiling_faults, quality_faults
 from stages.parity.sizes import size_key, typical_sizes
 from stages.reference import reference_worker, split
 from stages.reports import blocked
-from stages.runtime.environments import PROVIDERS, python
 from stages.runtime.pool import Worker, WorkerFailure
 from stages.settings import Dim
 from stages.variants import placed
@@ -263,7 +263,7 @@ class _Bench:
             f"{result.variant} on {result.runtime}",
             result.provider,
             options=result.options,
-            python=python(result.runtime),
+            python=python(result.runtime, paths.root()),
             timeout=self.settings.verify.timeout,
         )
 

@@ -5,20 +5,19 @@ No optimiser is believed: whether a graph that passes here is any faster, benchm
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 
-from registry.disk import sha256_file
 from registry.evidence import OptimizeReport
 from registry.vocabulary import PLAIN, Variant
-from stages import command, paths
+from stages import command, paths, techniques, traits
 from stages.params import section
 from stages.parity import localize
 from stages.parity.answers import recorded_answers
 from stages.parity.check import check, sentence
+from stages.parity.sizes import typical_sizes
 from stages.reports import blocked
-from stages.runtime.pool import Worker
-from stages.variants import drop_duplicates, make, placed
+from stages.runtime.pool import Worker, WorkerFailure
+from stages.variants import Job, Workshop, placed, plain_words
 
 
 def optimize(model: str, folder: Path) -> OptimizeReport:
@@ -31,26 +30,30 @@ def optimize(model: str, folder: Path) -> OptimizeReport:
     if reason:
         return OptimizeReport(model=model, status="not attempted", reason=reason)
     plain = paths.build(model, "export") / "model.onnx"
+    graph = traits.describe(plain, typical_sizes(settings.dims)[-1])
     variants = []
-    for name in settings.optimize.candidates:
-        technique = importlib.import_module(f"stages.optimizers.{name}")
-        target = folder / f"{name}.onnx"
-        variants.append(
-            make(name, PLAIN, name, "float32", plain, target, settings.optimize.timeout, technique.optimize)
-        )
-    variants = drop_duplicates(variants, {sha256_file(plain): PLAIN}, folder)
+    with Workshop(plain, settings.optimize.timeout) as workshop:
+        for candidate in settings.optimize.candidates:
+            name = techniques.label("optimize", candidate)
+            job = Job(name, PLAIN, name, "float32", "optimize", candidate, plain, folder / f"{name}.onnx")
+            unfit = getattr(techniques.module("optimize", candidate), "unfit", None)
+            pointless = unfit(graph, techniques.complete("optimize", candidate)) if unfit else ""
+            variants.append(job.refused(pointless) if pointless else workshop.make(job))
     expected = recorded_answers(model, settings)
 
-    def checked(variant: Variant) -> Variant:
+    def checked(variant: Variant, worker: Worker) -> Variant:
         if variant.status != "passed":
             return variant
-        with Worker.onnx(folder / variant.files[0].path, variant.name, timeout=settings.verify.timeout) as worker:
-            results = check(worker, expected, settings.tolerance)
+        made = folder / variant.files[0].path
+        try:
+            worker.switch(made, variant.name)
+        except WorkerFailure as failure:
+            return variant.model_copy(update={"status": "failed", "reason": plain_words(failure.reason)})
+        results = check(worker, expected, settings.tolerance)
         failed = sentence(results)
         worst = localize.pick(expected, results)
         parting = None
         if worst is not None:
-            made = folder / variant.files[0].path
             parting = localize.against_graph(plain, made, worst.case, quantised=False)
             failed += f"; it {localize.sentence(parting)}"
         return variant.model_copy(
@@ -62,12 +65,14 @@ def optimize(model: str, folder: Path) -> OptimizeReport:
             }
         )
 
+    with Worker.onnx(plain, PLAIN, timeout=settings.verify.timeout) as worker:
+        variants = [checked(variant, worker) for variant in variants]
     return OptimizeReport(
         model=model,
         status="passed",
+        graph=str(graph),
         variants=[
-            variant.model_copy(update={"files": placed(variant.files, model, "optimize")})
-            for variant in map(checked, variants)
+            variant.model_copy(update={"files": placed(variant.files, model, "optimize")}) for variant in variants
         ],
     )
 

@@ -12,11 +12,11 @@ import numpy as np
 
 from registry.evidence import PublishReport, SelectReport
 from registry.record import Publication, publish
+from registry.runtimes import python
 from stages import command, host, paths
 from stages.params import read, section
 from stages.reference import split
 from stages.reports import read_evidence
-from stages.runtime.environments import python
 from stages.runtime.pool import Worker
 from stages.settings import ModelParams
 
@@ -62,7 +62,7 @@ def _write_bundle(model: str, settings: ModelParams, selected: SelectReport, fol
         f"{winner.variant} of {model}",
         winner.provider,
         winner.options,
-        python(winner.runtime),
+        python(winner.runtime, paths.root()),
     ) as worker:
         outputs = worker.run(inputs)
     for name, arrays in (("inputs", inputs), ("outputs", outputs)):

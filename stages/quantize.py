@@ -1,117 +1,315 @@
-"""Makes int8 graphs from the export and from the best optimised graph, and states what each costs in quality.
+"""Makes graphs of lower precision from the export and from optimised graphs, and states what each costs in quality.
 
-int8 is judged by quality and agreement: no int8 graph is within a float tolerance. What it computes depends on the
-CPU, so benchmark measures both again beside the latency; here a graph only has to be worth that.
+They are judged by the quality budget: no int8 graph is within a float tolerance. Where one breaks the budget, its
+layers are ranked by what each alone costs, and the fewest are left in float. What int8 computes depends on the CPU, so
+benchmark measures it again beside the latency; here a graph has to be worth that.
 """
 
 from __future__ import annotations
 
-import importlib
+import tempfile
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from registry import onnx_file
 from registry.evidence import OptimizeReport, QuantizeReport, load
-from registry.vocabulary import PLAIN, Variant
-from stages import command, paths
-from stages.params import section
-from stages.parity import localize
+from registry.vocabulary import PLAIN, TradeOff, TradePoint, Variant
+from stages import command, paths, techniques, traits
+from stages.params import read, section
 from stages.parity.answers import recorded_answers, recorded_outputs
-from stages.parity.check import check
+from stages.parity.check import check, crashed, sentence
 from stages.parity.compare import agreement
 from stages.parity.evaluate import Arrays, batch_size, outputs_over, quality_of
-from stages.quantizers import Feed
+from stages.parity.fidelity import fidelity
+from stages.parity.quality import quality_faults
+from stages.parity.sizes import typical_sizes
+from stages.quantizers import prepare
 from stages.reference import split
 from stages.reports import blocked
+from stages.runtime import isolate
 from stages.runtime.pool import Worker, WorkerFailure
-from stages.settings import ModelParams
-from stages.variants import drop_duplicates, make, placed, plain_words
+from stages.sensitivity import fewest, layer_costs
+from stages.settings import Candidate, ModelParams
+from stages.traits import Traits
+from stages.variants import Feed, Job, Workshop, placed, plain_words
 
 # Kernels with the activation fused in, for which there is no int8 form: quantising around them keeps them float.
 FLOAT_ONLY = {"com.microsoft.FusedConv", "com.microsoft.FusedGemm", "com.microsoft.FusedMatMul"}
+# What attention is once it is fused.
+FUSED = {"com.microsoft.Attention", "com.microsoft.MultiHeadAttention"}
 
 
 def quantize(model: str, folder: Path) -> QuantizeReport:
-    """Apply each quantiser of params.yaml to the export and to the best optimised graph.
+    """Apply each quantiser of params.yaml to the export and to the optimised graphs that suit; where the quality budget
+    breaks, leave the fewest layers in float with which it holds.
 
-    Writes build/MODEL/quantize/: one .onnx a variant and report.json with size, compression, parity and quality.
+    Writes build/MODEL/quantize/: one .onnx a variant and report.json with size, compression and quality.
     """
     settings = section(model, "quantize")
     reason = blocked(model, "verify")
     if reason:
         return QuantizeReport(model=model, status="not attempted", reason=reason)
-    bases = choose_bases(model)
+    plain = paths.build(model, "export") / "model.onnx"
+    graph = traits.describe(plain, typical_sizes(settings.dims)[-1])
+    bases = choose_bases(model, graph)
     feeds = _feeds(settings, split(model, "calibration"))
-    variants = []
-    known: dict[str, str] = {}
-    for base, (path, _) in bases.items():
-        for name in settings.quantize.candidates:
-            technique = importlib.import_module(f"stages.quantizers.{name}")
-            label = f"int8-{name}" if base == PLAIN else f"{base}-int8-{name}"
-            target = folder / f"{label}.onnx"
-            how = f"{name} int8" if base == PLAIN else f"{base}, then {name} int8"
-            timeout = settings.quantize.timeout
-            variants.append(make(label, base, how, "int8", path, target, timeout, technique.quantize, feeds))
-    variants = drop_duplicates(variants, known, folder)
-    samples = split(model, "evaluation")
-    batch = batch_size(settings)
-    expected = recorded_answers(model, settings)
-    wanted = recorded_outputs(model)
+    wanted, samples = recorded_outputs(model), split(model, "evaluation")
     quality = quality_of(settings, wanted, samples, f"models.{model}")
-
-    def judged(variant: Variant) -> Variant:
-        if variant.status != "passed":
-            return variant
-        with Worker.onnx(folder / variant.files[0].path, variant.name, timeout=settings.verify.timeout) as worker:
-            try:
-                got = outputs_over(worker.run, settings, samples, batch)
-            except WorkerFailure as failure:
-                return variant.model_copy(update={"status": "failed", "reason": plain_words(failure.reason)})
-            parity = check(worker, expected, settings.tolerance)
-        first = next(iter(settings.outputs))
-        agreed = agreement(wanted[first], got[first])
-        parting = None
-        if agreed is not None and agreed < settings.tolerance.agreement.int8:
-            base = bases[variant.base][0]
-            worst = localize.pick(expected, parity)
-            made = folder / variant.files[0].path
-            parting = worst and localize.against_graph(base, made, worst.case, quantised=True)
-        return variant.model_copy(
-            update={
-                "parity": parity,
-                "parting": parting,
-                "quality": quality_of(settings, got, samples, f"models.{model}"),
-                "agreement": agreed,
-            }
-        )
-
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        Workshop(plain, settings.quantize.timeout, feeds) as workshop,
+        Worker.onnx(plain, PLAIN, timeout=settings.verify.timeout) as worker,
+    ):
+        judge = Judge(model, settings, worker, wanted, samples, quality)
+        stage = _Stage(settings, graph, folder, Path(scratch), workshop, judge, feeds)
+        for base, (path, _) in bases.items():
+            stage.quantize(base, path)
     return QuantizeReport(
         model=model,
         status="passed",
         bases={name: why for name, (_, why) in bases.items()},
         reference_quality=quality,
         variants=[
-            variant.model_copy(update={"files": placed(variant.files, model, "quantize")})
-            for variant in map(judged, variants)
+            variant.model_copy(update={"files": placed(variant.files, model, "quantize")}) for variant in stage.variants
         ],
+        tradeoffs=stage.tradeoffs,
     )
 
 
-def choose_bases(model: str) -> dict[str, tuple[Path, str]]:
-    """The graphs to quantise, by variant name, each with its path and why: the export, and the best optimised graph.
+@dataclass
+class Judge:
+    """Says what a graph of lower precision computes over the evaluation set, and how that breaks the budget."""
 
-    Best is the one of fewest nodes, of those that pass parity and hold no kernel without an int8 form.
+    model: str
+    settings: ModelParams
+    worker: Worker
+    wanted: Arrays
+    samples: Arrays
+    reference_quality: float | None
+
+    def weigh(self, variant: Variant, path: Path) -> Variant:
+        """The variant with its quality, and failed where that breaks the budget."""
+        try:
+            self.worker.switch(path, variant.name)
+            got = outputs_over(self.worker.run, self.settings, self.samples, batch_size(self.settings))
+        except WorkerFailure as failure:
+            return variant.model_copy(update={"status": "failed", "reason": plain_words(failure.reason)})
+        first = next(iter(self.settings.outputs))
+        near = fidelity(self.wanted, got)
+        found = variant.model_copy(
+            update={
+                "quality": quality_of(self.settings, got, self.samples, f"models.{self.model}"),
+                "agreement": agreement(self.wanted[first], got[first]),
+                "snr_db": near.snr_db,
+                "cosine": near.cosine,
+            }
+        )
+        faults = quality_faults(found, self.reference_quality, self.settings.budget, self.settings.tolerance.agreement)
+        reason = "; ".join(faults)
+        return found.model_copy(update={"status": "failed", "reason": reason}) if reason else found
+
+    def check(self, variant: Variant, path: Path) -> Variant:
+        """The variant with what it answers to every case; failed where it gives no answer to one."""
+        try:
+            self.worker.switch(path, variant.name)
+        except WorkerFailure as failure:
+            return variant.model_copy(update={"status": "failed", "reason": plain_words(failure.reason)})
+        results = check(self.worker, recorded_answers(self.model, self.settings), self.settings.tolerance)
+        died = crashed(results)
+        status, reason = ("failed", sentence(died)) if died else (variant.status, variant.reason)
+        return variant.model_copy(update={"parity": results, "status": status, "reason": reason})
+
+
+@dataclass
+class _Stage:
+    """The stage under way: bases in, variants out."""
+
+    settings: ModelParams
+    graph: Traits
+    folder: Path
+    scratch: Path
+    workshop: Workshop
+    judge: Judge
+    feeds: list[Feed]
+    runtimes: list[str] = field(default_factory=lambda: list(read().runtimes))
+    variants: list[Variant] = field(default_factory=list)
+    tradeoffs: list[TradeOff] = field(default_factory=list)
+    prepared: dict[str, Path | str] = field(default_factory=dict)
+
+    def quantize(self, base: str, path: Path) -> None:
+        """Every candidate on one base. Candidates that differ in nothing that changes speed are a family: the first of
+        it that holds the budget is enough. Where no form of a technique does, the nearest has its costliest layers left
+        in float."""
+        families: dict[tuple[str, Any], list[tuple[Job, Variant]]] = {}
+        for candidate in self.settings.quantize.candidates:
+            job = self._job(base, path, candidate)
+            family = families.setdefault(_family(candidate), [])
+            held = next((v.name for _, v in family if v.status == "passed"), "")
+            refused = self._pointless(candidate, held)
+            if not refused and getattr(techniques.module("quantize", candidate), "PREPARED", False):
+                source = self._prepare(base, path)
+                if isinstance(source, str):
+                    refused = held = source
+                else:
+                    job = replace(job, source=source)
+            if refused:
+                if held or base == PLAIN:  # what a technique has against the graph, it has on every base: said once
+                    self.variants.append(job.refused(refused))
+                continue
+            variant = self.workshop.make(job)
+            if variant.status == "passed":
+                variant = self.judge.weigh(variant, job.target)
+                family.append((job, variant))
+            self.variants.append(variant)
+        for technique in dict.fromkeys(name for name, _ in families):
+            tried = [item for (name, _), family in families.items() if name == technique for item in family]
+            broken = [(job, v) for job, v in tried if v.snr_db is not None or v.agreement is not None]
+            if broken and not any(v.status == "passed" for _, v in tried):
+                self._spare(*max(broken, key=lambda item: _nearness(item[1])))
+        for index, variant in enumerate(self.variants):
+            if variant.status == "passed" and not variant.parity:
+                self.variants[index] = self.judge.check(variant, self.folder / variant.files[0].path)
+
+    def _job(self, base: str, path: Path, candidate: Candidate) -> Job:
+        module, options = techniques.module("quantize", candidate), techniques.complete("quantize", candidate)
+        precision, label = module.precision(options), techniques.label("quantize", candidate)
+        how = label if label.startswith(precision) else f"{precision}-{label}"
+        name = how if base == PLAIN else f"{base}-{how}"
+        words = f"{label} {precision}" if base == PLAIN else f"{base}, then {label} {precision}"
+        return Job(name, base, words, precision, "quantize", candidate, path, self.folder / f"{name}.onnx")
+
+    def _pointless(self, candidate: Candidate, held: str) -> str:
+        if held:
+            return f"{held} holds the quality budget, and this would be no faster"
+        module = techniques.module("quantize", candidate)
+        reason: str = module.unfit(self.graph, techniques.complete("quantize", candidate), self.runtimes)
+        return reason
+
+    def _prepare(self, base: str, path: Path) -> Path | str:
+        """The pre-processed base, made once; or why there is none."""
+        if base not in self.prepared:
+            target = self.scratch / f"{base}.onnx"
+            try:
+                isolate.call(self.settings.quantize.timeout, prepare, path, target)
+                self.prepared[base] = target
+            except WorkerFailure as failure:
+                self.prepared[base] = f"pre-processing failed: {plain_words(str(failure))}"
+        return self.prepared[base]
+
+    def _spare(self, job: Job, variant: Variant) -> None:
+        """Leave the costliest layers of a variant that broke the budget in float: as few as hold it."""
+        module = techniques.module("quantize", job.candidate)
+        operators = getattr(module, "OPERATORS", ())
+        try:
+            layers = layer_costs(job.source, self._ranked(job, module), operators, self.feeds)
+        except WorkerFailure as failure:
+            self._append(variant, f"its layers could not be ranked: {plain_words(str(failure))}")
+            return
+        made: dict[int, Variant] = {}
+        points = [_point(0, variant)]
+
+        def holds(kept: int) -> bool:
+            name = f"{job.name}-keep{kept}"
+            spared = replace(
+                job,
+                name=name,
+                words=f"{job.words}, {kept} of {len(layers)} layers in float",
+                target=self.folder / f"{name}.onnx",
+                keep=tuple(layer.value for layer in layers[:kept]),
+            )
+            made[kept] = self.workshop.make(spared)
+            if made[kept].status == "passed":
+                made[kept] = self.judge.weigh(made[kept], spared.target)
+            points.append(_point(kept, made[kept]))
+            return made[kept].status == "passed"
+
+        kept = fewest(len(layers), holds)
+        for number, other in made.items():
+            if number != kept and other.files:
+                (self.folder / other.files[0].path).unlink()
+        chosen = made[kept].name if kept is not None else ""
+        self.tradeoffs.append(
+            TradeOff(
+                variant=variant.name,
+                chosen=chosen,
+                layers=layers,
+                points=sorted(points, key=lambda point: point.kept),
+            )
+        )
+        if kept is None:
+            self._append(variant, f"with any of its {len(layers)} layers quantised")
+        else:
+            self._append(variant, f"{chosen} holds it")
+            self.variants.append(made[kept])
+
+    def _ranked(self, job: Job, module: Any) -> Path:
+        """The quantised file whose layers are ranked: the variant's own, unless its form hides them."""
+        instead = getattr(module, "RANKED_AS", {})
+        options = dict(job.candidate.options) | instead
+        if not instead or techniques.complete("quantize", job.candidate).items() >= instead.items():
+            return job.target
+        candidate = Candidate.model_validate({job.candidate.name: options})
+        target = self.scratch / f"{job.name}.ranked.onnx"
+        self.workshop.make(replace(job, name=f"{job.name} (ranked)", candidate=candidate, target=target))
+        return target
+
+    def _append(self, variant: Variant, words: str) -> None:
+        index = self.variants.index(variant)
+        self.variants[index] = variant.model_copy(update={"reason": f"{variant.reason}; {words}"})
+
+
+def _family(candidate: Candidate) -> tuple[str, Any]:
+    """What of a candidate decides how fast its graphs are."""
+    skip = techniques.accuracy_only("quantize", candidate.name)
+    options = techniques.complete("quantize", candidate)
+    return candidate.name, tuple((key, value) for key, value in options.items() if key not in skip)
+
+
+def _nearness(variant: Variant) -> tuple[float, float]:
+    worst = float("-inf")
+    return (
+        worst if variant.snr_db is None else variant.snr_db,
+        worst if variant.agreement is None else variant.agreement,
+    )
+
+
+def _point(kept: int, variant: Variant) -> TradePoint:
+    return TradePoint(
+        kept=kept,
+        quality=variant.quality,
+        snr_db=variant.snr_db,
+        cosine=variant.cosine,
+        agreement=variant.agreement,
+        holds=variant.status == "passed",
+    )
+
+
+def choose_bases(model: str, graph: Traits) -> dict[str, tuple[Path, str]]:
+    """The graphs to quantise, by variant name, each with its path and why: the export, and what is best of optimised
+    graphs that pass parity.
+
+    Of a graph with attention that is each way of fusing it: how far decides which products are quantised, and what that
+    does to speed and quality, is measured. Of any other it is the one of fewest nodes, if it has fewer than the export
+    and holds no kernel without an int8 form.
     """
-    bases = {PLAIN: (paths.build(model, "export") / "model.onnx", "the export itself")}
+    plain = paths.build(model, "export") / "model.onnx"
+    bases = {PLAIN: (plain, "the export itself")}
     report = load(OptimizeReport, paths.build(model, "optimize") / "report.json")
-    fit = []
-    for variant in report.variants:
-        if variant.status == "passed":
-            path = paths.root() / variant.files[0].path
-            if not FLOAT_ONLY & set(onnx_file.describe(path).operators):
-                fit.append((variant.nodes or 0, variant.name, path))
-    if fit:
-        nodes, name, path = min(fit)
-        bases[name] = (path, f"fewest nodes ({nodes}) of the optimised graphs whose kernels have an int8 form")
+    passed = [(v, paths.root() / v.files[0].path) for v in report.variants if v.status == "passed"]
+    if graph.attention:
+        for variant, path in passed:
+            if FUSED & set(onnx_file.describe(path).operators):
+                bases[variant.name] = (path, "a way of fusing attention")
+    if len(bases) == 1:
+        fit = [
+            (variant.nodes or 0, variant.name, path)
+            for variant, path in passed
+            if not FLOAT_ONLY & set(onnx_file.describe(path).operators)
+        ]
+        nodes, name, path = min(fit, default=(0, "", plain))
+        if name and nodes < onnx_file.describe(plain).nodes:
+            bases[name] = (path, f"fewest nodes ({nodes}) of the optimised graphs whose kernels have an int8 form")
     return bases
 
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from registry.vocabulary import TensorSpec
+from stages import techniques
 
 Size = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(gt=0)]
@@ -114,6 +115,7 @@ class Agreement(Section):
     float16: Share = 0.99
     bfloat16: Share = 0.98
     int8: Share = 0.9
+    int4: Share = 0.9
 
 
 class Tolerance(Section):
@@ -146,13 +148,57 @@ class Data(Section):
     suite: RepositoryPath | None = None
 
 
+class Candidate(Section):
+    """A technique to try, with options: `name`, or `{name: {option: value}}`. Which there are, stages/techniques.py
+    reads from the techniques' own files."""
+
+    name: str
+    options: dict[str, bool | int | float | str] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_yaml(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {"name": value}
+        if isinstance(value, dict) and len(value) == 1:
+            name, options = next(iter(value.items()))
+            return {"name": name, "options": options or {}}
+        raise ValueError("wants the name of a technique, or {name: {option: value}}")
+
+
+def candidates(*given: str | dict[str, Any]) -> list[Candidate]:
+    """Candidates written as in params.yaml."""
+    return [Candidate.model_validate(item) for item in given]
+
+
 class Optimize(Section):
-    candidates: list[str] = ["onnxsim", "onnxoptimizer", "ort_offline", "ort_fusions"]
+    candidates: list[Candidate] = candidates(
+        "onnxsim",
+        "onnxoptimizer",
+        {"onnxoptimizer": {"passes": "all"}},
+        "onnxslim",
+        "onnxscript",
+        "ort_fusions",
+        {"ort_fusions": {"attention": "partial"}},
+        "ort_transformers",
+        "ort_offline",
+    )
     timeout: Seconds = 300
 
 
 class Quantize(Section):
-    candidates: list[str] = ["dynamic", "static"]
+    candidates: list[Candidate] = candidates(
+        "dynamic",
+        {"dynamic": {"reduce_range": True}},
+        {"dynamic": {"per_channel": False}},
+        {"dynamic": {"per_channel": False, "reduce_range": True}},
+        "static",
+        {"static": {"calibrate": "percentile"}},
+        {"static": {"calibrate": "entropy"}},
+        {"static": {"form": "qoperator"}},
+        "weight_only",
+        "float16",
+    )
     calibration_samples: Positive = 64
     timeout: Seconds = 300
 
@@ -262,14 +308,8 @@ class ModelParams(Section):
         for name in self.tolerance.outputs:
             if name not in self.outputs:
                 yield f"tolerance.outputs.{name}", "there is no such output" + suggestion(name, self.outputs)
-        for stage in ("optimize", "quantize"):
-            known = technique_names(stage)
-            for index, name in enumerate(getattr(self, stage).candidates):
-                if name not in known:
-                    yield (
-                        f"{stage}.candidates[{index}]",
-                        f"there is no stages/{TECHNIQUES[stage]}/{name}.py" + suggestion(name, known),
-                    )
+        for stage in techniques.FOLDERS:
+            yield from techniques.problems(stage, getattr(self, stage).candidates)
 
 
 class Tracking(Section):
@@ -282,20 +322,11 @@ class Params(Section):
     tracking: Tracking = Tracking()
     defaults: dict[str, Any] = {}
     models: Annotated[dict[str, ModelParams], Field(min_length=1)]
-    runtimes: Annotated[list[Literal["cpu", "openvino", "cuda"]], Field(min_length=1)] = ["cpu"]
+    runtimes: Annotated[list[Literal["cpu", "openvino", "cuda", "tensorrt"]], Field(min_length=1)] = ["cpu"]
     environments: Any = None
-
-
-TECHNIQUES = {"optimize": "optimizers", "quantize": "quantizers"}
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?` where something known is near, else nothing."""
     near = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
-
-
-def technique_names(stage: str) -> list[str]:
-    """The optimisers or quantisers there are: one file each."""
-    folder = Path(__file__).parent / TECHNIQUES[stage]
-    return sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))

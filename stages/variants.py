@@ -1,73 +1,141 @@
-"""What the optimize and quantize stages have in common: make a graph in isolation, weigh it, check it."""
+"""What the optimize and quantize stages have in common: graphs made in isolation, weighed, and none made twice."""
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Callable
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
+import numpy.typing as npt
+
 from registry import onnx_file
+from registry.disk import sha256_file
 from registry.errors import UsageError
-from registry.vocabulary import FileDigest, Variant
-from stages import paths
+from registry.vocabulary import PLAIN, FileDigest, GraphInfo, Status, Variant
+from stages import paths, techniques
 from stages.runtime import isolate
 from stages.runtime.pool import WorkerFailure
+from stages.settings import Candidate
+
+Feed = Mapping[str, npt.NDArray[Any]]
+
+# What a session makes of two graphs is one and the same: timing both would time it twice.
+RUNS_AS = "ONNX Runtime makes the same graph of it as of"
 
 
 class NotApplicable(Exception):
     """A technique has nothing to offer for a graph; the message says why."""
 
 
-def make(
-    name: str, base: str, technique: str, precision: str, source: Path, target: Path, timeout: float, *transform: Any
-) -> Variant:
-    """Call `transform` (a function of source and target, and its further arguments) in a process of its own.
+@dataclass(frozen=True)
+class Job:
+    """A variant to be made of `source`: by which technique, with which options, leaving which values in float."""
 
-    Returns:
-        the variant with its size and node counts; `failed` with the reason where the transform or the result is
-        unsound, `not attempted` where the technique has nothing to offer.
+    name: str
+    base: str
+    words: str
+    precision: str
+    stage: str
+    candidate: Candidate
+    source: Path
+    target: Path
+    keep: tuple[str, ...] = ()
+
+    def refused(self, reason: str) -> Variant:
+        """The variant, not attempted."""
+        return self._variant("not attempted", reason)
+
+    def failed(self, reason: str) -> Variant:
+        """The variant, failed."""
+        return self._variant("failed", reason)
+
+    def _variant(self, status: Status, reason: str = "") -> Variant:
+        return Variant(
+            name=self.name,
+            base=self.base,
+            technique=self.words,
+            precision=self.precision,
+            kept=list(self.keep),
+            status=status,
+            reason=plain_words(reason),
+        )
+
+    def made(self) -> Variant:
+        """The variant, with its size and node counts.
+
+        Raises:
+            UsageError: the file is unsound.
+        """
+        before, after = _described(self.source), onnx_file.describe(self.target)
+        return self._variant("passed").model_copy(
+            update={
+                "files": onnx_file.digests(self.target),
+                "nodes_before": before.nodes,
+                "nodes": after.nodes,
+                "size_before": before.size_bytes,
+                "size_bytes": after.size_bytes,
+                "reduction": 1 - after.size_bytes / before.size_bytes,
+                "compression": before.size_bytes / after.size_bytes,
+            }
+        )
+
+
+@dataclass(frozen=True)
+class Made:
+    """What came of a job in its own process: why the technique refused, or what ONNX Runtime makes of the result."""
+
+    refused: str = ""
+    fingerprint: str = ""
+
+
+class Workshop:
+    """Makes the variants of one stage in a process of their own, and none twice.
+
+    `plain` is the graph that all are compared with first; `feeds` are for techniques that calibrate.
     """
-    function, *rest = transform
-    variant = Variant(name=name, base=base, technique=technique, precision=precision, status="passed")
-    try:
-        refused = isolate.call(timeout, _attempt, function, source, target, rest)
-        if refused:
-            return variant.model_copy(update={"status": "not attempted", "reason": refused})
-        before, after = onnx_file.describe(source), onnx_file.describe(target)
-        onnx_file.files(target)
-    except (WorkerFailure, UsageError) as failure:
-        _remove(target)
-        return variant.model_copy(update={"status": "failed", "reason": plain_words(str(failure))})
-    return variant.model_copy(
-        update={
-            "files": onnx_file.digests(target),
-            "nodes_before": before.nodes,
-            "nodes": after.nodes,
-            "size_before": before.size_bytes,
-            "size_bytes": after.size_bytes,
-            "reduction": 1 - after.size_bytes / before.size_bytes,
-            "compression": before.size_bytes / after.size_bytes,
-        }
-    )
 
+    def __init__(self, plain: Path, timeout: float, feeds: list[Feed] | None = None) -> None:
+        self._known: dict[str, str] = {}
+        self._process: isolate.Isolated[Job | Path, Made] = isolate.Isolated(
+            functools.partial(_attempt, feeds or []), timeout, "the transformation"
+        )
+        self._plain = plain
 
-def drop_duplicates(variants: list[Variant], known: dict[str, str], folder: Path) -> list[Variant]:
-    """A variant with the very bytes of an earlier one is not measured twice; `known` maps sha256 to the earlier one."""
-    kept = []
-    for variant in variants:
-        if variant.status == "passed":
-            digest = variant.files[0].sha256
-            if digest in known:
-                for file in variant.files:
-                    (folder / file.path).unlink(missing_ok=True)
-                variant = variant.model_copy(
-                    update={"status": "not attempted", "reason": f"the same bytes as {known[digest]}", "files": []}
-                )
-            else:
-                known[digest] = variant.name
-        kept.append(variant)
-    return kept
+    def __enter__(self) -> Workshop:
+        found = self._process.call(self._plain)
+        self._known[sha256_file(self._plain)] = PLAIN
+        if isinstance(found, Made) and found.fingerprint:
+            self._known[found.fingerprint] = PLAIN
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._process.__exit__(kind, error, trace)
+
+    def make(self, job: Job) -> Variant:
+        """The variant: `failed` with the reason where the transformation or its result is unsound, `not attempted`
+        where the technique has nothing to offer, or where its graph runs as one does that there is already."""
+        outcome = self._process.call(job)
+        try:
+            if isinstance(outcome, isolate.Failed):
+                raise outcome.error
+            if outcome.refused:
+                return job.refused(outcome.refused)
+            variant = job.made()
+        except (WorkerFailure, UsageError) as failure:
+            _remove(job.target)
+            return job.failed(str(failure))
+        for key, alike in ((variant.files[0].sha256, "the same bytes as"), (outcome.fingerprint, RUNS_AS)):
+            if key in self._known:
+                _remove(job.target)
+                return job.refused(f"{alike} {self._known[key]}")
+        self._known |= {key: job.name for key in (variant.files[0].sha256, outcome.fingerprint) if key}
+        return variant
 
 
 def placed(files: list[FileDigest], model: str, stage: str) -> list[FileDigest]:
@@ -80,12 +148,27 @@ def plain_words(reason: str) -> str:
     return re.sub(r"\s+", " ", reason).strip()[:400]
 
 
-def _attempt(function: Callable[..., None], source: Path, target: Path, rest: list[Any]) -> str:
+def _attempt(feeds: list[Feed], job: Job | Path) -> Made:
+    """What is done in the process of its own."""
+    from stages.fingerprint import fingerprint
+
+    if isinstance(job, Path):
+        return Made(fingerprint=fingerprint(job))
+    technique = techniques.module(job.stage, job.candidate)
+    options = techniques.complete(job.stage, job.candidate)
     try:
-        function(source, target, *rest)
+        if job.stage == "optimize":
+            technique.optimize(job.source, job.target, options)
+        else:
+            technique.quantize(job.source, job.target, feeds, list(job.keep), options)
     except NotApplicable as reason:
-        return str(reason)
-    return ""
+        return Made(refused=str(reason))
+    return Made(fingerprint=fingerprint(job.target))
+
+
+@functools.lru_cache(maxsize=8)
+def _described(path: Path) -> GraphInfo:
+    return onnx_file.describe(path)
 
 
 def _remove(target: Path) -> None:

@@ -27,7 +27,7 @@ for name in [name for name in os.environ if name.startswith(("MLFLOW_", "DVC_", 
 
 
 # The files that take minutes, longest first: two workers that begin with these end together.
-LONGEST = ("test_pipeline", "test_docs", "test_corpus", "test_verify", "test_stages", "test_servers")
+LONGEST = ("test_pipeline", "test_docs", "test_corpus", "test_runtimes", "test_verify", "test_stages", "test_servers")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

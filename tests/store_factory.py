@@ -18,6 +18,8 @@ from registry.connection import connect, ensure_experiment
 from registry.flavor import build_folder
 from registry.integrity import content_digest
 from registry.onnx_file import digests
+from registry.serving import CPU, MODEL, Served, Serving
+from registry.session_options import SessionOptions
 from registry.store import Store
 from registry.vocabulary import TensorSpec
 
@@ -121,3 +123,18 @@ def artifacts_of(store: Store, model: str, version: int) -> Path:
     """The folder in which the embedded store keeps a version's files."""
     uri = store._client.get_model_version_download_uri(model, str(version))
     return Path(uri.removeprefix("file://"))
+
+
+def version_for_two_providers(folder: Path) -> Path:
+    """A version's folder: it doubles on the CPU and, to tell them apart, trebles on OpenVINO, its first choice."""
+    specs = [TensorSpec(name=name, dtype="float32", shape=["batch", 4]) for name in ("x", "y")]
+    serving = Serving(
+        {
+            "openvino": Served(file="providers/openvino/model.onnx", provider="OpenVINOExecutionProvider"),
+            "cpu": Served(file=MODEL, provider=CPU, options=SessionOptions(threads=1, spinning=False)),
+        }
+    )
+    files = [scale_model(folder / "cpu.onnx", 2)]
+    others = {"openvino": [scale_model(folder / "openvino.onnx", 3)]}
+    build_folder(folder / "version", files, specs[:1], specs[1:], CPU, serving=serving, others=others)
+    return folder / "version"

@@ -11,6 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from registry import cli, gates, operations
+from registry.actor import who
 from registry.evidence import VerifyReport, save
 from registry.vocabulary import CaseResult, OutputComparison, Parting
 from tests.store_factory import add_candidate, artifacts_of, fresh_store, scale_model
@@ -311,10 +312,10 @@ def test_inspect_refuses_broken_files_in_one_line(onward, tmp_path, monkeypatch,
 
 def test_who_acts_is_known_without_git(monkeypatch, tmp_path):
     monkeypatch.setenv("ONWARD_ACTOR", "ann")
-    assert operations.who() == "ann"
+    assert who() == "ann"
     monkeypatch.delenv("ONWARD_ACTOR")
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert operations.who()
+    assert who()
 
 
 def test_ui_of_a_server_is_the_servers(onward, monkeypatch):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from registry.deployments import Draft, Entry, GateResult, fold, last_live, plan_rollback
+from registry.deployments import Draft, Entry, GateResult, Line, deployment, fold, last_live, plan_rollback
 from registry.errors import Refused, UsageError
 
 
@@ -30,9 +30,34 @@ def promotions(count: int) -> list[Entry]:
     return [entry(number, number - 1) for number in range(1, count + 1)]
 
 
+def forwards(entries: list[Entry]) -> tuple[list[int], list[int]]:
+    """The rule, applied to a whole log from its beginning: which entries count, and which are lost."""
+    log = {e.number: e for e in entries}
+    deleted = {e.base for e in entries} - log.keys() - {0}
+    live, counted, lost = 0, [], []
+    for number in sorted(log.keys() | deleted):
+        if number in deleted or log[number].base == live:
+            live = number
+            counted += [number] if number in log else []
+        else:
+            lost.append(number)
+    return counted, lost
+
+
+def newest(log: list[Entry], first_page: int) -> Line:
+    """What a reader finds who reads from the end, in pages that grow, until what is live is settled."""
+    size = first_page
+    while True:
+        floor = log[-size].number - 1 if size < len(log) else 0
+        line = fold(log[-size:], floor)
+        if line.settled:
+            return line
+        size *= 2
+
+
 def rolled_back(log: list[Entry], to: int | None = None) -> list[Entry]:
     line = fold(log)
-    target = plan_rollback(line, to)
+    target = plan_rollback(line.live, line.find, None if to is None else line.find(to))
     return [*log, entry(len(log) + 1, line.base, "rollback", target.number, target.candidate_version)]
 
 
@@ -61,6 +86,51 @@ def test_one_deployment_is_live_and_it_is_what_the_winners_were_told(race):
     assert [e.number for e in line.lost] == [number for number, won in told.items() if not won]
     assert line.live == (line.counted[-1] if line.counted else None)
     assert bool(line.live) == bool(log)
+
+
+@given(races())
+def test_what_counts_is_what_followed_the_rule_from_the_first_entry_on(race):
+    log, _ = race
+    line = fold(log)
+    assert forwards(log) == ([e.number for e in line.counted], [e.number for e in line.lost])
+
+
+@given(races(), st.integers(1, 5))
+def test_the_newest_entries_alone_say_what_is_live_and_whether_an_attempt_won(race, first_page):
+    log, _ = race
+    for length in range(1, len(log) + 1):
+        line, whole = newest(log[:length], first_page), fold(log[:length])
+        assert (line.live, line.base) == (whole.live, whole.base)
+        settled = [e.number for e in whole.counted if e.number > whole.live.base]
+        assert [e.number for e in line.counted if e.number > whole.live.base] == settled
+
+
+@given(races(), st.integers(1, 5), st.data())
+def test_entries_deleted_by_hand_leave_all_readers_of_one_mind(race, first_page, data):
+    log, _ = race
+    gone = data.draw(st.sets(st.integers(1, max(len(log), 1))))
+    left = [e for e in log if e.number not in gone]
+    line = fold(left)
+    assert forwards(left) == ([e.number for e in line.counted], [e.number for e in line.lost])
+    if left:
+        assert newest(left, first_page).live == line.live
+
+
+@given(st.lists(st.integers(0, 12), max_size=12), st.integers(1, 4))
+def test_a_log_that_no_onward_wrote_still_has_one_live_deployment_for_every_reader(bases, first_page):
+    log = [entry(number, base) for number, base in enumerate(bases, 1)]
+    line = fold(log)
+    assert [e.number for e in line.entries()] == [e.number for e in log]
+    assert all(e.base < e.number for e in line.counted)
+    if log:
+        assert newest(log, first_page).live == line.live
+
+
+@given(st.integers(3, 300), st.integers(1, 3))
+def test_how_much_is_read_does_not_grow_with_the_log(length, lost):
+    log = promotions(length)
+    log += [entry(length + n, length - 1) for n in range(1, lost + 1)]
+    assert len(newest(log, 2).entries()) <= 2 * (lost + 2)
 
 
 @given(races(), st.randoms())
@@ -107,7 +177,7 @@ def test_promote_and_rollback_are_push_and_pop(operations):
             stack.pop()
         else:
             with pytest.raises(Refused, match="nothing"):
-                plan_rollback(fold(log))
+                plan_rollback(fold(log).live, fold(log).find)
     live = fold(log).live
     assert (live.candidate_version if live else None) == (stack[-1] if stack else None)
 
@@ -133,7 +203,9 @@ def test_going_back_to_a_named_entry_and_on_from_there():
 def test_a_rollback_named_as_target_means_what_it_brought_back():
     log = [*rolled_back(promotions(3))]
     log.append(entry(5, 4))
-    assert plan_rollback(fold(log), to=4).number == 2
+    line = fold(log)
+    assert plan_rollback(line.live, line.find, line.find(4)).number == 2
+    assert deployment(line.find(4), line.find).number == 2
 
 
 def test_what_was_live_is_known_until_when():
@@ -148,17 +220,17 @@ def test_what_was_live_is_known_until_when():
 
 def test_the_first_deployment_cannot_be_rolled_back():
     with pytest.raises(Refused, match="nothing is live"):
-        plan_rollback(fold([]))
+        plan_rollback(None, fold([]).find)
     with pytest.raises(Refused, match="nothing to roll back to: version 1"):
-        plan_rollback(fold(promotions(1)))
+        plan_rollback(fold(promotions(1)).live, fold(promotions(1)).find)
 
 
 def test_entries_that_were_never_live_cannot_be_restored():
     line = fold([*promotions(2), entry(3, 1)])
     with pytest.raises(UsageError, match="entry 3 lost a race"):
-        plan_rollback(line, to=3)
+        line.find(3)
     with pytest.raises(UsageError, match="no entry 9"):
-        plan_rollback(line, to=9)
+        line.find(9)
 
 
 def test_an_entry_reads_as_a_sentence():

@@ -101,7 +101,7 @@ def test_a_webhook_that_says_no_is_a_warning_and_the_entry_counts(store, tmp_pat
     assert outcome.note.endswith(f"the hook of staging failed: the webhook at 127.0.0.1 answered {code}")
     assert [got[0] for got in receiver.got] == ["/"] * tries
     assert store.log("staging", "cnn").line.live.candidate_version == 1
-    assert store.aliases("staging.cnn") == {"live": 1}
+    assert store.versions.aliases("staging.cnn") == {"live": 1}
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,12 @@ from registry import connection
 from registry.errors import StoreUnreachable, UsageError
 from registry.integrity import check_folder, content_digest
 from registry.record import publish, store_identity
+from registry.serving import Serving
+from registry.session_options import SessionOptions
+from registry.vocabulary import FileDigest, Winner
 from tests.conftest import ROOT
 from tests.evidence_factory import make_publication
+from tests.onnx_models import linear
 
 
 def contents(uri: str) -> dict[str, Any]:
@@ -137,6 +141,7 @@ def test_publishing_killed_at_any_step_ends_as_if_undisturbed(
         from mlflow import MlflowClient
         from registry.record import publish
         from tests.evidence_factory import make_publication
+from tests.onnx_models import linear
         original, count = MlflowClient.{step}, [0]
         def killing(*a, **k):
             count[0] += 1
@@ -200,3 +205,44 @@ def test_a_metric_that_is_not_finite_is_left_out_and_named(store_uri: str, tmp_p
     run = MlflowClient(store_uri, store_uri).get_run(report.variants["fast"])
     assert "quality" not in run.data.metrics
     assert run.data.tags["onward.not_finite"] == "quality"
+
+
+def test_a_version_holds_the_winner_of_every_runtime_and_says_how_each_is_served(
+    store_uri: str, tmp_path: Path
+) -> None:
+    import mlflow
+
+    publication = make_publication(tmp_path)
+    select = publication.evidence.select
+    (tmp_path / "theirs").mkdir()
+    theirs = [FileDigest.of(linear(tmp_path / "theirs" / "graph.onnx", scale=3.0), tmp_path)]
+    here = select.winners[0].model_copy(update={"options": SessionOptions(threads=1, spinning=False)})
+    there = Winner(variant="plain", runtime="openvino", provider="OpenVINOExecutionProvider", files=theirs, p50_ms=0.5)
+    select.winners = [here, there]
+    report = publish(publication)
+    folder = Path(mlflow.artifacts.download_artifacts(artifact_uri="models:/toy/1", dst_path=str(tmp_path / "got")))
+    check_folder(folder, report.sha256)
+    assert report.sha256 == content_digest([*select.files, *theirs])
+    assert (folder / "providers/openvino/model.onnx").read_bytes() == (tmp_path / theirs[0].path).read_bytes()
+    serving = Serving.load(folder)
+    assert serving is not None
+    assert list(serving.root) == ["openvino", "cpu"]  # the faster first
+    assert serving.root["cpu"].options == here.options
+    tags = MlflowClient(store_uri, store_uri).get_model_version("toy", "1").tags
+    assert tags["runtimes"] == "cpu openvino"
+
+
+def test_what_was_only_screened_is_a_run_with_its_reason_and_no_artifact(store_uri: str, tmp_path: Path) -> None:
+    publication = make_publication(tmp_path)
+    plain = publication.evidence.benchmark.measurements[0]
+    screened = plain.model_copy(
+        update={"variant": "slow", "status": "not attempted", "reason": "left after rung 1", "latencies": []}
+    )
+    publication.evidence.benchmark.measurements.append(screened)
+    report = publish(publication)
+    client = MlflowClient(store_uri, store_uri)
+    run = client.get_run(report.variants["slow"])
+    assert run.data.tags["onward.reason"] == "left after rung 1"
+    assert run.data.metrics["ratio_cpu/all"] == pytest.approx(1.0)
+    names = {model.name for model in client.search_logged_models([run.info.experiment_id])}
+    assert names == {"toy-plain", "toy-fast"}

@@ -162,7 +162,7 @@ def test_processes_that_race_on_postgres_are_all_told_the_truth(login):
     answers = [answer for answers in told for answer in answers]
     assert len(log.line.counted) - before == answers.count("won") > 0
     operations.reconcile(store)
-    assert store.aliases("staging.cnn") == {"live": log.line.live.number}
+    assert store.versions.aliases("staging.cnn") == {"live": log.line.live.number}
 
 
 @pytest.mark.usefixtures("users")

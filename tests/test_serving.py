@@ -13,17 +13,14 @@ import pytest
 from pydantic import ValidationError
 
 from registry.errors import Refused, UsageError
-from registry.flavor import build_folder
 from registry.integrity import MANIFEST, check_folder, content_digest
 from registry.serving import CPU, MODEL, SERVING, Served, Serving
 from registry.session import InferenceSession, ProviderFallback
 from registry.session_options import SessionOptions
-from registry.vocabulary import TensorSpec
 from stages.runtime import worker
 from stages.runtime.pool import Worker
-from tests.store_factory import scale_model
+from tests.store_factory import scale_model, version_for_two_providers
 
-OPENVINO = "OpenVINOExecutionProvider"
 X = np.arange(8, dtype=np.float32).reshape(2, 4)
 ALL = SessionOptions(
     threads=2,
@@ -95,24 +92,7 @@ def test_what_another_machine_lacks_is_left_to_onnx_runtime() -> None:
 
 @pytest.fixture
 def version(tmp_path: Path) -> Path:
-    """A version that doubles on the CPU and, to tell them apart, trebles on OpenVINO."""
-    specs = [TensorSpec(name=name, dtype="float32", shape=["batch", 4]) for name in ("x", "y")]
-    serving = Serving(
-        {
-            "openvino": Served(file="providers/openvino/model.onnx", provider=OPENVINO),
-            "cpu": Served(file=MODEL, provider=CPU, options=SessionOptions(threads=1, spinning=False)),
-        }
-    )
-    build_folder(
-        tmp_path / "version",
-        [scale_model(tmp_path / "cpu.onnx", 2)],
-        specs[:1],
-        specs[1:],
-        CPU,
-        serving=serving,
-        others={"openvino": [scale_model(tmp_path / "openvino.onnx", 3)]},
-    )
-    return tmp_path / "version"
+    return version_for_two_providers(tmp_path)
 
 
 def test_the_files_of_every_provider_are_the_version(version: Path) -> None:

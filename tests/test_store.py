@@ -48,8 +48,8 @@ def test_a_version_goes_through_staging_to_production(store):
         promote(store, "production", version)
     assert promote(store, "staging").version == version
     assert promote(store, "production").version == version
-    assert store.aliases("production.cnn") == {"live": 1}
-    assert store.aliases("cnn") == {"staging": version, "production": version}
+    assert store.versions.aliases("production.cnn") == {"live": 1}
+    assert store.versions.aliases("cnn") == {"staging": version, "production": version}
 
 
 def test_a_later_candidate_does_not_slip_past_staging(store):
@@ -130,7 +130,7 @@ def test_a_dry_run_changes_nothing(store):
     outcome = promote(store, "staging", dry_run=True)
     assert outcome.dry_run
     assert [gate.met for gate in outcome.gates] == [True, True, True]
-    assert store.aliases("staging.cnn") == {}
+    assert store.versions.aliases("staging.cnn") == {}
     assert overview.status(store)[0].environments[0].live is None
 
 
@@ -152,8 +152,8 @@ def test_two_rollbacks_go_two_back(store):
     with pytest.raises(Refused, match=r"staging.cnn: there is nothing to roll back to"):
         rollback(store)
     assert rollback(store, to=3).version == 3
-    assert store.aliases("staging.cnn") == {"live": 6}
-    assert store.aliases("cnn") == {"staging": 3}
+    assert store.versions.aliases("staging.cnn") == {"live": 6}
+    assert store.versions.aliases("cnn") == {"staging": 3}
 
 
 def test_rollback_survives_deleted_candidates_runs_and_experiments(store, tmp_path):
@@ -187,7 +187,7 @@ def test_a_new_candidate_of_an_old_number_is_not_mistaken_for_it(store):
     store._client.delete_registered_model("cnn")
     assert add_candidate(store, "cnn", 2) == 1
     operations.reconcile(store)
-    assert store.aliases("cnn") == {}
+    assert store.versions.aliases("cnn") == {}
 
 
 def test_the_slower_of_two_authors_is_told_who_won(store):
@@ -219,8 +219,8 @@ def test_processes_that_race_are_all_told_the_truth(store):
         assert len(mine) == answers.count("won")
     assert log.marked == {entry.number for entry in log.line.lost}
     operations.reconcile(store)
-    assert store.aliases("staging.cnn") == {"live": log.line.live.number}
-    assert store.aliases("cnn") == {"staging": log.line.live.candidate_version}
+    assert store.versions.aliases("staging.cnn") == {"live": log.line.live.number}
+    assert store.versions.aliases("cnn") == {"staging": log.line.live.candidate_version}
 
 
 def test_a_kill_between_entry_and_alias_is_healed(store):
@@ -232,12 +232,12 @@ def test_a_kill_between_entry_and_alias_is_healed(store):
     process.join(60)
     assert process.exitcode == -signal.SIGKILL
     assert live(store) == 2
-    assert store.aliases("staging.cnn") == {"live": 1}
+    assert store.versions.aliases("staging.cnn") == {"live": 1}
     [status] = overview.status(store)
     assert {drift.alias for drift in status.environments[0].drift} == {"live", "staging"}
     assert promote(store, "production").version == 2
     promote(store, "staging", 2)
-    assert store.aliases("staging.cnn") == {"live": 2}
+    assert store.versions.aliases("staging.cnn") == {"live": 2}
     assert operations.reconcile(store) == []
 
 
@@ -251,7 +251,7 @@ def test_an_entry_whose_answer_was_lost_counts(store, monkeypatch):
 
     monkeypatch.setattr(store._client, "create_model_version", create_and_break_off)
     assert promote(store, "staging", version).entry.number == 1
-    assert store.aliases("staging.cnn") == {"live": 1}
+    assert store.versions.aliases("staging.cnn") == {"live": 1}
 
 
 def test_aliases_that_cannot_be_written_do_not_undo_the_entry(store, monkeypatch):
@@ -274,8 +274,40 @@ def test_reconcile_puts_right_what_a_hand_changed(store):
     store._client.set_registered_model_alias("staging.cnn", "live", "1")
     store._client.delete_registered_model_alias("cnn", "staging")
     assert len(operations.reconcile(store)) == 2
-    assert store.aliases("staging.cnn") == {"live": 2}
+    assert store.versions.aliases("staging.cnn") == {"live": 2}
     assert operations.reconcile(store) == []
+
+
+def test_the_cost_of_a_change_does_not_grow_with_the_log(store, monkeypatch):
+    for factor in (1, 2):
+        promote(store, "staging", add_candidate(store, "cnn", factor))
+    search, read = store._client.search_model_versions, []
+
+    def counted(*arguments, **options):
+        page = search(*arguments, **options)
+        read.append(len(page))
+        return page
+
+    monkeypatch.setattr(store._client, "search_model_versions", counted)
+    costs = []
+    for _ in range(12):
+        read.clear()
+        rollback(store)
+        promote(store, "staging", 2)
+        overview.status(store)
+        costs.append((len(read), max(read)))
+    assert len(store.log("staging", "cnn").line.entries()) == 26
+    assert costs[-1] == costs[-2] == costs[-3] == (costs[-1][0], 10)
+
+
+def test_a_rollback_to_an_old_entry_reads_as_far_back_as_that(store):
+    for factor in (1, 2):
+        add_candidate(store, "cnn", factor)
+    for number in range(24):
+        promote(store, "staging", 1 + number % 2)
+    assert rollback(store, to=1).version == 1
+    with pytest.raises(UsageError, match="there is no entry 70"):
+        rollback(store, to=70)
 
 
 def test_a_version_registered_by_hand_counts_for_nothing(store):

@@ -16,7 +16,7 @@ from tests.conftest import ROOT
 # variant's session options; and, for the two stages that speak to MLflow, what records.
 SHARED = {
     "registry", "registry.evidence", "registry.vocabulary", "registry.disk", "registry.errors", "registry.onnx_file",
-    "registry.policy", "registry.session_options",
+    "registry.policy", "registry.session_options", "registry.runtimes", "registry.hostinfo",
 }  # fmt: skip
 MAY_RECORD = {"stages/publish.py", "stages/tracking.py"}
 

@@ -61,7 +61,7 @@ def test_a_history_arrives_whole_with_its_bytes(old, new, exported, tmp_path):
     assert [(log.environment, log.added, log.present) for log in done] == [("production", 2, 0), ("staging", 5, 0)]
     assert {name: facts(new, name) for name in before} == before
     assert new.log("staging", "cnn").marked == {3}
-    assert new.aliases("staging.cnn") == {"live": 5}
+    assert new.versions.aliases("staging.cnn") == {"live": 5}
     assert overview.check("cnn", "production", new).met
     assert operations.rollback("cnn", "staging", reason="one further", store=new).version == 1
 
@@ -115,7 +115,7 @@ def test_a_number_that_is_used_up_is_said(new, exported, tmp_path):
 def test_bytes_are_found_among_the_candidates_of_the_new_server(new, exported):
     with pytest.raises(Refused, match=r"(?s)nothing was imported: the files .*staging.cnn, entry 4: sha256"):
         transfer.import_(exported, None, new)
-    assert new.aliases("staging.cnn") == {}
+    assert new.versions.aliases("staging.cnn") == {}
     for factor in (3, 2, 1):
         add_candidate(new, "cnn", factor)
     transfer.import_(exported, None, new)

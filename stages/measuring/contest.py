@@ -101,8 +101,7 @@ class Questions:
         if failed and (result.precision == "float32" or crashed(result.parity)):
             contestant.fail(failed)
         if not result.node_share.get(result.provider):
-            ran_on = ", ".join(result.node_share) or "no provider"
-            contestant.fail(f"fell back: every node ran on {ran_on}, none on {result.provider}")
+            contestant.fail(f"fell back to CPU: no node ran on {result.provider}")
 
 
 def best_rounds(contestant: Contestant, plain: Contestant) -> float:

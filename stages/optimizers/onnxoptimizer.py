@@ -1,4 +1,7 @@
-"""onnxoptimizer with the passes of the ONNX export guide: identities out, transposes fused, BatchNorm into Conv."""
+"""onnxoptimizer: identities out, transposes fused, BatchNorm into Conv.
+
+`guide` applies the eight passes of the ONNX export guide, `all` every fusion and elimination there is.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,11 @@ from pathlib import Path
 import onnx
 
 from registry.onnx_file import save
+from stages.techniques import Options
 
-PASSES = [
+OPTIONS = {"passes": ("guide", "all")}
+
+GUIDE = [
     "eliminate_identity",
     "eliminate_nop_transpose",
     "eliminate_nop_pad",
@@ -20,8 +26,9 @@ PASSES = [
 ]
 
 
-def optimize(source: Path, target: Path) -> None:
+def optimize(source: Path, target: Path, options: Options) -> None:
     """Apply the passes, in order, once."""
     import onnxoptimizer
 
-    save(onnxoptimizer.optimize(onnx.load(source), PASSES), target)
+    passes = GUIDE if options["passes"] == "guide" else onnxoptimizer.get_fuse_and_elimination_passes()
+    save(onnxoptimizer.optimize(onnx.load(source), passes), target)

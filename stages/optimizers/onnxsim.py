@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import onnx
 
 from registry.onnx_file import save
+from stages.techniques import Options
 from stages.variants import NotApplicable
 
 
-def optimize(source: Path, target: Path) -> None:
+def optimize(source: Path, target: Path, options: Options) -> None:
     """Simplify a graph. Its own check is one run on random inputs; the stage's checks are what counts."""
+    # Its training helpers import torch, which takes seconds and which simplifying has no use for.
+    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
     import onnxsim
 
     model, same = onnxsim.simplify(onnx.load(source))

@@ -1,6 +1,7 @@
 """ONNX Runtime's own graph optimisations, applied once and saved, so that sessions need not repeat them.
 
-Level "extended": what "all" adds are memory layouts for the CPU at hand, which other machines cannot read.
+`all` adds memory layouts for the CPU at hand, which other machines may not read: a choice for a graph that is served
+where it was made, and never a default.
 """
 
 from __future__ import annotations
@@ -8,8 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from stages.runtime.worker import OnnxModel
+from stages.techniques import Options
+
+OPTIONS = {"level": ("extended", "basic", "all")}
 
 
-def optimize(source: Path, target: Path) -> None:
+def optimize(source: Path, target: Path, options: Options) -> None:
     """Let ONNX Runtime write the graph that it would run."""
-    OnnxModel().optimize(str(source), str(target), "extended")
+    OnnxModel().optimize(str(source), str(target), str(options["level"]))

@@ -1,20 +1,29 @@
-"""One quantiser a file, all of one shape: `quantize(source, target, calibration)` writes an int8 graph.
+"""One quantiser a file, all of one shape: `quantize(source, target, calibration, keep, options)` writes a graph of
+lower precision.
 
-`calibration` is a list of feeds (input name to array), whether the technique uses it or not. `NotApplicable` says
-why a graph has nothing to gain.
+`calibration` is a list of feeds (input name to array), whether the technique uses it or not; `keep` names values of
+the source whose nodes stay in float. `OPTIONS` are its options, each with its values, the default first;
+`ACCURACY_ONLY` those that change what is computed and not how fast. `precision(options)` is what the weights become,
+`unfit(graph, options, runtimes)` says why a graph of these traits has nothing to gain. `PREPARED = True` asks for
+a source that ONNX Runtime has pre-processed; `OPERATORS` are those whose layers are ranked when the quality budget
+breaks, `RANKED_AS` the options with which they can be.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-import numpy.typing as npt
 import onnx
 
-from stages.variants import NotApplicable
+from stages.variants import Feed
 
-Feed = Mapping[str, npt.NDArray[Any]]
+__all__ = ["Feed", "givers", "named", "prepare", "quiet"]
+
+# Under so many multiplications a call, quantising activations takes longer than the products do: a microsecond or two
+# a layer, in which a core multiplies some 100,000 floats.
+TINY = 100_000
+# Where the layers that a technique turns to int8 hold a smaller share of the weights, the rest decides.
+WORTHWHILE_SHARE = 0.1
 
 
 def quiet() -> None:
@@ -25,8 +34,26 @@ def quiet() -> None:
     onnxruntime.set_default_logger_severity(3)
 
 
-def require_weights(source: Path, operators: tuple[str, ...]) -> None:
-    """Refuse a graph that has none of the operators whose weights this technique turns to int8."""
-    graph = onnx.load(source, load_external_data=False).graph
-    if not any(node.op_type in operators for node in graph.node):
-        raise NotApplicable(f"none of {', '.join(operators)} is in this graph")
+def named(source: Path) -> onnx.ModelProto:
+    """The model, each node with a name of its own: a quantiser is told by name what to leave alone."""
+    model = onnx.load(source)
+    seen: set[str] = set()
+    for node in model.graph.node:
+        if not node.name or node.name in seen:
+            node.name = f"giving_{node.output[0]}"
+        seen.add(node.name)
+    return model
+
+
+def givers(model: onnx.ModelProto, values: Iterable[str]) -> list[str]:
+    """Names of the nodes that give these values."""
+    wanted = set(values)
+    return [node.name for node in model.graph.node if wanted & set(node.output)]
+
+
+def prepare(source: Path, target: Path) -> None:
+    """ONNX Runtime's pre-processing for quantisation: BatchNorm folded, constants too, shapes inferred."""
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    quiet()
+    quant_pre_process(str(source), str(target), skip_symbolic_shape=True)

@@ -1,28 +1,50 @@
 """Dynamic int8: weights are int8 in the file, activations are quantised as they come, with a scale of their own.
 
-Convolutions are left in float: their dynamic form (ConvInteger) is slower than no quantisation.
+Convolutions are left in float: their dynamic form (ConvInteger) is slower than no quantisation. `reduce_range` leaves
+weights 7 bits, so that the sums of products cannot saturate in CPUs without VNNI.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from stages.quantizers import Feed, quiet, require_weights
+from stages.quantizers import TINY, WORTHWHILE_SHARE, Feed, givers, named, quiet
+from stages.techniques import Options
+from stages.traits import Traits
+
+OPTIONS = {"per_channel": (True, False), "reduce_range": (False, True)}
+ACCURACY_ONLY = ("reduce_range",)
 
 OPERATORS = ("MatMul", "Gemm", "LSTM", "Attention", "Gather", "EmbedLayerNormalization")
-WEIGHTED = ("MatMul", "Gemm", "LSTM", "Attention")
 
 
-def quantize(source: Path, target: Path, calibration: list[Feed]) -> None:
-    """Quantise the weights of matrix products to signed int8, per tensor; needs no calibration."""
+def precision(options: Options) -> str:
+    return "int8"
+
+
+def unfit(graph: Traits, options: Options, runtimes: list[str]) -> str:
+    """Why int8 cannot pay."""
+    share = (graph.products + graph.recurrent) / max(graph.weights, 1)
+    if share < WORTHWHILE_SHARE:
+        return f"only {share:.0%} of the weights are matrix products; dynamic convolutions are slower than float"
+    if graph.multiplications < TINY:
+        return f"too small: {graph.multiplications} multiplications a call cost less than quantising does"
+    return ""
+
+
+def quantize(source: Path, target: Path, calibration: list[Feed], keep: list[str], options: Options) -> None:
+    """Quantise the weights of matrix products to signed int8; needs no calibration."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     quiet()
-    require_weights(source, WEIGHTED)
+    model = named(source)
     quantize_dynamic(
-        str(source),
+        model,
         str(target),
+        per_channel=bool(options["per_channel"]),
+        reduce_range=bool(options["reduce_range"]),
         weight_type=QuantType.QInt8,
+        nodes_to_exclude=givers(model, keep),
         op_types_to_quantize=list(OPERATORS),
         extra_options={"MatMulConstBOnly": True, "DefaultTensorType": 1},
     )

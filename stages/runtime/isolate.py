@@ -12,14 +12,17 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import Any, ParamSpec, TypeVar
+from types import TracebackType
+from typing import Any, Generic, ParamSpec, TypeVar
 
 from registry.errors import OnwardError
-from stages.runtime.pool import WorkerFailure, death, kernel_kills
+from stages.runtime.pool import Killed, WorkerFailure, death, kernel_kills
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 
 def call(timeout: float, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
@@ -30,48 +33,113 @@ def call(timeout: float, function: Callable[P, R], *args: P.args, **kwargs: P.kw
         OnwardError: it raised one, for instance a UsageError; Killed, if it was killed from outside.
         OSError: it raised one with an errno, such as a full disk.
     """
-    context = multiprocessing.get_context("fork")
-    ours, theirs = context.Pipe(duplex=False)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    kills = kernel_kills()
-    process = context.Process(target=_body, args=(theirs, function, args, kwargs))
-    process.start()
-    theirs.close()
-    try:
-        if not ours.poll(timeout):
-            raise WorkerFailure("timed out", f"no result within {timeout:g} s")
+    process: Isolated[None, R] = Isolated(
+        lambda _: function(*args, **kwargs), timeout, getattr(function, "__name__", "a call")
+    )
+    with process:
+        outcome = process.call(None)
+    if isinstance(outcome, Failed):
+        raise outcome.error
+    return outcome
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A call that came to nothing, and why."""
+
+    error: WorkerFailure | OnwardError
+
+
+class Isolated(Generic[T, R]):
+    """A forked process that computes one function of many arguments, so that what it imports is imported once. Where a
+    call takes the process down, the next one gets another. The function may be a closure; arguments and results must
+    be picklable."""
+
+    def __init__(self, function: Callable[[T], R], timeout: float, name: str) -> None:
+        self.function, self.timeout, self.name = function, timeout, name.strip("_")
+        self._process: multiprocessing.process.BaseProcess | None = None
+        self._pipe: Connection[Any, Any] | None = None
+        self._kills = 0
+
+    def __enter__(self) -> Isolated[T, R]:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end()
+
+    def call(self, argument: T) -> R | Failed:
+        """The result, or why there is none: the call raised, died of a signal, or took too long.
+
+        Raises:
+            Killed: the process was killed from outside.
+            OSError: the call raised one with an errno, such as a full disk.
+        """
+        process, pipe = self._started()
         try:
-            outcome, value = ours.recv()
-        except EOFError:
+            pipe.send(argument)
+            if not pipe.poll(self.timeout):
+                self._end()
+                return Failed(WorkerFailure("timed out", f"no result within {self.timeout:g} s"))
+            outcome, value = pipe.recv()
+        except (EOFError, BrokenPipeError, ConnectionResetError):
             process.join()
-            name = getattr(function, "__name__", "a call").strip("_")
-            raise death(name, process.exitcode or 0, kills=kills) from None
-    finally:
-        if process.is_alive():
-            process.join(0.5)
-        if process.is_alive():
-            process.kill()
-        process.join()
-        ours.close()
-    if outcome == "raised":
-        raise value
-    result: R = value
-    return result
+            found = death(self.name, process.exitcode or 0, kills=self._kills)
+            self._end()
+            if isinstance(found, Killed):
+                raise found from None
+            return Failed(found)
+        if outcome == "returned":
+            result: R = value
+            return result
+        if isinstance(value, OSError | Killed):
+            raise value
+        return Failed(value)
+
+    def _started(self) -> tuple[multiprocessing.process.BaseProcess, Connection[Any, Any]]:
+        if self._process is None or self._pipe is None:
+            context = multiprocessing.get_context("fork")
+            self._pipe, theirs = context.Pipe()
+            self._kills = kernel_kills()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            self._process = context.Process(target=_serve, args=(theirs, self._pipe, self.function))
+            self._process.start()
+            theirs.close()
+        return self._process, self._pipe
+
+    def _end(self) -> None:
+        if self._pipe is not None:
+            self._pipe.close()
+        if self._process is not None:
+            self._process.join(0.2)
+            if self._process.is_alive():
+                self._process.kill()
+            self._process.join()
+        self._pipe = self._process = None
 
 
-def _body(pipe: Connection, function: Callable[..., Any], args: Any, kwargs: Any) -> None:
+def _serve(pipe: Connection[Any, Any], theirs: Connection[Any, Any], function: Callable[..., Any]) -> None:
+    theirs.close()
+    while True:
+        try:
+            argument = pipe.recv()
+        except EOFError:
+            return
+        pipe.send(_outcome(function, argument))
+
+
+def _outcome(function: Callable[..., Any], argument: Any) -> tuple[str, Any]:
     try:
-        outcome: tuple[str, Any] = ("returned", function(*args, **kwargs))
+        return "returned", function(argument)
     except (OnwardError, WorkerFailure) as error:
-        outcome = ("raised", error)
+        return "raised", error
     except OSError as error:
-        outcome = ("raised", OSError(error.errno, error.strerror, error.filename) if error.errno else _failure(error))
+        return "raised", OSError(error.errno, error.strerror, error.filename) if error.errno else _failure(error)
     except BaseException as error:
         full = os.strerror(errno.ENOSPC)  # native libraries say it in words alone
-        outcome = ("raised", OSError(errno.ENOSPC, full) if full in str(error) else _failure(error))
-    pipe.send(outcome)
-    pipe.close()
+        return "raised", OSError(errno.ENOSPC, full) if full in str(error) else _failure(error)
 
 
 def _failure(error: BaseException) -> WorkerFailure:

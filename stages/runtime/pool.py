@@ -181,6 +181,17 @@ class Worker:
             self._is_loaded = True
         return self.loaded
 
+    def switch(self, model: Path, label: str) -> None:
+        """Have the same process load another ONNX file, where it is time that counts and no figure of the process.
+
+        Raises:
+            WorkerFailure: the runtime refused the file, or died of it.
+        """
+        self.label = f"{label} on {self.load['provider']}"
+        self.load = {**self.load, "model": str(model)}
+        if self._process is not None:
+            self.loaded = self._ask({"command": "load", **self.load})
+
     def run(self, inputs: Tensors) -> dict[str, npt.NDArray[Any]]:
         """Outputs by name.
 

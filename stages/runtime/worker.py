@@ -134,8 +134,11 @@ class OnnxModel:
         self.session: Any = None
         self.loaded: dict[str, Any] = {}
 
-    def _session(self, model: str, provider: str, settings: dict[str, Any], **options: Any) -> Any:
-        """A session of these options; `settings` are further attributes of onnxruntime.SessionOptions."""
+    def _session(
+        self, model: str, provider: str, settings: dict[str, Any], entries: dict[str, str] | None = None, **options: Any
+    ) -> Any:
+        """A session of these options; `settings` are further attributes of onnxruntime.SessionOptions, `entries`
+        further entries of its configuration."""
         import onnxruntime
 
         onnxruntime.set_default_logger_severity(3)
@@ -143,10 +146,14 @@ class OnnxModel:
         made.log_severity_level = 3
         for key, value in settings.items():
             setattr(made, key, value)
+        for key, value in (entries or {}).items():
+            made.add_session_config_entry(key, value)
         if provider not in onnxruntime.get_available_providers():
             raise RuntimeError(
                 f"{provider} is not in this onnxruntime ({', '.join(onnxruntime.get_available_providers())})"
             )
+        if provider in ("CUDAExecutionProvider", "TensorrtExecutionProvider"):
+            onnxruntime.preload_dlls()  # NVIDIA's wheels lie where no linker looks
         return onnxruntime.InferenceSession(model, made, providers=[provider])
 
     def load(self, **request: Any) -> dict[str, Any]:
@@ -183,15 +190,24 @@ class OnnxModel:
         return {"latencies_ms": latencies, "wall_seconds": wall}
 
     def profile(self, inputs: str) -> dict[str, Any]:
-        """Runs once in a second session that writes a trace: what a provider list promises, a trace proves."""
+        """Runs once in a second session that writes a trace: what a provider list promises, a trace proves.
+
+        Counted are the nodes that were given to each provider, as the graph has them (a provider may fuse hundreds
+        into one that the trace names), where the trace says that this provider ran anything.
+        """
         with tempfile.TemporaryDirectory() as folder:
             trace = {"enable_profiling": True, "profile_file_prefix": os.path.join(folder, "trace")}
-            session = self._session(settings=trace, **self.loaded)
+            session = self._session(
+                settings=trace, entries={"session.record_ep_graph_assignment_info": "1"}, **self.loaded
+            )
             session.run(None, read_tensors(inputs))
             with open(session.end_profiling()) as file:
-                events = json.load(file)
-        nodes = {e["name"]: e["args"]["provider"] for e in events if e.get("args", {}).get("provider")}
-        return {"nodes": dict(collections.Counter(nodes.values()))}
+                ran = {event.get("args", {}).get("provider") for event in json.load(file)}
+        nodes: collections.Counter[str] = collections.Counter()
+        for part in session.get_provider_graph_assignment_info():
+            if part.ep_name in ran:
+                nodes[part.ep_name] += len(part.get_nodes())
+        return {"nodes": dict(nodes)}
 
     def memory(self) -> dict[str, Any]:
         return {"peak_mb": peak_memory_mb()}

@@ -1,0 +1,100 @@
+"""What people put their names to, beside deploying: an approval of a version, its files, a history never signed."""
+
+from __future__ import annotations
+
+import tempfile
+import uuid
+from pathlib import Path
+
+from registry import events, file_signatures, policy, signatures
+from registry.deployments import Draft, Entry, fold
+from registry.errors import Refused
+from registry.integrity import check_folder
+from registry.layout import approval_source, registered_name
+from registry.operations import author, now, valid_reason
+from registry.overview import find_candidate
+from registry.store import Store
+
+
+def approve(
+    model: str, version: int, environment: str, *, reason: str, actor: str | None = None, store: Store | None = None
+) -> tuple[Entry, str]:
+    """Approve that the bytes of a version are promoted to an environment, now or later, by somebody else.
+
+    Returns:
+        the approval as it stands in the environment's log, and in words what went wrong in telling others, if anything.
+
+    Raises:
+        UsageError: no such model, version or environment, or no reason.
+        Refused: the environment has signers, and the key of one of them is not here.
+        StoreUnreachable: the store did not answer.
+    """
+    wanted = policy.environment(policy.read(), environment)
+    policy.valid_name(model, "a model")
+    reason = valid_reason(reason)
+    store = store or Store()
+    actor, key = author(wanted, environment, actor)
+    candidate = find_candidate(store, model, version)
+    draft = Draft(
+        kind="approve",
+        key=uuid.uuid4().hex,
+        base=0,
+        sha256=candidate.sha256,
+        candidate_version=version,
+        source=approval_source(candidate.sha256),
+        actor=actor,
+        reason=reason,
+        at=now(),
+    )
+    if key is not None:
+        draft = signatures.sign(draft, registered_name(environment, model), key)
+    approval = store.approve(environment, model, draft)
+    note = events.announce(wanted.notify, model, environment, approval) if wanted.notify else ""
+    return approval, note
+
+
+def sign(model: str, environment: str, *, dry_run: bool = False, store: Store | None = None) -> list[Entry]:
+    """Sign what counted in a log before it had signers, so that it goes on counting, and return those entries.
+
+    Whoever does this vouches for that history as it stands: look at it first.
+
+    Raises:
+        UsageError: no such environment.
+        Refused: the environment has no signers, or the key of none of them is here.
+    """
+    wanted = policy.environment(policy.read(), environment)
+    policy.valid_name(model, "a model")
+    if not wanted.signers:
+        raise Refused(f"{environment} has no signers in params.yaml, so that nothing there has to be signed")
+    key = signatures.own_key(wanted.signers, environment)
+    store = store or Store()
+    log = store.log(environment, model)
+    unsigned = {entry.number for entry in log.unproven}
+    counted = fold(entry for entry in log.entries() if entry.kind != "approve").counted
+    signed = [
+        signatures.sign(entry, registered_name(environment, model), key)
+        for entry in counted
+        if entry.number in unsigned
+    ]
+    if not dry_run:
+        for entry in signed:
+            store.sign(environment, model, entry)
+        store.heal(environment, model)
+    return signed
+
+
+def sign_files(model: str, version: int, key: Path, *, store: Store | None = None) -> str:
+    """Sign all files of a version, keep the signature with it, and return the sha256 that was signed.
+
+    Raises:
+        UsageError: no such model, version or key, or model-signing is not installed.
+        Refused: the files are not those that were published, or the server does not allow it.
+    """
+    policy.valid_name(model, "a model")
+    store = store or Store()
+    candidate = find_candidate(store, model, version)
+    with tempfile.TemporaryDirectory(prefix="onward-") as temporary:
+        folder = store.files.fetch(candidate.source, Path(temporary) / "files")
+        check_folder(folder, candidate.sha256)
+        store.tag(model, version, file_signatures.TAG, file_signatures.sign(folder, key))
+    return candidate.sha256

@@ -1,0 +1,110 @@
+"""Commands for environments in which it matters who did what: keys, approvals, signatures.
+
+registry/cli.py puts them beside the others.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from registry.printing import Json, Model, Reason, entry_facts, print_json, print_note
+
+Environment = Annotated[str, typer.Option("--env", help="The environment, e.g. production.")]
+
+keys = typer.Typer(no_args_is_help=True, help="Keys that sign entries, and files of versions.")
+
+
+@keys.command("create")
+def create_key(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where the private key goes, for nobody else to read.")],
+    files: Annotated[
+        bool, typer.Option("--files", help="A key for files of versions; its public half: FILE.pub.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Make a key pair, and say what goes into params.yaml for what it signs to count.
+
+    Example: onward keys create ann.pem
+    """
+    from registry import file_signatures, signatures
+    from registry.actor import who
+
+    if files:
+        public_file = file_signatures.create_key(file)
+        if as_json:
+            print_json({"public_key": str(public_file), "file": str(file)})
+        else:
+            print(f"In params.yaml, where files have to be signed by this key:\n\n  files_key: {public_file}\n")
+            print(f"To sign a version: onward sign-files MODEL VERSION --key {file}")
+        return
+    public, name = signatures.create_key(file), who()
+    if as_json:
+        print_json({"name": name, "public_key": public, "file": str(file)})
+        return
+    print(f"In params.yaml, where entries of this key are to count:\n\n  signers: {{{name}: {public}}}\n")
+    print(f"On this machine: export {signatures.KEY_FILE}={file.resolve()}")
+
+
+def approve(
+    model: Model,
+    version: Annotated[int, typer.Argument(metavar="VERSION", help="The version's number.")],
+    env: Environment,
+    reason: Reason,
+    as_json: Json = False,
+) -> None:
+    """Approve that somebody else promotes a version to an environment with `four_eyes`.
+
+    Example: onward approve cnn 3 --env production --reason "looked at its misses"
+    """
+    from registry import approvals
+
+    approval, note = approvals.approve(model, version, env, reason=reason)
+    print_note(note)
+    if as_json:
+        print_json({**entry_facts(approval), "note": note})
+    else:
+        print(f"{env} of {model}, entry {approval.number}: {approval}")
+
+
+def sign(
+    model: Model,
+    env: Environment,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be signed, and sign nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Sign what counted before an environment had signers, so that it goes on counting. Look at its history first.
+
+    Example: onward sign cnn --env production
+    """
+    from registry import approvals
+
+    signed = approvals.sign(model, env, dry_run=dry_run)
+    if as_json:
+        print_json({"dry_run": dry_run, "signed": [entry_facts(entry) for entry in signed]})
+        return
+    for entry in signed:
+        print(f"{'would sign' if dry_run else 'signed'} entry {entry.number}: {entry}")
+    if not signed:
+        print("There is nothing to sign.")
+
+
+def sign_files(
+    model: Model,
+    version: Annotated[int, typer.Argument(metavar="VERSION", help="The version's number.")],
+    key: Annotated[Path, typer.Option("--key", help="The private key, as `onward keys create --files` makes it.")],
+    as_json: Json = False,
+) -> None:
+    """Sign all files of a version, for environments that have a `files_key`.
+
+    Example: onward sign-files cnn 3 --key release.pem
+    """
+    from registry import approvals
+
+    sha256 = approvals.sign_files(model, version, key)
+    if as_json:
+        print_json({"model": model, "version": version, "sha256": sha256})
+    else:
+        print(f"signed the files of {model} version {version} (sha256 {sha256[:12]})")

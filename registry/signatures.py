@@ -1,0 +1,148 @@
+"""Who wrote an entry, proved: Ed25519 signatures by keys that an environment's `signers` name.
+
+    public = create_key(Path("ann.pem"))            # ann keeps the file; params.yaml has `signers: {ann: <public>}`
+    key = own_key({"ann": public}, "production")    # of the file that ONWARD_SIGNING_KEY names
+    signed = sign(draft, "production.cnn", key)
+    proven(signed, "production.cnn", {"ann": public})
+
+A signature is over all that an entry says and the log that it is said in. Left out are the number, which the server
+gives, and where the server keeps the files, which their sha256 pins: so that a history can move to another server.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from registry.deployments import Draft
+from registry.errors import Refused, UsageError
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+KEY_FILE = "ONWARD_SIGNING_KEY"
+_UNSIGNED = {"source", "signer", "signature"}
+AnyDraft = TypeVar("AnyDraft", bound=Draft)
+
+
+@dataclass(frozen=True)
+class Key:
+    """A private key, and the name that its public half has among the signers."""
+
+    name: str
+    private: Ed25519PrivateKey
+
+
+def create_key(path: Path) -> str:
+    """Make a key pair, write its private half to `path` (PEM, for its owner's eyes alone), and return the public half.
+
+    Raises:
+        UsageError: there is something at `path`, or it cannot be written.
+    """
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    private = Ed25519PrivateKey.generate()
+    write_private(path, private)
+    return _public(private)
+
+
+def write_private(path: Path, private: Ed25519PrivateKey | EllipticCurvePrivateKey) -> None:
+    """Write a private key as PEM, never over a file that is there.
+
+    Raises:
+        UsageError: there is something at `path`, or it cannot be written.
+    """
+    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+    pem = private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    try:
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(pem)
+    except FileExistsError:
+        raise UsageError(f"{path}: there is a file already, and a key is never overwritten") from None
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+def own_key(signers: Mapping[str, str], environment: str) -> Key:
+    """The key of the file that ONWARD_SIGNING_KEY names.
+
+    Raises:
+        Refused: there is none, or its public half is none of the signers'.
+        UsageError: the file holds no Ed25519 key.
+    """
+    names = ", ".join(signers)
+    path = os.environ.get(KEY_FILE, "")
+    if not path:
+        raise Refused(f"{environment} counts only what {names} signed: set {KEY_FILE} to the file of your key")
+    private = _read_private(Path(path))
+    public = _public(private)
+    for name, known in signers.items():
+        if known == public:
+            return Key(name, private)
+    raise Refused(f"{environment} counts only what {names} signed, and the key in {path} is none of theirs")
+
+
+def sign(draft: AnyDraft, registered: str, key: Key) -> AnyDraft:
+    """The same, signed, for the log of the registered model `registered`."""
+    signature = base64.b64encode(key.private.sign(_content(draft, registered))).decode()
+    return draft.model_copy(update={"signer": key.name, "signature": signature})
+
+
+def proven(draft: Draft, registered: str, signers: Mapping[str, str]) -> bool:
+    """Whether one of `signers` signed it; without any, everything is taken at its word."""
+    if not signers:
+        return True
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+    known = signers.get(draft.signer)
+    if known is None:
+        return False
+    try:
+        signature = base64.b64decode(draft.signature, validate=True)
+        Ed25519PublicKey.from_public_bytes(base64.b64decode(known)).verify(signature, _content(draft, registered))
+    except (InvalidSignature, binascii.Error):
+        return False
+    return True
+
+
+def is_public_key(text: str) -> bool:
+    """Whether `text` can be a public key: 32 bytes in base64."""
+    try:
+        return len(base64.b64decode(text, validate=True)) == 32
+    except (binascii.Error, ValueError):
+        return False
+
+
+def _content(draft: Draft, registered: str) -> bytes:
+    # Without what has its default: a field that a later release adds leaves signatures of today valid.
+    said = draft.model_dump(mode="json", include=Draft.model_fields.keys() - _UNSIGNED, exclude_defaults=True)
+    return json.dumps({"log": registered, **said}, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _read_private(path: Path) -> Ed25519PrivateKey:
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    try:
+        private = load_pem_private_key(path.read_bytes(), password=None)
+    except OSError as error:
+        raise UsageError(f"{KEY_FILE}: {path} cannot be read: {error.strerror}") from None
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        private = None
+    if not isinstance(private, Ed25519PrivateKey):
+        raise UsageError(f"{KEY_FILE}: {path} holds no key as `onward keys create` makes it")
+    return private
+
+
+def _public(private: Ed25519PrivateKey) -> str:
+    return base64.b64encode(private.public_key().public_bytes_raw()).decode()

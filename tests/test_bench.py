@@ -1,0 +1,96 @@
+"""The benchmark stage on a model that trains in no time: what it measures and keeps, and what select makes of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from pyarrow import parquet
+
+from registry.evidence import BenchmarkReport, SelectReport
+from registry.vocabulary import PLAIN
+from stages import command, host
+from stages.benchmark import TUNED, benchmark
+from stages.data import data
+from stages.export import export
+from stages.optimize import optimize
+from stages.quantize import quantize
+from stages.select import select
+from stages.train import train
+from stages.verify import verify
+from tests.toy import toy_params, write_project
+
+BEFORE = {
+    "train": train, "data": data, "export": export, "verify": verify, "optimize": optimize, "quantize": quantize,
+}  # fmt: skip
+
+
+def measured(**changes: object) -> tuple[BenchmarkReport, SelectReport]:
+    for stage, compute in BEFORE.items():
+        command.one(stage, "toy", compute)
+    host.main()
+    found = command.one("benchmark", "toy", benchmark)
+    chosen = command.one("select", "toy", select)
+    assert isinstance(found, BenchmarkReport)
+    assert isinstance(chosen, SelectReport)
+    return found, chosen
+
+
+def test_the_bench_measures_the_best_keeps_every_call_and_tells_each_other_why_not(project: Path) -> None:
+    write_project(project)
+    report, chosen = measured()
+    assert report.passed, report.reason
+    full = [m for m in report.measurements if m.latencies]
+    plain = full[0]
+    assert plain.variant == PLAIN
+    assert plain.ratios["all"].value == 1
+    assert len(full) <= 1 + 3 + TUNED
+    assert all(m.latencies or m.reason for m in report.measurements)
+    assert {m.variant for m in full if m.options.to_load()} == {m.variant for m in full if m.graph}
+
+    table = parquet.read_table(project / "build/toy/benchmark/samples.parquet").to_pydict()
+    calls = Counter(zip(table["variant"], table["scenario"], table["size"], strict=True))
+    assert report.reference is not None
+    for m in (*full, report.reference):
+        for latency in m.latencies:
+            assert calls[m.variant, "single stream", latency.size] == latency.samples
+            assert latency.withheld or latency.p99_ms is not None
+    assert {"screening", "tuning", "single stream", "sweep", "4 callers"} <= set(table["scenario"])
+
+    assert plain.scenarios is not None
+    assert [point.sizes for point in plain.scenarios.sweep][:2] == [{"batch": 1}, {"batch": 2}]
+    assert plain.scenarios.knee in [point.sizes for point in plain.scenarios.sweep]
+    assert [callers.callers for callers in plain.scenarios.callers] == [1, 2, 4]
+    assert plain.scenarios.cold_start_ms is not None
+    assert plain.scenarios.cold_start_ms > plain.latencies[0].p50_ms
+
+    assert [choice.variant for choice in chosen.choices] == [m.variant for m in report.measurements]
+    assert [winner.runtime for winner in chosen.winners] == ["cpu"]
+    winner = next(m for m in full if m.variant == chosen.variant)
+    assert (chosen.winners[0].options, chosen.files) == (winner.options, winner.files)
+    assert winner is plain or (winner.ratios["all"].high < 1 and winner.quality is not None)
+
+
+def test_a_search_without_time_still_judges_one_variant_and_says_that_it_was_cut_short(project: Path) -> None:
+    settings = {**toy_params()["models"]["toy"]["benchmark"], "search_seconds": 0.001}
+    write_project(project, params=toy_params(benchmark=settings))
+    report, chosen = measured()
+    assert report.passed, report.reason
+    assert any("benchmark.search_seconds" in finding for finding in report.findings)
+    assert not any(m.graph for m in report.measurements)
+    assert chosen.passed
+
+
+@pytest.mark.parametrize(
+    ("budget", "words"), [({"min_cosine": 0.999999}, "budget.min_cosine"), ({"min_snr_db": 90.0}, "budget.min_snr_db")]
+)
+def test_int8_that_strays_further_than_the_budget_allows_is_never_a_finalist(
+    project: Path, budget: dict[str, float], words: str
+) -> None:
+    write_project(project, params=toy_params(quality=None, budget=budget, optimize={"candidates": []}))
+    report, chosen = measured()
+    int8 = [m for m in report.measurements if m.precision == "int8"]
+    assert all(not m.latencies and m.reason for m in int8)
+    assert any(words in m.reason for m in int8) or all("slower" in m.reason or "left" in m.reason for m in int8)
+    assert chosen.variant.startswith(PLAIN)

@@ -1,0 +1,295 @@
+"""Runtimes: each in an environment of its own, and believed only as far as something really ran on it.
+
+OpenVINO is installed here for good, below .runtimes: it is a second provider on any x86 machine.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import yaml
+from onnx import TensorProto, helper
+
+from registry import cli_runtimes, hostinfo, runtimes
+from registry.errors import OnwardError, UsageError
+from registry.serving import CPU
+from stages import command, host
+from stages.benchmark import benchmark
+from stages.data import data
+from stages.export import export
+from stages.optimize import optimize
+from stages.quantize import quantize
+from stages.runtime.pool import Worker
+from stages.train import train
+from stages.verify import verify
+from tests.conftest import ROOT, Command
+from tests.onnx_models import linear
+from tests.store_factory import version_for_two_providers
+from tests.toy import toy_params, write_project
+
+OPENVINO = runtimes.PROVIDERS["openvino"]
+
+CONVOLUTIONAL = """
+import numpy as np
+import torch
+from torch import nn
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(8, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(16, 3),
+    )
+
+def samples(split):
+    rng = np.random.default_rng({"evaluation": 1, "calibration": 2}[split])
+    return {"x": rng.standard_normal((96, 1, 12, 12)).astype(np.float32), "label": rng.integers(0, 3, 96)}
+
+def accuracy(outputs, labels):
+    return 1.0
+"""
+
+
+@pytest.fixture(scope="module")
+def openvino() -> Path:
+    """The interpreter of OpenVINO's environment, made if it is not there."""
+    runtimes.install("openvino", ROOT)
+    return runtimes.python("openvino", ROOT)
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkout with one runtime, `tiny`, that installs in a moment."""
+    (tmp_path / "dvc.yaml").write_text("stages: {}\n")
+    (tmp_path / "runtimes").mkdir()
+    (tmp_path / "runtimes" / "tiny.txt").write_text("# nothing but what venv brings\n")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_openvino_is_tried_and_not_just_listed(openvino: Path) -> None:
+    found = runtimes.state("openvino", ROOT)
+    assert found.usable
+    assert found.version == "1.24.1"
+    assert found.node_share["float32"] == 1.0
+    assert found.int8_exact is not None
+
+
+def test_this_hosts_int8_saturates_just_where_it_has_no_instructions_for_it(openvino: Path) -> None:
+    exact = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"} & set(hostinfo.instruction_sets())
+    assert runtimes.state("cpu", ROOT).int8_exact is bool(exact)
+
+
+def test_a_real_model_is_measured_on_both_providers(project: Path, openvino: Path) -> None:
+    params = toy_params(inputs={"x": {"shape": ["batch", 1, 12, 12]}}) | {"runtimes": ["cpu", "openvino", "cuda"]}
+    write_project(project, CONVOLUTIONAL, params)
+    shutil.copytree(ROOT / "runtimes", project / "runtimes")
+    (project / ".runtimes").symlink_to(ROOT / ".runtimes")
+    host.main()
+    for name, stage in (("train", train), ("data", data), ("export", export), ("verify", verify)):
+        assert command.one(name, "toy", stage).passed
+    for name, stage in (("optimize", optimize), ("quantize", quantize)):
+        command.one(name, "toy", stage)
+    report = benchmark("toy", project)
+    assert report.passed, report.reason
+    plain = {m.runtime: m for m in report.measurements if m.variant == "plain"}
+    assert set(plain) == {"cpu", "openvino"} | ({"cuda"} if hostinfo.accelerators() else set())
+    assert plain["openvino"].node_share == {OPENVINO: 1.0}
+    assert plain["openvino"].latencies[0].p50_ms > 0
+    assert {state.runtime: state.usable for state in report.runtimes}["openvino"]
+
+
+def test_a_model_that_a_provider_cannot_run_fell_back_to_the_cpu(
+    project: Path, openvino: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenVINO knows no ai.onnx.ml: ONNX Runtime hands the node to the CPU without a word."""
+    node = helper.make_node("Normalizer", ["x"], ["y"], domain="ai.onnx.ml", norm="L2")
+    graph = helper.make_graph(
+        [node],
+        "ml",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 6])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 6])],
+    )
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 3)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), project / "models" / "ml.onnx")
+    source = (
+        "import numpy as np\n\ndef samples(split):\n    rng = np.random.default_rng(len(split))\n"
+        "    return {'x': rng.standard_normal((96, 6)).astype(np.float32)}\n"
+    )
+    changes = {"build": None, "quality": None, "onnx": "models/ml.onnx", "outputs": {"y": {"shape": ["batch", 6]}}}
+    write_project(project, source, toy_params(**changes) | {"runtimes": ["openvino"]})
+    shutil.copytree(ROOT / "runtimes", project / "runtimes")
+    (project / ".runtimes").symlink_to(ROOT / ".runtimes")
+    host.main()
+    for name, stage in (("train", train), ("data", data), ("export", export), ("verify", verify)):
+        assert command.one(name, "toy", stage).passed
+    for name, stage in (("optimize", optimize), ("quantize", quantize)):
+        command.one(name, "toy", stage)
+    plain = benchmark("toy", project).measurements[0]
+    assert plain.node_share == {CPU: 1.0}
+    assert plain.reason == f"fell back to CPU: no node ran on {OPENVINO}"
+    assert plain.latencies == []
+
+
+def test_nodes_are_counted_as_the_graph_has_them_however_a_provider_fuses_them(tmp_path: Path, openvino: Path) -> None:
+    feed = {"x": np.ones((2, 4), np.float32)}
+    with Worker.onnx(linear(tmp_path / "m.onnx"), "m", OPENVINO, python=openvino) as worker:
+        assert worker.profile(feed) == {OPENVINO: 2}
+
+
+def test_the_wrapper_serves_what_won_on_openvino_where_that_is_installed(tmp_path: Path, openvino: Path) -> None:
+    version = version_for_two_providers(tmp_path)
+    code = (
+        f"import sys; sys.path += [{str(ROOT)!r}, {sysconfig.get_path('purelib')!r}]\n"  # behind its own onnxruntime
+        "import json, numpy as np\nfrom registry.session import InferenceSession\n"
+        f"session = InferenceSession({str(version)!r})\n"
+        "answer = session.predict(np.ones((1, 4), np.float32))\n"
+        "print(json.dumps([session.metadata.providers[0], session.metadata.served.file, float(answer[0, 0])]))\n"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run([openvino, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == [OPENVINO, "providers/openvino/model.onnx", 3.0]
+
+
+@pytest.mark.skipif(bool(hostinfo.accelerators()), reason="there is a GPU: CUDA is tested below")
+@pytest.mark.parametrize("name", ["cuda", "tensorrt"])
+def test_without_a_gpu_its_runtimes_are_absent_and_say_why(name: str) -> None:
+    found = runtimes.state(name, ROOT)
+    assert (found.usable, found.reason) == (False, "no NVIDIA GPU here: there is no nvidia-smi that lists one")
+
+
+@pytest.mark.skipif(not hostinfo.accelerators(), reason="no NVIDIA GPU here")
+def test_cuda_really_runs_where_there_is_a_gpu(tmp_path: Path) -> None:
+    runtimes.install("cuda", ROOT)
+    assert runtimes.state("cuda", ROOT).node_share["float32"] == 1.0
+
+
+def test_a_runtime_without_its_environment_says_what_installs_it(checkout: Path) -> None:
+    assert runtimes.state("openvino", checkout).reason == "not installed: onward runtimes install openvino"
+
+
+def test_an_environment_is_made_once_and_again_when_its_pins_change(checkout: Path) -> None:
+    assert runtimes.install("tiny", checkout)
+    (checkout / ".runtimes" / "tiny" / "mark").write_text("")
+    assert not runtimes.install("tiny", checkout)
+    assert (checkout / ".runtimes" / "tiny" / "mark").exists()
+    (checkout / "runtimes" / "tiny.txt").write_text("# another\n")
+    assert runtimes.install("tiny", checkout)
+    assert not (checkout / ".runtimes" / "tiny" / "mark").exists()
+    assert [path.name for path in (checkout / ".runtimes").iterdir()] == ["tiny"]
+
+
+def test_an_environment_of_other_pins_does_not_count(checkout: Path) -> None:
+    (checkout / "runtimes" / "openvino.txt").write_text("# nothing\n")
+    runtimes.install("openvino", checkout)
+    assert runtimes.state("openvino", checkout).reason.startswith("does not start: ModuleNotFoundError")
+    (checkout / "runtimes" / "openvino.txt").write_text("# something else\n")
+    assert runtimes.state("openvino", checkout).reason.startswith("made of other pins than runtimes/openvino.txt has")
+
+
+def test_an_installation_that_fails_leaves_what_was_there(checkout: Path) -> None:
+    runtimes.install("tiny", checkout)
+    (checkout / "runtimes" / "tiny.txt").write_text("./no-such-package\n")
+    with pytest.raises(OnwardError, match=r"runtimes/tiny\.txt cannot be installed: ERROR: .*no-such-package"):
+        runtimes.install("tiny", checkout)
+    assert [path.name for path in (checkout / ".runtimes").iterdir()] == ["tiny"]
+
+
+def test_an_installation_that_is_killed_leaves_nothing_that_counts(checkout: Path) -> None:
+    code = f"from pathlib import Path; from registry import runtimes; runtimes.install('tiny', Path({str(checkout)!r}))"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    started = subprocess.Popen([sys.executable, "-c", code], env=environment, start_new_session=True)
+    while not list((checkout / ".runtimes").glob(".tiny.*/bin/python")):
+        assert started.poll() is None, "it ended before it could be killed"
+        time.sleep(0.005)
+    os.killpg(started.pid, signal.SIGKILL)
+    started.wait()
+    assert not (checkout / ".runtimes" / "tiny").exists()
+    assert list((checkout / ".runtimes").iterdir())
+    assert runtimes.install("tiny", checkout)
+    assert [path.name for path in (checkout / ".runtimes").iterdir()] == ["tiny"]
+
+
+@pytest.mark.parametrize(("name", "message"), [("gpu", "runtimes/ has tiny"), ("tensorrt", "install cuda")])
+def test_a_runtime_that_there_is_not_cannot_be_installed(checkout: Path, name: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        runtimes.install(name, checkout)
+
+
+def test_a_probe_is_kept_until_the_environment_or_the_machine_is_another(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = runtimes.state("cpu", checkout)
+    assert first.usable
+
+    def no_more(name: str, root: Path) -> Any:
+        raise AssertionError("probed again")
+
+    monkeypatch.setattr(runtimes, "_probe", no_more)
+    assert runtimes.state("cpu", checkout) == first
+    monkeypatch.setattr(hostinfo, "INSTRUCTION_SETS", ("sse2", "asimd"))
+    with pytest.raises(AssertionError, match="probed again"):
+        runtimes.state("cpu", checkout)
+
+
+def test_a_provider_that_dies_on_a_small_model_is_a_sentence(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (checkout / "probe").mkdir()
+    (checkout / "probe" / "runtime_probe.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)\n")
+    monkeypatch.setattr(runtimes, "_HERE", checkout / "probe")
+    assert runtimes.state("cpu", checkout).reason == "died of SIGSEGV on a small model"
+
+
+def test_the_commands_list_and_install(checkout: Path, onward: Command) -> None:
+    code, out, _ = onward("runtimes")
+    lines = {line.split()[0]: line for line in out.splitlines()}
+    assert code == 0
+    assert set(runtimes.PROVIDERS) <= set(lines)
+    assert "float32" in lines["cpu"]
+    assert "onward runtimes install openvino" in lines["openvino"]
+    found = json.loads(onward("runtimes", "--json")[1])
+    assert [one["runtime"] for one in found["runtimes"]] == list(runtimes.PROVIDERS)
+    assert found["machine"]["instruction_sets"] == hostinfo.instruction_sets()
+    assert onward("runtimes", "install", "gpu")[0] == 2
+    (checkout / "runtimes" / "cpu.txt").write_text("# nothing\n")
+    code, out, _ = onward("runtimes", "install", "cpu")
+    assert (code, out.split(";")[0]) == (0, "cpu: nothing to install")
+
+
+def test_outside_a_checkout_the_message_says_where_runtimes_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, onward: Command
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, err = onward("runtimes")
+    assert (code, "inside a checkout" in err) == (2, True)
+
+
+def test_what_a_runtime_can_do_is_said_in_words() -> None:
+    found = runtimes.RuntimeState(
+        runtime="x", usable=True, node_share={"float32": 1.0, "float16": 0.5, "int8": 0.0}, int8_exact=None
+    )
+    assert cli_runtimes.describe(found) == "float32; float16 (50% of the nodes); no int8"
+
+
+def test_the_environments_pins_are_those_of_the_pipeline_where_both_have_a_package() -> None:
+    """Two versions of NumPy would be two more differences between two latencies."""
+    constraints = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
+    for path in sorted((ROOT / "runtimes").glob("*.txt")):
+        for line in path.read_text().splitlines():
+            name, _, pinned = line.partition("==")
+            if name in constraints and not line.startswith("#"):
+                assert pinned == constraints[name], f"{path.name}: {name}"
+    assert set(yaml.safe_load((ROOT / "params.yaml").read_text())["runtimes"]) <= set(runtimes.PROVIDERS)

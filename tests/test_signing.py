@@ -1,0 +1,270 @@
+"""Signed entries, approvals, two pairs of eyes: what counts where an environment has signers, and where it has none."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+
+import pytest
+import yaml
+
+from registry import approvals, operations, overview, policy, signatures, transfer
+from registry.errors import Refused, UsageError
+from registry.four_eyes import judge
+from registry.session import InferenceSession
+from tests.store_factory import add_candidate, fresh_store
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    store = fresh_store(tmp_path, monkeypatch)
+    (tmp_path / "dvc.yaml").write_text("stages: {}\n")
+    for factor in (1, 2, 3):
+        add_candidate(store, "cnn", factor, published_by="ann")
+    return store
+
+
+@pytest.fixture
+def keys(tmp_path):
+    """ann's and bob's public keys; the private ones are files."""
+    return {name: signatures.create_key(tmp_path / f"{name}.pem") for name in ("ann", "bob")}
+
+
+@pytest.fixture
+def be(tmp_path, monkeypatch):
+    """Act as somebody else: with another name, and another key."""
+
+    def become(name: str) -> None:
+        monkeypatch.setenv("ONWARD_ACTOR", name)
+        monkeypatch.setenv("ONWARD_SIGNING_KEY", str(tmp_path / f"{name}.pem"))
+
+    become("ann")
+    return become
+
+
+@pytest.fixture
+def environment(tmp_path):
+    """Write the policy of staging."""
+
+    def write(**options) -> None:
+        section = {"staging": {"from": "candidate", "require": [], **options}}
+        (tmp_path / "params.yaml").write_text(yaml.safe_dump({"environments": section}))
+
+    return write
+
+
+def promote(store, version, **options):
+    return operations.promote("cnn", "staging", version, reason="because", store=store, **options)
+
+
+def live(store):
+    entry = store.head("staging", "cnn").line.live
+    assert entry == store.log("staging", "cnn").line.live
+    return entry.candidate_version if entry else None
+
+
+def append_by_hand(store, base, version=3, **changes):
+    """What somebody with EDIT and a script can do."""
+    draft = (
+        store.log("staging", "cnn")
+        .entries()[0]
+        .model_copy(update={"key": "by hand", "base": base, "candidate_version": version, "actor": "bob", **changes})
+    )
+    store._try_append("staging.cnn", draft)
+
+
+def test_entries_of_signers_count_and_others_do_not(store, keys, be, environment):
+    environment(signers=keys)
+    assert promote(store, 1).entry.signer == "ann"
+    append_by_hand(store, base=1, signer="", signature="")
+    assert live(store) == 1
+    append_by_hand(store, base=1)  # ann's signature, under other words
+    assert live(store) == 1
+    assert [entry.number for entry in store.log("staging", "cnn").unproven] == [2, 3]
+    be("bob")
+    assert promote(store, 2).entry.base == 1
+    assert live(store) == 2
+    assert operations.rollback("cnn", "staging", reason="because", store=store).version == 1
+    assert store.versions.aliases("staging.cnn") == {"live": 5}
+
+
+def test_a_signature_is_over_every_word_of_an_entry(store, keys, be, environment):
+    environment(signers=keys)
+    entry = promote(store, 1).entry
+    assert signatures.proven(entry, "staging.cnn", keys)
+    for change in (
+        {"base": 7}, {"sha256": "0" * 64}, {"candidate_version": 2}, {"actor": "bob"}, {"reason": "other"},
+        {"at": "2030-01-01T00:00:00+00:00"}, {"forced": True}, {"evidence": {}}, {"signer": "bob"}, {"key": "other"},
+        {"kind": "approve"}, {"restores": 1}, {"gates_run": "other"}, {"signature": "bm9uZQ=="}, {"signature": "!"},
+    ):  # fmt: skip
+        assert not signatures.proven(entry.model_copy(update=change), "staging.cnn", keys), change
+    assert not signatures.proven(entry, "production.cnn", keys)
+    elsewhere = {"number": 9, "source": "models:/m-elsewhere"}
+    assert signatures.proven(entry.model_copy(update=elsewhere), "staging.cnn", keys)
+
+
+def test_who_has_no_key_of_a_signer_is_told_before_anything_is_done(
+    store, keys, be, environment, tmp_path, monkeypatch
+):
+    environment(signers=keys)
+    signatures.create_key(tmp_path / "eve.pem")
+    be("eve")
+    with pytest.raises(Refused, match=r"counts only what ann, bob signed, and the key in .*eve\.pem is none of theirs"):
+        promote(store, 1, force=True)
+    monkeypatch.delenv("ONWARD_SIGNING_KEY")
+    with pytest.raises(Refused, match="set ONWARD_SIGNING_KEY"):
+        operations.rollback("cnn", "staging", reason="because", store=store)
+    (tmp_path / "no.pem").write_text("no key")
+    be("no")
+    with pytest.raises(UsageError, match=r"no\.pem holds no key"):
+        promote(store, 1)
+    assert store.log("staging", "cnn").entries() == []
+
+
+def test_a_history_from_before_the_signers_counts_once_one_of_them_has_signed_it(store, keys, be, environment, onward):
+    environment()
+    for version in (1, 2):
+        promote(store, version)
+    environment(signers=keys)
+    assert live(store) is None
+    with pytest.raises(Refused, match=r"nothing is live in staging of cnn \(2 entries count for nothing: no signer"):
+        overview.resolve("cnn@staging", store)
+    assert "entry 2 in a log of staging counts for nothing: no signer signed it" in onward("status")[1]
+    assert onward("sign", "cnn", "--env", "staging", "--dry-run")[1].startswith("would sign entry 1: ann promoted")
+    assert live(store) is None
+    code, out, _ = onward("sign", "cnn", "--env", "staging", "--json")
+    assert code == 0
+    assert [entry["number"] for entry in json.loads(out)["signed"]] == [1, 2]
+    assert live(store) == 2
+    assert onward("sign", "cnn", "--env", "staging")[1] == "There is nothing to sign.\n"
+    assert operations.rollback("cnn", "staging", reason="because", store=store).version == 1
+
+
+def test_a_host_without_a_checkout_knows_the_signers_from_a_file(store, keys, be, environment, tmp_path, monkeypatch):
+    environment(signers=keys)
+    promote(store, 1)
+    append_by_hand(store, base=1, signature="", signer="")
+    host = tmp_path / "host"
+    host.mkdir()
+    (tmp_path / "params.yaml").rename(host / "signers.yaml")
+    (tmp_path / "dvc.yaml").unlink()
+    monkeypatch.chdir(host)
+    assert store.head("staging", "cnn").line.live.number == 2  # it takes everybody at their word
+    monkeypatch.setenv("ONWARD_PARAMS", str(host / "signers.yaml"))
+    assert InferenceSession("cnn@staging").metadata.entry == 1
+    monkeypatch.setenv("ONWARD_PARAMS", str(host / "nowhere.yaml"))
+    with pytest.raises(UsageError, match=r"ONWARD_PARAMS: .*nowhere\.yaml cannot be read"):
+        overview.resolve("cnn@staging", store)
+
+
+def test_without_signers_two_names_are_advice(store, be, environment):
+    environment(four_eyes=True)
+    with pytest.raises(Refused, match=r"ann published it and ann promotes it: .*`onward approve cnn 1 --env staging`"):
+        promote(store, 1)
+    be("bob")
+    [gate] = promote(store, 1).gates
+    assert gate.detail == "published by ann, promoted by bob (advice: without `signers`, names are not proved)"
+    be("ann")
+    approvals.approve("cnn", 2, "staging", reason="my own", store=store)
+    with pytest.raises(Refused, match="somebody else has to approve it first"):
+        promote(store, 2)
+    be("bob")
+    approval, note = approvals.approve("cnn", 2, "staging", reason="looked at its misses", store=store)
+    assert (approval.kind, note) == ("approve", "")
+    assert str(approval).startswith("bob approved version 2 (sha256 ")
+    be("ann")
+    assert promote(store, 2).gates[0].detail.startswith("approved by bob (advice")
+    assert promote(store, 3, force=True).entry.forced
+    assert live(store) == 3
+
+
+def test_with_signers_a_second_key_has_to_approve_and_force_does_not_help(store, keys, be, environment):
+    environment(four_eyes=True, signers=keys)
+    be("bob")
+    with pytest.raises(Refused, match="bob promotes it: somebody else has to approve"):
+        promote(store, 1, force=True)
+    approvals.approve("cnn", 1, "staging", reason="my own", store=store)
+    forged = store.log("staging", "cnn").approvals[0].model_copy(update={"signer": "ann", "actor": "ann", "key": "x"})
+    store._try_append("staging.cnn", forged)
+    with pytest.raises(Refused, match="somebody else has to approve"):
+        promote(store, 1)
+    be("ann")  # who published it, says a tag that anybody may write
+    approvals.approve("cnn", 1, "staging", reason="fine", store=store)
+    be("bob")
+    with pytest.raises(Refused, match="somebody else has to approve"):
+        promote(store, 1)
+    keys["carl"] = signatures.create_key(store_path(store) / "carl.pem")
+    environment(four_eyes=True, signers=keys)
+    be("carl")
+    approvals.approve("cnn", 1, "staging", reason="fine", store=store)
+    be("bob")
+    assert promote(store, 1).gates[0].detail == "approved by carl"
+    assert live(store) == 1
+
+
+def store_path(store):
+    from pathlib import Path
+
+    return Path(os.environ["MLFLOW_TRACKING_URI"].removeprefix("sqlite:///")).parent
+
+
+def test_an_approval_changes_nothing_that_is_live_and_takes_nobodys_place(store, be, environment, onward):
+    environment(four_eyes=True)
+    be("bob")
+    promote(store, 1)
+    code, out, err = onward("approve", "cnn", "2", "--env", "staging", "--reason", "fine", "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["number"] == 2
+    assert live(store) == 1
+    promote(store, 2)
+    assert operations.rollback("cnn", "staging", reason="because", store=store).version == 1
+    states = [line["kind"] for line in json.loads(onward("history", "cnn", "--json")[1])["staging"]]
+    assert states == ["promote", "approve", "promote", "rollback"]
+    assert overview.status(store)[0].environments[0].drift == ()
+
+
+def test_signatures_and_approvals_move_to_another_server(store, keys, be, environment, tmp_path, monkeypatch):
+    environment(four_eyes=True, signers={**keys, "carl": signatures.create_key(tmp_path / "carl.pem")})
+    be("carl")
+    approvals.approve("cnn", 1, "staging", reason="fine", store=store)
+    approvals.approve("cnn", 3, "staging", reason="deployed nowhere", store=store)
+    be("bob")
+    promote(store, 1)
+    lines = transfer.export(["cnn"], tmp_path / "files", store)
+    (tmp_path / "cnn.jsonl").write_text("".join(f"{line.model_dump_json()}\n" for line in lines))
+    (tmp_path / "new").mkdir()
+    new = fresh_store(tmp_path / "new", monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    for added in (3, 0):
+        [imported] = transfer.import_(tmp_path / "cnn.jsonl", tmp_path / "files", new)
+        assert (imported.added, imported.present) == (added, 3 - added)
+    log = new.log("staging", "cnn")
+    assert (log.line.live.signer, len(log.approvals), log.unproven) == ("bob", 2, ())
+    assert InferenceSession("cnn@staging").metadata.entry == 3
+
+
+def test_a_key_is_for_its_owners_eyes_and_never_overwritten(tmp_path, onward, monkeypatch):
+    monkeypatch.setenv("ONWARD_ACTOR", "ann@example.org")
+    file = tmp_path / "ann.pem"
+    code, out, _ = onward("keys", "create", str(file))
+    assert code == 0
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    line = next(line for line in out.splitlines() if "signers:" in line)
+    parsed = policy.parse({"staging": {"from": "candidate", "require": [], **yaml.safe_load(line)}})
+    assert list(parsed["staging"].signers) == ["ann@example.org"]
+    before = file.read_bytes()
+    code, _, err = onward("keys", "create", str(file))
+    assert (code, file.read_bytes()) == (2, before)
+    assert "never overwritten" in err
+
+
+@pytest.mark.parametrize("key", ["", "short", "!" * 44])
+def test_a_signer_without_a_key_is_refused_with_its_path(key):
+    with pytest.raises(UsageError, match=r"environments\.staging\.signers\.ann: no public key"):
+        policy.parse({"staging": {"from": "candidate", "require": [], "signers": {"ann": key}}})
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_nobody_known_to_have_published_means_that_somebody_else_approves(signed):
+    assert not judge("", "bob", [], signed, "onward approve").met
