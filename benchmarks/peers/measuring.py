@@ -18,6 +18,7 @@ import numpy as np
 from benchmarks.peers.making import Outcome
 from benchmarks.peers.results import EAGER, ONWARD, Entry, Result, Speed
 from registry.evidence import BenchmarkReport, ExportReport, SelectReport, load
+from registry.runtimes import python
 from registry.vocabulary import PLAIN, REFERENCE, FileDigest, Ratio
 from stages import paths
 from stages.measuring.contest import Contestant, Feed, Questions, blank, race, turn_seconds
@@ -83,7 +84,7 @@ def measure(architecture: str, outcomes: Sequence[Outcome], rounds: int) -> Resu
         if entry.name in by_name:
             entry.peer, entry.seconds = by_name[entry.name].peer, by_name[entry.name].seconds
     select = load(SelectReport, paths.build(architecture, "select") / "report.json")
-    chosen = select.winners[0]
+    chosen = next(winner for winner in select.winners if winner.runtime == "cpu")
     return Result(
         architecture=architecture,
         sizes=list(feeds),
@@ -129,10 +130,20 @@ def _contestants(
     eager = Contestant(blank(REFERENCE, "cpu", "PyTorch eager", "float32"), reference_worker(architecture, settings))
     stack.enter_context(eager.worker)
     made.append((EAGER, eager))
-    winner = next(winner for winner in select.winners if winner.runtime == "cpu")
-    path = paths.root() / winner.files[0].path
-    worker = Worker.onnx(path, "Onward's choice", winner.provider, options=winner.options, timeout=timeout)
-    made.append(contestant(ONWARD, _precision(architecture, winner.variant), worker, winner.files))
+    for winner in select.winners:
+        worker = Worker.onnx(
+            paths.root() / winner.files[0].path,
+            "Onward's choice",
+            winner.provider,
+            options=winner.options,
+            python=python(winner.runtime, paths.root()),
+            timeout=timeout,
+        )
+        blanked = blank(
+            ONWARD, winner.runtime, winner.provider, _precision(architecture, winner.variant), files=winner.files
+        )
+        name = ONWARD if winner.runtime == "cpu" else f"{ONWARD} on {winner.runtime}"
+        made.append((name, Contestant(blanked, stack.enter_context(worker))))
     for outcome in outcomes:
         if outcome.file:
             name = f"{outcome.peer} {outcome.recipe}"

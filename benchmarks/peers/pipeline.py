@@ -6,14 +6,17 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from registry.disk import write_atomically
 from registry.errors import OnwardError
+from registry.runtimes import install
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).parent
@@ -42,6 +45,19 @@ def lay(project: Path, hub: Path | None) -> None:
         bring_weights(hub, weights)
     if not (project / ".dvc").is_dir():
         _run(project, ["dvc", "init", "--no-scm", "--quiet"])
+
+
+def ask_for(project: Path, runtimes: Sequence[str]) -> None:
+    """Name the runtimes in the project's params.yaml, and make the environments of those beside `cpu`.
+
+    Raises:
+        OnwardError: one cannot be installed.
+    """
+    for runtime in runtimes:
+        if runtime != "cpu":
+            install(runtime, project)
+    params = project / "params.yaml"
+    params.write_text(re.sub(r"(?m)^runtimes:.*$", f"runtimes: [{', '.join(runtimes)}]", params.read_text()))
 
 
 def bring_weights(hub: Path, target: Path) -> None:

@@ -13,10 +13,8 @@ def report(measured: Measured) -> str:
     """The whole page: the figures wanted, then a table an architecture."""
     lines = ["# Onward against its peers", ""]
     lines += [_machine(measured), ""]
-    lines += [
-        "Made by `python -m benchmarks.against_peers`. Latencies are medians in milliseconds; ratios are geometric"
-    ]
-    lines += ["geometric means over paired rounds with their 95 % bootstrap intervals, and under 1 means faster.", ""]
+    lines += ["Made by `python -m benchmarks.against_peers`. Latencies are medians in milliseconds. Ratios are"]
+    lines += ["geometric means over paired rounds, with 95 % bootstrap intervals; under 1 is faster.", ""]
     lines += ["## Figures", "", "| figure | wanted | measured | holds? |", "|---|---|---|---|"]
     lines += [_row(row) for row in rows(measured)]
     lines += ["", "## Architectures", "", *_overview(measured)]

@@ -18,7 +18,7 @@ __all__ = ["accuracy", "lstm", "tcn"]
 
 WORDS, HIDDEN, WINDOW = 10_000, 512, 32
 BANDS, FRAMES, CHIRPS = 64, 128, 12
-SPLITS = {"train": (0, 1600), "calibration": (1600, 1728), "evaluation": (1728, 1984)}
+SPLITS = {"train": (0, 960), "calibration": (960, 1088), "evaluation": (1088, 1344)}
 
 
 class Lstm(nn.Module):
@@ -62,7 +62,7 @@ def train_lstm(seed: int) -> nn.Module:
     found = word_samples("train")
     torch.manual_seed(seed)
     ids, labels = torch.from_numpy(found["input_ids"]), torch.from_numpy(found["label"])
-    return fit(lstm(), [ids], labels, nn.CrossEntropyLoss(), seed, 6, 3e-3, 64)
+    return fit(lstm(), [ids], labels, nn.CrossEntropyLoss(), seed, 3, 3e-3, 64)
 
 
 class Dilated(nn.Module):
@@ -118,4 +118,4 @@ def train_tcn(seed: int) -> nn.Module:
     found = chirp_samples("train")
     torch.manual_seed(seed)
     bands, labels = torch.from_numpy(found["bands"]), torch.from_numpy(found["label"])
-    return fit(tcn(), [bands], labels, nn.CrossEntropyLoss(), seed, 6, 2e-3, 32)
+    return fit(tcn(), [bands], labels, nn.CrossEntropyLoss(), seed, 3, 3e-3, 32)
