@@ -1,7 +1,8 @@
 """Tells others of an entry, once it is in the log: a command or a webhook per environment, named in params.yaml.
 
 The entry counts whatever becomes of this. A hook that fails is tried again, and then is a warning. Neither its address
-nor what it answers is ever repeated: either may hold a secret.
+nor what it answers is ever repeated: either may hold a secret. A webhook of the MLflow server is made once, by `onward
+environments create` (registry/webhooks.py), and sent by the server.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ def announce(notify: Notify, model: str, environment: str, entry: Entry) -> str:
     Returns:
         nothing, or in words how it failed.
     """
+    if notify.server_webhook is not None:
+        return ""
     body = json.dumps(event(model, environment, entry)).encode()
     for pause in (*PAUSES_S, None):
         try:
@@ -60,6 +63,20 @@ def announce(notify: Notify, model: str, environment: str, entry: Entry) -> str:
                 return f"the entry counts, but the hook of {environment} failed: {failed}"
             time.sleep(pause)
     return ""
+
+
+def resolved(address: str) -> str:
+    """An address, or the one that the environment variable `$NAME` holds.
+
+    Raises:
+        UsageError: the variable holds none.
+    """
+    if not address.startswith("$"):
+        return address
+    found = os.environ.get(address[1:], "")
+    if not found.startswith(("https://", "http://")):
+        raise UsageError(f"the environment variable {address[1:]} holds no http(s) address")
+    return found
 
 
 def _run(command: list[str], body: bytes) -> None:
@@ -86,10 +103,10 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 def _post(address: str, body: bytes) -> None:
-    if address.startswith("$"):
-        name, address = address[1:], os.environ.get(address[1:], "")
-        if not address.startswith(("https://", "http://")):
-            raise _Failed(f"the environment variable {name} holds no http(s) address", again=False)
+    try:
+        address = resolved(address)
+    except UsageError as error:
+        raise _Failed(str(error), again=False) from None
     opener = urllib.request.build_opener(_NoRedirect)
     try:
         host = urlsplit(address).hostname

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from registry import hostinfo
 from registry.evidence import Evidence
 from registry.session_options import SessionOptions
 from registry.vocabulary import PLAIN, Measurement, OutputComparison, Scenarios, Variant, worst_by_output
@@ -144,7 +145,7 @@ def version_tags(evidence: Evidence) -> dict[str, str]:
     chosen = chosen_measurement(evidence)
     assert chosen is not None
     choice = next(c for c in evidence.select.choices if c.chosen)
-    graph = evidence.export.graph
+    graph, machine = evidence.export.graph, evidence.benchmark.machine
     found: dict[str, Any] = {
         "variant": chosen.variant,
         "runtime": chosen.runtime,
@@ -162,7 +163,8 @@ def version_tags(evidence: Evidence) -> dict[str, str]:
         "latency_ratio": choice.ratio.value if choice.ratio else None,
         "latency_ratio_high": choice.ratio.high if choice.ratio else None,
         "size_mb": sum(file.size_bytes for file in chosen.files) / 1e6,
-        "cpu": evidence.benchmark.machine.cpu if evidence.benchmark.machine else None,
+        "cpu": machine.cpu if machine else None,
+        "instruction_sets": hostinfo.kind(machine) if machine else None,
     }
     return {key: _text(value) for key, value in found.items() if value is not None}
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from registry.deployments import GateResult
-from registry.replay import replay_in_subprocess
+from registry.replay import measure_again
 
 # Latency ratios of one interleaved benchmark run repeat to about 5 %; within that, a version is not slower.
 LATENCY_NOISE = 0.05
@@ -29,7 +29,7 @@ def judge(requirements: Iterable[str], evidence: Evidence, folder: Path | None) 
         if name == "replay":
             if folder is None:
                 continue
-            met, detail = replay_in_subprocess(folder, evidence.get("provider", ""))
+            met, detail = measure_again(folder, evidence)
         else:
             met, detail = _OVER_EVIDENCE[name](evidence)
         results.append(GateResult(requirement=name, met=met, detail=detail))

@@ -37,6 +37,21 @@ def instruction_sets() -> list[str]:
     return _known(_cpu())
 
 
+def kind(machine: Machine) -> str:
+    """What decides which numbers int8 gives on a machine, in words: its instruction sets."""
+    return " ".join(machine.instruction_sets) or machine.system
+
+
+def unmeasured(kinds: str | None) -> str:
+    """In words, that there is no evidence from this kind of host; "" where there is. `kinds` are those that a version
+    was measured on, as its tag `instruction_sets` has them: separated by "; ", None where nothing was recorded."""
+    here = kind(describe())
+    if kinds is None:
+        return f"no evidence says which kind of host this was measured on; here: {here}"
+    known = [one.strip() for one in kinds.split(";")]
+    return "" if here in known else f"no evidence from this kind of host ({here}); measured on {kinds}"
+
+
 def accelerators() -> list[str]:
     """NVIDIA GPUs that answer, each with driver and memory."""
     if shutil.which("nvidia-smi") is None:

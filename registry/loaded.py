@@ -13,7 +13,7 @@ import numpy as np
 
 from registry.errors import UsageError
 from registry.inputs import Array, Input, to_dtype
-from registry.serving import CPU, Served, Serving
+from registry.serving import CPU, Served, Serving, preload
 from registry.vocabulary import Record, TensorSpec
 
 
@@ -73,8 +73,7 @@ class Loaded:
         usable = [provider for provider in wanted if _name(provider) in available]
         if CPU not in map(_name, wanted):
             usable.append(CPU)
-        if set(map(_name, usable)) & {"CUDAExecutionProvider", "TensorrtExecutionProvider"}:
-            runtime.preload_dlls()  # NVIDIA's wheels lie where no linker looks
+        preload([_name(provider) for provider in usable])
         # A provider that is there may still fail to start (no device, no driver), and is dropped without an error:
         # then the next one gets what won there.
         for number, provider in enumerate(usable):

@@ -206,17 +206,19 @@ def create_environments(models: Iterable[str], store: Store | None = None) -> li
     promotes, and then grants EDIT to those who may.
 
     Raises:
-        UsageError: a name is none, or an experiment of that name was deleted.
+        UsageError: a name is none, an experiment of that name was deleted, or the server sends no webhook there.
         Refused: the server does not allow it.
     """
     rules = policy.read()
     names = [policy.valid_name(model, "a model") for model in models]
     store = store or Store()
-    return [
-        made
-        for environment in rules
-        for made in (*store.files.prepare(environment), *store.prepare(environment, names))
-    ]
+    made = []
+    for name, wanted in rules.items():
+        made += store.files.prepare(name)
+        made += store.prepare(name, names)
+        if wanted.notify is not None and wanted.notify.server_webhook is not None:
+            made += store.prepare_webhook(name, events.resolved(wanted.notify.server_webhook))
+    return made
 
 
 def author(wanted: policy.Environment, environment: str, actor: str | None) -> tuple[str, signatures.Key | None]:

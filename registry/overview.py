@@ -16,7 +16,7 @@ from registry.deployments import Entry, GateResult
 from registry.errors import Refused, UsageError
 from registry.integrity import check_folder
 from registry.layout import LIVE, Candidate, Drift, Log, Overview, find_drift, registered_name, to_candidate
-from registry.replay import replay_in_subprocess
+from registry.replay import measure_again
 from registry.store import Store
 
 
@@ -140,7 +140,7 @@ def check(model: str, environment: str, store: Store | None = None) -> Check:
         size = sum(file.size_bytes for file in files)
         digest = GateResult(requirement="digest", met=True, detail=f"sha256 {target.sha256}, {size:,} bytes")
         signature = _signature(folder, target)
-        met, detail = replay_in_subprocess(folder, target.evidence.get("provider", ""))
+        met, detail = measure_again(folder, target.evidence)
     replayed = GateResult(requirement="replay", met=met, detail=detail)
     return Check(model, environment, entry, (digest, *signature, replayed))
 

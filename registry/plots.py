@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import functools
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from registry.evidence import Evidence
-from registry.vocabulary import Measurement
+from registry.vocabulary import Measurement, TradeOff
 
 
 def draw_plots(evidence: Evidence, folder: Path) -> list[Path]:
-    """Write latency.png and pareto.png to `folder`; nothing where nothing was measured."""
+    """Write latency.png and pareto.png to `folder` where something was measured, and a picture for each variant that
+    broke the quality budget: what leaving layers in float gave back."""
     measured = [m for m in evidence.benchmark.measurements if m.latencies]
-    if not measured:
+    pictures: list[tuple[str, Callable[[Any], None]]] = []
+    if measured:
+        pictures += [
+            ("latency", lambda axes: _latency(axes, evidence, measured)),
+            ("pareto", lambda axes: _pareto(axes, evidence, measured)),
+        ]
+    for tradeoff in evidence.quantize.tradeoffs:
+        pictures.append((f"tradeoff-{tradeoff.variant}", functools.partial(_tradeoff, tradeoff=tradeoff)))
+    if not pictures:
         return []
     import matplotlib
 
@@ -20,9 +32,9 @@ def draw_plots(evidence: Evidence, folder: Path) -> list[Path]:
     from matplotlib import pyplot
 
     paths = []
-    for name, draw in (("latency", _latency), ("pareto", _pareto)):
+    for name, draw in pictures:
         figure, axes = pyplot.subplots(figsize=(9, 5), layout="constrained")
-        draw(axes, evidence, measured)
+        draw(axes)
         path = folder / f"{name}.png"
         figure.savefig(path, dpi=110)
         pyplot.close(figure)
@@ -59,6 +71,27 @@ def _pareto(axes: Any, evidence: Evidence, measured: list[Measurement]) -> None:
     axes.set_xlabel("latency relative to the plain export (left is faster)")
     axes.set_ylabel("quality drop (down is better)")
     axes.set_title(f"{evidence.model}: what speed costs (star: chosen)")
+
+
+def _tradeoff(axes: Any, tradeoff: TradeOff) -> None:
+    """Signal to noise of the whole graph over the layers left in float, the costliest first, and what each of those
+    costs alone."""
+    points = [point for point in tradeoff.points if point.snr_db is not None]
+    axes.plot([p.kept for p in points], [p.snr_db for p in points], color="C0", label="the graph")
+    for point in points:
+        axes.plot(point.kept, point.snr_db, "o" if point.holds else "x", color="C2" if point.holds else "C3")
+        if point.quality is not None:
+            axes.annotate(f"quality {point.quality:.4g}", (point.kept, point.snr_db), fontsize=8)
+    layers = [(rank, layer) for rank, layer in enumerate(tradeoff.layers, 1) if math.isfinite(layer.snr_db)]
+    axes.plot(
+        [rank for rank, _ in layers], [layer.snr_db for _, layer in layers], ":", color="grey", label="each layer"
+    )
+    for rank, layer in layers[:3]:
+        axes.annotate(f"{layer.operator} {layer.module or layer.value}", (rank, layer.snr_db), fontsize=8, color="grey")
+    axes.set_xlabel("layers left in float, the costliest first")
+    axes.set_ylabel("signal to noise, dB")
+    axes.set_title(f"{tradeoff.variant}: " + (f"{tradeoff.chosen} holds the budget" if tradeoff.chosen else "no way"))
+    axes.legend()
 
 
 def _label(m: Measurement) -> str:

@@ -35,19 +35,24 @@ STAGES = {"staging": "Staging", "production": "Production"}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
+_Address = Annotated[str, Field(pattern=r"^(https?://\S+|\$[A-Za-z_]\w*)$")]
+
+
 class Notify(BaseModel):
-    """Who is told of every entry: a command (its words; the entry as JSON on stdin) or a webhook (the same, posted).
-    A webhook `$NAME` stands for the environment variable NAME, so that an address that is a secret stays out of git."""
+    """Who is told of every entry: a command (its words; the entry as JSON on stdin), a webhook (the same, posted), or a
+    webhook of the MLflow server itself, in MLflow's own words. An address `$NAME` stands for the environment variable
+    NAME, so that an address that is a secret stays out of git."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     command: Annotated[list[str], Field(min_length=1)] | None = None
-    webhook: Annotated[str, Field(pattern=r"^(https?://\S+|\$[A-Za-z_]\w*)$")] | None = None
+    webhook: _Address | None = None
+    server_webhook: _Address | None = None
 
     @model_validator(mode="after")
-    def _one_of_both(self) -> Notify:
-        if (self.command is None) == (self.webhook is None):
-            raise ValueError("give either command or webhook")
+    def _one(self) -> Notify:
+        if len(self.model_fields_set) != 1 or None in (getattr(self, name) for name in self.model_fields_set):
+            raise ValueError("give either command, webhook or server_webhook")
         return self
 
 

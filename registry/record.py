@@ -262,6 +262,10 @@ class _Recorder:
         known = [v for v in self.client.search_model_versions(f"name = '{name}'") if v.tags.get("sha256") == sha256]
         if known:
             version = min(known, key=lambda v: int(v.version))
+            if "instruction_sets" in tags:  # of every kind of host that these bytes were measured on
+                before = version.tags.get("instruction_sets", "").split("; ")
+                kinds = dict.fromkeys([*filter(None, before), tags["instruction_sets"]])
+                tags["instruction_sets"] = "; ".join(kinds)
             for key, value in tags.items():
                 if version.tags.get(key) != value:
                     self.client.set_model_version_tag(name, version.version, key, value)

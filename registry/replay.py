@@ -1,9 +1,16 @@
-"""Runs the recorded inputs of a version on this host and compares the answers with those recorded.
+"""Runs the recorded inputs of a version on this host and judges the answers here, whatever they were elsewhere.
 
     python -m registry.replay FOLDER [PROVIDER]
 
 prints one JSON object, {"met": ..., "detail": ...}. It is a process of its own because a model can abort the one that
 runs it: then that is the finding, and not the end of the command that asked.
+
+A version's folder holds in `validation/`: inputs.npz; outputs.npz and outputs-NAME.npz, what the winners of the main
+runtime and of the runtime NAME answered where they were measured; reference.npz, what the original answers;
+tolerance.json; and recorded.json, which says what is held to what (Recorded). Every winner whose provider is in this
+environment is run, with its session options. A float32 graph has to repeat its recorded answers within the tolerance.
+A graph of lower precision computes other numbers on a CPU of another kind: it has to stay as near to the original as
+the budget says.
 """
 
 from __future__ import annotations
@@ -13,21 +20,53 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from registry.serving import CPU, MODEL, Served, Serving, preload
+from registry.vocabulary import Record
+
 if TYPE_CHECKING:
-    import numpy as np
+    from registry.fidelity import Array, Arrays
 
 TIMEOUT_S = 120.0
-CPU = "CPUExecutionProvider"
+BUNDLE = "validation"
+# Where the budget names no fidelity and answers have no top-1: twice the noise, in amplitude, of where it was measured.
+NOISE_DB = 6.0
+
+
+class Recorded(Record):
+    """recorded.json: the precision of each runtime's winner, the runtime whose answers outputs.npz holds, and the
+    budget's floors of fidelity, where it has any. `agreement` is the share of samples on which a graph of lower
+    precision has to give the original's answer, by precision."""
+
+    main: str = ""
+    precision: dict[str, str] = {}
+    min_snr_db: float | None = None
+    min_cosine: float | None = None
+    agreement: dict[str, float] = {}
+
+
+def measure_again(folder: Path, evidence: Mapping[str, str]) -> tuple[bool, str]:
+    """Replay the version in `folder` on this host; `evidence` are the version's tags, which say what kinds of host it
+    was measured on.
+
+    Returns:
+        whether the answers hold here, and in words what was compared or what went wrong; and whether there is no
+        evidence from this kind of host.
+    """
+    from registry.hostinfo import unmeasured
+
+    met, detail = replay_in_subprocess(folder, evidence.get("provider", ""))
+    return met, "; ".join(filter(None, (detail, unmeasured(evidence.get("instruction_sets")))))
 
 
 def replay_in_subprocess(folder: Path, provider: str = "", timeout_s: float = TIMEOUT_S) -> tuple[bool, str]:
     """Replay the version in `folder`; an abort or a hang is an answer too.
 
     Returns:
-        whether the answers agree, and in words what was compared or what went wrong.
+        whether the answers hold here, and in words what was compared or what went wrong.
     """
     package = str(Path(__file__).resolve().parent.parent)
     path = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
@@ -56,34 +95,121 @@ def replay_in_subprocess(folder: Path, provider: str = "", timeout_s: float = TI
 def replay(folder: Path, provider: str = "") -> tuple[bool, str]:
     """Replay in this process; see replay_in_subprocess.
 
-    `provider` is the one that the version was measured on; where this host lacks it, the CPU answers.
+    `provider` is the one that a version without serving.json was measured on; where this environment lacks it, or all
+    of those that the version is served on, the CPU answers.
     """
-    import numpy as np
-    import onnxruntime as ort
+    import onnxruntime
 
-    bundle = folder / "validation"
+    bundle = folder / BUNDLE
     missing = [name for name in ("inputs.npz", "outputs.npz", "tolerance.json") if not (bundle / name).is_file()]
     if missing:
-        return False, f"no evidence recorded (validation/{missing[0]} is missing)"
-    tolerance = json.loads((bundle / "tolerance.json").read_text())
-    with np.load(bundle / "inputs.npz", allow_pickle=False) as stored:
-        inputs = dict(stored)
-    with np.load(bundle / "outputs.npz", allow_pickle=False) as stored:
-        expected = dict(stored)
-    options = ort.SessionOptions()
+        return False, f"no evidence recorded ({BUNDLE}/{missing[0]} is missing)"
+    said = bundle / "recorded.json"
+    recorded = Recorded.model_validate_json(said.read_bytes()) if said.is_file() else Recorded()
+    available = onnxruntime.get_available_providers()
+    serving = Serving.load(folder) or Serving({recorded.main: Served(file=MODEL, provider=provider or CPU)})
+    here = {name: served for name, served in serving.root.items() if served.provider in available}
+    if not here:
+        here = {recorded.main: Served(file=MODEL, provider=CPU)}
+    inputs = _load(bundle / "inputs.npz")
+    found, problems = [], []
+    for name, served in here.items():
+        got, used = _answers(folder, served, inputs)
+        precision = recorded.precision.get(name, "float32")
+        own = bundle / ("outputs.npz" if name == recorded.main else f"outputs-{name}.npz")
+        expected = _load(own if own.is_file() else bundle / "outputs.npz")
+        if precision == "float32":
+            faults, words = list(_departures(got, expected, bundle)), _repeated(expected)
+        else:
+            reference = _load(bundle / "reference.npz")
+            faults, words = _strays(got, expected, reference, recorded, precision)
+        problems += [f"{fault} (on {used})" for fault in faults]
+        found.append(f"{words} on {used}")
+    return not problems, "; ".join(problems or found)
+
+
+def _answers(folder: Path, served: Served, inputs: Arrays) -> tuple[Arrays, str]:
+    """What is served answers, and the provider that it runs on: one that cannot start leaves its place to the CPU."""
+    import onnxruntime
+
+    options = served.options.fitting_here().to_onnxruntime()
     options.log_severity_level = 3
-    used = provider if provider in ort.get_available_providers() else CPU
-    session = ort.InferenceSession(str(folder / "model.onnx"), options, providers=list(dict.fromkeys((used, CPU))))
+    preload([served.provider])
+    providers = list(dict.fromkeys((served.provider, CPU)))
+    session = onnxruntime.InferenceSession(str(folder / served.file), options, providers=providers)
     names = [output.name for output in session.get_outputs()]
-    got = dict(zip(names, session.run(names, inputs), strict=True))
-    problems = []
+    running = session.get_providers()[0]
+    used = running if running == served.provider else f"{running}: {served.provider} fell back to CPU"
+    return dict(zip(names, session.run(names, dict(inputs)), strict=True)), used
+
+
+def _load(path: Path) -> Arrays:
+    import numpy as np
+
+    with np.load(path, allow_pickle=False) as stored:
+        return dict(stored)
+
+
+def _repeated(expected: Arrays) -> str:
+    return f"{len(expected)} recorded output{'s' if len(expected) != 1 else ''} repeated"
+
+
+def _departures(got: Arrays, expected: Arrays, bundle: Path) -> Iterator[str]:
+    """Where answers leave the recorded ones by more than the tolerance."""
+    tolerance = json.loads((bundle / "tolerance.json").read_text())
     for name, reference in expected.items():
         problem = "is missing" if name not in got else _differs(got[name], reference, *_limits(tolerance, name))
         if problem:
-            problems.append(f"output {name} {problem}")
-    if problems:
-        return False, f"{'; '.join(problems)} (on {used})"
-    return True, f"{len(expected)} recorded output{'s' if len(expected) != 1 else ''} repeated on {used}"
+            yield f"output {name} {problem}"
+
+
+def _strays(
+    got: Arrays, recorded_there: Arrays, reference: Arrays, recorded: Recorded, precision: str
+) -> tuple[list[str], str]:
+    """How far a graph of lower precision strays from the original here: what of it is too far, and all of it in words.
+
+    The budget's floors of fidelity bind where it has any. Else the share of samples with the original's top-1 answer
+    does: that of the params, or what it was where it was measured if that was less. Where there is no top-1, the noise
+    may have doubled.
+    """
+    from registry.fidelity import fidelity
+
+    absent = [name for name in reference if name not in got or got[name].shape != reference[name].shape]
+    if absent:
+        return [f"output {name} is missing, or of another shape" for name in absent], ""
+    first = next(iter(reference))
+    share, there = _same(reference[first], got[first]), _same(reference[first], recorded_there[first])
+    near, near_there = fidelity(reference, got), fidelity(reference, recorded_there)
+    faults = []
+    words = [precision]
+    if near.snr_db is not None:
+        words.append(f"{near.snr_db:.1f} dB of signal to noise ({near_there.snr_db or 0:.1f} where it was measured)")
+    if share is not None:
+        words.append(f"the original's answer to {share:.1%} of {len(reference[first])} samples")
+    if recorded.min_snr_db is not None or recorded.min_cosine is not None:
+        if recorded.min_snr_db is not None and not (near.snr_db or 0) >= recorded.min_snr_db:
+            faults.append(f"{near.snr_db or 0:.1f} dB of signal to noise, {recorded.min_snr_db:g} wanted")
+        if recorded.min_cosine is not None and not (near.cosine or 0) >= recorded.min_cosine:
+            faults.append(f"worst cosine {near.cosine or 0:.5f}, {recorded.min_cosine:g} wanted")
+    elif share is not None and there is not None:
+        floor = min(recorded.agreement.get(precision, 1.0), there)
+        if share < floor:
+            faults.append(f"gives the original's answer to {share:.1%} of the samples, {floor:.1%} wanted")
+    elif near.snr_db is not None and near_there.snr_db is not None:
+        if near.snr_db < near_there.snr_db - NOISE_DB:
+            faults.append(f"{near.snr_db:.1f} dB of signal to noise, {near_there.snr_db:.1f} where it was measured")
+    else:
+        faults.append("nothing says how near its answers are to the original's: there is no top-1, and no signal")
+    return faults, ", ".join(words)
+
+
+def _same(reference: Array, got: Array) -> float | None:
+    """The share of samples with the original's answer: its top-1, or the whole where it is no float; else null."""
+    from registry.fidelity import agreement
+
+    if reference.dtype.kind == "f":
+        return agreement(reference, got)
+    return float((reference == got).reshape(len(reference), -1).all(1).mean()) if reference.size else None
 
 
 def _limits(tolerance: dict[str, Any], output: str) -> tuple[float, float]:
@@ -92,7 +218,7 @@ def _limits(tolerance: dict[str, Any], output: str) -> tuple[float, float]:
     return tuple(float(tolerance[key] if own.get(key) is None else own[key]) for key in ("rtol", "atol"))  # type: ignore[return-value]
 
 
-def _differs(got: np.ndarray, expected: np.ndarray, rtol: float, atol: float) -> str:
+def _differs(got: Array, expected: Array, rtol: float, atol: float) -> str:
     import numpy as np
 
     got = np.asarray(got)

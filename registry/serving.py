@@ -80,6 +80,14 @@ class Serving(RootModel[dict[str, Served]]):
         return next((served for served in self.root.values() if served.provider == provider), None)
 
 
+def preload(providers: Sequence[str]) -> None:
+    """Load NVIDIA's libraries for providers that need them: their wheels lie where no linker looks."""
+    if set(providers) & {"CUDAExecutionProvider", "TensorrtExecutionProvider"}:
+        import onnxruntime
+
+        onnxruntime.preload_dlls()
+
+
 def of_winners(winners: Sequence[Winner], root: Path) -> tuple[Serving, dict[str, list[Path]]]:
     """How a version with these winners is served, `winners[0]` being the one whose file is model.onnx.
 

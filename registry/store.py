@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from registry import policy
+from registry import policy, webhooks
 from registry.connection import connect, reachable
 from registry.deployments import Draft, Entry
 from registry.errors import LostRace, StoreUnreachable, UsageError
@@ -268,17 +268,17 @@ class Store:
         """Make the registered models of an environment's logs, and return the names of those that were not there."""
         return [name for model in models if self._create(name := registered_name(environment, model))]
 
+    def prepare_webhook(self, environment: str, address: str) -> list[str]:
+        """Make the server's webhook of an environment; see registry/webhooks.py."""
+        return webhooks.ensure(self._client, environment, address)
+
     def _create(self, registered: str) -> bool:
         """Whether it was made just now."""
         from mlflow.exceptions import MlflowException
 
+        if registered in self.versions.named(registered):
+            return False
         with reachable():
-            try:
-                self._client.get_registered_model(registered)
-                return False
-            except MlflowException as error:
-                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                    raise
             try:
                 self._client.create_registered_model(
                     registered,

@@ -10,7 +10,7 @@ from pathlib import Path
 from registry.evidence import OptimizeReport
 from registry.vocabulary import PLAIN, Variant
 from stages import command, paths, techniques, traits
-from stages.params import section
+from stages.params import read, section
 from stages.parity import localize
 from stages.parity.answers import recorded_answers
 from stages.parity.check import check, sentence
@@ -31,13 +31,14 @@ def optimize(model: str, folder: Path) -> OptimizeReport:
         return OptimizeReport(model=model, status="not attempted", reason=reason)
     plain = paths.build(model, "export") / "model.onnx"
     graph = traits.describe(plain, typical_sizes(settings.dims)[-1])
+    runtimes = list(read().runtimes)
     variants = []
     with Workshop(plain, settings.optimize.timeout) as workshop:
         for candidate in settings.optimize.candidates:
             name = techniques.label("optimize", candidate)
             job = Job(name, PLAIN, name, "float32", "optimize", candidate, plain, folder / f"{name}.onnx")
             unfit = getattr(techniques.module("optimize", candidate), "unfit", None)
-            pointless = unfit(graph, techniques.complete("optimize", candidate)) if unfit else ""
+            pointless = unfit(graph, techniques.complete("optimize", candidate), runtimes) if unfit else ""
             variants.append(job.refused(pointless) if pointless else workshop.make(job))
     expected = recorded_answers(model, settings)
 

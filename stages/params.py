@@ -269,7 +269,7 @@ def write_sections(params: Params, target: Path) -> None:
         for stage, keys in READS.items():
             settings = model.model_dump(mode="json", include=set(keys))
             content: dict[str, Any] = {"settings": settings, "sources": _digests(name, model, stage)}
-            if stage in ("quantize", "benchmark"):
+            if stage in ("optimize", "quantize", "benchmark"):
                 content["runtimes"] = params.runtimes
             if stage == "publish":
                 content["experiment"] = params.tracking.experiment

@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from registry.evidence import PublishReport, SelectReport
+from registry.evidence import Evidence, PublishReport
 from registry.record import Publication, publish
+from registry.replay import Recorded
 from registry.runtimes import python
 from stages import command, host, paths
 from stages.params import read, section
+from stages.parity.answers import recorded_outputs
 from stages.reference import split
 from stages.reports import read_evidence
 from stages.runtime.pool import Worker
@@ -34,7 +36,7 @@ def record(model: str, folder: Path) -> PublishReport:
     with tempfile.TemporaryDirectory() as temporary:
         bundle = Path(temporary) if evidence.select.passed else None
         if bundle is not None:
-            _write_bundle(model, settings, evidence.select, bundle)
+            _write_bundle(model, settings, evidence, bundle)
         return publish(
             Publication(
                 root=paths.root(),
@@ -50,24 +52,37 @@ def record(model: str, folder: Path) -> PublishReport:
         )
 
 
-def _write_bundle(model: str, settings: ModelParams, selected: SelectReport, folder: Path) -> None:
-    """Recorded inputs, and what the chosen bytes answer to them on this machine."""
+def _write_bundle(model: str, settings: ModelParams, evidence: Evidence, folder: Path) -> None:
+    """Recorded inputs, what the original answers to them, and what the chosen bytes answer on this machine; see
+    registry/replay.py."""
+    selected = evidence.select
+    precisions = {(m.variant, m.runtime): m.precision for m in evidence.benchmark.measurements}
     samples = split(model, "evaluation")
     first = next(iter(settings.inputs.values())).shape[0]
     count = first if isinstance(first, int) else BUNDLE_SAMPLES
     inputs = {name: samples[name][:count] for name in settings.inputs}
-    winner = selected.winners[0]
-    with Worker.onnx(
-        paths.root() / winner.files[0].path,
-        f"{winner.variant} of {model}",
-        winner.provider,
-        winner.options,
-        python(winner.runtime, paths.root()),
-    ) as worker:
-        outputs = worker.run(inputs)
-    for name, arrays in (("inputs", inputs), ("outputs", outputs)):
+    reference = {name: values[:count] for name, values in recorded_outputs(model).items()}
+    bundle = {"inputs": inputs, "reference": reference}
+    for winner in selected.winners:
+        with Worker.onnx(
+            paths.root() / winner.files[0].path,
+            f"{winner.variant} of {model}",
+            winner.provider,
+            winner.options,
+            python(winner.runtime, paths.root()),
+        ) as worker:
+            bundle["outputs" if winner is selected.winners[0] else f"outputs-{winner.runtime}"] = worker.run(inputs)
+    for name, arrays in bundle.items():
         with open(folder / f"{name}.npz", "wb") as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]
+    recorded = Recorded(
+        main=selected.winners[0].runtime,
+        precision={winner.runtime: precisions[winner.variant, winner.runtime] for winner in selected.winners},
+        min_snr_db=settings.budget.min_snr_db,
+        min_cosine=settings.budget.min_cosine,
+        agreement=settings.tolerance.agreement.model_dump(),
+    )
+    (folder / "recorded.json").write_text(recorded.model_dump_json(indent=2) + "\n")
     (folder / "tolerance.json").write_text(settings.tolerance.model_dump_json() + "\n")
 
 

@@ -14,14 +14,13 @@ from typing import Any
 
 from registry import onnx_file
 from registry.evidence import OptimizeReport, QuantizeReport, load
+from registry.fidelity import agreement, fidelity
 from registry.vocabulary import PLAIN, TradeOff, TradePoint, Variant
 from stages import command, paths, techniques, traits
 from stages.params import read, section
 from stages.parity.answers import recorded_answers, recorded_outputs
 from stages.parity.check import check, crashed, sentence
-from stages.parity.compare import agreement
 from stages.parity.evaluate import Arrays, batch_size, outputs_over, quality_of
-from stages.parity.fidelity import fidelity
 from stages.parity.quality import quality_faults
 from stages.parity.sizes import typical_sizes
 from stages.quantizers import prepare

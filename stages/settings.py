@@ -180,6 +180,7 @@ class Optimize(Section):
         "onnxscript",
         "ort_fusions",
         {"ort_fusions": {"attention": "partial"}},
+        {"ort_fusions": {"norms": "fused"}},
         "ort_transformers",
         "ort_offline",
     )

@@ -1,8 +1,11 @@
-"""Real servers for tests: Postgres from the system's packages, and MLflow with basic auth on it."""
+"""Real servers for tests: Postgres from the system's packages, an S3-compatible store, and MLflow with basic auth on
+both, started by the command and the settings that compose.yaml has for it."""
 
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import shutil
 import signal
 import socket
@@ -14,8 +17,20 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-ADMIN = ("admin", "correct horse battery staple")
+import yaml
+
+from tests.conftest import ROOT
+
+# What docs/team-setup.md has people write into .env: letters and digits.
+PASSWORDS = {
+    "POSTGRES_PASSWORD": "postgresOfTests1",
+    "OBJECTS_PASSWORD": "objectsOfTests1",
+    "ADMIN_PASSWORD": "administratorOfTests1",
+    "SECRET_KEY": "secretOfTests1",
+}
+ADMIN = ("admin", PASSWORDS["ADMIN_PASSWORD"])
 
 
 def postgres_binaries() -> Path | None:
@@ -51,7 +66,7 @@ def postgres(binaries: Path) -> Iterator[str]:
         )
     try:
         login = ["-h", "127.0.0.1", "-p", str(port), "-U", "onward"]
-        _wait(lambda: subprocess.run([str(binaries / "pg_isready"), *login], capture_output=True).returncode == 0)
+        wait_until(lambda: subprocess.run([str(binaries / "pg_isready"), *login], capture_output=True).returncode == 0)
         for name in ("mlflow", "auth"):
             subprocess.run([str(binaries / "createdb"), *login, name], check=True, capture_output=True)
         yield f"postgresql://onward@127.0.0.1:{port}"
@@ -62,28 +77,77 @@ def postgres(binaries: Path) -> Iterator[str]:
 
 
 @contextmanager
-def mlflow_server(database: str, folder: Path) -> Iterator[str]:
-    """`mlflow server` with basic auth; everybody may read, and what else is granted. Yields its URL."""
-    port = free_port()
-    config = folder / "basic_auth.ini"
-    config.write_text(
-        f"[mlflow]\ndefault_permission = READ\ndatabase_uri = {database}/auth\nadmin_username = {ADMIN[0]}\n"
-        "auth_cache_ttl_seconds = 600\n"  # each check of a password takes a tenth of a second
-    )
-    environment = {
-        **os.environ,
+def objects(folder: Path) -> Iterator[str]:
+    """An S3-compatible store of its own, with the bucket `mlflow`; yields its URL."""
+    url = f"http://127.0.0.1:{free_port()}"
+    with open(folder / "objects.log", "wb") as log:
+        command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", url.rpartition(":")[2]]
+        server = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
+    try:
+        wait_until(lambda: server.poll() is not None or _answers(url))
+        bucket(url).create()
+        yield url
+    finally:
+        server.terminate()
+        server.wait(60)
+
+
+def bucket(url: str) -> Any:
+    """The bucket in which `objects` holds MLflow's files."""
+    import boto3
+
+    credentials = {"aws_access_key_id": "onward", "aws_secret_access_key": PASSWORDS["OBJECTS_PASSWORD"]}
+    return boto3.resource("s3", endpoint_url=url, region_name="us-east-1", **credentials).Bucket("mlflow")
+
+
+def compose(variables: dict[str, str]) -> dict[str, Any]:
+    """compose.yaml, with what it takes from the file .env filled in as docker does."""
+
+    def value(match: re.Match[str]) -> str:
+        name, _, default = match[1].partition(":-")
+        if not default:
+            return variables[name.partition(":?")[0]]
+        return variables.get(name, default)
+
+    loaded: dict[str, Any] = yaml.safe_load(re.sub(r"\$\{([^}]+)\}", value, (ROOT / "compose.yaml").read_text()))
+    return loaded
+
+
+@contextmanager
+def mlflow_server(database: str, objects_url: str, folder: Path) -> Iterator[str]:
+    """The service `mlflow` of compose.yaml, on this machine; yields its URL."""
+    port, config = free_port(), folder / "basic_auth.ini"
+    loaded = compose({**PASSWORDS, "MLFLOW_HOSTS": f"127.0.0.1:{port}"})
+    service, here = loaded["services"]["mlflow"], database.rpartition("@")[2]
+
+    def local(text: str) -> str:
+        """What a container calls by its service's name is on a port of this machine."""
+        return text.replace("@postgres/", f"@{here}/").replace("http://objects:9000", objects_url)
+
+    config.write_text(local(loaded["configs"]["auth"]["content"]))
+    environment = {**os.environ, **{name: local(value) for name, value in service["environment"].items()}}
+    environment |= {
         "MLFLOW_AUTH_CONFIG_PATH": str(config),
-        "MLFLOW_AUTH_ADMIN_PASSWORD": ADMIN[1],
-        "MLFLOW_FLASK_SERVER_SECRET_KEY": "only for tests",
+        # Receivers of webhooks are on this machine too.
+        "MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http",
+        "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true",
+        "MLFLOW_WEBHOOK_CACHE_TTL": "1",  # a new one is seen after a minute else
     }
-    command = [sys.executable, "-m", "mlflow", "server", "--app-name", "basic-auth", "--host", "127.0.0.1"]
-    command += ["--port", str(port), "--backend-store-uri", f"{database}/mlflow", "--workers", "2"]
-    command += ["--artifacts-destination", str(folder / "artifacts")]
+    command = shlex.split(local(service["command"]))
+    for option, value in (("--host", "127.0.0.1"), ("--port", str(port)), ("--workers", "2")):
+        command[command.index(option) + 1] = value
     with open(folder / "log", "wb") as log:
-        server = subprocess.Popen(command, env=environment, cwd=folder, stdout=log, stderr=log, start_new_session=True)
+        server = subprocess.Popen(
+            [sys.executable, "-m", *command],
+            env=environment,
+            cwd=folder,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
     try:
         url = f"http://127.0.0.1:{port}"
-        _wait(lambda: server.poll() is not None or _answers(f"{url}/health"))
+        wait_until(lambda: server.poll() is not None or _answers(f"{url}/health"))
         if server.poll() is not None:
             raise TimeoutError
         yield url
@@ -102,7 +166,8 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _wait(ready: Callable[[], bool], seconds: float = 120) -> None:
+def wait_until(ready: Callable[[], bool], seconds: float = 120) -> None:
+    """Raises TimeoutError."""
     until = time.monotonic() + seconds
     while not ready():
         if time.monotonic() > until:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import http.server
 import json
-import threading
 
 import pytest
 
@@ -20,36 +18,6 @@ def store(tmp_path, monkeypatch):
     for factor in (1, 2):
         add_candidate(store, "cnn", factor)
     return store
-
-
-@pytest.fixture
-def receiver():
-    """A web server that answers with the codes of `codes`, the last one again and again, and keeps what it got."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_POST(self):
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            self.server.got.append((self.path, self.headers["Content-Type"], json.loads(body)))
-            codes = self.server.codes
-            self.send_response(codes.pop(0) if len(codes) > 1 else codes[0])
-            self.send_header("Location", "/elsewhere")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-        def do_GET(self):
-            self.server.got.append((self.path, "GET", {}))
-
-        def log_message(self, *_):
-            """Quiet."""
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.codes, server.got = [204], []
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
 
 
 def environments(folder, notify):
@@ -145,14 +113,28 @@ def test_an_address_that_is_a_secret_is_never_repeated(store, tmp_path, onward, 
 @pytest.mark.parametrize(
     ("notify", "message"),
     [
-        ({}, "environments.staging.notify: .*give either command or webhook"),
+        ({}, "environments.staging.notify: .*give either command, webhook or server_webhook"),
         ({"command": ["a"], "webhook": "http://a"}, "environments.staging.notify: .*give either"),
         ({"command": "echo"}, "environments.staging.notify.command"),
         ({"command": []}, "environments.staging.notify.command"),
         ({"webhook": "ftp://a"}, "environments.staging.notify.webhook"),
-        ({"webhook": "http://a", "retries": 3}, "notify.retries: unknown key; there are command, webhook"),
+        (
+            {"webhook": "http://a", "retries": 3},
+            "notify.retries: unknown key; there are command, webhook, ",
+        ),
     ],
 )
 def test_a_hook_that_is_none_is_refused_with_its_path(notify, message):
     with pytest.raises(UsageError, match=message):
         policy.parse({"staging": {"from": "candidate", "require": [], "notify": notify}})
+
+
+def test_a_webhook_of_the_server_wants_a_server(store, tmp_path, monkeypatch):
+    environments(tmp_path, {"server_webhook": "$TEAM_HOOK"})
+    assert promote(store, 1).note == ""
+    with pytest.raises(UsageError, match="the environment variable TEAM_HOOK holds no http"):
+        operations.create_environments(["cnn"], store)
+    monkeypatch.setenv("TEAM_HOOK", "https://example.invalid/hush")
+    with pytest.raises(UsageError, match=r"server_webhook: the store is a database without a server") as refused:
+        operations.create_environments(["cnn"], store)
+    assert "hush" not in str(refused.value)

@@ -65,6 +65,31 @@ MISTAKES: list[tuple[str, dict[str, Any], str]] = [
         "models.toy.weights: '../w.pt' must be a path inside",
     ),
     ("unknown optimizer", with_model(optimize={"candidates": ["onnxsimm"]}), "models.toy.optimize.candidates[0]: "),
+    (
+        "unknown option",
+        with_model(quantize={"candidates": ["dynamic", {"static": {"calibrat": "minmax"}}]}),
+        "models.toy.quantize.candidates[1].calibrat: no such option; did you mean 'calibrate'?",
+    ),
+    (
+        "unknown value",
+        with_model(quantize={"candidates": [{"static": {"calibrate": "maxmin"}}]}),
+        "models.toy.quantize.candidates[0].calibrate: 'maxmin' is none of minmax, entropy, percentile",
+    ),
+    (
+        "number for a switch",
+        with_model(quantize={"candidates": [{"dynamic": {"per_channel": 1}}]}),
+        "models.toy.quantize.candidates[0].per_channel: 1 is none of true, false",
+    ),
+    (
+        "the same twice",
+        with_model(optimize={"candidates": ["onnxsim", {"onnxsim": {}}]}),
+        "models.toy.optimize.candidates[1]: the same as optimize.candidates[0]",
+    ),
+    (
+        "candidate of no shape",
+        with_model(optimize={"candidates": [3]}),
+        "models.toy.optimize.candidates[0]: wants the name of a technique",
+    ),
     ("unknown runtime", {**with_model(), "runtimes": ["gpu"]}, "runtimes[0]: "),
     (
         "unknown environment",

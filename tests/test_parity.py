@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from registry.errors import UsageError
+from registry.fidelity import agreement
 from stages.parity.cases import Case, all_cases, draw, find
 from stages.parity.check import Expected, answers, recall, record
-from stages.parity.compare import agreement, compare
+from stages.parity.compare import compare
 from stages.parity.sizes import corner_sizes, example_sizes, is_prime, prime_sizes, size_key, typical_sizes
 from stages.runtime.pool import WorkerFailure
 from stages.settings import Dim, Input

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.parity.fidelity import fidelity
+from registry.fidelity import fidelity
 from stages.parity.quality import quality_drop, quality_faults
 from stages.settings import Agreement, Budget
 

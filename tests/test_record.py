@@ -20,7 +20,7 @@ from registry.integrity import check_folder, content_digest
 from registry.record import publish, store_identity
 from registry.serving import Serving
 from registry.session_options import SessionOptions
-from registry.vocabulary import FileDigest, Winner
+from registry.vocabulary import FileDigest, Machine, Winner
 from tests.conftest import ROOT
 from tests.evidence_factory import make_publication
 from tests.onnx_models import linear
@@ -102,6 +102,17 @@ def test_measuring_the_same_bytes_again_adds_a_run_and_no_version(store_uri: str
     assert first.run_id != second.run_id
     assert (first.version, second.version) == (1, 1)
     assert MlflowClient(store_uri, store_uri).get_model_version("toy", "1").tags["run_id"] == second.run_id
+
+
+def test_a_version_names_every_kind_of_host_that_it_was_measured_on(store_uri: str, tmp_path: Path) -> None:
+    for sets in (["avx2"], ["avx2", "avx512_vnni"], ["avx2"]):
+        publication = make_publication(tmp_path, p50=float(len(sets)))
+        publication.evidence.benchmark.machine = Machine(
+            cpu="a CPU", instruction_sets=sets, cores=2, memory_gb=8, system="Linux x86_64"
+        )
+        assert publish(publication).version == 1
+    tags = MlflowClient(store_uri, store_uri).get_model_version("toy", "1").tags
+    assert (tags["cpu"], tags["instruction_sets"]) == ("a CPU", "avx2; avx2 avx512_vnni")
 
 
 def test_other_bytes_are_another_version(store_uri: str, tmp_path: Path) -> None:

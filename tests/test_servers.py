@@ -1,19 +1,14 @@
-"""The real thing: MLflow with basic auth on Postgres, and three users who may do different things there."""
+"""The real thing: MLflow with basic auth on Postgres and an S3 store, and users who may do different things there."""
 
 from __future__ import annotations
 
 import json
 import multiprocessing
 import re
-import shutil
-import subprocess
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 
 from registry import operations, overview
 from registry.errors import Refused, StoreUnreachable, UsageError
@@ -22,7 +17,18 @@ from registry.session import InferenceSession
 from registry.store import Store
 from tests import race
 from tests.conftest import ROOT
-from tests.servers import ADMIN, free_port, mlflow_server, postgres, postgres_binaries
+from tests.servers import (
+    ADMIN,
+    PASSWORDS,
+    bucket,
+    compose,
+    free_port,
+    mlflow_server,
+    objects,
+    postgres,
+    postgres_binaries,
+    wait_until,
+)
 from tests.store_factory import add_candidate
 
 PASSWORD = "a long enough password"
@@ -32,7 +38,7 @@ X = np.ones((2, 4), np.float32)
 @dataclass(frozen=True)
 class Server:
     url: str
-    artifacts: Path
+    objects: str
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +47,12 @@ def server(tmp_path_factory):
     if binaries is None:
         pytest.fail("Postgres is not installed: `make postgres` does that (Debian: apt-get install postgresql)")
     folder = tmp_path_factory.mktemp("server")
-    with postgres(binaries) as database, mlflow_server(database, folder) as url:
-        yield Server(url, folder / "artifacts")
+    with (
+        postgres(binaries) as database,
+        objects(folder) as store,
+        mlflow_server(database, store, folder) as url,
+    ):
+        yield Server(url, store)
 
 
 @pytest.fixture
@@ -152,6 +162,32 @@ def test_an_alias_that_its_author_may_not_write_does_not_undo_the_entry(login, s
 
 
 @pytest.mark.usefixtures("users")
+def test_the_servers_own_webhook_tells_of_entries_and_of_what_is_live(login, receiver, tmp_path, monkeypatch):
+    address = f"http://127.0.0.1:{receiver.server_port}/hush"
+    monkeypatch.setenv("TEAM_HOOK", address)
+    (tmp_path / "dvc.yaml").write_text("stages: {}\n")
+    section = {"hooked": {"from": "candidate", "require": [], "notify": {"server_webhook": "$TEAM_HOOK"}}}
+    (tmp_path / "params.yaml").write_text(json.dumps({"environments": section}))
+    with pytest.raises(Refused, match="does not allow bob"):
+        login("bob").prepare_webhook("hooked", address)
+    admin = login(*ADMIN)
+    with pytest.raises(UsageError, match="the server takes no such address") as refused:
+        admin.prepare_webhook("hooked", "ftp://hush")
+    assert "hush" not in str(refused.value)
+    assert "webhook onward.hooked" in operations.create_environments(["cnn"], admin)
+    assert operations.create_environments(["cnn"], admin) == []
+    receiver.codes[:] = [503, 204]  # the server tries again
+    entry = operations.promote("cnn", "hooked", 1, reason="because", store=admin).entry
+    wait_until(lambda: len(receiver.got) == 4, 60)  # an entry, two aliases, and one of these again
+    told = {body["entity"]: body["data"] for _, _, body in receiver.got if body["data"]["name"] == "hooked.cnn"}
+    made, live = told["model_version"], told["model_version_alias"]
+    assert (made["tags"]["actor"], made["tags"]["reason"], made["description"]) == (entry.actor, "because", str(entry))
+    assert (live["alias"], live["version"]) == ("live", str(entry.number))
+    monkeypatch.setenv("TEAM_HOOK", address + "-moved")
+    assert operations.create_environments(["cnn"], admin) == ["webhook onward.hooked"]
+
+
+@pytest.mark.usefixtures("users")
 def test_processes_that_race_on_postgres_are_all_told_the_truth(login):
     store = login(*ADMIN)
     add_candidate(store, "cnn", 3)
@@ -169,8 +205,10 @@ def test_processes_that_race_on_postgres_are_all_told_the_truth(login):
 def test_files_that_are_gone_are_told_from_a_server_that_is_down(login, server):
     add_candidate(login(*ADMIN), "lost", 1)
     [found] = Store().candidates("lost")
-    (files,) = server.artifacts.rglob(f"{found.logged_model}/artifacts")
-    shutil.rmtree(files)
+    files = [item for item in bucket(server.objects).objects.all() if f"/{found.logged_model}/artifacts/" in item.key]
+    assert "model.onnx" in {item.key.rpartition("/")[2] for item in files}
+    for item in files:
+        item.delete()
     with pytest.raises(Refused, match="the store no longer has its files"):
         operations.promote("lost", "staging", 1, reason="because")
 
@@ -190,15 +228,28 @@ def test_an_environment_of_no_model_is_not_made(name, tmp_path, monkeypatch):
         operations.create_environments([name])
 
 
-def test_the_compose_file_starts_the_very_server_that_is_tested_here():
-    compose = yaml.safe_load((ROOT / "compose.yaml").read_text())
-    server = compose["services"]["mlflow"]
-    known = subprocess.run([sys.executable, "-m", "mlflow", "server", "--help"], capture_output=True, text=True).stdout
-    flags = re.findall(r"--[a-z-]+", server["command"])
-    assert len(flags) >= 6
-    assert [flag for flag in flags if flag not in known] == []
-    pinned = (ROOT / "constraints.txt").read_text().splitlines()
-    for requirement in ("mlflow", "Flask-WTF", "psycopg"):
-        (line,) = [line for line in pinned if line.startswith(f"{requirement}==")]
-        assert line.split("==")[1] in re.findall(rf"{requirement}(?:\[binary\])?==([0-9.]+)", yaml.safe_dump(server))
-    assert set(server["depends_on"]) <= set(compose["services"])
+def test_the_compose_file_hangs_together():
+    """What starts the server of these tests is its service `mlflow`; this is the rest."""
+    page = (ROOT / "docs" / "team-setup.md").read_text()
+    (env,) = re.findall(r"^```\n((?:[A-Z_]+=\.\.\.\n)+)```", page, re.M)
+    assert set(re.findall(r"^([A-Z_]+)=", env, re.M)) == set(PASSWORDS)
+    loaded = compose(PASSWORDS)  # needs no other variable
+    services = loaded["services"]
+    for service in services.values():
+        assert set(service.get("depends_on", {})) <= services.keys()
+        assert all(re.search(r":[\w.-]*\d", image) for image in [service.get("image", ":1")])
+        assert {use["source"] for use in service.get("configs", [])} <= loaded["configs"].keys()
+        assert {use.partition(":")[0] for use in service.get("volumes", [])} <= loaded["volumes"].keys()
+    waited_for = {
+        name for s in services.values() for name, how in s.get("depends_on", {}).items()
+        if how["condition"] == "service_healthy"
+    }  # fmt: skip
+    assert all("healthcheck" in services[name] for name in waited_for)
+    server = services["mlflow"]
+    destination = server["command"].split("--artifacts-destination ")[1].split()[0]
+    assert services["bucket"]["command"].endswith(f"/{destination.removeprefix('s3://')}")
+    assert server["environment"]["AWS_ACCESS_KEY_ID"] == services["objects"]["environment"]["MINIO_ROOT_USER"]
+    pinned = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
+    installed = re.findall(r"([\w-]+)(?:\[binary\])?==([0-9.]+)", server["build"]["dockerfile_inline"])
+    assert {"mlflow", "Flask-WTF", "psycopg", "boto3"} == {name for name, _ in installed}
+    assert [name for name, version in installed if pinned[name] != version] == []

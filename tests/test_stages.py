@@ -24,7 +24,7 @@ from stages.quantize import quantize
 from stages.train import train
 from stages.verify import verify
 from tests.onnx_models import linear
-from tests.toy import SOURCE, toy_params, write_project
+from tests.toy import SOURCE, WIDE, toy_params, write_project
 
 STAGES = {
     "train": train,
@@ -38,6 +38,11 @@ STAGES = {
 
 def through(*stages: str) -> dict[str, Any]:
     return {stage: command.one(stage, "toy", STAGES[stage]) for stage in stages}
+
+
+def many_rows(**changes: Any) -> dict[str, Any]:
+    """Params with a batch that makes products worth quantising."""
+    return toy_params(dims={"batch": {"max": 16, "typical": [1, 16]}}, **changes)
 
 
 def toy(project: Path) -> torch.nn.Module:
@@ -85,12 +90,12 @@ def test_the_same_model_is_the_same_bytes_wherever_the_project_lies(
 
     from tests.conftest import forget_models
 
-    write_project(project)
+    write_project(project, WIDE, many_rows())
     first = variants(project)
     other = tmp_path / "somewhere" / "quite" / "else"
     (other / "models").mkdir(parents=True)
     (other / "models" / "__init__.py").write_text("")
-    write_project(other)
+    write_project(other, WIDE, many_rows())
     forget_models()
     second = variants(other)
     assert first.keys() == second.keys()
@@ -109,7 +114,8 @@ def test_a_model_over_the_limit_is_a_graph_with_its_weights_beside_it(
     reports = through("train", "data", "export", "verify", "optimize")
     assert [report.status for report in reports.values()] == ["passed"] * 5, [r.reason for r in reports.values()]
     assert [file.path for file in reports["export"].files] == ["model.onnx", "model.onnx.data"]
-    assert any(variant.status == "passed" for variant in reports["optimize"].variants)
+    optimised = reports["optimize"].variants
+    assert any(variant.status == "passed" for variant in optimised), [v.reason for v in optimised]
 
 
 def test_a_stage_without_what_comes_before_it_says_what_to_run(project: Path) -> None:
@@ -328,17 +334,16 @@ def test_samples_with_an_unknown_name_are_a_users_mistake(project: Path) -> None
 
 
 def test_int8_graphs_are_smaller_and_state_what_they_cost(project: Path) -> None:
-    source = SOURCE.replace("Linear(6, 16)", "Linear(6, 256)").replace("Linear(16, 3)", "Linear(256, 3)")
-    write_project(project, source=source)
+    write_project(project, WIDE, many_rows())
     report: QuantizeReport = through("train", "data", "export", "verify", "optimize", "quantize")["quantize"]
     made = {v.name: v for v in report.variants if v.status == "passed"}
-    assert {"int8-dynamic", "int8-static"} <= set(made)
+    assert {"int8-dynamic-no_per_channel", "int8-static"} <= set(made), [v.reason for v in report.variants]
     for variant in made.values():
         assert variant.quality is not None
         assert variant.agreement is not None
         assert variant.compression == pytest.approx(1 / (1 - variant.reduction))
         onnx_file.check(project / variant.files[0].path)
-    assert made["int8-dynamic"].compression > 1
+    assert made["int8-static"].compression > 1
 
 
 def test_a_failed_stage_leaves_what_was_there_before(project: Path) -> None:

@@ -16,8 +16,9 @@ from tests.conftest import ROOT
 # variant's session options; and, for the two stages that speak to MLflow, what records.
 SHARED = {
     "registry", "registry.evidence", "registry.vocabulary", "registry.disk", "registry.errors", "registry.onnx_file",
-    "registry.policy", "registry.session_options", "registry.runtimes", "registry.hostinfo",
+    "registry.policy", "registry.session_options", "registry.runtimes", "registry.hostinfo", "registry.fidelity",
 }  # fmt: skip
+RECORDING = {"registry.record", "registry.replay"}
 MAY_RECORD = {"stages/publish.py", "stages/tracking.py"}
 
 
@@ -68,7 +69,7 @@ def test_stages_use_of_the_registry_only_what_is_shared_and_never_mlflow(path: P
     names = imports(path)
     assert "mlflow" not in roots(names)
     assert "models" not in roots(names)
-    allowed = SHARED | ({"registry.record"} if path.relative_to(ROOT).as_posix() in MAY_RECORD else set())
+    allowed = SHARED | (RECORDING if path.relative_to(ROOT).as_posix() in MAY_RECORD else set())
     used = {".".join(name.split(".")[:2]) for name in names if name.split(".")[0] == "registry"}
     assert used <= allowed
 
@@ -111,7 +112,7 @@ PLUMBING = {
     "stages/runtime/isolate.py",
 } | {
     f"stages/{name}.py"
-    for name in ("params", "settings", "sources", "host", "paths", "command", "reports", "reference")
+    for name in ("params", "settings", "techniques", "sources", "host", "paths", "command", "reports", "reference")
 }
 
 

@@ -24,6 +24,11 @@ def accuracy(outputs, labels):
     return float((outputs["y"].argmax(1) == labels).mean())
 """
 
+# The same, of a size at which int8 may pay.
+WIDE = SOURCE.replace(
+    "torch.nn.Linear(16, 3)", "torch.nn.Linear(16, 256), torch.nn.ReLU(), torch.nn.Linear(256, 3)"
+).replace("Linear(6, 16)", "Linear(6, 256), torch.nn.ReLU(), torch.nn.Linear(256, 16)")
+
 
 def toy_params(**changes: Any) -> dict[str, Any]:
     """params.yaml of one model, `toy`, quick to measure; `changes` are merged into the model, None drops a key."""

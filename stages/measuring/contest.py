@@ -10,14 +10,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from registry.fidelity import agreement, fidelity
 from registry.session_options import SessionOptions
 from registry.vocabulary import PLAIN, Measurement, Ratio
 from stages import statistics
 from stages.measuring.samples import Samples
 from stages.parity.check import Expected, check, crashed, sentence
-from stages.parity.compare import agreement
 from stages.parity.evaluate import Arrays, batch_size, outputs_over, quality_of
-from stages.parity.fidelity import fidelity
 from stages.runtime.pool import Tensors, Worker, WorkerFailure
 from stages.settings import ModelParams
 from stages.variants import plain_words

@@ -1,7 +1,7 @@
 """One optimiser a file, all of one shape: `optimize(source, target, options)` reads an ONNX file and writes another.
 
 It computes the same from fewer or cheaper nodes, or raises `stages.variants.NotApplicable` with the reason in words.
-`OPTIONS` are its options, each with its values, the default first; `unfit(graph, options)`, where a file has it, says
-why a graph of these traits (stages/traits.py) has nothing to gain, or nothing. None is trusted: the optimize stage
-checks every result. docs/adding-an-optimizer.md shows how to add one.
+`OPTIONS` are its options, each with its values, the default first; `unfit(graph, options, runtimes)`, where a file has
+it, says why a graph of these traits (stages/traits.py) has nothing to gain on these runtimes, or nothing. None is
+trusted: the optimize stage checks every result. docs/adding-an-optimizer.md shows how to add one.
 """

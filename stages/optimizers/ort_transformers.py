@@ -37,7 +37,7 @@ OPTIONS = {
 MICROSOFT = "com.microsoft"
 
 
-def unfit(graph: Traits, options: Options) -> str:
+def unfit(graph: Traits, options: Options, runtimes: list[str]) -> str:
     """Why there is nothing to fuse."""
     return "" if graph.softmax else "no attention in this graph (it has no Softmax)"
 

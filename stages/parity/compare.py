@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from registry.fidelity import agreement, cosine, signal_to_noise
 from registry.vocabulary import CaseVerdict, OutputComparison
 
 Array = npt.NDArray[Any]
@@ -84,13 +85,6 @@ def compare(
     )
 
 
-def agreement(reference: Array, got: Array) -> float | None:
-    """Share of rows whose largest entry along the last axis is the same one; null where there is no class axis."""
-    if reference.ndim < 2 or reference.shape[-1] < 2 or reference.shape != got.shape or reference.size == 0:
-        return None
-    return float(np.mean(reference.argmax(-1) == got.argmax(-1)))
-
-
 def _largest(values: Array) -> float | None:
     return float(values.max()) if values.size else None
 
@@ -111,22 +105,6 @@ def _ulps(reference: Array, got: Array) -> int | None:
     if kind.itemsize < 8:
         return int(np.abs(one.astype(np.int64) - other.astype(np.int64)).max())
     return max(abs(int(a) - int(b)) for a, b in zip(one.tolist(), other.tolist(), strict=True))
-
-
-def cosine(wanted: Array, actual: Array) -> float | None:
-    """Cosine of the angle between the two as vectors; null where one of them is zero."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        lengths = float(np.linalg.norm(wanted) * np.linalg.norm(actual))
-        value = float(wanted @ actual / lengths) if lengths else np.nan
-    return min(1.0, value) if np.isfinite(value) else None
-
-
-def signal_to_noise(wanted: Array, difference: Array) -> float | None:
-    """10 log10 of signal power over noise power; infinite without noise, null without signal."""
-    signal, noise = float(np.square(wanted).sum()), float(np.square(difference).sum())
-    if signal == 0.0 or not np.isfinite(signal):
-        return None
-    return float(10 * np.log10(signal / noise)) if noise else float("inf")
 
 
 def _mismatch(name: str, verdict: CaseVerdict, reason: str) -> OutputComparison:

@@ -1,4 +1,4 @@
-"""How faithful a graph of lower precision is over the evaluation set, where no label says what is right."""
+"""How near answers are to the original's, where no label says what is right: cosine, signal to noise, agreement."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from stages.parity.compare import cosine, signal_to_noise
-
-Arrays = Mapping[str, npt.NDArray[Any]]
+Array = npt.NDArray[Any]
+Arrays = Mapping[str, Array]
 
 
 class Fidelity(NamedTuple):
@@ -44,3 +43,26 @@ def fidelity(wanted: Arrays, got: Arrays) -> Fidelity:
 
 def _least(values: list[float | None]) -> float | None:
     return min((value for value in values if value is not None), default=None)
+
+
+def agreement(reference: Array, got: Array) -> float | None:
+    """Share of rows whose largest entry along the last axis is the same one; null where there is no class axis."""
+    if reference.ndim < 2 or reference.shape[-1] < 2 or reference.shape != got.shape or reference.size == 0:
+        return None
+    return float(np.mean(reference.argmax(-1) == got.argmax(-1)))
+
+
+def cosine(wanted: Array, actual: Array) -> float | None:
+    """Cosine of the angle between the two as vectors; null where one of them is zero."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        lengths = float(np.linalg.norm(wanted) * np.linalg.norm(actual))
+        value = float(wanted @ actual / lengths) if lengths else np.nan
+    return min(1.0, value) if np.isfinite(value) else None
+
+
+def signal_to_noise(wanted: Array, difference: Array) -> float | None:
+    """10 log10 of signal power over noise power; infinite without noise, null without signal."""
+    signal, noise = float(np.square(wanted).sum()), float(np.square(difference).sum())
+    if signal == 0.0 or not np.isfinite(signal):
+        return None
+    return float(10 * np.log10(signal / noise)) if noise else float("inf")

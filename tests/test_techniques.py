@@ -1,0 +1,253 @@
+"""Techniques: what they are called, what they are tried on, and how the quality budget is held with the fewest layers."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+from registry.evidence import QuantizeReport
+from registry.onnx_file import save
+from registry.plots import draw_plots
+from registry.vocabulary import LayerCost, TradeOff, TradePoint
+from stages import command, techniques, traits
+from stages.fingerprint import structure
+from stages.optimizers import ort_fusions
+from stages.quantizers import dynamic, weight_only
+from stages.runtime import isolate
+from stages.runtime.pool import Worker
+from stages.sensitivity import fewest, layer_costs
+from stages.settings import Candidate, Optimize, Quantize, candidates
+from tests.evidence_factory import make_publication
+from tests.test_stages import STAGES
+from tests.toy import toy_params, write_project
+
+Floats = npt.NDArray[np.float32]
+
+
+def graph(
+    nodes: list[onnx.NodeProto], weights: dict[str, Floats], shape: list[Any], domain: str = ""
+) -> onnx.ModelProto:
+    """x [shape] to y, of these nodes and weights."""
+    value = helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)
+    result = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    tensors = [numpy_helper.from_array(array, name) for name, array in weights.items()]
+    opsets = [helper.make_opsetid("", 20), *([helper.make_opsetid(domain, 1)] if domain else [])]
+    return helper.make_model(
+        helper.make_graph(nodes, "g", [value], [result], tensors), opset_imports=opsets, ir_version=9
+    )
+
+
+def normal(*shape: int, seed: int = 0) -> Floats:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def two_products() -> onnx.ModelProto:
+    """Two products; into the second comes an outlier that leaves the rest of its row a few steps of int8."""
+    spread = normal(64, 64, seed=2)
+    spread[:, 0] *= 3000
+    nodes = [
+        helper.make_node("MatMul", ["x", "a"], ["h"], name="first"),
+        helper.make_node("MatMul", ["h", "b"], ["y"], name="second"),
+    ]
+    narrow = normal(64, 64, seed=3)
+    narrow[0] /= 3000
+    return graph(nodes, {"a": spread, "b": narrow}, ["batch", 64])
+
+
+def answers(path: Path, x: Floats) -> Floats:
+    with Worker.onnx(path, path.name) as worker:
+        return worker.run({"x": x})["y"]
+
+
+@pytest.mark.parametrize("stage", ["optimize", "quantize"])
+def test_each_technique_says_its_options_in_a_way_that_needs_no_import(stage: str) -> None:
+    for name in techniques.names(stage):
+        module = techniques.module(stage, Candidate(name=name))
+        assert techniques.allowed(stage, name) == getattr(module, "OPTIONS", {})
+        assert techniques.accuracy_only(stage, name) == getattr(module, "ACCURACY_ONLY", ())
+        assert set(techniques.accuracy_only(stage, name)) <= set(techniques.allowed(stage, name))
+
+
+def test_the_defaults_are_candidates_that_there_are_and_no_two_have_one_name() -> None:
+    for stage, section in (("optimize", Optimize()), ("quantize", Quantize())):
+        assert list(techniques.problems(stage, section.candidates)) == []
+        labels = [techniques.label(stage, candidate) for candidate in section.candidates]
+        assert len(set(labels)) == len(labels)
+
+
+def test_a_variant_is_called_by_its_technique_and_what_is_not_at_its_default() -> None:
+    named = candidates(
+        "dynamic", {"dynamic": {"per_channel": False, "reduce_range": True}}, {"weight_only": {"bits": 8}}
+    )
+    labels = [techniques.label("quantize", candidate) for candidate in named]
+    assert labels == ["dynamic", "dynamic-no_per_channel-reduce_range", "weight_only-bits8"]
+
+
+@given(layers=st.integers(1, 200), needed=st.integers(1, 250))
+def test_the_fewest_layers_are_found_in_few_tries(layers: int, needed: int) -> None:
+    tried = []
+
+    def holds(kept: int) -> bool:
+        tried.append(kept)
+        return kept >= needed
+
+    assert fewest(layers, holds) == (needed if needed < layers else None)
+    assert all(0 < kept < layers for kept in tried)
+    assert len(tried) <= 2 * layers.bit_length() + 1
+    assert len(set(tried)) == len(tried)
+
+
+def test_the_layer_that_quantising_hurts_most_comes_first(tmp_path: Path) -> None:
+    source, target = tmp_path / "float.onnx", tmp_path / "int8.onnx"
+    save(two_products(), source)
+    options = {"per_channel": True, "reduce_range": True}
+    isolate.call(60, dynamic.quantize, source, target, [], [], options)
+    costs = layer_costs(source, target, dynamic.OPERATORS, [{"x": normal(32, 64, seed=5)}])
+    assert [cost.value for cost in costs] == ["y", "h"]
+    assert costs[0].snr_db < 15 < 25 < costs[1].snr_db
+    isolate.call(60, dynamic.quantize, source, target, [], ["y"], options)
+    kinds = {node.op_type for node in onnx.load(target).graph.node}
+    assert {"MatMul", "MatMulInteger"} <= kinds
+
+
+OUTLIERS = """
+import numpy as np
+import torch
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = torch.nn.ModuleList(torch.nn.Linear(64, 64) for _ in range(4))
+        self.wide, self.narrow = torch.nn.Linear(64, 64), torch.nn.Linear(64, 64)
+        with torch.no_grad():
+            self.wide.weight[0] *= 3000
+            self.narrow.weight[:, 0] /= 3000
+    def forward(self, x):
+        for layer in self.inner:
+            x = x + torch.tanh(layer(x))
+        return self.narrow(self.wide(x))
+
+def net():
+    torch.manual_seed(0)
+    return Net()
+
+def samples(split):
+    rng = np.random.default_rng({"evaluation": 1, "calibration": 2}[split])
+    return {"x": rng.standard_normal((96, 64)).astype(np.float32)}
+"""
+
+
+def test_a_budget_that_int8_breaks_is_held_with_one_layer_in_float(project: Path) -> None:
+    params = toy_params(
+        quality=None,
+        inputs={"x": {"shape": ["batch", 64]}},
+        outputs={"y": {"shape": ["batch", 64]}},
+        dims={"batch": {"max": 16, "typical": [1, 16]}},
+        tolerance={"atol": 1e-2},
+        budget={"min_snr_db": 20},
+        quantize={"candidates": [{"dynamic": {"reduce_range": True}}]},
+    )
+    write_project(project, source=OUTLIERS, params=params)
+    for stage in ("train", "data", "export", "verify", "optimize", "quantize"):
+        report = command.one(stage, "toy", STAGES[stage])
+    assert isinstance(report, QuantizeReport)
+    broken, held = (
+        next(v for v in report.variants if v.name == f"int8-dynamic-reduce_range{n}") for n in ("", "-keep1")
+    )
+    assert broken.status == "failed"
+    assert "budget.min_snr_db" in broken.reason
+    assert held.name in broken.reason
+    assert held.status == "passed"
+    assert held.snr_db is not None
+    assert held.snr_db >= 20
+    (tradeoff,) = report.tradeoffs
+    assert tradeoff.chosen == held.name
+    assert held.kept == [tradeoff.layers[0].value]
+    assert tradeoff.layers[0].module == "narrow"
+    assert [(point.kept, point.holds) for point in tradeoff.points] == [(0, False), (1, True)]
+
+
+def test_what_cannot_help_a_graph_is_not_attempted_and_says_why(tmp_path: Path) -> None:
+    path = tmp_path / "small.onnx"
+    save(graph([helper.make_node("MatMul", ["x", "a"], ["y"])], {"a": normal(8, 8)}, ["batch", 8]), path)
+    small = traits.describe(path, {"batch": 4})
+    assert (small.kind, small.products, small.multiplications) == ("matrix products", 4 * 64, 4 * 64)
+    assert "too small" in dynamic.unfit(small, {}, ["cpu"])
+    assert "fit in a CPU's cache" in weight_only.unfit(small, {}, ["cpu"])
+    assert "no Softmax" in ort_fusions.unfit(small, {"attention": "whole", "norms": "apart"}, ["cpu"])
+    images = graph([helper.make_node("Conv", ["x", "k"], ["y"])], {"k": normal(16, 3, 3, 3)}, ["batch", 3, 34, 34])
+    save(images, path)
+    found = traits.describe(path, {"batch": 2})
+    assert (found.kind, found.multiplications) == ("convolutional", 16 * 3 * 9 * 32 * 32 * 2)
+    assert "only 0% of the weights are matrix products" in dynamic.unfit(found, {}, ["cpu"])
+
+
+def test_a_graph_is_the_same_whatever_its_values_are_called_and_another_with_another_weight() -> None:
+    def made(prefix: str, seed: int) -> str:
+        nodes = [
+            helper.make_node("MatMul", ["x", f"{prefix}a"], [f"{prefix}h"], name=f"{prefix}1"),
+            helper.make_node("Relu", [f"{prefix}h"], ["y"], name=f"{prefix}2"),
+        ]
+        return structure(graph(nodes, {f"{prefix}a": normal(4, 4, seed=seed)}, ["n", 4]))
+
+    assert made("one", 1) == made("two", 1)
+    assert made("one", 1) != made("one", 2)
+
+
+def test_norms_taken_apart_compute_what_the_fused_one_did(tmp_path: Path) -> None:
+    node = helper.make_node(
+        "SkipLayerNormalization", ["x", "s", "g", "b", "c"], ["y", "", "", "t"], domain="com.microsoft", epsilon=1e-5
+    )
+    weights = {"s": normal(1, 3, 8, seed=1), **{n: normal(8, seed=i) for i, n in enumerate("gbc")}}
+    model = graph([node], weights, [1, 3, 8], domain="com.microsoft")
+    save(model, tmp_path / "fused.onnx")
+    ort_fusions._take_norms_apart(model.graph)
+    assert [part.op_type for part in model.graph.node] == ["Add", "Sum", "LayerNormalization"]
+    save(model, tmp_path / "apart.onnx")
+    x = normal(1, 3, 8, seed=9)
+    np.testing.assert_allclose(answers(tmp_path / "apart.onnx", x), answers(tmp_path / "fused.onnx", x), atol=1e-5)
+
+
+def test_calls_share_one_process_until_one_takes_it_down() -> None:
+    def process_id(dies: bool) -> int:
+        if dies:
+            os.abort()
+        return os.getpid()
+
+    with isolate.Isolated(process_id, 10, "a test") as process:
+        first = process.call(False)
+        assert first == process.call(False) != os.getpid()
+        died = process.call(True)
+        assert isinstance(died, isolate.Failed)
+        assert "SIGABRT" in str(died.error)
+        assert isinstance(process.call(False), int)
+        assert process.call(False) != first
+
+
+def test_a_trade_off_is_drawn(tmp_path: Path) -> None:
+    evidence = make_publication(tmp_path).evidence
+    evidence.quantize.tradeoffs = [
+        TradeOff(
+            variant="int8-dynamic",
+            chosen="int8-dynamic-keep1",
+            layers=[
+                LayerCost(value="y", operator="MatMul", snr_db=9.0),
+                LayerCost(value="h", operator="MatMul", snr_db=np.inf),
+            ],
+            points=[
+                TradePoint(kept=0, snr_db=8.0, holds=False),
+                TradePoint(kept=1, snr_db=30.0, quality=0.9, holds=True),
+            ],
+        )
+    ]
+    names = [path.name for path in draw_plots(evidence, tmp_path)]
+    assert names == ["latency.png", "pareto.png", "tradeoff-int8-dynamic.png"]
