@@ -99,11 +99,11 @@ def again(project: Path, architecture: str, stage: str) -> None:
     Raises:
         StageFailed: it ended with an error.
     """
-    _run(project, [sys.executable, "-m", f"stages.{stage}", architecture])
+    _dvc(project, "--force", f"{stage}@{architecture}")
 
 
-def _dvc(project: Path, *stages: str) -> str:
-    return _run(project, ["dvc", "repro", "--single-item", *stages])
+def _dvc(project: Path, *arguments: str) -> str:
+    return _run(project, ["dvc", "repro", "--single-item", *arguments])
 
 
 def _run(project: Path, command: list[str]) -> str:
