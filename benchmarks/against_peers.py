@@ -19,7 +19,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TypeVar
 
-from benchmarks.peers import environments, making, pipeline, repeats
+from benchmarks import predict
+from benchmarks.peers import environments, making, measuring, pipeline, repeats
 from benchmarks.peers.judging import REPEATS, rows
 from benchmarks.peers.recipes import ARCHITECTURES, FROM_HUB, PEERS, recipes
 from benchmarks.peers.results import Measured
@@ -30,6 +31,7 @@ from registry.errors import OnwardError
 HERE = Path(__file__).parent
 RESULTS, TABLE = HERE / "against_peers.json", HERE / "against_peers.md"
 REPEATED = "cnn"
+PREDICT_ROUNDS = 400
 BEST_PROVIDER = ("resnet18",)  # of which a figure is wanted on the best provider, so a second one is tried
 T = TypeVar("T")
 
@@ -94,14 +96,15 @@ def _measure(measured: Measured, arguments: argparse.Namespace, folder: Path) ->
         )
         measured.repeats = found or measured.repeats
         _save(measured)
+    if "classifier" in arguments.only:
+        measured.predict_overhead_us = max(more for _, _, more, _, _ in predict.measure(PREDICT_ROUNDS))
+        _save(measured)
 
 
 def _one(
     measured: Measured, architecture: str, rounds: int, pythons: dict[str, Path], hub: Path | None, folder: Path
 ) -> None:
     """Onward's stages, the peers' recipes, and the race of what came of them."""
-    from benchmarks.peers import measuring
-
     place = folder / "project"
     pipeline.ask_for(place, ("cpu", "openvino") if architecture in BEST_PROVIDER else ("cpu",))
     before = pipeline.repro(place, architecture, pipeline.BEFORE)

@@ -16,7 +16,7 @@ _ELEMENTS = {"float": "float32", "double": "float64", "string": "object"}
 
 
 class Input:
-    """One input's documentation, and the checks that it stands for. `check` is on the path of every prediction."""
+    """One input's documentation, and the checks that it stands for. `array` is on the path of every prediction."""
 
     def __init__(self, value: Any) -> None:
         self.name: str = value.name
@@ -29,10 +29,9 @@ class Input:
         dims = ", ".join("?" if dim is None else str(dim) for dim in self.shape)
         return f"{self.name} {'string' if self.dtype == object else self.dtype}[{dims}]"
 
-    def check(self, value: Any, sizes: dict[str, tuple[str, int]]) -> Array:
-        array: Array = value if type(value) is np.ndarray and value.dtype == self.dtype else self.convert(value)
-        self.check_shape(array.shape, self.shape, sizes)
-        return array
+    def array(self, value: Any) -> Array:
+        """`value` itself where it is an array of the input's dtype, else converted."""
+        return value if type(value) is np.ndarray and value.dtype == self.dtype else self.convert(value)
 
     def check_shape(
         self, shape: tuple[int, ...], wanted: list[int | str | None], sizes: dict[str, tuple[str, int]]

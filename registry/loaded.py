@@ -60,6 +60,8 @@ class Loaded:
         self._open(serving, providers, strict_providers, session_options)
         self._inputs = [Input(value) for value in self._session.get_inputs()]
         self._names = [value.name for value in self._inputs]
+        self._known = frozenset(self._names)
+        self._fitting: list[tuple[int, ...]] = []
         self._outputs = [value.name for value in self._session.get_outputs()]
         self._run = self._session.run
         self._single_output = len(self._outputs) == 1
@@ -174,17 +176,25 @@ class Loaded:
         return same
 
     def _feed(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        if len(args) == len(self._inputs) and not kwargs and not isinstance(args[0], Mapping):
+        if len(args) == len(self._inputs) and not kwargs and not isinstance(args[0], (dict, Mapping)):
             values = args
         else:
             given = self._by_name(args, kwargs)
             values = tuple([given[name] for name in self._names])
-        sizes: dict[str, tuple[str, int]] = {}
-        return {spec.name: spec.check(value, sizes) for spec, value in zip(self._inputs, values, strict=True)}
+        arrays = [spec.array(value) for spec, value in zip(self._inputs, values, strict=True)]
+        shapes = [array.shape for array in arrays]
+        if shapes != self._fitting:  # those that fitted last time do so again
+            sizes: dict[str, tuple[str, int]] = {}
+            for spec, shape in zip(self._inputs, shapes, strict=True):
+                spec.check_shape(shape, spec.shape, sizes)
+            self._fitting = shapes
+        return dict(zip(self._names, arrays, strict=True))
 
-    def _by_name(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        if len(args) == 1 and isinstance(args[0], Mapping) and not kwargs:
+    def _by_name(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+        if len(args) == 1 and isinstance(args[0], (dict, Mapping)) and not kwargs:
             return self._by_name((), args[0])
+        if not args and kwargs.keys() == self._known:
+            return kwargs
         if len(args) > len(self._inputs):
             raise UsageError(f"{len(args)} inputs given, the model takes {len(self._inputs)}: {self._documented()}")
         given = dict(zip(self._names, args, strict=False))

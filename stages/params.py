@@ -47,7 +47,7 @@ READS: dict[str, tuple[str, ...]] = {
     "quantize": (*_CHECK, "quality", "budget", "quantize"),
     "benchmark": (*_CHECK, "quality", "budget", "benchmark"),
     "select": ("budget", "tolerance", "dims", "quality"),
-    "publish": ("inputs", "outputs", "tolerance"),
+    "publish": ("inputs", "outputs", "tolerance", "budget"),
 }
 
 _CALLABLES = ("build", "train", "samples", "quality", "cases")

@@ -2,7 +2,7 @@
 
 They are judged by the quality budget: no int8 graph is within a float tolerance. Where one breaks the budget, its
 layers are ranked by what each alone costs, and the fewest are left in float. What int8 computes depends on the CPU, so
-benchmark measures it again beside the latency; here a graph has to be worth that.
+benchmark judges it again beside the latency, at all sizes and on all cases; here a graph has to be worth that.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ from registry.fidelity import agreement, fidelity
 from registry.vocabulary import PLAIN, TradeOff, TradePoint, Variant
 from stages import command, paths, techniques, traits
 from stages.params import read, section
-from stages.parity.answers import recorded_answers, recorded_outputs
-from stages.parity.check import check, crashed, sentence
+from stages.parity.answers import recorded_outputs
 from stages.parity.evaluate import Arrays, batch_size, outputs_over, quality_of
 from stages.parity.quality import quality_faults
 from stages.parity.sizes import typical_sizes
@@ -108,17 +107,6 @@ class Judge:
         reason = "; ".join(faults)
         return found.model_copy(update={"status": "failed", "reason": reason}) if reason else found
 
-    def check(self, variant: Variant, path: Path) -> Variant:
-        """The variant with what it answers to every case; failed where it gives no answer to one."""
-        try:
-            self.worker.switch(path, variant.name)
-        except WorkerFailure as failure:
-            return variant.model_copy(update={"status": "failed", "reason": plain_words(failure.reason)})
-        results = check(self.worker, recorded_answers(self.model, self.settings), self.settings.tolerance)
-        died = crashed(results)
-        status, reason = ("failed", sentence(died)) if died else (variant.status, variant.reason)
-        return variant.model_copy(update={"parity": results, "status": status, "reason": reason})
-
 
 @dataclass
 class _Stage:
@@ -166,9 +154,6 @@ class _Stage:
             broken = [(job, v) for job, v in tried if v.snr_db is not None or v.agreement is not None]
             if broken and not any(v.status == "passed" for _, v in tried):
                 self._spare(*max(broken, key=lambda item: _nearness(item[1])))
-        for index, variant in enumerate(self.variants):
-            if variant.status == "passed" and not variant.parity:
-                self.variants[index] = self.judge.check(variant, self.folder / variant.files[0].path)
 
     def _job(self, base: str, path: Path, candidate: Candidate) -> Job:
         module, options = techniques.module("quantize", candidate), techniques.complete("quantize", candidate)
@@ -237,7 +222,7 @@ class _Stage:
             )
         )
         if kept is None:
-            self._append(variant, f"with any of its {len(layers)} layers quantised")
+            self._append(variant, f"with half of its {len(layers)} layers in float, still")
         else:
             self._append(variant, f"{chosen} holds it")
             self.variants.append(made[kept])

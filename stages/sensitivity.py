@@ -113,17 +113,23 @@ def _decibels(signal: float, noise: float) -> float:
 
 
 def fewest(layers: int, holds: Callable[[int], bool]) -> int | None:
-    """The smallest number of costliest layers to leave in float with which `holds` is true; None where it takes all of
-    them. 1, 2, 4 ... are tried first, then the gap is halved: it is few, mostly, and holding is taken for monotone."""
+    """The smallest number of costliest layers to leave in float with which `holds` is true; None where half of them is
+    too few: what is left is not worth the search.
+
+    Half is tried first, so that a hopeless graph costs one try; then 1, 2, 4 ..., for it is few, mostly; then the gap
+    is halved. Holding is taken for monotone.
+    """
+    most = layers // 2
+    if most == 0 or not holds(most):
+        return None
     low, high = 0, 1
-    while high < layers and not holds(high):
+    while high < most and not holds(high):
         low, high = high, high * 2
-    if high >= layers:
-        high = layers
+    high = min(high, most)
     while high - low > 1:
         middle = (low + high) // 2
         if holds(middle):
             high = middle
         else:
             low = middle
-    return high if high < layers else None
+    return high

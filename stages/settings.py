@@ -182,7 +182,6 @@ class Optimize(Section):
         {"ort_fusions": {"attention": "partial"}},
         {"ort_fusions": {"norms": "fused"}},
         "ort_transformers",
-        "ort_offline",
     )
     timeout: Seconds = 300
 
@@ -196,6 +195,7 @@ class Quantize(Section):
         "static",
         {"static": {"calibrate": "percentile"}},
         {"static": {"calibrate": "entropy"}},
+        {"static": {"layers": "all"}},
         {"static": {"form": "qoperator"}},
         "weight_only",
         "float16",

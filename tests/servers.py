@@ -21,8 +21,7 @@ from typing import Any
 
 import yaml
 
-from tests.conftest import ROOT
-
+ROOT = Path(__file__).resolve().parent.parent
 # What docs/team-setup.md has people write into .env: letters and digits.
 PASSWORDS = {
     "POSTGRES_PASSWORD": "postgresOfTests1",
@@ -84,7 +83,7 @@ def objects(folder: Path) -> Iterator[str]:
         command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", url.rpartition(":")[2]]
         server = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
     try:
-        wait_until(lambda: server.poll() is not None or _answers(url))
+        wait_until(lambda: server.poll() is not None or answers(url))
         bucket(url).create()
         yield url
     finally:
@@ -147,7 +146,7 @@ def mlflow_server(database: str, objects_url: str, folder: Path) -> Iterator[str
         )
     try:
         url = f"http://127.0.0.1:{port}"
-        wait_until(lambda: server.poll() is not None or _answers(f"{url}/health"))
+        wait_until(lambda: server.poll() is not None or answers(f"{url}/health"))
         if server.poll() is not None:
             raise TimeoutError
         yield url
@@ -159,7 +158,7 @@ def mlflow_server(database: str, objects_url: str, folder: Path) -> Iterator[str
         server.wait(60)
 
 
-def _answers(url: str) -> bool:
+def answers(url: str) -> bool:
     try:
         return bool(urllib.request.urlopen(url, timeout=5).status == 200)
     except OSError:

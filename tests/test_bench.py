@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from pathlib import Path
 
 import pytest
 from pyarrow import parquet
 
-from registry.evidence import BenchmarkReport, SelectReport
+from registry.evidence import BenchmarkReport, QuantizeReport, SelectReport, load
 from registry.vocabulary import PLAIN
 from stages import command, host
 from stages.benchmark import TUNED, benchmark
@@ -19,7 +20,7 @@ from stages.quantize import quantize
 from stages.select import select
 from stages.train import train
 from stages.verify import verify
-from tests.toy import toy_params, write_project
+from tests.toy import WIDE, many_rows, toy_params, write_project
 
 BEFORE = {
     "train": train, "data": data, "export": export, "verify": verify, "optimize": optimize, "quantize": quantize,
@@ -38,7 +39,7 @@ def measured(**changes: object) -> tuple[BenchmarkReport, SelectReport]:
 
 
 def test_the_bench_measures_the_best_keeps_every_call_and_tells_each_other_why_not(project: Path) -> None:
-    write_project(project)
+    write_project(project, WIDE, many_rows())
     report, chosen = measured()
     assert report.passed, report.reason
     full = [m for m in report.measurements if m.latencies]
@@ -73,24 +74,31 @@ def test_the_bench_measures_the_best_keeps_every_call_and_tells_each_other_why_n
 
 
 def test_a_search_without_time_still_judges_one_variant_and_says_that_it_was_cut_short(project: Path) -> None:
-    settings = {**toy_params()["models"]["toy"]["benchmark"], "search_seconds": 0.001}
-    write_project(project, params=toy_params(benchmark=settings))
+    settings = {**toy_params()["models"]["toy"]["benchmark"], "search_seconds": 0.001, "torch_compile": True}
+    write_project(project, WIDE, many_rows(benchmark=settings))
     report, chosen = measured()
     assert report.passed, report.reason
     assert any("benchmark.search_seconds" in finding for finding in report.findings)
     assert not any(m.graph for m in report.measurements)
     assert chosen.passed
 
+    assert report.compiled is not None
+    assert report.compiled.provider == "torch.compile"
+    if shutil.which("g++"):
+        assert [latency.size for latency in report.compiled.latencies] == ["b1", "b16"], report.compiled.reason
+    else:
+        assert report.compiled.status == "failed"
+        assert report.compiled.reason
 
-@pytest.mark.parametrize(
-    ("budget", "words"), [({"min_cosine": 0.999999}, "budget.min_cosine"), ({"min_snr_db": 90.0}, "budget.min_snr_db")]
-)
-def test_int8_that_strays_further_than_the_budget_allows_is_never_a_finalist(
-    project: Path, budget: dict[str, float], words: str
+
+@pytest.mark.parametrize("budget", [{"min_cosine": 0.999999}, {"min_snr_db": 90.0}])
+def test_int8_that_strays_further_than_the_budget_allows_is_never_measured_in_full(
+    project: Path, budget: dict[str, float]
 ) -> None:
-    write_project(project, params=toy_params(quality=None, budget=budget, optimize={"candidates": []}))
+    write_project(project, WIDE, many_rows(quality=None, budget=budget, optimize={"candidates": []}))
     report, chosen = measured()
-    int8 = [m for m in report.measurements if m.precision == "int8"]
-    assert all(not m.latencies and m.reason for m in int8)
-    assert any(words in m.reason for m in int8) or all("slower" in m.reason or "left" in m.reason for m in int8)
+    made = load(QuantizeReport, project / "build/toy/quantize/report.json")
+    broken = [v for v in made.variants if f"budget.{next(iter(budget))}" in v.reason]
+    assert broken
+    assert not [m for m in report.measurements if m.precision == "int8" and m.latencies]
     assert chosen.variant.startswith(PLAIN)

@@ -9,17 +9,40 @@ import sys
 from tests.conftest import ROOT
 
 
-def test_the_registry_holds_under_a_small_race_and_a_few_kills(tmp_path):
-    command = [sys.executable, "-m", "benchmarks.registry", "--processes", "2", "--changes", "4", "--kills", "3"]
+def registry(tmp_path, *arguments):
+    """The exit code of benchmarks.registry on SQLite, and the rows of its table."""
     done = subprocess.run(
-        [*command, "--out", str(tmp_path / "table.md")],
+        [sys.executable, "-m", "benchmarks.registry", "--no-postgres", *arguments, "--out", str(tmp_path / "table.md")],
         cwd=ROOT,
         env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")},
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout == (tmp_path / "table.md").read_text()
-    rows = [line for line in done.stdout.splitlines() if line.startswith("| ")][1:]
+    assert done.stdout == (tmp_path / "table.md").read_text(), done.stderr
+    return done.returncode, [line for line in done.stdout.splitlines() if line.startswith("| ")][1:]
+
+
+def test_the_registry_holds_under_a_small_race_and_a_few_kills(tmp_path):
+    code, rows = registry(tmp_path, "--only", "races", "kills", "--processes", "2", "--changes", "4", "--kills", "3")
+    assert code == 0
     assert len(rows) == 10
     assert all(row.endswith("| yes |") for row in rows)
+
+
+def test_what_predict_costs_is_stated_for_every_way_of_calling_it(tmp_path):
+    table = tmp_path / "table.md"
+    command = [sys.executable, "-m", "benchmarks.predict", "--rounds", "3", "--wanted", "1e9", "--out", str(table)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = [line for line in table.read_text().splitlines() if line.startswith("| `predict")]
+    assert len(rows) == 6
+    assert all(row.endswith("| yes |") for row in rows)
+
+
+def test_the_registry_holds_on_a_server_that_fails_and_its_costs_are_measured(tmp_path):
+    small = ["--entries", "12", "--rounds", "1", "--models", "2", "--faults", "6"]
+    _, rows = registry(tmp_path, "--only", "latencies", "status", "cold", "outages", *small)
+    timed = [row for row in rows if any(words in row for words in ("under", "no dearer", "said within"))]
+    assert len(timed) == 11
+    assert len(rows) == 25
+    assert all(row.endswith("| yes |") for row in rows if row not in timed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import yaml
 
 from registry.errors import UsageError
 from stages import params
+from stages.settings import ModelParams
 from tests.conftest import ROOT, run
 from tests.toy import SOURCE, toy_params, write_project
 
@@ -190,3 +192,10 @@ def test_the_shipped_params_are_right() -> None:
     found = params.read(ROOT / "params.yaml")
     assert list(found.models) == list(raw["models"])
     assert {"classifier", "cnn", "sequence", "multi-io", "transformer", "imported"} <= set(found.models)
+
+
+@pytest.mark.parametrize("stage", sorted(params.READS))
+def test_a_stage_reads_no_setting_that_its_section_lacks(stage: str) -> None:
+    source = (ROOT / "stages" / f"{stage}.py").read_text()
+    read = set(re.findall(r"\bsettings\.(\w+)", source)) & set(ModelParams.model_fields)
+    assert read <= set(params.READS[stage])

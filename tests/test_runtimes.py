@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import mlflow.artifacts
 import numpy as np
 import onnx
 import pytest
@@ -24,14 +25,18 @@ from onnx import TensorProto, helper
 
 from registry import cli_runtimes, hostinfo, runtimes
 from registry.errors import OnwardError, UsageError
-from registry.serving import CPU
+from registry.evidence import BenchmarkReport, PublishReport
+from registry.replay import replay_in_subprocess
+from registry.serving import CPU, Serving
 from stages import command, host
 from stages.benchmark import benchmark
 from stages.data import data
 from stages.export import export
 from stages.optimize import optimize
+from stages.publish import record
 from stages.quantize import quantize
 from stages.runtime.pool import Worker
+from stages.select import select
 from stages.train import train
 from stages.verify import verify
 from tests.conftest import ROOT, Command
@@ -70,6 +75,15 @@ def openvino() -> Path:
     return runtimes.python("openvino", ROOT)
 
 
+def run_on(python: Path, code: str) -> str:
+    """What a script prints last in another environment: with its own ONNX Runtime, and our packages behind it."""
+    before = f"import sys; sys.path += [{str(ROOT)!r}, {sysconfig.get_path('purelib')!r}]\nfrom pathlib import Path\n"
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run([python, "-c", before + code], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[-1]
+
+
 @pytest.fixture
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A checkout with one runtime, `tiny`, that installs in a moment."""
@@ -93,7 +107,9 @@ def test_this_hosts_int8_saturates_just_where_it_has_no_instructions_for_it(open
     assert runtimes.state("cpu", ROOT).int8_exact is bool(exact)
 
 
-def test_a_real_model_is_measured_on_both_providers(project: Path, openvino: Path) -> None:
+def test_a_real_model_is_measured_published_and_replayed_on_both_providers(
+    project: Path, openvino: Path, store_uri: str, tmp_path: Path
+) -> None:
     params = toy_params(inputs={"x": {"shape": ["batch", 1, 12, 12]}}) | {"runtimes": ["cpu", "openvino", "cuda"]}
     write_project(project, CONVOLUTIONAL, params)
     shutil.copytree(ROOT / "runtimes", project / "runtimes")
@@ -103,13 +119,24 @@ def test_a_real_model_is_measured_on_both_providers(project: Path, openvino: Pat
         assert command.one(name, "toy", stage).passed
     for name, stage in (("optimize", optimize), ("quantize", quantize)):
         command.one(name, "toy", stage)
-    report = benchmark("toy", project)
+    report = command.one("benchmark", "toy", benchmark)
+    assert isinstance(report, BenchmarkReport)
     assert report.passed, report.reason
     plain = {m.runtime: m for m in report.measurements if m.variant == "plain"}
     assert set(plain) == {"cpu", "openvino"} | ({"cuda"} if hostinfo.accelerators() else set())
     assert plain["openvino"].node_share == {OPENVINO: 1.0}
     assert plain["openvino"].latencies[0].p50_ms > 0
     assert {state.runtime: state.usable for state in report.runtimes}["openvino"]
+    assert command.one("select", "toy", select).passed
+    published = command.one("publish", "toy", record)
+    assert isinstance(published, PublishReport)
+    assert published.version == 1
+    folder = Path(mlflow.artifacts.download_artifacts("models:/toy/1", dst_path=str(tmp_path / "version")))
+    serving = Serving.load(folder)
+    assert serving is not None
+    assert {"cpu", "openvino"} <= set(serving.root)
+    assert replay_in_subprocess(folder)[0]  # in this environment: what won on the CPU
+    assert run_on(openvino, f"from registry.replay import replay; print(replay(Path({str(folder)!r}))[0])") == "True"
 
 
 def test_a_model_that_a_provider_cannot_run_fell_back_to_the_cpu(
@@ -153,16 +180,12 @@ def test_nodes_are_counted_as_the_graph_has_them_however_a_provider_fuses_them(t
 def test_the_wrapper_serves_what_won_on_openvino_where_that_is_installed(tmp_path: Path, openvino: Path) -> None:
     version = version_for_two_providers(tmp_path)
     code = (
-        f"import sys; sys.path += [{str(ROOT)!r}, {sysconfig.get_path('purelib')!r}]\n"  # behind its own onnxruntime
         "import json, numpy as np\nfrom registry.session import InferenceSession\n"
         f"session = InferenceSession({str(version)!r})\n"
         "answer = session.predict(np.ones((1, 4), np.float32))\n"
         "print(json.dumps([session.metadata.providers[0], session.metadata.served.file, float(answer[0, 0])]))\n"
     )
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    done = subprocess.run([openvino, "-c", code], capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1]) == [OPENVINO, "providers/openvino/model.onnx", 3.0]
+    assert json.loads(run_on(openvino, code)) == [OPENVINO, "providers/openvino/model.onnx", 3.0]
 
 
 @pytest.mark.skipif(bool(hostinfo.accelerators()), reason="there is a GPU: CUDA is tested below")

@@ -48,10 +48,12 @@ def server(tmp_path_factory):
         pytest.fail("Postgres is not installed: `make postgres` does that (Debian: apt-get install postgresql)")
     folder = tmp_path_factory.mktemp("server")
     with (
+        pytest.MonkeyPatch.context() as patch,
         postgres(binaries) as database,
         objects(folder) as store,
         mlflow_server(database, store, folder) as url,
     ):
+        patch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")  # a busy machine is no dead server
         yield Server(url, store)
 
 

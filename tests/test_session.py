@@ -110,6 +110,14 @@ def test_wrong_inputs_are_refused_in_words(two, args, kwargs, message):
         two.predict(*args, **kwargs)
 
 
+def test_shapes_that_fitted_once_let_no_others_through(two):
+    for _ in range(2):
+        two.predict(X, np.arange(3))
+        for wrong in (np.arange(2), np.arange(0)):
+            with pytest.raises(UsageError, match=r"dimension batch is 3|input ids is empty"):
+                two.predict(X, wrong)
+
+
 def test_fixed_dimensions_are_checked(scale):
     with pytest.raises(UsageError, match=r"shape \[3, 3\]; the model takes x float32\[batch, 4\]"):
         scale.predict(X[:, :3])

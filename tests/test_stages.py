@@ -24,7 +24,7 @@ from stages.quantize import quantize
 from stages.train import train
 from stages.verify import verify
 from tests.onnx_models import linear
-from tests.toy import SOURCE, WIDE, toy_params, write_project
+from tests.toy import SOURCE, WIDE, many_rows, toy_params, write_project
 
 STAGES = {
     "train": train,
@@ -38,11 +38,6 @@ STAGES = {
 
 def through(*stages: str) -> dict[str, Any]:
     return {stage: command.one(stage, "toy", STAGES[stage]) for stage in stages}
-
-
-def many_rows(**changes: Any) -> dict[str, Any]:
-    """Params with a batch that makes products worth quantising."""
-    return toy_params(dims={"batch": {"max": 16, "typical": [1, 16]}}, **changes)
 
 
 def toy(project: Path) -> torch.nn.Module:

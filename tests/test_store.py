@@ -325,16 +325,6 @@ def test_an_entry_of_a_newer_onward_is_not_guessed_at(store):
         live(store)
 
 
-def test_mlflow_itself_loads_what_is_live(store):
-    import mlflow
-    import numpy as np
-
-    through_staging(store, add_candidate(store, "cnn", 2))
-    x = np.ones((3, 4), np.float32)
-    for uri in ("models:/production.cnn@live", "models:/cnn@production"):
-        assert np.array_equal(mlflow.pyfunc.load_model(uri).predict({"x": x})["y"], 2 * x)
-
-
 def test_wrong_names_reach_neither_paths_nor_filters(store):
     for name in ("../cnn", "cnn' or '1'='1", "a.b", "", "-x", "cnn/1"):
         with pytest.raises(UsageError, match="no name for a model"):

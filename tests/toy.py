@@ -45,6 +45,11 @@ def toy_params(**changes: Any) -> dict[str, Any]:
     return {"models": {"toy": {key: value for key, value in model.items() if value is not None}}}
 
 
+def many_rows(**changes: Any) -> dict[str, Any]:
+    """Params of WIDE with a batch that makes products worth quantising."""
+    return toy_params(dims={"batch": {"max": 16, "typical": [1, 16]}}, **changes)
+
+
 def write_project(root: Path, source: str = SOURCE, params: dict[str, Any] | None = None) -> Path:
     """Write models/toy.py and params.yaml."""
     (root / "models" / "toy.py").write_text(source)

@@ -158,7 +158,7 @@ def _choice(measured: Measured) -> Row:
 
 
 def _predict(measured: Measured) -> Row:
-    figure = "InferenceSession.predict over a bare session.run, on the MLP"
+    figure = "InferenceSession.predict over a bare session.run, on the MLP (the dearest way to call it)"
     wanted = f"{PREDICT_US:g} µs or less"
     found = measured.predict_overhead_us
     if found is None:

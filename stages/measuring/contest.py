@@ -107,8 +107,10 @@ def best_rounds(contestant: Contestant, plain: Contestant) -> float:
     """The ratio to the plain export of each one's fastest round, over all sizes.
 
     A neighbour on the machine makes rounds slower and none faster: in the few rounds of a screening, the fastest says
-    most. No interval belongs to it, so that it ranks and proves nothing.
+    most. No interval belongs to it, so that it ranks and proves nothing. The plain export's own is 1.
     """
+    if contestant is plain:
+        return 1.0
     logs = [
         np.log(min(map(np.median, contestant.rounds[size]))) - np.log(min(map(np.median, plain.rounds[size])))
         for size in contestant.rounds

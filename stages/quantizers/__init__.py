@@ -46,9 +46,11 @@ def named(source: Path) -> onnx.ModelProto:
 
 
 def givers(model: onnx.ModelProto, values: Iterable[str]) -> list[str]:
-    """Names of the nodes that give these values."""
+    """Names of the nodes that give these values, and what ONNX Runtime calls the product that it makes of a Gemm before
+    it looks for them."""
     wanted = set(values)
-    return [node.name for node in model.graph.node if wanted & set(node.output)]
+    found = [node for node in model.graph.node if wanted & set(node.output)]
+    return [node.name for node in found] + [f"{node.name}_MatMul" for node in found if node.op_type == "Gemm"]
 
 
 def prepare(source: Path, target: Path) -> None:

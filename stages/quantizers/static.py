@@ -3,6 +3,9 @@
 By default activations are unsigned and weights signed and per channel: with signed activations, which is the default
 of `quantize_static`, the kernels of x86 CPUs are slower than float. `reduce_range` leaves weights 7 bits, which keeps
 the kernels of CPUs without VNNI from saturating: it costs nothing in speed and little in accuracy elsewhere.
+
+`layers: all` takes in sums, pools and whatever else lies between the layers with weights, so that values stay int8 from
+one to the next: a ResNet gains another twentieth in speed, and loses 2 dB.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from stages.techniques import Options
 from stages.traits import Traits
 
 OPTIONS = {
+    "layers": ("weighted", "all"),
     "form": ("qdq", "qoperator"),
     "activations": ("uint8", "int8"),
     "calibrate": ("minmax", "entropy", "percentile"),
@@ -82,5 +86,5 @@ def quantize(source: Path, target: Path, calibration: list[Feed], keep: list[str
         reduce_range=bool(options["reduce_range"]),
         calibrate_method=methods[str(options["calibrate"])],
         nodes_to_exclude=givers(model, keep),
-        op_types_to_quantize=list(OPERATORS),
+        op_types_to_quantize=list(OPERATORS) if options["layers"] == "weighted" else None,
     )

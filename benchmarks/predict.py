@@ -1,0 +1,134 @@
+"""What `InferenceSession.predict` costs beside a bare `session.run` of ONNX Runtime's own, on the shipped MLP's graph.
+
+    python -m benchmarks.predict [--rounds 400] [--wanted 15] [--out FILE]
+
+Both run the same loaded session in one process, by turns, in rounds of random order; stated are the median of the
+rounds' differences in microseconds and its 95 % bootstrap interval. Writes benchmarks/predict.md, or --out FILE.
+Exit code 1 where an interval lies wholly above what is wanted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from registry import hostinfo
+from registry.session import InferenceSession
+
+RESULTS = Path(__file__).parent / "predict.md"
+WANTED_US = 15.0
+RUNS = 50  # a turn: some milliseconds
+
+
+def mlp(path: Path) -> Path:
+    """The graph of the shipped classifier: image [batch, 784] to logits [batch, 10] by way of 256."""
+    rng = np.random.default_rng(0)
+    shapes = {"w1": (784, 256), "b1": (256,), "w2": (256, 10), "b2": (10,)}
+    stored = [numpy_helper.from_array(rng.standard_normal(s).astype(np.float32) / 28, n) for n, s in shapes.items()]
+    nodes = [
+        helper.make_node("Gemm", ["image", "w1", "b1"], ["h"]),
+        helper.make_node("Relu", ["h"], ["r"]),
+        helper.make_node("Gemm", ["r", "w2", "b2"], ["logits"]),
+    ]
+    values = [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 784])]
+    results = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 10])]
+    graph = helper.make_graph(nodes, "mlp", values, results, stored)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    return path
+
+
+def turn(call: Callable[[], object]) -> float:
+    """Microseconds a call, the median of RUNS calls."""
+    clock, took = time.perf_counter, []
+    for _ in range(RUNS):
+        start = clock()
+        call()
+        took.append(clock() - start)
+    return float(np.median(took)) * 1e6
+
+
+def overhead(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Microseconds of each way of calling, a figure a round; the order of a round is random."""
+    order = random.Random(0)
+    for call in ways.values():
+        turn(call)
+    found: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        names = list(ways)
+        order.shuffle(names)
+        for name in names:
+            found[name].append(turn(ways[name]))
+    return found
+
+
+def interval(differences: list[float]) -> tuple[float, float, float]:
+    """The median, and the bounds of its 95 % interval by the percentile bootstrap (Efron, 1979)."""
+    values = np.asarray(differences)
+    rng = np.random.default_rng(0)
+    medians = np.median(rng.choice(values, (2000, len(values))), axis=1)
+    low, high = np.percentile(medians, (2.5, 97.5))
+    return float(np.median(values)), float(low), float(high)
+
+
+def measure(rounds: int) -> list[tuple[str, float, float, float, float]]:
+    """(way, microseconds of the bare run, what the way takes more, low, high) of every way of calling predict."""
+    with tempfile.TemporaryDirectory() as temporary:
+        session = InferenceSession(mlp(Path(temporary) / "mlp.onnx"))
+        bare = session._loaded._session  # the same session: two would wait for each other's threads
+        rows = []
+        for batch in (1, 32):
+            x = np.random.default_rng(1).random((batch, 784), np.float32)
+            ways: dict[str, Callable[[], Any]] = {
+                "bare": partial(bare.run, ["logits"], {"image": x}),
+                "predict(x)": partial(session.predict, x),
+                "predict(image=x)": partial(session.predict, image=x),
+                "predict({'image': x})": partial(session.predict, {"image": x}),
+            }
+            found = overhead(ways, rounds)
+            for name in list(ways)[1:]:
+                more = [way - plain for way, plain in zip(found[name], found["bare"], strict=True)]
+                rows.append((f"{name}, batch {batch}", float(np.median(found["bare"])), *interval(more)))
+    return rows
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=400)
+    parser.add_argument("--wanted", type=float, default=WANTED_US, help="microseconds")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="the file that the table goes to")
+    arguments = parser.parse_args()
+    rows = measure(arguments.rounds)
+    machine = hostinfo.describe()
+    lines = [
+        "# What `InferenceSession.predict` costs",
+        "",
+        f"`python -m benchmarks.predict --rounds {arguments.rounds}` on {machine.cpu} ({hostinfo.kind(machine)}, "
+        f"{machine.cores} cores): microseconds more than a bare `session.run` on the MLP, median over the rounds and "
+        f"its 95 % interval. Wanted: at most {arguments.wanted:g}.",
+        "",
+        "| call | bare run, µs | more, µs | 95 % interval | holds |",
+        "|---|---|---|---|---|",
+        *(
+            f"| `{name.split(', ')[0]}`, {name.split(', ')[1]} | {plain:.1f} | {more:.1f} | {low:.1f} to {high:.1f} | "
+            f"{'yes' if high <= arguments.wanted else 'no' if low > arguments.wanted else 'undecided'} |"
+            for name, plain, more, low, high in rows
+        ),
+    ]
+    arguments.out.write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+    return int(any(low > arguments.wanted for _, _, _, low, _ in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,171 @@
+"""The deployment log under races and kills: real processes on a real store."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks.findings import Finding
+from registry import operations, overview
+from registry.errors import LostRace, Refused
+from registry.integrity import check_folder
+from registry.store import Store
+from tests.store_factory import add_candidate
+
+MODEL = "cnn"
+ENVIRONMENT = "staging"
+VERSIONS = 3
+
+
+def prepare() -> None:
+    """The versions that are promoted and rolled back."""
+    for factor in range(1, VERSIONS + 1):
+        add_candidate(Store(), MODEL, factor)
+
+
+def change(store: Store, number: int, actor: str) -> str:
+    """Promote or roll back, by turns, and return what was said."""
+    try:
+        if number % 3 == 2:
+            done = operations.rollback(MODEL, ENVIRONMENT, reason="benchmark", actor=actor, store=store)
+        else:
+            live = store.head(ENVIRONMENT, MODEL).line.live
+            version = 1 + (live.candidate_version if live else 0) % VERSIONS
+            done = operations.promote(MODEL, ENVIRONMENT, version, reason="benchmark", actor=actor, store=store)
+    except LostRace:
+        return "lost"
+    except Refused:  # a rollback where nothing was before
+        return "refused"
+    return "won" if done.changed else "live already"
+
+
+def _place() -> tuple[str, str]:
+    """Which store is in use, and where; processes are told, for what they are forked from may know another one."""
+    return os.environ["MLFLOW_TRACKING_URI"], os.getcwd()
+
+
+def _go(place: tuple[str, str]) -> Store:
+    os.environ["MLFLOW_TRACKING_URI"] = place[0]
+    os.chdir(place[1])
+    return Store()
+
+
+def _change_often(place: tuple[str, str], seed: int, changes: int, answers: Any) -> None:
+    store = _go(place)
+    for number in range(changes):
+        start = time.perf_counter()
+        try:
+            said = change(store, seed + number, f"p{seed}")
+        except Exception as error:  # whatever it is, it is what this benchmark looks for
+            said = f"error: {type(error).__name__}: {str(error)[:200]}"
+        answers.put((f"p{seed}", said, time.perf_counter() - start))
+
+
+def _read_often(place: tuple[str, str], stop: Any, answers: Any) -> None:
+    """Read until told to stop, and report what was seen as counted, each time that it was something new."""
+    store = _go(place)
+    seen: list[Any] = []
+    while not stop.is_set():
+        log = store.log(ENVIRONMENT, MODEL)
+        counted = [entry.key for entry in log.line.counted]
+        if not seen or counted != seen[-1]:
+            seen.append(counted)
+    answers.put(seen)
+
+
+def race(context: Any, processes: int, changes: int) -> Iterator[Finding]:
+    """Many processes change one environment at once, while another reads it."""
+    answers, views, stop = context.Queue(), context.Queue(), context.Event()
+    reader = context.Process(target=_read_often, args=(_place(), stop, views))
+    writers = [
+        context.Process(target=_change_often, args=(_place(), seed, changes, answers)) for seed in range(processes)
+    ]
+    start = time.perf_counter()
+    for process in (reader, *writers):
+        process.start()
+    told = [answers.get() for _ in range(processes * changes)]
+    seconds = time.perf_counter() - start
+    stop.set()
+    seen = views.get()
+    for process in (reader, *writers):
+        process.join()
+    log = Store().log(ENVIRONMENT, MODEL)
+    said = Counter(answer for _, answer, _ in told)
+    errors = {answer: count for answer, count in said.items() if answer.startswith("error")}
+    won = Counter(actor for actor, answer, _ in told if answer == "won")
+    counted = Counter(entry.actor for entry in log.line.counted)
+    final = [entry.key for entry in log.line.counted]
+    agree = sum(view == final[: len(view)] for view in seen)
+    title = f"{processes} processes x {changes} changes"
+    yield Finding(title, "no error but a lost race", _said(said) if not errors else str(errors), not errors)
+    yield Finding(title, "entries counted = changes told won", f"{len(final)} = {won.total()}", counted == won)
+    yield Finding(title, "one live deployment", f"entry {log.line.base}", log.line.live is not None)
+    yield Finding(title, "every reader agrees", f"{agree} of {len(seen)} views", agree == len(seen))
+    marked = {entry.number for entry in log.line.lost} == log.marked
+    yield Finding(title, "every lost entry is marked", f"{len(log.marked)} of {len(log.line.lost)}", marked)
+    operations.reconcile()
+    drift = overview.status()[0].environments[0].drift
+    yield Finding(title, "aliases agree at the end", f"{len(drift)} drifts", not drift)
+    times = sorted(took for _, answer, took in told if answer == "won")
+    yield Finding(title, "-", f"{seconds:.0f} s in all, {times[len(times) // 2]:.2f} s a change that won (p50)", True)
+
+
+def _said(said: Counter[str]) -> str:
+    return ", ".join(f"{count} {answer}" for answer, count in said.most_common())
+
+
+def _change_until_killed(place: tuple[str, str], seed: int, started: Any) -> None:
+    store, number = _go(place), seed
+    store.log(ENVIRONMENT, MODEL)  # connected, so that kills fall upon changes
+    started.set()
+    while True:
+        change(store, number, f"k{seed}")
+        number += 1
+
+
+def kill(context: Any, kills: int, seed: int) -> Iterator[Finding]:
+    """Processes that change an environment are killed at random moments; the next command finds all in order."""
+    draw, store = random.Random(seed), Store()
+    change(store, 0, "before")
+    start = time.perf_counter()
+    change(store, 0, "before")
+    one = time.perf_counter() - start
+    without_live = drifted = unhealed = entries = 0
+    for number in range(kills):
+        before = store.head(ENVIRONMENT, MODEL).line.base
+        started = context.Event()
+        process = context.Process(target=_change_until_killed, args=(_place(), number, started))
+        process.start()
+        assert started.wait(120)
+        time.sleep(draw.uniform(0, 2 * one))
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        log = store.log(ENVIRONMENT, MODEL)
+        entries += sum(entry.number > before for entry in log.line.counted)
+        # The recorded inputs are run now and then only: that takes a process of its own.
+        works = _loads(store) if number % 10 else overview.check(MODEL, ENVIRONMENT, store).met
+        without_live += log.line.live is None or not works
+        drifted += bool(overview.status(store)[0].environments[0].drift)
+        change(store, number, "next")
+        unhealed += bool(overview.status(store)[0].environments[0].drift)
+    title = f"{kills} kills at random moments"
+    yield Finding(title, "never without a live version that works", f"{without_live} times without", not without_live)
+    found = f"{drifted} times to be healed, {unhealed} times not"
+    yield Finding(title, "the next command heals the views", found, not unhealed)
+    yield Finding(title, "-", f"{entries} entries appended by those killed", True)
+
+
+def _loads(store: Store) -> bool:
+    """Whether what is live can be fetched, byte for byte."""
+    target = overview.resolve(f"{MODEL}@{ENVIRONMENT}", store)
+    with tempfile.TemporaryDirectory() as temporary:
+        check_folder(store.files.fetch(target.source, Path(temporary)), target.sha256)
+    return True

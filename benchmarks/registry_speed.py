@@ -1,0 +1,87 @@
+"""What commands of the registry cost: by the length of the log, by the number of models, and from a cold start."""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from functools import partial
+
+from benchmarks.findings import Finding
+from registry import operations, overview
+from registry.layout import registered_name
+from registry.store import Store
+from tests.store_factory import add_candidate
+
+ENVIRONMENT = "staging"
+
+
+def grow(store: Store, model: str, entries: int) -> None:
+    """A log of so many entries, on two versions of a model."""
+    for version in (1, 2):
+        add_candidate(store, model, version)
+        operations.promote(model, ENVIRONMENT, version, reason="benchmark", store=store)
+    line = store.log(ENVIRONMENT, model).line
+    first, base = line.counted, line.base
+    for number in range(entries - 2):
+        draft = first[number % 2].model_copy(update={"base": base, "key": uuid.uuid4().hex})
+        store._try_append(registered_name(ENVIRONMENT, model), draft)
+        base += 1
+    assert store.head(ENVIRONMENT, model).line.base == entries
+    operations.reconcile(store)
+
+
+def latencies(lengths: tuple[int, ...], rounds: int) -> Iterator[Finding]:
+    """Rollback and promote, gates included, in one process; the logs take turns, so that all see the same machine."""
+    store, times = Store(), dict[tuple[str, int], list[float]]()
+    for length in lengths:
+        grow(store, f"long{length}", length)
+    for _ in range(rounds):
+        for length in lengths:
+            model = f"long{length}"
+            took = _seconds(partial(operations.rollback, model, ENVIRONMENT, reason="benchmark", store=store))
+            times.setdefault(("rollback", length), []).append(took)
+            live = store.head(ENVIRONMENT, model).line.live
+            other = 3 - live.candidate_version if live else 1
+            took = _seconds(partial(operations.promote, model, ENVIRONMENT, other, reason="benchmark", store=store))
+            times.setdefault(("promote", length), []).append(took)
+    for command, limit in (("rollback", 0.15), ("promote", 1.0)):
+        p50 = {length: statistics.median(times[command, length]) for length in lengths}
+        for length, seconds in p50.items():
+            title = f"{command} on a log of {length}"
+            yield Finding(title, f"p50 under {limit * 1000:.0f} ms", f"{seconds * 1000:.0f} ms", seconds < limit)
+        ratio = p50[lengths[-1]] / p50[lengths[0]]
+        grown = f"{lengths[-1]} entries against {lengths[0]}"
+        yield Finding(f"{command}, {grown}", "no dearer (1.25 at most)", f"{ratio:.2f} times", ratio <= 1.25)
+
+
+def status_of_many(models: int) -> Iterator[Finding]:
+    """`status` of so many models, each live in two environments."""
+    store = Store()
+    for number in range(models):
+        model = f"many{number}"
+        add_candidate(store, model, 1)
+        for environment in ("staging", "production"):
+            operations.promote(model, environment, 1, reason="benchmark", force=True, store=store)
+    took = min(_seconds(lambda: overview.status(store)) for _ in range(3))
+    yield Finding(f"status of {models} models", "under 3 s", f"{took:.2f} s", took < 3)
+
+
+def cold_starts() -> Iterator[Finding]:
+    """Whole commands, from start to end."""
+    for arguments, limit in (("--help", 0.3), ("status", 2.0)):
+        took = min(_seconds(partial(_command, arguments)) for _ in range(5))
+        yield Finding(f"onward {arguments}, cold", f"under {limit} s", f"{took:.2f} s", took < limit)
+
+
+def _command(arguments: str) -> None:
+    subprocess.run([sys.executable, "-m", "registry.cli", arguments], check=True, capture_output=True)
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
