@@ -1,0 +1,154 @@
+"""Onward against Microsoft Olive and Optimum, on this machine: who makes eight architectures faster, and still right.
+
+    python -m benchmarks.against_peers [--only ARCH ...] [--rounds N] [--peers-folder FOLDER] [--report]
+
+Installs the peers in environments of their own, runs their commands and Onward's own stages on the same exports, and
+times all files interleaved. What was made is kept in the folder and made again only when something behind it changed;
+what was measured is kept in against_peers.json, so that architectures can be measured one by one. Writes
+benchmarks/against_peers.md: every figure wanted, what was measured, and whether it holds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import TypeVar
+
+from benchmarks import predict
+from benchmarks.peers import environments, making, measuring, pipeline, repeats
+from benchmarks.peers.judging import REPEATS, rows
+from benchmarks.peers.recipes import ARCHITECTURES, FROM_HUB, PEERS, recipes
+from benchmarks.peers.results import Measured
+from benchmarks.peers.writing import report
+from registry.disk import write_atomically
+from registry.errors import OnwardError
+
+HERE = Path(__file__).parent
+RESULTS, TABLE = HERE / "against_peers.json", HERE / "against_peers.md"
+REPEATED = "cnn"
+PREDICT_ROUNDS = 400
+BEST_PROVIDER = ("resnet18",)  # of which a figure is wanted on the best provider, so a second one is tried
+T = TypeVar("T")
+
+
+def main() -> int:
+    """Measure what was asked for, write both files; 1 where a figure does not hold, 2 where nothing could be run."""
+    arguments = _arguments()
+    folder: Path = arguments.peers_folder.resolve()
+    measured = Measured.model_validate_json(RESULTS.read_bytes()) if RESULTS.is_file() else Measured()
+    if not arguments.report:
+        _measure(measured, arguments, folder)
+    found = rows(measured)
+    write_atomically(TABLE, report(measured).encode())
+    for row in found:
+        print(f"{'holds' if row.holds else 'not measured' if row.holds is None else 'FAILS':13}{row.figure}: ", end="")
+        print(f"{row.measured} (wanted: {row.wanted})")
+    print(f"written: {TABLE.relative_to(HERE.parent)}")
+    return 1 if any(row.holds is False for row in found) else 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.against_peers", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument("--only", nargs="+", metavar="ARCH", choices=ARCHITECTURES, default=list(ARCHITECTURES))
+    parser.add_argument("--rounds", type=int, default=20, help="rounds of the race, 3 or more (20)")
+    parser.add_argument("--repeats", type=int, default=REPEATS, help="times that the choice is made; 0: not at all")
+    parser.add_argument(
+        "--peers-folder", type=Path, default=HERE.parent / ".peers", help="environments and what is made"
+    )
+    parser.add_argument("--report", action="store_true", help="measure nothing; write the table from the .json")
+    arguments = parser.parse_args()
+    if arguments.rounds < 3:
+        parser.error(f"--rounds {arguments.rounds}: an interval needs 3 or more")
+    return arguments
+
+
+def _measure(measured: Measured, arguments: argparse.Namespace, folder: Path) -> None:
+    place = folder / "project"
+    os.environ["DVC_ROOT"] = str(place)  # the stages' code, in this process too, looks at that project
+    hub = _attempt(measured, "minilm", lambda: environments.hub_folder(folder))
+    pipeline.lay(place, hub)
+    pythons: dict[str, Path] = {}
+    for peer in PEERS:
+        python = _attempt(measured, peer, functools.partial(environments.environment, peer, folder))
+        if python is not None:
+            pythons[peer] = python
+            measured.versions |= _peer_versions(peer, python)
+    measured.versions |= {name: version(name) for name in ("torch", "onnxruntime")}
+    for architecture in arguments.only:
+        if architecture in FROM_HUB and hub is None:
+            continue
+        _attempt(
+            measured,
+            architecture,
+            functools.partial(_one, measured, architecture, arguments.rounds, pythons, hub, folder),
+        )
+        _save(measured)
+    if arguments.repeats and REPEATED in arguments.only:
+        found = _attempt(
+            measured, "repeats", lambda: repeats.measure(place, REPEATED, arguments.repeats, arguments.rounds)
+        )
+        measured.repeats = found or measured.repeats
+        _save(measured)
+    if "classifier" in arguments.only:
+        measured.predict_overhead_us = max(more for _, _, more, _, _ in predict.measure(PREDICT_ROUNDS))
+        _save(measured)
+
+
+def _one(
+    measured: Measured, architecture: str, rounds: int, pythons: dict[str, Path], hub: Path | None, folder: Path
+) -> None:
+    """Onward's stages, the peers' recipes, and the race of what came of them."""
+    place = folder / "project"
+    pipeline.ask_for(place, ("cpu", "openvino") if architecture in BEST_PROVIDER else ("cpu",))
+    before = pipeline.repro(place, architecture, pipeline.BEFORE)
+    built = place / "build" / architecture
+    given = making.Given(
+        built / "export" / "model.onnx",
+        built / "data" / "calibration.npz",
+        hub if architecture in FROM_HUB else None,
+    )
+    outcomes = []
+    for recipe in recipes(architecture):
+        if recipe.peer in pythons:
+            at = folder / "made" / architecture / f"{recipe.peer}-{recipe.name}"
+            outcomes.append(making.make(recipe, given, pythons[recipe.peer], at))
+        else:
+            reason = f"not installed: {measured.not_measured[recipe.peer]}"
+            outcomes.append(making.Outcome(recipe.peer, recipe.name, 0.0, reason=reason))
+    searched = pipeline.repro(place, architecture, pipeline.SEARCH)
+    result = measuring.measure(architecture, outcomes, rounds)
+    result.stages = {**before, **searched}
+    measured.results[architecture] = result
+
+
+def _attempt(measured: Measured, what: str, do: Callable[[], T]) -> T | None:
+    """The result, or None with the reason told and kept for the table: one that fails keeps the others from nothing."""
+    measured.not_measured.pop(what, None)
+    try:
+        return do()
+    except OnwardError as error:
+        print(f"{what}: {error}", file=sys.stderr, flush=True)
+        measured.not_measured[what] = str(error).splitlines()[0]
+        return None
+
+
+def _peer_versions(peer: str, python: Path) -> dict[str, str]:
+    found = environments.versions(python)
+    names = {"olive": ("olive-ai",), "optimum": ("optimum", "optimum-onnx")}[peer]
+    return {name: found[name] for name in names if name in found}
+
+
+def _save(measured: Measured) -> None:
+    write_atomically(RESULTS, (measured.model_dump_json(indent=1, exclude_defaults=True) + "\n").encode())
+    write_atomically(TABLE, report(measured).encode())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

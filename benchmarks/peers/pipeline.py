@@ -1,0 +1,116 @@
+"""A project as a user of Onward has it: this checkout's pipeline, eight models and a params.yaml of their own, and the
+stages run with `dvc repro`, each timed when it really ran."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from registry.disk import write_atomically
+from registry.errors import OnwardError
+from registry.runtimes import install
+
+ROOT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).parent
+BEFORE = ("train", "data", "export", "verify")
+SEARCH = ("optimize", "quantize", "benchmark", "select")
+SECONDS = "seconds.json"
+
+
+class StageFailed(OnwardError):
+    """A stage of the project ended with an error; the message has its last words and the command."""
+
+
+def lay(project: Path, hub: Path | None) -> None:
+    """Write or renew the project: what is built there stays, and DVC knows what of it still holds."""
+    project.mkdir(parents=True, exist_ok=True)
+    for name in ("stages", "registry", "runtimes", "models"):
+        shutil.rmtree(project / name, ignore_errors=True)
+        shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "dvc.yaml", project)
+    shutil.copy(HERE / "project" / "params.yaml", project)
+    for source in (HERE / "project" / "models").glob("[!_]*.py"):
+        shutil.copy(source, project / "models")
+    weights = project / "weights"
+    weights.mkdir(exist_ok=True)
+    if hub is not None:
+        bring_weights(hub, weights)
+    if not (project / ".dvc").is_dir():
+        _run(project, ["dvc", "init", "--no-scm", "--quiet"])
+
+
+def ask_for(project: Path, runtimes: Sequence[str]) -> None:
+    """Name the runtimes in the project's params.yaml, and make the environments of those beside `cpu`.
+
+    Raises:
+        OnwardError: one cannot be installed.
+    """
+    for runtime in runtimes:
+        if runtime != "cpu":
+            install(runtime, project)
+    params = project / "params.yaml"
+    params.write_text(re.sub(r"(?m)^runtimes:.*$", f"runtimes: [{', '.join(runtimes)}]", params.read_text()))
+
+
+def bring_weights(hub: Path, target: Path) -> None:
+    """all-MiniLM-L6-v2 as minilm.safetensors and vocab.txt, without what the encoder does not use."""
+    from safetensors.numpy import load_file, save_file
+
+    if not (target / "minilm.safetensors").is_file():
+        state = load_file(hub / "model.safetensors")
+        unused = ("pooler.", "embeddings.position_ids")
+        state = {name.removeprefix("bert."): value for name, value in state.items()}
+        save_file({n: v for n, v in state.items() if not n.startswith(unused)}, target / "minilm.safetensors")
+    shutil.copy(hub / "vocab.txt", target)
+
+
+def repro(project: Path, architecture: str, stages: tuple[str, ...]) -> dict[str, float]:
+    """Bring the stages up to date, in order; returns seconds of each, from when it last ran.
+
+    Raises:
+        StageFailed: one ended with an error.
+    """
+    record = project / "build" / architecture / SECONDS
+    known: dict[str, float] = {}
+    with contextlib.suppress(FileNotFoundError):
+        known = json.loads(record.read_text())
+    _dvc(project, "params", "host")
+    for stage in stages:
+        begun = time.perf_counter()
+        print(f"onward: {stage} {architecture}", file=sys.stderr, flush=True)
+        said = _dvc(project, f"{stage}@{architecture}")
+        if f"Running stage '{stage}@{architecture}'" in said:
+            known[stage] = round(time.perf_counter() - begun, 1)
+            write_atomically(record, json.dumps(known, indent=2).encode())
+    return {stage: known.get(stage, 0.0) for stage in stages}
+
+
+def again(project: Path, architecture: str, stage: str) -> None:
+    """Run one stage once more, as if it had never run.
+
+    Raises:
+        StageFailed: it ended with an error.
+    """
+    _dvc(project, "--force", f"{stage}@{architecture}")
+
+
+def _dvc(project: Path, *arguments: str) -> str:
+    return _run(project, ["dvc", "repro", "--single-item", *arguments])
+
+
+def _run(project: Path, command: list[str]) -> str:
+    surroundings = {**os.environ, "PYTHONPATH": str(project), "DVC_ROOT": str(project), "DVC_NO_ANALYTICS": "1"}
+    surroundings["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(command, cwd=project, env=surroundings, capture_output=True, text=True)
+    if done.returncode:
+        words = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+        raise StageFailed("\n".join([*words[-8:], f"in {project}: {' '.join(command)} ended with {done.returncode}"]))
+    return done.stdout + done.stderr

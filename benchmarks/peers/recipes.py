@@ -1,0 +1,106 @@
+"""What each peer is told to do with each architecture: the best that its documentation advises for int8 on a CPU.
+
+Left wholly to themselves, neither chooses anything by the model: `olive optimize --precision int8` calibrates every
+model with text from the internet, and `optimum-cli onnxruntime quantize` wants a recipe named. So each peer gets every
+recipe that a user who read its manual would try, and the best result within the budget counts as that peer's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+OLIVE, OPTIMUM = "olive", "optimum"
+PEERS = (OLIVE, OPTIMUM)
+TITLES = {OLIVE: "Olive", OPTIMUM: "Optimum"}
+
+ARCHITECTURES = {
+    "minilm": "MiniLM",
+    "vit": "ViT-small",
+    "resnet18": "ResNet-18",
+    "mobilenet": "MobileNet-V2",
+    "lstm": "LSTM",
+    "tcn": "TCN",
+    "classifier": "MLP",
+    "cnn": "small CNN",
+}
+
+# What OrtTransformersOptimization has to be told of a graph.
+TRANSFORMERS: dict[str, dict[str, Any]] = {
+    "minilm": {"model_type": "bert", "num_heads": 12, "hidden_size": 384},
+    "vit": {"model_type": "vit", "num_heads": 6, "hidden_size": 384},
+}
+CONVOLUTIONAL = ("resnet18", "mobilenet", "tcn", "cnn")
+FROM_HUB = ("minilm",)  # there is a folder in the form of the Hugging Face hub, which Olive exports by itself
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One way of one peer: Olive's passes, or the options of Optimum's command. `hub` starts from the PyTorch model in
+    a hub folder instead of from the plain export."""
+
+    peer: str
+    name: str
+    passes: tuple[dict[str, Any], ...] = ()
+    options: tuple[str, ...] = ()
+    hub: bool = False
+    calibrated: bool = field(default=False)
+
+
+_DYNAMIC = {"type": "OnnxDynamicQuantization", "precision": "int8", "per_channel": True}
+_PEEPHOLE = {"type": "OnnxPeepholeOptimizer"}
+_EXPORT = {"type": "OnnxConversion", "use_dynamo_exporter": True, "target_opset": 20}
+
+
+def recipes(architecture: str) -> list[Recipe]:
+    """Every recipe that is tried for an architecture."""
+    found = [
+        Recipe(OLIVE, "dynamic", (_PEEPHOLE, _DYNAMIC)),
+        Recipe(OPTIMUM, "avx2", options=("--per_channel", "--avx2")),
+        Recipe(OPTIMUM, "avx512_vnni", options=("--per_channel", "--avx512_vnni")),
+    ]
+    if architecture in TRANSFORMERS:
+        fuse = {"type": "OrtTransformersOptimization", **TRANSFORMERS[architecture]}
+        found.append(Recipe(OLIVE, "fused-dynamic", (fuse, _DYNAMIC)))
+        if architecture in FROM_HUB:
+            found.append(Recipe(OLIVE, "hub-fused-dynamic", (_EXPORT, fuse, _DYNAMIC), hub=True))
+    if architecture in (*CONVOLUTIONAL, "vit"):
+        static = {"type": "OnnxStaticQuantization", "precision": "int8", "data_config": "calibration"}
+        unsigned = {**static, "activation_type": "uint8", "per_channel": True}
+        found.append(Recipe(OLIVE, "static", (_PEEPHOLE, static), calibrated=True))
+        found.append(Recipe(OLIVE, "static-uint8", (_PEEPHOLE, unsigned), calibrated=True))
+    return found
+
+
+def olive_config(recipe: Recipe, model: str, script: str, samples: str, folder: str) -> dict[str, Any]:
+    """The configuration of `olive run` for a recipe. `model` is an ONNX file, or a hub folder for a recipe with `hub`;
+    `samples` is the .npz of calibration samples, which `script` reads; everything is written below `folder`."""
+    given: dict[str, Any] = {"type": "OnnxModel", "model_path": model}
+    if recipe.hub:
+        eager = {"attn_implementation": "eager"}  # what `olive optimize` asks for by itself
+        given = {"type": "HfModel", "model_path": model, "task": "feature-extraction", "load_kwargs": eager}
+    config: dict[str, Any] = {
+        "input_model": given,
+        "systems": {
+            "here": {
+                "type": "LocalSystem",
+                "accelerators": [{"device": "cpu", "execution_providers": ["CPUExecutionProvider"]}],
+            }
+        },
+        "passes": {f"{number}_{step['type']}": step for number, step in enumerate(recipe.passes)},
+        "target": "here",
+        "no_artifacts": True,
+        "output_dir": f"{folder}/made",
+        "cache_dir": f"{folder}/cache",
+        "log_severity_level": 2,
+    }
+    if recipe.calibrated:
+        config["data_configs"] = [
+            {
+                "name": "calibration",
+                "user_script": script,
+                "load_dataset_config": {"type": "recorded", "path": samples},
+                "dataloader_config": {"type": "no_auto_batch_dataloader"},
+            }
+        ]
+    return config

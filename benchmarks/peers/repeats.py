@@ -1,0 +1,86 @@
+"""Whether the choice is a good one: the whole selection again and again, each choice held to a long run of them all."""
+
+from __future__ import annotations
+
+import random
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.peers import measuring, pipeline
+from benchmarks.peers.results import Repeat
+from registry.evidence import BenchmarkReport, SelectReport, load
+from registry.session_options import SessionOptions
+from registry.vocabulary import FileDigest, Winner
+from stages import paths
+from stages.benchmark import candidates
+from stages.measuring.contest import Contestant, blank, race
+from stages.measuring.samples import Samples
+from stages.params import read
+from stages.parity.quality import quality_faults
+from stages.runtime.pool import CPU, Worker
+
+# A long run: so many times the rounds of a race between peers.
+LONG = 3
+TURN_SECONDS = 0.1
+WARMUP = 10
+
+
+def measure(place: Path, architecture: str, times: int, rounds: int) -> list[Repeat]:
+    """Measure and select an architecture anew, `times` over, then time every candidate within the budget and everything
+    that was chosen, side by side, for long: how far is each choice behind the fastest?"""
+    choices: list[Winner] = []
+    for number in range(times):
+        print(f"{architecture}: selection {number + 1} of {times}", file=sys.stderr, flush=True)
+        for stage in ("benchmark", "select"):
+            pipeline.again(place, architecture, stage)
+        select = load(SelectReport, paths.build(architecture, "select") / "report.json")
+        choices.append(next(winner for winner in select.winners if winner.runtime == "cpu"))
+    truth = _long_run(architecture, choices, rounds * LONG)
+    best = min(truth.values())
+    return [
+        Repeat(variant=f"{choice.variant} ({choice.options})", behind=truth[_key(choice)] / best - 1)
+        for choice in choices
+    ]
+
+
+def _key(choice: Winner) -> tuple[str, SessionOptions]:
+    return choice.variant, choice.options
+
+
+def _long_run(architecture: str, choices: list[Winner], rounds: int) -> dict[tuple[str, SessionOptions], float]:
+    """Geometric mean over sizes of the p50 in milliseconds, by variant and session options."""
+    settings = read().models[architecture]
+    questions, reference_quality = measuring.questions_of(architecture, settings)
+    feeds = measuring.feeds_of(architecture, settings)
+    field: dict[tuple[str, SessionOptions], tuple[str, list[FileDigest]]] = {}
+    for name, precision, files in candidates(architecture):
+        field[name, SessionOptions()] = precision, files
+    report = load(BenchmarkReport, paths.build(architecture, "benchmark") / "report.json")
+    precisions = {m.variant: m.precision for m in report.measurements}
+    for choice in choices:
+        field[_key(choice)] = precisions.get(choice.variant, "float32"), choice.files
+    with ExitStack() as stack:
+        able = []
+        for (name, options), (precision, files) in field.items():
+            made = blank(name, "cpu", CPU, precision, files=files, options=options)
+            worker = Worker.onnx(paths.root() / files[0].path, name, options=options, timeout=settings.verify.timeout)
+            contestant = Contestant(made, stack.enter_context(worker))
+            questions.judge(contestant)
+            faults = list(quality_faults(made, reference_quality, settings.budget, settings.tolerance.agreement))
+            if contestant.standing and not faults:
+                able.append(contestant)
+            else:
+                worker.close()
+        seconds = dict.fromkeys(feeds, TURN_SECONDS)
+        for number in race(able, feeds, seconds, rounds, WARMUP, random.Random(0), Samples(), "long run"):
+            if number % 10 == 9:
+                print(f"{architecture}: long run, round {number + 1} of {rounds}", file=sys.stderr, flush=True)
+        return {(c.result.variant, c.result.options): _p50(c) for c in able if c.standing}
+
+
+def _p50(contestant: Contestant) -> float:
+    medians = [float(np.median(np.concatenate(rounds))) for rounds in contestant.rounds.values()]
+    return float(np.exp(np.mean(np.log(medians))))

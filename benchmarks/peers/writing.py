@@ -1,0 +1,83 @@
+"""The report, as Markdown."""
+
+from __future__ import annotations
+
+from benchmarks.peers.judging import Row, best_peer, rows
+from benchmarks.peers.recipes import ARCHITECTURES, TITLES
+from benchmarks.peers.results import ONWARD, Entry, Measured, Result, Speed
+
+HOLDS = {True: "yes", False: "**no**", None: "not measured"}
+
+
+def report(measured: Measured) -> str:
+    """The whole page: the figures wanted, then a table an architecture."""
+    lines = ["# Onward against its peers", ""]
+    lines += [_machine(measured), ""]
+    lines += ["Made by `python -m benchmarks.against_peers`. Latencies are medians in milliseconds. Ratios are"]
+    lines += ["geometric means over paired rounds, with 95 % bootstrap intervals; under 1 is faster.", ""]
+    lines += ["## Figures", "", "| figure | wanted | measured | holds? |", "|---|---|---|---|"]
+    lines += [_row(row) for row in rows(measured)]
+    lines += ["", "## Architectures", "", *_overview(measured)]
+    for name in ARCHITECTURES:
+        if name in measured.results:
+            lines += ["", *_architecture(measured.results[name])]
+    return "\n".join(lines) + "\n"
+
+
+def _machine(measured: Measured) -> str:
+    found = next((result.machine for result in measured.results.values() if result.machine), {})
+    sets = ", ".join(found.get("instruction_sets", ())) or "no known instruction sets"
+    tools = ", ".join(f"{name} {version}" for name, version in measured.versions.items())
+    return f"Machine: {found.get('cpu', 'unknown')}, {found.get('cores', '?')} cores, {sets}. {tools}."
+
+
+def _row(row: Row) -> str:
+    return f"| {row.figure} | {row.wanted} | {row.measured} | {HOLDS[row.holds]} |"
+
+
+def _overview(measured: Measured) -> list[str]:
+    lines = ["| architecture | Onward chose | over plain | best peer | over the best peer |", "|---|---|---|---|---|"]
+    for name, title in ARCHITECTURES.items():
+        result = measured.results.get(name)
+        if result is None:
+            lines.append(f"| {title} | {measured.not_measured.get(name, 'not measured')} | | | |")
+            continue
+        onward = result.entry(ONWARD)
+        if not onward.to_plain:
+            lines.append(f"| {title} | {onward.reason} | | | |")
+            continue
+        peer_name, peer = best_peer(result)
+        lines.append(
+            f"| {title} | {result.chosen} | {_speed(onward.to_plain['all'])} | {peer_name} "
+            f"| {_speed(peer.onward_to_it['all'])} |"
+        )
+    return lines
+
+
+def _architecture(result: Result) -> list[str]:
+    sizes = result.sizes
+    lines = [f"### {ARCHITECTURES[result.architecture]}", ""]
+    if result.stages:
+        lines += ["Onward's stages: " + ", ".join(f"{n} {s:.0f} s" for n, s in result.stages.items()) + ".", ""]
+    head = [*(f"{size} p50" for size in sizes), "over plain", "Onward over it"]
+    head += ["worst cosine", "SNR dB", "quality", "MB", "made in s", "remark"]
+    lines += [f"| | {' | '.join(head)} |", "|---" * (len(head) + 1) + "|"]
+    return [*lines, *(_entry(entry, sizes) for entry in result.entries)]
+
+
+def _entry(entry: Entry, sizes: list[str]) -> str:
+    first, _, rest = entry.name.partition(" ")
+    cells = [f"{TITLES[first]} {rest}" if first in TITLES else entry.name]
+    cells += [f"{entry.p50_ms[size]:.3g}" if size in entry.p50_ms else "" for size in sizes]
+    cells += [_speed(speeds["all"]) if "all" in speeds else "" for speeds in (entry.to_plain, entry.onward_to_it)]
+    cells += [_number(entry.cosine, ".4f"), _number(entry.snr_db, ".1f"), _number(entry.quality, ".3f")]
+    cells += [_number(entry.size_mb, ".2f"), _number(entry.seconds, ".0f"), (entry.reason or entry.faults)]
+    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
+
+
+def _speed(speed: Speed) -> str:
+    return f"{speed.value:.3f} ({speed.low:.3f} to {speed.high:.3f})"
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
