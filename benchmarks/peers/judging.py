@@ -92,7 +92,7 @@ def _all_architectures(measured: Measured) -> Iterator[Row]:
     lacking = "" if whole else f", of {len(able)} of {len(ARCHITECTURES)} architectures"
     said = f"{mean:.3f}{lacking} ({floor:.3f} where a peer that is slower than the plain export counts as that)"
     failed = len(there) > len(able)
-    holds = False if failed or mean > ALL_RATIO else (True if whole else None)
+    holds = False if failed else (mean <= ALL_RATIO if whole else None)
     yield Row(figure, f"{ALL_RATIO} or less", said, holds)
     worse = [f"{ARCHITECTURES[n]} ({r.low:.3f} to {r.high:.3f})" for n, r in ratios.items() if r.low > NO_WORSE]
     highest = max(ratio.low for ratio in ratios.values())
