@@ -24,8 +24,9 @@ from stages.variants import plain_words
 # A worker's threads spin for a moment after a run; the next one starts when they have gone to sleep.
 REST_SECONDS = 0.003
 
-# A median of fewer calls than this is no median: a round of a slow graph is as long as it takes.
-CALLS_A_ROUND = 5
+# A turn is as long as this many calls take, for a median of fewer is none; but no longer than so many seconds, for a
+# graph that takes a tenth of a second has its accuracy from the rounds.
+CALLS_A_TURN, LONGEST_TURN = 5, 0.4
 
 
 class Feed(NamedTuple):
@@ -154,10 +155,12 @@ def race(
 
 def turn_seconds(plain: Contestant, feeds: Mapping[str, Feed], least: float) -> dict[str, float]:
     """How long a turn at each size takes: `least`, or as long as the plain export needs for enough calls."""
+
+    def enough(rounds: list[list[float]]) -> float:
+        return CALLS_A_TURN * float(np.median(np.concatenate(rounds))) / 1e3
+
     return {
-        size: max(least, CALLS_A_ROUND * float(np.median(np.concatenate(plain.rounds[size]))) / 1e3)
-        if plain.rounds.get(size)
-        else least
+        size: max(least, min(enough(plain.rounds[size]), LONGEST_TURN)) if plain.rounds.get(size) else least
         for size in feeds
     }
 
