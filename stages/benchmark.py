@@ -40,8 +40,9 @@ from stages.variants import placed
 
 COMPILED = "torch.compile"
 
-# Finalists that are tried with other session options, and how much of a full turn each trial gets.
-TUNED = 2
+# Finalists that are tried with other session options (what helps one helps the next, and each costs ten processes), and
+# how much of a full turn each trial gets.
+TUNED = 1
 SHORT = 0.5
 
 

@@ -39,7 +39,6 @@ def trials(cores: int) -> Iterator[SessionOptions]:
         yield SessionOptions(spinning=False)
         yield SessionOptions(execution_mode="parallel")
     yield SessionOptions(arena=False)
-    yield SessionOptions(memory_pattern=False)
     yield SessionOptions(graph_level="extended")
     yield SessionOptions(graph_level="basic")
 
