@@ -190,8 +190,8 @@ class Quantize(Section):
     candidates: list[Candidate] = candidates(
         "dynamic",
         {"dynamic": {"reduce_range": True}},
-        {"dynamic": {"per_channel": False}},
-        {"dynamic": {"per_channel": False, "reduce_range": True}},
+        {"dynamic": {"scales": "per_tensor"}},
+        {"dynamic": {"scales": "per_tensor", "reduce_range": True}},
         "static",
         {"static": {"calibrate": "percentile"}},
         {"static": {"calibrate": "entropy"}},
@@ -210,7 +210,7 @@ class Benchmark(Section):
 
     search_seconds: Seconds = 120
     finalists: Positive = 3
-    rounds: Annotated[int, Field(ge=3)] = 12
+    rounds: Annotated[int, Field(ge=3)] = 10
     round_seconds: Seconds = 0.04
     warmup_runs: Positive = 10
     callers: list[Positive] = [1, 2, 4]

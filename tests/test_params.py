@@ -79,8 +79,8 @@ MISTAKES: list[tuple[str, dict[str, Any], str]] = [
     ),
     (
         "number for a switch",
-        with_model(quantize={"candidates": [{"dynamic": {"per_channel": 1}}]}),
-        "models.toy.quantize.candidates[0].per_channel: 1 is none of true, false",
+        with_model(quantize={"candidates": [{"dynamic": {"reduce_range": 1}}]}),
+        "models.toy.quantize.candidates[0].reduce_range: 1 is none of false, true",
     ),
     (
         "the same twice",

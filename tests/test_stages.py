@@ -332,7 +332,7 @@ def test_int8_graphs_are_smaller_and_state_what_they_cost(project: Path) -> None
     write_project(project, WIDE, many_rows())
     report: QuantizeReport = through("train", "data", "export", "verify", "optimize", "quantize")["quantize"]
     made = {v.name: v for v in report.variants if v.status == "passed"}
-    assert {"int8-dynamic-no_per_channel", "int8-static"} <= set(made), [v.reason for v in report.variants]
+    assert {"int8-dynamic-per_tensor", "int8-static"} <= set(made), [v.reason for v in report.variants]
     for variant in made.values():
         assert variant.quality is not None
         assert variant.agreement is not None

@@ -86,10 +86,10 @@ def test_the_defaults_are_candidates_that_there_are_and_no_two_have_one_name() -
 
 def test_a_variant_is_called_by_its_technique_and_what_is_not_at_its_default() -> None:
     named = candidates(
-        "dynamic", {"dynamic": {"per_channel": False, "reduce_range": True}}, {"weight_only": {"bits": 8}}
+        "dynamic", {"dynamic": {"scales": "per_tensor", "reduce_range": True}}, {"weight_only": {"bits": 8}}
     )
     labels = [techniques.label("quantize", candidate) for candidate in named]
-    assert labels == ["dynamic", "dynamic-no_per_channel-reduce_range", "weight_only-bits8"]
+    assert labels == ["dynamic", "dynamic-per_tensor-reduce_range", "weight_only-bits8"]
 
 
 @given(layers=st.integers(1, 200), needed=st.integers(1, 250))
@@ -109,7 +109,7 @@ def test_the_fewest_layers_are_found_in_few_tries(layers: int, needed: int) -> N
 def test_the_layer_that_quantising_hurts_most_comes_first(tmp_path: Path) -> None:
     source, target = tmp_path / "float.onnx", tmp_path / "int8.onnx"
     save(two_products(), source)
-    options = {"per_channel": True, "reduce_range": True}
+    options = {"scales": "per_channel", "reduce_range": True}
     isolate.call(60, dynamic.quantize, source, target, [], [], options)
     costs = layer_costs(source, target, dynamic.OPERATORS, [{"x": normal(32, 64, seed=5)}])
     assert [cost.value for cost in costs] == ["y", "h"]

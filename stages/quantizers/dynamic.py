@@ -12,7 +12,7 @@ from stages.quantizers import TINY, WORTHWHILE_SHARE, Feed, givers, named, quiet
 from stages.techniques import Options
 from stages.traits import Traits
 
-OPTIONS = {"per_channel": (True, False), "reduce_range": (False, True)}
+OPTIONS = {"scales": ("per_channel", "per_tensor"), "reduce_range": (False, True)}
 ACCURACY_ONLY = ("reduce_range",)
 
 OPERATORS = ("MatMul", "Gemm", "LSTM", "Attention", "Gather", "EmbedLayerNormalization")
@@ -41,7 +41,7 @@ def quantize(source: Path, target: Path, calibration: list[Feed], keep: list[str
     quantize_dynamic(
         model,
         str(target),
-        per_channel=bool(options["per_channel"]),
+        per_channel=options["scales"] == "per_channel",
         reduce_range=bool(options["reduce_range"]),
         weight_type=QuantType.QInt8,
         nodes_to_exclude=givers(model, keep),
