@@ -109,7 +109,8 @@ def _package() -> ModuleType:
 
 def _reason(error: Exception, key: Path) -> str:
     text = str(error)
-    problems = [f"{name} has changed" for name in re.findall(r"Hash mismatch for '([^']+)'", text)]
+    # Messages come as the repr of a list: where a digest happens to hold a quote, all quotes around it are escaped.
+    problems = [f"{name} has changed" for name in re.findall(r"Hash mismatch for \\*'([^'\\]+)\\*'", text)]
     for what, found in (("is not signed", r"Extra files"), ("is missing", r"Missing files")):
         for names in re.findall(rf"{found} [^:]*: ([^\"]+)[\"']", text):
             problems += [f"{name} {what}" for name in names.split(", ")]

@@ -152,7 +152,6 @@ def test_publishing_killed_at_any_step_ends_as_if_undisturbed(
         from mlflow import MlflowClient
         from registry.record import publish
         from tests.evidence_factory import make_publication
-from tests.onnx_models import linear
         original, count = MlflowClient.{step}, [0]
         def killing(*a, **k):
             count[0] += 1
