@@ -52,16 +52,21 @@ def postgres(binaries: Path) -> Iterator[str]:
     """A Postgres of its own with the databases `mlflow` and `auth`; yields its URI, without the database."""
     # Not below pytest's folders: Postgres refuses to run as root, and another user cannot enter those.
     folder = Path(tempfile.mkdtemp(prefix="onward-postgres-"))
-    as_user = {"user": "postgres", "group": "postgres"} if os.getuid() == 0 else {}
-    if as_user:
-        shutil.chown(folder, **as_user)
+    owner = "postgres" if os.getuid() == 0 else None
+    if owner:
+        shutil.chown(folder, owner, owner)
     data, port = folder / "data", free_port()
     command = [str(binaries / "initdb"), "-D", str(data), "-U", "onward", "--auth=trust", "--no-sync"]
-    subprocess.run(command, check=True, capture_output=True, cwd="/", **as_user)
+    subprocess.run(command, check=True, capture_output=True, cwd="/", user=owner, group=owner)
     options = ["-p", str(port), "-k", str(folder), "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"]
     with open(folder / "log", "wb") as log:
         server = subprocess.Popen(
-            [str(binaries / "postgres"), "-D", str(data), *options], stdout=log, stderr=log, cwd="/", **as_user
+            [str(binaries / "postgres"), "-D", str(data), *options],
+            stdout=log,
+            stderr=log,
+            cwd="/",
+            user=owner,
+            group=owner,
         )
     try:
         login = ["-h", "127.0.0.1", "-p", str(port), "-U", "onward"]
