@@ -15,9 +15,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import platform
-import shutil
 import signal
 import subprocess
 import sys
@@ -29,7 +27,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from registry import hostinfo
-from registry.disk import sha256_file, write_atomically
+from registry.disk import replacing, sha256_file, write_atomically
 from registry.errors import OnwardError, UsageError
 from registry.serving import CPU
 from registry.vocabulary import Record, RuntimeState
@@ -115,18 +113,11 @@ def install(name: str, root: Path) -> bool:
         raise UsageError(f"there is no runtime {name!r}: runtimes/ has {', '.join(installable) or 'none'}")
     if name == "cpu" or _made_of(name, root) == _wanted(name, root):
         return False
-    folder = root / _FOLDER
-    folder.mkdir(exist_ok=True)
-    _sweep(folder)
-    fresh = Path(tempfile.mkdtemp(dir=folder, prefix=f".{name}.{os.getpid()}."))
-    try:
+    with replacing(root / _FOLDER / name) as fresh:
         _call([sys.executable, "-m", "venv", "--without-pip", str(fresh)], name)
         pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(fresh / "bin" / "python")]
         _call([*pip, "install", "--quiet", "-r", str(root / "runtimes" / f"{name}.txt")], name)
         write_atomically(fresh / _MARKER, (json.dumps(_wanted(name, root), indent=2) + "\n").encode())
-        _replace(fresh, folder / name)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
     return True
 
 
@@ -265,22 +256,3 @@ def _call(command: list[str], name: str) -> None:
         lines = [line for line in done.stdout.splitlines() if line.startswith("ERROR")] or done.stdout.splitlines()
         raise OnwardError(f"runtimes/{name}.txt cannot be installed: {lines[0] if lines else 'pip said nothing'}")
 
-
-def _replace(fresh: Path, place: Path) -> None:
-    """Move `fresh` to `place`; what was there goes as a whole."""
-    old = fresh.with_name(f"{fresh.name}.old")
-    if place.exists():
-        os.replace(place, old)
-    os.replace(fresh, place)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _sweep(folder: Path) -> None:
-    """Delete what installations left that were killed."""
-    for left in folder.glob(".*.*.*"):
-        try:
-            os.kill(int(left.name.split(".")[2]), 0)
-        except (ProcessLookupError, ValueError):
-            shutil.rmtree(left, ignore_errors=True)
-        except PermissionError:
-            continue  # another user's, and alive

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from registry.disk import replacing
 from registry.errors import OnwardError
 from registry.evidence import Report, save
 from stages import paths
@@ -43,7 +44,7 @@ def run(stage: str, compute: Callable[[str, Path], Report], again: Callable[[str
 
 def one(stage: str, model: str, compute: Callable[[str, Path], Report]) -> Report:
     """Compute one stage of one model into its own folder, which changes only when all went well."""
-    with paths.replacing(paths.build(model, stage)) as folder:
+    with replacing(paths.build(model, stage)) as folder:
         report = compute(model, folder)
         save(report, folder / "report.json")
     return report

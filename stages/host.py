@@ -14,7 +14,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from registry import hostinfo, runtimes
-from registry.disk import write_atomically
+from registry.disk import replacing, write_atomically
 from registry.errors import UsageError
 from registry.vocabulary import Machine, RuntimeState
 from stages import command, paths
@@ -71,7 +71,7 @@ def main() -> None:
         machine=hostinfo.describe(),
         runtimes=[runtimes.state(name, paths.root()) for name in read().runtimes],
     )
-    with paths.replacing(paths.root() / "build" / "host") as folder:
+    with replacing(paths.root() / "build" / "host") as folder:
         write_atomically(folder / "machine.json", (host.model_dump_json(indent=2) + "\n").encode())
         write_atomically(folder / "toolchain.json", (json.dumps(toolchain(), indent=2) + "\n").encode())
 

@@ -19,7 +19,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from registry import policy
-from registry.disk import sha256_file, write_atomically
+from registry.disk import replacing, sha256_file, write_atomically
 from registry.errors import UsageError
 from stages import command, paths
 from stages.settings import (
@@ -276,7 +276,7 @@ def write_sections(params: Params, target: Path) -> None:
             texts[f"{name}/{stage}.json"] = (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
     if any(not (target / path).is_file() or (target / path).read_bytes() != text for path, text in texts.items()):
         _import_all(params)
-    with paths.replacing(target) as fresh:
+    with replacing(target) as fresh:
         for path, text in texts.items():
             write_atomically(fresh / path, text)
 

@@ -4,13 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-
-import psutil
 
 
 def root() -> Path:
@@ -26,26 +20,6 @@ def build(model: str, stage: str) -> Path:
 def relative(model: str, stage: str, name: str) -> str:
     """A file of a stage as reports name it: relative to the repository, with forward slashes."""
     return (build(model, stage) / name).relative_to(root()).as_posix()
-
-
-@contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
-    """A fresh folder to write to, which takes `folder`'s place when all went well and vanishes when not.
-
-    So a stage that is killed or fails halfway leaves what was there before, and never half of something new.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    for left in folder.parent.glob(f".{folder.name}.*.*"):
-        if not psutil.pid_exists(int(left.name.split(".")[2])):
-            shutil.rmtree(left, ignore_errors=True)
-    fresh = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.{os.getpid()}."))
-    try:
-        yield fresh
-        fresh.chmod(0o755)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(fresh, folder)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
 
 
 def without_paths(text: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from registry.disk import write_atomically
+from registry.disk import replacing, write_atomically
 from stages import command, paths
 from stages.params import read
 
@@ -14,7 +14,7 @@ def main() -> None:
     from registry.record import store_identity
 
     identity = store_identity(read().tracking.experiment)
-    with paths.replacing(paths.root() / "build" / "tracking") as folder:
+    with replacing(paths.root() / "build" / "tracking") as folder:
         write_atomically(folder / "store.json", (json.dumps(identity, indent=2, sort_keys=True) + "\n").encode())
 
 
