@@ -36,13 +36,12 @@ def entries(evidence: Evidence, root: Path) -> Iterator[Entry]:
     measured = {m.variant for m in evidence.benchmark.measurements}
     choices = {(c.variant, c.runtime): c for c in evidence.select.choices}
     variants = [*evidence.optimize.variants, *evidence.quantize.variants]
-    about = {v.name: v for v in variants}
     originals = [evidence.benchmark.reference, evidence.benchmark.compiled]
     every = [*filter(None, originals), *evidence.benchmark.measurements]
     for m in every:
         choice = choices.get((m.variant, m.runtime))
         reason = choice.reason if choice and not m.reason else m.reason
-        variant = about.get(m.graph or m.variant)
+        variant = _graph(m, evidence)
         yield Entry(
             name=label(m.variant, m.runtime),
             status=m.status,
@@ -74,6 +73,12 @@ def entries(evidence: Evidence, root: Path) -> Iterator[Entry]:
                 runtime="",
                 options=SessionOptions(),
             )
+
+
+def _graph(m: Measurement, evidence: Evidence) -> Variant | None:
+    """The graph that was measured, where it is not the export itself."""
+    made = (*evidence.optimize.variants, *evidence.quantize.variants)
+    return next((variant for variant in made if variant.name == (m.graph or m.variant)), None)
 
 
 def _how(variant: Variant | None, evidence: Evidence) -> dict[str, str]:
@@ -117,8 +122,7 @@ def variant_metrics(m: Measurement, evidence: Evidence) -> dict[str, float]:
     metrics |= {name: value for name, value in single.items() if value is not None}
     if m.scenarios is not None:
         metrics |= _scenario_metrics(m, m.scenarios)
-    graph = m.graph or m.variant
-    variant = next((v for v in (*evidence.optimize.variants, *evidence.quantize.variants) if v.name == graph), None)
+    variant = _graph(m, evidence)
     return metrics | (_size_metrics(variant) if variant else {})
 
 

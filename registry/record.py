@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from registry.actor import who
 from registry.connection import connect, ensure_experiment, reachable, tracking_uri, without_credentials
 from registry.errors import UsageError
-from registry.evidence import Evidence, PublishReport, SelectReport
+from registry.evidence import Evidence, PublishReport
 from registry.figures import (
     Entry,
     entries,
@@ -32,8 +32,7 @@ from registry.figures import (
     sentence,
     version_tags,
 )
-from registry.integrity import content_digest
-from registry.serving import MODEL, Served, Serving, of_winners
+from registry.serving import MODEL, Served, Serving, of_winners, version_digest
 from registry.vocabulary import TensorSpec
 
 if TYPE_CHECKING:
@@ -162,7 +161,7 @@ class _Recorder:
             reason = "; ".join(f"{failed.stage}: {failed.reason}" for failed in self.failures)
             report.reason = f"nothing registered: {reason}"
         else:
-            report.sha256 = _version_digest(chosen)
+            report.sha256 = version_digest(chosen.winners)
             model = models[label(chosen.variant, chosen.runtime)]
             report.version = self._version(parent.info.run_id, model, report.sha256)
         if not finished:
@@ -316,10 +315,3 @@ class _Recorder:
                 self.client.log_artifact(run_id, str(plot), "plots")
         self.client.set_tag(run_id, "onward.whole", "true")
         self.client.set_terminated(run_id, "FAILED" if self.failures else "FINISHED")
-
-
-def _version_digest(selected: SelectReport) -> str:
-    """The sha256 of a version: over the first winner's files, and those of every winner that has others."""
-    main = selected.winners[0].files
-    others = (w.files for w in selected.winners if content_digest(w.files) != content_digest(main))
-    return content_digest([*main, *(file for files in others for file in files)])

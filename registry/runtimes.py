@@ -255,4 +255,3 @@ def _call(command: list[str], name: str) -> None:
     if done.returncode:
         lines = [line for line in done.stdout.splitlines() if line.startswith("ERROR")] or done.stdout.splitlines()
         raise OnwardError(f"runtimes/{name}.txt cannot be installed: {lines[0] if lines else 'pip said nothing'}")
-

@@ -94,8 +94,7 @@ def of_winners(winners: Sequence[Winner], root: Path) -> tuple[Serving, dict[str
     Returns:
         what to write as serving.json, and the files, below `root`, of those whose bytes are not the first one's.
     """
-    main = content_digest(winners[0].files)
-    others = {w.runtime: [root / file.path for file in w.files] for w in winners if content_digest(w.files) != main}
+    others = {w.runtime: [root / file.path for file in w.files] for w in with_files_of_their_own(winners)}
     served = {
         w.runtime: Served(
             file=f"providers/{w.runtime}/{MODEL}" if w.runtime in others else MODEL,
@@ -105,3 +104,15 @@ def of_winners(winners: Sequence[Winner], root: Path) -> tuple[Serving, dict[str
         for w in sorted(winners, key=lambda w: w.p50_ms)
     }
     return Serving(served), others
+
+
+def with_files_of_their_own(winners: Sequence[Winner]) -> list[Winner]:
+    """The winners whose bytes are not the first one's."""
+    main = content_digest(winners[0].files)
+    return [winner for winner in winners if content_digest(winner.files) != main]
+
+
+def version_digest(winners: Sequence[Winner]) -> str:
+    """The sha256 of the version that these winners make: over the first one's files and those that others add."""
+    others = (file for winner in with_files_of_their_own(winners) for file in winner.files)
+    return content_digest([*winners[0].files, *others])

@@ -91,7 +91,7 @@ class SessionOptions(BaseModel):
     def fitting_here(self) -> SessionOptions:
         """These options without those that another machine has to have: more threads than this process may use
         processors, or an affinity to processors that it may not use."""
-        usable = _usable_processors()
+        usable = usable_processors()
         if self.affinity is not None and not _processors(self.affinity) <= usable:
             return self.model_copy(update={"affinity": None}).fitting_here()
         if self.threads is not None and self.threads > len(usable):
@@ -103,7 +103,7 @@ class SessionOptions(BaseModel):
         return entries if self.affinity is None else {**entries, "session.intra_op_thread_affinities": self.affinity}
 
 
-def _usable_processors() -> set[int]:
+def usable_processors() -> set[int]:
     """The processors that this process may run on, counted from 1."""
     try:
         return {number + 1 for number in os.sched_getaffinity(0)}

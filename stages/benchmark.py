@@ -156,10 +156,10 @@ class _Bench:
         finalists: list[Contestant] = []
         for contestant in ranked:
             result = contestant.result
-            slower = best_rounds(contestant, plain) > 1
-            if len(finalists) >= bench.finalists or slower or (finalists and deadline.over):
+            ratio = best_rounds(contestant, plain)
+            if len(finalists) >= bench.finalists or ratio > 1 or (finalists and deadline.over):
                 result.status = "not attempted"
-                result.reason = result.reason or self._why_out(best_rounds(contestant, plain), len(finalists), slower)
+                result.reason = result.reason or self._why_out(ratio, len(finalists))
                 contestant.worker.close()
                 continue
             self.questions.judge(contestant)
@@ -233,8 +233,8 @@ class _Bench:
             *ceiling_faults(result, settings.budget),
         ]
 
-    def _why_out(self, ratio: float, finalists: int, slower: bool) -> str:
-        if slower:
+    def _why_out(self, ratio: float, finalists: int) -> str:
+        if ratio > 1:
             return f"slower in screening: {words(ratio)}"
         if finalists >= self.settings.benchmark.finalists:
             return f"{words(ratio)} of screening, and {finalists} faster ones within the budget went on"

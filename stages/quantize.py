@@ -14,12 +14,11 @@ from typing import Any
 
 from registry import onnx_file
 from registry.evidence import OptimizeReport, QuantizeReport, load
-from registry.fidelity import agreement, fidelity
 from registry.vocabulary import PLAIN, TradeOff, TradePoint, Variant
 from stages import command, paths, techniques, traits
 from stages.params import read, section
 from stages.parity.answers import recorded_outputs
-from stages.parity.evaluate import Arrays, batch_size, outputs_over, quality_of
+from stages.parity.evaluate import Arrays, batch_size, quality_of, weigh
 from stages.parity.quality import quality_faults
 from stages.parity.sizes import typical_sizes
 from stages.quantizers import prepare
@@ -90,19 +89,10 @@ class Judge:
         """The variant with its quality, and failed where that breaks the budget."""
         try:
             self.worker.switch(path, variant.name)
-            got = outputs_over(self.worker.run, self.settings, self.samples, batch_size(self.settings))
+            weighed = weigh(self.worker.run, self.settings, self.samples, self.wanted, f"models.{self.model}")
         except WorkerFailure as failure:
             return variant.model_copy(update={"status": "failed", "reason": plain_words(failure.reason)})
-        first = next(iter(self.settings.outputs))
-        near = fidelity(self.wanted, got)
-        found = variant.model_copy(
-            update={
-                "quality": quality_of(self.settings, got, self.samples, f"models.{self.model}"),
-                "agreement": agreement(self.wanted[first], got[first]),
-                "snr_db": near.snr_db,
-                "cosine": near.cosine,
-            }
-        )
+        found = variant.model_copy(update=weighed._asdict())
         faults = quality_faults(found, self.reference_quality, self.settings.budget, self.settings.tolerance.agreement)
         reason = "; ".join(faults)
         return found.model_copy(update={"status": "failed", "reason": reason}) if reason else found

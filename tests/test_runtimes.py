@@ -107,11 +107,8 @@ def test_this_hosts_int8_saturates_just_where_it_has_no_instructions_for_it(open
     assert runtimes.state("cpu", ROOT).int8_exact is bool(exact)
 
 
-def test_a_real_model_is_measured_published_and_replayed_on_both_providers(
-    project: Path, openvino: Path, store_uri: str, tmp_path: Path
-) -> None:
-    params = toy_params(inputs={"x": {"shape": ["batch", 1, 12, 12]}}) | {"runtimes": ["cpu", "openvino", "cuda"]}
-    write_project(project, CONVOLUTIONAL, params)
+def up_to_benchmark(project: Path) -> None:
+    """Every stage before benchmark, with this checkout's runtimes."""
     shutil.copytree(ROOT / "runtimes", project / "runtimes")
     (project / ".runtimes").symlink_to(ROOT / ".runtimes")
     host.main()
@@ -119,6 +116,14 @@ def test_a_real_model_is_measured_published_and_replayed_on_both_providers(
         assert command.one(name, "toy", stage).passed
     for name, stage in (("optimize", optimize), ("quantize", quantize)):
         command.one(name, "toy", stage)
+
+
+def test_a_real_model_is_measured_published_and_replayed_on_both_providers(
+    project: Path, openvino: Path, store_uri: str, tmp_path: Path
+) -> None:
+    params = toy_params(inputs={"x": {"shape": ["batch", 1, 12, 12]}}) | {"runtimes": ["cpu", "openvino", "cuda"]}
+    write_project(project, CONVOLUTIONAL, params)
+    up_to_benchmark(project)
     report = command.one("benchmark", "toy", benchmark)
     assert isinstance(report, BenchmarkReport)
     assert report.passed, report.reason
@@ -158,13 +163,7 @@ def test_a_model_that_a_provider_cannot_run_fell_back_to_the_cpu(
     )
     changes = {"build": None, "quality": None, "onnx": "models/ml.onnx", "outputs": {"y": {"shape": ["batch", 6]}}}
     write_project(project, source, toy_params(**changes) | {"runtimes": ["openvino"]})
-    shutil.copytree(ROOT / "runtimes", project / "runtimes")
-    (project / ".runtimes").symlink_to(ROOT / ".runtimes")
-    host.main()
-    for name, stage in (("train", train), ("data", data), ("export", export), ("verify", verify)):
-        assert command.one(name, "toy", stage).passed
-    for name, stage in (("optimize", optimize), ("quantize", quantize)):
-        command.one(name, "toy", stage)
+    up_to_benchmark(project)
     plain = benchmark("toy", project).measurements[0]
     assert plain.node_share == {CPU: 1.0}
     assert plain.reason == f"fell back to CPU: no node ran on {OPENVINO}"

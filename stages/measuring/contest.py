@@ -10,13 +10,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from registry.fidelity import agreement, fidelity
-from registry.session_options import SessionOptions
-from registry.vocabulary import PLAIN, Measurement, Ratio
+from registry.vocabulary import Measurement, Ratio
 from stages import statistics
 from stages.measuring.samples import Samples
 from stages.parity.check import Expected, check, crashed, sentence
-from stages.parity.evaluate import Arrays, batch_size, outputs_over, quality_of
+from stages.parity.evaluate import Arrays, batch_size, weigh
 from stages.runtime.pool import Tensors, Worker, WorkerFailure
 from stages.settings import ModelParams
 from stages.variants import plain_words
@@ -36,7 +34,7 @@ class Feed(NamedTuple):
     tensors: Tensors
 
 
-@dataclass
+@dataclass(eq=False)
 class Contestant:
     """A variant under measurement: its worker, and its latencies as rounds[size][round], in milliseconds."""
 
@@ -87,11 +85,8 @@ class Questions:
         try:
             result.session_ms = worker.start()["session_ms"]
             result.parity = check(worker, self.expected, settings.tolerance)
-            got = outputs_over(worker.run, settings, self.samples, batch)
-            result.quality = quality_of(settings, got, self.samples, f"models.{self.model}")
-            first = next(iter(settings.outputs))
-            result.agreement = agreement(self.wanted[first], got[first])
-            result.snr_db, result.cosine = fidelity(self.wanted, got)
+            weighed = weigh(worker.run, settings, self.samples, self.wanted, f"models.{self.model}")
+            result.quality, result.agreement, result.snr_db, result.cosine = weighed
             nodes = worker.profile({name: self.samples[name][:batch] for name in settings.inputs})
         except WorkerFailure as failure:
             contestant.fail(failure.reason)
@@ -181,11 +176,6 @@ def figures(contestant: Contestant, plain: Contestant, feeds: Mapping[str, Feed]
     except WorkerFailure as failure:
         contestant.fail(failure.reason)
     return result
-
-
-def is_plain(result: Measurement) -> bool:
-    """Whether this is the plain export with ONNX Runtime's own session options: what everything is compared with."""
-    return result.variant == PLAIN and result.options == SessionOptions()
 
 
 def blank(variant: str, runtime: str, provider: str, precision: str, **more: Any) -> Measurement:

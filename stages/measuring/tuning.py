@@ -6,11 +6,10 @@ as a variant of its own: options are believed no more than optimisers are.
 
 from __future__ import annotations
 
-import os
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
-from registry.session_options import SessionOptions
+from registry.session_options import SessionOptions, usable_processors
 from registry.vocabulary import Measurement, Ratio
 from stages.measuring.contest import Contestant, Feed, best_rounds, race
 from stages.measuring.samples import Samples
@@ -26,26 +25,21 @@ PROMISING, MORE_ROUNDS = 4, 6
 Start = Callable[[Measurement], Worker]
 
 
-def trials(cores: int) -> Iterator[SessionOptions]:
-    """Options to try alone, the likeliest to help first. `cores` are the processors that this process may use.
+def trials(processors: Collection[int]) -> Iterator[SessionOptions]:
+    """Options to try alone, the likeliest to help first. `processors`, counted from 1, are those that may be used.
 
     A number of threads that is given is not pinned to processors, where ONNX Runtime's default is; `affinity` pins.
     """
     yield SessionOptions(threads=1)
-    if cores > 1:
-        yield SessionOptions(threads=cores)
-        pinned = ";".join(str(number + 1) for number in range(1, cores))
-        yield SessionOptions(threads=cores, affinity=pinned)
+    count = len(processors)
+    if count > 1:
+        yield SessionOptions(threads=count)
+        yield SessionOptions(threads=count, affinity=";".join(map(str, sorted(processors)[1:])))
         yield SessionOptions(spinning=False)
         yield SessionOptions(execution_mode="parallel")
     yield SessionOptions(arena=False)
     yield SessionOptions(graph_level="extended")
     yield SessionOptions(graph_level="basic")
-
-
-def usable_cores() -> int:
-    """Processors that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def combine(gains: Sequence[tuple[SessionOptions, Ratio]]) -> SessionOptions:
@@ -73,7 +67,8 @@ def tune(
     `start` makes a worker for a measurement's file and options.
     """
     default = _variation(finalist, finalist.name, SessionOptions(), start)
-    tried = [_variation(finalist, f"{finalist.name} ({options})", options, start) for options in trials(usable_cores())]
+    alone = trials(usable_processors())
+    tried = [_variation(finalist, f"{finalist.name} ({options})", options, start) for options in alone]
     left = tried
     for contestant in (default, *tried):
         contestant.worker.spawn()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from registry.errors import UsageError
+from registry.fidelity import agreement, fidelity
 from stages.params import resolve
 from stages.settings import ModelParams
 
@@ -61,3 +62,28 @@ def quality_of(settings: ModelParams, outputs: Arrays, samples: Arrays, key: str
             f"params.yaml: {key}.quality: {settings.quality} raised {type(error).__name__}: {error}"
         ) from error
     return value
+
+
+class Weighed(NamedTuple):
+    """What answers over the evaluation set are worth; the fields are those of registry.vocabulary.Variant."""
+
+    quality: float | None
+    agreement: float | None
+    snr_db: float | None
+    cosine: float | None
+
+
+def weigh(run: Callable[[Arrays], Arrays], settings: ModelParams, samples: Arrays, wanted: Arrays, key: str) -> Weighed:
+    """Run a model over the evaluation samples, and judge its answers by the model's own measure and by the original's
+    answers, `wanted`. `key` is the model's path in params.yaml.
+
+    Raises:
+        UsageError: as quality_of and outputs_over.
+        WorkerFailure: a run came to nothing.
+    """
+    got = outputs_over(run, settings, samples, batch_size(settings))
+    first = next(iter(settings.outputs))
+    near = fidelity(wanted, got)
+    return Weighed(
+        quality_of(settings, got, samples, key), agreement(wanted[first], got[first]), near.snr_db, near.cosine
+    )

@@ -15,15 +15,23 @@ from pathlib import Path
 
 import onnx
 
+from stages.traits import Traits
 from stages.variants import Feed
 
-__all__ = ["Feed", "givers", "named", "prepare", "quiet"]
+__all__ = ["Feed", "givers", "named", "prepare", "quiet", "too_small"]
 
 # Under so many multiplications a call, quantising activations takes longer than the products do: a microsecond or two
 # a layer, in which a core multiplies some 100,000 floats.
 TINY = 100_000
 # Where the layers that a technique turns to int8 hold a smaller share of the weights, the rest decides.
 WORTHWHILE_SHARE = 0.1
+
+
+def too_small(graph: Traits) -> str:
+    """Why int8 products cannot pay for quantising their activations; empty where they may."""
+    if graph.multiplications < TINY:
+        return f"too small: {graph.multiplications} multiplications a call cost less than quantising does"
+    return ""
 
 
 def quiet() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from stages.quantizers import TINY, WORTHWHILE_SHARE, Feed, givers, named, quiet
+from stages.quantizers import WORTHWHILE_SHARE, Feed, givers, named, quiet, too_small
 from stages.techniques import Options
 from stages.traits import Traits
 
@@ -27,9 +27,7 @@ def unfit(graph: Traits, options: Options, runtimes: list[str]) -> str:
     share = (graph.products + graph.recurrent) / max(graph.weights, 1)
     if share < WORTHWHILE_SHARE:
         return f"only {share:.0%} of the weights are matrix products; dynamic convolutions are slower than float"
-    if graph.multiplications < TINY:
-        return f"too small: {graph.multiplications} multiplications a call cost less than quantising does"
-    return ""
+    return too_small(graph)
 
 
 def quantize(source: Path, target: Path, calibration: list[Feed], keep: list[str], options: Options) -> None:

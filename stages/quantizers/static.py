@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from stages.quantizers import TINY, Feed, givers, named, quiet
+from stages.quantizers import Feed, givers, named, quiet, too_small
 from stages.techniques import Options
 from stages.traits import Traits
 
@@ -41,9 +41,7 @@ def unfit(graph: Traits, options: Options, runtimes: list[str]) -> str:
         return "attention: scales fixed beforehand are slower than dynamic ones here, and further off"
     if graph.recurrent > graph.products + graph.convolutions:
         return "recurrent: there is no static int8 form of it"
-    if graph.multiplications < TINY:
-        return f"too small: {graph.multiplications} multiplications a call cost less than quantising does"
-    return ""
+    return too_small(graph)
 
 
 def quantize(source: Path, target: Path, calibration: list[Feed], keep: list[str], options: Options) -> None:

@@ -189,8 +189,8 @@ class Worker:
         """
         self.label = f"{label} on {self.load['provider']}"
         self.load = {**self.load, "model": str(model)}
-        if self._process is not None:
-            self.loaded = self._ask({"command": "load", **self.load})
+        self._is_loaded = False
+        self.start()
 
     def run(self, inputs: Tensors) -> dict[str, npt.NDArray[Any]]:
         """Outputs by name.

@@ -11,7 +11,7 @@ own environment. Reads one JSON request a line on stdin, answers one JSON line o
     memory                                                      -> peak_mb
     optimize model, target, graph_level                         -> nothing but ok
 
-Session options have the names that registry/serving.py gives them (its `to_load` makes them): threads, graph_level,
+Session options have the names of registry/session_options.py, whose `to_load` makes them: threads, graph_level,
 spinning, execution_mode, arena, memory_pattern, affinity; one that is left out is ONNX Runtime's default.
 A Python error is an answer with ok: false; a native abort is the end of the process, for the caller to see.
 """
@@ -106,7 +106,7 @@ def session_options(
     memory_pattern: bool | None = None,
     affinity: str | None = None,
 ) -> Any:
-    """What SessionOptions.to_onnxruntime in registry/serving.py makes of the same names; a test holds them together."""
+    """What registry/session_options.py's to_onnxruntime makes of the same names; a test holds them together."""
     import onnxruntime
 
     made = onnxruntime.SessionOptions()
