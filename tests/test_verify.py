@@ -248,7 +248,7 @@ def test_an_opset_that_the_runtime_does_not_know_is_explained(project: Path) -> 
 
 
 def test_a_variant_that_departs_names_the_first_value_that_does(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def careless(source: Path, target: Path) -> None:
+    def careless(source: Path, target: Path, options: dict[str, object]) -> None:
         model = onnx.load(source)
         nudge(model)
         onnx.save(model, target)
