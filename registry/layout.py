@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from pydantic import ValidationError
 
@@ -18,12 +18,26 @@ from registry.deployments import Draft, Entry, Line, fold
 from registry.errors import UsageError
 from registry.signatures import proven
 
-if TYPE_CHECKING:
-    from mlflow.entities.model_registry import ModelVersion
-
 LIVE = "live"
 LOST = "lost"
 SCHEMA = 1
+
+
+class Version(Protocol):
+    """A version of a registered model, as MLflow's own entity has it."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def version(self) -> int | str: ...
+    @property
+    def creation_timestamp(self) -> int: ...
+    @property
+    def current_stage(self) -> str | None: ...
+    @property
+    def source(self) -> str | None: ...
+    @property
+    def tags(self) -> Mapping[str, str]: ...
 
 
 @dataclass(frozen=True)
@@ -68,7 +82,7 @@ class Log:
 class Overview:
     """What MLflow tells of a registered model at a glance: the newest version in each stage, newest first; aliases."""
 
-    newest: tuple[ModelVersion, ...] = ()
+    newest: tuple[Version, ...] = ()
     aliases: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -126,13 +140,13 @@ def to_tags(draft: Draft) -> dict[str, str]:
     return tags
 
 
-def from_version(version: ModelVersion) -> Entry | None:
+def from_version(version: Version) -> Entry | None:
     """The entry that a model version holds, or None where it holds none.
 
     Raises:
         UsageError: a newer Onward wrote it, so that this one might misread it.
     """
-    tags: dict[str, str] = version.tags
+    tags = version.tags
     schema = tags.get("schema", "")
     if schema.isdigit() and int(schema) > SCHEMA:
         raise UsageError(f"{version.name}: entry {version.version} was written by a newer Onward: upgrade this one")
@@ -156,7 +170,7 @@ def from_version(version: ModelVersion) -> Entry | None:
         return None
 
 
-def parse_log(registered: str, versions: Iterable[ModelVersion], signers: Mapping[str, str], floor: int = 0) -> Log:
+def parse_log(registered: str, versions: Iterable[Version], signers: Mapping[str, str], floor: int = 0) -> Log:
     """A log from the versions of its registered model; of those above `floor`, where only these were read."""
     deployments, approvals, unproven, marked, foreign = [], [], [], [], []
     for version in versions:
@@ -192,7 +206,7 @@ def find_drift(
     return drifts + [Drift(registered, LOST, number, None) for number in unmarked]
 
 
-def to_candidate(version: ModelVersion) -> Candidate:
+def to_candidate(version: Version) -> Candidate:
     """A candidate from the version that the pipeline registered."""
     created = datetime.fromtimestamp(version.creation_timestamp / 1000, UTC)
     _, named, logged_model = (version.source or "").partition("models:/m-")  # over REST, model_id is not told

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from registry import file_signatures, policy
+from registry import file_signatures, glance, policy
 from registry.deployments import Entry, GateResult
 from registry.errors import Refused, UsageError
 from registry.integrity import check_folder
@@ -88,8 +88,10 @@ def history(model: str, environment: str | None = None, store: Store | None = No
 def status(store: Store | None = None) -> list[ModelStatus]:
     """Every model and environment at a glance. Writes nothing: who may only read can ask, and drift stays visible."""
     rules = policy.read()
+    known = glance.read() if store is None else None
     store = store or Store()
-    known = store.versions.everything()
+    if known is None:
+        known = store.versions.everything()
     newest: dict[str, Candidate | None] = {}
     for name, overview in known.items():
         environment, dot, model = name.partition(".")

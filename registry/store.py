@@ -12,6 +12,7 @@ import re
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from registry import policy, webhooks
@@ -25,6 +26,7 @@ from registry.layout import (
     Candidate,
     Drift,
     Log,
+    Version,
     find_drift,
     parse_log,
     registered_name,
@@ -35,7 +37,6 @@ from registry.versions import Versions
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities.model_registry import ModelVersion
 
 # MLflow gives up numbering a version after three collisions; then somebody else got in, or the next try does.
 _APPENDS = 20
@@ -46,13 +47,24 @@ _PASSES = 5
 class Store:
     """What Onward keeps in MLflow; `versions` are the rows of it, as MLflow has them, `files` the bytes.
 
-    Every method raises StoreUnreachable where the store does not answer.
+    The store is opened when something is first asked of it. Every method raises StoreUnreachable where it does not
+    answer.
     """
 
     def __init__(self, client: MlflowClient | None = None) -> None:
-        self._client = client or connect()
-        self.versions = Versions(self._client)
-        self.files = Files(self._client)
+        self._given = client
+
+    @cached_property
+    def _client(self) -> MlflowClient:
+        return self._given or connect()
+
+    @cached_property
+    def versions(self) -> Versions:
+        return Versions(self._client)
+
+    @cached_property
+    def files(self) -> Files:
+        return Files(self._client)
 
     # Reading
 
@@ -62,7 +74,7 @@ class Store:
 
     def head(self, environment: str, model: str, down_to: int | None = None) -> Log:
         """The newest part of a log: as much as says what is live, however long the log is, and entry `down_to`."""
-        versions: list[ModelVersion] = []
+        versions: list[Version] = []
         for page, floor in self.versions.pages(registered_name(environment, model)):
             versions += page
             log = self.parse(environment, model, versions, floor)
@@ -70,7 +82,7 @@ class Store:
                 break
         return log
 
-    def parse(self, environment: str, model: str, versions: Iterable[ModelVersion], floor: int = 0) -> Log:
+    def parse(self, environment: str, model: str, versions: Iterable[Version], floor: int = 0) -> Log:
         """The log that versions make up, as the signers of its environment, if it has any, would have it."""
         known = policy.read().get(environment)
         return parse_log(registered_name(environment, model), versions, known.signers if known else {}, floor)
@@ -348,11 +360,13 @@ class Store:
         if drift.alias == LOST:
             self._mark(drift.registered, int(drift.wanted or 0))
             return
+        # Not by the client's own methods of these names: to tell that it is no prompt, they read every version.
+        aliases = self._client._get_registry_client()  # type: ignore[no-untyped-call]
         with reachable(), _somebody_else_may():
             if drift.wanted is None:
-                self._client.delete_registered_model_alias(drift.registered, drift.alias)
+                aliases.delete_registered_model_alias(drift.registered, drift.alias)
             else:
-                self._client.set_registered_model_alias(drift.registered, drift.alias, str(drift.wanted))
+                aliases.set_registered_model_alias(drift.registered, drift.alias, str(drift.wanted))
 
 
 @contextmanager

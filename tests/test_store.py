@@ -261,7 +261,7 @@ def test_aliases_that_cannot_be_written_do_not_undo_the_entry(store, monkeypatch
         raise ConnectionError("broken off")
 
     with monkeypatch.context() as broken:
-        broken.setattr(store._client, "set_registered_model_alias", broken_off)
+        broken.setattr(store._client._get_registry_client(), "set_registered_model_alias", broken_off)
         outcome = promote(store, "staging", version)
     assert outcome.changed
     assert "onward reconcile" in outcome.note
