@@ -119,6 +119,21 @@ def test_the_layer_that_quantising_hurts_most_comes_first(tmp_path: Path) -> Non
     assert {"MatMul", "MatMulInteger"} <= kinds
 
 
+@pytest.mark.parametrize(("rows", "type_of_table"), [(8, TensorProto.FLOAT), (1000, TensorProto.UINT8)])
+def test_a_small_table_of_embeddings_stays_float(tmp_path: Path, rows: int, type_of_table: int) -> None:
+    source, target = tmp_path / "float.onnx", tmp_path / "int8.onnx"
+    nodes = [
+        helper.make_node("Cast", ["x"], ["ids"], to=TensorProto.INT64),
+        helper.make_node("Gather", ["table", "ids"], ["rows"], name="look_up"),
+        helper.make_node("MatMul", ["rows", "weight"], ["y"], name="product"),
+    ]
+    save(graph(nodes, {"table": normal(rows, 64), "weight": normal(64, 256)}, ["batch"]), source)
+    options = {"scales": "per_channel", "reduce_range": True}
+    isolate.call(60, dynamic.quantize, source, target, [], [], options)
+    tables = [weight for weight in onnx.load(target).graph.initializer if weight.dims[:1] == [rows]]
+    assert [weight.data_type for weight in tables] == [type_of_table]
+
+
 OUTLIERS = """
 import numpy as np
 import torch
