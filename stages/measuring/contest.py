@@ -129,10 +129,19 @@ def race(
 ) -> Iterable[int]:
     """Time contestants in rounds of random order over all of them and all sizes, `seconds` a turn of each size.
 
+    All are loaded before the first is timed: a process that starts takes the processor from the one that is measured.
     The first turn of each is preceded by `warmup` calls, each later one by one, unless calls are so long that waking up
     is nothing in them. Who fails leaves the race. Yields the number of each round that is over, so that the caller can
     say so or stop.
     """
+    standing = [contestant for contestant in contestants if contestant.standing]
+    for contestant in standing:
+        contestant.worker.spawn()
+    for contestant in standing:
+        try:
+            contestant.worker.start()
+        except WorkerFailure as failure:
+            contestant.fail(failure.reason)
     turns = [(contestant, size) for contestant in contestants for size in feeds]
     for number in range(rounds):
         order.shuffle(turns)
