@@ -6,6 +6,7 @@ Nothing heavy is imported before a command needs it: `onward --help` is asked mo
 
 from __future__ import annotations
 
+import gc
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -356,6 +357,7 @@ def _read_npz(path: Path) -> dict[str, Any]:
 
 def main() -> None:
     """The console entry point: one line on stderr and the error's exit code where a command fails."""
+    gc.set_threshold(50_000, 20, 20)  # what imports make, stays: to look through it again and again takes its time
     try:
         app(prog_name="onward")
     except OnwardError as error:

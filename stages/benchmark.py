@@ -44,6 +44,8 @@ COMPILED = "torch.compile"
 # how much of a full turn each trial gets.
 TUNED = 1
 SHORT = 0.5
+# A race in which an interval is wider than NARROW goes on for so many times the rounds, or so many seconds in all.
+NARROW, MORE_ROUNDS, MORE_SECONDS = 1.03, 4, 10.0
 
 
 def benchmark(model: str, folder: Path) -> BenchmarkReport:
@@ -200,11 +202,14 @@ class _Bench:
             contestant.rounds.clear()
             contestant.warmups.clear()
         self._say(f"{plain.result.runtime}: {bench.rounds} rounds of {', '.join(c.name for c in together)}")
+        begun, most = time.monotonic(), MORE_ROUNDS * bench.rounds
         for number in race(
-            together, self.feeds, seconds, bench.rounds, bench.warmup_runs, self.order, self.samples, "single stream"
+            together, self.feeds, seconds, most, bench.warmup_runs, self.order, self.samples, "single stream"
         ):
             if number % 4 == 3:
-                self._say(f"round {number + 1} of {bench.rounds}")
+                self._say(f"round {number + 1} of {bench.rounds}{' and more' if number >= bench.rounds else ''}")
+            if number + 1 >= bench.rounds and (time.monotonic() - begun > MORE_SECONDS or _narrow(plain, others)):
+                break
 
     def _scenarios(self, contestants: list[Contestant]) -> None:
         """The other scenarios, for the plain export and the fastest of those that may win."""
@@ -270,6 +275,14 @@ class _Bench:
 
     def _say(self, words: str) -> None:
         print(f"benchmark {self.model}: {words}", file=sys.stderr, flush=True)
+
+
+def _narrow(plain: Contestant, others: list[Contestant]) -> bool:
+    """Whether the interval of each variant's ratio is so narrow that more rounds would change little. How wide it is
+    decides, not where it lies: a race that went on until somebody won would always have a winner."""
+    variants = [c for c in others if c.standing and c.result.files]
+    intervals = [contestant.ratios(plain)["all"] for contestant in variants]
+    return all(interval.high / interval.low < NARROW for interval in intervals)
 
 
 def _drift_words(latency: Latency) -> str:

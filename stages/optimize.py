@@ -32,14 +32,16 @@ def optimize(model: str, folder: Path) -> OptimizeReport:
     plain = paths.build(model, "export") / "model.onnx"
     graph = traits.describe(plain, typical_sizes(settings.dims)[-1])
     runtimes = list(read().runtimes)
-    variants = []
-    with Workshop(plain, settings.optimize.timeout) as workshop:
-        for candidate in settings.optimize.candidates:
-            name = techniques.label("optimize", candidate)
-            job = Job(name, PLAIN, name, "float32", "optimize", candidate, plain, folder / f"{name}.onnx")
-            unfit = getattr(techniques.module("optimize", candidate), "unfit", None)
-            pointless = unfit(graph, techniques.complete("optimize", candidate), runtimes) if unfit else ""
-            variants.append(job.refused(pointless) if pointless else workshop.make(job))
+    jobs: list[Job] = []
+    refused: dict[str, Variant] = {}
+    for candidate in settings.optimize.candidates:
+        name = techniques.label("optimize", candidate)
+        job = Job(name, PLAIN, name, "float32", "optimize", candidate, plain, folder / f"{name}.onnx")
+        unfit = getattr(techniques.module("optimize", candidate), "unfit", None)
+        pointless = unfit(graph, techniques.complete("optimize", candidate), runtimes) if unfit else ""
+        jobs.append(job)
+        if pointless:
+            refused[name] = job.refused(pointless)
     expected = recorded_answers(model, settings)
 
     def checked(variant: Variant, worker: Worker) -> Variant:
@@ -66,8 +68,15 @@ def optimize(model: str, folder: Path) -> OptimizeReport:
             }
         )
 
-    with Worker.onnx(plain, PLAIN, timeout=settings.verify.timeout) as worker:
-        variants = [checked(variant, worker) for variant in variants]
+    with (
+        Workshop(plain, settings.optimize.timeout) as workshop,
+        Worker.onnx(plain, PLAIN, timeout=settings.verify.timeout) as worker,
+    ):
+        made = {
+            variant.name: checked(variant, worker)
+            for variant in workshop.make_all(job for job in jobs if job.name not in refused)
+        }
+    variants = [(refused | made)[job.name] for job in jobs]
     return OptimizeReport(
         model=model,
         status="passed",

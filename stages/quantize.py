@@ -60,8 +60,8 @@ def quantize(model: str, folder: Path) -> QuantizeReport:
     ):
         judge = Judge(model, settings, worker, wanted, samples, quality)
         stage = _Stage(settings, graph, folder, Path(scratch), workshop, judge, feeds)
-        for base, (path, _) in bases.items():
-            stage.quantize(base, path)
+        for number, (base, (path, _)) in enumerate(bases.items()):
+            stage.quantize(base, path, first=number == 0)
     return QuantizeReport(
         model=model,
         status="passed",
@@ -114,10 +114,10 @@ class _Stage:
     tradeoffs: list[TradeOff] = field(default_factory=list)
     prepared: dict[str, Path | str] = field(default_factory=dict)
 
-    def quantize(self, base: str, path: Path) -> None:
-        """Every candidate on one base. Candidates that differ in nothing that changes speed are a family: the first of
-        it that holds the budget is enough. Where no form of a technique does, the nearest has its costliest layers left
-        in float."""
+    def quantize(self, base: str, path: Path, first: bool) -> None:
+        """Every candidate on one base, the `first` or another. Candidates that differ in nothing that changes speed are
+        a family: the first of it that holds the budget is enough. Where no form of a technique does, the nearest has
+        its costliest layers left in float."""
         families: dict[tuple[str, Any], list[tuple[Job, Variant]]] = {}
         for candidate in self.settings.quantize.candidates:
             job = self._job(base, path, candidate)
@@ -131,7 +131,7 @@ class _Stage:
                 else:
                     job = replace(job, source=source)
             if refused:
-                if held or base == PLAIN:  # what a technique has against the graph, it has on every base: said once
+                if held or first:  # what a technique has against the graph, it has on every base: said once
                     self.variants.append(job.refused(refused))
                 continue
             variant = self.workshop.make(job)
@@ -263,27 +263,30 @@ def choose_bases(model: str, graph: Traits) -> dict[str, tuple[Path, str]]:
     """The graphs to quantise, by variant name, each with its path and why: the export, and what is best of optimised
     graphs that pass parity.
 
-    Of a graph with attention that is each way of fusing it: how far decides which products are quantised, and what that
-    does to speed and quality, is measured. Of any other it is the one of fewest nodes, if it has fewer than the export
-    and holds no kernel without an int8 form.
+    Of a graph with attention it is each way of fusing it instead: how far decides which products are quantised, and
+    what that does to speed and quality, is measured; the export has the same products, and more around them. Of any
+    other it is the one of fewest nodes, if it has fewer than the export and holds no kernel without an int8 form.
     """
     plain = paths.build(model, "export") / "model.onnx"
-    bases = {PLAIN: (plain, "the export itself")}
     report = load(OptimizeReport, paths.build(model, "optimize") / "report.json")
     passed = [(v, paths.root() / v.files[0].path) for v in report.variants if v.status == "passed"]
     if graph.attention:
-        for variant, path in passed:
-            if FUSED & set(onnx_file.describe(path).operators):
-                bases[variant.name] = (path, "a way of fusing attention")
-    if len(bases) == 1:
-        fit = [
-            (variant.nodes or 0, variant.name, path)
+        fused = {
+            variant.name: (path, "a way of fusing attention")
             for variant, path in passed
-            if not FLOAT_ONLY & set(onnx_file.describe(path).operators)
-        ]
-        nodes, name, path = min(fit, default=(0, "", plain))
-        if name and nodes < onnx_file.describe(plain).nodes:
-            bases[name] = (path, f"fewest nodes ({nodes}) of the optimised graphs whose kernels have an int8 form")
+            if FUSED & set(onnx_file.describe(path).operators)
+        }
+        if fused:
+            return fused
+    bases = {PLAIN: (plain, "the export itself")}
+    fit = [
+        (variant.nodes or 0, variant.name, path)
+        for variant, path in passed
+        if not FLOAT_ONLY & set(onnx_file.describe(path).operators)
+    ]
+    nodes, name, path = min(fit, default=(0, "", plain))
+    if name and nodes < onnx_file.describe(plain).nodes:
+        bases[name] = (path, f"fewest nodes ({nodes}) of the optimised graphs whose kernels have an int8 form")
     return bases
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -120,7 +120,21 @@ class Workshop:
     def make(self, job: Job) -> Variant:
         """The variant: `failed` with the reason where the transformation or its result is unsound, `not attempted`
         where the technique has nothing to offer, or where its graph runs as one does that there is already."""
-        outcome = self._process.call(job)
+        return self._finished(job, self._process.call(job))
+
+    def make_all(self, jobs: Iterable[Job]) -> Iterator[Variant]:
+        """The variants of many jobs, in order. While the caller looks at one, the next is being made."""
+        before: Job | None = None
+        for job in jobs:
+            made = self._finished(before, self._process.finish()) if before else None
+            self._process.begin(job)
+            before = job
+            if made:
+                yield made
+        if before:
+            yield self._finished(before, self._process.finish())
+
+    def _finished(self, job: Job, outcome: Made | isolate.Failed) -> Variant:
         try:
             if isinstance(outcome, isolate.Failed):
                 raise outcome.error

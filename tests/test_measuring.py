@@ -38,6 +38,10 @@ class Simulated:
     def spawn(self) -> None:
         self.calls.append(f"{self.name} spawned")
 
+    def start(self) -> dict[str, Any]:
+        self.calls.append(f"{self.name} loaded")
+        return {}
+
     def close(self) -> None:
         self.calls.append(f"{self.name} closed")
 
@@ -105,10 +109,19 @@ def test_in_every_round_each_contestant_runs_once_a_size_in_another_order() -> N
     samples = Samples()
     seconds = dict.fromkeys(FEEDS, 0.01)
     assert list(race(contestants, FEEDS, seconds, 4, 3, random.Random(0), samples, "single stream")) == [0, 1, 2, 3]
-    rounds = [calls[start : start + 6] for start in range(0, 24, 6)]
+    loaded = [f"v{number} {what}" for what in ("spawned", "loaded") for number in range(3)]
+    assert calls[:6] == loaded  # a process that starts takes the processor from the one that is measured
+    rounds = [calls[start : start + 6] for start in range(6, 30, 6)]
     assert all(sorted(turns) == ["v0", "v0", "v1", "v1", "v2", "v2"] for turns in rounds)
     assert len({tuple(turns) for turns in rounds}) > 1
     assert contestants[0].warmups == {"b1": 3 + 3, "b8": 3 + 3}
+
+
+def test_long_calls_are_not_warmed_up_again() -> None:
+    contestants = field([1.0, 100.0], [])
+    for _ in race(contestants, FEEDS, dict.fromkeys(FEEDS, 0.01), 4, 3, random.Random(0), Samples(), "single stream"):
+        pass
+    assert [contestant.warmups["b1"] for contestant in contestants] == [3 + 3, 3]
 
 
 def gain(value: float, spread: float = 0.01) -> Ratio:

@@ -64,8 +64,6 @@ def screen(
     of those that left. The last rung ends before `deadline` is over by more than a round.
     """
     left: list[Contestant] = [c for c in contestants if c.standing]
-    for contestant in left:
-        contestant.worker.spawn()
     out: list[Contestant] = []
     rung = 0
     while left:

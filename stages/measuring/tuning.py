@@ -70,8 +70,6 @@ def tune(
     alone = trials(usable_processors())
     tried = [_variation(finalist, f"{finalist.name} ({options})", options, start) for options in alone]
     left = tried
-    for contestant in (default, *tried):
-        contestant.worker.spawn()
     try:
         for rounds in (ROUNDS_A_RUNG, MORE_ROUNDS):
             for _ in race([default, *left], feeds, seconds, rounds, 2, order, samples, "tuning"):

@@ -6,6 +6,7 @@ must not have started threads of its own; none imports torch or onnxruntime outs
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import multiprocessing
 import os
@@ -76,9 +77,19 @@ class Isolated(Generic[T, R]):
             Killed: the process was killed from outside.
             OSError: the call raised one with an errno, such as a full disk.
         """
+        self.begin(argument)
+        return self.finish()
+
+    def begin(self, argument: T) -> None:
+        """Start a call, and go on with something else until `finish`; one at a time."""
+        _, pipe = self._started()
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the process has died: finish says of what
+            pipe.send(argument)
+
+    def finish(self) -> R | Failed:
+        """What came of the call that `begin` started; `timeout` counts from here. Raises as `call` does."""
         process, pipe = self._started()
         try:
-            pipe.send(argument)
             if not pipe.poll(self.timeout):
                 self._end()
                 return Failed(WorkerFailure("timed out", f"no result within {self.timeout:g} s"))
