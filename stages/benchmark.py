@@ -45,7 +45,7 @@ COMPILED = "torch.compile"
 TUNED = 1
 SHORT = 0.5
 # A race in which an interval is wider than NARROW goes on for so many times the rounds, or so many seconds in all.
-NARROW, MORE_ROUNDS, MORE_SECONDS = 1.03, 4, 10.0
+NARROW, MORE_ROUNDS, MORE_SECONDS = 1.03, 4, 6.0
 
 
 def benchmark(model: str, folder: Path) -> BenchmarkReport:

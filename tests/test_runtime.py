@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import psutil
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from registry.errors import UsageError
 from registry.session_options import SessionOptions
@@ -113,6 +114,27 @@ def test_peak_memory_is_the_workers_own_and_not_its_parents(tmp_path: Path) -> N
     with Worker.onnx(linear(tmp_path / "m.onnx"), "m") as worker:
         assert 10 < worker.peak_memory_mb() < 200
     assert ballast[-1] == 3
+
+
+def test_a_worker_that_was_timed_leaves_the_processors_to_the_next(tmp_path: Path) -> None:
+    weights = numpy_helper.from_array(np.ones((512, 512), np.float32), "w")
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "product",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [64, 512])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [64, 512])],
+        [weights],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "m.onnx")
+    x = {"x": np.ones((64, 512), np.float32)}
+    with Worker.onnx(tmp_path / "m.onnx", "m", options=SessionOptions(threads=2)) as worker:
+        worker.measure(x, 0.02, 1)
+        assert worker._process is not None
+        process = psutil.Process(worker._process.pid)
+        before = sum(process.cpu_times()[:2])
+        time.sleep(0.2)
+        # A pool of threads that spins uses 40 ms; the clock of processes counts in steps of 10.
+        assert sum(process.cpu_times()[:2]) - before < 0.025
 
 
 def test_a_full_disk_is_nobodys_verdict(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -18,9 +17,6 @@ from stages.parity.evaluate import Arrays, batch_size, weigh
 from stages.runtime.pool import Tensors, Worker, WorkerFailure
 from stages.settings import ModelParams
 from stages.variants import plain_words
-
-# A worker's threads spin for a moment after a run; the next one starts when they have gone to sleep.
-REST_SECONDS = 0.003
 
 # A turn is as long as this many calls take, for a median of fewer is none; but no longer than so many seconds, for a
 # graph that takes a tenth of a second has its accuracy from the rounds.
@@ -158,7 +154,6 @@ def race(
             contestant.rounds.setdefault(size, []).append(found)
             contestant.warmups[size] = contestant.warmups.get(size, 0) + calls
             samples.add(contestant.result, scenario, size, number, found)
-            time.sleep(REST_SECONDS)
         yield number
 
 
