@@ -22,7 +22,7 @@ from typing import TypeVar
 from benchmarks import predict
 from benchmarks.peers import environments, making, measuring, pipeline, repeats
 from benchmarks.peers.judging import REPEATS, rows
-from benchmarks.peers.recipes import ARCHITECTURES, FROM_HUB, PEERS, recipes
+from benchmarks.peers.recipes import ARCHITECTURES, FROM_HUB, OLIVE, PEERS, recipes
 from benchmarks.peers.results import Measured
 from benchmarks.peers.writing import report
 from registry.disk import write_atomically
@@ -89,6 +89,10 @@ def _measure(measured: Measured, arguments: argparse.Namespace, folder: Path) ->
             architecture,
             functools.partial(_one, measured, architecture, arguments.rounds, pythons, hub, folder),
         )
+        _save(measured)
+    if hub is not None and OLIVE in pythons and set(FROM_HUB) & set(arguments.only):
+        commands = functools.partial(making.olive_commands, hub, pythons[OLIVE], folder / "made" / "commands")
+        measured.olive_commands_s = _attempt(measured, "olive's commands", commands)
         _save(measured)
     if arguments.repeats and REPEATED in arguments.only:
         found = _attempt(

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from benchmarks.peers.recipes import OLIVE, Recipe, olive_config
 from registry.disk import sha256_file, write_atomically
+from registry.errors import OnwardError
 
 HERE = Path(__file__).parent
 TIMEOUT = 900.0
@@ -78,6 +79,29 @@ def make(recipe: Recipe, given: Given, python: Path, folder: Path) -> Outcome:
     shutil.rmtree(folder / "cache", ignore_errors=True)
     write_atomically(record, json.dumps({**asdict(outcome), "key": key}, indent=2).encode())
     return outcome
+
+
+def olive_commands(hub: Path, python: Path, folder: Path) -> float:
+    """Seconds that `olive optimize` and `olive quantize` take on a hub folder, one after the other in `folder`; what is
+    made is forgotten, for the recipes make better of it.
+
+    Raises:
+        OnwardError: one of them failed.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    olive = str(python.parent / "olive")
+    optimize = ["optimize", "-m", str(hub), "--task", "feature-extraction", "--precision", "fp32", "-o", "optimized"]
+    quantize = ["quantize", "-m", "optimized", "--algorithm", "rtn", "--precision", "int8", "-o", "quantized"]
+    begun = time.perf_counter()
+    for arguments in ([*optimize, "--exporter", "dynamo_exporter"], [*quantize, "--implementation", "ort"]):
+        print(f"olive: the command {arguments[0]}", file=sys.stderr, flush=True)
+        done = subprocess.run(
+            [olive, *arguments], cwd=folder, env=_offline(), capture_output=True, text=True, timeout=TIMEOUT
+        )
+        if done.returncode:
+            raise OnwardError(f"olive {arguments[0]} failed: {last_words(done.stdout + done.stderr)}")
+    return round(time.perf_counter() - begun, 1)
 
 
 def last_words(log: str) -> str:

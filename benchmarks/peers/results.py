@@ -70,4 +70,5 @@ class Measured(BaseModel):
     results: dict[str, Result] = {}
     repeats: list[Repeat] = []
     predict_overhead_us: float | None = None
+    olive_commands_s: float | None = None
     not_measured: dict[str, str] = {}
