@@ -40,10 +40,11 @@ from stages.variants import placed
 
 COMPILED = "torch.compile"
 
-# Finalists that are tried with other session options (what helps one helps the next, and each costs ten processes), and
-# how much of a full turn each trial gets.
+# Finalists that are tried with other session options (what helps one helps the next, and each costs ten processes), how
+# much of a full turn each trial gets, and at what sizes: milliseconds of a call.
 TUNED = 1
 SHORT = 0.5
+QUICK = 20.0
 # A race in which an interval is wider than NARROW goes on for so many times the rounds, or so many seconds in all.
 NARROW, MORE_ROUNDS, MORE_SECONDS = 1.03, 4, 6.0
 
@@ -186,13 +187,21 @@ class _Bench:
             if deadline.over:
                 break
             self._say(f"{finalist.result.runtime}: session options for {finalist.name}")
-            seconds = turn_seconds(finalist, self.feeds, self.settings.benchmark.round_seconds * SHORT)
-            tuned = tune(finalist, self._start, self.feeds, seconds, deadline, self.order, self.samples)
+            feeds = self._quick_feeds(finalist)
+            seconds = turn_seconds(finalist, feeds, self.settings.benchmark.round_seconds * SHORT)
+            tuned = tune(finalist, self._start, feeds, seconds, deadline, self.order, self.samples)
             if tuned is not None:
                 self.workers.callback(tuned.worker.close)
                 self.questions.judge(tuned)
                 found.append(tuned)
         return found
+
+    def _quick_feeds(self, finalist: Contestant) -> dict[str, Feed]:
+        """Feeds of the sizes at which a call takes under QUICK milliseconds, or of the quickest: what options change is
+        the work around the products, which is nothing beside long ones. The race has all sizes."""
+        p50 = {size: float(np.median(np.concatenate(rounds))) for size, rounds in finalist.rounds.items()}
+        limit = max(QUICK, min(p50.values(), default=QUICK))
+        return {size: feed for size, feed in self.feeds.items() if p50.get(size, 0.0) <= limit}
 
     def _race(self, plain: Contestant, others: list[Contestant]) -> None:
         bench = self.settings.benchmark
