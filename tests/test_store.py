@@ -297,7 +297,7 @@ def test_the_cost_of_a_change_does_not_grow_with_the_log(store, monkeypatch):
         overview.status(store)
         costs.append((len(read), max(read)))
     assert len(store.log("staging", "cnn").line.entries()) == 26
-    assert costs[-1] == costs[-2] == costs[-3] == (costs[-1][0], 10)
+    assert costs[-1] == costs[-2] == costs[-3] == (costs[-1][0], 3)
 
 
 def test_a_rollback_to_an_old_entry_reads_as_far_back_as_that(store):
