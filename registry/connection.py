@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 DATABASE = "mlflow.db"
 ARTIFACTS = "mlartifacts"
+_SQLITE = "sqlite:///"
 
 # A server that is down must be told from a slow one within a time that a person waits for.
 _SETTINGS = {
@@ -55,14 +56,19 @@ def checkout(start: Path | None = None) -> Path:
 
 def tracking_uri() -> str:
     """The store's URI, credentials included: for the client alone, never for a report or a log."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{checkout() / DATABASE}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"{_SQLITE}{checkout() / DATABASE}"
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """The file of an SQLite store, as its URI has it; None where the store is another."""
+    return Path(uri.removeprefix(_SQLITE)) if uri.startswith(_SQLITE) else None
 
 
 def without_credentials(uri: str) -> str:
     """`uri` without user, password and query; an SQLite path inside the checkout is given relative to it."""
-    if uri.startswith("sqlite:///"):
-        path = Path(uri.removeprefix("sqlite:///"))
-        return f"sqlite:///{path.name}"
+    file = sqlite_file(uri)
+    if file is not None:
+        return f"{_SQLITE}{file.name}"
     parts = urlsplit(uri)
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
@@ -158,11 +164,8 @@ def ensure_experiment(client: MlflowClient, name: str) -> str:
     with reachable():
         experiment = client.get_experiment_by_name(name)
         if experiment is None:
-            uri = tracking_uri()
-            location = None
-            if uri.startswith("sqlite:///"):
-                database = Path(uri.removeprefix("sqlite:///")).resolve()
-                location = (database.parent / ARTIFACTS / name).as_uri()
+            database = sqlite_file(tracking_uri())
+            location = (database.resolve().parent / ARTIFACTS / name).as_uri() if database else None
             try:
                 return str(client.create_experiment(name, artifact_location=location))
             except MlflowException as error:

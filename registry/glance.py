@@ -1,8 +1,8 @@
-"""What `onward status` asks of the embedded store, read from its SQLite file: in a few milliseconds, where importing
-MLflow and opening the store with it takes seconds.
+"""What `onward status` and every `dvc repro` ask of the embedded store, read from its SQLite file: in a few
+milliseconds, where importing MLflow and opening the store with it takes seconds.
 
-MLflow promises nothing of its tables. So only tables of the one revision that this was written for are read, with
-nothing written and nothing locked for longer than that; for any other store `read` gives None, and MLflow is asked.
+MLflow promises nothing of its tables, so nothing is ever written, and where they say nothing, None is the answer, and
+MLflow is asked. The registry's are read in the one revision alone that this was written for.
 """
 
 from __future__ import annotations
@@ -15,12 +15,11 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from registry.connection import tracking_uri
+from registry.connection import sqlite_file, tracking_uri
 from registry.layout import Overview
 
 # Of MLflow 3.17.2, by its table alembic_version; a test compares it with that of a store that MLflow makes.
 REVISION = "dc11669786a5"
-_PREFIX = "sqlite:///"
 
 _ALIASES = "SELECT name, alias, version FROM registered_model_aliases WHERE workspace = 'default'"
 # Prompts are registered models to MLflow, and left out by its search, too.
@@ -60,15 +59,35 @@ def read() -> dict[str, Overview] | None:
     """
     uri = tracking_uri()
     elsewhere = any(os.environ.get(name) for name in ("MLFLOW_REGISTRY_URI", "MLFLOW_WORKSPACE"))
-    if elsewhere or not uri.startswith(_PREFIX) or "?" in uri:
+    file = sqlite_file(uri)
+    if elsewhere or file is None or "?" in uri:
         return None
-    path = Path(uri.removeprefix(_PREFIX)).absolute()
     try:
-        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=1, isolation_level=None)) as tables:
+        with closing(_opened(file, timeout=1)) as tables:
             tables.execute("BEGIN")  # all that is read is of one moment
             return _read(tables) if _revision(tables) == REVISION else None
     except sqlite3.Error:
         return None
+
+
+def experiment(name: str) -> tuple[str, str] | None:
+    """Id and creation time of an active experiment; None where the store is no SQLite file, or has none."""
+    file = sqlite_file(tracking_uri())
+    if file is None or not file.is_file():
+        return None
+    query = "SELECT experiment_id, creation_time FROM experiments WHERE name = ? AND lifecycle_stage = 'active'"
+    try:
+        with closing(_opened(file, timeout=5)) as tables:
+            row = tables.execute(query, (name,)).fetchone()
+    except sqlite3.Error:
+        return None  # another schema than today's MLflow's: its client will know
+    return (str(row[0]), str(row[1])) if row else None
+
+
+def _opened(file: Path, timeout: float) -> sqlite3.Connection:
+    """A connection that can only read, and begins no transaction by itself."""
+    address = f"{file.absolute().as_uri()}?mode=ro"
+    return sqlite3.connect(address, uri=True, timeout=timeout, isolation_level=None)
 
 
 def _revision(tables: sqlite3.Connection) -> str:

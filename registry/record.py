@@ -11,14 +11,13 @@ import hashlib
 import json
 import math
 import re
-import sqlite3
 import tempfile
 from collections.abc import Mapping
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from registry import glance
 from registry.actor import who
 from registry.connection import connect, ensure_experiment, reachable, tracking_uri, without_credentials
 from registry.errors import UsageError
@@ -78,7 +77,7 @@ def store_identity(experiment: str) -> dict[str, str]:
     Raises:
         StoreUnreachable: the store did not answer.
     """
-    found = _glance(experiment)
+    found = glance.experiment(experiment)
     if found is None:
         client = connect()
         number = ensure_experiment(client, experiment)
@@ -90,24 +89,6 @@ def store_identity(experiment: str) -> dict[str, str]:
         "experiment_id": found[0],
         "created": found[1],
     }
-
-
-def _glance(experiment: str) -> tuple[str, str] | None:
-    """Id and creation time of an experiment, read from an SQLite store as it lies there; None where that says nothing.
-
-    Every `dvc repro` waits for the answer, which takes MLflow's client more than two seconds.
-    """
-    uri = tracking_uri()
-    path = Path(uri.removeprefix("sqlite:///"))
-    if not uri.startswith("sqlite:///") or not path.is_file():
-        return None
-    query = "SELECT experiment_id, creation_time FROM experiments WHERE name = ? AND lifecycle_stage = 'active'"
-    try:
-        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
-            row = database.execute(query, (experiment,)).fetchone()
-    except sqlite3.Error:
-        return None  # another schema than today's MLflow's: its client will know
-    return (str(row[0]), str(row[1])) if row else None
 
 
 def publish(publication: Publication) -> PublishReport:
