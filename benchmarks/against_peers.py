@@ -126,6 +126,9 @@ def _one(
         else:
             reason = f"not installed: {measured.not_measured[recipe.peer]}"
             outcomes.append(making.Outcome(recipe.peer, recipe.name, 0.0, reason=reason))
+    cosine = measuring.fidelity_of_fastest(architecture, outcomes) if architecture in FROM_HUB else None
+    if cosine is not None:
+        pipeline.hold_to(place, architecture, cosine)
     searched = pipeline.repro(place, architecture, pipeline.SEARCH)
     result = measuring.measure(architecture, outcomes, rounds)
     result.stages = {**before, **searched}

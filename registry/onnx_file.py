@@ -28,30 +28,7 @@ def files(path: Path) -> list[Path]:
     Raises:
         UsageError: it is no ONNX file, or a data file is missing or lies outside the .onnx file's own folder.
     """
-    try:
-        model = load_graph(path)
-    except FileNotFoundError:
-        raise UsageError(f"{path.name}: there is no such file") from None
-    except Exception as error:  # protobuf's DecodeError is not part of a stable interface
-        raise UsageError(f"{path.name}: is no ONNX file, or is truncated ({type(error).__name__})") from error
-    if not model.graph.node and not model.graph.initializer:
-        raise UsageError(f"{path.name}: is no ONNX file, or holds an empty graph")
-    names = {
-        entry.value
-        for tensor in _tensors(model)
-        if tensor.data_location == onnx.TensorProto.EXTERNAL
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
-    found = []
-    for name in sorted(names):
-        data = path.parent / name
-        if Path(name).is_absolute() or not data.resolve().is_relative_to(path.parent.resolve()):
-            raise UsageError(f"{path.name}: its external data {name!r} lies outside its own folder; refused")
-        if not data.is_file():
-            raise UsageError(f"{path.name}: its external data {name!r} is missing; it belongs beside the .onnx file")
-        found.append(data)
-    return [path, *found]
+    return [path, *_external(_sound_graph(path), path)]
 
 
 def digests(path: Path) -> list[FileDigest]:
@@ -76,8 +53,12 @@ def check(path: Path, label: str = "") -> None:
 
 
 def describe(path: Path) -> GraphInfo:
-    """What the file says of itself."""
-    model = load_graph(path)
+    """What the file says of itself.
+
+    Raises:
+        UsageError: as `files`.
+    """
+    model = _sound_graph(path)
     initializers = {tensor.name for tensor in model.graph.initializer}
     return GraphInfo(
         ir_version=model.ir_version,
@@ -88,7 +69,7 @@ def describe(path: Path) -> GraphInfo:
         parameters=sum(_elements(tensor) for tensor in model.graph.initializer),
         nodes=len(model.graph.node),
         operators=dict(sorted(Counter(_operator(node) for node in model.graph.node).items())),
-        size_bytes=sum(file.stat().st_size for file in files(path)),
+        size_bytes=sum(file.stat().st_size for file in [path, *_external(model, path)]),
         metadata={entry.key: entry.value for entry in model.metadata_props},
     )
 
@@ -99,6 +80,37 @@ def save(model: onnx.ModelProto, path: Path, external_over: int = EXTERNAL_DATA_
         onnx.save_model(model, path, save_as_external_data=True, location=f"{path.name}.data", size_threshold=1024)
     else:
         write_atomically(path, model.SerializeToString(deterministic=True))
+
+
+def _sound_graph(path: Path) -> onnx.ModelProto:
+    try:
+        model = load_graph(path)
+    except FileNotFoundError:
+        raise UsageError(f"{path.name}: there is no such file") from None
+    except Exception as error:  # protobuf's DecodeError is not part of a stable interface
+        raise UsageError(f"{path.name}: is no ONNX file, or is truncated ({type(error).__name__})") from error
+    if not model.graph.node and not model.graph.initializer:
+        raise UsageError(f"{path.name}: is no ONNX file, or holds an empty graph")
+    return model
+
+
+def _external(model: onnx.ModelProto, path: Path) -> list[Path]:
+    names = {
+        entry.value
+        for tensor in _tensors(model)
+        if tensor.data_location == onnx.TensorProto.EXTERNAL
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    found = []
+    for name in sorted(names):
+        data = path.parent / name
+        if Path(name).is_absolute() or not data.resolve().is_relative_to(path.parent.resolve()):
+            raise UsageError(f"{path.name}: its external data {name!r} lies outside its own folder; refused")
+        if not data.is_file():
+            raise UsageError(f"{path.name}: its external data {name!r} is missing; it belongs beside the .onnx file")
+        found.append(data)
+    return found
 
 
 def _operator(node: onnx.NodeProto) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import random
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -22,7 +23,18 @@ from registry.runtimes import PROVIDERS, python
 from registry.vocabulary import PLAIN, REFERENCE, FileDigest, Latency, Measurement, RuntimeState
 from stages import command, host, paths
 from stages.measuring import scenarios
-from stages.measuring.contest import Contestant, Feed, Questions, best_rounds, blank, figures, race, turn_seconds
+from stages.measuring.contest import (
+    LONG_CALL,
+    Contestant,
+    Feed,
+    Questions,
+    Turn,
+    best_rounds,
+    blank,
+    figures,
+    race,
+    turns_of,
+)
 from stages.measuring.samples import Samples
 from stages.measuring.screening import Deadline, screen, words
 from stages.measuring.tuning import tune
@@ -41,10 +53,14 @@ from stages.variants import placed
 COMPILED = "torch.compile"
 
 # Finalists that are tried with other session options (what helps one helps the next, and each costs ten processes), how
-# much of a full turn each trial gets, and at what sizes: milliseconds of a call.
+# much of a full turn each trial gets, and at what sizes: up to so many milliseconds of a plain call.
 TUNED = 1
 SHORT = 0.5
-QUICK = 20.0
+QUICK = 10.0
+# Calls before the first turn of a screening or a trial.
+FEW_WARMUPS = 2
+# Who needs so many times as long as the fastest that is right, in each one's best round, is not measured further.
+FAR_BEHIND = 1.5
 # A race in which an interval is wider than NARROW goes on for so many times the rounds, or so many seconds in all.
 NARROW, MORE_ROUNDS, MORE_SECONDS = 1.03, 4, 6.0
 
@@ -153,16 +169,23 @@ class _Bench:
         bench = self.settings.benchmark
         deadline = Deadline.after(bench.search_seconds)
         self._say(f"{plain.result.runtime}: screening {len(others)} variants")
+        try:
+            calls = {size: plain.worker.measure(feed.tensors, 0, 1)[0] for size, feed in self.feeds.items()}
+        except WorkerFailure as failure:
+            plain.fail(failure.reason)
+            return []
         ranked = screen(
-            others, plain, self.feeds, bench.round_seconds * SHORT, bench.finalists, deadline, self.order, self.samples
-        )
+            others, plain, self._feeds_under(LONG_CALL, calls), Turn(bench.round_seconds * SHORT, FEW_WARMUPS),
+            bench.finalists, deadline, self.order, self.samples,
+        )  # fmt: skip
         finalists: list[Contestant] = []
         for contestant in ranked:
             result = contestant.result
             ratio = best_rounds(contestant, plain)
-            if len(finalists) >= bench.finalists or ratio > 1 or (finalists and deadline.over):
+            out = self._why_out(ratio, finalists, plain, deadline)
+            if out:
                 result.status = "not attempted"
-                result.reason = result.reason or self._why_out(ratio, len(finalists))
+                result.reason = result.reason or out
                 contestant.worker.close()
                 continue
             self.questions.judge(contestant)
@@ -172,7 +195,7 @@ class _Bench:
                 finalists.append(contestant)
             else:
                 contestant.worker.close()
-        finalists += self._tuned([plain, *finalists], deadline)
+        finalists += self._tuned([plain, *finalists], self._feeds_under(QUICK, calls), deadline)
         if deadline.over:
             self.findings.append(
                 f"{plain.result.runtime}: the search ended after the {bench.search_seconds:g} s of "
@@ -180,41 +203,38 @@ class _Bench:
             )
         return finalists
 
-    def _tuned(self, finalists: list[Contestant], deadline: Deadline) -> list[Contestant]:
+    def _tuned(self, finalists: list[Contestant], feeds: Mapping[str, Feed], deadline: Deadline) -> list[Contestant]:
         """The best finalists with session options that help them, where any do."""
         plain, found = finalists[0], []
         for finalist in sorted(finalists, key=lambda c: best_rounds(c, plain))[:TUNED]:
             if deadline.over:
                 break
             self._say(f"{finalist.result.runtime}: session options for {finalist.name}")
-            feeds = self._quick_feeds(finalist)
-            seconds = turn_seconds(finalist, feeds, self.settings.benchmark.round_seconds * SHORT)
-            tuned = tune(finalist, self._start, feeds, seconds, deadline, self.order, self.samples)
+            short = turns_of(finalist, feeds, self.settings.benchmark.round_seconds * SHORT, FEW_WARMUPS)
+            tuned = tune(finalist, self._start, feeds, short, deadline, self.order, self.samples)
             if tuned is not None:
                 self.workers.callback(tuned.worker.close)
                 self.questions.judge(tuned)
                 found.append(tuned)
         return found
 
-    def _quick_feeds(self, finalist: Contestant) -> dict[str, Feed]:
-        """Feeds of the sizes at which a call takes under QUICK milliseconds, or of the quickest: what options change is
-        the work around the products, which is nothing beside long ones. The race has all sizes."""
-        p50 = {size: float(np.median(np.concatenate(rounds))) for size, rounds in finalist.rounds.items()}
-        limit = max(QUICK, min(p50.values(), default=QUICK))
-        return {size: feed for size, feed in self.feeds.items() if p50.get(size, 0.0) <= limit}
+    def _feeds_under(self, milliseconds: float, calls: Mapping[str, float]) -> dict[str, Feed]:
+        """Feeds of the sizes at which `calls` of the plain export are no longer than that, or of the quickest: long
+        calls tell no better who has a chance, and what options change is the work around the products, which is
+        nothing beside long ones. The race has all sizes."""
+        limit = max(milliseconds, min(calls.values()))
+        return {size: self.feeds[size] for size, call in calls.items() if call <= limit}
 
     def _race(self, plain: Contestant, others: list[Contestant]) -> None:
         bench = self.settings.benchmark
         together = [plain, *others]
-        seconds = turn_seconds(plain, self.feeds, bench.round_seconds)
+        lasting = turns_of(plain, self.feeds, bench.round_seconds, bench.warmup_runs)
         for contestant in together:
             contestant.rounds.clear()
             contestant.warmups.clear()
         self._say(f"{plain.result.runtime}: {bench.rounds} rounds of {', '.join(c.name for c in together)}")
         begun, most = time.monotonic(), MORE_ROUNDS * bench.rounds
-        for number in race(
-            together, self.feeds, seconds, most, bench.warmup_runs, self.order, self.samples, "single stream"
-        ):
+        for number in race(together, self.feeds, lasting, most, self.order, self.samples, "single stream"):
             if number % 4 == 3:
                 self._say(f"round {number + 1} of {bench.rounds}{' and more' if number >= bench.rounds else ''}")
             if number + 1 >= bench.rounds and (time.monotonic() - begun > MORE_SECONDS or _narrow(plain, others)):
@@ -247,12 +267,18 @@ class _Bench:
             *ceiling_faults(result, settings.budget),
         ]
 
-    def _why_out(self, ratio: float, finalists: int) -> str:
+    def _why_out(self, ratio: float, finalists: list[Contestant], plain: Contestant, deadline: Deadline) -> str:
+        """Why a variant of this ratio in screening is measured no further; empty where it is."""
         if ratio > 1:
             return f"slower in screening: {words(ratio)}"
-        if finalists >= self.settings.benchmark.finalists:
-            return f"{words(ratio)} of screening, and {finalists} faster ones within the budget went on"
-        return f"{words(ratio)} of screening; the search was out of time"
+        if not finalists:
+            return ""
+        if len(finalists) >= self.settings.benchmark.finalists:
+            return f"{words(ratio)} of screening, and {len(finalists)} faster ones within the budget went on"
+        first = finalists[0]
+        if ratio > FAR_BEHIND * best_rounds(first, plain):
+            return f"{words(ratio)} of screening, in which {first.name} was {words(best_rounds(first, plain))}"
+        return f"{words(ratio)} of screening; the search was out of time" if deadline.over else ""
 
     def _batch(self) -> tuple[str, Dim] | None:
         first = next(iter(self.settings.inputs.values())).shape[0]

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from registry.evidence import OptimizeReport
+from registry.session_options import SessionOptions, usable_processors
 from registry.vocabulary import PLAIN, Variant
 from stages import command, paths, techniques, traits
 from stages.params import read, section
@@ -70,11 +71,11 @@ def optimize(model: str, folder: Path) -> OptimizeReport:
 
     with (
         Workshop(plain, settings.optimize.timeout) as workshop,
-        Worker.onnx(plain, PLAIN, timeout=settings.verify.timeout) as worker,
+        Worker.onnx(plain, PLAIN, options=_beside(), timeout=settings.verify.timeout) as worker,
     ):
         made = {
             variant.name: checked(variant, worker)
-            for variant in workshop.make_all(job for job in jobs if job.name not in refused)
+            for variant in workshop.make_all([job for job in jobs if job.name not in refused])
         }
     variants = [(refused | made)[job.name] for job in jobs]
     return OptimizeReport(
@@ -85,6 +86,12 @@ def optimize(model: str, folder: Path) -> OptimizeReport:
             variant.model_copy(update={"files": placed(variant.files, model, "optimize")}) for variant in variants
         ],
     )
+
+
+def _beside() -> SessionOptions:
+    """Threads for a session beside which another process works: two that wait for each other on one processor wait
+    long, so that checking took twice as long as it does with one thread fewer."""
+    return SessionOptions(threads=max(1, len(usable_processors()) - 1))
 
 
 if __name__ == "__main__":

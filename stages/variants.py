@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -86,9 +86,11 @@ class Job:
 
 @dataclass(frozen=True)
 class Made:
-    """What came of a job in its own process: why the technique refused, or what ONNX Runtime makes of the result."""
+    """What came of a job in its own process: why the technique refused, or the variant and what ONNX Runtime makes of
+    it."""
 
     refused: str = ""
+    variant: Variant | None = None
     fingerprint: str = ""
 
 
@@ -122,25 +124,20 @@ class Workshop:
         where the technique has nothing to offer, or where its graph runs as one does that there is already."""
         return self._finished(job, self._process.call(job))
 
-    def make_all(self, jobs: Iterable[Job]) -> Iterator[Variant]:
-        """The variants of many jobs, in order. While the caller looks at one, the next is being made."""
-        before: Job | None = None
+    def make_all(self, jobs: Sequence[Job]) -> Iterator[Variant]:
+        """The variants of many jobs, in order. While the caller looks at one, the next ones are being made."""
         for job in jobs:
-            made = self._finished(before, self._process.finish()) if before else None
             self._process.begin(job)
-            before = job
-            if made:
-                yield made
-        if before:
-            yield self._finished(before, self._process.finish())
+        for job in jobs:
+            yield self._finished(job, self._process.finish())
 
     def _finished(self, job: Job, outcome: Made | isolate.Failed) -> Variant:
         try:
             if isinstance(outcome, isolate.Failed):
                 raise outcome.error
-            if outcome.refused:
+            if outcome.variant is None:
                 return job.refused(outcome.refused)
-            variant = job.made()
+            variant = outcome.variant
         except (WorkerFailure, UsageError) as failure:
             _remove(job.target)
             return job.failed(str(failure))
@@ -177,7 +174,7 @@ def _attempt(feeds: list[Feed], job: Job | Path) -> Made:
             technique.quantize(job.source, job.target, feeds, list(job.keep), options)
     except NotApplicable as reason:
         return Made(refused=str(reason))
-    return Made(fingerprint=fingerprint(job.target))
+    return Made(variant=job.made(), fingerprint=fingerprint(job.target))
 
 
 @functools.lru_cache(maxsize=8)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from registry.session_options import SessionOptions
 from registry.vocabulary import Ratio, SweepPoint
-from stages.measuring.contest import Contestant, Feed, blank, race
+from stages.measuring.contest import Contestant, Feed, Turn, blank, race
 from stages.measuring.samples import Samples
 from stages.measuring.scenarios import WORTH_DOUBLING, batches, knee
 from stages.measuring.screening import HOPELESS, ROUNDS_A_RUNG, Deadline, halve, screen
@@ -61,7 +61,7 @@ def screened(latencies: list[float], calls: list[str], keep: int = 3, seed: int 
     """`latencies[0]` is the plain export's."""
     plain, *others = field(latencies, calls, seed)
     deadline = Deadline.after(60)
-    return screen(others, plain, FEEDS, 0.01, keep, deadline, random.Random(seed), Samples())
+    return screen(others, plain, FEEDS, Turn(0.01, 2), keep, deadline, random.Random(seed), Samples())
 
 
 @given(st.dictionaries(st.text(min_size=1), st.floats(0.1, 3), max_size=30), st.integers(1, 5))
@@ -98,7 +98,7 @@ def test_who_leaves_is_told_why_and_gives_its_process_back() -> None:
 def test_a_search_that_is_out_of_time_ends_with_the_round_it_is_in() -> None:
     calls: list[str] = []
     plain, *others = field([1.0] * 9, calls)
-    ranked = screen(others, plain, FEEDS, 0.01, 2, Deadline.after(0), random.Random(0), Samples())
+    ranked = screen(others, plain, FEEDS, Turn(0.01, 2), 2, Deadline.after(0), random.Random(0), Samples())
     assert len(ranked) == 8
     assert len([call for call in calls if call.endswith(tuple("0123456789"))]) == 9 * len(FEEDS)
 
@@ -107,8 +107,8 @@ def test_in_every_round_each_contestant_runs_once_a_size_in_another_order() -> N
     calls: list[str] = []
     contestants = field([1.0, 1.0, 1.0], calls)
     samples = Samples()
-    seconds = dict.fromkeys(FEEDS, 0.01)
-    assert list(race(contestants, FEEDS, seconds, 4, 3, random.Random(0), samples, "single stream")) == [0, 1, 2, 3]
+    lasting = dict.fromkeys(FEEDS, Turn(0.01, 3))
+    assert list(race(contestants, FEEDS, lasting, 4, random.Random(0), samples, "single stream")) == [0, 1, 2, 3]
     loaded = [f"v{number} {what}" for what in ("spawned", "loaded") for number in range(3)]
     assert calls[:6] == loaded  # a process that starts takes the processor from the one that is measured
     rounds = [calls[start : start + 6] for start in range(6, 30, 6)]
@@ -119,7 +119,7 @@ def test_in_every_round_each_contestant_runs_once_a_size_in_another_order() -> N
 
 def test_long_calls_are_not_warmed_up_again() -> None:
     contestants = field([1.0, 100.0], [])
-    for _ in race(contestants, FEEDS, dict.fromkeys(FEEDS, 0.01), 4, 3, random.Random(0), Samples(), "single stream"):
+    for _ in race(contestants, FEEDS, dict.fromkeys(FEEDS, Turn(0.01, 3)), 4, random.Random(0), Samples(), "single"):
         pass
     assert [contestant.warmups["b1"] for contestant in contestants] == [3 + 3, 3]
 

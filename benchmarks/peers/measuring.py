@@ -21,7 +21,7 @@ from registry.evidence import BenchmarkReport, ExportReport, SelectReport, load
 from registry.runtimes import python
 from registry.vocabulary import PLAIN, REFERENCE, FileDigest, Ratio
 from stages import paths
-from stages.measuring.contest import Contestant, Feed, Questions, blank, race, turn_seconds
+from stages.measuring.contest import Contestant, Feed, Questions, Turn, blank, race, turns_of
 from stages.measuring.samples import Samples
 from stages.params import read, resolve
 from stages.parity.answers import recorded_answers, recorded_outputs
@@ -37,6 +37,7 @@ from stages.settings import ModelParams
 LEFT_OUT = {"minilm": ({"batch": 8, "sequence": 16},)}
 TURN_SECONDS = 0.1
 WARMUP = 5
+FEW_ROUNDS = 3
 
 
 class Lenient(Worker):
@@ -62,13 +63,13 @@ def measure(architecture: str, outcomes: Sequence[Outcome], rounds: int) -> Resu
         plain = contestants[PLAIN]
         order, kept = random.Random(settings.seed), Samples()
         standing = [contestant for contestant in contestants.values() if contestant.standing]
-        least = dict.fromkeys(feeds, TURN_SECONDS / 4)
-        for _ in race(standing, feeds, least, 1, WARMUP, order, kept, "warm-up"):
+        least = dict.fromkeys(feeds, Turn(TURN_SECONDS / 4, WARMUP))
+        for _ in race(standing, feeds, least, 1, order, kept, "warm-up"):
             pass
-        seconds = turn_seconds(plain, feeds, TURN_SECONDS)
+        lasting = turns_of(plain, feeds, TURN_SECONDS, 1)
         for contestant in standing:
             contestant.rounds.clear()
-        for number in race(standing, feeds, seconds, rounds, 1, order, kept, "single stream"):
+        for number in race(standing, feeds, lasting, rounds, order, kept, "single stream"):
             print(f"{architecture}: round {number + 1} of {rounds}", file=sys.stderr, flush=True)
         entries = [
             _entry(name, contestant, contestants, settings, reference_quality, feeds)
@@ -93,6 +94,29 @@ def measure(architecture: str, outcomes: Sequence[Outcome], rounds: int) -> Resu
         machine=_machine(architecture),
         entries=[*entries, *failed],
     )
+
+
+def fidelity_of_fastest(architecture: str, outcomes: Sequence[Outcome]) -> float | None:
+    """The worst sample's cosine of the peers' fastest file, as a few rounds on this machine tell; null where none has
+    any. What int8 computes is the machine's own, so that what Onward is held to cannot be written down beforehand."""
+    settings = read().models[architecture]
+    feeds = feeds_of(architecture, settings)
+    questions, _ = questions_of(architecture, settings)
+    with ExitStack() as stack:
+        peers = [contestant for _, contestant in _peers(settings, outcomes, stack)]
+        for contestant in peers:
+            questions.judge(contestant)
+        lasting = dict.fromkeys(feeds, Turn(TURN_SECONDS, WARMUP))
+        for _ in race(peers, feeds, lasting, FEW_ROUNDS, random.Random(0), Samples(), "peers alone"):
+            pass
+        fastest = min((c for c in peers if c.standing), key=p50, default=None)
+        return None if fastest is None else fastest.result.cosine
+
+
+def p50(contestant: Contestant) -> float:
+    """Geometric mean over sizes, in milliseconds."""
+    medians = [float(np.median(np.concatenate(rounds))) for rounds in contestant.rounds.values()]
+    return float(np.exp(np.mean(np.log(medians))))
 
 
 def questions_of(architecture: str, settings: ModelParams) -> tuple[Questions, float | None]:
@@ -144,13 +168,18 @@ def _contestants(
         )
         name = ONWARD if winner.runtime == "cpu" else f"{ONWARD} on {winner.runtime}"
         made.append((name, Contestant(blanked, stack.enter_context(worker))))
+    return made + _peers(settings, outcomes, stack)
+
+
+def _peers(settings: ModelParams, outcomes: Sequence[Outcome], stack: ExitStack) -> list[tuple[str, Contestant]]:
+    made = []
     for outcome in outcomes:
         if outcome.file:
             name = f"{outcome.peer} {outcome.recipe}"
-            given = Worker.onnx(Path(outcome.file), name, timeout=timeout)
+            given = Worker.onnx(Path(outcome.file), name, timeout=settings.verify.timeout)
             lenient = Lenient(given.label, given.command, given.load, given.timeout, given.memory_bytes)
             file = FileDigest.of(Path(outcome.file), Path(outcome.file).parent)
-            made.append(contestant(name, "int8", lenient, [file]))
+            made.append((name, Contestant(blank(name, "cpu", CPU, "int8", files=[file]), stack.enter_context(lenient))))
     return made
 
 

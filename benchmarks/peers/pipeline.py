@@ -6,13 +6,15 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from registry.disk import write_atomically
 from registry.errors import OnwardError
@@ -56,8 +58,14 @@ def ask_for(project: Path, runtimes: Sequence[str]) -> None:
     for runtime in runtimes:
         if runtime != "cpu":
             install(runtime, project)
-    params = project / "params.yaml"
-    params.write_text(re.sub(r"(?m)^runtimes:.*$", f"runtimes: [{', '.join(runtimes)}]", params.read_text()))
+    _write(project, {**_params(project), "runtimes": list(runtimes)})
+
+
+def hold_to(project: Path, architecture: str, min_cosine: float) -> None:
+    """Name what an architecture's answers have to hold to in the project's params.yaml."""
+    params = _params(project)
+    params["models"][architecture].setdefault("budget", {})["min_cosine"] = min_cosine
+    _write(project, params)
 
 
 def bring_weights(hub: Path, target: Path) -> None:
@@ -100,6 +108,15 @@ def again(project: Path, architecture: str, stage: str) -> None:
         StageFailed: it ended with an error.
     """
     _dvc(project, "--force", f"{stage}@{architecture}")
+
+
+def _params(project: Path) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load((project / "params.yaml").read_text())
+    return found
+
+
+def _write(project: Path, params: dict[str, Any]) -> None:
+    (project / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
 
 
 def _dvc(project: Path, *arguments: str) -> str:

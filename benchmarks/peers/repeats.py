@@ -7,16 +7,15 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-import numpy as np
-
 from benchmarks.peers import measuring, pipeline
+from benchmarks.peers.measuring import p50
 from benchmarks.peers.results import Repeat
 from registry.evidence import BenchmarkReport, SelectReport, load
 from registry.session_options import SessionOptions
 from registry.vocabulary import FileDigest, Winner
 from stages import paths
 from stages.benchmark import candidates
-from stages.measuring.contest import Contestant, blank, race
+from stages.measuring.contest import Contestant, Turn, blank, race
 from stages.measuring.samples import Samples
 from stages.params import read
 from stages.parity.quality import quality_faults
@@ -74,13 +73,8 @@ def _long_run(architecture: str, choices: list[Winner], rounds: int) -> dict[tup
                 able.append(contestant)
             else:
                 worker.close()
-        seconds = dict.fromkeys(feeds, TURN_SECONDS)
-        for number in race(able, feeds, seconds, rounds, WARMUP, random.Random(0), Samples(), "long run"):
+        lasting = dict.fromkeys(feeds, Turn(TURN_SECONDS, WARMUP))
+        for number in race(able, feeds, lasting, rounds, random.Random(0), Samples(), "long run"):
             if number % 10 == 9:
                 print(f"{architecture}: long run, round {number + 1} of {rounds}", file=sys.stderr, flush=True)
-        return {(c.result.variant, c.result.options): _p50(c) for c in able if c.standing}
-
-
-def _p50(contestant: Contestant) -> float:
-    medians = [float(np.median(np.concatenate(rounds))) for rounds in contestant.rounds.values()]
-    return float(np.exp(np.mean(np.log(medians))))
+        return {(c.result.variant, c.result.options): p50(c) for c in able if c.standing}

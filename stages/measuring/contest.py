@@ -20,10 +20,20 @@ from stages.variants import plain_words
 
 # A turn is as long as this many calls take, for a median of fewer is none; but no longer than so many seconds, for a
 # graph that takes a tenth of a second has its accuracy from the rounds.
-CALLS_A_TURN, LONGEST_TURN = 5, 0.4
+CALLS_A_TURN, LONGEST_TURN = 5, 0.2
 
 # Milliseconds of a call beside which those that a cold cache and sleeping threads cost are under 1 %.
 LONG_CALL = 50.0
+
+# Seconds of calls, and two at least, after which nothing warms up any more that warms up in a race.
+WARM, WARM_CALLS = 0.2, 2
+
+
+class Turn(NamedTuple):
+    """How long a turn at one size lasts, and how many calls precede the first one."""
+
+    seconds: float
+    warmup: int
 
 
 class Feed(NamedTuple):
@@ -116,19 +126,18 @@ def best_rounds(contestant: Contestant, plain: Contestant) -> float:
 def race(
     contestants: Sequence[Contestant],
     feeds: Mapping[str, Feed],
-    seconds: Mapping[str, float],
+    turns: Mapping[str, Turn],
     rounds: int,
-    warmup: int,
     order: random.Random,
     samples: Samples,
     scenario: str,
 ) -> Iterable[int]:
-    """Time contestants in rounds of random order over all of them and all sizes, `seconds` a turn of each size.
+    """Time contestants in rounds of random order over all of them and all sizes, as long as `turns` says of each size.
 
     All are loaded before the first is timed: a process that starts takes the processor from the one that is measured.
-    The first turn of each is preceded by `warmup` calls, each later one by one, unless calls are so long that waking up
-    is nothing in them. Who fails leaves the race. Yields the number of each round that is over, so that the caller can
-    say so or stop.
+    The first turn of each is preceded by calls that warm up, each later one by one, unless calls are so long that
+    waking up is nothing in them. Who fails leaves the race. Yields the number of each round that is over, so that the
+    caller can say so or stop.
     """
     standing = [contestant for contestant in contestants if contestant.standing]
     for contestant in standing:
@@ -138,16 +147,16 @@ def race(
             contestant.worker.start()
         except WorkerFailure as failure:
             contestant.fail(failure.reason)
-    turns = [(contestant, size) for contestant in contestants for size in feeds]
+    places = [(contestant, size) for contestant in contestants for size in feeds]
     for number in range(rounds):
-        order.shuffle(turns)
-        for contestant, size in turns:
+        order.shuffle(places)
+        for contestant, size in places:
             if not contestant.standing:
                 continue
             last = contestant.rounds.get(size)
-            calls = int(np.median(last[-1]) < LONG_CALL) if last else warmup
+            calls = int(np.median(last[-1]) < LONG_CALL) if last else turns[size].warmup
             try:
-                found = contestant.worker.measure(feeds[size].tensors, seconds[size], calls)
+                found = contestant.worker.measure(feeds[size].tensors, turns[size].seconds, calls)
             except WorkerFailure as failure:
                 contestant.fail(failure.reason)
                 continue
@@ -157,16 +166,15 @@ def race(
         yield number
 
 
-def turn_seconds(plain: Contestant, feeds: Mapping[str, Feed], least: float) -> dict[str, float]:
-    """How long a turn at each size takes: `least`, or as long as the plain export needs for enough calls."""
-
-    def enough(rounds: list[list[float]]) -> float:
-        return CALLS_A_TURN * float(np.median(np.concatenate(rounds))) / 1e3
-
-    return {
-        size: max(least, min(enough(plain.rounds[size]), LONGEST_TURN)) if plain.rounds.get(size) else least
-        for size in feeds
-    }
+def turns_of(known: Contestant, feeds: Mapping[str, Feed], least: float, warmup: int) -> dict[str, Turn]:
+    """What a turn at each size is, by how long the calls of one contestant take, as far as that is known: `least`
+    seconds, or as long as it needs for enough calls, after `warmup` calls, or as many as are enough."""
+    found = dict.fromkeys(feeds, Turn(least, warmup))
+    for size, rounds in known.rounds.items():
+        call = float(np.median(np.concatenate(rounds))) / 1e3
+        enough = max(WARM_CALLS, round(WARM / call))
+        found[size] = Turn(max(least, min(CALLS_A_TURN * call, LONGEST_TURN)), min(warmup, enough))
+    return {size: found[size] for size in feeds}
 
 
 def figures(contestant: Contestant, plain: Contestant, feeds: Mapping[str, Feed]) -> Measurement:

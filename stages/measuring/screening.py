@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from stages.measuring.contest import Contestant, Feed, best_rounds, race
+from stages.measuring.contest import Contestant, Feed, Turn, best_rounds, race
 from stages.measuring.samples import Samples
 
 # Rounds of a rung: of three, one is likely to be undisturbed.
@@ -52,7 +52,7 @@ def screen(
     contestants: Sequence[Contestant],
     plain: Contestant,
     feeds: Mapping[str, Feed],
-    seconds: float,
+    turn: Turn,
     keep: int,
     deadline: Deadline,
     order: random.Random,
@@ -68,9 +68,7 @@ def screen(
     rung = 0
     while left:
         rung += 1
-        for _ in race(
-            [plain, *left], feeds, dict.fromkeys(feeds, seconds), ROUNDS_A_RUNG, 2, order, samples, "screening"
-        ):
+        for _ in race([plain, *left], feeds, dict.fromkeys(feeds, turn), ROUNDS_A_RUNG, order, samples, "screening"):
             if deadline.over:
                 break
         left = [c for c in left if c.standing and c.rounds.keys() == feeds.keys()]

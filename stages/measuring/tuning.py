@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from registry.session_options import SessionOptions, usable_processors
 from registry.vocabulary import Measurement, Ratio
-from stages.measuring.contest import Contestant, Feed, best_rounds, race
+from stages.measuring.contest import Contestant, Feed, Turn, best_rounds, race
 from stages.measuring.samples import Samples
 from stages.measuring.screening import ROUNDS_A_RUNG, Deadline
 from stages.runtime.pool import Worker
@@ -57,7 +57,7 @@ def tune(
     finalist: Contestant,
     start: Start,
     feeds: Mapping[str, Feed],
-    seconds: Mapping[str, float],
+    turns: Mapping[str, Turn],
     deadline: Deadline,
     order: random.Random,
     samples: Samples,
@@ -72,7 +72,7 @@ def tune(
     left = tried
     try:
         for rounds in (ROUNDS_A_RUNG, MORE_ROUNDS):
-            for _ in race([default, *left], feeds, seconds, rounds, 2, order, samples, "tuning"):
+            for _ in race([default, *left], feeds, turns, rounds, order, samples, "tuning"):
                 if deadline.over:
                     return None
             if not default.standing:

@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import sys
 import traceback
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -60,6 +61,7 @@ class Isolated(Generic[T, R]):
         self.function, self.timeout, self.name = function, timeout, name.strip("_")
         self._process: multiprocessing.process.BaseProcess | None = None
         self._pipe: Connection[Any, Any] | None = None
+        self._begun: deque[T] = deque()
         self._kills = 0
 
     def __enter__(self) -> Isolated[T, R]:
@@ -81,14 +83,15 @@ class Isolated(Generic[T, R]):
         return self.finish()
 
     def begin(self, argument: T) -> None:
-        """Start a call, and go on with something else until `finish`; one at a time."""
+        """Start a call once those begun before are over, and go on with something else until `finish`."""
         _, pipe = self._started()
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the process has died: finish says of what
-            pipe.send(argument)
+        self._begun.append(argument)
+        _send(pipe, argument)
 
     def finish(self) -> R | Failed:
-        """What came of the call that `begin` started; `timeout` counts from here. Raises as `call` does."""
+        """What came of the first call begun and not finished; `timeout` counts from here. Raises as `call` does."""
         process, pipe = self._started()
+        self._begun.popleft()
         try:
             if not pipe.poll(self.timeout):
                 self._end()
@@ -118,6 +121,8 @@ class Isolated(Generic[T, R]):
             self._process = context.Process(target=_serve, args=(theirs, self._pipe, self.function))
             self._process.start()
             theirs.close()
+            for argument in self._begun:  # those that the process before this one did not live to see
+                _send(self._pipe, argument)
         return self._process, self._pipe
 
     def _end(self) -> None:
@@ -129,6 +134,11 @@ class Isolated(Generic[T, R]):
                 self._process.kill()
             self._process.join()
         self._pipe = self._process = None
+
+
+def _send(pipe: Connection[Any, Any], argument: Any) -> None:
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the process has died: finish says of what
+        pipe.send(argument)
 
 
 def _serve(pipe: Connection[Any, Any], theirs: Connection[Any, Any], function: Callable[..., Any]) -> None:
