@@ -33,10 +33,11 @@ from stages.measuring.contest import (
     blank,
     figures,
     race,
+    sitting_of,
     turns_of,
 )
 from stages.measuring.samples import Samples
-from stages.measuring.screening import Deadline, screen, words
+from stages.measuring.screening import Deadline, screen, why_out
 from stages.measuring.tuning import tune
 from stages.params import resolve, section
 from stages.parity.answers import recorded_answers, recorded_outputs
@@ -59,8 +60,6 @@ SHORT = 0.5
 QUICK = 10.0
 # Calls before the first turn of a screening or a trial.
 FEW_WARMUPS = 2
-# Who needs so many times as long as the fastest that is right, in each one's best round, is not measured further.
-FAR_BEHIND = 1.5
 # A race in which an interval is wider than NARROW goes on for so many times the rounds, or so many seconds in all.
 NARROW, MORE_ROUNDS, MORE_SECONDS = 1.03, 4, 6.0
 
@@ -182,7 +181,8 @@ class _Bench:
         for contestant in ranked:
             result = contestant.result
             ratio = best_rounds(contestant, plain)
-            out = self._why_out(ratio, finalists, plain, deadline)
+            faster = {finalist.name: best_rounds(finalist, plain) for finalist in finalists}
+            out = why_out(ratio, faster, bench.finalists, deadline)
             if out:
                 result.status = "not attempted"
                 result.reason = result.reason or out
@@ -233,8 +233,8 @@ class _Bench:
             contestant.rounds.clear()
             contestant.warmups.clear()
         self._say(f"{plain.result.runtime}: {bench.rounds} rounds of {', '.join(c.name for c in together)}")
-        begun, most = time.monotonic(), MORE_ROUNDS * bench.rounds
-        for number in race(together, self.feeds, lasting, most, self.order, self.samples, "single stream"):
+        begun, most, sitting = time.monotonic(), MORE_ROUNDS * bench.rounds, sitting_of(together)
+        for number in race(together, self.feeds, lasting, most, self.order, self.samples, "single stream", sitting):
             if number % 4 == 3:
                 self._say(f"round {number + 1} of {bench.rounds}{' and more' if number >= bench.rounds else ''}")
             if number + 1 >= bench.rounds and (time.monotonic() - begun > MORE_SECONDS or _narrow(plain, others)):
@@ -266,19 +266,6 @@ class _Bench:
             *quality_faults(result, reference, settings.budget, settings.tolerance.agreement),
             *ceiling_faults(result, settings.budget),
         ]
-
-    def _why_out(self, ratio: float, finalists: list[Contestant], plain: Contestant, deadline: Deadline) -> str:
-        """Why a variant of this ratio in screening is measured no further; empty where it is."""
-        if ratio > 1:
-            return f"slower in screening: {words(ratio)}"
-        if not finalists:
-            return ""
-        if len(finalists) >= self.settings.benchmark.finalists:
-            return f"{words(ratio)} of screening, and {len(finalists)} faster ones within the budget went on"
-        first = finalists[0]
-        if ratio > FAR_BEHIND * best_rounds(first, plain):
-            return f"{words(ratio)} of screening, in which {first.name} was {words(best_rounds(first, plain))}"
-        return f"{words(ratio)} of screening; the search was out of time" if deadline.over else ""
 
     def _batch(self) -> tuple[str, Dim] | None:
         first = next(iter(self.settings.inputs.values())).shape[0]

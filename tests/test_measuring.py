@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from registry.session_options import SessionOptions
-from registry.vocabulary import Ratio, SweepPoint
-from stages.measuring.contest import Contestant, Feed, Turn, blank, race
+from registry.vocabulary import FileDigest, Ratio, SweepPoint
+from stages.measuring.contest import LONGEST_TURN, WARM_CALLS, Contestant, Feed, Turn, blank, race, sitting_of, turns_of
 from stages.measuring.samples import Samples
 from stages.measuring.scenarios import WORTH_DOUBLING, batches, knee
-from stages.measuring.screening import HOPELESS, ROUNDS_A_RUNG, Deadline, halve, screen
+from stages.measuring.screening import HOPELESS, ROUNDS_A_RUNG, Deadline, halve, screen, why_out
 from stages.measuring.tuning import HELPS, combine, trials
 from stages.runtime.worker import time_callers
 from stages.settings import Dim
@@ -30,6 +31,7 @@ class Simulated:
 
     def __init__(self, latency_ms: float, noise: np.random.Generator, calls: list[str], name: str) -> None:
         self.latency_ms, self.noise, self.calls, self.name = latency_ms, noise, calls, name
+        self.load = {"model": f"{name}.onnx"}
 
     def measure(self, inputs: Any, seconds: float, warmup: int) -> list[float]:
         self.calls.append(self.name)
@@ -41,6 +43,9 @@ class Simulated:
     def start(self) -> dict[str, Any]:
         self.calls.append(f"{self.name} loaded")
         return {}
+
+    def switch(self, model: Path, label: str) -> None:
+        self.calls.append(f"{label} renewed")
 
     def close(self) -> None:
         self.calls.append(f"{self.name} closed")
@@ -95,6 +100,25 @@ def test_who_leaves_is_told_why_and_gives_its_process_back() -> None:
     assert {call for call in calls if "closed" in call} == {f"{c.name} closed" for c in left}
 
 
+@pytest.mark.parametrize(
+    ("ratio", "finalists", "seconds", "reason"),
+    [
+        (1.01, {}, 60, "slower in screening: 1.01 times the plain export's latency"),
+        (0.99, {}, 0, ""),  # one is judged in any case
+        (0.6, {"int8": 0.5}, 60, ""),
+        (0.6, {"int8": 0.5}, 0, "1.67 times as fast as the plain export in its best round of screening; the search"),
+        (0.8, {"int8": 0.5}, 60, "in which int8 was 2.00 times as fast as the plain export in its best round"),
+        (0.6, {"int8": 0.5, "other": 0.55}, 60, "and 2 faster ones within the budget went on"),
+    ],
+)
+def test_who_cannot_win_is_not_measured_in_full(
+    ratio: float, finalists: dict[str, float], seconds: float, reason: str
+) -> None:
+    said = why_out(ratio, finalists, 2, Deadline.after(seconds))
+    assert reason in said
+    assert bool(said) == bool(reason)
+
+
 def test_a_search_that_is_out_of_time_ends_with_the_round_it_is_in() -> None:
     calls: list[str] = []
     plain, *others = field([1.0] * 9, calls)
@@ -115,6 +139,39 @@ def test_in_every_round_each_contestant_runs_once_a_size_in_another_order() -> N
     assert all(sorted(turns) == ["v0", "v0", "v1", "v1", "v2", "v2"] for turns in rounds)
     assert len({tuple(turns) for turns in rounds}) > 1
     assert contestants[0].warmups == {"b1": 3 + 3, "b8": 3 + 3}
+
+
+def test_sessions_are_made_anew_between_sittings_and_warm_up_again() -> None:
+    calls: list[str] = []
+    plain, original = field([1.0, 1.0], calls)
+    plain.result.files = [FileDigest(path="plain.onnx", sha256="0" * 64, size_bytes=1)]
+    lasting = dict.fromkeys(FEEDS, Turn(0.01, 10))
+    for _ in race([plain, original], FEEDS, lasting, 5, random.Random(0), Samples(), "single stream", sitting=2):
+        pass
+    assert [call for call in calls if "renewed" in call] == ["v0 renewed"] * 2  # after the second and fourth round
+    assert plain.warmups["b1"] == 10 + 1 + WARM_CALLS + 1 + WARM_CALLS
+    assert original.warmups["b1"] == 10 + 1 + 1 + 1 + 1
+
+
+@pytest.mark.parametrize(("session_ms", "rounds"), [([20.0, 900.0], 1), ([800.0, 900.0], 5)])
+def test_sessions_that_take_long_to_make_last_longer(session_ms: list[float], rounds: int) -> None:
+    contestants = field([1.0, 1.0], [])
+    for contestant, milliseconds in zip(contestants, session_ms, strict=True):
+        contestant.result.files = [FileDigest(path="plain.onnx", sha256="0" * 64, size_bytes=1)]
+        contestant.result.session_ms = milliseconds
+    assert sitting_of(contestants) == rounds
+
+
+def test_turns_are_of_enough_calls_but_short_where_calls_are_long() -> None:
+    feeds = {size: Feed({}, {}) for size in ("quick", "middling", "long", "unknown")}
+    (plain,) = field([1.0], [])
+    plain.rounds = {"quick": [[0.1] * 9], "middling": [[20.0] * 9], "long": [[400.0] * 2], "left out": [[1.0]]}
+    assert turns_of(plain, feeds, 0.04, 10) == {
+        "quick": Turn(0.04, 10),
+        "middling": Turn(0.06, 5),
+        "long": Turn(LONGEST_TURN, WARM_CALLS),
+        "unknown": Turn(0.04, 10),
+    }
 
 
 def test_long_calls_are_not_warmed_up_again() -> None:

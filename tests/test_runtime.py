@@ -168,6 +168,21 @@ def test_an_isolated_call_that_dies_names_the_signal(number: signal.Signals, kin
     assert caught.value.kind == kind
 
 
+def quotient(pair: tuple[int, int]) -> int:
+    if pair[1] == 0:
+        dies(signal.SIGFPE)
+    return pair[0] // pair[1]
+
+
+def test_calls_begun_together_end_in_order_and_one_that_dies_takes_no_other_with_it() -> None:
+    pairs = [(7, 2), (1, 0), (9, 3), (8, 0), (6, 3)]
+    with isolate.Isolated(quotient, 30, "a quotient") as process:
+        for pair in pairs:
+            process.begin(pair)
+        found = [process.finish() for _ in pairs]
+    assert [f if isinstance(f, int) else f.error.kind for f in found] == [3, "aborted", 3, "aborted", 2]
+
+
 def test_a_model_that_wants_more_memory_than_there_is_is_a_verdict_and_the_worker_lives_on(tmp_path: Path) -> None:
     graph = helper.make_graph(
         [helper.make_node("Expand", ["x", "shape"], ["y"])],

@@ -195,9 +195,19 @@ def test_without_a_gpu_its_runtimes_are_absent_and_say_why(name: str) -> None:
 
 
 @pytest.mark.skipif(not hostinfo.accelerators(), reason="no NVIDIA GPU here")
-def test_cuda_really_runs_where_there_is_a_gpu(tmp_path: Path) -> None:
+def test_cuda_really_runs_where_there_is_a_gpu() -> None:
     runtimes.install("cuda", ROOT)
     assert runtimes.state("cuda", ROOT).node_share["float32"] == 1.0
+
+
+@pytest.mark.skipif(not hostinfo.accelerators(), reason="no NVIDIA GPU here")
+def test_tensorrt_really_runs_where_its_libraries_are_and_is_no_fallback_where_they_are_not() -> None:
+    runtimes.install("cuda", ROOT)
+    found = runtimes.state("tensorrt", ROOT)
+    if found.usable:
+        assert found.node_share["float32"] == 1.0
+    else:
+        assert found.reason
 
 
 def test_a_runtime_without_its_environment_says_what_installs_it(checkout: Path) -> None:

@@ -86,7 +86,7 @@ def olive_commands(hub: Path, python: Path, folder: Path) -> float:
     made is forgotten, for the recipes make better of it.
 
     Raises:
-        OnwardError: one of them failed.
+        OnwardError: one of them failed, or was not done in time.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -96,9 +96,12 @@ def olive_commands(hub: Path, python: Path, folder: Path) -> float:
     begun = time.perf_counter()
     for arguments in ([*optimize, "--exporter", "dynamo_exporter"], [*quantize, "--implementation", "ort"]):
         print(f"olive: the command {arguments[0]}", file=sys.stderr, flush=True)
-        done = subprocess.run(
-            [olive, *arguments], cwd=folder, env=_offline(), capture_output=True, text=True, timeout=TIMEOUT
-        )
+        try:
+            done = subprocess.run(
+                [olive, *arguments], cwd=folder, env=_offline(), capture_output=True, text=True, timeout=TIMEOUT
+            )
+        except subprocess.TimeoutExpired:
+            raise OnwardError(f"olive {arguments[0]}: not done after {TIMEOUT:g} s") from None
         if done.returncode:
             raise OnwardError(f"olive {arguments[0]} failed: {last_words(done.stdout + done.stderr)}")
     return round(time.perf_counter() - begun, 1)

@@ -69,7 +69,7 @@ def measure(architecture: str, outcomes: Sequence[Outcome], rounds: int) -> Resu
         lasting = turns_of(plain, feeds, TURN_SECONDS, 1)
         for contestant in standing:
             contestant.rounds.clear()
-        for number in race(standing, feeds, lasting, rounds, order, kept, "single stream"):
+        for number in race(standing, feeds, lasting, rounds, order, kept, "single stream", sitting=1):
             print(f"{architecture}: round {number + 1} of {rounds}", file=sys.stderr, flush=True)
         entries = [
             _entry(name, contestant, contestants, settings, reference_quality, feeds)

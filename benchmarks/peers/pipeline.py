@@ -80,8 +80,8 @@ def bring_weights(hub: Path, target: Path) -> None:
     shutil.copy(hub / "vocab.txt", target)
 
 
-def repro(project: Path, architecture: str, stages: tuple[str, ...]) -> dict[str, float]:
-    """Bring the stages up to date, in order; returns seconds of each, from when it last ran.
+def repro(project: Path, architecture: str, stages: tuple[str, ...], force: bool = False) -> dict[str, float]:
+    """Bring the stages up to date, in order, or run all again; returns seconds of each, from when it last ran.
 
     Raises:
         StageFailed: one ended with an error.
@@ -94,7 +94,7 @@ def repro(project: Path, architecture: str, stages: tuple[str, ...]) -> dict[str
     for stage in stages:
         begun = time.perf_counter()
         print(f"onward: {stage} {architecture}", file=sys.stderr, flush=True)
-        said = _dvc(project, f"{stage}@{architecture}")
+        said = _dvc(project, *(["--force"] if force else []), f"{stage}@{architecture}")
         if f"Running stage '{stage}@{architecture}'" in said:
             known[stage] = round(time.perf_counter() - begun, 1)
             write_atomically(record, json.dumps(known, indent=2).encode())

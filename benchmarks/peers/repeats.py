@@ -74,7 +74,7 @@ def _long_run(architecture: str, choices: list[Winner], rounds: int) -> dict[tup
             else:
                 worker.close()
         lasting = dict.fromkeys(feeds, Turn(TURN_SECONDS, WARMUP))
-        for number in race(able, feeds, lasting, rounds, random.Random(0), Samples(), "long run"):
+        for number in race(able, feeds, lasting, rounds, random.Random(0), Samples(), "long run", sitting=1):
             if number % 10 == 9:
                 print(f"{architecture}: long run, round {number + 1} of {rounds}", file=sys.stderr, flush=True)
         return {(c.result.variant, c.result.options): p50(c) for c in able if c.standing}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,13 +21,16 @@ from stages.variants import plain_words
 
 # A turn is as long as this many calls take, for a median of fewer is none; but no longer than so many seconds, for a
 # graph that takes a tenth of a second has its accuracy from the rounds.
-CALLS_A_TURN, LONGEST_TURN = 5, 0.2
+CALLS_A_TURN, LONGEST_TURN = 3, 0.15
 
 # Milliseconds of a call beside which those that a cold cache and sleeping threads cost are under 1 %.
 LONG_CALL = 50.0
 
+# A race renews the sessions every round where all together load in so many milliseconds, else after so many rounds.
+QUICK_TO_RENEW, RARELY = 1000.0, 5
+
 # Seconds of calls, and two at least, after which nothing warms up any more that warms up in a race.
-WARM, WARM_CALLS = 0.2, 2
+WARM, WARM_CALLS = 0.1, 2
 
 
 class Turn(NamedTuple):
@@ -131,13 +135,15 @@ def race(
     order: random.Random,
     samples: Samples,
     scenario: str,
+    sitting: int = 0,
 ) -> Iterable[int]:
     """Time contestants in rounds of random order over all of them and all sizes, as long as `turns` says of each size.
 
     All are loaded before the first is timed: a process that starts takes the processor from the one that is measured.
     The first turn of each is preceded by calls that warm up, each later one by one, unless calls are so long that
-    waking up is nothing in them. Who fails leaves the race. Yields the number of each round that is over, so that the
-    caller can say so or stop.
+    waking up is nothing in them. After `sitting` rounds (0: never) every graph has its session made anew: where its
+    memory comes to lie makes some per cent of its speed, and that luck is not the graph's. Who fails leaves the race.
+    Yields the number of each round that is over, so that the caller can say so or stop.
     """
     standing = [contestant for contestant in contestants if contestant.standing]
     for contestant in standing:
@@ -149,12 +155,18 @@ def race(
             contestant.fail(failure.reason)
     places = [(contestant, size) for contestant in contestants for size in feeds]
     for number in range(rounds):
+        renew = bool(sitting and number and number % sitting == 0)
+        if renew:
+            for contestant in contestants:
+                _renew(contestant)
         order.shuffle(places)
         for contestant, size in places:
             if not contestant.standing:
                 continue
             last = contestant.rounds.get(size)
             calls = int(np.median(last[-1]) < LONG_CALL) if last else turns[size].warmup
+            if renew and last and contestant.result.files:
+                calls = min(WARM_CALLS, turns[size].warmup)
             try:
                 found = contestant.worker.measure(feeds[size].tensors, turns[size].seconds, calls)
             except WorkerFailure as failure:
@@ -164,6 +176,21 @@ def race(
             contestant.warmups[size] = contestant.warmups.get(size, 0) + calls
             samples.add(contestant.result, scenario, size, number, found)
         yield number
+
+
+def _renew(contestant: Contestant) -> None:
+    """A session made anew in the same process. An original stays as it is: compiling it takes half a minute."""
+    if contestant.standing and contestant.result.files:
+        try:
+            contestant.worker.switch(Path(contestant.worker.load["model"]), contestant.name)
+        except WorkerFailure as failure:
+            contestant.fail(failure.reason)
+
+
+def sitting_of(contestants: Iterable[Contestant]) -> int:
+    """How many rounds sessions are to last: one where making them all anew takes no time to speak of."""
+    milliseconds = sum(c.result.session_ms or 0.0 for c in contestants if c.standing and c.result.files)
+    return 1 if milliseconds < QUICK_TO_RENEW else RARELY
 
 
 def turns_of(known: Contestant, feeds: Mapping[str, Feed], least: float, warmup: int) -> dict[str, Turn]:

@@ -22,6 +22,9 @@ ROUNDS_A_RUNG = 3
 # Who is this much slower than the plain export after a rung leaves, and those that are left are enough.
 HOPELESS = 1.10
 
+# Who needs so many times as long as the fastest that is right is not measured further.
+FAR_BEHIND = 1.5
+
 
 @dataclass(frozen=True)
 class Deadline:
@@ -87,6 +90,21 @@ def screen(
         if done or deadline.over:
             break
     return [*left, *out]
+
+
+def why_out(ratio: float, finalists: Mapping[str, float], most: int, deadline: Deadline) -> str:
+    """Why a variant of this ratio to the plain export goes no further, beside the `finalists` there are already, the
+    fastest first, and of which there may be `most`; empty where it does."""
+    if ratio > 1:
+        return f"slower in screening: {words(ratio)}"
+    if not finalists:
+        return ""
+    if len(finalists) >= most:
+        return f"{words(ratio)} of screening, and {len(finalists)} faster ones within the budget went on"
+    name, fastest = next(iter(finalists.items()))
+    if ratio > FAR_BEHIND * fastest:
+        return f"{words(ratio)} of screening, in which {name} was {words(fastest)}"
+    return f"{words(ratio)} of screening; the search was out of time" if deadline.over else ""
 
 
 def words(ratio: float) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from registry.session_options import SessionOptions, usable_processors
 from registry.vocabulary import Measurement, Ratio
-from stages.measuring.contest import Contestant, Feed, Turn, best_rounds, race
+from stages.measuring.contest import Contestant, Feed, Turn, best_rounds, race, sitting_of
 from stages.measuring.samples import Samples
 from stages.measuring.screening import ROUNDS_A_RUNG, Deadline
 from stages.runtime.pool import Worker
@@ -69,10 +69,10 @@ def tune(
     default = _variation(finalist, finalist.name, SessionOptions(), start)
     alone = trials(usable_processors())
     tried = [_variation(finalist, f"{finalist.name} ({options})", options, start) for options in alone]
-    left = tried
+    left, sitting = tried, sitting_of([finalist] * len(tried))
     try:
         for rounds in (ROUNDS_A_RUNG, MORE_ROUNDS):
-            for _ in race([default, *left], feeds, turns, rounds, order, samples, "tuning"):
+            for _ in race([default, *left], feeds, turns, rounds, order, samples, "tuning", sitting):
                 if deadline.over:
                     return None
             if not default.standing:
