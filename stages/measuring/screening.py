@@ -13,13 +13,14 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from stages.measuring.contest import Contestant, Feed, Turn, best_rounds, race
+from stages.measuring.contest import Contestant, Feed, Turn, best_rounds, race, sitting_of
 from stages.measuring.samples import Samples
 
 # Rounds of a rung: of three, one is likely to be undisturbed.
 ROUNDS_A_RUNG = 3
 
-# Who is this much slower than the plain export after a rung leaves, and those that are left are enough.
+# Who is this much slower than the plain export after a rung leaves, and those that are left are enough. Whoever is not
+# may be the faster one: a few short rounds are off by some per cent.
 HOPELESS = 1.10
 
 # Who needs so many times as long as the fastest that is right is not measured further.
@@ -71,7 +72,9 @@ def screen(
     rung = 0
     while left:
         rung += 1
-        for _ in race([plain, *left], feeds, dict.fromkeys(feeds, turn), ROUNDS_A_RUNG, order, samples, "screening"):
+        together, turns = [plain, *left], dict.fromkeys(feeds, turn)
+        sitting = sitting_of([plain] * len(together))  # nobody else has been loaded yet
+        for _ in race(together, feeds, turns, ROUNDS_A_RUNG, order, samples, "screening", sitting):
             if deadline.over:
                 break
         left = [c for c in left if c.standing and c.rounds.keys() == feeds.keys()]
@@ -95,7 +98,7 @@ def screen(
 def why_out(ratio: float, finalists: Mapping[str, float], most: int, deadline: Deadline) -> str:
     """Why a variant of this ratio to the plain export goes no further, beside the `finalists` there are already, the
     fastest first, and of which there may be `most`; empty where it does."""
-    if ratio > 1:
+    if ratio > HOPELESS:
         return f"slower in screening: {words(ratio)}"
     if not finalists:
         return ""
