@@ -5,8 +5,10 @@ from __future__ import annotations
 import faulthandler
 import os
 import signal
+import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +71,7 @@ def test_an_input_of_the_wrong_shape_is_an_error_with_the_runtimes_words(tmp_pat
 
 def test_a_hang_is_a_time_out(tmp_path: Path) -> None:
     with Worker.onnx(linear(tmp_path / "m.onnx"), "m", timeout=1.0) as worker:
-        worker.start()
+        worker.run({"x": np.ones((2, 4), np.float32)})
         assert worker._process is not None
         os.kill(worker._process.pid, signal.SIGSTOP)
         with pytest.raises(WorkerFailure, match="no answer within 1 s") as caught:
@@ -153,6 +155,42 @@ def dies(number: int) -> None:
 
 def raises(error: Exception) -> None:
     raise error
+
+
+@pytest.mark.skipif(not pool.STOPPABLE, reason="processes are stopped on Linux alone")
+def test_who_has_been_measured_takes_no_processor_until_it_is_asked_again(tmp_path: Path) -> None:
+    with Worker.onnx(linear(tmp_path / "m.onnx"), "m") as worker:
+        feed = {"x": np.ones((2, 4), np.float32)}
+        for measured in (lambda: worker.measure(feed, 0.01, 1), lambda: worker.measure_callers(feed, 2, 0.01)):
+            measured()
+            assert worker._process is not None
+            process = psutil.Process(worker._process.pid)
+            wait_for(lambda process=process: process.status() == psutil.STATUS_STOPPED)
+            before = process.cpu_times()
+            time.sleep(0.1)
+            assert process.cpu_times()[:2] == before[:2]
+        assert set(worker.run(feed)) == {"y"}
+        assert process.status() != psutil.STATUS_STOPPED
+
+
+@pytest.mark.skipif(not pool.STOPPABLE, reason="processes are stopped on Linux alone")
+def test_a_worker_that_is_stopped_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
+    code = (
+        "import os, signal; from pathlib import Path; from stages.runtime.pool import Worker\n"
+        f"worker = Worker.onnx(Path({str(linear(tmp_path / 'm.onnx'))!r}), 'm'); worker.start()\n"
+        "print(worker._process.pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == -signal.SIGKILL
+    left = int(done.stdout)
+    wait_for(lambda: not psutil.pid_exists(left) or psutil.Process(left).status() == psutil.STATUS_ZOMBIE)
+
+
+def wait_for(what: Callable[[], bool], seconds: float = 10) -> None:
+    give_up = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < give_up
+        time.sleep(0.01)
 
 
 def test_an_isolated_call_returns_what_the_function_returns() -> None:

@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,6 +40,11 @@ AS_IT_IS = SessionOptions(graph_level="disabled")
 
 # How ONNX Runtime, PyTorch and the C++ library say it.
 _OUT_OF_MEMORY = r"bad_alloc|bad allocation|[Ff]ailed to allocate memory|can't allocate memory|[Oo]ut of memory"
+
+# Where a process that was stopped ends with its parent nonetheless (worker.py), it is stopped between two measurements.
+# Elsewhere its threads are given so many seconds to come to rest.
+STOPPABLE = sys.platform == "linux"
+REST = 0.06
 
 # Not the model's fault: whoever runs the stage has to make room.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -109,6 +115,7 @@ class Worker:
     busy_seconds: float = 0.0
     _kills: int = 0
     _is_loaded: bool = False
+    _is_stopped: bool = False
     _process: subprocess.Popen[bytes] | None = None
     _folder: tempfile.TemporaryDirectory[str] | None = None
     _errors: Any = None
@@ -168,7 +175,7 @@ class Worker:
             self._process = subprocess.Popen(
                 self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors
             )
-            self._is_loaded = False
+            self._is_loaded = self._is_stopped = False
             if self.memory_bytes is not None and hasattr(resource, "prlimit"):
                 limit = (self.memory_bytes, self.memory_bytes)
                 resource.prlimit(self._process.pid, resource.RLIMIT_DATA, limit)
@@ -179,6 +186,7 @@ class Worker:
         if not self._is_loaded:
             self.loaded = self._ask({"command": "load", **self.load})
             self._is_loaded = True
+            self._rest()
         return self.loaded
 
     def switch(self, model: Path, label: str) -> None:
@@ -223,6 +231,7 @@ class Worker:
         self.start()
         path = self._write(inputs)
         answer = self._ask({"command": "measure", "inputs": path, "seconds": seconds, "warmup": warmup})
+        self._rest()
         latencies: list[float] = answer["latencies_ms"]
         return latencies
 
@@ -231,6 +240,7 @@ class Worker:
         self.start()
         path = self._write(inputs)
         answer = self._ask({"command": "callers", "inputs": path, "seconds": seconds, "callers": callers})
+        self._rest()
         latencies: list[float] = answer["latencies_ms"]
         return latencies, float(answer["wall_seconds"])
 
@@ -261,9 +271,22 @@ class Worker:
         np.savez(path, **dict(inputs))  # type: ignore[arg-type]
         return path
 
+    def _rest(self) -> None:
+        """Stop the process until it is asked again. Threads of a pool spin after their last task, ONNX Runtime's for
+        40 ms and PyTorch's for 200, on the processor of whoever is measured next."""
+        assert self._process is not None
+        if STOPPABLE:
+            self._process.send_signal(signal.SIGSTOP)
+            self._is_stopped = True
+        else:
+            time.sleep(REST)
+
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         assert self._process is not None
         assert self._process.stdin is not None
+        if self._is_stopped:
+            self._process.send_signal(signal.SIGCONT)
+            self._is_stopped = False
         try:
             self._process.stdin.write((json.dumps(request) + "\n").encode())
             self._process.stdin.flush()

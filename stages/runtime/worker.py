@@ -21,8 +21,10 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import contextlib
+import ctypes
 import json
 import os
+import signal
 import sys
 import tempfile
 import threading
@@ -41,11 +43,8 @@ LEVELS = {
 MODES = {"sequential": "ORT_SEQUENTIAL", "parallel": "ORT_PARALLEL"}
 
 
-# Seconds between two looks at a process that comes to rest, and at most in all; and where nothing can be seen.
-REST_LOOK, REST_MOST, REST_BLIND = 0.002, 0.25, 0.06
-
-# Requests after which somebody else is measured.
-THEN_REST = ("load", "measure", "callers")
+# prctl's "send me this signal when my parent ends".
+PR_SET_PDEATHSIG = 1
 
 
 def read_tensors(path: str) -> dict[str, Any]:
@@ -89,30 +88,10 @@ def time_callers(run: Callable[[], object], seconds: float, callers: int) -> tup
         return latencies, time.perf_counter() - start
 
 
-def come_to_rest() -> None:
-    """Wait until no other thread of this process is running or wants to, up to REST_MOST seconds.
-
-    Threads of a pool spin after their last task, ONNX Runtime's for some 40 ms, on the processor of whoever is measured
-    next. Where the system does not tell their states, REST_BLIND seconds have to do.
-    """
-    tasks = "/proc/self/task"
-    if not os.path.isdir(tasks):
-        time.sleep(REST_BLIND)
-        return
-    give_up = time.monotonic() + REST_MOST
-    while time.monotonic() < give_up and any(map(_runs, os.listdir(tasks))):
-        time.sleep(REST_LOOK)
-
-
-def _runs(thread: str) -> bool:
-    """Whether another thread than the one that asks is running, or waits for a processor only."""
-    if int(thread) == threading.get_native_id():
-        return False
-    try:
-        with open(f"/proc/self/task/{thread}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] == "R"
-    except OSError:  # it has just ended
-        return False
+def die_with_parent() -> None:
+    """Have this process end when the one that asks it does, even while it is stopped and sees no end of its input."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
 
 
 def peak_memory_mb() -> float:
@@ -253,6 +232,7 @@ class OnnxModel:
 
 def serve(model: Any) -> None:
     """Answer requests until stdin ends. What native code prints goes to stderr, never between the answers."""
+    die_with_parent()
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     for line in sys.stdin:
@@ -263,8 +243,6 @@ def serve(model: Any) -> None:
         except Exception as error:  # MemoryError, too: its text may be empty, its kind says enough
             number = getattr(error, "errno", None)
             answer = {"ok": False, "kind": type(error).__name__, "error": str(error), "errno": number}
-        if command in THEN_REST:
-            come_to_rest()
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 
