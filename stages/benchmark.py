@@ -61,7 +61,7 @@ QUICK = 10.0
 # Calls before the first turn of a screening or a trial.
 FEW_WARMUPS = 2
 # A race in which an interval is wider than NARROW goes on for so many times the rounds, or so many seconds in all.
-NARROW, MORE_ROUNDS, MORE_SECONDS = 1.03, 4, 6.0
+NARROW, MORE_ROUNDS, MORE_SECONDS = 1.03, 6, 15.0
 
 
 def benchmark(model: str, folder: Path) -> BenchmarkReport:
