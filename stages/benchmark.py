@@ -302,7 +302,7 @@ class _Bench:
 def _narrow(plain: Contestant, others: list[Contestant]) -> bool:
     """Whether the interval of each variant's ratio is so narrow that more rounds would change little. How wide it is
     decides, not where it lies: a race that went on until somebody won would always have a winner."""
-    variants = [c for c in others if c.standing and c.result.files] if plain.standing else []
+    variants = [c for c in others if c.standing and c.is_graph] if plain.standing else []
     intervals = [contestant.ratios(plain)["all"] for contestant in variants]
     return all(interval.high / interval.low < NARROW for interval in intervals)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import random
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,7 +30,6 @@ class Simulated:
 
     def __init__(self, latency_ms: float, noise: np.random.Generator, calls: list[str], name: str) -> None:
         self.latency_ms, self.noise, self.calls, self.name = latency_ms, noise, calls, name
-        self.load = {"model": f"{name}.onnx"}
 
     def measure(self, inputs: Any, seconds: float, warmup: int) -> list[float]:
         self.calls.append(self.name)
@@ -44,8 +42,8 @@ class Simulated:
         self.calls.append(f"{self.name} loaded")
         return {}
 
-    def switch(self, model: Path, label: str) -> None:
-        self.calls.append(f"{label} renewed")
+    def renew(self) -> None:
+        self.calls.append(f"{self.name} renewed")
 
     def close(self) -> None:
         self.calls.append(f"{self.name} closed")

@@ -115,8 +115,7 @@ def fidelity_of_fastest(architecture: str, outcomes: Sequence[Outcome]) -> float
 
 def p50(contestant: Contestant) -> float:
     """Geometric mean over sizes, in milliseconds."""
-    medians = [float(np.median(np.concatenate(rounds))) for rounds in contestant.rounds.values()]
-    return float(np.exp(np.mean(np.log(medians))))
+    return float(np.exp(np.mean(np.log(list(contestant.p50_ms.values())))))
 
 
 def questions_of(architecture: str, settings: ModelParams) -> tuple[Questions, float | None]:
@@ -206,7 +205,8 @@ def _entry(
         entry.faults = "; ".join(
             quality_faults(result, reference_quality, settings.budget, settings.tolerance.agreement)
         )
-    entry.p50_ms = {size: float(np.median(np.concatenate(contestant.rounds[size]))) for size in feeds}
+    p50_ms = contestant.p50_ms
+    entry.p50_ms = {size: p50_ms[size] for size in feeds}
     entry.to_plain = _speeds(contestant, contestants[PLAIN])
     if contestants[ONWARD].standing:
         entry.onward_to_it = _speeds(contestants[ONWARD], contestant)

@@ -101,15 +101,6 @@ def repro(project: Path, architecture: str, stages: tuple[str, ...], force: bool
     return {stage: known.get(stage, 0.0) for stage in stages}
 
 
-def again(project: Path, architecture: str, stage: str) -> None:
-    """Run one stage once more, as if it had never run.
-
-    Raises:
-        StageFailed: it ended with an error.
-    """
-    _dvc(project, "--force", f"{stage}@{architecture}")
-
-
 def _params(project: Path) -> dict[str, Any]:
     found: dict[str, Any] = yaml.safe_load((project / "params.yaml").read_text())
     return found

@@ -33,8 +33,7 @@ def measure(place: Path, architecture: str, times: int, rounds: int) -> list[Rep
     choices: list[Winner] = []
     for number in range(times):
         print(f"{architecture}: selection {number + 1} of {times}", file=sys.stderr, flush=True)
-        for stage in ("benchmark", "select"):
-            pipeline.again(place, architecture, stage)
+        pipeline.repro(place, architecture, ("benchmark", "select"), force=True)
         select = load(SelectReport, paths.build(architecture, "select") / "report.json")
         choices.append(next(winner for winner in select.winners if winner.runtime == "cpu"))
     truth = _long_run(architecture, choices, rounds * LONG)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -63,6 +62,16 @@ class Contestant:
     @property
     def standing(self) -> bool:
         return self.result.status == "passed"
+
+    @property
+    def is_graph(self) -> bool:
+        """Whether it is a file, and not the original itself."""
+        return bool(self.result.files)
+
+    @property
+    def p50_ms(self) -> dict[str, float]:
+        """Median latency of all calls, per size."""
+        return {size: float(np.median(np.concatenate(rounds))) for size, rounds in self.rounds.items()}
 
     def fail(self, reason: str) -> None:
         self.result.status = "failed"
@@ -155,18 +164,15 @@ def race(
             contestant.fail(failure.reason)
     places = [(contestant, size) for contestant in contestants for size in feeds]
     for number in range(rounds):
-        renew = bool(sitting and number and number % sitting == 0)
-        if renew:
+        renewed = bool(sitting and number and number % sitting == 0)
+        if renewed:
             for contestant in contestants:
                 _renew(contestant)
         order.shuffle(places)
         for contestant, size in places:
             if not contestant.standing:
                 continue
-            last = contestant.rounds.get(size)
-            calls = int(np.median(last[-1]) < LONG_CALL) if last else turns[size].warmup
-            if renew and last and contestant.result.files:
-                calls = min(WARM_CALLS, turns[size].warmup)
+            calls = _calls_before(contestant, size, turns[size].warmup, renewed)
             try:
                 found = contestant.worker.measure(feeds[size].tensors, turns[size].seconds, calls)
             except WorkerFailure as failure:
@@ -180,16 +186,26 @@ def race(
 
 def _renew(contestant: Contestant) -> None:
     """A session made anew in the same process. An original stays as it is: compiling it takes half a minute."""
-    if contestant.standing and contestant.result.files:
+    if contestant.standing and contestant.is_graph:
         try:
-            contestant.worker.switch(Path(contestant.worker.load["model"]), contestant.name)
+            contestant.worker.renew()
         except WorkerFailure as failure:
             contestant.fail(failure.reason)
 
 
+def _calls_before(contestant: Contestant, size: str, warmup: int, renewed: bool) -> int:
+    """Calls that precede a turn, of which `warmup` precede the first one."""
+    last = contestant.rounds.get(size)
+    if not last:
+        return warmup
+    if renewed and contestant.is_graph:
+        return min(WARM_CALLS, warmup)
+    return int(np.median(last[-1]) < LONG_CALL)
+
+
 def sitting_of(contestants: Iterable[Contestant]) -> int:
     """How many rounds sessions are to last: one where making them all anew takes no time to speak of."""
-    milliseconds = sum(c.result.session_ms or 0.0 for c in contestants if c.standing and c.result.files)
+    milliseconds = sum(c.result.session_ms or 0.0 for c in contestants if c.standing and c.is_graph)
     return 1 if milliseconds < QUICK_TO_RENEW else RARELY
 
 
@@ -197,8 +213,8 @@ def turns_of(known: Contestant, feeds: Mapping[str, Feed], least: float, warmup:
     """What a turn at each size is, by how long the calls of one contestant take, as far as that is known: `least`
     seconds, or as long as it needs for enough calls, after `warmup` calls, or as many as are enough."""
     found = dict.fromkeys(feeds, Turn(least, warmup))
-    for size, rounds in known.rounds.items():
-        call = float(np.median(np.concatenate(rounds))) / 1e3
+    for size, p50_ms in known.p50_ms.items():
+        call = p50_ms / 1e3
         enough = max(WARM_CALLS, round(WARM / call))
         found[size] = Turn(max(least, min(CALLS_A_TURN * call, LONGEST_TURN)), min(warmup, enough))
     return {size: found[size] for size in feeds}

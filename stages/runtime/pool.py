@@ -197,6 +197,14 @@ class Worker:
         """
         self.label = f"{label} on {self.load['provider']}"
         self.load = {**self.load, "model": str(model)}
+        self.renew()
+
+    def renew(self) -> None:
+        """Have the same process load its model anew, into other memory.
+
+        Raises:
+            WorkerFailure: as `switch`.
+        """
         self._is_loaded = False
         self.start()
 
