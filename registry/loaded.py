@@ -87,6 +87,8 @@ class Loaded:
                 self.path = folder / self._served.file
                 options = session_options or fitting.to_onnxruntime()
             together = usable[number:] if given else list(dict.fromkeys((_name(provider), CPU)))
+            if self._served and isinstance(provider, str):
+                together[0] = self._served.options.to_provider(provider)
             try:
                 self._session = runtime.InferenceSession(str(self.path), options, providers=together)
             except Exception as error:  # ONNX Runtime's exceptions share no base but this

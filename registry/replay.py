@@ -132,10 +132,11 @@ def _answers(folder: Path, served: Served, inputs: Arrays) -> tuple[Arrays, str]
     """What is served answers, and the provider that it runs on: one that cannot start leaves its place to the CPU."""
     import onnxruntime
 
-    options = served.options.fitting_here().to_onnxruntime()
+    fitting = served.options.fitting_here()
+    options = fitting.to_onnxruntime()
     options.log_severity_level = 3
     preload([served.provider])
-    providers = list(dict.fromkeys((served.provider, CPU)))
+    providers = [fitting.to_provider(name) for name in dict.fromkeys((served.provider, CPU))]
     session = onnxruntime.InferenceSession(str(folder / served.file), options, providers=providers)
     names = [output.name for output in session.get_outputs()]
     running = session.get_providers()[0]

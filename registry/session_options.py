@@ -1,4 +1,5 @@
-"""Session options as part of a variant: what the benchmark tunes, the evidence records and the wrapper obeys."""
+"""Options of a session and of its provider as part of a variant: what the benchmark tunes, the evidence records and
+the wrapper obeys."""
 
 from __future__ import annotations
 
@@ -17,15 +18,20 @@ _LEVELS = {
     "all": "ORT_ENABLE_ALL",
 }
 _MODES = {"sequential": "ORT_SEQUENTIAL", "parallel": "ORT_PARALLEL"}
+CUDA = "CUDAExecutionProvider"
 
 
 class SessionOptions(BaseModel):
-    """What of onnxruntime.SessionOptions is part of a variant; None is ONNX Runtime's own default.
+    """What of onnxruntime.SessionOptions and of a provider's options is part of a variant; None is ONNX Runtime's own
+    default, but for `tf32`.
 
     `threads` counts those of one operator, the caller's among them (intra-op); `spinning` is whether they wait for
     work by turning in circles; `arena` and `memory_pattern` keep memory between runs; `execution_mode` "parallel"
     runs independent branches of the graph at once; `affinity` pins each thread but the caller's to processors, in
     ONNX Runtime's notation ("1,2;3-4": counted from 1, a group a thread), and needs `threads`.
+
+    On CUDA alone: `tf32` multiplies float32 with the ten bits of mantissa that TensorFloat-32 keeps, which is another
+    precision, so that None is off, where ONNX Runtime's default is on; `nhwc` runs convolutions with channels last.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -37,6 +43,8 @@ class SessionOptions(BaseModel):
     arena: bool | None = None
     memory_pattern: bool | None = None
     affinity: str | None = None
+    tf32: bool | None = None
+    nhwc: bool | None = None
 
     @model_validator(mode="after")
     def _one_group_a_thread(self) -> SessionOptions:
@@ -76,9 +84,16 @@ class SessionOptions(BaseModel):
             made.add_session_config_entry(key, value)
         return made
 
+    def to_provider(self, name: str) -> str | tuple[str, dict[str, str]]:
+        """An execution provider as onnxruntime.InferenceSession takes it in `providers`."""
+        if name != CUDA:
+            return name
+        layout = {} if self.nhwc is None else {"prefer_nhwc": str(int(self.nhwc))}
+        return name, {"use_tf32": str(int(bool(self.tf32))), **layout}
+
     def to_mlflow(self) -> dict[str, Any]:
         """The same for `mlflow.onnx.save_model(onnx_session_options=...)`, which has no word for `arena` and
-        `memory_pattern`."""
+        `memory_pattern`, nor for a provider's options."""
         levels = {"disabled": 0, "basic": 1, "extended": 2, "all": 99}
         found = {
             "intra_op_num_threads": self.threads,

@@ -135,14 +135,18 @@ class _Stage:
                     self.variants.append(job.refused(refused))
                 continue
             variant = self.workshop.make(job)
-            if variant.status == "passed":
+            not_here = getattr(techniques.module("quantize", candidate), "NOT_ON_CPU", "")
+            if variant.status == "passed" and not_here:
+                variant.reason = f"{not_here}: the benchmark asks it what it computes, where it is measured"
+            elif variant.status == "passed":
                 variant = self.judge.weigh(variant, job.target)
                 family.append((job, variant))
             self.variants.append(variant)
         for technique in dict.fromkeys(name for name, _ in families):
             tried = [item for (name, _), family in families.items() if name == technique for item in family]
             broken = [(job, v) for job, v in tried if v.snr_db is not None or v.agreement is not None]
-            if broken and not any(v.status == "passed" for _, v in tried):
+            ranks = any(hasattr(techniques.module("quantize", job.candidate), "OPERATORS") for job, _ in broken)
+            if ranks and not any(v.status == "passed" for _, v in tried):
                 self._spare(*max(broken, key=lambda item: _nearness(item[1])))
 
     def _job(self, base: str, path: Path, candidate: Candidate) -> Job:
@@ -174,9 +178,8 @@ class _Stage:
     def _spare(self, job: Job, variant: Variant) -> None:
         """Leave the costliest layers of a variant that broke the budget in float: as few as hold it."""
         module = techniques.module("quantize", job.candidate)
-        operators = getattr(module, "OPERATORS", ())
         try:
-            layers = layer_costs(job.source, self._ranked(job, module), operators, self.feeds)
+            layers = layer_costs(job.source, self._ranked(job, module), module.OPERATORS, self.feeds)
         except WorkerFailure as failure:
             self._append(variant, f"its layers could not be ranked: {plain_words(str(failure))}")
             return

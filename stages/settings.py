@@ -112,6 +112,7 @@ class Limits(Section):
 class Agreement(Section):
     """The share of evaluation samples on which a graph of lower precision must give the reference's top-1 answer."""
 
+    tf32: Share = 0.99
     float16: Share = 0.99
     bfloat16: Share = 0.98
     int8: Share = 0.9
@@ -199,6 +200,7 @@ class Quantize(Section):
         {"static": {"form": "qoperator"}},
         "weight_only",
         "float16",
+        "bfloat16",
     )
     calibration_samples: Positive = 64
     timeout: Seconds = 300

@@ -174,7 +174,8 @@ def _attempt(feeds: list[Feed], job: Job | Path) -> Made:
             technique.quantize(job.source, job.target, feeds, list(job.keep), options)
     except NotApplicable as reason:
         return Made(refused=str(reason))
-    return Made(variant=job.made(), fingerprint=fingerprint(job.target))
+    loads = not getattr(technique, "NOT_ON_CPU", "")
+    return Made(variant=job.made(), fingerprint=fingerprint(job.target) if loads else "")
 
 
 @functools.lru_cache(maxsize=8)

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from registry.session_options import SessionOptions
+from registry.serving import CPU
+from registry.session_options import CUDA, SessionOptions
 from registry.vocabulary import FileDigest, Ratio, SweepPoint
 from stages.measuring.contest import LONGEST_TURN, WARM_CALLS, Contestant, Feed, Turn, blank, race, sitting_of, turns_of
 from stages.measuring.samples import Samples
@@ -195,10 +196,14 @@ def test_options_that_help_are_put_together_and_those_that_do_not_are_left() -> 
 
 @given(st.integers(1, 64))
 def test_every_trial_is_one_that_this_many_processors_can_run(cores: int) -> None:
-    tried = list(trials(range(1, cores + 1)))
+    tried = list(trials(CPU, range(1, cores + 1)))
     assert len({str(options) for options in tried}) == len(tried)
     assert all((options.threads or 1) <= cores for options in tried)
     assert SessionOptions() not in tried
+
+
+def test_on_cuda_it_is_the_providers_own_options_that_are_tried() -> None:
+    assert {key for options in trials(CUDA, range(1, 17)) for key in options.to_load()} == {"tf32", "nhwc"}
 
 
 @given(st.integers(0, 8), st.integers(1, 300))

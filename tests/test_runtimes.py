@@ -22,13 +22,14 @@ import numpy as np
 import onnx
 import pytest
 import yaml
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from registry import cli_runtimes, hostinfo, runtimes
 from registry.errors import OnwardError, UsageError
 from registry.evidence import BenchmarkReport, PublishReport
 from registry.replay import replay_in_subprocess
 from registry.serving import CPU, Serving
+from registry.session_options import SessionOptions
 from stages import command, host
 from stages.benchmark import benchmark
 from stages.data import data
@@ -199,6 +200,24 @@ def test_without_a_gpu_its_runtimes_are_absent_and_say_why(name: str) -> None:
 def test_cuda_really_runs_where_there_is_a_gpu() -> None:
     runtimes.install("cuda", ROOT)
     assert runtimes.state("cuda", ROOT).node_share["float32"] == 1.0
+
+
+@pytest.mark.skipif(not hostinfo.accelerators(), reason="no NVIDIA GPU here")
+def test_float32_on_cuda_repeats_what_the_cpu_computes(tmp_path: Path) -> None:
+    runtimes.install("cuda", ROOT)
+    path, rng = tmp_path / "product.onnx", np.random.default_rng(0)
+    weight = numpy_helper.from_array(rng.standard_normal((512, 64)).astype(np.float32), "w")
+    value, result = (helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in "xy")
+    graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "g", [value], [result], [weight])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9), path)
+    feed, cuda = {"x": rng.standard_normal((128, 512)).astype(np.float32)}, runtimes.PROVIDERS["cuda"]
+    with Worker.onnx(path, "product") as here:
+        expected = here.run(feed)["y"]
+    off = {}
+    for options in (SessionOptions(), SessionOptions(tf32=True)):
+        with Worker.onnx(path, "product", cuda, options, runtimes.python("cuda", ROOT)) as there:
+            off[options.tf32] = np.abs(there.run(feed)["y"] - expected).max() / np.abs(expected).max()
+    assert off[None] < 1e-5 < off[True] < 1e-2
 
 
 @pytest.mark.skipif(not hostinfo.accelerators(), reason="no NVIDIA GPU here")

@@ -55,6 +55,17 @@ def test_the_worker_and_the_wrapper_make_the_same_of_session_options(options: Se
     assert options == SessionOptions() or seen(options.to_onnxruntime()) != seen(onnxruntime.SessionOptions())
 
 
+@pytest.mark.parametrize("options", [SessionOptions(), SessionOptions(tf32=True), SessionOptions(nhwc=True)], ids=str)
+@pytest.mark.parametrize("provider", ["CPUExecutionProvider", "CUDAExecutionProvider"])
+def test_the_worker_and_the_wrapper_ask_the_same_of_a_provider(provider: str, options: SessionOptions) -> None:
+    assert options.to_provider(provider) == worker.provider_of(provider, options.tf32, options.nhwc)
+
+
+def test_float32_is_float32_on_cuda_unless_a_variant_says_otherwise() -> None:
+    assert SessionOptions().to_provider("CUDAExecutionProvider") == ("CUDAExecutionProvider", {"use_tf32": "0"})
+    assert SessionOptions(tf32=True).to_provider("CUDAExecutionProvider")[1] == {"use_tf32": "1"}
+
+
 def test_no_options_are_onnx_runtimes_own() -> None:
     assert seen(SessionOptions().to_onnxruntime()) == seen(onnxruntime.SessionOptions())
     assert SessionOptions().to_load() == {}

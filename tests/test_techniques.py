@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 from registry.evidence import QuantizeReport
 from registry.onnx_file import save
@@ -22,7 +23,7 @@ from registry.vocabulary import LayerCost, TradeOff, TradePoint
 from stages import command, techniques, traits
 from stages.fingerprint import structure
 from stages.optimizers import ort_fusions
-from stages.quantizers import dynamic, weight_only
+from stages.quantizers import bfloat16, dynamic, weight_only
 from stages.runtime import isolate
 from stages.runtime.pool import Worker
 from stages.sensitivity import fewest, layer_costs
@@ -268,3 +269,50 @@ def test_a_trade_off_is_drawn(tmp_path: Path) -> None:
     ]
     names = [path.name for path in draw_plots(evidence, tmp_path)]
     assert names == ["latency.png", "pareto.png", "tradeoff-int8-dynamic.png"]
+
+
+def test_bfloat16_products_lose_what_eight_bits_of_mantissa_lose_and_nothing_else(tmp_path: Path) -> None:
+    save(two_products(), tmp_path / "plain.onnx")
+    bfloat16.quantize(tmp_path / "plain.onnx", tmp_path / "half.onnx", [], ["y"], {})
+    x = normal(4, 64, seed=5)
+    half = onnx.load(tmp_path / "half.onnx")
+    assert [node.op_type for node in half.graph.node] == ["Cast", "MatMul", "Cast", "MatMul"]
+    assert {tensor.name for tensor in half.graph.initializer} == {"a.bfloat16", "b"}
+    expected, got = answers(tmp_path / "plain.onnx", x), ReferenceEvaluator(half).run(None, {"x": x})[0]
+    off = np.abs(got - expected).max() / np.abs(expected).max()
+    assert 1e-5 < off < 2**-7
+
+
+PRODUCT = """
+import numpy as np
+import torch
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.randn(64, 64))
+    def forward(self, x):
+        return x @ self.weight
+
+def net():
+    torch.manual_seed(0)
+    return Net()
+
+def samples(split):
+    rng = np.random.default_rng({"evaluation": 1, "calibration": 2}[split])
+    return {"x": rng.standard_normal((96, 64)).astype(np.float32)}
+"""
+
+
+def test_what_no_cpu_computes_is_made_and_left_for_the_benchmark_to_judge(project: Path) -> None:
+    shape = {"shape": ["batch", 64]}
+    changes = {"quality": None, "inputs": {"x": shape}, "outputs": {"y": shape}, "tolerance": {"atol": 1e-4}}
+    params = toy_params(**changes, quantize={"candidates": ["bfloat16"]}) | {"runtimes": ["cpu", "cuda"]}
+    write_project(project, PRODUCT, params)
+    for stage in ("train", "data", "export", "verify", "optimize", "quantize"):
+        report = command.one(stage, "toy", STAGES[stage])
+    assert isinstance(report, QuantizeReport)
+    (made,) = report.variants
+    assert (made.name, made.status, made.precision) == ("bfloat16", "passed", "bfloat16")
+    assert "the benchmark asks it" in made.reason
+    assert (made.agreement, made.cosine) == (None, None)

@@ -1,4 +1,5 @@
-"""Session options for the finalists: threads, pinning, spinning, memory arena, execution mode, graph level.
+"""Session options for the finalists: threads, pinning, spinning, memory arena, execution mode, graph level; and what
+its provider has options for.
 
 Each option is tried alone on a finalist, those that help are put together, and what came of it runs in the final race
 as a variant of its own: options are believed no more than optimisers are.
@@ -9,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
-from registry.session_options import SessionOptions, usable_processors
+from registry.session_options import CUDA, SessionOptions, usable_processors
 from registry.vocabulary import Measurement, Ratio
 from stages.measuring.contest import Contestant, Feed, Turn, best_rounds, race, sitting_of
 from stages.measuring.samples import Samples
@@ -25,11 +26,17 @@ PROMISING, MORE_ROUNDS = 4, 6
 Start = Callable[[Measurement], Worker]
 
 
-def trials(processors: Collection[int]) -> Iterator[SessionOptions]:
+def trials(provider: str, processors: Collection[int]) -> Iterator[SessionOptions]:
     """Options to try alone, the likeliest to help first. `processors`, counted from 1, are those that may be used.
 
-    A number of threads that is given is not pinned to processors, where ONNX Runtime's default is; `affinity` pins.
+    A number of threads that is given is not pinned to processors, where ONNX Runtime's default is; `affinity` pins. On
+    CUDA, where no thread of this machine multiplies, they are the provider's own.
     """
+    if provider == CUDA:
+        yield SessionOptions(tf32=True)
+        yield SessionOptions(nhwc=True)
+        yield SessionOptions(tf32=True, nhwc=True)
+        return
     yield SessionOptions(threads=1)
     count = len(processors)
     if count > 1:
@@ -67,7 +74,7 @@ def tune(
     `start` makes a worker for a measurement's file and options.
     """
     default = _variation(finalist, finalist.name, SessionOptions(), start)
-    alone = trials(usable_processors())
+    alone = trials(finalist.result.provider, usable_processors())
     tried = [_variation(finalist, f"{finalist.name} ({options})", options, start) for options in alone]
     left, sitting = tried, sitting_of([finalist] * len(tried))
     try:
@@ -89,7 +96,8 @@ def tune(
 
 
 def _variation(finalist: Contestant, name: str, options: SessionOptions, start: Start) -> Contestant:
-    result = finalist.result.model_copy(
-        update={"variant": name, "graph": finalist.name, "options": options, "ratios": {}, "latencies": []}
-    )
+    changed = {"variant": name, "graph": finalist.name, "options": options, "ratios": {}, "latencies": []}
+    if options.tf32 and finalist.result.precision == "float32":
+        changed["precision"] = "tf32"
+    result = finalist.result.model_copy(update=changed)
     return Contestant(result, start(result))

@@ -4,8 +4,9 @@ lower precision.
 `calibration` is a list of feeds (input name to array), whether the technique uses it or not; `keep` names values of
 the source whose nodes stay in float. `OPTIONS` are its options, each with its values, the default first;
 `ACCURACY_ONLY` those that change what is computed and not how fast. `precision(options)` is what the weights become,
-`unfit(graph, options, runtimes)` says why a graph of these traits has nothing to gain. `PREPARED = True` asks for
-a source that ONNX Runtime has pre-processed; `OPERATORS` are those whose layers are ranked when the quality budget
+`unfit(graph, options, runtimes)` says why a graph of these traits has nothing to gain. `NOT_ON_CPU` says why no CPU can
+be asked what a graph computes: then the benchmark alone judges it, where it is measured. `PREPARED = True` asks for a
+source that ONNX Runtime has pre-processed; `OPERATORS` are those whose layers are ranked when the quality budget
 breaks, `RANKED_AS` the options with which they can be.
 """
 
@@ -18,7 +19,7 @@ import onnx
 from stages.traits import Traits
 from stages.variants import Feed
 
-__all__ = ["Feed", "givers", "named", "prepare", "quiet", "too_small"]
+__all__ = ["Feed", "givers", "named", "no_half", "prepare", "quiet", "too_small"]
 
 # Under so many multiplications a call, quantising activations takes longer than the products do: a microsecond or two
 # a layer, in which a core multiplies some 100,000 floats.
@@ -32,6 +33,14 @@ def too_small(graph: Traits) -> str:
     if graph.multiplications < TINY:
         return f"too small: {graph.multiplications} multiplications a call cost less than quantising does"
     return ""
+
+
+def no_half(runtimes: Iterable[str]) -> str:
+    """Why half precision cannot pay; empty where a runtime has kernels for it. A CPU computes it in float32, and
+    converts in between."""
+    if set(runtimes) & {"cuda", "tensorrt"}:
+        return ""
+    return f"none of the runtimes ({', '.join(runtimes)}) computes in half precision: it would convert in between"
 
 
 def quiet() -> None:

@@ -12,7 +12,8 @@ own environment. Reads one JSON request a line on stdin, answers one JSON line o
     optimize model, target, graph_level                         -> nothing but ok
 
 Session options have the names of registry/session_options.py, whose `to_load` makes them: threads, graph_level,
-spinning, execution_mode, arena, memory_pattern, affinity; one that is left out is ONNX Runtime's default.
+spinning, execution_mode, arena, memory_pattern, affinity; and for the CUDA provider tf32, nhwc. One that is left out is
+ONNX Runtime's default, but for tf32, which is then off.
 A Python error is an answer with ok: false; a native abort is the end of the process, for the caller to see.
 """
 
@@ -139,6 +140,14 @@ def session_options(
     return made
 
 
+def provider_of(name: str, tf32: bool | None, nhwc: bool | None) -> Any:
+    """What registry/session_options.py's to_provider makes of the same names."""
+    if name != "CUDAExecutionProvider":
+        return name
+    layout = {} if nhwc is None else {"prefer_nhwc": str(int(nhwc))}
+    return name, {"use_tf32": str(int(bool(tf32))), **layout}
+
+
 class OnnxModel:
     """The commands, on ONNX Runtime."""
 
@@ -147,7 +156,14 @@ class OnnxModel:
         self.loaded: dict[str, Any] = {}
 
     def _session(
-        self, model: str, provider: str, settings: dict[str, Any], entries: dict[str, str] | None = None, **options: Any
+        self,
+        model: str,
+        provider: str,
+        settings: dict[str, Any],
+        entries: dict[str, str] | None = None,
+        tf32: bool | None = None,
+        nhwc: bool | None = None,
+        **options: Any,
     ) -> Any:
         """A session of these options; `settings` are further attributes of onnxruntime.SessionOptions, `entries`
         further entries of its configuration."""
@@ -166,7 +182,7 @@ class OnnxModel:
             )
         if provider in ("CUDAExecutionProvider", "TensorrtExecutionProvider"):
             onnxruntime.preload_dlls()  # NVIDIA's wheels lie where no linker looks
-        return onnxruntime.InferenceSession(model, made, providers=[provider])
+        return onnxruntime.InferenceSession(model, made, providers=[provider_of(provider, tf32, nhwc)])
 
     def load(self, **request: Any) -> dict[str, Any]:
         import onnxruntime  # noqa: F401  outside the clock: session creation is what is reported
