@@ -34,6 +34,7 @@ from stages.measuring.contest import (
     figures,
     race,
     sitting_of,
+    told,
     turns_of,
 )
 from stages.measuring.samples import Samples
@@ -60,8 +61,8 @@ SHORT = 0.5
 QUICK = 10.0
 # Calls before the first turn of a screening or a trial.
 FEW_WARMUPS = 2
-# A race in which an interval is wider than NARROW goes on for so many times the rounds, or so many seconds in all.
-NARROW, MORE_ROUNDS, MORE_SECONDS = 1.03, 6, 15.0
+# A race that tells too little goes on for so many times the rounds, or so many seconds in all.
+MORE_ROUNDS, MORE_SECONDS = 6, 15.0
 
 
 def benchmark(model: str, folder: Path) -> BenchmarkReport:
@@ -129,6 +130,7 @@ class _Bench:
         self.order = random.Random(self.settings.seed)
         self.findings: list[str] = []
         self.search_seconds = 0.0
+        self.calls: dict[str, float] = {}
         self.feeds = {size_key(sizes): self._feed(sizes) for sizes in typical_sizes(self.settings.dims)}
         torch = self.settings.is_torch
         self.reference = self._original(REFERENCE, "PyTorch eager" if torch else PROVIDERS["cpu"])
@@ -169,7 +171,9 @@ class _Bench:
         deadline = Deadline.after(bench.search_seconds)
         self._say(f"{plain.result.runtime}: screening {len(others)} variants")
         try:
-            calls = {size: plain.worker.measure(feed.tensors, 0, 1)[0] for size, feed in self.feeds.items()}
+            self.calls = calls = {
+                size: plain.worker.measure(feed.tensors, 0, 1)[0] for size, feed in self.feeds.items()
+            }
         except WorkerFailure as failure:
             plain.fail(failure.reason)
             return []
@@ -210,7 +214,7 @@ class _Bench:
             if deadline.over:
                 break
             self._say(f"{finalist.result.runtime}: session options for {finalist.name}")
-            short = turns_of(finalist, feeds, self.settings.benchmark.round_seconds * SHORT, FEW_WARMUPS)
+            short = turns_of(finalist.p50_ms, feeds, self.settings.benchmark.round_seconds * SHORT, FEW_WARMUPS)
             tuned = tune(finalist, self._start, feeds, short, deadline, self.order, self.samples)
             if tuned is not None:
                 self.workers.callback(tuned.worker.close)
@@ -228,16 +232,17 @@ class _Bench:
     def _race(self, plain: Contestant, others: list[Contestant]) -> None:
         bench = self.settings.benchmark
         together = [plain, *others]
-        lasting = turns_of(plain, self.feeds, bench.round_seconds, bench.warmup_runs)
+        lasting = turns_of(self.calls | plain.p50_ms, self.feeds, bench.round_seconds, bench.warmup_runs)
+        most, sitting = MORE_ROUNDS * bench.rounds, sitting_of(together, lasting)
         for contestant in together:
             contestant.rounds.clear()
             contestant.warmups.clear()
         self._say(f"{plain.result.runtime}: {bench.rounds} rounds of {', '.join(c.name for c in together)}")
-        begun, most, sitting = time.monotonic(), MORE_ROUNDS * bench.rounds, sitting_of(together)
+        begun = time.monotonic()
         for number in race(together, self.feeds, lasting, most, self.order, self.samples, "single stream", sitting):
             if number % 4 == 3:
                 self._say(f"round {number + 1} of {bench.rounds}{' and more' if number >= bench.rounds else ''}")
-            if number + 1 >= bench.rounds and (time.monotonic() - begun > MORE_SECONDS or _narrow(plain, others)):
+            if number + 1 >= bench.rounds and (time.monotonic() - begun > MORE_SECONDS or told(plain, others)):
                 break
 
     def _scenarios(self, contestants: list[Contestant]) -> None:
@@ -297,14 +302,6 @@ class _Bench:
 
     def _say(self, words: str) -> None:
         print(f"benchmark {self.model}: {words}", file=sys.stderr, flush=True)
-
-
-def _narrow(plain: Contestant, others: list[Contestant]) -> bool:
-    """Whether the interval of each variant's ratio is so narrow that more rounds would change little. How wide it is
-    decides, not where it lies: a race that went on until somebody won would always have a winner."""
-    variants = [c for c in others if c.standing and c.is_graph] if plain.standing else []
-    intervals = [contestant.ratios(plain)["all"] for contestant in variants]
-    return all(interval.high / interval.low < NARROW for interval in intervals)
 
 
 def _drift_words(latency: Latency) -> str:

@@ -33,6 +33,8 @@ from stages.variants import Feed, Job, Workshop, placed, plain_words
 
 # Kernels with the activation fused in, for which there is no int8 form: quantising around them keeps them float.
 FLOAT_ONLY = {"com.microsoft.FusedConv", "com.microsoft.FusedGemm", "com.microsoft.FusedMatMul"}
+# What was made of one base, by what of a candidate decides how fast its graphs are.
+Families = dict[tuple[str, Any], list[tuple[Job, Variant]]]
 # What attention is once it is fused.
 FUSED = {"com.microsoft.Attention", "com.microsoft.MultiHeadAttention"}
 
@@ -118,12 +120,13 @@ class _Stage:
         """Every candidate on one base, the `first` or another. Candidates that differ in nothing that changes speed are
         a family: the first of it that holds the budget is enough. Where no form of a technique does, the nearest has
         its costliest layers left in float."""
-        families: dict[tuple[str, Any], list[tuple[Job, Variant]]] = {}
+        families: Families = {}
         for candidate in self.settings.quantize.candidates:
             job = self._job(base, path, candidate)
             family = families.setdefault(_family(candidate), [])
             held = next((v.name for _, v in family if v.status == "passed"), "")
-            refused = self._pointless(candidate, held)
+            hopeless = self._hopeless(candidate, families)
+            refused = self._pointless(candidate, held) or hopeless
             if not refused and getattr(techniques.module("quantize", candidate), "PREPARED", False):
                 source = self._prepare(base, path)
                 if isinstance(source, str):
@@ -131,7 +134,7 @@ class _Stage:
                 else:
                     job = replace(job, source=source)
             if refused:
-                if held or first:  # what a technique has against the graph, it has on every base: said once
+                if held or hopeless or first:  # what a technique has against the graph, it has on every base: said once
                     self.variants.append(job.refused(refused))
                 continue
             variant = self.workshop.make(job)
@@ -144,7 +147,7 @@ class _Stage:
             self.variants.append(variant)
         for technique in dict.fromkeys(name for name, _ in families):
             tried = [item for (name, _), family in families.items() if name == technique for item in family]
-            broken = [(job, v) for job, v in tried if v.snr_db is not None or v.agreement is not None]
+            broken = [(job, v) for job, v in tried if _broken(v)]
             ranks = any(hasattr(techniques.module("quantize", job.candidate), "OPERATORS") for job, _ in broken)
             if ranks and not any(v.status == "passed" for _, v in tried):
                 self._spare(*max(broken, key=lambda item: _nearness(item[1])))
@@ -163,6 +166,19 @@ class _Stage:
         module = techniques.module("quantize", candidate)
         reason: str = module.unfit(self.graph, techniques.complete("quantize", candidate), self.runtimes)
         return reason
+
+    def _hopeless(self, candidate: Candidate, families: Families) -> str:
+        """Why a candidate would break the quality budget: the same with finer scales did."""
+        options = techniques.complete("quantize", candidate)
+        coarser = getattr(techniques.module("quantize", candidate), "COARSER", {})
+        finer = {name: less for name, (more, less) in coarser.items() if options[name] == more}
+        tried = [item for (name, _), family in families.items() if name == candidate.name for item in family]
+        lost = [
+            variant.name
+            for job, variant in tried
+            if finer and techniques.complete("quantize", job.candidate) == {**options, **finer} and _broken(variant)
+        ]
+        return f"{lost[0]} breaks the quality budget, and this would lose more" if lost else ""
 
     def _prepare(self, base: str, path: Path) -> Path | str:
         """The pre-processed base, made once; or why there is none."""
@@ -241,6 +257,11 @@ def _family(candidate: Candidate) -> tuple[str, Any]:
     skip = techniques.accuracy_only("quantize", candidate.name)
     options = techniques.complete("quantize", candidate)
     return candidate.name, tuple((key, value) for key, value in options.items() if key not in skip)
+
+
+def _broken(variant: Variant) -> bool:
+    """Whether a variant failed for what it answers, and not for want of an answer."""
+    return variant.status == "failed" and (variant.snr_db is not None or variant.agreement is not None)
 
 
 def _nearness(variant: Variant) -> tuple[float, float]:

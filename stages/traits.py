@@ -22,7 +22,8 @@ ATTENTION = {"Attention", "MultiHeadAttention", "GroupQueryAttention"}
 class Traits:
     """`products`, `convolutions` and `recurrent` are the bytes of their weights in float32; `multiplications` is what
     one call costs at its typical sizes at most, weights alone (activation by activation is left out). `attention`:
-    there is a softmax, and a product of two activations."""
+    there is a softmax, and a product of two activations. `folded`: PyTorch's exporter has left no node that follows from
+    weights alone."""
 
     products: int = 0
     convolutions: int = 0
@@ -30,6 +31,7 @@ class Traits:
     multiplications: int = 0
     attention: bool = False
     softmax: bool = False
+    folded: bool = False
     opset: int = 0
 
     @property
@@ -59,8 +61,10 @@ def describe(path: Path, sizes: Mapping[str, int]) -> Traits:
     model = onnx_file.load_graph(path)
     shapes = _shapes(model, sizes)
     weights = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
+    constants = 0
     for node in model.graph.node:  # what follows from weights alone is a weight that nobody has folded yet
         if all(name in weights for name in node.input if name):
+            constants += node.op_type != "Constant"
             weights |= {name: shapes.get(name, []) for name in node.output}
     found = {"products": 0, "convolutions": 0, "recurrent": 0}
     multiplications = 0
@@ -78,6 +82,7 @@ def describe(path: Path, sizes: Mapping[str, int]) -> Traits:
         multiplications=multiplications,
         attention=bool(operators & ATTENTION) or ("Softmax" in operators and between),
         softmax="Softmax" in operators,
+        folded=model.producer_name == "pytorch" and not constants,
         opset=max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0),
     )
 

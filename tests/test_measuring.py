@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 import time
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -15,11 +15,23 @@ from hypothesis import strategies as st
 from registry.serving import CPU
 from registry.session_options import CUDA, SessionOptions
 from registry.vocabulary import FileDigest, Ratio, SweepPoint
-from stages.measuring.contest import LONGEST_TURN, WARM_CALLS, Contestant, Feed, Turn, blank, race, sitting_of, turns_of
+from stages.measuring.contest import (
+    LONGEST_TURN,
+    WARM_CALLS,
+    Contestant,
+    Feed,
+    Turn,
+    blank,
+    race,
+    sitting_of,
+    told,
+    turns_of,
+)  # fmt: skip
 from stages.measuring.samples import Samples
 from stages.measuring.scenarios import WORTH_DOUBLING, batches, knee
 from stages.measuring.screening import HOPELESS, ROUNDS_A_RUNG, Deadline, halve, screen, why_out
 from stages.measuring.tuning import HELPS, combine, trials
+from stages.runtime.pool import Worker
 from stages.runtime.worker import time_callers
 from stages.settings import Dim
 
@@ -153,20 +165,24 @@ def test_sessions_are_made_anew_between_sittings_and_warm_up_again() -> None:
     assert original.warmups["b1"] == 10 + 1 + 1 + 1 + 1
 
 
-@pytest.mark.parametrize(("session_ms", "rounds"), [([20.0, 900.0], 1), ([800.0, 900.0], 5)])
-def test_sessions_that_take_long_to_make_last_longer(session_ms: list[float], rounds: int) -> None:
+@pytest.mark.parametrize(
+    ("session_ms", "call_ms", "rounds"), [(20, 1, 1), (40, 10, 2), (60, 15, 3), (20, 40, 4), (900, 1, 5)]
+)
+def test_sessions_that_take_long_to_make_or_to_warm_up_last_longer(
+    session_ms: float, call_ms: float, rounds: int
+) -> None:
     contestants = field([1.0, 1.0], [])
-    for contestant, milliseconds in zip(contestants, session_ms, strict=True):
+    for contestant in contestants:
         contestant.result.files = [FileDigest(path="plain.onnx", sha256="0" * 64, size_bytes=1)]
-        contestant.result.session_ms = milliseconds
-    assert sitting_of(contestants) == rounds
+        contestant.result.session_ms = session_ms
+        contestant.rounds = {size: [[call_ms]] for size in FEEDS}
+    assert sitting_of(contestants, dict.fromkeys(FEEDS, Turn(0.04, 10))) == rounds
 
 
 def test_turns_are_of_enough_calls_but_short_where_calls_are_long() -> None:
     feeds = {size: Feed({}, {}) for size in ("quick", "middling", "long", "unknown")}
-    (plain,) = field([1.0], [])
-    plain.rounds = {"quick": [[0.1] * 9], "middling": [[20.0] * 9], "long": [[400.0] * 2], "left out": [[1.0]]}
-    assert turns_of(plain, feeds, 0.04, 10) == {
+    calls = {"quick": 0.1, "middling": 20.0, "long": 400.0, "left out": 1.0}
+    assert turns_of(calls, feeds, 0.04, 10) == {
         "quick": Turn(0.04, 10),
         "middling": Turn(0.06, 5),
         "long": Turn(LONGEST_TURN, WARM_CALLS),
@@ -204,6 +220,33 @@ def test_every_trial_is_one_that_this_many_processors_can_run(cores: int) -> Non
 
 def test_on_cuda_it_is_the_providers_own_options_that_are_tried() -> None:
     assert {key for options in trials(CUDA, range(1, 17)) for key in options.to_load()} == {"tf32", "nhwc"}
+
+
+@pytest.mark.parametrize(
+    ("variants", "enough"),
+    [
+        ({"a": (0.8, 0.001), "b": (0.805, 0.001)}, True),  # narrow
+        ({"a": (0.8, 0.1), "b": (0.82, 0.1)}, False),
+        ({"a": (0.5, 0.1), "b": (0.8, 0.1)}, True),  # apart
+        ({"a": (0.5, 0.1), "b": (0.51, 0.001)}, False),
+        ({"a": (1.5, 0.1)}, True),  # the plain export is first, and far ahead
+        ({"a": (0.97, 0.1)}, False),
+        ({}, True),
+    ],
+)
+def test_a_race_has_told_enough_where_intervals_are_narrow_or_far_apart(
+    variants: dict[str, tuple[float, float]], enough: bool
+) -> None:
+    rng = np.random.default_rng(0)
+
+    def ran(name: str, ratio: float, spread: float) -> Contestant:
+        files = [FileDigest(path=name, sha256="", size_bytes=1)]
+        made = Contestant(blank(name, "cpu", CPU, "float32", files=files), cast(Worker, None))
+        made.rounds["b1"] = [[ratio * float(np.exp(noise))] for noise in rng.normal(0, spread, 20)]
+        return made
+
+    plain = ran("plain", 1, 0)
+    assert told(plain, [ran(name, *how) for name, how in variants.items()]) is enough
 
 
 @given(st.integers(0, 8), st.integers(1, 300))

@@ -22,7 +22,7 @@ from registry.plots import draw_plots
 from registry.vocabulary import LayerCost, TradeOff, TradePoint
 from stages import command, techniques, traits
 from stages.fingerprint import structure
-from stages.optimizers import ort_fusions
+from stages.optimizers import onnxsim, ort_fusions
 from stages.quantizers import bfloat16, dynamic, weight_only
 from stages.runtime import isolate
 from stages.runtime.pool import Worker
@@ -171,7 +171,12 @@ def test_a_budget_that_int8_breaks_is_held_with_one_layer_in_float(project: Path
         dims={"batch": {"max": 16, "typical": [1, 16]}},
         tolerance={"atol": 1e-2},
         budget={"min_snr_db": 20},
-        quantize={"candidates": [{"dynamic": {"reduce_range": True}}]},
+        quantize={
+            "candidates": [
+                {"dynamic": {"reduce_range": True}},
+                {"dynamic": {"reduce_range": True, "scales": "per_tensor"}},
+            ]
+        },
     )
     write_project(project, source=OUTLIERS, params=params)
     for stage in ("train", "data", "export", "verify", "optimize", "quantize"):
@@ -183,6 +188,9 @@ def test_a_budget_that_int8_breaks_is_held_with_one_layer_in_float(project: Path
     assert broken.status == "failed"
     assert "budget.min_snr_db" in broken.reason
     assert held.name in broken.reason
+    coarser = next(v for v in report.variants if "per_tensor" in v.name)
+    assert coarser.status == "not attempted"
+    assert coarser.reason == f"{broken.name} breaks the quality budget, and this would lose more"
     assert held.status == "passed"
     assert held.snr_db is not None
     assert held.snr_db >= 20
@@ -201,6 +209,14 @@ def test_what_cannot_help_a_graph_is_not_attempted_and_says_why(tmp_path: Path) 
     assert "too small" in dynamic.unfit(small, {}, ["cpu"])
     assert "fit in a CPU's cache" in weight_only.unfit(small, {}, ["cpu"])
     assert "no Softmax" in ort_fusions.unfit(small, {"attention": "whole", "norms": "apart"}, ["cpu"])
+    assert onnxsim.unfit(small, {}, ["cpu"]) == ""  # nobody knows who made it
+    exported = graph([helper.make_node("MatMul", ["x", "a"], ["y"])], {"a": normal(8, 8)}, ["batch", 8])
+    exported.producer_name = "pytorch"
+    save(exported, path)
+    assert "no node follows from weights alone" in onnxsim.unfit(traits.describe(path, {"batch": 4}), {}, ["cpu"])
+    exported.graph.node.insert(0, helper.make_node("Transpose", ["a"], ["t"]))
+    save(exported, path)
+    assert onnxsim.unfit(traits.describe(path, {"batch": 4}), {}, ["cpu"]) == ""
     images = graph([helper.make_node("Conv", ["x", "k"], ["y"])], {"k": normal(16, 3, 3, 3)}, ["batch", 3, 34, 34])
     save(images, path)
     found = traits.describe(path, {"batch": 2})

@@ -66,7 +66,7 @@ def measure(architecture: str, outcomes: Sequence[Outcome], rounds: int) -> Resu
         least = dict.fromkeys(feeds, Turn(TURN_SECONDS / 4, WARMUP))
         for _ in race(standing, feeds, least, 1, order, kept, "warm-up"):
             pass
-        lasting = turns_of(plain, feeds, TURN_SECONDS, 1)
+        lasting = turns_of(plain.p50_ms, feeds, TURN_SECONDS, 1)
         for contestant in standing:
             contestant.rounds.clear()
         for number in race(standing, feeds, lasting, rounds, order, kept, "single stream", sitting=1):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from registry.vocabulary import Measurement, Ratio
 from stages import statistics
@@ -25,8 +26,13 @@ CALLS_A_TURN, LONGEST_TURN = 3, 0.15
 # Milliseconds of a call beside which those that a cold cache and sleeping threads cost are under 1 %.
 LONG_CALL = 50.0
 
-# A race renews the sessions every round where all together load in so many milliseconds, else after so many rounds.
-QUICK_TO_RENEW, RARELY = 1000.0, 5
+# Making sessions anew may take so large a share of the time that measuring takes, unless sessions would have to last
+# longer than so many rounds.
+RENEWING, RARELY = 0.5, 5
+
+# A race tells enough where each interval is so narrow, or where every other one begins so far behind the end of the
+# first one's: more rounds would change little then, and not who is first.
+NARROW, APART = 1.03, 1.05
 
 # Seconds of calls, and two at least, after which nothing warms up any more that warms up in a race.
 WARM, WARM_CALLS = 0.1, 2
@@ -79,13 +85,21 @@ class Contestant:
 
     def ratios(self, plain: Contestant) -> dict[str, Ratio]:
         """Latency over the plain export's in the rounds that both ran, per size and over `all` sizes."""
-        logs = {}
-        for size, rounds in self.rounds.items():
-            count = min(len(rounds), len(plain.rounds[size]))
-            logs[size] = statistics.log_ratios(rounds[:count], plain.rounds[size][:count])
+        logs = self._logs(plain)
         found = {size: statistics.ratio(values) for size, values in logs.items()}
         if logs:
-            found["all"] = statistics.ratio(np.mean(list(logs.values()), axis=0))
+            found["all"] = self.ratio(plain)
+        return found
+
+    def ratio(self, plain: Contestant) -> Ratio:
+        """The same over all sizes alone."""
+        return statistics.ratio(np.mean(list(self._logs(plain).values()), axis=0))
+
+    def _logs(self, plain: Contestant) -> dict[str, npt.NDArray[np.float64]]:
+        found = {}
+        for size, rounds in self.rounds.items():
+            count = min(len(rounds), len(plain.rounds[size]))
+            found[size] = statistics.log_ratios(rounds[:count], plain.rounds[size][:count])
         return found
 
 
@@ -134,6 +148,18 @@ def best_rounds(contestant: Contestant, plain: Contestant) -> float:
         for size in contestant.rounds
     ]
     return float(np.exp(np.mean(logs)))
+
+
+def told(plain: Contestant, others: Iterable[Contestant]) -> bool:
+    """Whether more rounds would change little. How wide intervals are decides, or that they lie far apart, and not
+    whether somebody has won: a race that went on until somebody did would always have a winner."""
+    if not plain.standing:
+        return True
+    variants = [c.ratio(plain) for c in others if c.standing and c.is_graph]
+    if all(interval.high / interval.low < NARROW for interval in variants):
+        return True
+    first, *rest = sorted([Ratio(value=1, low=1, high=1), *variants], key=lambda interval: interval.value)
+    return all(interval.low > APART * first.high for interval in rest)
 
 
 def race(
@@ -198,23 +224,26 @@ def _calls_before(contestant: Contestant, size: str, warmup: int, renewed: bool)
     last = contestant.rounds.get(size)
     if not last:
         return warmup
+    is_long = bool(np.median(last[-1]) >= LONG_CALL)
     if renewed and contestant.is_graph:
-        return min(WARM_CALLS, warmup)
-    return int(np.median(last[-1]) < LONG_CALL)
+        return 1 if is_long else min(WARM_CALLS, warmup)
+    return int(not is_long)
 
 
-def sitting_of(contestants: Iterable[Contestant]) -> int:
-    """How many rounds sessions are to last: one where making them all anew takes no time to speak of."""
-    milliseconds = sum(c.result.session_ms or 0.0 for c in contestants if c.standing and c.is_graph)
-    return 1 if milliseconds < QUICK_TO_RENEW else RARELY
+def sitting_of(contestants: Sequence[Contestant], turns: Mapping[str, Turn]) -> int:
+    """How many rounds sessions are to last: one, where making them anew and warming them up is quick beside a round."""
+    graphs = [contestant for contestant in contestants if contestant.standing and contestant.is_graph]
+    renewing = sum((c.result.session_ms or 0.0) + WARM_CALLS * sum(c.p50_ms.values()) for c in graphs)
+    measuring = 1e3 * len(graphs) * sum(turn.seconds for turn in turns.values())
+    return min(RARELY, max(1, round(renewing / (RENEWING * measuring)))) if graphs else 1
 
 
-def turns_of(known: Contestant, feeds: Mapping[str, Feed], least: float, warmup: int) -> dict[str, Turn]:
-    """What a turn at each size is, by how long the calls of one contestant take, as far as that is known: `least`
-    seconds, or as long as it needs for enough calls, after `warmup` calls, or as many as are enough."""
+def turns_of(calls: Mapping[str, float], feeds: Mapping[str, Feed], least: float, warmup: int) -> dict[str, Turn]:
+    """What a turn at each size is, by how many milliseconds `calls` take, as far as that is known: `least` seconds, or
+    as long as it needs for enough calls, after `warmup` calls, or as many as are enough."""
     found = dict.fromkeys(feeds, Turn(least, warmup))
-    for size, p50_ms in known.p50_ms.items():
-        call = p50_ms / 1e3
+    for size, milliseconds in calls.items():
+        call = milliseconds / 1e3
         enough = max(WARM_CALLS, round(WARM / call))
         found[size] = Turn(max(least, min(CALLS_A_TURN * call, LONGEST_TURN)), min(warmup, enough))
     return {size: found[size] for size in feeds}

@@ -73,7 +73,7 @@ def screen(
     while left:
         rung += 1
         together, turns = [plain, *left], dict.fromkeys(feeds, turn)
-        sitting = sitting_of([plain] * len(together))  # nobody else has been loaded yet
+        sitting = sitting_of([plain] * len(together), turns)  # nobody else has been loaded yet
         for _ in race(together, feeds, turns, ROUNDS_A_RUNG, order, samples, "screening", sitting):
             if deadline.over:
                 break

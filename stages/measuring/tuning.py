@@ -76,7 +76,7 @@ def tune(
     default = _variation(finalist, finalist.name, SessionOptions(), start)
     alone = trials(finalist.result.provider, usable_processors())
     tried = [_variation(finalist, f"{finalist.name} ({options})", options, start) for options in alone]
-    left, sitting = tried, sitting_of([finalist] * len(tried))
+    left, sitting = tried, sitting_of([finalist] * len(tried), turns)
     try:
         for rounds in (ROUNDS_A_RUNG, MORE_ROUNDS):
             for _ in race([default, *left], feeds, turns, rounds, order, samples, "tuning", sitting):

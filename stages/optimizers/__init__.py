@@ -5,3 +5,6 @@ It computes the same from fewer or cheaper nodes, or raises `stages.variants.Not
 it, says why a graph of these traits (stages/traits.py) has nothing to gain on these runtimes, or nothing. None is
 trusted: the optimize stage checks every result. docs/adding-an-optimizer.md shows how to add one.
 """
+
+# Why simplifying cannot help a graph that its exporter has folded: what else simplifiers remove, a session removes too.
+FOLDED = "PyTorch's exporter has folded all there is: no node follows from weights alone"

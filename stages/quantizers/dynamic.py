@@ -18,6 +18,7 @@ from stages.traits import Traits
 
 OPTIONS = {"scales": ("per_channel", "per_tensor"), "reduce_range": (False, True)}
 ACCURACY_ONLY = ("reduce_range",)
+COARSER = {"scales": ("per_tensor", "per_channel")}
 
 # A table with a smaller share of the weights is not worth its error.
 TABLE_SHARE = 0.05
