@@ -22,8 +22,8 @@ ATTENTION = {"Attention", "MultiHeadAttention", "GroupQueryAttention"}
 class Traits:
     """`products`, `convolutions` and `recurrent` are the bytes of their weights in float32; `multiplications` is what
     one call costs at its typical sizes at most, weights alone (activation by activation is left out). `attention`:
-    there is a softmax, and a product of two activations. `folded`: PyTorch's exporter has left no node that follows from
-    weights alone."""
+    there is a softmax, and a product of two activations. `folded`: PyTorch's exporter has left no node that follows
+    from weights alone."""
 
     products: int = 0
     convolutions: int = 0

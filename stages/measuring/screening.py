@@ -24,7 +24,7 @@ ROUNDS_A_RUNG = 3
 HOPELESS = 1.10
 
 # Who needs so many times as long as the fastest that is right is not measured further.
-FAR_BEHIND = 1.5
+FAR_BEHIND = 1.3
 
 
 @dataclass(frozen=True)
