@@ -14,6 +14,7 @@ import numpy as np
 from registry.errors import UsageError
 from registry.inputs import Array, Input, to_dtype
 from registry.serving import CPU, Served, Serving, preload
+from registry.session_options import CUDA
 from registry.vocabulary import Record, TensorSpec
 
 
@@ -262,7 +263,7 @@ def _onnxruntime() -> Any:
 
 
 def _without(missing: list[str], available: list[str]) -> UsageError:
-    extra = {"CUDAExecutionProvider": "cuda", "OpenVINOExecutionProvider": "openvino"}.get(missing[0])
+    extra = {CUDA: "cuda", "OpenVINOExecutionProvider": "openvino"}.get(missing[0])
     hint = f"; pip install 'onward[{extra}]' in an environment of its own brings it" if extra else ""
     return UsageError(f"{', '.join(missing)} cannot be used here; there are {', '.join(available)}{hint}")
 

@@ -30,13 +30,14 @@ from registry import hostinfo
 from registry.disk import replacing, sha256_file, write_atomically
 from registry.errors import OnwardError, UsageError
 from registry.serving import CPU
+from registry.session_options import CUDA
 from registry.vocabulary import Record, RuntimeState
 
 # What each runtime is for: the execution provider that must really run the nodes.
 PROVIDERS = {
     "cpu": CPU,
     "openvino": "OpenVINOExecutionProvider",
-    "cuda": "CUDAExecutionProvider",
+    "cuda": CUDA,
     "tensorrt": "TensorrtExecutionProvider",
 }
 # TensorRT is another provider of CUDA's build of ONNX Runtime.

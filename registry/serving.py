@@ -29,7 +29,7 @@ from pydantic import Field, RootModel, ValidationError
 from registry.disk import write_atomically
 from registry.errors import Refused
 from registry.integrity import content_digest
-from registry.session_options import SessionOptions
+from registry.session_options import CUDA, SessionOptions
 from registry.vocabulary import Record, Winner
 
 SERVING = "serving.json"
@@ -82,7 +82,7 @@ class Serving(RootModel[dict[str, Served]]):
 
 def preload(providers: Sequence[str]) -> None:
     """Load NVIDIA's libraries for providers that need them: their wheels lie where no linker looks."""
-    if set(providers) & {"CUDAExecutionProvider", "TensorrtExecutionProvider"}:
+    if set(providers) & {CUDA, "TensorrtExecutionProvider"}:
         import onnxruntime
 
         onnxruntime.preload_dlls()

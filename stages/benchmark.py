@@ -130,7 +130,6 @@ class _Bench:
         self.order = random.Random(self.settings.seed)
         self.findings: list[str] = []
         self.search_seconds = 0.0
-        self.calls: dict[str, float] = {}
         self.feeds = {size_key(sizes): self._feed(sizes) for sizes in typical_sizes(self.settings.dims)}
         torch = self.settings.is_torch
         self.reference = self._original(REFERENCE, "PyTorch eager" if torch else PROVIDERS["cpu"])
@@ -152,9 +151,10 @@ class _Bench:
         if not plain.standing:
             return [plain.result]
         begun = time.monotonic()
-        finalists = self._search(plain, contestants[1:])
+        calls = self._first_calls(plain)
+        finalists = self._search(plain, contestants[1:], calls) if calls else []
         self.search_seconds += time.monotonic() - begun
-        self._race(plain, [*finalists, *self._originals])
+        self._race(plain, [*finalists, *self._originals], calls)
         for contestant in [plain, *finalists, *self._originals]:
             figures(contestant, plain, self.feeds)
         self._originals = []
@@ -165,18 +165,20 @@ class _Bench:
         tuned = [finalist.result for finalist in finalists if finalist not in contestants]
         return [contestant.result for contestant in contestants] + tuned
 
-    def _search(self, plain: Contestant, others: list[Contestant]) -> list[Contestant]:
-        """The variants to be measured in full; every other one is told why not."""
+    def _first_calls(self, plain: Contestant) -> dict[str, float]:
+        """Milliseconds of one call of the plain export, per size; empty where one came to nothing."""
+        try:
+            return {size: plain.worker.measure(feed.tensors, 0, 1)[0] for size, feed in self.feeds.items()}
+        except WorkerFailure as failure:
+            plain.fail(failure.reason)
+            return {}
+
+    def _search(self, plain: Contestant, others: list[Contestant], calls: Mapping[str, float]) -> list[Contestant]:
+        """The variants to be measured in full; every other one is told why not. `calls` of the plain export take so
+        many milliseconds."""
         bench = self.settings.benchmark
         deadline = Deadline.after(bench.search_seconds)
         self._say(f"{plain.result.runtime}: screening {len(others)} variants")
-        try:
-            self.calls = calls = {
-                size: plain.worker.measure(feed.tensors, 0, 1)[0] for size, feed in self.feeds.items()
-            }
-        except WorkerFailure as failure:
-            plain.fail(failure.reason)
-            return []
         ranked = screen(
             others, plain, self._feeds_under(LONG_CALL, calls), Turn(bench.round_seconds * SHORT, FEW_WARMUPS),
             bench.finalists, deadline, self.order, self.samples,
@@ -229,10 +231,10 @@ class _Bench:
         limit = max(milliseconds, min(calls.values()))
         return {size: self.feeds[size] for size, call in calls.items() if call <= limit}
 
-    def _race(self, plain: Contestant, others: list[Contestant]) -> None:
+    def _race(self, plain: Contestant, others: list[Contestant], calls: Mapping[str, float]) -> None:
         bench = self.settings.benchmark
         together = [plain, *others]
-        lasting = turns_of(self.calls | plain.p50_ms, self.feeds, bench.round_seconds, bench.warmup_runs)
+        lasting = turns_of({**calls, **plain.p50_ms}, self.feeds, bench.round_seconds, bench.warmup_runs)
         most, sitting = MORE_ROUNDS * bench.rounds, sitting_of(together, lasting)
         for contestant in together:
             contestant.rounds.clear()

@@ -94,6 +94,8 @@ def optimize(model: str, folder: Path) -> OptimizeReport:
 
 
 def _without_the_largest(expected: list[Expected]) -> list[Expected]:
+    """All cases, but for that of the largest sizes where it towers over the others."""
+
     def elements(item: Expected) -> int:
         return math.prod(item.case.sizes.values())
 

@@ -33,8 +33,6 @@ from stages.variants import Feed, Job, Workshop, placed, plain_words
 
 # Kernels with the activation fused in, for which there is no int8 form: quantising around them keeps them float.
 FLOAT_ONLY = {"com.microsoft.FusedConv", "com.microsoft.FusedGemm", "com.microsoft.FusedMatMul"}
-# What was made of one base, by what of a candidate decides how fast its graphs are.
-Families = dict[tuple[str, Any], list[tuple[Job, Variant]]]
 # What attention is once it is fused.
 FUSED = {"com.microsoft.Attention", "com.microsoft.MultiHeadAttention"}
 
@@ -120,14 +118,14 @@ class _Stage:
         """Every candidate on one base, the `first` or another. Candidates that differ in nothing that changes speed are
         a family: the first of it that holds the budget is enough. Where no form of a technique does, the nearest has
         its costliest layers left in float."""
-        families: Families = {}
+        tried: list[tuple[Job, Variant]] = []
         for candidate in self.settings.quantize.candidates:
-            job = self._job(base, path, candidate)
-            family = families.setdefault(_family(candidate), [])
-            held = next((v.name for _, v in family if v.status == "passed"), "")
-            hopeless = self._hopeless(candidate, families)
+            module, job = techniques.module("quantize", candidate), self._job(base, path, candidate)
+            family = [v for other, v in tried if _family(other.candidate) == _family(candidate)]
+            held = next((v.name for v in family if v.status == "passed"), "")
+            hopeless = _hopeless(candidate, tried)
             refused = self._pointless(candidate, held) or hopeless
-            if not refused and getattr(techniques.module("quantize", candidate), "PREPARED", False):
+            if not refused and getattr(module, "PREPARED", False):
                 source = self._prepare(base, path)
                 if isinstance(source, str):
                     refused = held = source
@@ -138,18 +136,18 @@ class _Stage:
                     self.variants.append(job.refused(refused))
                 continue
             variant = self.workshop.make(job)
-            not_here = getattr(techniques.module("quantize", candidate), "NOT_ON_CPU", "")
+            not_here = getattr(module, "NOT_ON_CPU", "")
             if variant.status == "passed" and not_here:
                 variant.reason = f"{not_here}: the benchmark asks it what it computes, where it is measured"
             elif variant.status == "passed":
                 variant = self.judge.weigh(variant, job.target)
-                family.append((job, variant))
+                tried.append((job, variant))
             self.variants.append(variant)
-        for technique in dict.fromkeys(name for name, _ in families):
-            tried = [item for (name, _), family in families.items() if name == technique for item in family]
-            broken = [(job, v) for job, v in tried if _broken(v)]
-            ranks = any(hasattr(techniques.module("quantize", job.candidate), "OPERATORS") for job, _ in broken)
-            if ranks and not any(v.status == "passed" for _, v in tried):
+        for technique in dict.fromkeys(job.candidate.name for job, _ in tried):
+            own = [(job, v) for job, v in tried if job.candidate.name == technique]
+            broken = [(job, v) for job, v in own if _broken(v)]
+            ranked = hasattr(techniques.module("quantize", own[0][0].candidate), "OPERATORS")
+            if ranked and broken and not any(v.status == "passed" for _, v in own):
                 self._spare(*max(broken, key=lambda item: _nearness(item[1])))
 
     def _job(self, base: str, path: Path, candidate: Candidate) -> Job:
@@ -166,19 +164,6 @@ class _Stage:
         module = techniques.module("quantize", candidate)
         reason: str = module.unfit(self.graph, techniques.complete("quantize", candidate), self.runtimes)
         return reason
-
-    def _hopeless(self, candidate: Candidate, families: Families) -> str:
-        """Why a candidate would break the quality budget: the same with finer scales did."""
-        options = techniques.complete("quantize", candidate)
-        coarser = getattr(techniques.module("quantize", candidate), "COARSER", {})
-        finer = {name: less for name, (more, less) in coarser.items() if options[name] == more}
-        tried = [item for (name, _), family in families.items() if name == candidate.name for item in family]
-        lost = [
-            variant.name
-            for job, variant in tried
-            if finer and techniques.complete("quantize", job.candidate) == {**options, **finer} and _broken(variant)
-        ]
-        return f"{lost[0]} breaks the quality budget, and this would lose more" if lost else ""
 
     def _prepare(self, base: str, path: Path) -> Path | str:
         """The pre-processed base, made once; or why there is none."""
@@ -257,6 +242,20 @@ def _family(candidate: Candidate) -> tuple[str, Any]:
     skip = techniques.accuracy_only("quantize", candidate.name)
     options = techniques.complete("quantize", candidate)
     return candidate.name, tuple((key, value) for key, value in options.items() if key not in skip)
+
+
+def _hopeless(candidate: Candidate, tried: list[tuple[Job, Variant]]) -> str:
+    """Why a candidate would break the quality budget: the same with finer options did."""
+    options = techniques.complete("quantize", candidate)
+    coarser = getattr(techniques.module("quantize", candidate), "COARSER", {})
+    finer = options | {name: less for name, (more, less) in coarser.items() if options[name] == more}
+    if finer == options:
+        return ""
+    for job, variant in tried:
+        same = job.candidate.name == candidate.name and techniques.complete("quantize", job.candidate) == finer
+        if same and _broken(variant):
+            return f"{variant.name} breaks the quality budget, and this would lose more"
+    return ""
 
 
 def _broken(variant: Variant) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 import time
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,12 +26,11 @@ from stages.measuring.contest import (
     sitting_of,
     told,
     turns_of,
-)  # fmt: skip
+)
 from stages.measuring.samples import Samples
 from stages.measuring.scenarios import WORTH_DOUBLING, batches, knee
 from stages.measuring.screening import HOPELESS, ROUNDS_A_RUNG, Deadline, halve, screen, why_out
 from stages.measuring.tuning import HELPS, combine, trials
-from stages.runtime.pool import Worker
 from stages.runtime.worker import time_callers
 from stages.settings import Dim
 
@@ -237,16 +236,12 @@ def test_on_cuda_it_is_the_providers_own_options_that_are_tried() -> None:
 def test_a_race_has_told_enough_where_intervals_are_narrow_or_far_apart(
     variants: dict[str, tuple[float, float]], enough: bool
 ) -> None:
-    rng = np.random.default_rng(0)
-
-    def ran(name: str, ratio: float, spread: float) -> Contestant:
-        files = [FileDigest(path=name, sha256="", size_bytes=1)]
-        made = Contestant(blank(name, "cpu", CPU, "float32", files=files), cast(Worker, None))
-        made.rounds["b1"] = [[ratio * float(np.exp(noise))] for noise in rng.normal(0, spread, 20)]
-        return made
-
-    plain = ran("plain", 1, 0)
-    assert told(plain, [ran(name, *how) for name, how in variants.items()]) is enough
+    rng, raced = np.random.default_rng(0), [(1.0, 0.0), *variants.values()]
+    plain, *others = field([ratio for ratio, _ in raced], [])
+    for contestant, (ratio, spread) in zip([plain, *others], raced, strict=True):
+        contestant.result.files = [FileDigest(path="a.onnx", sha256="0" * 64, size_bytes=1)]
+        contestant.rounds = {"b1": [[ratio * float(np.exp(noise))] for noise in rng.normal(0, spread, 20)]}
+    assert told(plain, others) is enough
 
 
 @given(st.integers(0, 8), st.integers(1, 300))

@@ -17,27 +17,8 @@ from registry.errors import UsageError
 from registry.evidence import DataReport, ExportReport, QuantizeReport, Report, TrainReport, VerifyReport
 from stages import command
 from stages.benchmark import benchmark
-from stages.data import data
-from stages.export import export
-from stages.optimize import optimize
-from stages.quantize import quantize
-from stages.train import train
-from stages.verify import verify
 from tests.onnx_models import linear
-from tests.toy import SOURCE, WIDE, many_rows, toy_params, write_project
-
-STAGES = {
-    "train": train,
-    "data": data,
-    "export": export,
-    "verify": verify,
-    "optimize": optimize,
-    "quantize": quantize,
-}
-
-
-def through(*stages: str) -> dict[str, Any]:
-    return {stage: command.one(stage, "toy", STAGES[stage]) for stage in stages}
+from tests.toy import SOURCE, WIDE, many_rows, through, toy_params, write_project
 
 
 def toy(project: Path) -> torch.nn.Module:

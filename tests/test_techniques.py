@@ -20,7 +20,7 @@ from registry.evidence import QuantizeReport
 from registry.onnx_file import save
 from registry.plots import draw_plots
 from registry.vocabulary import LayerCost, TradeOff, TradePoint
-from stages import command, techniques, traits
+from stages import techniques, traits
 from stages.fingerprint import structure
 from stages.optimizers import onnxsim, ort_fusions
 from stages.quantizers import bfloat16, dynamic, weight_only
@@ -29,8 +29,7 @@ from stages.runtime.pool import Worker
 from stages.sensitivity import fewest, layer_costs
 from stages.settings import Optimize, Quantize, candidates
 from tests.evidence_factory import make_publication
-from tests.test_stages import STAGES
-from tests.toy import toy_params, write_project
+from tests.toy import through, toy_params, write_project
 
 Floats = npt.NDArray[np.float32]
 
@@ -136,10 +135,22 @@ def test_a_small_table_of_embeddings_stays_float(tmp_path: Path, rows: int, type
     assert [weight.data_type for weight in tables] == [type_of_table]
 
 
-OUTLIERS = """
+SAMPLED = """
 import numpy as np
 import torch
 
+def net():
+    torch.manual_seed(0)
+    return Net()
+
+def samples(split):
+    rng = np.random.default_rng({"evaluation": 1, "calibration": 2}[split])
+    return {"x": rng.standard_normal((96, 64)).astype(np.float32)}
+"""
+
+OUTLIERS = (
+    SAMPLED
+    + """
 class Net(torch.nn.Module):
     def __init__(self):
         super().__init__()
@@ -152,15 +163,8 @@ class Net(torch.nn.Module):
         for layer in self.inner:
             x = x + torch.tanh(layer(x))
         return self.narrow(self.wide(x))
-
-def net():
-    torch.manual_seed(0)
-    return Net()
-
-def samples(split):
-    rng = np.random.default_rng({"evaluation": 1, "calibration": 2}[split])
-    return {"x": rng.standard_normal((96, 64)).astype(np.float32)}
 """
+)
 
 
 def test_a_budget_that_int8_breaks_is_held_with_one_layer_in_float(project: Path) -> None:
@@ -179,8 +183,7 @@ def test_a_budget_that_int8_breaks_is_held_with_one_layer_in_float(project: Path
         },
     )
     write_project(project, source=OUTLIERS, params=params)
-    for stage in ("train", "data", "export", "verify", "optimize", "quantize"):
-        report = command.one(stage, "toy", STAGES[stage])
+    report = through("train", "data", "export", "verify", "optimize", "quantize")["quantize"]
     assert isinstance(report, QuantizeReport)
     broken, held = (
         next(v for v in report.variants if v.name == f"int8-dynamic-reduce_range{n}") for n in ("", "-keep1")
@@ -299,25 +302,17 @@ def test_bfloat16_products_lose_what_eight_bits_of_mantissa_lose_and_nothing_els
     assert 1e-5 < off < 2**-7
 
 
-PRODUCT = """
-import numpy as np
-import torch
-
+PRODUCT = (
+    SAMPLED
+    + """
 class Net(torch.nn.Module):
     def __init__(self):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.randn(64, 64))
     def forward(self, x):
         return x @ self.weight
-
-def net():
-    torch.manual_seed(0)
-    return Net()
-
-def samples(split):
-    rng = np.random.default_rng({"evaluation": 1, "calibration": 2}[split])
-    return {"x": rng.standard_normal((96, 64)).astype(np.float32)}
 """
+)
 
 
 def test_what_no_cpu_computes_is_made_and_left_for_the_benchmark_to_judge(project: Path) -> None:
@@ -325,8 +320,7 @@ def test_what_no_cpu_computes_is_made_and_left_for_the_benchmark_to_judge(projec
     changes = {"quality": None, "inputs": {"x": shape}, "outputs": {"y": shape}, "tolerance": {"atol": 1e-4}}
     params = toy_params(**changes, quantize={"candidates": ["bfloat16"]}) | {"runtimes": ["cpu", "cuda"]}
     write_project(project, PRODUCT, params)
-    for stage in ("train", "data", "export", "verify", "optimize", "quantize"):
-        report = command.one(stage, "toy", STAGES[stage])
+    report = through("train", "data", "export", "verify", "optimize", "quantize")["quantize"]
     assert isinstance(report, QuantizeReport)
     (made,) = report.variants
     assert (made.name, made.status, made.precision) == ("bfloat16", "passed", "bfloat16")

@@ -15,28 +15,16 @@ from onnx import TensorProto, helper, numpy_helper
 from registry.errors import UsageError
 from registry.evidence import ExportReport, OptimizeReport, VerifyReport
 from registry.vocabulary import CaseResult
-from stages import command, verify
-from stages.data import data
-from stages.export import export
-from stages.optimize import optimize
+from stages import verify
 from stages.optimizers import onnxsim
 from stages.params import read as read_params
 from stages.params import section, write_sections
 from stages.parity.answers import cases, recorded_answers, recorded_outputs
-from stages.train import train
 from tests.conftest import ROOT, run
 from tests.onnx_models import linear
-from tests.toy import SOURCE, toy_params, write_project
-
-STAGES: dict[str, Any] = {
-    "train": train, "data": data, "export": export, "verify": verify.verify, "optimize": optimize,
-}  # fmt: skip
+from tests.toy import SOURCE, through, toy_params, write_project
 
 NET = "    return torch.nn.Sequential(torch.nn.Linear(6, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3))"
-
-
-def through(*stages: str) -> dict[str, Any]:
-    return {stage: command.one(stage, "toy", STAGES[stage]) for stage in stages}
 
 
 def with_module(forward: str, head: str = "") -> str:

@@ -7,6 +7,14 @@ from typing import Any
 
 import yaml
 
+from stages import command
+from stages.data import data
+from stages.export import export
+from stages.optimize import optimize
+from stages.quantize import quantize
+from stages.train import train
+from stages.verify import verify
+
 SOURCE = """
 import numpy as np
 import torch
@@ -28,6 +36,21 @@ def accuracy(outputs, labels):
 WIDE = SOURCE.replace(
     "torch.nn.Linear(16, 3)", "torch.nn.Linear(16, 256), torch.nn.ReLU(), torch.nn.Linear(256, 3)"
 ).replace("Linear(6, 16)", "Linear(6, 256), torch.nn.ReLU(), torch.nn.Linear(256, 16)")
+
+
+STAGES: dict[str, Any] = {
+    "train": train,
+    "data": data,
+    "export": export,
+    "verify": verify,
+    "optimize": optimize,
+    "quantize": quantize,
+}
+
+
+def through(*stages: str) -> dict[str, Any]:
+    """Run stages of the toy in the project at hand; their reports."""
+    return {stage: command.one(stage, "toy", STAGES[stage]) for stage in stages}
 
 
 def toy_params(**changes: Any) -> dict[str, Any]:

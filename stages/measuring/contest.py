@@ -38,6 +38,10 @@ NARROW, APART = 1.03, 1.05
 WARM, WARM_CALLS = 0.1, 2
 
 
+# Per size, the log of a ratio of latencies for each round.
+Logs = dict[str, npt.NDArray[np.float64]]
+
+
 class Turn(NamedTuple):
     """How long a turn at one size lasts, and how many calls precede the first one."""
 
@@ -88,14 +92,14 @@ class Contestant:
         logs = self._logs(plain)
         found = {size: statistics.ratio(values) for size, values in logs.items()}
         if logs:
-            found["all"] = self.ratio(plain)
+            found["all"] = _over_all(logs)
         return found
 
     def ratio(self, plain: Contestant) -> Ratio:
         """The same over all sizes alone."""
-        return statistics.ratio(np.mean(list(self._logs(plain).values()), axis=0))
+        return _over_all(self._logs(plain))
 
-    def _logs(self, plain: Contestant) -> dict[str, npt.NDArray[np.float64]]:
+    def _logs(self, plain: Contestant) -> Logs:
         found = {}
         for size, rounds in self.rounds.items():
             count = min(len(rounds), len(plain.rounds[size]))
@@ -133,6 +137,10 @@ class Questions:
             contestant.fail(failed)
         if not result.node_share.get(result.provider):
             contestant.fail(f"fell back to CPU: no node ran on {result.provider}")
+
+
+def _over_all(logs: Logs) -> Ratio:
+    return statistics.ratio(np.mean(list(logs.values()), axis=0))
 
 
 def best_rounds(contestant: Contestant, plain: Contestant) -> float:

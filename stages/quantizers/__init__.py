@@ -4,11 +4,11 @@ lower precision.
 `calibration` is a list of feeds (input name to array), whether the technique uses it or not; `keep` names values of
 the source whose nodes stay in float. `OPTIONS` are its options, each with its values, the default first;
 `ACCURACY_ONLY` those that change what is computed and not how fast, `COARSER` those of which one value loses more than
-another: (more, less). `precision(options)` is what the weights become,
-`unfit(graph, options, runtimes)` says why a graph of these traits has nothing to gain. `NOT_ON_CPU` says why no CPU can
-be asked what a graph computes: then the benchmark alone judges it, where it is measured. `PREPARED = True` asks for a
-source that ONNX Runtime has pre-processed; `OPERATORS` are those whose layers are ranked when the quality budget
-breaks, `RANKED_AS` the options with which they can be.
+another: (more, less). `precision(options)` is what the weights become, `unfit(graph, options, runtimes)` says why a
+graph of these traits has nothing to gain. `NOT_ON_CPU` says why no CPU can be asked what a graph computes: then the
+benchmark alone judges it, where it is measured. `PREPARED = True` asks for a source that ONNX Runtime has
+pre-processed; `OPERATORS` are those whose layers are ranked when the quality budget breaks, `RANKED_AS` the options
+with which they can be.
 """
 
 import logging
