@@ -48,9 +48,8 @@ def optimize(model: str, folder: Path) -> OptimizeReport:
         jobs.append(job)
         if pointless:
             refused[name] = job.refused(pointless)
-    expected = _without_the_largest(recorded_answers(model, settings))
 
-    def checked(variant: Variant, worker: Worker) -> Variant:
+    def checked(variant: Variant, worker: Worker, expected: list[Expected]) -> Variant:
         if variant.status != "passed":
             return variant
         made = folder / variant.files[0].path
@@ -78,10 +77,9 @@ def optimize(model: str, folder: Path) -> OptimizeReport:
         Workshop(plain, settings.optimize.timeout) as workshop,
         Worker.onnx(plain, PLAIN, options=_beside(), timeout=settings.verify.timeout) as worker,
     ):
-        made = {
-            variant.name: checked(variant, worker)
-            for variant in workshop.make_all([job for job in jobs if job.name not in refused])
-        }
+        making = workshop.make_all([job for job in jobs if job.name not in refused])
+        expected = _without_the_largest(recorded_answers(model, settings))
+        made = {variant.name: checked(variant, worker, expected) for variant in making}
     variants = [(refused | made)[job.name] for job in jobs]
     return OptimizeReport(
         model=model,

@@ -62,6 +62,7 @@ def quantize(model: str, folder: Path) -> QuantizeReport:
         stage = _Stage(settings, graph, folder, Path(scratch), workshop, judge, feeds)
         for number, (base, (path, _)) in enumerate(bases.items()):
             stage.quantize(base, path, first=number == 0)
+        stage.spare()
     return QuantizeReport(
         model=model,
         status="passed",
@@ -112,12 +113,12 @@ class _Stage:
     runtimes: list[str] = field(default_factory=lambda: list(read().runtimes))
     variants: list[Variant] = field(default_factory=list)
     tradeoffs: list[TradeOff] = field(default_factory=list)
+    tried: list[tuple[Job, Variant]] = field(default_factory=list)
     prepared: dict[str, Path | str] = field(default_factory=dict)
 
     def quantize(self, base: str, path: Path, first: bool) -> None:
         """Every candidate on one base, the `first` or another. Candidates that differ in nothing that changes speed are
-        a family: the first of it that holds the budget is enough. Where no form of a technique does, the nearest has
-        its costliest layers left in float."""
+        a family: the first of it that holds the budget is enough."""
         tried: list[tuple[Job, Variant]] = []
         for candidate in self.settings.quantize.candidates:
             module, job = techniques.module("quantize", candidate), self._job(base, path, candidate)
@@ -143,12 +144,20 @@ class _Stage:
                 variant = self.judge.weigh(variant, job.target)
                 tried.append((job, variant))
             self.variants.append(variant)
-        for technique in dict.fromkeys(job.candidate.name for job, _ in tried):
-            own = [(job, v) for job, v in tried if job.candidate.name == technique]
-            broken = [(job, v) for job, v in own if _broken(v)]
+        self.tried += tried
+
+    def spare(self) -> None:
+        """Where no form of a technique holds the budget on any base, leave the costliest layers of the nearest on each
+        in float. Where one holds it whole, another base's with layers in float would be no faster."""
+        for technique in dict.fromkeys(job.candidate.name for job, _ in self.tried):
+            own = [(job, v) for job, v in self.tried if job.candidate.name == technique]
             ranked = hasattr(techniques.module("quantize", own[0][0].candidate), "OPERATORS")
-            if ranked and broken and not any(v.status == "passed" for _, v in own):
-                self._spare(*max(broken, key=lambda item: _nearness(item[1])))
+            if not ranked or any(v.status == "passed" for _, v in own):
+                continue
+            for base in dict.fromkeys(job.base for job, _ in own):
+                broken = [(job, v) for job, v in own if job.base == base and _broken(v)]
+                if broken:
+                    self._spare(*max(broken, key=lambda item: _nearness(item[1])))
 
     def _job(self, base: str, path: Path, candidate: Candidate) -> Job:
         module, options = techniques.module("quantize", candidate), techniques.complete("quantize", candidate)

@@ -108,10 +108,7 @@ class Workshop:
         self._plain = plain
 
     def __enter__(self) -> Workshop:
-        found = self._process.call(self._plain)
-        self._known[sha256_file(self._plain)] = PLAIN
-        if isinstance(found, Made) and found.fingerprint:
-            self._known[found.fingerprint] = PLAIN
+        self._process.begin(self._plain)
         return self
 
     def __exit__(
@@ -122,16 +119,22 @@ class Workshop:
     def make(self, job: Job) -> Variant:
         """The variant: `failed` with the reason where the transformation or its result is unsound, `not attempted`
         where the technique has nothing to offer, or where its graph runs as one does that there is already."""
-        return self._finished(job, self._process.call(job))
+        return next(self.make_all([job]))
 
     def make_all(self, jobs: Sequence[Job]) -> Iterator[Variant]:
-        """The variants of many jobs, in order. While the caller looks at one, the next ones are being made."""
+        """The variants of many jobs, in order. They are begun at once: while the caller does something else or looks at
+        one, the next ones are being made."""
         for job in jobs:
             self._process.begin(job)
-        for job in jobs:
-            yield self._finished(job, self._process.finish())
+        return (self._finished(job) for job in jobs)
 
-    def _finished(self, job: Job, outcome: Made | isolate.Failed) -> Variant:
+    def _finished(self, job: Job) -> Variant:
+        if not self._known:
+            found = self._process.finish()
+            self._known[sha256_file(self._plain)] = PLAIN
+            if isinstance(found, Made) and found.fingerprint:
+                self._known[found.fingerprint] = PLAIN
+        outcome = self._process.finish()
         try:
             if isinstance(outcome, isolate.Failed):
                 raise outcome.error
