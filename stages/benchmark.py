@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -154,7 +154,7 @@ class _Bench:
         calls = self._first_calls(plain)
         finalists = self._search(plain, contestants[1:], calls) if calls else []
         self.search_seconds += time.monotonic() - begun
-        self._race(plain, [*finalists, *self._originals], calls)
+        self._race(plain, finalists, calls)
         for contestant in [plain, *finalists, *self._originals]:
             figures(contestant, plain, self.feeds)
         self._originals = []
@@ -231,21 +231,31 @@ class _Bench:
         limit = max(milliseconds, min(calls.values()))
         return {size: self.feeds[size] for size, call in calls.items() if call <= limit}
 
-    def _race(self, plain: Contestant, others: list[Contestant], calls: Mapping[str, float]) -> None:
-        bench = self.settings.benchmark
-        together = [plain, *others]
+    def _race(self, plain: Contestant, finalists: list[Contestant], calls: Mapping[str, float]) -> None:
+        """Rounds of all, and more of the variants alone where these tell too little: no original can be chosen."""
+        bench, variants = self.settings.benchmark, [plain, *finalists]
+        together = [*variants, *self._originals]
         lasting = turns_of({**calls, **plain.p50_ms}, self.feeds, bench.round_seconds, bench.warmup_runs)
-        most, sitting = MORE_ROUNDS * bench.rounds, sitting_of(together, lasting)
+        sitting = sitting_of(together, lasting)
+
+        def rounds(of: list[Contestant], count: int, after: int = 0) -> Iterator[None]:
+            racing = race(of, self.feeds, lasting, count, self.order, self.samples, "single stream", sitting, after)
+            for number in racing:
+                if number % 4 == 3:
+                    self._say(f"round {number + 1}")
+                yield
+
         for contestant in together:
             contestant.rounds.clear()
             contestant.warmups.clear()
         self._say(f"{plain.result.runtime}: {bench.rounds} rounds of {', '.join(c.name for c in together)}")
         begun = time.monotonic()
-        for number in race(together, self.feeds, lasting, most, self.order, self.samples, "single stream", sitting):
-            if number % 4 == 3:
-                self._say(f"round {number + 1} of {bench.rounds}{' and more' if number >= bench.rounds else ''}")
-            if number + 1 >= bench.rounds and (time.monotonic() - begun > MORE_SECONDS or told(plain, others)):
-                break
+        for _ in rounds(together, bench.rounds):
+            pass
+        if not told(plain, finalists):
+            for _ in rounds(variants, (MORE_ROUNDS - 1) * bench.rounds, after=bench.rounds):
+                if time.monotonic() - begun > MORE_SECONDS or told(plain, finalists):
+                    break
 
     def _scenarios(self, contestants: list[Contestant]) -> None:
         """The other scenarios, for the plain export and the fastest of those that may win."""

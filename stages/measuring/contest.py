@@ -179,6 +179,7 @@ def race(
     samples: Samples,
     scenario: str,
     sitting: int = 0,
+    after: int = 0,
 ) -> Iterable[int]:
     """Time contestants in rounds of random order over all of them and all sizes, as long as `turns` says of each size.
 
@@ -186,7 +187,7 @@ def race(
     The first turn of each is preceded by calls that warm up, each later one by one, unless calls are so long that
     waking up is nothing in them. After `sitting` rounds (0: never) every graph has its session made anew: where its
     memory comes to lie makes some per cent of its speed, and that luck is not the graph's. Who fails leaves the race.
-    Yields the number of each round that is over, so that the caller can say so or stop.
+    Yields the number of each round that is over, so that the caller can say so or stop; the first one's is `after`.
     """
     standing = [contestant for contestant in contestants if contestant.standing]
     for contestant in standing:
@@ -197,7 +198,7 @@ def race(
         except WorkerFailure as failure:
             contestant.fail(failure.reason)
     places = [(contestant, size) for contestant in contestants for size in feeds]
-    for number in range(rounds):
+    for number in range(after, after + rounds):
         renewed = bool(sitting and number and number % sitting == 0)
         if renewed:
             for contestant in contestants:
