@@ -30,14 +30,15 @@ def main() -> None:
     say("The pipeline: every model of params.yaml, from training to a registered version")
     run("dvc repro")
 
-    if not log("production"):
+    done = len(log("production"))
+    if done == 0:
         say(f"The first version of {MODEL} goes to staging, then to production, if its gates hold")
         promote(f"first release of {MODEL}")
-    if len(log("production")) == 1:
+    if done < 2:
         say(f"{MODEL} is trained again with another seed, in a copy of this checkout, stage by stage")
         retrain()
         promote(f"trained again with seed {RETRAINED_SEED}")
-    if len(log("production")) == 2:
+    if done < 3:
         say("The new version turns out to be a mistake: one command takes it back")
         run(f'onward rollback {MODEL} --env production --reason "users report wrong digits"')
 

@@ -62,7 +62,8 @@ def quantize(model: str, folder: Path) -> QuantizeReport:
         stage = _Stage(settings, graph, folder, Path(scratch), workshop, judge, feeds)
         for number, (base, (path, _)) in enumerate(bases.items()):
             stage.quantize(base, path, first=number == 0)
-        stage.spare()
+        for job, variant in to_spare(stage.tried):
+            stage.spare(job, variant)
     return QuantizeReport(
         model=model,
         status="passed",
@@ -146,19 +147,6 @@ class _Stage:
             self.variants.append(variant)
         self.tried += tried
 
-    def spare(self) -> None:
-        """Where no form of a technique holds the budget on any base, leave the costliest layers of the nearest on each
-        in float. Where one holds it whole, another base's with layers in float would be no faster."""
-        for technique in dict.fromkeys(job.candidate.name for job, _ in self.tried):
-            own = [(job, v) for job, v in self.tried if job.candidate.name == technique]
-            ranked = hasattr(techniques.module("quantize", own[0][0].candidate), "OPERATORS")
-            if not ranked or any(v.status == "passed" for _, v in own):
-                continue
-            for base in dict.fromkeys(job.base for job, _ in own):
-                broken = [(job, v) for job, v in own if job.base == base and _broken(v)]
-                if broken:
-                    self._spare(*max(broken, key=lambda item: _nearness(item[1])))
-
     def _job(self, base: str, path: Path, candidate: Candidate) -> Job:
         module, options = techniques.module("quantize", candidate), techniques.complete("quantize", candidate)
         precision, label = module.precision(options), techniques.label("quantize", candidate)
@@ -185,7 +173,7 @@ class _Stage:
                 self.prepared[base] = f"pre-processing failed: {plain_words(str(failure))}"
         return self.prepared[base]
 
-    def _spare(self, job: Job, variant: Variant) -> None:
+    def spare(self, job: Job, variant: Variant) -> None:
         """Leave the costliest layers of a variant that broke the budget in float: as few as hold it."""
         module = techniques.module("quantize", job.candidate)
         try:
@@ -244,6 +232,22 @@ class _Stage:
     def _append(self, variant: Variant, words: str) -> None:
         index = self.variants.index(variant)
         self.variants[index] = variant.model_copy(update={"reason": f"{variant.reason}; {words}"})
+
+
+def to_spare(tried: list[tuple[Job, Variant]]) -> list[tuple[Job, Variant]]:
+    """The variants whose costliest layers are to be left in float: where no form of a technique holds the budget on any
+    base, the nearest on each. Where one holds it whole, another base's with layers in float would be no faster."""
+    found = []
+    for technique in dict.fromkeys(job.candidate.name for job, _ in tried):
+        own = [(job, v) for job, v in tried if job.candidate.name == technique]
+        ranked = hasattr(techniques.module("quantize", own[0][0].candidate), "OPERATORS")
+        if not ranked or any(v.status == "passed" for _, v in own):
+            continue
+        for base in dict.fromkeys(job.base for job, _ in own):
+            broken = [(job, v) for job, v in own if job.base == base and _broken(v)]
+            if broken:
+                found.append(max(broken, key=lambda item: _nearness(item[1])))
+    return found
 
 
 def _family(candidate: Candidate) -> tuple[str, Any]:

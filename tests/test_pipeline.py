@@ -154,13 +154,16 @@ def test_an_emptied_store_is_filled_again_and_nothing_is_computed(checkout: Path
 
 
 def test_another_cpu_measures_again_and_exports_nothing(checkout: Path) -> None:
+    path = checkout / "params.yaml"
+    params = yaml.safe_load(path.read_text())
+    del params["models"]["other"]  # one is enough from here on
+    path.write_text(yaml.safe_dump(params, sort_keys=False))
     host = checkout / "registry" / "hostinfo.py"
     text = host.read_text()
     host.write_text(re.sub(r"INSTRUCTION_SETS = \(.*?\)", 'INSTRUCTION_SETS = ("fpu",)', text, flags=re.S))
     code, ran, output = repro(checkout)
     assert code == 0, output
-    again = {f"{stage}@{model}" for stage in ("benchmark", "select", "publish") for model in ("toy", "other")}
-    assert ran - {"verdict"} == ALWAYS | again
+    assert ran - {"verdict"} == ALWAYS | MEASURED
     assert published(checkout)["versions"].count(("toy", 1)) == 1
     host.write_text(text)
 

@@ -19,15 +19,17 @@ from onnx.reference import ReferenceEvaluator
 from registry.evidence import QuantizeReport
 from registry.onnx_file import save
 from registry.plots import draw_plots
-from registry.vocabulary import LayerCost, TradeOff, TradePoint
+from registry.vocabulary import LayerCost, Status, TradeOff, TradePoint, Variant
 from stages import techniques, traits
 from stages.fingerprint import structure
 from stages.optimizers import onnxsim, ort_fusions
+from stages.quantize import to_spare
 from stages.quantizers import bfloat16, dynamic, weight_only
 from stages.runtime import isolate
 from stages.runtime.pool import Worker
 from stages.sensitivity import fewest, layer_costs
-from stages.settings import Optimize, Quantize, candidates
+from stages.settings import Candidate, Optimize, Quantize, candidates
+from stages.variants import Job
 from tests.evidence_factory import make_publication
 from tests.toy import through, toy_params, write_project
 
@@ -202,6 +204,30 @@ def test_a_budget_that_int8_breaks_is_held_with_one_layer_in_float(project: Path
     assert held.kept == [tradeoff.layers[0].value]
     assert tradeoff.layers[0].module == "narrow"
     assert [(point.kept, point.holds) for point in tradeoff.points] == [(0, False), (1, True), (3, True)]
+
+
+@pytest.mark.parametrize(
+    ("holding", "spared"),
+    [
+        (set(), ["plain-per_channel", "fused-per_tensor"]),
+        ({"fused-per_channel"}, []),
+        ({"plain-per_tensor"}, []),
+    ],
+)
+def test_layers_are_left_in_float_on_each_base_where_no_form_holds_the_budget_on_any(
+    holding: set[str], spared: list[str]
+) -> None:
+    nearness = {"plain-per_channel": 15, "plain-per_tensor": 12, "fused-per_channel": 13, "fused-per_tensor": 14}
+    tried = []
+    for name, snr_db in nearness.items():
+        base, scales = name.split("-")
+        candidate = Candidate.model_validate({"dynamic": {"scales": scales}})
+        status: Status = "passed" if name in holding else "failed"
+        variant = Variant(name=name, base=base, technique="dynamic", status=status, snr_db=snr_db)
+        tried.append((Job(name, base, "", "int8", "quantize", candidate, Path("a"), Path("b")), variant))
+    crashed = Variant(name="fused-crashed", base="fused", technique="dynamic", status="failed")
+    tried.append((tried[-1][0], crashed))
+    assert [variant.name for _, variant in to_spare(tried)] == spared
 
 
 def test_what_cannot_help_a_graph_is_not_attempted_and_says_why(tmp_path: Path) -> None:
