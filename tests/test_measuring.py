@@ -29,7 +29,7 @@ from stages.measuring.contest import (
 )
 from stages.measuring.samples import Samples
 from stages.measuring.scenarios import WORTH_DOUBLING, batches, knee
-from stages.measuring.screening import HOPELESS, ROUNDS_A_RUNG, Deadline, halve, screen, why_out
+from stages.measuring.screening import HOPELESS, MOST_ROUNDS, Deadline, halve, screen, why_out
 from stages.measuring.tuning import HELPS, combine, trials
 from stages.runtime.worker import time_callers
 from stages.settings import Dim
@@ -98,7 +98,7 @@ def test_the_fastest_of_many_survives_screening(seed: int) -> None:
     assert latencies[int(ranked[0].name[1:])] == 0.5
     assert len({c.name for c in ranked}) == 24
     turns = len([call for call in calls if call.endswith(tuple("0123456789"))])
-    assert turns < 25 * len(FEEDS) * ROUNDS_A_RUNG * 2  # every further rung is for half as many
+    assert turns < 25 * len(FEEDS) * MOST_ROUNDS * 2  # every further rung is for half as many
 
 
 def test_who_leaves_is_told_why_and_gives_its_process_back() -> None:

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from stages.measuring.contest import Contestant, Feed, Turn, best_rounds, race, sitting_of
 from stages.measuring.samples import Samples
 
-# Rounds of a rung: of three, one is likely to be undisturbed.
-ROUNDS_A_RUNG = 3
+# Rounds of a rung: of three, one is likely to be undisturbed, unless they are so short that a neighbour on the machine
+# outlasts them all. So a rung has as many as fit its seconds, up to a limit.
+ROUNDS_A_RUNG, MOST_ROUNDS, RUNG_SECONDS = 3, 15, 2.0
 
 # Who is this much slower than the plain export after a rung leaves, and those that are left are enough. Whoever is not
 # may be the faster one: a few short rounds are off by some per cent.
@@ -74,8 +75,11 @@ def screen(
         rung += 1
         together, turns = [plain, *left], dict.fromkeys(feeds, turn)
         sitting = sitting_of([plain] * len(together), turns)  # nobody else has been loaded yet
-        for _ in race(together, feeds, turns, ROUNDS_A_RUNG, order, samples, "screening", sitting):
-            if deadline.over:
+        begun = 0.0
+        for number in race(together, feeds, turns, MOST_ROUNDS, order, samples, "screening", sitting):
+            begun = begun or time.monotonic()  # all are loaded by now
+            long_enough = time.monotonic() - begun >= RUNG_SECONDS
+            if deadline.over or (long_enough and number + 1 >= ROUNDS_A_RUNG):
                 break
         left = [c for c in left if c.standing and c.rounds.keys() == feeds.keys()]
         for contestant in left:
