@@ -101,6 +101,16 @@ def test_the_fastest_of_many_survives_screening(seed: int) -> None:
     assert turns < 25 * len(FEEDS) * MOST_ROUNDS * 2  # every further rung is for half as many
 
 
+def test_a_neighbour_that_outlasts_three_short_rounds_does_not_cost_the_fastest_its_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plain, fastest, other = field([1.0, 0.85, 0.95], [])
+    undisturbed, factors = fastest.worker.measure, iter([1.45] * 3 * len(FEEDS))
+    monkeypatch.setattr(fastest.worker, "measure", lambda *asked: [next(factors, 1.0) * np.median(undisturbed(*asked))])
+    ranked = screen([fastest, other], plain, FEEDS, Turn(0.01, 2), 1, Deadline.after(60), random.Random(0), Samples())
+    assert ranked[0] is fastest
+
+
 def test_who_leaves_is_told_why_and_gives_its_process_back() -> None:
     calls: list[str] = []
     ranked = screened([1.0, 0.5, 0.6, 0.7, 2.0, 2.1, 2.2, 2.3], calls)

@@ -181,7 +181,7 @@ def race(
     sitting: int = 0,
     after: int = 0,
 ) -> Iterable[int]:
-    """Time contestants in rounds of random order over all of them and all sizes, as long as `turns` says of each size.
+    """Time contestants in rounds, in random order at each size in turn, as long as `turns` says of that size.
 
     All are loaded before the first is timed: a process that starts takes the processor from the one that is measured.
     The first turn of each is preceded by calls that warm up, each later one by one, unless calls are so long that
@@ -197,14 +197,12 @@ def race(
             contestant.worker.start()
         except WorkerFailure as failure:
             contestant.fail(failure.reason)
-    places = [(contestant, size) for contestant in contestants for size in feeds]
     for number in range(after, after + rounds):
         renewed = bool(sitting and number and number % sitting == 0)
         if renewed:
             for contestant in contestants:
                 _renew(contestant)
-        order.shuffle(places)
-        for contestant, size in places:
+        for contestant, size in _turns(contestants, feeds, order):
             if not contestant.standing:
                 continue
             calls = _calls_before(contestant, size, turns[size].warmup, renewed)
@@ -217,6 +215,16 @@ def race(
             contestant.warmups[size] = contestant.warmups.get(size, 0) + calls
             samples.add(contestant.result, scenario, size, number, found)
         yield number
+
+
+def _turns(
+    contestants: Sequence[Contestant], sizes: Mapping[str, Any], order: random.Random
+) -> Iterable[tuple[Contestant, str]]:
+    """The turns of a round: sizes in random order, and at each all contestants in random order one after the other, so
+    that those that are compared are timed within a fraction of a second."""
+    for size in order.sample(list(sizes), len(sizes)):
+        for contestant in order.sample(contestants, len(contestants)):
+            yield contestant, size
 
 
 def _renew(contestant: Contestant) -> None:
