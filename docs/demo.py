@@ -31,7 +31,7 @@ def main() -> None:
     run("dvc repro")
 
     done = len(log("production"))
-    if done == 0:
+    if done < 1:
         say(f"The first version of {MODEL} goes to staging, then to production, if its gates hold")
         promote(f"first release of {MODEL}")
     if done < 2:

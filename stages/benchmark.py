@@ -242,7 +242,7 @@ class _Bench:
             racing = race(of, self.feeds, lasting, count, self.order, self.samples, "single stream", sitting, after)
             for number in racing:
                 if number % 4 == 3:
-                    self._say(f"round {number + 1}")
+                    self._say(f"round {number + 1} of {bench.rounds}{' and more' if after else ''}")
                 yield
 
         for contestant in together:

@@ -60,9 +60,10 @@ def quantize(model: str, folder: Path) -> QuantizeReport:
     ):
         judge = Judge(model, settings, worker, wanted, samples, quality)
         stage = _Stage(settings, graph, folder, Path(scratch), workshop, judge, feeds)
+        tried: list[tuple[Job, Variant]] = []
         for number, (base, (path, _)) in enumerate(bases.items()):
-            stage.quantize(base, path, first=number == 0)
-        for job, variant in to_spare(stage.tried):
+            tried += stage.quantize(base, path, first=number == 0)
+        for job, variant in to_spare(tried):
             stage.spare(job, variant)
     return QuantizeReport(
         model=model,
@@ -114,12 +115,11 @@ class _Stage:
     runtimes: list[str] = field(default_factory=lambda: list(read().runtimes))
     variants: list[Variant] = field(default_factory=list)
     tradeoffs: list[TradeOff] = field(default_factory=list)
-    tried: list[tuple[Job, Variant]] = field(default_factory=list)
     prepared: dict[str, Path | str] = field(default_factory=dict)
 
-    def quantize(self, base: str, path: Path, first: bool) -> None:
-        """Every candidate on one base, the `first` or another. Candidates that differ in nothing that changes speed are
-        a family: the first of it that holds the budget is enough."""
+    def quantize(self, base: str, path: Path, first: bool) -> list[tuple[Job, Variant]]:
+        """Every candidate on one base, the `first` or another; those that were judged. Candidates that differ in
+        nothing that changes speed are a family: the first of it that holds the budget is enough."""
         tried: list[tuple[Job, Variant]] = []
         for candidate in self.settings.quantize.candidates:
             module, job = techniques.module("quantize", candidate), self._job(base, path, candidate)
@@ -145,7 +145,7 @@ class _Stage:
                 variant = self.judge.weigh(variant, job.target)
                 tried.append((job, variant))
             self.variants.append(variant)
-        self.tried += tried
+        return tried
 
     def _job(self, base: str, path: Path, candidate: Candidate) -> Job:
         module, options = techniques.module("quantize", candidate), techniques.complete("quantize", candidate)

@@ -129,7 +129,7 @@ class Workshop:
         return (self._finished(job) for job in jobs)
 
     def _finished(self, job: Job) -> Variant:
-        if not self._known:
+        if not self._known:  # the export was begun first
             found = self._process.finish()
             self._known[sha256_file(self._plain)] = PLAIN
             if isinstance(found, Made) and found.fingerprint:

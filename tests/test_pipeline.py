@@ -15,6 +15,7 @@ import sqlite3
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -69,11 +70,18 @@ def repro(root: Path, *flags: str) -> tuple[int, set[str], str]:
     return done.returncode, set(re.findall(r"^Running stage '(.+)':", done.stdout, re.M)), done.stdout
 
 
-def edit(root: Path, model: str, **changes: Any) -> None:
+@contextlib.contextmanager
+def edited(root: Path) -> Iterator[dict[str, Any]]:
+    """The models of params.yaml, written back as they are left."""
     path = root / "params.yaml"
     params = yaml.safe_load(path.read_text())
-    params["models"][model] |= changes
+    yield params["models"]
     path.write_text(yaml.safe_dump(params, sort_keys=False))
+
+
+def edit(root: Path, model: str, **changes: Any) -> None:
+    with edited(root) as models:
+        models[model] |= changes
 
 
 def published(root: Path) -> dict[str, Any]:
@@ -127,11 +135,8 @@ def test_a_second_run_computes_nothing_but_says_no_again(checkout: Path) -> None
 
 
 def test_once_the_failing_model_is_gone_the_verdict_is_yes(checkout: Path) -> None:
-    path = checkout / "params.yaml"
-    params = yaml.safe_load(path.read_text())
-    kept = params["models"].pop("branching")
-    params["models"]["other"] = {**kept, "build": "models.toy:net"}
-    path.write_text(yaml.safe_dump(params, sort_keys=False))
+    with edited(checkout) as models:
+        models["other"] = {**models.pop("branching"), "build": "models.toy:net"}
     code, ran, output = repro(checkout)
     assert code == 0, output
     assert not any(stage.endswith("@toy") for stage in ran)
@@ -154,10 +159,8 @@ def test_an_emptied_store_is_filled_again_and_nothing_is_computed(checkout: Path
 
 
 def test_another_cpu_measures_again_and_exports_nothing(checkout: Path) -> None:
-    path = checkout / "params.yaml"
-    params = yaml.safe_load(path.read_text())
-    del params["models"]["other"]  # one is enough from here on
-    path.write_text(yaml.safe_dump(params, sort_keys=False))
+    with edited(checkout) as models:
+        del models["other"]  # one is enough from here on
     host = checkout / "registry" / "hostinfo.py"
     text = host.read_text()
     host.write_text(re.sub(r"INSTRUCTION_SETS = \(.*?\)", 'INSTRUCTION_SETS = ("fpu",)', text, flags=re.S))
