@@ -29,7 +29,6 @@ from stages.measuring.contest import (
     Feed,
     Questions,
     Turn,
-    best_rounds,
     blank,
     figures,
     race,
@@ -62,7 +61,7 @@ QUICK = 10.0
 # Calls before the first turn of a screening or a trial.
 FEW_WARMUPS = 2
 # A race that tells too little goes on for so many times the rounds, or so many seconds in all.
-MORE_ROUNDS, MORE_SECONDS = 6, 15.0
+MORE_ROUNDS, MORE_SECONDS = 12, 30.0
 
 
 def benchmark(model: str, folder: Path) -> BenchmarkReport:
@@ -186,8 +185,8 @@ class _Bench:
         finalists: list[Contestant] = []
         for contestant in ranked:
             result = contestant.result
-            ratio = best_rounds(contestant, plain)
-            faster = {finalist.name: best_rounds(finalist, plain) for finalist in finalists}
+            ratio = contestant.ratio(plain).value
+            faster = {finalist.name: finalist.ratio(plain).value for finalist in finalists}
             out = why_out(ratio, faster, bench.finalists, deadline)
             if out:
                 result.status = "not attempted"
@@ -212,7 +211,7 @@ class _Bench:
     def _tuned(self, finalists: list[Contestant], feeds: Mapping[str, Feed], deadline: Deadline) -> list[Contestant]:
         """The best finalists with session options that help them, where any do."""
         plain, found = finalists[0], []
-        for finalist in sorted(finalists, key=lambda c: best_rounds(c, plain))[:TUNED]:
+        for finalist in sorted(finalists, key=lambda c: c.ratio(plain).value)[:TUNED]:
             if deadline.over:
                 break
             self._say(f"{finalist.result.runtime}: session options for {finalist.name}")
@@ -321,7 +320,7 @@ def _drift_words(latency: Latency) -> str:
     direction = "slower" if latency.drift > 0 else "faster"
     return (
         f"the machine became {abs(latency.drift):.0%} {direction} during the rounds at {latency.size}: ratios are of "
-        "paired rounds and hold, absolute latencies may not"
+        "the fastest rounds of each and hold, absolute latencies may not"
     )
 
 

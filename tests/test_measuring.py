@@ -127,8 +127,8 @@ def test_who_leaves_is_told_why_and_gives_its_process_back() -> None:
         (1.09, {}, 60, ""),  # may be the faster one for all that a few rounds tell
         (0.99, {}, 0, ""),  # one is judged in any case
         (0.6, {"int8": 0.5}, 60, ""),
-        (0.6, {"int8": 0.5}, 0, "1.67 times as fast as the plain export in its best round of screening; the search"),
-        (0.8, {"int8": 0.5}, 60, "in which int8 was 2.00 times as fast as the plain export in its best round"),
+        (0.6, {"int8": 0.5}, 0, "1.67 times as fast as the plain export in its best rounds of screening; the search"),
+        (0.8, {"int8": 0.5}, 60, "in which int8 was 2.00 times as fast as the plain export in its best rounds"),
         (0.6, {"int8": 0.5, "other": 0.55}, 60, "and 2 faster ones within the budget went on"),
     ],
 )
@@ -175,7 +175,7 @@ def test_sessions_are_made_anew_between_sittings_and_warm_up_again() -> None:
 
 
 @pytest.mark.parametrize(
-    ("session_ms", "call_ms", "rounds"), [(20, 1, 1), (40, 10, 2), (60, 15, 3), (20, 40, 4), (900, 1, 5)]
+    ("session_ms", "call_ms", "rounds"), [(20, 1, 1), (20, 5, 2), (20, 10, 3), (20, 15, 4), (900, 1, 5)]
 )
 def test_sessions_that_take_long_to_make_or_to_warm_up_last_longer(
     session_ms: float, call_ms: float, rounds: int
@@ -237,9 +237,9 @@ def test_on_cuda_it_is_the_providers_own_options_that_are_tried() -> None:
         ({"a": (0.8, 0.001), "b": (0.805, 0.001)}, True),  # narrow
         ({"a": (0.8, 0.1), "b": (0.82, 0.1)}, False),
         ({"a": (0.5, 0.1), "b": (0.8, 0.1)}, True),  # apart
-        ({"a": (0.5, 0.1), "b": (0.51, 0.001)}, False),
+        ({"a": (0.5, 0.1), "b": (0.45, 0.001)}, False),
         ({"a": (1.5, 0.1)}, True),  # the plain export is first, and far ahead
-        ({"a": (0.97, 0.1)}, False),
+        ({"a": (1.1, 0.1)}, False),
         ({}, True),
     ],
 )

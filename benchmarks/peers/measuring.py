@@ -32,6 +32,7 @@ from stages.parity.sizes import size_key, typical_sizes
 from stages.reference import reference_worker, split
 from stages.runtime.pool import CPU, Tensors, Worker
 from stages.settings import ModelParams
+from stages.statistics import undisturbed
 
 # Of the sizes that are typical for an architecture, those that are not among the figures wanted.
 LEFT_OUT = {"minilm": ({"batch": 8, "sequence": 16},)}
@@ -114,8 +115,8 @@ def fidelity_of_fastest(architecture: str, outcomes: Sequence[Outcome]) -> float
 
 
 def p50(contestant: Contestant) -> float:
-    """Geometric mean over sizes, in milliseconds."""
-    return float(np.exp(np.mean(np.log(list(contestant.p50_ms.values())))))
+    """Of the rounds that nobody disturbed; geometric mean over sizes, in milliseconds."""
+    return float(np.exp(np.mean([undisturbed(np.log(contestant.medians(size))) for size in contestant.rounds])))
 
 
 def questions_of(architecture: str, settings: ModelParams) -> tuple[Questions, float | None]:

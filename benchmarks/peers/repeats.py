@@ -49,7 +49,7 @@ def _key(choice: Winner) -> tuple[str, SessionOptions]:
 
 
 def _long_run(architecture: str, choices: list[Winner], rounds: int) -> dict[tuple[str, SessionOptions], float]:
-    """Geometric mean over sizes of the p50 in milliseconds, by variant and session options."""
+    """The p50 in milliseconds, by variant and session options."""
     settings = read().models[architecture]
     questions, reference_quality = measuring.questions_of(architecture, settings)
     feeds = measuring.feeds_of(architecture, settings)

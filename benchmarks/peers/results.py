@@ -10,7 +10,7 @@ ONWARD, EAGER = "onward", "PyTorch eager"
 
 
 class Speed(BaseModel):
-    """A ratio of latencies over paired rounds with its 95 % bootstrap interval: under 1 is faster."""
+    """A ratio of undisturbed latencies with its 95 % bootstrap interval: under 1 is faster."""
 
     value: float
     low: float

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from registry.vocabulary import Measurement, Ratio
 from stages import statistics
@@ -28,7 +27,7 @@ LONG_CALL = 50.0
 
 # Making sessions anew may take so large a share of the time that measuring takes, unless sessions would have to last
 # longer than so many rounds.
-RENEWING, RARELY = 0.5, 5
+RENEWING, RARELY = 0.25, 5
 
 # A race tells enough where each interval is so narrow, or where every other one begins so far behind the end of the
 # first one's: more rounds would change little then, and not who is first.
@@ -36,10 +35,6 @@ NARROW, APART = 1.03, 1.05
 
 # Seconds of calls, and two at least, after which nothing warms up any more that warms up in a race.
 WARM, WARM_CALLS = 0.1, 2
-
-
-# Per size, the log of a ratio of latencies for each round.
-Logs = dict[str, npt.NDArray[np.float64]]
 
 
 class Turn(NamedTuple):
@@ -88,23 +83,24 @@ class Contestant:
         self.result.reason = plain_words(reason)
 
     def ratios(self, plain: Contestant) -> dict[str, Ratio]:
-        """Latency over the plain export's in the rounds that both ran, per size and over `all` sizes."""
-        logs = self._logs(plain)
-        found = {size: statistics.ratio(values) for size, values in logs.items()}
-        if logs:
-            found["all"] = _over_all(logs)
-        return found
+        """Latency relative to the plain export's, both undisturbed, per size and over `all` sizes."""
+        pairs = self._pairs(plain)
+        found = {size: statistics.ratio([pair]) for size, pair in pairs.items()}
+        return found | {"all": statistics.ratio(list(pairs.values()))} if pairs else {}
 
     def ratio(self, plain: Contestant) -> Ratio:
-        """The same over all sizes alone."""
-        return _over_all(self._logs(plain))
+        """The same over all sizes alone; the plain export's own is 1, whether it has run or not."""
+        if self is plain:
+            return Ratio(value=1, low=1, high=1)
+        return statistics.ratio(list(self._pairs(plain).values()))
 
-    def _logs(self, plain: Contestant) -> Logs:
-        found = {}
-        for size, rounds in self.rounds.items():
-            count = min(len(rounds), len(plain.rounds[size]))
-            found[size] = statistics.log_ratios(rounds[:count], plain.rounds[size][:count])
-        return found
+    def _pairs(self, plain: Contestant) -> dict[str, tuple[statistics.Array, statistics.Array]]:
+        """Per size, the median latency of each round that both ran, its own and the plain export's."""
+        count = min((len(of.rounds[size]) for of in (self, plain) for size in self.rounds), default=0)
+        return {size: (self.medians(size)[:count], plain.medians(size)[:count]) for size in self.rounds}
+
+    def medians(self, size: str) -> statistics.Array:
+        return np.array([np.median(latencies) for latencies in self.rounds[size]])
 
 
 @dataclass(frozen=True)
@@ -137,25 +133,6 @@ class Questions:
             contestant.fail(failed)
         if not result.node_share.get(result.provider):
             contestant.fail(f"fell back to CPU: no node ran on {result.provider}")
-
-
-def _over_all(logs: Logs) -> Ratio:
-    return statistics.ratio(np.mean(list(logs.values()), axis=0))
-
-
-def best_rounds(contestant: Contestant, plain: Contestant) -> float:
-    """The ratio to the plain export of each one's fastest round, over all sizes.
-
-    A neighbour on the machine makes rounds slower and none faster: in the few rounds of a screening, the fastest says
-    most. No interval belongs to it, so that it ranks and proves nothing. The plain export's own is 1.
-    """
-    if contestant is plain:
-        return 1.0
-    logs = [
-        np.log(min(map(np.median, contestant.rounds[size]))) - np.log(min(map(np.median, plain.rounds[size])))
-        for size in contestant.rounds
-    ]
-    return float(np.exp(np.mean(logs)))
 
 
 def told(plain: Contestant, others: Iterable[Contestant]) -> bool:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from stages.measuring.contest import Contestant, Feed, Turn, best_rounds, race, sitting_of
+from stages.measuring.contest import Contestant, Feed, Turn, race, sitting_of
 from stages.measuring.samples import Samples
 
 # Rounds of a rung: of three, one is likely to be undisturbed, unless they are so short that a neighbour on the machine
@@ -75,17 +75,12 @@ def screen(
         rung += 1
         together, turns = [plain, *left], dict.fromkeys(feeds, turn)
         sitting = sitting_of([plain] * len(together), turns)  # nobody else has been loaded yet
-        begun = 0.0
-        for number in race(together, feeds, turns, MOST_ROUNDS, order, samples, "screening", sitting):
-            begun = begun or time.monotonic()  # all are loaded by now
-            long_enough = time.monotonic() - begun >= RUNG_SECONDS
-            if deadline.over or (long_enough and number + 1 >= ROUNDS_A_RUNG):
-                break
+        run_rung(together, feeds, turns, sitting, deadline, order, samples, "screening")
         left = [c for c in left if c.standing and c.rounds.keys() == feeds.keys()]
         for contestant in left:
             contestant.result.ratios = contestant.ratios(plain)
         by_name = {c.name: c for c in left}
-        speeds = {name: best_rounds(c, plain) for name, c in by_name.items()}
+        speeds = {name: c.result.ratios["all"].value for name, c in by_name.items()}
         kept = halve(speeds, keep)
         dropped = sorted((c for c in left if c.name not in kept), key=lambda c: speeds[c.name])
         for contestant in dropped:
@@ -97,6 +92,25 @@ def screen(
         if done or deadline.over:
             break
     return [*left, *out]
+
+
+def run_rung(
+    contestants: Sequence[Contestant],
+    feeds: Mapping[str, Feed],
+    turns: Mapping[str, Turn],
+    sitting: int,
+    deadline: Deadline,
+    order: random.Random,
+    samples: Samples,
+    scenario: str,
+) -> None:
+    """A few short rounds, which end with the one in which `deadline` is over."""
+    begun = 0.0
+    for number in race(contestants, feeds, turns, MOST_ROUNDS, order, samples, scenario, sitting):
+        begun = begun or time.monotonic()  # all are loaded by now
+        long_enough = time.monotonic() - begun >= RUNG_SECONDS
+        if deadline.over or (long_enough and number + 1 >= ROUNDS_A_RUNG):
+            break
 
 
 def why_out(ratio: float, finalists: Mapping[str, float], most: int, deadline: Deadline) -> str:
@@ -117,5 +131,5 @@ def why_out(ratio: float, finalists: Mapping[str, float], most: int, deadline: D
 def words(ratio: float) -> str:
     """A ratio of latencies in words."""
     if ratio <= 1:
-        return f"{1 / ratio:.2f} times as fast as the plain export in its best round"
-    return f"{ratio:.2f} times the plain export's latency in its best round"
+        return f"{1 / ratio:.2f} times as fast as the plain export in its best rounds"
+    return f"{ratio:.2f} times the plain export's latency in its best rounds"

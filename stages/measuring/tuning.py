@@ -12,16 +12,16 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from registry.session_options import CUDA, SessionOptions, usable_processors
 from registry.vocabulary import Measurement, Ratio
-from stages.measuring.contest import Contestant, Feed, Turn, best_rounds, race, sitting_of
+from stages.measuring.contest import Contestant, Feed, Turn, sitting_of
 from stages.measuring.samples import Samples
-from stages.measuring.screening import ROUNDS_A_RUNG, Deadline
+from stages.measuring.screening import Deadline, run_rung
 from stages.runtime.pool import Worker
 
 # An option that gains less than this alone is left as ONNX Runtime has it.
 HELPS = 0.97
 
-# After a rung of all, this many of the best options run so many rounds more: a gain of 3 % is not seen in two.
-PROMISING, MORE_ROUNDS = 4, 6
+# After a rung of all, this many of the best options run another one: a gain of 3 % is not seen in few rounds.
+PROMISING = 4
 
 Start = Callable[[Measurement], Worker]
 
@@ -76,19 +76,17 @@ def tune(
     default = _variation(finalist, finalist.name, SessionOptions(), start)
     alone = trials(finalist.result.provider, usable_processors())
     tried = [_variation(finalist, f"{finalist.name} ({options})", options, start) for options in alone]
-    left, sitting = tried, sitting_of([finalist] * len(tried), turns)
+    sitting, left = sitting_of([finalist] * len(tried), turns), tried
     try:
-        for rounds in (ROUNDS_A_RUNG, MORE_ROUNDS):
-            for _ in race([default, *left], feeds, turns, rounds, order, samples, "tuning", sitting):
-                if deadline.over:
-                    return None
-            if not default.standing:
+        for _ in range(2):
+            run_rung([default, *left], feeds, turns, sitting, deadline, order, samples, "tuning")
+            if deadline.over or not default.standing:
                 return None
-            left = sorted((c for c in left if c.standing), key=lambda c: best_rounds(c, default))[:PROMISING]
-            left = [contestant for contestant in left if best_rounds(contestant, default) < 1]
+            gains = {c: c.ratio(default) for c in left if c.standing}
+            left = sorted((c for c in gains if gains[c].value < 1), key=lambda c: gains[c].value)[:PROMISING]
             if not left:
                 return None
-        best = combine([(c.result.options, c.ratios(default)["all"]) for c in left if best_rounds(c, default) < HELPS])
+        best = combine([(c.result.options, gains[c]) for c in left])
     finally:
         for contestant in (default, *tried):
             contestant.worker.close()
