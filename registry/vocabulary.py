@@ -251,8 +251,8 @@ class Latency(Record):
 
 
 class Ratio(Record):
-    """Latency relative to the plain export's in the same rounds: under 1 is faster. `low` and `high` bound the
-    95 % bootstrap confidence interval."""
+    """Latency relative to the plain export's, each one's in its fastest rounds: under 1 is faster. `low` and `high`
+    bound the 95 % bootstrap confidence interval."""
 
     value: float
     low: float
