@@ -60,8 +60,6 @@ SHORT = 0.5
 QUICK = 10.0
 # Calls before the first turn of a screening or a trial.
 FEW_WARMUPS = 2
-# A race that tells too little goes on for so many times the rounds, or so many seconds in all.
-MORE_ROUNDS, MORE_SECONDS = 12, 30.0
 
 
 def benchmark(model: str, folder: Path) -> BenchmarkReport:
@@ -241,7 +239,7 @@ class _Bench:
             racing = race(of, self.feeds, lasting, count, self.order, self.samples, "single stream", sitting, after)
             for number in racing:
                 if number % 4 == 3:
-                    self._say(f"round {number + 1} of {bench.rounds}{' and more' if after else ''}")
+                    self._say(f"round {number + 1}" + ("" if after else f" of {bench.rounds}"))
                 yield
 
         for contestant in together:
@@ -252,8 +250,9 @@ class _Bench:
         for _ in rounds(together, bench.rounds):
             pass
         if not told(plain, finalists):
-            for _ in rounds(variants, (MORE_ROUNDS - 1) * bench.rounds, after=bench.rounds):
-                if time.monotonic() - begun > MORE_SECONDS or told(plain, finalists):
+            self._say(f"intervals are wide: more rounds of the variants, {bench.race_seconds:g} s in all at most")
+            for _ in rounds(variants, sys.maxsize, after=bench.rounds):
+                if time.monotonic() - begun > bench.race_seconds or told(plain, finalists):
                     break
 
     def _scenarios(self, contestants: list[Contestant]) -> None:

@@ -208,11 +208,14 @@ class Quantize(Section):
 
 class Benchmark(Section):
     """`search_seconds` is what screening and tuning may take, per runtime; `finalists` how many variants are measured
-    in full beside the plain export; `callers` how many threads call at once. torch.compile takes half a minute."""
+    in full beside the plain export; `rounds` how many rounds they race at least, and `race_seconds` until when
+    a race goes on for more of them while intervals are wide; `callers` how many threads call at once. torch.compile
+    takes half a minute."""
 
     search_seconds: Seconds = 120
     finalists: Positive = 3
     rounds: Annotated[int, Field(ge=3)] = 10
+    race_seconds: Seconds = 30
     round_seconds: Seconds = 0.04
     warmup_runs: Positive = 10
     callers: list[Positive] = [1, 2, 4]

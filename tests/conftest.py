@@ -30,7 +30,10 @@ for name in [name for name in os.environ if name.startswith(("MLFLOW_", "DVC_", 
 
 
 # The files that take minutes, longest first: two workers that begin with these end together.
-LONGEST = ("test_pipeline", "test_docs", "test_corpus", "test_runtimes", "test_verify", "test_stages", "test_servers")
+LONGEST = (
+    "test_pipeline", "test_docs", "test_benchmarks", "test_corpus", "test_release", "test_servers", "test_bench",
+    "test_runtimes", "test_verify", "test_stages",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -74,13 +74,17 @@ def test_the_bench_measures_the_best_keeps_every_call_and_tells_each_other_why_n
 
 
 def test_a_search_without_time_still_judges_one_variant_and_says_that_it_was_cut_short(project: Path) -> None:
-    settings = {**toy_params()["models"]["toy"]["benchmark"], "search_seconds": 0.001, "torch_compile": True}
-    write_project(project, WIDE, many_rows(benchmark=settings))
+    hurry = {"search_seconds": 0.001, "race_seconds": 0.001, "torch_compile": True}
+    write_project(project, WIDE, many_rows(benchmark=toy_params()["models"]["toy"]["benchmark"] | hurry))
     report, chosen = measured()
     assert report.passed, report.reason
     assert any("benchmark.search_seconds" in finding for finding in report.findings)
     assert not any(m.graph for m in report.measurements)
     assert chosen.passed
+    raced = parquet.read_table(
+        project / "build/toy/benchmark/samples.parquet", filters=[("scenario", "==", "single stream")]
+    )
+    assert set(range(3)) <= set(raced["round"].to_pylist()) <= set(range(4))
 
     assert report.compiled is not None
     assert report.compiled.provider == "torch.compile"

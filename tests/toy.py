@@ -62,7 +62,7 @@ def toy_params(**changes: Any) -> dict[str, Any]:
         "inputs": {"x": {"shape": ["batch", 6]}},
         "outputs": {"y": {"shape": ["batch", 3]}},
         "dims": {"batch": {"max": 16, "typical": [1, 4]}},
-        "benchmark": {"rounds": 3, "round_seconds": 0.01, "warmup_runs": 2},
+        "benchmark": {"rounds": 3, "round_seconds": 0.01, "race_seconds": 2, "warmup_runs": 2},
     }
     model |= changes
     return {"models": {"toy": {key: value for key, value in model.items() if value is not None}}}
