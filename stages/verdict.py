@@ -32,7 +32,7 @@ def main() -> None:
         failures += [f"{model}: {report.stage}: {report.reason}" for report in evidence.failures()]
     width = None if sys.stdout.isatty() else 120
     Console(width=width).print(table)
-    print("x plain, x PyTorch: how many times as fast at p50, over all typical sizes, measured on this machine.")
+    print("x plain, x PyTorch: how many times as fast over all typical sizes on this machine, when it is undisturbed.")
     for runtime, reason in absent.items():
         print(f"not measured: {runtime}: {reason}")
     for failure in failures:

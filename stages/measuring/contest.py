@@ -100,6 +100,7 @@ class Contestant:
         return {size: (self.medians(size)[:count], plain.medians(size)[:count]) for size in self.rounds}
 
     def medians(self, size: str) -> statistics.Array:
+        """The median latency of each round, in milliseconds: shape (rounds,)."""
         return np.array([np.median(latencies) for latencies in self.rounds[size]])
 
 
