@@ -9,10 +9,11 @@ int8 bytes compute different numbers on other CPUs.
 
 from __future__ import annotations
 
+import itertools
 import random
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -183,9 +184,8 @@ class _Bench:
         finalists: list[Contestant] = []
         for contestant in ranked:
             result = contestant.result
-            ratio = contestant.ratio(plain).value
-            faster = {finalist.name: finalist.ratio(plain).value for finalist in finalists}
-            out = why_out(ratio, faster, bench.finalists, deadline)
+            faster = {finalist.name: finalist.result.ratios["all"].value for finalist in finalists}
+            out = why_out(result.ratios["all"].value, faster, bench.finalists, deadline)
             if out:
                 result.status = "not attempted"
                 result.reason = result.reason or out
@@ -235,11 +235,10 @@ class _Bench:
         lasting = turns_of({**calls, **plain.p50_ms}, self.feeds, bench.round_seconds, bench.warmup_runs)
         sitting = sitting_of(together, lasting)
 
-        def rounds(of: list[Contestant], count: int, after: int = 0) -> Iterator[None]:
-            racing = race(of, self.feeds, lasting, count, self.order, self.samples, "single stream", sitting, after)
-            for number in racing:
+        def raced(of: list[Contestant], rounds: Iterable[int]) -> Iterator[None]:
+            for number in race(of, self.feeds, lasting, rounds, self.order, self.samples, "single stream", sitting):
                 if number % 4 == 3:
-                    self._say(f"round {number + 1}" + ("" if after else f" of {bench.rounds}"))
+                    self._say(f"round {number + 1}, of {bench.rounds} at least")
                 yield
 
         for contestant in together:
@@ -247,11 +246,11 @@ class _Bench:
             contestant.warmups.clear()
         self._say(f"{plain.result.runtime}: {bench.rounds} rounds of {', '.join(c.name for c in together)}")
         begun = time.monotonic()
-        for _ in rounds(together, bench.rounds):
+        for _ in raced(together, range(bench.rounds)):
             pass
         if not told(plain, finalists):
             self._say(f"intervals are wide: more rounds of the variants, {bench.race_seconds:g} s in all at most")
-            for _ in rounds(variants, sys.maxsize, after=bench.rounds):
+            for _ in raced(variants, itertools.count(bench.rounds)):
                 if time.monotonic() - begun > bench.race_seconds or told(plain, finalists):
                     break
 

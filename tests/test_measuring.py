@@ -153,7 +153,7 @@ def test_in_every_round_each_contestant_runs_once_a_size_in_another_order() -> N
     contestants = field([1.0, 1.0, 1.0], calls)
     samples = Samples()
     lasting = dict.fromkeys(FEEDS, Turn(0.01, 3))
-    assert list(race(contestants, FEEDS, lasting, 4, random.Random(0), samples, "single stream")) == [0, 1, 2, 3]
+    assert list(race(contestants, FEEDS, lasting, range(4), random.Random(0), samples, "single stream")) == [0, 1, 2, 3]
     loaded = [f"v{number} {what}" for what in ("spawned", "loaded") for number in range(3)]
     assert calls[:6] == loaded  # a process that starts takes the processor from the one that is measured
     rounds = [calls[start : start + 6] for start in range(6, 30, 6)]
@@ -167,7 +167,7 @@ def test_sessions_are_made_anew_between_sittings_and_warm_up_again() -> None:
     plain, original = field([1.0, 1.0], calls)
     plain.result.files = [FileDigest(path="plain.onnx", sha256="0" * 64, size_bytes=1)]
     lasting = dict.fromkeys(FEEDS, Turn(0.01, 10))
-    for _ in race([plain, original], FEEDS, lasting, 5, random.Random(0), Samples(), "single stream", sitting=2):
+    for _ in race([plain, original], FEEDS, lasting, range(5), random.Random(0), Samples(), "single stream", sitting=2):
         pass
     assert [call for call in calls if "renewed" in call] == ["v0 renewed"] * 2  # after the second and fourth round
     assert plain.warmups["b1"] == 10 + 1 + WARM_CALLS + 1 + WARM_CALLS
@@ -201,7 +201,9 @@ def test_turns_are_of_enough_calls_but_short_where_calls_are_long() -> None:
 
 def test_long_calls_are_not_warmed_up_again() -> None:
     contestants = field([1.0, 100.0], [])
-    for _ in race(contestants, FEEDS, dict.fromkeys(FEEDS, Turn(0.01, 3)), 4, random.Random(0), Samples(), "single"):
+    for _ in race(
+        contestants, FEEDS, dict.fromkeys(FEEDS, Turn(0.01, 3)), range(4), random.Random(0), Samples(), "single"
+    ):
         pass
     assert [contestant.warmups["b1"] for contestant in contestants] == [3 + 3, 3]
 

@@ -65,12 +65,12 @@ def measure(architecture: str, outcomes: Sequence[Outcome], rounds: int) -> Resu
         order, kept = random.Random(settings.seed), Samples()
         standing = [contestant for contestant in contestants.values() if contestant.standing]
         least = dict.fromkeys(feeds, Turn(TURN_SECONDS / 4, WARMUP))
-        for _ in race(standing, feeds, least, 1, order, kept, "warm-up"):
+        for _ in race(standing, feeds, least, range(1), order, kept, "warm-up"):
             pass
         lasting = turns_of(plain.p50_ms, feeds, TURN_SECONDS, 1)
         for contestant in standing:
             contestant.rounds.clear()
-        for number in race(standing, feeds, lasting, rounds, order, kept, "single stream", sitting=1):
+        for number in race(standing, feeds, lasting, range(rounds), order, kept, "single stream", sitting=1):
             print(f"{architecture}: round {number + 1} of {rounds}", file=sys.stderr, flush=True)
         entries = [
             _entry(name, contestant, contestants, settings, reference_quality, feeds)
@@ -108,13 +108,13 @@ def fidelity_of_fastest(architecture: str, outcomes: Sequence[Outcome]) -> float
         for contestant in peers:
             questions.judge(contestant)
         lasting = dict.fromkeys(feeds, Turn(TURN_SECONDS, WARMUP))
-        for _ in race(peers, feeds, lasting, FEW_ROUNDS, random.Random(0), Samples(), "peers alone"):
+        for _ in race(peers, feeds, lasting, range(FEW_ROUNDS), random.Random(0), Samples(), "peers alone"):
             pass
-        fastest = min((c for c in peers if c.standing), key=p50, default=None)
+        fastest = min((c for c in peers if c.standing), key=undisturbed_p50, default=None)
         return None if fastest is None else fastest.result.cosine
 
 
-def p50(contestant: Contestant) -> float:
+def undisturbed_p50(contestant: Contestant) -> float:
     """Of the rounds that nobody disturbed; geometric mean over sizes, in milliseconds."""
     return float(np.exp(np.mean([undisturbed(np.log(contestant.medians(size))) for size in contestant.rounds])))
 

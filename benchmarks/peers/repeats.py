@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from benchmarks.peers import measuring, pipeline
-from benchmarks.peers.measuring import p50
+from benchmarks.peers.measuring import undisturbed_p50
 from benchmarks.peers.results import Repeat
 from registry.evidence import BenchmarkReport, SelectReport, load
 from registry.session_options import SessionOptions
@@ -73,7 +73,7 @@ def _long_run(architecture: str, choices: list[Winner], rounds: int) -> dict[tup
             else:
                 worker.close()
         lasting = dict.fromkeys(feeds, Turn(TURN_SECONDS, WARMUP))
-        for number in race(able, feeds, lasting, rounds, random.Random(0), Samples(), "long run", sitting=1):
+        for number in race(able, feeds, lasting, range(rounds), random.Random(0), Samples(), "long run", sitting=1):
             if number % 10 == 9:
                 print(f"{architecture}: long run, round {number + 1} of {rounds}", file=sys.stderr, flush=True)
-        return {(c.result.variant, c.result.options): p50(c) for c in able if c.standing}
+        return {(c.result.variant, c.result.options): undisturbed_p50(c) for c in able if c.standing}

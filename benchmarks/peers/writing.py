@@ -14,12 +14,11 @@ def report(measured: Measured) -> str:
     lines = ["# Onward against its peers", ""]
     lines += [_machine(measured), ""]
     lines += [
-        "Made by `python -m benchmarks.against_peers`. Latencies are medians in milliseconds, of all calls. Ratios are"
+        "Made by `python -m benchmarks.against_peers`. Latencies are medians in milliseconds, of all calls. Ratios are",
+        "of the medians in the fastest quarter of each one's rounds, which nobody else on the machine disturbed, with",
+        "95 % bootstrap intervals; under 1 is faster.",
+        "",
     ]
-    lines += [
-        "of the medians in the fastest quarter of each one's rounds, which nobody else on the machine disturbed, with"
-    ]
-    lines += ["95 % bootstrap intervals; under 1 is faster.", ""]
     lines += ["## Figures", "", "| figure | wanted | measured | holds? |", "|---|---|---|---|"]
     lines += [_row(row) for row in rows(measured)]
     lines += ["", "## Architectures", "", *_overview(measured)]

@@ -152,20 +152,20 @@ def race(
     contestants: Sequence[Contestant],
     feeds: Mapping[str, Feed],
     turns: Mapping[str, Turn],
-    rounds: int,
+    rounds: Iterable[int],
     order: random.Random,
     samples: Samples,
     scenario: str,
     sitting: int = 0,
-    after: int = 0,
 ) -> Iterable[int]:
-    """Time contestants in rounds, in random order at each size in turn, as long as `turns` says of that size.
+    """Time contestants in `rounds` of these numbers, in random order at each size in turn, as long as `turns` says of
+    that size.
 
     All are loaded before the first is timed: a process that starts takes the processor from the one that is measured.
     The first turn of each is preceded by calls that warm up, each later one by one, unless calls are so long that
     waking up is nothing in them. After `sitting` rounds (0: never) every graph has its session made anew: where its
     memory comes to lie makes some per cent of its speed, and that luck is not the graph's. Who fails leaves the race.
-    Yields the number of each round that is over, so that the caller can say so or stop; the first one's is `after`.
+    Yields the number of each round that is over, so that the caller can say so or stop.
     """
     standing = [contestant for contestant in contestants if contestant.standing]
     for contestant in standing:
@@ -175,7 +175,7 @@ def race(
             contestant.worker.start()
         except WorkerFailure as failure:
             contestant.fail(failure.reason)
-    for number in range(after, after + rounds):
+    for number in rounds:
         renewed = bool(sitting and number and number % sitting == 0)
         if renewed:
             for contestant in contestants:

@@ -70,12 +70,12 @@ def screen(
     """
     left: list[Contestant] = [c for c in contestants if c.standing]
     out: list[Contestant] = []
+    turns = dict.fromkeys(feeds, turn)
     rung = 0
     while left:
         rung += 1
-        together, turns = [plain, *left], dict.fromkeys(feeds, turn)
-        sitting = sitting_of([plain] * len(together), turns)  # nobody else has been loaded yet
-        run_rung(together, feeds, turns, sitting, deadline, order, samples, "screening")
+        sitting = sitting_of([plain], turns)  # nobody else has been loaded yet
+        run_rung([plain, *left], feeds, turns, sitting, deadline, order, samples, "screening")
         left = [c for c in left if c.standing and c.rounds.keys() == feeds.keys()]
         for contestant in left:
             contestant.result.ratios = contestant.ratios(plain)
@@ -106,7 +106,7 @@ def run_rung(
 ) -> None:
     """A few short rounds, which end with the one in which `deadline` is over."""
     begun = 0.0
-    for number in race(contestants, feeds, turns, MOST_ROUNDS, order, samples, scenario, sitting):
+    for number in race(contestants, feeds, turns, range(MOST_ROUNDS), order, samples, scenario, sitting):
         begun = begun or time.monotonic()  # all are loaded by now
         long_enough = time.monotonic() - begun >= RUNG_SECONDS
         if deadline.over or (long_enough and number + 1 >= ROUNDS_A_RUNG):

@@ -76,7 +76,7 @@ def tune(
     default = _variation(finalist, finalist.name, SessionOptions(), start)
     alone = trials(finalist.result.provider, usable_processors())
     tried = [_variation(finalist, f"{finalist.name} ({options})", options, start) for options in alone]
-    sitting, left = sitting_of([finalist] * len(tried), turns), tried
+    sitting, left = sitting_of([finalist], turns), tried
     try:
         for _ in range(2):
             run_rung([default, *left], feeds, turns, sitting, deadline, order, samples, "tuning")
