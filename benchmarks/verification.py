@@ -105,14 +105,14 @@ def _export(settings: ModelParams, weights: Path, target: Path) -> None:
     from safetensors.torch import save_file
 
     save_file(twelve().state_dict(), weights)
-    exporters.write("dynamo", settings, weights, target)
+    exporters.write("dynamo", settings, weights, target, exporters.example(settings))
 
 
 def _against_torch(*arguments: Any) -> Any:
     from stages.parity.localize_torch import against_torch
 
     settings, weights, target, case = arguments
-    return against_torch(settings, weights, target, "dynamo", case)
+    return against_torch(settings, weights, target, "dynamo", case, exporters.example(settings))
 
 
 def _spoil(path: Path) -> None:

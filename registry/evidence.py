@@ -80,7 +80,7 @@ class ExportReport(Report):
 
 class VerifyReport(Report):
     """`evaluated` are the cases on which an ONNX file from elsewhere was held to ONNX's own reference evaluator, and
-    `evaluator` says why there are none, where there are none."""
+    `evaluator` says why there are none, where there are none. `findings` are what limits the proof."""
 
     stage: Literal["verify"] = "verify"
     reference: str = ""
@@ -91,6 +91,7 @@ class VerifyReport(Report):
     parting: Parting | None = None
     evaluator: str = ""
     evaluated: list[CaseResult] = []
+    findings: list[str] = []
 
 
 class OptimizeReport(Report):

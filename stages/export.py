@@ -14,10 +14,10 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import onnx
 
@@ -30,13 +30,18 @@ from registry.vocabulary import GraphInfo, Rung
 from stages import command, exporters, paths, pitfalls
 from stages.params import section
 from stages.parity import graphs
-from stages.parity.answers import cases
+from stages.parity.answers import cases, real_example, real_inputs
 from stages.parity.check import answers, check, misdeclared, recall, record, sentence
 from stages.reference import trained_file
 from stages.reports import blocked
 from stages.runtime import isolate
 from stages.runtime.pool import Tensors, Worker, WorkerFailure
 from stages.settings import ModelParams, Tolerance, Verify
+
+if TYPE_CHECKING:
+    from stages.runtime.original import Original
+
+T = TypeVar("T")
 
 # The exporter's own minutes are few; a hang is a verdict on the model.
 TIMEOUT = 1800.0
@@ -147,28 +152,38 @@ def _export(
     model: str, settings: ModelParams, strategy: str, weights: Path, target: Path, answered: Path | None
 ) -> list[str]:
     """In a process of its own: export, and ask the module what it answers to every case, unless that is known."""
-    caught = exporters.write(strategy, settings, weights, target)
+    caught = exporters.write(strategy, settings, weights, target, real_example(model, settings))
     if answered is not None and not answered.exists():
         from stages.runtime.original import Original
 
         assert settings.build is not None
         original = Original(settings.build, weights, list(settings.inputs), list(settings.outputs))
-        record(answers(_InProcess(original), cases(model, settings, Verify())), answered)
+        asked = answers(_InProcess(original), cases(model, settings, Verify()), real_inputs(model, settings))
+        record(asked, answered)
     return caught
 
 
 class _InProcess:
     """A module in this process, whose errors are verdicts, as those of a worker are."""
 
-    def __init__(self, original: Any) -> None:
+    def __init__(self, original: Original) -> None:
         self.original = original
 
+    def run(self, inputs: Tensors) -> dict[str, Any]:
+        return self._asked(self.original.run, inputs)
+
     def answer(self, inputs: Tensors) -> tuple[dict[str, Any], dict[str, Any]]:
+        return self._asked(self.original.answer, inputs)
+
+    def shake(self, seed: int | None) -> bool:
+        self.original.shake(seed)
+        return True
+
+    def _asked(self, ask: Callable[[Tensors], T], inputs: Tensors) -> T:
         try:
-            outputs, truth = self.original.answer(inputs)
+            return ask(inputs)
         except Exception as error:  # whatever the team's own module raises
             raise WorkerFailure("error", f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}") from error
-        return outputs, truth
 
 
 class _Unsound(Exception):
@@ -207,6 +222,12 @@ def finish(model: str, settings: ModelParams, path: Path, weights: str) -> None:
         "onward.outputs": json.dumps({name: spec.model_dump() for name, spec in settings.outputs.items()}),
         "onward.weights_sha256": weights,
     }
+    by_name = {value.name: value for value in graph.graph.input}
+    if settings.is_torch and set(by_name) >= set(settings.inputs):  # forward() may take them in another order
+        rest = [value for name, value in by_name.items() if name not in settings.inputs]
+        ordered = [*(by_name[name] for name in settings.inputs), *rest]
+        graph.graph.ClearField("input")
+        graph.graph.input.extend(ordered)
     kept = [entry for entry in graph.metadata_props if entry.key not in about]
     del graph.metadata_props[:]
     graph.metadata_props.extend(kept)

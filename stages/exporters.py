@@ -22,7 +22,7 @@ from registry import onnx_file
 from registry.errors import UsageError
 from stages import paths
 from stages.params import resolve
-from stages.parity.cases import Source
+from stages.parity.cases import Source, Tensors
 from stages.parity.sizes import example_sizes
 from stages.runtime.module import load_module
 from stages.settings import ModelParams
@@ -41,13 +41,14 @@ HOW = {
 TORCHSCRIPT_OPSET = 20
 
 
-def write(strategy: str, settings: ModelParams, weights: Path, target: Path) -> list[str]:
-    """Export in this process to `target`; returns the exporter's warnings."""
+def write(strategy: str, settings: ModelParams, weights: Path, target: Path, real: Tensors) -> list[str]:
+    """Export in this process to `target`; returns the exporter's warnings. `real` are real inputs of the sizes of
+    `example`."""
     assert settings.build is not None
     module = load_module(settings.build, weights)
     with gathered_warnings(settings.export.verbose) as caught:
         if strategy in ("dynamo", "dynamo-auto"):
-            program = dynamo(strategy, settings, module)
+            program = dynamo(strategy, settings, module, real)
             _free_names(program.model, settings)
             program.save(
                 target,
@@ -55,7 +56,7 @@ def write(strategy: str, settings: ModelParams, weights: Path, target: Path) -> 
                 external_data=weights.stat().st_size > onnx_file.EXTERNAL_DATA_BYTES,
             )
         else:
-            _torchscript(strategy, settings, module, target)
+            _torchscript(strategy, settings, module, target, real)
     return caught
 
 
@@ -66,20 +67,20 @@ def example(settings: ModelParams) -> dict[str, Any]:
     return Source(settings.inputs, custom).tensors(example_sizes(settings.dims), rng)
 
 
-def dynamo(strategy: str, settings: ModelParams, module: torch.nn.Module) -> Any:
+def dynamo(strategy: str, settings: ModelParams, module: torch.nn.Module, real: Tensors) -> Any:
     """The ONNXProgram of torch.onnx.export; `exported_program` in it is the graph that was translated."""
     import torch
 
-    given = example(settings)
+    made, names, given = as_exported(settings, module, real)
     with torch.no_grad():
         program = torch.onnx.export(
-            module,
-            tuple(torch.from_numpy(given[name]) for name in settings.inputs),
+            made,
+            tuple(given[name] for name in names),
             dynamo=True,
             opset_version=settings.export.opset,
-            input_names=list(settings.inputs),
+            input_names=names,
             output_names=list(settings.outputs),
-            dynamic_shapes=_dynamic_shapes(settings, module, automatic=strategy == "dynamo-auto"),
+            dynamic_shapes=_dynamic_shapes(settings, made, names, automatic=strategy == "dynamo-auto"),
             custom_translation_table=_translations(settings),
             optimize=settings.export.constant_folding,
             verbose=settings.export.verbose,
@@ -88,7 +89,29 @@ def dynamo(strategy: str, settings: ModelParams, module: torch.nn.Module) -> Any
     return program
 
 
-def _dynamic_shapes(settings: ModelParams, module: torch.nn.Module, automatic: bool) -> tuple[Any, ...]:
+def as_exported(
+    settings: ModelParams, module: torch.nn.Module, real: Tensors
+) -> tuple[torch.nn.Module, list[str], dict[str, torch.Tensor]]:
+    """The module as exporters take it, the names of its inputs in that order, and an example of each: made up from
+    params.yaml, or the `real` one where the module refuses that."""
+    import torch
+
+    from stages.runtime.signature import Mismatch, exportable
+
+    names = list(settings.inputs), list(settings.outputs)
+    given = {name: torch.from_numpy(value) for name, value in example(settings).items()}
+    try:
+        return *exportable(module, *names, given), given
+    except Mismatch:
+        raise
+    except Exception:  # whatever the team's own module says to values that params.yaml allows
+        given = {name: torch.from_numpy(np.ascontiguousarray(real[name])) for name in settings.inputs}
+        return *exportable(module, *names, given), given
+
+
+def _dynamic_shapes(
+    settings: ModelParams, module: torch.nn.Module, names: list[str], automatic: bool
+) -> tuple[Any, ...]:
     """The dynamic axes of each argument, in the structure of forward()'s signature: what `*args` takes is one tuple."""
     import torch
 
@@ -99,7 +122,7 @@ def _dynamic_shapes(settings: ModelParams, module: torch.nn.Module, automatic: b
     }
     axes = tuple(
         {axis: dims[size] for axis, size in enumerate(spec.shape) if isinstance(size, str) and size in dims}
-        for spec in settings.inputs.values()
+        for spec in (settings.inputs[name] for name in names)
     )
     kinds = [parameter.kind for parameter in inspect.signature(module.forward).parameters.values()]
     if inspect.Parameter.VAR_POSITIONAL not in kinds:
@@ -125,23 +148,23 @@ def _translations(settings: ModelParams) -> dict[Any, Any] | None:
     return dict(table)
 
 
-def _torchscript(strategy: str, settings: ModelParams, module: torch.nn.Module, target: Path) -> None:
+def _torchscript(strategy: str, settings: ModelParams, module: torch.nn.Module, target: Path, real: Tensors) -> None:
     import torch
 
-    given = example(settings)
-    arguments = tuple(torch.from_numpy(given[name]) for name in settings.inputs)
+    made, names, given = as_exported(settings, module, real)
+    arguments = tuple(given[name] for name in names)
     varying = {name for name, dim in settings.dims.items() if dim.max > dim.min}
     shapes = {name: spec.shape for name, spec in settings.inputs.items()}
     shapes |= {name: spec.shape for name, spec in settings.outputs.items()}
     axes = {name: {axis: size for axis, size in enumerate(shape) if size in varying} for name, shape in shapes.items()}
     with torch.no_grad():
         torch.onnx.export(
-            torch.jit.script(module) if strategy == "script" else module,
+            torch.jit.script(made) if strategy == "script" else made,
             arguments,
             target,
             dynamo=False,
             opset_version=min(settings.export.opset, TORCHSCRIPT_OPSET),
-            input_names=list(settings.inputs),
+            input_names=names,
             output_names=list(settings.outputs),
             dynamic_axes={name: found for name, found in axes.items() if found},
             do_constant_folding=settings.export.constant_folding,

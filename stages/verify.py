@@ -16,9 +16,9 @@ from registry.vocabulary import CaseResult, Parting
 from stages import command, exporters, paths, pitfalls
 from stages.params import section
 from stages.parity import localize
-from stages.parity.answers import cases
+from stages.parity.answers import cases, real_example, real_inputs
 from stages.parity.cases import Case, find
-from stages.parity.check import Expected, answers, check, compare_outputs, misdeclared, record, sentence
+from stages.parity.check import Expected, answers, check, compare_outputs, findings, misdeclared, record, sentence
 from stages.parity.evaluate import batch_size, outputs_over
 from stages.reference import reference_worker, split, trained_file
 from stages.reports import blocked
@@ -50,7 +50,9 @@ def verify(model: str, folder: Path) -> VerifyReport:
         try:
             reference.start()
             report.reason = _unsteady(reference, next(cases(model, settings, settings.verify)), settings)
-            expected = answers(reference, cases(model, settings, settings.verify))
+            asked = cases(model, settings, settings.verify)
+            expected = answers(reference, asked, real_inputs(model, settings))
+            report.findings = findings(expected)
             report.reason = report.reason or misdeclared(expected, settings.outputs)
             wanted = outputs_over(reference.run, settings, split(model, "evaluation"), batch_size(settings))
         except WorkerFailure as failure:
@@ -85,7 +87,7 @@ def again(model: str, name: str) -> bool:
     settings = section(model, "verify")
     case = find(cases(model, settings, settings.verify), name)
     with reference_worker(model, settings) as reference:
-        expected = answers(reference, [case])
+        expected = answers(reference, [case], real_inputs(model, settings))
     with _candidate(model, settings) as candidate:
         result: CaseResult = check(candidate, expected, settings.tolerance)[0]
     print(result.model_dump_json(indent=2))
@@ -121,8 +123,9 @@ def _parting(model: str, settings: ModelParams, expected: list[Expected], result
     report = load(ExportReport, paths.build(model, "export") / "report.json")
     strategy = next((name for name, how in exporters.HOW.items() if how == report.how), "trace")
     weights, plain = trained_file(model, settings), paths.build(model, "export") / "model.onnx"
+    real = real_example(model, settings)
     try:
-        return isolate.call(LOCALIZE_SECONDS, _against_torch, settings, weights, plain, strategy, worst.case)
+        return isolate.call(LOCALIZE_SECONDS, _against_torch, settings, weights, plain, strategy, worst.case, real)
     except WorkerFailure as failure:
         return Parting(case=worst.case.name, reason=f"where they part could not be found: {failure.reason[:300]}")
 

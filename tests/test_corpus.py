@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from stages import paths
 from stages.export import _attempt, _export, _ladder, _sound, _Unsound
+from stages.exporters import example
 from stages.parity import localize
 from stages.parity.answers import cases
 from stages.parity.cases import draw
@@ -144,7 +145,9 @@ def test_the_report_names_the_node_the_module_and_the_line_where_they_part(
     with Worker.onnx(path, name) as worker:
         worst = localize.pick(expected, check(worker, expected, Tolerance()))
     assert worst is not None
-    found = isolate.call(120, against_torch, settings, weights / "model.safetensors", path, "dynamo", worst.case)
+    found = isolate.call(
+        120, against_torch, settings, weights / "model.safetensors", path, "dynamo", worst.case, example(settings)
+    )
     assert found.operator.startswith(operator)
     assert found.module == module
     assert source in found.source

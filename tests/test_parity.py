@@ -12,8 +12,8 @@ from hypothesis.extra import numpy as hnp
 
 from registry.errors import UsageError
 from registry.fidelity import agreement
-from stages.parity.cases import Case, all_cases, draw, find
-from stages.parity.check import Expected, answers, recall, record
+from stages.parity.cases import Case, all_cases, draw, find, resized
+from stages.parity.check import Expected, answers, findings, recall, record
 from stages.parity.compare import compare
 from stages.parity.sizes import corner_sizes, example_sizes, is_prime, prime_sizes, size_key, typical_sizes
 from stages.runtime.pool import WorkerFailure
@@ -169,10 +169,71 @@ def test_a_case_does_not_depend_on_those_before_it() -> None:
         assert np.array_equal(few[name].inputs["x"], many[name].inputs["x"], equal_nan=True)
 
 
-def test_an_answer_that_hangs_on_a_millionth_is_one_to_which_nobody_is_held() -> None:
-    class Order:
+class Function:
+    """A reference that is a function of its inputs, in float32 alone and with no weights to move."""
+
+    def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {"y": inputs["x"]}
+
+    def answer(self, inputs: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        return self.run(inputs), {}
+
+    def shake(self, seed: int | None) -> bool:
+        return True
+
+
+def test_the_spread_of_an_answer_is_what_an_ulp_of_its_inputs_changes() -> None:
+    class Cancelling(Function):
+        def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+            large = inputs["x"] * np.float32(1e4)
+            return {"y": np.stack([(large + np.float32(0.1)) - large, inputs["x"]])}
+
+    made = [case for case in all_cases({"x": INPUTS["x"]}, BATCH, 1, 0) if case.name.startswith("normal")]
+    item = answers(Cancelling(), made)[0]
+    cancelled, plain = item.spread["y"]
+    assert cancelled.max() > 1e-4
+    assert plain.max() < 1e-6
+
+
+def test_a_float64_reference_that_rounding_cannot_explain_is_thrown_away_and_reported() -> None:
+    class Other(Function):
         def answer(self, inputs: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-            return {"y": np.argsort(inputs["x"], axis=1), "z": inputs["x"] * 2}, {}
+            return self.run(inputs), {"y": inputs["x"].astype(np.float64) + 3}
+
+    made = [case for case in all_cases({"x": INPUTS["x"]}, BATCH, 1, 0) if case.name.startswith("normal")]
+    expected = answers(Other(), made)
+    assert all(item.truth == {} for item in expected)
+    assert (
+        "the float64 reference of y was not used in 2 of 2 cases: it differs from float32 by up to 3"
+        in (findings(expected)[0])
+    )
+
+
+def test_made_up_values_that_the_original_refuses_are_probes_and_sizes_that_it_refuses_are_not() -> None:
+    class Category(Function):
+        """A table of the integers 0 to 3, and no more than four rows."""
+
+        def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+            if not np.isin(inputs["x"], range(4)).all() or len(inputs["x"]) > 4:
+                raise WorkerFailure("error", "no such category, or too many rows")
+            return {"y": inputs["x"]}
+
+    samples = {"x": np.random.default_rng(0).integers(0, 4, (6, 4)).astype(np.float32)}
+    made = all_cases({"x": INPUTS["x"]}, {"batch": Dim(max=9, typical=[2])}, 1, 0, None, samples, 2)
+    expected = answers(Category(), made, lambda case: resized({"x": INPUTS["x"]}, samples, case.sizes))
+    by_name = {item.case.name.split("@")[0]: item for item in expected}
+    assert by_name["normal0"].refused
+    assert by_name["normal0"].probe
+    assert by_name["maximum"].failure is not None
+    assert not by_name["maximum"].probe
+    assert by_name["samples0"].failure is None
+    assert "`range` of the input, or `cases`" in findings(expected)[0]
+
+
+def test_an_answer_that_hangs_on_a_millionth_is_one_to_which_nobody_is_held() -> None:
+    class Order(Function):
+        def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+            return {"y": np.argsort(inputs["x"], axis=1), "z": inputs["x"] * 2}
 
     def steady(label: str) -> bool:
         made = all_cases({"x": INPUTS["x"]}, BATCH, 1, 0)
@@ -311,6 +372,49 @@ def test_figures_are_those_of_their_definitions() -> None:
 def test_ulps_count_steps_of_nextafter(values: np.ndarray) -> None:
     stepped = np.nextafter(values, np.float32(np.inf))
     assert compare("y", values, stepped, 1, 1).max_ulp == 1
+
+
+SMALL = hnp.arrays(np.float32, 4, elements=st.floats(-1e3, 1e3, width=32))
+OTHERS = hnp.arrays(np.float32, 6, elements=st.floats(-1e12, 1e12, width=32))
+ERRORS = st.floats(1e-7, 1e3)
+
+
+@given(SMALL, SMALL, OTHERS, ERRORS, st.floats(1e-3, 1e6), st.booleans())
+def test_what_else_stands_in_an_output_changes_no_verdict_of_an_element(
+    values: np.ndarray, noise: np.ndarray, others: np.ndarray, own: float, factor: float, shaken: bool
+) -> None:
+    """Appended, or scaled, elements with any error of their own never excuse the error of another one."""
+    got = values + noise
+    truth = values.astype(np.float64) + own * 1e-6
+    spread = np.full(values.shape, own * 1e-6) if shaken else None
+    alone = compare("y", values, got, 1e-3, 1e-5, truth, spread)
+    noisy = others.astype(np.float64) * (1 + 1e-3)  # others that float32 computes badly, each of which is "ok"
+    together = compare(
+        "y",
+        np.concatenate([values, others * np.float32(factor)]),
+        np.concatenate([got, others * np.float32(factor)]),
+        1e-3,
+        1e-5,
+        np.concatenate([truth, noisy * np.float32(factor)]),
+        None if spread is None else np.concatenate([spread, np.abs(noisy)]),
+    )
+    assert (alone.verdict == "ok") == (together.verdict == "ok")
+
+
+def test_a_certainty_beside_a_unix_time_is_judged_by_itself() -> None:
+    truth = np.array([1.7e9 + 13, 0.5, 0.25])
+    reference = truth.astype(np.float32)
+    assert compare("y", reference, reference, 1e-3, 1e-5, truth).verdict == "ok"
+    got = reference + np.array([0, 0.01, 0], np.float32)
+    assert compare("y", reference, got, 1e-3, 1e-5, truth).share_out == pytest.approx(1 / 3)
+
+
+def test_the_spread_explains_what_cancellation_leaves_and_no_more() -> None:
+    reference, spread = np.array([1e-3, 1e-3], np.float32), np.array([1e-5, 1e-9])
+    near = reference + np.float32(5e-4)
+    assert compare("y", reference, near, 1e-3, 1e-5, None, spread).share_out == 0.5
+    far = reference + np.float32(5e-2)
+    assert compare("y", reference, far, 1e-3, 1e-5, None, spread).share_out == 1
 
 
 def test_what_the_references_own_rounding_decides_is_not_held_against_a_model() -> None:

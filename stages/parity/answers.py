@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from stages import paths
 from stages.params import resolve
-from stages.parity.cases import Case, all_cases
+from stages.parity.cases import Case, Source, Tensors, all_cases, resized
 from stages.parity.check import Expected, recall
 from stages.parity.evaluate import Arrays
+from stages.parity.sizes import example_sizes
 from stages.reference import split
 from stages.settings import ModelParams, Verify
 
@@ -20,6 +21,25 @@ def cases(model: str, settings: ModelParams, known: Verify) -> Iterator[Case]:
     custom = resolve(settings.cases, f"models.{model}.cases") if settings.cases else None
     samples = split(model, "evaluation")
     return all_cases(settings.inputs, settings.dims, known.draws, settings.seed, custom, samples, known.samples)
+
+
+def real_inputs(model: str, settings: ModelParams) -> Callable[[Case], Tensors]:
+    """Gives valid inputs of a case's sizes: of the model's own `cases` where it has them, else real samples, cut or
+    repeated."""
+    custom = resolve(settings.cases, f"models.{model}.cases") if settings.cases else None
+    samples = split(model, "evaluation")
+
+    def real(case: Case) -> Tensors:
+        if custom is not None:
+            return Source(settings.inputs, custom).tensors(case.sizes, np.random.default_rng(case.seed))
+        return resized(settings.inputs, samples, case.sizes)
+
+    return real
+
+
+def real_example(model: str, settings: ModelParams) -> Tensors:
+    """Real evaluation samples of the sizes that exporters are given (exporters.example)."""
+    return resized(settings.inputs, split(model, "evaluation"), example_sizes(settings.dims))
 
 
 def recorded_answers(model: str, settings: ModelParams) -> list[Expected]:

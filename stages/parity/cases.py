@@ -31,8 +31,9 @@ SMALL = {"float16": 1e-3, "float32": 1e-6, "float64": 1e-6}
 @dataclass(frozen=True)
 class Case:
     """Inputs by name, and how they came about: `name` and `seed` are enough to make them again. A `probe` feeds what
-    nobody declared the model to take: it informs, and fails nothing. A `degenerate` case has equal values throughout:
-    where they tie, the original may have no answer of its own, which is asked before anybody is held to it."""
+    the model was not declared to take: it informs, and fails nothing. A `degenerate` case has equal values throughout:
+    where they tie, the original may have no answer of its own, so that it is asked first. The values of a `made_up`
+    case follow from params.yaml alone, which may not say all: the original may refuse them."""
 
     name: str
     seed: int
@@ -40,6 +41,7 @@ class Case:
     inputs: Tensors
     probe: bool = False
     degenerate: bool = False
+    made_up: bool = True
 
 
 def draw(
@@ -141,6 +143,35 @@ def jittered(case: Case) -> Tensors:
     return moved
 
 
+def shaken(case: Case, seed: int) -> Tensors:
+    """The inputs of a case with every float moved by one unit in the last place, up or down at random.
+
+    Whole numbers stay: they may be categories or counts, of which the next float is another one.
+    """
+    rng = np.random.default_rng([case.seed, seed])
+    moved = {}
+    for name, value in case.inputs.items():
+        if value.dtype.kind == "f":
+            towards = np.where(rng.random(value.shape) < 0.5, np.inf, -np.inf).astype(value.dtype)
+            with np.errstate(invalid="ignore", over="ignore"):
+                still = ~np.isfinite(value) | (value == np.round(value))
+                value = np.where(still, value, np.nextafter(value, towards))
+        moved[name] = value
+    return moved
+
+
+def resized(inputs: Mapping[str, Input], samples: Mapping[str, Array], sizes: Mapping[str, int]) -> Tensors:
+    """Real samples cut, or repeated, to other sizes: what the original should take if it takes these sizes at all."""
+    made = {}
+    for name, spec in inputs.items():
+        value = samples[name]
+        for axis, size in enumerate(spec.shape):
+            wanted = sizes[size] if isinstance(size, str) else size
+            value = np.take(value, np.arange(wanted) % max(1, value.shape[axis]), axis=axis)
+        made[name] = value
+    return made
+
+
 def find(cases: Iterable[Case], name: str) -> Case:
     """The case of this name.
 
@@ -169,7 +200,7 @@ def sample_cases(
         if isinstance(first, int) and size < first:
             return  # a fixed batch cannot be fed in part
         sizes = _sizes(inputs, batch)
-        yield Case(f"samples{start}@{size}", 0, sizes, batch)
+        yield Case(f"samples{start}@{size}", 0, sizes, batch, made_up=False)
         if start == 0 and any(spec.is_float for spec in inputs.values()):
             for label, factor in (("negated", -1.0), ("enlarged", 10.0), ("reduced", 0.1)):
                 scaled = {
@@ -182,14 +213,15 @@ def sample_cases(
 def _drawn(source: Source, label: str, sizes: Sizes, seed: int, how: str = "normal", probe: bool = False) -> Case:
     name = f"{label}@{size_key(sizes)}"
     own = zlib.crc32(f"{seed}/{name}".encode())
-    return Case(name, own, dict(sizes), source.tensors(sizes, np.random.default_rng(own), how), probe)
+    tensors = source.tensors(sizes, np.random.default_rng(own), how)
+    return Case(name, own, dict(sizes), tensors, probe, made_up=source.custom is None)
 
 
 def _filled(
     source: Source, label: str, sizes: Sizes, seed: int, fits: Callable[[Input], bool], fill: Fill, probe: bool
 ) -> Case:
     """A draw in which every input that fits is filled."""
-    case = replace(_drawn(source, label, sizes, seed, probe=probe), degenerate=fits is _is_float)
+    case = replace(_drawn(source, label, sizes, seed, probe=probe), degenerate=fits is _is_float, made_up=True)
     rng = np.random.default_rng(case.seed + 1)
     for name, spec in source.inputs.items():
         if fits(spec):

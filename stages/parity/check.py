@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,41 +13,77 @@ import numpy.typing as npt
 
 from registry.errors import UsageError
 from registry.vocabulary import CRASHES, CaseResult, CaseVerdict, OutputComparison
-from stages.parity.cases import Case, jittered
-from stages.parity.compare import compare
+from stages.parity.cases import Case, jittered, shaken
+from stages.parity.compare import compare, unexplained
 from stages.runtime.pool import FailureKind, Tensors, Worker, WorkerFailure
 from stages.settings import Output, Tolerance
 
 Answers = dict[str, npt.NDArray[Any]]
 
 
+# How often the original is asked again with weights and inputs moved by one unit in the last place.
+SHAKES = 4
+# A float64 reference is not believed where rounding does not explain its distance from float32 in so large a share of
+# an output: a few elements may stand where a comparison or a rounding falls either way.
+UNBELIEVED = 0.01
+
+
 @dataclass(frozen=True)
 class Expected:
-    """What the reference answers to a case: its outputs, and the same in float64 where that can be had (`truth`); or
-    why it has none. It is not `steady` where the reference answers otherwise as soon as the inputs move by a millionth,
-    as the order of equal values does: nobody is held to such an answer."""
+    """What the reference answers to a case, or why it has no answer.
+
+    Attributes:
+        case: what was asked.
+        outputs: the answers.
+        truth: the same in float64, where that can be had and believed.
+        spread: how far each element moves when weights and inputs move by one unit in the last place (root mean
+            square over SHAKES runs): what float32 cannot tell of it.
+        failure: why there is no answer.
+        steady: whether the answer stays the same when the inputs move by a millionth, which the order of equal values
+            does not. No model is held to an answer that does not.
+        refused: whether the reference refuses the values of a made-up case, and takes real ones of the same sizes.
+        unbelieved: outputs whose float64 answer was thrown away: largest distance from float32.
+    """
 
     case: Case
     outputs: Answers = field(default_factory=dict)
     truth: Answers = field(default_factory=dict)
+    spread: Answers = field(default_factory=dict)
     failure: WorkerFailure | None = None
     steady: bool = True
+    refused: bool = False
+    unbelieved: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def probe(self) -> bool:
         """Whether the case informs only."""
-        return self.case.probe or not self.steady
+        return self.case.probe or not self.steady or self.refused
 
 
 class Reference(Protocol):
     """Whatever answers as the original does."""
 
+    def run(self, inputs: Tensors) -> Answers:
+        """Outputs."""
+
     def answer(self, inputs: Tensors) -> tuple[Answers, Answers]:
         """Outputs, and the same in float64 (empty where there is none)."""
 
+    def shake(self, seed: int | None) -> bool:
+        """Move every weight by one unit in the last place from now on, or back with None; whether that can be done."""
 
-def answers(reference: Reference, cases: Iterable[Case]) -> list[Expected]:
-    """The reference's outputs, case by case; where it has none, why."""
+
+def answers(
+    reference: Reference, cases: Iterable[Case], real: Callable[[Case], Tensors | None] = lambda case: None
+) -> list[Expected]:
+    """The reference's outputs, case by case; where it has none, why.
+
+    Args:
+        reference: the original.
+        cases: what it is asked.
+        real: real inputs of a case's sizes, or None. They tell whether the reference refuses a case's sizes, which it
+            was declared to take, or its made-up values.
+    """
     found = []
     for case in cases:
         try:
@@ -55,7 +91,89 @@ def answers(reference: Reference, cases: Iterable[Case]) -> list[Expected]:
             steady = not case.degenerate or _steady(outputs, reference.answer(jittered(case))[0])
             found.append(Expected(case, outputs, truth, steady=steady))
         except WorkerFailure as failure:
-            found.append(Expected(case, failure=failure))
+            made_up = case.made_up and not case.probe and failure.kind == "error"
+            found.append(Expected(case, failure=failure, refused=made_up and _takes(reference, real(case))))
+    return [_believed(item) for item in _with_spread(reference, found)]
+
+
+def _takes(reference: Reference, inputs: Tensors | None) -> bool:
+    if inputs is None:
+        return False
+    try:
+        reference.run(inputs)
+    except WorkerFailure:
+        return False
+    return True
+
+
+def _with_spread(reference: Reference, expected: list[Expected]) -> list[Expected]:
+    """The same with the spread of every answer, where the reference can be shaken."""
+    squares: list[Answers] = [{} for _ in expected]
+    try:
+        for seed in range(SHAKES):
+            if not reference.shake(seed):
+                return expected
+            for item, sums in zip(expected, squares, strict=True):
+                if item.failure is None and not item.probe:
+                    _add_squares(sums, item, reference, seed)
+    except WorkerFailure:  # the shaken model does not load: the exact one does, and is what counts
+        return expected
+    finally:
+        reference.shake(None)
+    return [
+        replace(item, spread={name: np.sqrt(total / SHAKES).astype(np.float32) for name, total in sums.items()})
+        for item, sums in zip(expected, squares, strict=True)
+    ]
+
+
+def _add_squares(sums: Answers, item: Expected, reference: Reference, seed: int) -> None:
+    """Add to `sums` by how much a shaken reference's answers differ, squared. What is not finite adds nothing."""
+    try:
+        moved = reference.run(shaken(item.case, seed))
+    except WorkerFailure:
+        return
+    for name, value in item.outputs.items():
+        if value.dtype.kind in "fiub" and moved[name].shape == value.shape:
+            with np.errstate(invalid="ignore", over="ignore"):
+                square = np.square(moved[name].astype(np.float64) - value.astype(np.float64))
+            sums[name] = sums.get(name, 0) + np.where(np.isfinite(square), square, 0)
+
+
+def _believed(item: Expected) -> Expected:
+    """The same without float64 answers that float32 arithmetic cannot explain."""
+    unbelieved = {}
+    for name, value in item.truth.items():
+        wanted = item.outputs[name]
+        if wanted.dtype.kind != "f" or wanted.shape != value.shape or item.probe or not wanted.size:
+            continue
+        odd = unexplained(wanted, value.astype(np.float64), item.spread.get(name))
+        if odd.mean() > UNBELIEVED:
+            unbelieved[name] = float(np.abs(wanted[odd] - value[odd]).max())
+    truth = {name: value for name, value in item.truth.items() if name not in unbelieved}
+    return replace(item, truth=truth, unbelieved=unbelieved) if unbelieved else item
+
+
+def findings(expected: Iterable[Expected]) -> list[str]:
+    """What is odd about a reference, in words: float64 answers that were thrown away, and made-up inputs it refuses."""
+    found = []
+    expected = list(expected)
+    worst: dict[str, list[tuple[float, str]]] = {}
+    for item in expected:
+        for name, distance in item.unbelieved.items():
+            worst.setdefault(name, []).append((distance, item.case.name))
+    for name, distances in worst.items():
+        distance, case = max(distances)
+        found.append(
+            f"the float64 reference of {name} was not used in {len(distances)} of {len(expected)} cases: it differs "
+            f"from float32 by up to {distance:.3g} ({case}), which rounding does not explain"
+        )
+    refused = [item for item in expected if item.refused]
+    if refused and refused[0].failure is not None:
+        found.append(
+            f"the original refuses the made-up values of {len(refused)} of {len(expected)} cases, so that these fail "
+            f"nothing ({refused[0].case.name}: {refused[0].failure.reason[:200]}); say which values are valid: `range` "
+            "of the input, or `cases`"
+        )
     return found
 
 
@@ -83,18 +201,23 @@ def check(candidate: Worker, expected: Iterable[Expected], tolerance: Tolerance)
             reason = f"the model answers; the reference does not: {item.failure.reason}"
             results.append(_result(item, item.failure.kind, reason, signal=item.failure.signal))
             continue
-        outputs = compare_outputs(item.outputs, got, tolerance, item.truth)
+        outputs = compare_outputs(item.outputs, got, tolerance, item.truth, item.spread)
         verdict: CaseVerdict = next((output.verdict for output in outputs if output.verdict != "ok"), "ok")
         results.append(_result(item, verdict, "", outputs))
     return results
 
 
 def compare_outputs(
-    reference: Tensors, got: Tensors, tolerance: Tolerance, truth: Tensors | None = None
+    reference: Tensors,
+    got: Tensors,
+    tolerance: Tolerance,
+    truth: Tensors | None = None,
+    spread: Tensors | None = None,
 ) -> list[OutputComparison]:
     """Every output of the reference against the one of the same name."""
+    truth, spread = truth or {}, spread or {}
     return [
-        compare(name, np.asarray(value), np.asarray(got[name]), *tolerance.of(name), (truth or {}).get(name))
+        compare(name, np.asarray(value), np.asarray(got[name]), *tolerance.of(name), truth.get(name), spread.get(name))
         if name in got
         else OutputComparison(output=name, verdict="missing output", reason="the model gives no such output")
         for name, value in reference.items()
@@ -149,7 +272,7 @@ def record(expected: Iterable[Expected], path: Path) -> None:
     arrays: dict[str, Any] = {}
     about = []
     for number, item in enumerate(expected):
-        for kind, tensors in (("outputs", item.outputs), ("truth", item.truth)):
+        for kind, tensors in (("outputs", item.outputs), ("truth", item.truth), ("spread", item.spread)):
             for position, value in enumerate(tensors.values()):
                 arrays[f"{number}.{kind}.{position}"] = value
         failure = item.failure
@@ -158,7 +281,9 @@ def record(expected: Iterable[Expected], path: Path) -> None:
                 "case": item.case.name,
                 "outputs": list(item.outputs),
                 "truth": list(item.truth),
+                "spread": list(item.spread),
                 "steady": item.steady,
+                "refused": item.refused,
                 "failure": None if failure is None else [failure.kind, failure.reason, failure.signal],
             }
         )
@@ -181,13 +306,12 @@ def recall(path: Path, cases: Iterable[Case]) -> list[Expected]:
                 if entry["case"] != case.name:
                     raise ValueError(f"{entry['case']} stands for {case.name}")
                 failure: tuple[FailureKind, str, str] | None = entry["failure"]
-                outputs, truth = (
+                outputs, truth, spread = (
                     {name: file[f"{number}.{kind}.{position}"] for position, name in enumerate(entry[kind])}
-                    for kind in ("outputs", "truth")
+                    for kind in ("outputs", "truth", "spread")
                 )
-                found.append(
-                    Expected(case, outputs, truth, WorkerFailure(*failure) if failure else None, entry["steady"])
-                )
+                ended = WorkerFailure(*failure) if failure else None
+                found.append(Expected(case, outputs, truth, spread, ended, entry["steady"], entry["refused"]))
             return found
     except (FileNotFoundError, ValueError) as error:
         raise UsageError(f"{path.name}: is not of these cases ({error}): run `python -m stages.verify` again") from None

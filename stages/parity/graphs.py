@@ -8,6 +8,9 @@ from typing import Any
 
 import onnx
 
+# Where a wrapper of ours keeps the module that it wraps for an exporter (stages/runtime/signature.py).
+WRAPPED = "original_module"
+
 
 def nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
     """Every node, those of subgraphs and functions included."""
@@ -24,6 +27,7 @@ def origin(node: onnx.NodeProto) -> tuple[str, str]:
     about = {entry.key: entry.value for entry in node.metadata_props}
     scopes = re.findall(r"'([^']*)'", about.get("pkg.torch.onnx.name_scopes", ""))
     module = scopes[-2] if len(scopes) > 1 and not scopes[-2].startswith("_empty") else ""
+    module = module.removeprefix(WRAPPED).removeprefix(".")
     frames = re.findall(r'File "([^"]+)", line (\d+)', about.get("pkg.torch.onnx.stack_trace", ""))
     frames = [frame for frame in frames if not frame[0].startswith("<")]
     ours = [frame for frame in frames if not frame[0].startswith("torch/")] or frames

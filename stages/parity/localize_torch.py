@@ -26,14 +26,16 @@ from stages.runtime.original import Original
 from stages.settings import ModelParams
 
 
-def against_torch(settings: ModelParams, weights: Path, plain: Path, strategy: str, case: Case) -> Parting:
+def against_torch(
+    settings: ModelParams, weights: Path, plain: Path, strategy: str, case: Case, real: Values
+) -> Parting:
     """The first node of `plain`, in the graph's order, where ONNX Runtime and PyTorch part."""
     assert settings.build is not None
     original = Original(settings.build, weights, list(settings.inputs), list(settings.outputs))
     model = onnx_file.load_graph(plain)
     outputs, truth = original.answer(case.inputs)
     if strategy.startswith("dynamo"):
-        values, wide = _program_values(settings, strategy, original, case)
+        values, wide = _program_values(settings, strategy, original, case, real)
         matches = _by_translation(model, values, wide)
     else:
         values, wide = {}, {}
@@ -108,11 +110,14 @@ def _scope(name: str) -> str:
     return ".".join(parts)
 
 
-def _program_values(settings: ModelParams, strategy: str, original: Any, case: Case) -> tuple[Values, Values]:
+def _program_values(
+    settings: ModelParams, strategy: str, original: Any, case: Case, real: Values
+) -> tuple[Values, Values]:
     """Every value of the exported program on the case's inputs, in float32 and, where it runs so, in float64."""
     with exporters.gathered_warnings(False):
-        program = exporters.dynamo(strategy, settings, original.module).exported_program
-    arguments = original.arguments(case.inputs)
+        _, names, _ = exporters.as_exported(settings, original.module, real)
+        program = exporters.dynamo(strategy, settings, original.module, real).exported_program
+    arguments = [torch.from_numpy(case.inputs[name].copy()) for name in names]
     values = _interpret(program, arguments, wide=False)
     try:
         wide = _interpret(program, [a.double() if a.is_floating_point() else a for a in arguments], wide=True)

@@ -104,7 +104,8 @@ def kernel_kills() -> int:
 class Worker:
     """One model in one process of its own. `label` names model and provider in messages. The process may use
     `memory_bytes`, by default all that this machine has: more is a verdict, before it is everybody's trouble.
-    `busy_seconds` is how long runs have taken inside the process so far."""
+    `busy_seconds` is how long runs have taken inside the process so far, `why_not_wide` why `answer` gives nothing in
+    float64."""
 
     label: str
     command: list[str]
@@ -113,6 +114,8 @@ class Worker:
     memory_bytes: int | None = field(default_factory=lambda: _physical_memory())
     loaded: dict[str, Any] = field(default_factory=dict)
     busy_seconds: float = 0.0
+    why_not_wide: str = ""
+    _shaken: int | None = None
     _kills: int = 0
     _is_loaded: bool = False
     _is_stopped: bool = False
@@ -186,6 +189,8 @@ class Worker:
         if not self._is_loaded:
             self.loaded = self._ask({"command": "load", **self.load})
             self._is_loaded = True
+            if self._shaken is not None:
+                self._ask({"command": "shake", "seed": self._shaken})
             self._rest()
         return self.loaded
 
@@ -232,7 +237,25 @@ class Worker:
         target, truth = self._path("outputs.npz"), self._path("truth.npz")
         answer = self._ask({"command": "run", "inputs": self._write(inputs), "outputs": target, "truth": truth})
         self.busy_seconds += answer["seconds"]
+        self.why_not_wide = answer["why_not_wide"]
         return _read(target), _read(truth)
+
+    def shake(self, seed: int | None) -> bool:
+        """From now on, have the model answer with every float weight moved by one unit in the last place, up or down at
+        random; with None, exactly again.
+
+        Returns:
+            whether the worker can do that.
+
+        Raises:
+            WorkerFailure: the model could not be loaded so.
+        """
+        self.start()
+        if not self.loaded.get("shakes"):
+            return False
+        self._shaken = seed
+        self._ask({"command": "shake", "seed": seed})
+        return True
 
     def measure(self, inputs: Tensors, seconds: float, warmup: int) -> list[float]:
         """Latencies in milliseconds of repeated runs over at least `seconds`."""

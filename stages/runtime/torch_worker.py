@@ -1,6 +1,7 @@
 """The same protocol as worker.py, with the PyTorch module itself behind it: the reference that exports are held to.
 
 run      inputs, outputs, [truth] (.npz paths)   with `truth`, the same in float64 (empty where there is none)
+shake    seed                                    from now on with every weight moved by an ulp; with null, exactly again
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from stages.runtime.original import Original
 
 
 class TorchModel:
-    """The commands that make sense for a module: load, run, measure, memory."""
+    """The commands that make sense for a module: load, run, shake, measure, memory."""
 
     def __init__(self) -> None:
         self.original: Original | None = None
@@ -36,6 +37,7 @@ class TorchModel:
             "session_ms": (time.perf_counter() - start) * 1e3,
             "providers": ["torch.compile" if compiled else "PyTorch eager"],
             "widens": not compiled,
+            "shakes": not compiled,
         }
 
     def run(self, inputs: str, outputs: str, truth: str = "") -> dict[str, Any]:
@@ -47,13 +49,19 @@ class TorchModel:
         np.savez(outputs, **answers)  # type: ignore[arg-type]
         if truth:
             np.savez(truth, **wide)  # type: ignore[arg-type]
-        return {"seconds": seconds}
+        return {"seconds": seconds, "why_not_wide": self.original.why_not_wide}
+
+    def shake(self, seed: int | None) -> dict[str, Any]:
+        assert self.original is not None
+        self.original.shake(seed)
+        return {}
 
     def measure(self, inputs: str, seconds: float, warmup: int) -> dict[str, Any]:
         assert self.original is not None
-        module, arguments = self.original.module, self.original.arguments(worker.read_tensors(inputs))
+        module = self.original.module
+        positional, keywords = self.original.arguments(worker.read_tensors(inputs))
         with torch.inference_mode():
-            return {"latencies_ms": worker.time_runs(lambda: module(*arguments), seconds, warmup)}
+            return {"latencies_ms": worker.time_runs(lambda: module(*positional, **keywords), seconds, warmup)}
 
     def memory(self) -> dict[str, Any]:
         return {"peak_mb": worker.peak_memory_mb()}
