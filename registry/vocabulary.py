@@ -110,8 +110,9 @@ class OutputComparison(Record):
     Differences are absolute in the output's own unit. `max_ulp` counts the representable numbers between the two,
     `snr_db` is 10 log10 of the reference's power over the difference's (infinite where nothing differs), `agreement`
     the share of rows with the same largest entry; each is null where it means nothing. `share_out` is the share of
-    elements out of tolerance. `error` and `reference_error` are the largest distances of the answer and of the
-    reference from the reference computed in float64: where `error` is no larger, the answer is as good as it gets.
+    elements out of tolerance, `out_abs` the largest difference among these. `error` and `reference_error` are the
+    largest distances of the answer and of the reference from the reference computed in float64: where `error` is no
+    larger, the answer is as good as it gets.
     """
 
     output: str
@@ -124,6 +125,7 @@ class OutputComparison(Record):
     snr_db: float | None = None
     agreement: float | None = None
     share_out: float | None = None
+    out_abs: float | None = None
     error: float | None = None
     reference_error: float | None = None
     reason: str = ""

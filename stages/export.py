@@ -222,12 +222,6 @@ def finish(model: str, settings: ModelParams, path: Path, weights: str) -> None:
         "onward.outputs": json.dumps({name: spec.model_dump() for name, spec in settings.outputs.items()}),
         "onward.weights_sha256": weights,
     }
-    by_name = {value.name: value for value in graph.graph.input}
-    if settings.is_torch and set(by_name) >= set(settings.inputs):  # forward() may take them in another order
-        rest = [value for name, value in by_name.items() if name not in settings.inputs]
-        ordered = [*(by_name[name] for name in settings.inputs), *rest]
-        graph.graph.ClearField("input")
-        graph.graph.input.extend(ordered)
     kept = [entry for entry in graph.metadata_props if entry.key not in about]
     del graph.metadata_props[:]
     graph.metadata_props.extend(kept)

@@ -57,7 +57,20 @@ def write(strategy: str, settings: ModelParams, weights: Path, target: Path, rea
             )
         else:
             _torchscript(strategy, settings, module, target, real)
+        _order_inputs(target, list(settings.inputs))
     return caught
+
+
+def _order_inputs(path: Path, names: list[str]) -> None:
+    """Put the graph's inputs in the order of params.yaml: forward() may take them in another one."""
+    model = onnx_file.load_graph(path)
+    found = {value.name: value for value in model.graph.input}
+    if not found.keys() >= set(names) or [name for name in found if name in names] == names:
+        return
+    ordered = [*(found[name] for name in names), *(value for name, value in found.items() if name not in names)]
+    model.graph.ClearField("input")
+    model.graph.input.extend(ordered)
+    path.write_bytes(model.SerializeToString(deterministic=True))
 
 
 def example(settings: ModelParams) -> dict[str, Any]:

@@ -251,8 +251,8 @@ def sentence(results: Iterable[CaseResult]) -> str:
         return ""
     first = failed[0]
     worst: Mapping[str, Any] = max(
-        (output.model_dump() for result in failed for output in result.outputs if output.max_abs is not None),
-        key=lambda output: output["max_abs"],
+        (output.model_dump() for result in failed for output in result.outputs if output.out_abs is not None),
+        key=lambda output: output["out_abs"],
         default={},
     )
     detail = first.reason or next((o.reason for o in first.outputs if o.verdict != "ok" and o.reason), "")
@@ -261,8 +261,8 @@ def sentence(results: Iterable[CaseResult]) -> str:
         text += f" ({detail})"
     if worst:
         text += (
-            f"; largest difference {worst['max_abs']:.3g} in {worst['output']}, "
-            f"{worst['share_out']:.1%} of its elements out of tolerance"
+            f"; largest difference out of tolerance {worst['out_abs']:.3g} in {worst['output']}, "
+            f"{worst['share_out']:.1%} of its elements"
         )
     return text
 

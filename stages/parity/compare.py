@@ -16,8 +16,8 @@ Array = npt.NDArray[Any]
 # summation costs a small multiple of either, a wrong weight or operator far more.
 ROUNDING = 10.0
 # How many times the spread of an element, over runs in which every weight and input moves by one unit in the last
-# place, is still rounding. The spread is a root mean square of few runs (check.SHAKES): with four, it is under a
-# fiftieth of its expectation in one of a million elements. Weights rounded to bfloat16 or TF32 move by 2 ** 14.
+# place, is still rounding (docs/decisions/0046). The spread is a root mean square of few runs (check.SHAKES): with four,
+# it is under a fiftieth of its expectation with a probability of 3e-7. Weights rounded to TF32 move by 2 ** 12 units.
 SPREAD = 100.0
 
 
@@ -85,12 +85,11 @@ def compare(
     error = reference_error = None
     if is_float and (truth is not None or spread is not None):
         centre, allowance = _allowance(reference, truth, spread)
-        errors = np.abs(actual - centre)[plain]
-        out &= errors > allowance[plain]
+        out &= np.abs(actual[plain] - centre[plain]) > allowance[plain]
         if truth is not None:
-            known = np.isfinite(truth[plain])
-            error = _largest(np.abs(actual - truth)[plain][known])
-            reference_error = _largest(np.abs(wanted - truth)[plain][known])
+            known = plain & np.isfinite(truth)
+            error = _largest(np.abs(actual[known] - truth[known]))
+            reference_error = _largest(np.abs(wanted[known] - truth[known]))
     share = float(out.sum() / reference.size) if reference.size else 0.0
     # Relative to the reference, where that is no smaller than atol: below, the ratio says nothing.
     scale = np.maximum(np.abs(wanted[plain]), max(atol, np.finfo(np.float64).tiny))
@@ -105,6 +104,7 @@ def compare(
         snr_db=signal_to_noise(wanted[plain], difference) if is_float else None,
         agreement=agreement(reference, got) if is_float else None,
         share_out=share,
+        out_abs=_largest(difference[out]),
         error=error,
         reference_error=reference_error,
     )
@@ -146,7 +146,8 @@ def _allowance(reference: Array, truth: Array | None, spread: Array | None) -> t
         known = np.isfinite(truth) & np.isfinite(centre)
         if spread is not None:
             known &= ~unexplained(reference, truth, spread)
-        own = np.where(known, np.abs(np.where(known, centre - truth, 0.0)), 0.0)
+        own = np.zeros(reference.shape)
+        own[known] = np.abs(centre[known] - truth[known])
         centre, allowance = np.where(known, truth, centre), np.maximum(allowance, ROUNDING * own)
     return centre, allowance
 

@@ -1,0 +1,173 @@
+"""Small models after public bug reports, as their READMEs tell them: each has the outcome that it should have.
+
+field_cases/ holds each one's model and params.yaml, unchanged.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+import yaml
+
+from registry.evidence import Report
+from stages import command, paths
+from stages.params import resolve
+from stages.runtime import isolate
+from stages.runtime.module import load_module
+from tests.toy import STAGES
+
+HERE = Path(__file__).resolve().parent / "field_cases"
+Go = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def case(project: Path) -> Go:
+    """Run one of the models through stages: `case("c01", "c01", "train", ...)` gives the reports by stage."""
+
+    def go(source: str, model: str, *stages: str, **changes: Any) -> dict[str, Any]:
+        for path in HERE.glob("*.py"):
+            shutil.copy(path, project / "models")
+        params = yaml.safe_load((HERE / f"{source}.yaml").read_text())
+        params["models"] = {model: params["models"][model] | changes}
+        (project / "params.yaml").write_text(yaml.safe_dump(params))
+        return {stage: command.one(stage, model, STAGES[stage]) for stage in stages or VERIFIED}
+
+    return go
+
+
+VERIFIED = ("train", "data", "export", "verify")
+
+
+def reasons(reports: Mapping[str, Report]) -> str:
+    return "; ".join(f"{stage}: {report.reason}" for stage, report in reports.items() if report.reason)
+
+
+def farthest(model: str, build: str, inputs: Mapping[str, np.ndarray], outputs: list[str]) -> float:
+    """The largest difference between the exported file, fed by name, and the module, called by keyword."""
+    session = onnxruntime.InferenceSession(str(paths.build(model, "export") / "model.onnx"))
+    got = dict(zip([o.name for o in session.get_outputs()], session.run(None, dict(inputs)), strict=True))
+    wanted = isolate.call(60, called, model, build, inputs)
+    return max(float(np.abs(got[name] - wanted[name]).max()) for name in outputs)
+
+
+def called(model: str, build: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    module = load_module(build, paths.build(model, "train") / "model.safetensors")
+    with torch.no_grad():
+        results = module(**{name: torch.from_numpy(value) for name, value in inputs.items()})
+    named = results if isinstance(results, dict) else {"logits": results, "y": results}
+    return {name: value.numpy() for name, value in named.items()}
+
+
+def few(name: str) -> dict[str, np.ndarray]:
+    samples = resolve(f"models.{name}:samples")("evaluation")
+    return {key: value[:8] for key, value in samples.items() if key != "label"}
+
+
+def test_01_a_gru_is_exported_right(case: Go) -> None:
+    assert reasons(case("c01", "c01")) == ""
+
+
+def test_08_minus_infinity_in_a_buffer_is_a_mask(case: Go) -> None:
+    assert reasons(case("c08", "c08")) == ""
+
+
+def test_09_inputs_in_another_order_than_forwards_go_by_name(case: Go) -> None:
+    assert reasons(case("c09", "c09")) == ""
+    inputs = few("c09") | {"token_type_ids": np.ones((8, 10), np.int64)}
+    assert farthest("c09", "models.c09:build", inputs, ["logits"]) < 1e-5
+
+
+@pytest.mark.parametrize("model", ["c10", "c10q"])
+def test_10_outputs_of_a_dict_go_by_key(case: Go, model: str) -> None:
+    assert reasons(case("c10", model)) == ""
+    assert farthest(model, "models.c10:build", few("c10"), ["mood", "topic"]) < 1e-5
+
+
+def test_12_samples_on_another_axis_are_a_failed_verdict_that_says_where_samples_stand(case: Go) -> None:
+    report = case("c12", "c12", "data")["data"]
+    assert report.status == "failed"
+    assert "first axis" in report.reason
+
+
+@pytest.mark.parametrize("model", ["c15", "c15c"])
+def test_15_made_up_values_that_the_original_refuses_fail_nothing(case: Go, model: str) -> None:
+    reports = case("c15", model)
+    assert reasons(reports) == ""
+    assert any("`range` of the input, or `cases`" in finding for finding in reports["verify"].findings)
+
+
+@pytest.mark.parametrize("model", ["c18", "c18n"])
+def test_18_a_sequence_of_maps_is_said_to_be_one(case: Go, model: str) -> None:
+    words = reasons(case("c18", model, "train", "data", "export"))
+    assert "output_probability is a sequence of maps" in words
+    assert "zipmap" in words
+
+
+def test_20_a_second_output_that_int8_breaks_is_named(case: Go) -> None:
+    report = case("c20", "c20", *VERIFIED, "optimize", "quantize")["quantize"]
+    broken = [variant for variant in report.variants if variant.precision == "int8" and variant.files]
+    assert broken
+    assert all("boxes" in variant.reason for variant in broken if variant.status == "failed")
+    assert not [v.name for v in broken if v.status == "passed" and v.snr_db is not None and v.snr_db < 20]
+
+
+@pytest.mark.parametrize("model", ["c28", "c28n", "c28f"])
+def test_28_a_model_of_one_sample_is_never_fed_more(case: Go, model: str) -> None:
+    assert reasons(case("c28", model)) == ""
+
+
+def test_28_a_file_frozen_at_one_sample_is_to_be_declared_so(case: Go) -> None:
+    words = reasons(case("c28", "c28x", "train", "data", "export"))
+    assert "froze" in words
+    assert "x.shape" not in words
+
+
+@pytest.mark.parametrize("model", ["c30", "c30d"])
+def test_30_what_is_optional_or_keyword_only_goes_by_name(case: Go, model: str) -> None:
+    assert reasons(case("c30", model)) == ""
+    build = {"c30": "models.c30:build", "c30d": "models.c30:default"}[model]
+    assert farthest(model, build, few("c30"), ["y"]) < 1e-5
+
+
+@pytest.mark.parametrize("model", ["c35", "c35s"])
+def test_35_state_outside_the_state_dict_fails_in_train(case: Go, model: str) -> None:
+    report = case("c35", model, "train")["train"]
+    assert report.status == "failed"
+    assert "mean" in report.reason or "wiring" in report.reason
+
+
+def test_36_a_small_value_beside_a_large_one_is_judged_by_itself(case: Go) -> None:
+    report = case("c36", "c36")["verify"]
+    assert report.status == "failed"
+    assert "Resize" in report.reason
+
+
+def test_37_few_different_inputs_may_stand_in_both_splits_where_params_say_so(case: Go) -> None:
+    report = case("c37", "c37", "data")["data"]
+    assert report.status == "failed"
+    assert "max_shared" in report.reason
+    assert case("c37", "c37", "data", data={"max_shared": 0.5})["data"].status == "passed"
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [("c39p", ""), ("c39t", ""), ("c39o", ""), ("c39c", "total_ops"), ("c39w", "state_dict")],
+)
+def test_39_checkpoints_are_taken_as_people_have_them_or_refused_in_a_sentence(
+    case: Go, project: Path, model: str, words: str
+) -> None:
+    (project / "c39").mkdir()
+    shutil.copy(HERE / "c39.py", project / "models")
+    isolate.call(60, resolve("models.c39:write"), project / "c39")
+    reports = case("c39", model, "train")
+    said = reasons(reports) + " ".join(reports["train"].findings)
+    assert (reports["train"].status == "passed") == (model != "c39w")
+    assert words in said
+    assert "\x1b" not in said
