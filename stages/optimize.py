@@ -5,7 +5,6 @@ No optimiser is believed: whether a graph that passes here is any faster, benchm
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 from registry.evidence import OptimizeReport
@@ -15,15 +14,11 @@ from stages import command, paths, techniques, traits
 from stages.params import read, section
 from stages.parity import localize
 from stages.parity.answers import recorded_answers
-from stages.parity.check import Expected, check, sentence
+from stages.parity.check import Expected, check, sentence, without_the_largest
 from stages.parity.sizes import typical_sizes
 from stages.reports import blocked
 from stages.runtime.pool import Worker, WorkerFailure
 from stages.variants import Job, Workshop, placed, plain_words
-
-# All dimensions at their largest at once, where that is so many times the elements of any other case, takes as long as
-# all others together. It is left to the benchmark, which asks every case of whatever may win.
-LARGEST, TOWERING = "maximum@", 2
 
 
 def optimize(model: str, folder: Path) -> OptimizeReport:
@@ -78,7 +73,7 @@ def optimize(model: str, folder: Path) -> OptimizeReport:
         Worker.onnx(plain, PLAIN, options=_beside(), timeout=settings.verify.timeout) as worker,
     ):
         making = workshop.make_all([job for job in jobs if job.name not in refused])
-        expected = _without_the_largest(recorded_answers(model, settings))
+        expected = without_the_largest(recorded_answers(model, settings))
         made = {variant.name: checked(variant, worker, expected) for variant in making}
     variants = [(refused | made)[job.name] for job in jobs]
     return OptimizeReport(
@@ -89,17 +84,6 @@ def optimize(model: str, folder: Path) -> OptimizeReport:
             variant.model_copy(update={"files": placed(variant.files, model, "optimize")}) for variant in variants
         ],
     )
-
-
-def _without_the_largest(expected: list[Expected]) -> list[Expected]:
-    """All cases, but for that of the largest sizes where it towers over the others."""
-
-    def elements(item: Expected) -> int:
-        return math.prod(item.case.sizes.values())
-
-    others = [item for item in expected if not item.case.name.startswith(LARGEST)]
-    largest, next_one = (max(map(elements, items), default=0) for items in (expected, others))
-    return others if largest > TOWERING * next_one else expected
 
 
 def _beside() -> SessionOptions:

@@ -16,8 +16,8 @@ Array = npt.NDArray[Any]
 # summation costs a small multiple of either, a wrong weight or operator far more.
 ROUNDING = 10.0
 # How many times the spread of an element, over runs in which every weight and input moves by one unit in the last
-# place, is still rounding (docs/decisions/0046). The spread is a root mean square of few runs (check.SHAKES): with four,
-# it is under a fiftieth of its expectation with a probability of 3e-7. Weights rounded to TF32 move by 2 ** 12 units.
+# place, is still rounding (docs/decisions/0046). The spread is a root mean square of few runs (check.SHAKES): with
+# four, it is under a fiftieth of its expectation with a probability of 3e-7. Weights rounded to TF32 move by 2 ** 12.
 SPREAD = 100.0
 
 
