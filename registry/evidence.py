@@ -22,6 +22,7 @@ from registry.vocabulary import (
     GraphInfo,
     Machine,
     Measurement,
+    OutputKind,
     Parting,
     Record,
     Rung,
@@ -80,7 +81,8 @@ class ExportReport(Report):
 
 class VerifyReport(Report):
     """`evaluated` are the cases on which an ONNX file from elsewhere was held to ONNX's own reference evaluator, and
-    `evaluator` says why there are none, where there are none. `findings` are what limits the proof."""
+    `evaluator` says why there are none, where there are none. `findings` are what limits the proof.
+    `kinds` say what each output is: later stages judge lower precision by them."""
 
     stage: Literal["verify"] = "verify"
     reference: str = ""
@@ -92,6 +94,7 @@ class VerifyReport(Report):
     evaluator: str = ""
     evaluated: list[CaseResult] = []
     findings: list[str] = []
+    kinds: list[OutputKind] = []
 
 
 class OptimizeReport(Report):

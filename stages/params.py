@@ -42,15 +42,15 @@ READS: dict[str, tuple[str, ...]] = {
     "train": ("build", "onnx", "train", "weights", "seed", "samples", "quality", "quality_floor", "inputs", "outputs"),
     "data": ("samples", "inputs", "data"),
     "export": (*_MODEL, "cases", "export"),
-    "verify": (*_CHECK, "export"),
+    "verify": (*_CHECK, "export", "quality", "fidelity"),
     "optimize": (*_CHECK, "optimize"),
-    "quantize": (*_CHECK, "quality", "budget", "quantize"),
-    "benchmark": (*_CHECK, "quality", "budget", "benchmark"),
-    "select": ("budget", "tolerance", "dims", "quality"),
+    "quantize": (*_CHECK, "quality", "fidelity", "budget", "quantize"),
+    "benchmark": (*_CHECK, "quality", "fidelity", "budget", "benchmark"),
+    "select": ("budget", "tolerance", "dims", "quality", "fidelity"),
     "publish": ("inputs", "outputs", "tolerance", "budget"),
 }
 
-_CALLABLES = ("build", "train", "samples", "quality", "cases")
+_CALLABLES = ("build", "train", "samples", "quality", "fidelity", "cases")
 _FILES = ("weights", "onnx")
 
 

@@ -16,7 +16,7 @@ from registry.replay import Recorded
 from registry.runtimes import python
 from stages import command, host, paths
 from stages.params import read, section
-from stages.parity.answers import recorded_outputs
+from stages.parity.answers import recorded_kinds, recorded_outputs
 from stages.reference import split
 from stages.reports import read_evidence
 from stages.runtime.pool import Worker
@@ -81,6 +81,7 @@ def _write_bundle(model: str, settings: ModelParams, evidence: Evidence, folder:
         min_snr_db=settings.budget.min_snr_db,
         min_cosine=settings.budget.min_cosine,
         agreement=settings.tolerance.agreement.model_dump(),
+        kinds=recorded_kinds(model),
     )
     (folder / "recorded.json").write_text(recorded.model_dump_json(indent=2) + "\n")
     (folder / "tolerance.json").write_text(settings.tolerance.model_dump_json() + "\n")

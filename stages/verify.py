@@ -12,14 +12,15 @@ from typing import Any
 import numpy as np
 
 from registry.evidence import ExportReport, VerifyReport, load
-from registry.vocabulary import CaseResult, Parting
+from registry.vocabulary import CaseResult, OutputKind, Parting
 from stages import command, exporters, paths, pitfalls
 from stages.params import section
 from stages.parity import localize
 from stages.parity.answers import cases, real_example, real_inputs
 from stages.parity.cases import Case, find
 from stages.parity.check import Expected, answers, check, compare_outputs, findings, misdeclared, record, sentence
-from stages.parity.evaluate import batch_size, outputs_over
+from stages.parity.evaluate import Arrays, batch_size, judged_by_quality, outputs_over
+from stages.parity.kinds import kinds_of
 from stages.reference import reference_worker, split, trained_file
 from stages.reports import blocked
 from stages.runtime import isolate
@@ -59,6 +60,7 @@ def verify(model: str, folder: Path) -> VerifyReport:
             report.reason = pitfalls.explain(failure.reason, "the original does not answer")
     if report.reason:
         return report
+    report.kinds = _kinds(model, settings, wanted)
     record(expected, folder / "reference.npz")
     np.savez(folder / "samples.npz", **wanted)  # type: ignore[arg-type]
     with _candidate(model, settings) as candidate:
@@ -80,6 +82,20 @@ def verify(model: str, folder: Path) -> VerifyReport:
         report.reason = disagree and f"ONNX Runtime and ONNX's reference evaluator disagree on the original: {disagree}"
     report.status = "failed" if report.reason else "passed"
     return report
+
+
+def _kinds(model: str, settings: ModelParams, wanted: Arrays) -> list[OutputKind]:
+    """What each output is, and whether the model's own measure judges it; guesses are said on stderr."""
+    samples = split(model, "evaluation")
+    read = judged_by_quality(settings, wanted, samples, f"models.{model}")
+    kinds = kinds_of(settings.outputs, settings.inputs, wanted, samples.get("label"))
+    found = [kind.model_copy(update={"by_quality": kind.output in read}) for kind in kinds]
+    for kind in found:
+        if settings.outputs[kind.output].kind is None and not kind.by_quality:
+            print(
+                f"verify {model}: {kind}; params.yaml may say otherwise (outputs.{kind.output}.kind)", file=sys.stderr
+            )
+    return found
 
 
 def again(model: str, name: str) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from registry.vocabulary import Measurement, Ratio
+from registry.vocabulary import Measurement, OutputKind, Ratio
 from stages import statistics
 from stages.measuring.samples import Samples
 from stages.parity.check import Expected, check, crashed, sentence
@@ -113,6 +113,7 @@ class Questions:
     expected: list[Expected]
     wanted: Arrays
     samples: Arrays
+    kinds: list[OutputKind]
 
     def judge(self, contestant: Contestant) -> None:
         """What the variant computes on this machine. A float32 graph out of tolerance fails, and so does one that gave
@@ -122,8 +123,8 @@ class Questions:
         try:
             result.session_ms = worker.start()["session_ms"]
             result.parity = check(worker, self.expected, settings.tolerance)
-            weighed = weigh(worker.run, settings, self.samples, self.wanted, f"models.{self.model}")
-            result.quality, result.agreement, result.snr_db, result.cosine = weighed
+            weighed = weigh(worker.run, settings, self.samples, self.wanted, self.kinds, f"models.{self.model}")
+            result.quality, result.agreement, result.snr_db, result.cosine, result.fidelity = weighed
             nodes = worker.profile({name: self.samples[name][:batch] for name in settings.inputs})
         except WorkerFailure as failure:
             contestant.fail(failure.reason)
