@@ -94,13 +94,15 @@ class Dim(Section):
 
 
 class Export(Section):
-    """`strategy`: `auto` tries the others in this order, up to the first whose result computes the same."""
+    """`strategy`: `auto` tries the others in this order, up to the first whose result computes the same.
+    `allow_traced_constants`: a graph may hold values that a tracer took from its one example."""
 
     strategy: Literal["auto", "dynamo", "dynamo-auto", "script", "trace"] = "auto"
     opset: Annotated[int, Field(ge=17, le=23)] = 20
     constant_folding: bool = True
     keep_initializers_as_inputs: bool = False
     verbose: bool = False
+    allow_traced_constants: bool = False
     custom_translations: CallableName | None = None
 
 
