@@ -247,8 +247,8 @@ def _unfrozen(settings: ModelParams, group: str, name: str, shape: list[int | st
     """What to do about a dimension of an input or output that the graph froze."""
     if settings.is_torch:
         return "take the size from x.shape in forward() instead of writing it down, or declare it fixed"
-    fixed = ", ".join(map(str, shape))
-    return f"declare it fixed in params.yaml, {group}: {{{name}: {{shape: [{fixed}]}}}}, or give a file that leaves it open"
+    line = f"{group}: {{{name}: {{shape: [{', '.join(map(str, shape))}]}}}}"
+    return f"declare it fixed in params.yaml, {line}, or give a file in which it is dynamic"
 
 
 def _origin(model: str) -> str:

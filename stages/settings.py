@@ -146,8 +146,11 @@ class Verify(Section):
 
 
 class Data(Section):
+    """`max_shared`: the share of the evaluation samples that may stand in the calibration split, too."""
+
     min_samples: Positive = 50
     max_label_share: Annotated[float, Field(gt=0, le=1)] = 0.9
+    max_shared: Share = 0.0
     suite: RepositoryPath | None = None
 
 
