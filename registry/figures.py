@@ -16,6 +16,10 @@ from registry.session_options import SessionOptions
 from registry.vocabulary import PLAIN, Measurement, OutputComparison, Scenarios, Variant, worst_by_output
 
 
+# MLflow takes no longer tag of a version.
+MOST_WORDS = 5000
+
+
 @dataclass(frozen=True)
 class Entry:
     """What one child run says: a variant's figures, or why it has none."""
@@ -161,6 +165,7 @@ def version_tags(evidence: Evidence) -> dict[str, str]:
         "verdict": "passed",
         "parity": evidence.verify.status,
         "data": evidence.data.status,
+        "findings": "; ".join([*evidence.train.findings, *evidence.export.findings])[:MOST_WORDS] or None,
         "quality": chosen.quality if chosen.quality is not None else chosen.agreement,
         "quality_drop": choice.quality_drop,
         "quality_budget": evidence.select.quality_budget,

@@ -140,8 +140,8 @@ def _load(model: str, settings: ModelParams, name: str) -> Arrays:
     if len(set(sizes.values())) != 1 or None in sizes.values():
         raise UsageError(
             f"{key}: the arrays of the {name} split have different numbers of samples: {sizes}. Samples stand on the "
-            "first axis of every array; where the model takes them on another axis, wrap its forward() so that it moves "
-            "that axis"
+            "first axis of every array; where the model takes them on another axis, wrap its forward() so that it "
+            "moves that axis"
         )
     if any(v.dtype.kind not in "fiub" for v in arrays.values()):
         raise UsageError(f"{key}: arrays must be of numbers, not { ({k: str(v.dtype) for k, v in arrays.items()}) }")

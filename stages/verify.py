@@ -138,8 +138,8 @@ def _lost_quality(model: str, settings: ModelParams, candidate: Worker) -> str:
     if abs(quality - trained) <= allowed:
         return ""
     return (
-        f"quality {trained:.4g} of the trained model became {quality:.4g} in the export; rounding explains {allowed:.2g} "
-        "of that"
+        f"quality {trained:.4g} of the trained model became {quality:.4g} in the export; rounding explains "
+        f"{allowed:.2g} of that"
     )
 
 
