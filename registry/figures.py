@@ -15,8 +15,7 @@ from registry.evidence import Evidence
 from registry.session_options import SessionOptions
 from registry.vocabulary import PLAIN, Measurement, OutputComparison, Scenarios, Variant, worst_by_output
 
-
-# MLflow takes no longer tag of a version.
+# A tag of a version is read in a table.
 MOST_WORDS = 5000
 
 

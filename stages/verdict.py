@@ -58,7 +58,9 @@ def main() -> None:
 def _faults(model: str, reports: dict[str, Report]) -> list[str]:
     """Why a model is not fit to be registered: the stages that failed, else the first one that left no report."""
     failed = [f"failed: {model}: {r.stage}: {r.reason}" for r in reports.values() if r.status == "failed"]
-    missing = [f"not run: {model}: {stage} left no report: run `dvc repro`" for stage in REPORTS if stage not in reports]
+    missing = [
+        f"not run: {model}: {stage} left no report: run `dvc repro`" for stage in REPORTS if stage not in reports
+    ]
     return failed or missing[:1]
 
 

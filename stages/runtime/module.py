@@ -119,8 +119,12 @@ def fit(module: torch.nn.Module, state: State, where: str = "") -> list[str]:
     problems = list(_misfits(module, own, given))
     if problems:
         more = f"; and {len(problems) - 4} more" if len(problems) > 4 else ""
-        cause = _likely_cause(own, given)
+        cause = _likely_cause(own, state)
         raise UsageError(f"{where}the weights do not fit the module: {'; '.join(problems[:4])}{more}{cause}")
+    cast = [name for name in given if given[name].dtype != own[name].dtype]
+    if cast:
+        first = f"{given[cast[0]].dtype} in the file, {own[cast[0]].dtype} in build()".replace("torch.", "")
+        findings.append(f"{_some(cast)}: {first}, which is released")
     module.load_state_dict(given, strict=True)
     return findings
 
