@@ -13,7 +13,7 @@ from typing import Literal, TypeVar
 from pydantic import Field, ValidationError
 
 from registry.disk import write_atomically
-from registry.errors import UsageError
+from registry.errors import NotReady
 from registry.vocabulary import (
     CaseResult,
     Choice,
@@ -50,7 +50,9 @@ class Report(Record):
 
 
 class TrainReport(Report):
-    """`weights` is what later stages start from: safetensors, or the ONNX file of a model without PyTorch."""
+    """`weights` is what later stages start from: safetensors, or the ONNX file of a model without PyTorch. `quality` is
+    that of a module which build() made and which has the weights of this file. `findings` is what is worth knowing
+    about how the weights were taken in."""
 
     stage: Literal["train"] = "train"
     how: str = ""
@@ -58,6 +60,7 @@ class TrainReport(Report):
     parameters: int | None = None
     quality: float | None = None
     quality_floor: float | None = None
+    findings: list[str] = []
 
 
 class DataReport(Report):
@@ -200,13 +203,13 @@ def load(kind: type[ReportT], path: Path) -> ReportT:
     """Read a report.
 
     Raises:
-        UsageError: the file is missing, or is no report of this kind and schema version.
+        NotReady: the file is missing, or is no report of this kind and schema version.
     """
     try:
         return kind.model_validate_json(path.read_bytes())
     except FileNotFoundError:
-        raise UsageError(f"{path}: no such report; `dvc repro` writes it") from None
+        raise NotReady(f"{path}: no such report; `dvc repro` writes it") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise UsageError(f"{path}: not a {kind.__name__} (at {where}: {first['msg']})") from None
+        raise NotReady(f"{path}: not a {kind.__name__} (at {where}: {first['msg']})") from None

@@ -108,13 +108,15 @@ class Dim(Section):
 
 
 class Export(Section):
-    """`strategy`: `auto` tries the others in this order, up to the first whose result computes the same."""
+    """`strategy`: `auto` tries the others in this order, up to the first whose result computes the same.
+    `allow_traced_constants`: a graph may hold values that a tracer took from its one example."""
 
     strategy: Literal["auto", "dynamo", "dynamo-auto", "script", "trace"] = "auto"
     opset: Annotated[int, Field(ge=17, le=23)] = 20
     constant_folding: bool = True
     keep_initializers_as_inputs: bool = False
     verbose: bool = False
+    allow_traced_constants: bool = False
     custom_translations: CallableName | None = None
 
 
@@ -158,8 +160,11 @@ class Verify(Section):
 
 
 class Data(Section):
+    """`max_shared`: the share of the evaluation samples that may stand in the calibration split, too."""
+
     min_samples: Positive = 50
     max_label_share: Annotated[float, Field(gt=0, le=1)] = 0.9
+    max_shared: Share = 0.0
     suite: RepositoryPath | None = None
 
 
