@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from registry.errors import UsageError
-from registry.fidelity import agreement, fidelity
+from registry.fidelity import fidelity
+from registry.kinds import agreement, judge
 from registry.vocabulary import OutputFidelity, OutputKind
 from stages.params import resolve
-from stages.parity.kinds import fidelity_of
 from stages.settings import ModelParams
 
 Arrays = Mapping[str, npt.NDArray[Any]]
@@ -140,15 +140,11 @@ def weigh(
     """
     got = outputs_over(run, settings, samples)
     near = fidelity(wanted, got)
-    shares = [
-        agreement(wanted[kind.output][: len(got[kind.output])], got[kind.output], kind.axis)
-        for kind in kinds
-        if kind.kind in ("scores", "probabilities") and kind.axis is not None
-    ]
+    shares = [agreement(kind, wanted[kind.output], got[kind.output]) for kind in kinds]
     return Weighed(
         quality_of(settings, got, samples, key, wanted),
         min((share for share in shares if share is not None), default=None),
         near.snr_db,
         near.cosine,
-        [fidelity_of(kind, wanted[kind.output], got[kind.output], settings.budget.quality_drop) for kind in kinds],
+        [one for kind in kinds for one in judge(kind, wanted, got, settings.budget.quality_drop)],
     )
