@@ -50,7 +50,8 @@ class Report(Record):
 
 
 class TrainReport(Report):
-    """`weights` is what later stages start from: safetensors, or the ONNX file of a model without PyTorch."""
+    """`weights` is what later stages start from: safetensors, or the ONNX file of a model without PyTorch. `findings`
+    is what is odd without being wrong, such as a quality that does not depend on the labels."""
 
     stage: Literal["train"] = "train"
     how: str = ""
@@ -58,6 +59,7 @@ class TrainReport(Report):
     parameters: int | None = None
     quality: float | None = None
     quality_floor: float | None = None
+    findings: list[str] = []
 
 
 class DataReport(Report):

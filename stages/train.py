@@ -16,6 +16,7 @@ from registry.evidence import TrainReport
 from registry.vocabulary import FileDigest
 from stages import command, paths
 from stages.params import resolve, section
+from stages.parity import labels
 from stages.parity.evaluate import Arrays, batch_size, outputs_over, quality_of
 from stages.runtime import isolate
 from stages.runtime.module import fit, load_module, read_weights
@@ -48,6 +49,7 @@ def train(model: str, folder: Path) -> TrainReport:
         parameters=found["parameters"],
         quality=found["quality"],
         quality_floor=settings.quality_floor,
+        findings=found["findings"],
     )
     floor, quality = settings.quality_floor, found["quality"]
     if floor is not None and quality is not None and not quality >= floor:
@@ -91,7 +93,7 @@ def _module(settings: ModelParams, file: Path, key: str) -> dict[str, Any]:
     return {
         "how": how,
         "parameters": sum(parameter.numel() for parameter in module.parameters()),
-        "quality": _quality(settings, key, lambda batch: _forward(settings, module, batch)),
+        **_quality(settings, key, lambda batch: _forward(settings, module, batch)),
     }
 
 
@@ -110,16 +112,17 @@ def _onnx(settings: ModelParams, file: Path, key: str) -> dict[str, Any]:
             shutil.copyfile(path, file if path == source else file.parent / path.name)
         how = f"the file {settings.onnx}"
     with Worker.onnx(file, f"{key} as it came", options=AS_IT_IS) as worker:
-        quality = _quality(settings, key, worker.run)
-    return {"how": how, "parameters": onnx_file.describe(file).parameters, "quality": quality}
+        judged = _quality(settings, key, worker.run)
+    return {"how": how, "parameters": onnx_file.describe(file).parameters, **judged}
 
 
-def _quality(settings: ModelParams, key: str, run: Callable[[Arrays], Arrays]) -> float | None:
+def _quality(settings: ModelParams, key: str, run: Callable[[Arrays], Arrays]) -> dict[str, Any]:
     if settings.quality is None:
-        return None
+        return {"quality": None, "findings": []}
     samples = resolve(settings.samples, f"{key}.samples")("evaluation")
     outputs = outputs_over(run, settings, samples, batch_size(settings, dims=False))
-    return quality_of(settings, outputs, samples, key)
+    quality = quality_of(settings, outputs, samples, key)
+    return {"quality": quality, "findings": labels.findings(settings, outputs, samples, key, quality)}
 
 
 def _forward(settings: ModelParams, module: torch.nn.Module, batch: Arrays) -> Arrays:
