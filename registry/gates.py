@@ -37,7 +37,7 @@ def judge(requirements: Iterable[str], evidence: Evidence, folder: Path | None) 
 
 
 def _parity(evidence: Evidence) -> tuple[bool, str]:
-    """The plain export holds the tolerances. A version of lower precision was made from it, and is held to `quality`."""
+    """The plain export holds the tolerances. A version of lower precision is made from it and held to `quality`."""
     return _status(evidence, "parity")
 
 
