@@ -6,6 +6,7 @@ diff.compare("cnn@staging", "cnn@production").different()
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -24,6 +25,14 @@ SECTIONS = ("graph", "operators", "evidence", "params", "metrics", "latencies")
 _NOT_EVIDENCE = ("sha256", "run_id", "opset", "size_mb")
 _TIMES = ("latency_", "throughput_", "ratio_")
 
+# Amounts: counts, times, rates and bytes, of which zero is none, so that a percentage means something. Anything else is
+# compared by its difference: decibels, cosines, shares, ratios, qualities, errors, numbers of versions.
+_AMOUNTS = ("parameters", "nodes", "size in bytes")
+_AMOUNT_ENDINGS = ("_ms", "_mb", "_throughput")
+
+# A percentage of a base that is tiny beside the other value says nothing: "+900 %" is the largest one shown.
+_LARGEST, _SMALLEST = 10.0, 0.01
+
 
 @dataclass(frozen=True)
 class Fact:
@@ -40,11 +49,36 @@ class Fact:
 
     @property
     def change(self) -> float | None:
-        """The right relative to the left, less 1, where both are numbers."""
-        left, right = self.left, self.right
-        if isinstance(left, str) or isinstance(right, str) or not left or right is None:
+        """The right relative to the left, less 1. Null where a percentage means nothing: unless both are amounts of one
+        sign, and the right is between a hundredth of the left and ten times it."""
+        if not self._is_amount or not isinstance(self.left, int | float) or not isinstance(self.right, int | float):
             return None
-        return right / left - 1
+        if not self.left or not math.isfinite(self.left) or not math.isfinite(self.right):
+            return None
+        ratio = self.right / self.left
+        return ratio - 1 if _SMALLEST <= ratio <= _LARGEST else None
+
+    @property
+    def difference(self) -> float | None:
+        """The right less the left, in their own unit; null where one is no finite number."""
+        if not isinstance(self.left, int | float) or not isinstance(self.right, int | float):
+            return None
+        difference = self.right - self.left
+        return difference if math.isfinite(difference) else None
+
+    @property
+    def in_words(self) -> str:
+        """How much it changed: a percentage of an amount, else the difference; empty where it did not, or no number
+        says how much."""
+        if not self.differs or self.difference is None:
+            return ""
+        return f"{self.difference:+.4g}" if self.change is None else f"{self.change:+.1%}"
+
+    @property
+    def _is_amount(self) -> bool:
+        if self.section == "operators" or self.name in _AMOUNTS or self.name.startswith("throughput_"):
+            return True
+        return self.name.endswith(_AMOUNT_ENDINGS)
 
 
 @dataclass(frozen=True)
@@ -115,9 +149,10 @@ def _section(metric: str) -> str:
 
 def _number(text: str) -> Value:
     try:
-        return float(text)
+        value = float(text)
     except ValueError:
         return text
+    return value if math.isfinite(value) else text
 
 
 def as_json(comparison: Comparison) -> Mapping[str, object]:
@@ -133,6 +168,7 @@ def as_json(comparison: Comparison) -> Mapping[str, object]:
                 "right": fact.right,
                 "differs": fact.differs,
                 "change": fact.change,
+                "difference": fact.difference,
             }
             for fact in comparison.facts
         ],

@@ -51,8 +51,8 @@ class Report(Record):
 
 class TrainReport(Report):
     """`weights` is what later stages start from: safetensors, or the ONNX file of a model without PyTorch. `quality` is
-    that of a module which build() made and which has the weights of this file. `findings` is what is worth knowing
-    about how the weights were taken in."""
+    that of a module which build() made and which has the weights of this file. `findings` is what is odd without being
+    wrong: how the weights were taken in, a quality that does not depend on the labels."""
 
     stage: Literal["train"] = "train"
     how: str = ""

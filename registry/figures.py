@@ -1,4 +1,8 @@
-"""What of the evidence becomes which metric, param or tag: names that MLflow's charts and comparisons group."""
+"""What of the evidence becomes which metric, param or tag: names that MLflow's charts and comparisons group.
+
+Of what a graph computes, only what decided over it is logged: `parity/` for float32, which is held to tolerances on
+every case; `fidelity/` on the evaluation samples for lower precision, of which a case asks only that it does not crash.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,16 @@ from typing import Any
 from registry import hostinfo
 from registry.evidence import Evidence
 from registry.session_options import SessionOptions
-from registry.vocabulary import PLAIN, Measurement, OutputComparison, Scenarios, Variant, worst_by_output
+from registry.vocabulary import (
+    CRASHES,
+    PLAIN,
+    Choice,
+    Measurement,
+    OutputComparison,
+    Scenarios,
+    Variant,
+    worst_by_output,
+)
 
 # A tag of a version is read in a table.
 MOST_WORDS = 5000
@@ -34,8 +47,14 @@ class Entry:
     options: SessionOptions
 
 
-def entries(evidence: Evidence, root: Path) -> Iterator[Entry]:
-    """One entry a child run: the reference, every variant measured, and those that were not, with the reason."""
+def entries(evidence: Evidence, root: Path, settings: Mapping[str, Any]) -> Iterator[Entry]:
+    """One entry a child run: the reference, every variant measured, and those that were not, with the reason.
+
+    Args:
+        evidence: of the model.
+        root: the folder that the evidence's file paths are relative to.
+        settings: of the model, as params.yaml has them, defaults included.
+    """
     measured = {m.variant for m in evidence.benchmark.measurements}
     choices = {(c.variant, c.runtime): c for c in evidence.select.choices}
     variants = [*evidence.optimize.variants, *evidence.quantize.variants]
@@ -49,7 +68,7 @@ def entries(evidence: Evidence, root: Path) -> Iterator[Entry]:
             name=label(m.variant, m.runtime),
             status=m.status,
             reason=reason,
-            metrics=variant_metrics(m, evidence),
+            metrics=variant_metrics(m, evidence, settings),
             params={
                 **graph_params(evidence),
                 "precision": m.precision,
@@ -93,7 +112,7 @@ def _how(variant: Variant | None, evidence: Evidence) -> dict[str, str]:
     return {"optimizer": "none" if variant.base == PLAIN else variant.base, "quantizer": variant.technique}
 
 
-def variant_metrics(m: Measurement, evidence: Evidence) -> dict[str, float]:
+def variant_metrics(m: Measurement, evidence: Evidence, settings: Mapping[str, Any]) -> dict[str, float]:
     """A variant's figures under names that MLflow's charts group: everything before the last slash is a section."""
     metrics: dict[str, float] = {}
     for latency in m.latencies:
@@ -106,27 +125,59 @@ def variant_metrics(m: Measurement, evidence: Evidence) -> dict[str, float]:
         metrics[f"ratio_{m.runtime}/{size}"] = ratio.value
         metrics[f"ratio_{m.runtime}/{size}_low"] = ratio.low
         metrics[f"ratio_{m.runtime}/{size}_high"] = ratio.high
-    if m.parity:
-        for output, worst in worst_by_output(m.parity).items():
-            metrics |= {f"parity/{_key(output)}_{name}": value for name, value in _differences(worst)}
-        metrics["parity/cases"] = sum(not case.probe for case in m.parity)
-        metrics["parity/cases_failed"] = sum(case.failed for case in m.parity)
     choice = next((c for c in evidence.select.choices if (c.variant, c.runtime) == (m.variant, m.runtime)), None)
     single = {
         "quality": m.quality,
         "quality_drop": choice.quality_drop if choice else None,
-        "agreement": m.agreement,
-        "snr_db": m.snr_db if m.snr_db is not None and math.isfinite(m.snr_db) else None,
-        "cosine": m.cosine,
         "session_ms": m.session_ms,
         "peak_memory_mb": m.peak_memory_mb,
         "size_mb": sum(file.size_bytes for file in m.files) / 1e6 if m.files else None,
     }
     metrics |= {name: value for name, value in single.items() if value is not None}
+    metrics |= _parity_metrics(m) if m.precision == "float32" else _fidelity_metrics(m, evidence, settings)
     if m.scenarios is not None:
         metrics |= _scenario_metrics(m, m.scenarios)
     variant = _graph(m, evidence)
     return metrics | (_size_metrics(variant) if variant else {})
+
+
+def _parity_metrics(m: Measurement) -> dict[str, float]:
+    """How far a float32 graph is from the original over all cases, and how many of them it fails."""
+    if not m.parity:
+        return {}
+    metrics: dict[str, float] = {}
+    for output, worst in worst_by_output(m.parity).items():
+        metrics |= {f"parity/{_key(output)}_{name}": value for name, value in _differences(worst)}
+    metrics["parity/cases"] = sum(not case.probe for case in m.parity)
+    metrics["parity/cases_failed"] = sum(case.failed for case in m.parity)
+    return metrics
+
+
+def _fidelity_metrics(m: Measurement, evidence: Evidence, settings: Mapping[str, Any]) -> dict[str, float]:
+    """What a graph of lower precision is judged by (stages/parity/quality.py): crashes on cases; of each output that
+    the model's own measure does not judge, the loss by its kind; and what params.yaml sets a limit to."""
+    metrics: dict[str, float] = {}
+    if m.parity:
+        metrics["fidelity/cases"] = sum(not case.probe for case in m.parity)
+        metrics["fidelity/cases_crashed"] = sum(case.failed and case.verdict in CRASHES for case in m.parity)
+    budget = settings.get("budget", {})
+    limited = {name: budget.get(f"min_{name}") is not None for name in ("snr_db", "cosine")}
+    own = m.quality is not None
+    by_kind = {kind.output for kind in evidence.verify.kinds if not kind.by_quality}
+    if any(limited.values()) and not own:
+        by_kind = set()
+    judged = [one for one in m.fidelity if one.output in by_kind]
+    for one in judged:
+        found = {"loss": one.value, "loss_low": one.low, "loss_high": one.high, "limit": one.limit}
+        metrics |= {f"fidelity/{_key(one.output)}_{name}": v for name, v in found.items() if v is not None}
+    # Top-1 agreement has a floor beside the model's own measure (tolerance.agreement); else it is a measure of a kind.
+    if own or any(one.kind in ("scores", "probabilities") for one in judged):
+        limited["agreement"] = True
+    for name, decides in limited.items():
+        value = getattr(m, name)
+        if decides and value is not None and math.isfinite(value):
+            metrics[name] = value
+    return metrics
 
 
 def _scenario_metrics(m: Measurement, found: Scenarios) -> dict[str, float]:
@@ -165,7 +216,7 @@ def version_tags(evidence: Evidence) -> dict[str, str]:
         "parity": evidence.verify.status,
         "data": evidence.data.status,
         "findings": "; ".join([*evidence.train.findings, *evidence.export.findings])[:MOST_WORDS] or None,
-        "quality": chosen.quality if chosen.quality is not None else chosen.agreement,
+        "quality": chosen.quality,
         "quality_drop": choice.quality_drop,
         "quality_budget": choice.quality_budget if choice.quality_measure else evidence.select.quality_budget,
         "quality_measure": choice.quality_measure or None,
@@ -190,8 +241,17 @@ def sentence(evidence: Evidence) -> str:
     if choice.ratio and chosen.variant != PLAIN:
         speed = f", {1 / choice.ratio.value:.2f} times as fast as the plain export"
     quality = "" if chosen.quality is None else f", quality {chosen.quality:.4f}"
-    drop = "" if not choice.quality_drop else f" ({choice.quality_drop:+.4f} lost)"
-    return f"{chosen.variant} on {chosen.runtime}{speed}{quality}{drop}."
+    return f"{chosen.variant} on {chosen.runtime}{speed}{quality}{_lost(choice)}."
+
+
+def _lost(choice: Choice) -> str:
+    """What decided over a version's answers, in words; nothing where nothing was lost."""
+    if not choice.quality_drop:
+        return ""
+    if choice.quality_measure in ("", "quality"):
+        return f" ({choice.quality_drop:+.4f} lost)"
+    limit = "" if choice.quality_budget is None else f", {choice.quality_budget:g} allowed"
+    return f", {choice.quality_measure} {choice.quality_drop:.4g}{limit}"
 
 
 def graph_params(evidence: Evidence) -> dict[str, str]:

@@ -37,6 +37,7 @@ def judge(requirements: Iterable[str], evidence: Evidence, folder: Path | None) 
 
 
 def _parity(evidence: Evidence) -> tuple[bool, str]:
+    """The plain export holds the tolerances. A version of lower precision is made from it and held to `quality`."""
     return _status(evidence, "parity")
 
 
@@ -58,7 +59,9 @@ def _quality(evidence: Evidence) -> tuple[bool, str]:
         exact = passed and evidence.get("precision") == "float32" and evidence.get("parity") == "passed"
         return exact, "no measure of quality; float32 that holds parity" if exact else NO_EVIDENCE
     if budget is not None:
-        return drop <= budget + _ROUNDING, f"drops by {drop:g}, {budget:g} allowed"
+        measure = evidence.get("quality_measure", "quality")
+        lost = f"drops by {drop:g}" if measure == "quality" else f"{measure} {drop:g}"
+        return drop <= budget + _ROUNDING, f"{lost}, {budget:g} allowed"
     return passed, f"drops by {drop:g}" + ("" if passed else "; nothing recorded says that this is within the budget")
 
 

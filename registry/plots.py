@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from registry.evidence import Evidence
-from registry.vocabulary import Measurement, TradeOff
+from registry.vocabulary import Choice, Measurement, TradeOff
 
 
 def draw_plots(evidence: Evidence, folder: Path) -> list[Path]:
@@ -62,15 +62,31 @@ def _pareto(axes: Any, evidence: Evidence, measured: list[Measurement]) -> None:
     drops = {(c.variant, c.runtime): c for c in evidence.select.choices}
     for m in measured:
         choice = drops.get((m.variant, m.runtime))
-        if choice is None or choice.ratio is None or choice.quality_drop is None:
+        if choice is None or choice.ratio is None:
+            continue
+        used = _used(choice, evidence.select.quality_budget)
+        if used is None:
             continue
         marker = "*" if choice.chosen else "o"
-        axes.plot(choice.ratio.value, choice.quality_drop, marker, markersize=14 if choice.chosen else 7)
-        axes.annotate(_label(m), (choice.ratio.value, choice.quality_drop), fontsize=8)
+        axes.plot(choice.ratio.value, used, marker, markersize=14 if choice.chosen else 7)
+        axes.annotate(_label(m), (choice.ratio.value, used), fontsize=8)
     axes.axvline(1.0, color="grey", linewidth=0.8)
     axes.set_xlabel("latency relative to the plain export (left is faster)")
-    axes.set_ylabel("quality drop (down is better)")
+    axes.axhline(1.0, color="grey", linewidth=0.8, linestyle=":")
+    axes.set_ylabel("loss as a share of what is allowed (down is better)")
     axes.set_title(f"{evidence.model}: what speed costs (star: chosen)")
+
+
+def _used(choice: Choice, budget: float | None) -> float | None:
+    """The share of the allowed loss that a variant uses up, by the measure that decided over it: what is comparable
+    between variants that different measures decided over. None where it is not known, or nothing may be lost."""
+    limit = choice.quality_budget if choice.quality_budget is not None else budget
+    if choice.quality_drop is None:
+        return None
+    if not limit:
+        return 0.0 if choice.quality_drop <= 0 else None
+    used = choice.quality_drop / limit
+    return used if math.isfinite(used) else None
 
 
 def _tradeoff(axes: Any, tradeoff: TradeOff) -> None:

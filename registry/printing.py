@@ -71,7 +71,7 @@ def print_comparison(comparison: Comparison, as_json: bool) -> None:
         return
     different = comparison.different()
     if different:
-        rows = [(f.section, f.name, _value(f.left), _value(f.right), _change(f.change)) for f in different]
+        rows = [(f.section, f.name, _value(f.left), _value(f.right), f.in_words) for f in different]
         print_table(("", "", str(comparison.left), str(comparison.right), "change"), rows)
     same = len(comparison.facts) - len(different)
     print(f"{same} facts are the same" if different else f"nothing differs: {same} facts are the same")
@@ -83,10 +83,6 @@ def _value(value: str | int | float | None) -> str:
     if value is None:
         return "-"
     return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def _change(change: float | None) -> str:
-    return "" if change is None else f"{change:+.1%}"
 
 
 def print_gates(results: Iterable[Any]) -> None:

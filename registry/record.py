@@ -124,7 +124,7 @@ class _Recorder:
         report = PublishReport(model=self.evidence.model, status="passed", run_id=parent.info.run_id)
         finished = parent.info.status in ("FINISHED", "FAILED") and "onward.whole" in parent.data.tags
         models: dict[str, LoggedModel] = {}
-        for entry in entries(self.evidence, self.publication.root):
+        for entry in entries(self.evidence, self.publication.root, self.publication.params):
             child = self._run(
                 f"{self.evidence.model} {entry.name}",
                 {"onward.role": "variant", "onward.variant": entry.name, "mlflow.parentRunId": parent.info.run_id},
@@ -264,7 +264,7 @@ class _Recorder:
         from registry.plots import draw_plots
 
         evidence, run_id = self.evidence, parent.info.run_id
-        tried = list(entries(evidence, self.publication.root))
+        tried = list(entries(evidence, self.publication.root, self.publication.params))
         chosen = label(evidence.select.variant, evidence.select.runtime)
         winner = next((entry for entry in tried if entry.name == chosen), None)
         metrics = dict(winner.metrics) if winner else {}

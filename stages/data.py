@@ -21,6 +21,7 @@ from registry.evidence import DataReport
 from registry.vocabulary import Expectation, FileDigest, Split
 from stages import command, paths
 from stages.params import resolve, section
+from stages.parity.labels import without_labels
 from stages.settings import ModelParams
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def data(model: str, folder: Path) -> DataReport:
         count = len(next(iter(arrays.values())))
         splits.append(Split(name=name, samples=count, file=FileDigest.of(path, folder)))
     own = _own_suite(model, settings)
-    results = [_disjoint(samples, settings.data.max_shared)]
+    results = [*_labelled(model, settings, samples["evaluation"]), _disjoint(samples, settings.data.max_shared)]
     for name, arrays in samples.items():
         results += _judge(name, table(settings, arrays), [*standard_suite(settings, arrays), *own])
     failed = [result for result in results if not result.success]
@@ -152,6 +153,22 @@ def _save(path: Path, arrays: Arrays) -> None:
     # numpy stamps each member of an .npz with the year 1980: the same arrays are the same bytes.
     with open(path, "wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
+def _labelled(model: str, settings: ModelParams, evaluation: Arrays) -> list[Expectation]:
+    """The evaluation samples have the labels that `quality` takes; nothing is expected where there is no `quality`."""
+    if settings.quality is None:
+        return []
+    missing = without_labels(settings, evaluation, f"models.{model}")
+    return [
+        Expectation(
+            split="evaluation",
+            expectation="samples have what quality takes",
+            column="label",
+            success=not missing,
+            observed=missing or ("labels" if "label" in evaluation else "quality takes no labels"),
+        )
+    ]
 
 
 def _disjoint(samples: dict[str, Arrays], most: float) -> Expectation:

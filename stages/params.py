@@ -40,7 +40,7 @@ _CHECK = (*_MODEL, "cases", "tolerance", "verify")
 # What each stage reads of its model's settings: nothing else can be reached through `section`.
 READS: dict[str, tuple[str, ...]] = {
     "train": (*_MODEL, "train", "weights", "samples", "quality", "quality_floor"),
-    "data": ("samples", "inputs", "data"),
+    "data": ("samples", "quality", "inputs", "data"),
     "export": (*_MODEL, "cases", "export"),
     "verify": (*_CHECK, "export", "quality", "fidelity"),
     "optimize": (*_CHECK, "optimize"),

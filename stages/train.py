@@ -18,6 +18,7 @@ from registry.evidence import TrainReport
 from registry.vocabulary import FileDigest
 from stages import command, paths
 from stages.params import resolve, section
+from stages.parity import labels
 from stages.parity.evaluate import Arrays, batches, outputs_over, quality_of
 from stages.runtime import isolate
 from stages.runtime.module import fit, load_module, read_weights
@@ -118,20 +119,21 @@ def _module(settings: ModelParams, file: Path, key: str) -> Obtained:
     released = load_module(settings.build, file, key)
     unsteady = differences(twin.eval(), released)
     del twin
-    quality, fault = _compared(settings, module.eval(), released, key)
+    quality, fault, odd = _compared(settings, module.eval(), released, key)
     if unsteady and not fault:
         fault = (
             f"build() makes another module each time: {'; '.join(unsteady[:3])}; seed what it draws, or keep it in the "
             "state dict (self.register_buffer)"
         )
-    findings += _left_out(settings, released, key)
+    findings += [*odd, *_left_out(settings, released, key)]
     return Obtained(how, sum(parameter.numel() for parameter in released.parameters()), quality, findings, fault)
 
 
 def _compared(
     settings: ModelParams, module: torch.nn.Module, released: torch.nn.Module, key: str
-) -> tuple[float | None, str]:
-    """The quality of what is released, and how its outputs differ from those of the module that the weights are of."""
+) -> tuple[float | None, str, list[str]]:
+    """The quality of what is released; how its outputs differ from those of the module that the weights are of; and
+    what is odd about the quality."""
     samples = _evaluation(settings, key)
 
     def outputs_of(module: torch.nn.Module) -> Arrays:
@@ -146,14 +148,15 @@ def _compared(
         got = outputs_of(released)
     except Exception as error:  # whatever the team's own module raises
         words = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-        return None, f"build() with the saved weights does not run: {words}{_lost(settings, module, released)}"
+        return None, f"build() with the saved weights does not run: {words}{_lost(settings, module, released)}", []
     quality = quality_of(settings, got, samples, key)
+    odd = labels.findings(settings, got, samples, key, quality)
     differing = _difference(wanted, got)
     if not differing:
-        return quality, ""
+        return quality, "", odd
     before = quality_of(settings, wanted, samples, key)
     lost = "" if quality is None or before is None else f"; quality {before:.4g} became {quality:.4g}"
-    return quality, f"{_DIFFERS[bool(settings.train)]}: {differing}{lost}{_lost(settings, module, released)}"
+    return quality, f"{_DIFFERS[bool(settings.train)]}: {differing}{lost}{_lost(settings, module, released)}", odd
 
 
 # Whether the weights were trained here.
@@ -218,14 +221,16 @@ def _onnx(settings: ModelParams, file: Path, key: str) -> Obtained:
         for path in onnx_file.files(source):
             shutil.copyfile(path, file if path == source else file.parent / path.name)
         how = f"the file {settings.onnx}"
-    quality, fault = None, ""
+    quality, fault, findings = None, "", []
     if settings.quality is not None:
         fault = "; ".join(onnx_file.no_tensors(onnx_file.load_graph(file)))
         if not fault:
             samples = _evaluation(settings, key)
             with Worker.onnx(file, f"{key} as it came", options=AS_IT_IS) as worker:
-                quality = quality_of(settings, outputs_over(worker.run, settings, samples), samples, key)
-    return Obtained(how, onnx_file.describe(file).parameters, quality, fault=fault)
+                outputs = outputs_over(worker.run, settings, samples)
+            quality = quality_of(settings, outputs, samples, key)
+            findings = labels.findings(settings, outputs, samples, key, quality)
+    return Obtained(how, onnx_file.describe(file).parameters, quality, findings, fault)
 
 
 def _evaluation(settings: ModelParams, key: str) -> Arrays:

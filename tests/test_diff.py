@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from registry import diff, operations
+from registry.diff import Fact
 from registry.errors import Refused, UsageError
 from tests.evidence_factory import register
 from tests.store_factory import add_candidate, fresh_store
@@ -82,10 +85,62 @@ def test_the_commands_print_what_differs_and_all_of_it_as_json(store, onward):
     code, out, _ = onward("diff", "cnn/1", "cnn/2")
     assert code == 0
     assert out.splitlines()[0].split() == ["cnn/1", "cnn/2", "change"]
-    assert out.splitlines()[1].split() == ["evidence", "quality", "0.25", "0.5", "+100.0%"]
+    assert out.splitlines()[1].split() == ["evidence", "quality", "0.25", "0.5", "+0.25"]
     assert "facts are the same" in out
     code, compared, _ = onward("compare", "cnn", "1", "2", "--json")
     assert (code, compared) == (0, onward("diff", "cnn/1", "cnn/2", "--json")[1])
     facts = json.loads(compared)["facts"]
     assert [f["name"] for f in facts if f["differs"]] == ["quality"]
     assert len(facts) > 10
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "left", "right", "words"),
+    [
+        ("latencies", "latency_cpu/b1_p50_ms", 2.0, 3.0, "+50.0%"),
+        ("latencies", "throughput_cpu/b1", 1000.0, 500.0, "-50.0%"),
+        ("latencies", "ratio_cpu/all", 0.5, 0.25, "-0.25"),
+        ("latencies", "latency_cpu/b1_p50_ms", 1.0, 25.0, "+24"),
+        ("metrics", "size_mb", 2.0, 0.5, "-75.0%"),
+        ("metrics", "sweep_cpu/batch4_throughput", 100.0, 110.0, "+10.0%"),
+        ("metrics", "parity/y_max_abs", 1.2e-7, 0.933662, "+0.9337"),
+        ("metrics", "parity/y_cosine", 1.0, 0.22, "-0.78"),
+        ("metrics", "snr_db", 80.0, 40.0, "-40"),
+        ("metrics", "fidelity/y_loss", 0.0, 0.03, "+0.03"),
+        ("metrics", "reduction", -0.1, 0.7, "+0.8"),
+        ("evidence", "quality_drop", 1e-9, 0.01, "+0.01"),
+        ("evidence", "quality", 0.98, 0.97, "-0.01"),
+        ("graph", "opset ai.onnx", 17, 20, "+3"),
+        ("graph", "parameters", 100, 150, "+50.0%"),
+        ("operators", "MatMul", 4, 5, "+25.0%"),
+        ("operators", "MatMul", None, 5, ""),
+        ("params", "precision", "float32", "int8", ""),
+    ],
+)
+def test_amounts_change_by_a_percentage_and_other_figures_by_a_difference(section, name, left, right, words):
+    assert Fact(section, name, left, right).in_words == words
+
+
+@given(
+    st.sampled_from(
+        [("latencies", "latency_cpu/b1_p50_ms"), ("metrics", "parity/y_max_abs"), ("metrics", "size_mb"),
+         ("operators", "Add"), ("evidence", "quality_drop")]
+    ),
+    *[st.one_of(st.floats(), st.integers(-(2**70), 2**70), st.none(), st.text(max_size=3))] * 2,
+)  # fmt: skip
+@example(("metrics", "parity/y_max_abs"), 1.2e-7, 0.933662)
+@example(("metrics", "size_mb"), 5e-324, 1e308)
+@example(("metrics", "size_mb"), -1e308, 1e308)
+def test_no_change_has_more_than_four_digits_of_percent_or_is_no_number(fact, left, right):
+    words = Fact(*fact, left, right).in_words
+    assert "nan" not in words
+    assert "inf" not in words
+    if words.endswith("%"):
+        assert len(words.strip("+-%").split(".")[0].rstrip("%")) <= 4
+        assert left * right > 0
+    elif words:
+        assert float(words) != 0
+
+
+def test_a_tag_that_is_no_finite_number_is_text():
+    assert [diff._number(text) for text in ("1.5", "nan", "inf", "fast")] == [1.5, "nan", "inf", "fast"]

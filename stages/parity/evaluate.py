@@ -12,7 +12,8 @@ from registry.errors import UsageError
 from registry.fidelity import fidelity
 from registry.kinds import agreement, judge
 from registry.vocabulary import OutputFidelity, OutputKind
-from stages.params import resolve
+from stages.parity import labels
+from stages.runtime.pool import WorkerFailure
 from stages.settings import ModelParams
 
 Arrays = Mapping[str, npt.NDArray[Any]]
@@ -69,26 +70,15 @@ def quality_of(
         wanted: the reference's answers, which `fidelity` compares with; without them, `quality` alone is asked.
 
     Raises:
-        UsageError: the measure raises, or is no number.
+        UsageError: the measure does not import, or has another signature.
+        WorkerFailure: it raises, is no finite number, or needs labels where there are none.
     """
     if settings.quality is None and wanted is not None and settings.fidelity is not None:
         before = {name: values[: len(outputs[name])] for name, values in wanted.items()}
-        return _asked(settings.fidelity, f"{key}.fidelity", before, dict(outputs))
+        return labels.asked(settings.fidelity, f"{key}.fidelity", before, dict(outputs))
     if settings.quality is None:
         return None
-    labels = samples.get("label")
-    if labels is not None:
-        labels = labels[: len(next(iter(outputs.values())))]
-    return _asked(settings.quality, f"{key}.quality", dict(outputs), labels)
-
-
-def _asked(name: str, where: str, *arguments: Any) -> float:
-    try:
-        return float(resolve(name, where)(*arguments))
-    except UsageError:
-        raise
-    except Exception as error:
-        raise UsageError(f"params.yaml: {where}: {name} raised {type(error).__name__}: {error}") from error
+    return labels.quality(settings, outputs, samples, key)
 
 
 def judged_by_quality(settings: ModelParams, wanted: Arrays, samples: Arrays, key: str) -> set[str]:
@@ -100,7 +90,11 @@ def judged_by_quality(settings: ModelParams, wanted: Arrays, samples: Arrays, ke
     for name, values in wanted.items():
         for shift in (1, 7):  # neighbours may have the same label
             moved = {**wanted, name: np.roll(values, shift, axis=0)}
-            if quality_of(settings, moved, samples, key, wanted) != exact:
+            try:
+                same = quality_of(settings, moved, samples, key, wanted) == exact
+            except WorkerFailure:  # such answers have no quality
+                same = False
+            if not same:
                 found.add(name)
     return found
 

@@ -1,0 +1,111 @@
+"""Which figures are logged: those that decided over a variant, and no others beside them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from registry.evidence import Evidence
+from registry.figures import entries, sentence, variant_metrics, version_tags
+from registry.gates import judge
+from registry.plots import draw_plots
+from registry.vocabulary import CaseResult, OutputComparison, OutputFidelity, OutputKind
+from tests.evidence_factory import make_publication
+
+
+def int8_evidence(root: Path, quality: float | None = 0.89, crashed: bool = False, **kind: Any) -> Evidence:
+    """The int8 variant `fast` was chosen. By the tolerances of float32 it fails its only case, and a probe."""
+    evidence = make_publication(root).evidence
+    off = OutputComparison(output="y", verdict="out of tolerance", max_abs=0.9, cosine=0.22, snr_db=0.4, share_out=0.8)
+    case = CaseResult(
+        case="normal0@b1", seed=1, sizes={"batch": 1}, verdict="aborted" if crashed else "out of tolerance",
+        outputs=[] if crashed else [off],
+    )  # fmt: skip
+    probe = case.model_copy(update={"case": "nan@b1", "probe": True})
+    fast = evidence.benchmark.measurements[1]
+    fast.precision, fast.parity, fast.quality, fast.agreement = "int8", [case, probe], quality, 0.97
+    fast.snr_db, fast.cosine = 21.0, 0.983
+    fast.fidelity = [
+        OutputFidelity(
+            output="y", kind="scores", measure="changed top-1 answers", value=0.03, low=0.01, high=0.05, limit=0.1,
+            holds=True,
+        )
+    ]  # fmt: skip
+    evidence.verify.kinds = [OutputKind(output="y", kind="scores", axis=1, by_quality=quality is not None, **kind)]
+    return evidence
+
+
+def metrics_of(evidence: Evidence, number: int = 1, **budget: float) -> dict[str, float]:
+    return variant_metrics(evidence.benchmark.measurements[number], evidence, {"budget": budget})
+
+
+def computed(metrics: dict[str, float]) -> dict[str, float]:
+    """What of the metrics is about answers, and not about time or size."""
+    about = ("parity/", "fidelity/", "quality", "agreement", "snr_db", "cosine")
+    return {name: value for name, value in metrics.items() if name.startswith(about)}
+
+
+def test_float32_shows_its_parity_and_no_fidelity(tmp_path: Path) -> None:
+    found = computed(metrics_of(int8_evidence(tmp_path), 0))
+    assert found == {
+        "parity/y_max_abs": 1e-7, "parity/y_mean_abs": 1e-8, "parity/y_max_rel": 1e-6, "parity/y_share_out": 0.0,
+        "parity/cases": 1, "parity/cases_failed": 0, "quality": 0.9, "quality_drop": 0.0,
+    }  # fmt: skip
+
+
+def test_lower_precision_shows_no_figure_of_the_float_tolerances(tmp_path: Path) -> None:
+    found = computed(metrics_of(int8_evidence(tmp_path)))
+    assert found == {
+        "fidelity/cases": 1, "fidelity/cases_crashed": 0, "quality": 0.89, "quality_drop": 0.0, "agreement": 0.97
+    }  # fmt: skip
+
+
+def test_a_crash_is_counted_at_any_precision(tmp_path: Path) -> None:
+    assert metrics_of(int8_evidence(tmp_path, crashed=True))["fidelity/cases_crashed"] == 1
+
+
+def test_an_output_that_its_kind_judges_shows_its_loss_and_its_limit(tmp_path: Path) -> None:
+    found = computed(metrics_of(int8_evidence(tmp_path, quality=None)))
+    assert {name: value for name, value in found.items() if name.startswith("fidelity/y")} == {
+        "fidelity/y_loss": 0.03, "fidelity/y_loss_low": 0.01, "fidelity/y_loss_high": 0.05, "fidelity/y_limit": 0.1
+    }  # fmt: skip
+    assert "cosine" not in found
+    assert "snr_db" not in found
+
+
+def test_what_the_budget_limits_is_shown_and_takes_the_place_of_kinds(tmp_path: Path) -> None:
+    found = computed(metrics_of(int8_evidence(tmp_path, quality=None), min_cosine=0.9))
+    assert found["cosine"] == 0.983
+    assert not {"snr_db", "agreement", "fidelity/y_loss"} & found.keys()
+    both = computed(metrics_of(int8_evidence(tmp_path), min_cosine=0.9, min_snr_db=20))
+    assert (both["cosine"], both["snr_db"], both["agreement"]) == (0.983, 21.0, 0.97)
+
+
+def test_every_child_run_gets_the_figures_of_its_precision(tmp_path: Path) -> None:
+    runs = {entry.name: entry.metrics for entry in entries(int8_evidence(tmp_path), tmp_path, {})}
+    assert {name for name, metrics in runs.items() if any(key.startswith("parity/") for key in metrics)} == {
+        "reference", "plain"
+    }  # fmt: skip
+
+
+def test_a_version_says_what_decided_over_its_answers(tmp_path: Path) -> None:
+    evidence = int8_evidence(tmp_path, quality=None)
+    choice = evidence.select.choices[1]
+    choice.quality_drop, choice.quality_budget, choice.quality_measure = 0.03, 0.1, "y: changed top-1 answers"
+    tags = version_tags(evidence)
+    assert "quality" not in tags  # agreement is no quality
+    assert sentence(evidence).endswith(", y: changed top-1 answers 0.03, 0.1 allowed.")
+    parity, quality = judge(["parity", "quality"], tags, None)
+    assert parity.met
+    assert quality.met
+    assert quality.detail == "y: changed top-1 answers 0.03, 0.1 allowed"
+
+
+@pytest.mark.parametrize("budget", [0.1, 0.0, None])
+def test_plots_are_drawn_whatever_decided(tmp_path: Path, budget: float | None) -> None:
+    evidence = int8_evidence(tmp_path)
+    evidence.select.quality_budget = None
+    evidence.select.choices[1].quality_budget = budget
+    assert {path.name for path in draw_plots(evidence, tmp_path)} == {"latency.png", "pareto.png"}

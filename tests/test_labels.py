@@ -1,0 +1,116 @@
+"""Labels and the quality function: what is refused, and what is reported as a finding."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from registry.errors import UsageError
+from registry.evidence import DataReport, TrainReport
+from registry.inspection import lines
+from stages.parity.labels import takes_labels
+from tests.toy import SOURCE, through, toy_params, write_project
+
+NO_LABEL = SOURCE.replace(', "label": (x[:, 0] > 0).astype(np.int64) + (x[:, 1] > 0).astype(np.int64)}', "}")
+ACCURACY = 'return float((outputs["y"].argmax(1) == labels).mean())'
+
+
+def with_quality(body: str, parameters: str = "outputs, labels", source: str = SOURCE) -> str:
+    return source.replace(ACCURACY, body).replace("accuracy(outputs, labels)", f"accuracy({parameters})")
+
+
+def test_quality_without_labels_is_a_failed_verdict_with_the_remedy(project: Path) -> None:
+    write_project(project, source=NO_LABEL)
+    reports = through("train", "data", "export", "verify")
+    assert reports["data"].status == "failed"
+    assert 'models.toy:samples("evaluation") gives no "label": give one there' in reports["data"].reason
+    assert reports["train"].status == "failed"
+    assert 'gives no "label"' in reports["train"].reason
+    assert reports["train"].quality is None
+    assert reports["verify"].status == "not attempted"
+
+
+@pytest.mark.parametrize("source", [NO_LABEL, SOURCE], ids=["no label", "a label"])
+def test_a_quality_of_the_outputs_alone_needs_no_labels(project: Path, source: str) -> None:
+    write_project(project, source=with_quality('return -float(abs(outputs["y"]).mean())', "outputs", source))
+    reports = through("train", "data")
+    assert [report.status for report in reports.values()] == ["passed", "passed"], [r.reason for r in reports.values()]
+    train: TrainReport = reports["train"]
+    assert train.quality is not None
+    assert train.findings == []
+
+
+def test_labels_are_needed_for_the_evaluation_samples_only(project: Path) -> None:
+    source = SOURCE.replace(
+        'return {"x": x, "label"', 'return {"x": x} if split == "calibration" else {"x": x, "label"'
+    )
+    write_project(project, source=source)
+    assert {report.status for report in through("train", "data").values()} == {"passed"}
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_a_quality_that_is_not_finite_is_a_failed_verdict(project: Path, value: str) -> None:
+    write_project(project, source=with_quality(f'return float("{value}")'))
+    report: TrainReport = through("train")["train"]
+    assert report.status == "failed"
+    assert f"models.toy:accuracy returned {value}; wanted a finite number" in report.reason
+
+
+def test_a_quality_that_raises_is_a_failed_verdict(project: Path) -> None:
+    write_project(project, source=with_quality('return outputs["z"].mean()'))
+    report: TrainReport = through("train")["train"]
+    assert report.status == "failed"
+    assert "models.toy.quality: models.toy:accuracy raised KeyError: 'z'" in report.reason
+
+
+def test_a_quality_that_ignores_its_labels_is_a_finding(project: Path) -> None:
+    write_project(project, source=with_quality("return 0.95"))
+    report: TrainReport = through("train")["train"]
+    assert report.status == "passed"
+    assert [finding.partition(". ")[0] for finding in report.findings] == [
+        "quality does not depend on the labels: shuffled, it is the same 0.95"
+    ]
+    assert any("found: quality does not depend on the labels" in line for line in lines(report))
+
+
+@pytest.mark.parametrize(
+    ("body", "label"),
+    [
+        (ACCURACY, None),
+        ("return 0.5", "np.ones(len(x), np.int64)"),
+        ("assert (np.diff(labels) > 0).all()\n    return 0.5", "np.arange(len(x))"),
+    ],
+    ids=["it reads them", "labels that are all equal", "labels of one order only"],
+)
+def test_there_is_no_finding_where_labels_count_or_cannot_tell(project: Path, body: str, label: str | None) -> None:
+    source = with_quality(body)
+    if label:
+        source = source.replace("(x[:, 0] > 0).astype(np.int64) + (x[:, 1] > 0).astype(np.int64)", label)
+    write_project(project, source=source)
+    report: TrainReport = through("train")["train"]
+    assert (report.status, report.findings) == ("passed", [])
+
+
+def test_the_data_stage_says_nothing_of_labels_without_quality(project: Path) -> None:
+    write_project(project, source=NO_LABEL, params=toy_params(quality=None))
+    report: DataReport = through("data")["data"]
+    assert report.status == "passed"
+    assert "label" not in {expectation.column for expectation in report.expectations}
+
+
+def test_the_parameters_of_quality_say_whether_it_takes_labels() -> None:
+    def both(outputs, labels): ...
+    def optional(outputs, labels=None): ...
+    def alone(outputs): ...
+    def keyword(outputs, *, threshold=0.5): ...
+    def anything(*arguments): ...
+    def three(outputs, labels, more): ...
+
+    assert [takes_labels(f, "") for f in (both, optional, anything)] == [True, True, True]
+    assert [takes_labels(f, "") for f in (alone, keyword, functools.partial(both, labels=1))] == [False, False, False]
+    assert takes_labels(np.add, "")
+    with pytest.raises(UsageError, match=r"params\.yaml: q has the signature \(outputs, labels, more\)"):
+        takes_labels(three, "params.yaml: q")
