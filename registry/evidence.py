@@ -13,7 +13,7 @@ from typing import Literal, TypeVar
 from pydantic import Field, ValidationError
 
 from registry.disk import write_atomically
-from registry.errors import UsageError
+from registry.errors import NotReady
 from registry.vocabulary import (
     CaseResult,
     Choice,
@@ -22,6 +22,7 @@ from registry.vocabulary import (
     GraphInfo,
     Machine,
     Measurement,
+    OutputKind,
     Parting,
     Record,
     Rung,
@@ -49,7 +50,9 @@ class Report(Record):
 
 
 class TrainReport(Report):
-    """`weights` is what later stages start from: safetensors, or the ONNX file of a model without PyTorch."""
+    """`weights` is what later stages start from: safetensors, or the ONNX file of a model without PyTorch. `quality` is
+    that of a module which build() made and which has the weights of this file. `findings` is what is worth knowing
+    about how the weights were taken in."""
 
     stage: Literal["train"] = "train"
     how: str = ""
@@ -57,6 +60,7 @@ class TrainReport(Report):
     parameters: int | None = None
     quality: float | None = None
     quality_floor: float | None = None
+    findings: list[str] = []
 
 
 class DataReport(Report):
@@ -80,7 +84,8 @@ class ExportReport(Report):
 
 class VerifyReport(Report):
     """`evaluated` are the cases on which an ONNX file from elsewhere was held to ONNX's own reference evaluator, and
-    `evaluator` says why there are none, where there are none. `findings` are what limits the proof."""
+    `evaluator` says why there are none, where there are none. `findings` are what limits the proof.
+    `kinds` say what each output is: later stages judge lower precision by them."""
 
     stage: Literal["verify"] = "verify"
     reference: str = ""
@@ -92,6 +97,7 @@ class VerifyReport(Report):
     evaluator: str = ""
     evaluated: list[CaseResult] = []
     findings: list[str] = []
+    kinds: list[OutputKind] = []
 
 
 class OptimizeReport(Report):
@@ -197,13 +203,13 @@ def load(kind: type[ReportT], path: Path) -> ReportT:
     """Read a report.
 
     Raises:
-        UsageError: the file is missing, or is no report of this kind and schema version.
+        NotReady: the file is missing, or is no report of this kind and schema version.
     """
     try:
         return kind.model_validate_json(path.read_bytes())
     except FileNotFoundError:
-        raise UsageError(f"{path}: no such report; `dvc repro` writes it") from None
+        raise NotReady(f"{path}: no such report; `dvc repro` writes it") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise UsageError(f"{path}: not a {kind.__name__} (at {where}: {first['msg']})") from None
+        raise NotReady(f"{path}: not a {kind.__name__} (at {where}: {first['msg']})") from None

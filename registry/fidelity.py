@@ -45,11 +45,11 @@ def _least(values: list[float | None]) -> float | None:
     return min((value for value in values if value is not None), default=None)
 
 
-def agreement(reference: Array, got: Array) -> float | None:
-    """Share of rows whose largest entry along the last axis is the same one; null where there is no class axis."""
-    if reference.ndim < 2 or reference.shape[-1] < 2 or reference.shape != got.shape or reference.size == 0:
+def agreement(reference: Array, got: Array, axis: int = -1) -> float | None:
+    """Share of rows whose largest entry along `axis` is the same one; null where there is no such axis of classes."""
+    if reference.ndim < 2 or reference.shape[axis] < 2 or reference.shape != got.shape or reference.size == 0:
         return None
-    return float(np.mean(reference.argmax(-1) == got.argmax(-1)))
+    return float(np.mean(reference.argmax(axis) == got.argmax(axis)))
 
 
 def cosine(wanted: Array, actual: Array) -> float | None:

@@ -15,6 +15,9 @@ from registry.evidence import Evidence
 from registry.session_options import SessionOptions
 from registry.vocabulary import PLAIN, Measurement, OutputComparison, Scenarios, Variant, worst_by_output
 
+# A tag of a version is read in a table.
+MOST_WORDS = 5000
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -161,9 +164,11 @@ def version_tags(evidence: Evidence) -> dict[str, str]:
         "verdict": "passed",
         "parity": evidence.verify.status,
         "data": evidence.data.status,
+        "findings": "; ".join([*evidence.train.findings, *evidence.export.findings])[:MOST_WORDS] or None,
         "quality": chosen.quality if chosen.quality is not None else chosen.agreement,
         "quality_drop": choice.quality_drop,
-        "quality_budget": evidence.select.quality_budget,
+        "quality_budget": choice.quality_budget if choice.quality_measure else evidence.select.quality_budget,
+        "quality_measure": choice.quality_measure or None,
         "latency_ratio": choice.ratio.value if choice.ratio else None,
         "latency_ratio_high": choice.ratio.high if choice.ratio else None,
         "size_mb": sum(file.size_bytes for file in chosen.files) / 1e6,

@@ -35,7 +35,7 @@ def lines(report: Report) -> Iterator[str]:
         yield f"  {report.reason}"
     if isinstance(report, ExportReport):
         yield from (f"  tried {r.strategy}: {r.status}{': ' if r.reason else ''}{r.reason}" for r in report.rungs)
-        yield from (f"  found: {finding}" for finding in report.findings)
+    yield from (f"  found: {finding}" for finding in getattr(report, "findings", []))
     if isinstance(report, VerifyReport):
         yield from _cases(report.cases)
         if report.parting is not None:

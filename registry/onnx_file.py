@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,21 @@ def describe(path: Path) -> GraphInfo:
         size_bytes=sum(file.stat().st_size for file in [path, *_external(model, path)]),
         metadata={entry.key: entry.value for entry in model.metadata_props},
     )
+
+
+def no_tensors(model: onnx.ModelProto) -> Iterator[str]:
+    """A sentence for each input and output that is no tensor, such as the maps of a converted classifier."""
+    for value in (*model.graph.input, *model.graph.output):
+        kind = value.type.WhichOneof("value")
+        if kind == "tensor_type" or kind is None:
+            continue
+        words = {"sequence_type": "a sequence", "map_type": "a map", "optional_type": "optional"}.get(kind, kind)
+        maps = kind == "sequence_type" and value.type.sequence_type.elem_type.HasField("map_type")
+        remedy = "give every output as one tensor"
+        if maps or kind == "map_type":
+            words = "a sequence of maps" if maps else words
+            remedy = "convert with options={'zipmap': False}"
+        yield f"{value.name} is {words}, not a tensor: {remedy}"
 
 
 def save(model: onnx.ModelProto, path: Path, external_over: int = EXTERNAL_DATA_BYTES, size: int | None = None) -> None:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from registry.serving import CPU, MODEL, Served, Serving, preload
-from registry.vocabulary import Record
+from registry.vocabulary import OutputKind, Record
 
 if TYPE_CHECKING:
     from registry.fidelity import Array, Arrays
@@ -39,13 +39,15 @@ NOISE_DB = 6.0
 class Recorded(Record):
     """recorded.json: the precision of each runtime's winner, the runtime whose answers outputs.npz holds, and the
     budget's floors of fidelity, where it has any. `agreement` is the share of samples on which a graph of lower
-    precision has to give the original's answer, by precision."""
+    precision has to give the original's answer, by precision, for outputs whose kind has answers. `kinds` say what each
+    output is; versions of before have none, and their first output counts as scores along its last axis."""
 
     main: str = ""
     precision: dict[str, str] = {}
     min_snr_db: float | None = None
     min_cosine: float | None = None
     agreement: dict[str, float] = {}
+    kinds: list[OutputKind] = []
 
 
 def measure_again(folder: Path, evidence: Mapping[str, str]) -> tuple[bool, str]:
@@ -169,47 +171,58 @@ def _strays(
 ) -> tuple[list[str], str]:
     """How far a graph of lower precision strays from the original here: what of it is too far, and all of it in words.
 
-    The budget's floors of fidelity bind where it has any. Else the share of samples with the original's top-1 answer
-    does: that of the params, or what it was where it was measured if that was less. Where there is no top-1, the noise
-    may have doubled.
+    The budget's floors of fidelity bind where it has any. Else every output is judged: one with a class axis, or of
+    integers, by the share of samples with the original's answer (that of the params, or what it was where it was
+    measured if that was less); any other by its noise, which may be twice what it was there.
     """
     from registry.fidelity import fidelity
 
     absent = [name for name in reference if name not in got or got[name].shape != reference[name].shape]
     if absent:
         return [f"output {name} is missing, or of another shape" for name in absent], ""
-    first = next(iter(reference))
-    share, there = _same(reference[first], got[first]), _same(reference[first], recorded_there[first])
     near, near_there = fidelity(reference, got), fidelity(reference, recorded_there)
-    faults = []
-    words = [precision]
+    words, faults = [precision], []
     if near.snr_db is not None:
         words.append(f"{near.snr_db:.1f} dB of signal to noise ({near_there.snr_db or 0:.1f} where it was measured)")
-    if share is not None:
-        words.append(f"the original's answer to {share:.1%} of {len(reference[first])} samples")
     if recorded.min_snr_db is not None or recorded.min_cosine is not None:
         if recorded.min_snr_db is not None and not (near.snr_db or 0) >= recorded.min_snr_db:
             faults.append(f"{near.snr_db or 0:.1f} dB of signal to noise, {recorded.min_snr_db:g} wanted")
         if recorded.min_cosine is not None and not (near.cosine or 0) >= recorded.min_cosine:
             faults.append(f"worst cosine {near.cosine or 0:.5f}, {recorded.min_cosine:g} wanted")
-    elif share is not None and there is not None:
-        floor = min(recorded.agreement.get(precision, 1.0), there)
-        if share < floor:
-            faults.append(f"gives the original's answer to {share:.1%} of the samples, {floor:.1%} wanted")
-    elif near.snr_db is not None and near_there.snr_db is not None:
-        if near.snr_db < near_there.snr_db - NOISE_DB:
-            faults.append(f"{near.snr_db:.1f} dB of signal to noise, {near_there.snr_db:.1f} where it was measured")
-    else:
+        return faults, ", ".join(words)
+    axes = _class_axes(recorded, reference)
+    floor = recorded.agreement.get(precision, 1.0)
+    for name, wanted in reference.items():
+        share, there = (_same(wanted, answers[name], axes.get(name)) for answers in (got, recorded_there))
+        if share is not None and there is not None:
+            words.append(f"{name} with the original's answer to {share:.1%} of {len(wanted)} samples")
+            if share < min(floor, there):
+                faults.append(f"{name} gives the original's answer to {share:.1%}, {min(floor, there):.1%} wanted")
+            continue
+        here, before = (fidelity({name: wanted}, {name: answers[name]}).snr_db for answers in (got, recorded_there))
+        if here is not None and before is not None and here < before - NOISE_DB:
+            faults.append(f"{name} has {here:.1f} dB of signal to noise, {before:.1f} where it was measured")
+    if len(words) == 1:
         faults.append("nothing says how near its answers are to the original's: there is no top-1, and no signal")
     return faults, ", ".join(words)
 
 
-def _same(reference: Array, got: Array) -> float | None:
-    """The share of samples with the original's answer: its top-1, or the whole where it is no float; else null."""
+def _class_axes(recorded: Recorded, reference: Arrays) -> dict[str, int]:
+    """The axis of classes of each output that has one."""
+    if recorded.kinds:
+        chosen = [kind for kind in recorded.kinds if kind.kind in ("scores", "probabilities")]
+        return {kind.output: kind.axis for kind in chosen if kind.axis is not None}
+    first = next(iter(reference))
+    return {first: reference[first].ndim - 1}
+
+
+def _same(reference: Array, got: Array, axis: int | None) -> float | None:
+    """The share of positions with the original's answer: its top-1 along `axis`, or the whole sample where it is no
+    float; null where it has neither."""
     from registry.fidelity import agreement
 
     if reference.dtype.kind == "f":
-        return agreement(reference, got)
+        return None if axis is None else agreement(reference, got, axis)
     return float((reference == got).reshape(len(reference), -1).all(1).mean()) if reference.size else None
 
 

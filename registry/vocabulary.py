@@ -82,6 +82,61 @@ class TensorSpec(Record):
     about: str = ""
 
 
+Kind = Literal["scores", "values", "probabilities", "indices", "embedding", "state"]
+
+
+class OutputKind(Record):
+    """What an output is, which decides how it is judged at lower precision.
+
+    `axis` is that of classes or channels, null where there is none. `limit` is params.yaml's own, null where it names
+    none. `reason` says where the kind comes from: params.yaml, or what was seen of the answers. `by_quality` is whether
+    the model's own measure depends on this output, so that the measure judges it.
+    """
+
+    output: str
+    kind: Kind
+    axis: int | None = None
+    limit: float | None = None
+    reason: str = ""
+    by_quality: bool = False
+
+    def __str__(self) -> str:
+        along = "" if self.axis is None else f" along axis {self.axis}"
+        return f"{self.output} holds {self.kind}{along} ({self.reason})"
+
+
+class OutputFidelity(Record):
+    """How near one output is to the reference's over the evaluation samples, by the measure of its kind.
+
+    `value` is lost fidelity, 0 is none: a share of changed answers, a relative error, 1 - a cosine. `low` and `high`
+    bound its 90 % interval where it is a share. `limit` is the largest that is allowed, `where` the channel that is
+    worst, `reason` why there is no value.
+    """
+
+    output: str
+    kind: Kind
+    measure: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+    limit: float
+    holds: bool
+    where: str = ""
+    reason: str = ""
+
+    @property
+    def used(self) -> float:
+        """The share of the limit that is used up; over 1 does not mean that it is broken, where samples are few."""
+        return self.value / self.limit if self.limit else (0.0 if self.value == 0 else float("inf"))
+
+    def __str__(self) -> str:
+        if self.reason:
+            return f"{self.output}: {self.reason}"
+        interval = "" if self.low is None or self.high is None else f" ({self.low:.2%} to {self.high:.2%} by interval)"
+        where = f" ({self.where})" if self.where else ""
+        return f"{self.output}: {self.measure} {self.value:.4g}{interval}{where}, {self.limit:g} allowed"
+
+
 class Expectation(Record):
     """One Great Expectations result: what was expected of which column, what was seen instead."""
 
@@ -187,10 +242,10 @@ class Parting(Record):
 class Variant(Record):
     """A graph made from the plain export: how, what it weighs, and whether it still computes the same.
 
-    Over the evaluation set: `agreement` is the share of samples on which the top-1 answer equals the reference's (null
-    where there is no class axis), `quality` the model's own measure, higher is better, `snr_db` the signal to noise
-    against the reference, and `cosine` that of the worst sample. `kept` are the values whose nodes stay in float
-    though the technique quantises their kind.
+    Over the evaluation set: `agreement` is the least share of top-1 answers that equal the reference's (null where no
+    output holds scores), `quality` the model's own measure, higher is better, `snr_db` the signal to noise against the
+    reference, `cosine` that of the worst sample, and `fidelity` what each output lost, by its kind. `kept` are the
+    values whose nodes stay in float though the technique quantises their kind.
     """
 
     name: str
@@ -213,6 +268,7 @@ class Variant(Record):
     agreement: float | None = None
     snr_db: float | None = None
     cosine: float | None = None
+    fidelity: list[OutputFidelity] = []
 
 
 class LayerCost(Record):
@@ -331,6 +387,7 @@ class Measurement(Record):
     agreement: float | None = None
     snr_db: float | None = None
     cosine: float | None = None
+    fidelity: list[OutputFidelity] = []
     latencies: list[Latency] = []
     ratios: dict[str, Ratio] = Field(default={}, description="per size; `all` is the geometric mean over sizes")
     scenarios: Scenarios | None = None
@@ -364,8 +421,12 @@ class RuntimeState(Record):
 
 
 class Choice(Record):
-    """Why a variant was chosen or not, in words. `on_front` is whether no other variant within the budget is at least
-    as good in latency, quality and size at once, and better in one."""
+    """Why a variant was chosen or not, in words.
+
+    `quality_drop` is what its answers lost by `quality_measure` (the model's own, or that of the output that decided),
+    `quality_budget` what they may lose. `on_front` is whether no other variant within the budget is at least as good in
+    latency, quality and size at once, and better in one.
+    """
 
     variant: str
     runtime: str
@@ -374,6 +435,8 @@ class Choice(Record):
     reason: str
     ratio: Ratio | None = None
     quality_drop: float | None = None
+    quality_budget: float | None = None
+    quality_measure: str = ""
 
 
 class Winner(Record):

@@ -41,10 +41,10 @@ from stages.measuring.samples import Samples
 from stages.measuring.screening import Deadline, screen, why_out
 from stages.measuring.tuning import tune
 from stages.params import resolve, section
-from stages.parity.answers import recorded_answers, recorded_outputs
+from stages.parity.answers import recorded_answers, recorded_kinds, recorded_outputs
 from stages.parity.cases import Source
 from stages.parity.evaluate import quality_of
-from stages.parity.quality import ceiling_faults, quality_faults
+from stages.parity.quality import Judgement, ceiling_faults
 from stages.parity.sizes import size_key, typical_sizes
 from stages.reference import reference_worker, split
 from stages.reports import blocked
@@ -74,8 +74,9 @@ def benchmark(model: str, folder: Path) -> BenchmarkReport:
     if reason:
         return BenchmarkReport(model=model, status="not attempted", reason=reason)
     questions = Questions(
-        model, settings, recorded_answers(model, settings), recorded_outputs(model), split(model, "evaluation")
-    )
+        model, settings, recorded_answers(model, settings), recorded_outputs(model), split(model, "evaluation"),
+        recorded_kinds(model),
+    )  # fmt: skip
     bench = _Bench(questions)
     report = BenchmarkReport(
         model=model,
@@ -132,7 +133,7 @@ class _Bench:
         torch = self.settings.is_torch
         self.reference = self._original(REFERENCE, "PyTorch eager" if torch else PROVIDERS["cpu"])
         self.reference.result.quality = quality_of(
-            self.settings, questions.wanted, questions.samples, f"models.{self.model}"
+            self.settings, questions.wanted, questions.samples, f"models.{self.model}", questions.wanted
         )
         wanted = torch and self.settings.benchmark.torch_compile
         self.compiled = self._original(COMPILED, COMPILED, compiled=True) if wanted else None
@@ -275,11 +276,10 @@ class _Bench:
 
     def _faults(self, result: Measurement) -> list[str]:
         settings = self.settings
-        reference = self.reference.result.quality
-        return [
-            *quality_faults(result, reference, settings.budget, settings.tolerance.agreement),
-            *ceiling_faults(result, settings.budget),
-        ]
+        judgement = Judgement(
+            self.reference.result.quality, settings.budget, self.questions.kinds, settings.tolerance.agreement
+        )
+        return [*judgement.faults(result), *ceiling_faults(result, settings.budget)]
 
     def _batch(self) -> tuple[str, Dim] | None:
         first = next(iter(self.settings.inputs.values())).shape[0]

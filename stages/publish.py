@@ -10,13 +10,15 @@ from typing import Any
 
 import numpy as np
 
+from registry.errors import NotReady, UsageError
 from registry.evidence import Evidence, PublishReport
 from registry.record import Publication, publish
 from registry.replay import Recorded
 from registry.runtimes import python
 from stages import command, host, paths
 from stages.params import read, section
-from stages.parity.answers import recorded_outputs
+from stages.parity.answers import recorded_kinds, recorded_outputs
+from stages.parity.evaluate import batches
 from stages.reference import split
 from stages.reports import read_evidence
 from stages.runtime.pool import Worker
@@ -37,19 +39,21 @@ def record(model: str, folder: Path) -> PublishReport:
         bundle = Path(temporary) if evidence.select.passed else None
         if bundle is not None:
             _write_bundle(model, settings, evidence, bundle)
-        return publish(
-            Publication(
-                root=paths.root(),
-                experiment=read().tracking.experiment,
-                evidence=evidence,
-                params=_effective_params(model),
-                context=_context(),
-                bundle=bundle,
-                reports=paths.root() / "build" / model,
-                inputs=settings.input_specs(),
-                outputs=evidence.export.graph.outputs if evidence.export.graph else settings.output_specs(),
-            )
+        publication = Publication(
+            root=paths.root(),
+            experiment=read().tracking.experiment,
+            evidence=evidence,
+            params=_effective_params(model),
+            context=_context(),
+            bundle=bundle,
+            reports=paths.root() / "build" / model,
+            inputs=settings.input_specs(),
+            outputs=evidence.export.graph.outputs if evidence.export.graph else settings.output_specs(),
         )
+        try:
+            return publish(publication)
+        except UsageError as error:  # about the store, and no verdict on a model
+            raise NotReady(str(error)) from error
 
 
 def _write_bundle(model: str, settings: ModelParams, evidence: Evidence, folder: Path) -> None:
@@ -57,10 +61,8 @@ def _write_bundle(model: str, settings: ModelParams, evidence: Evidence, folder:
     registry/replay.py."""
     selected = evidence.select
     precisions = {(m.variant, m.runtime): m.precision for m in evidence.benchmark.measurements}
-    samples = split(model, "evaluation")
-    first = next(iter(settings.inputs.values())).shape[0]
-    count = first if isinstance(first, int) else BUNDLE_SAMPLES
-    inputs = {name: samples[name][:count] for name in settings.inputs}
+    inputs = next(batches(settings, split(model, "evaluation"), BUNDLE_SAMPLES))
+    count = len(next(iter(inputs.values())))
     reference = {name: values[:count] for name, values in recorded_outputs(model).items()}
     bundle = {"inputs": inputs, "reference": reference}
     for winner in selected.winners:
@@ -81,6 +83,7 @@ def _write_bundle(model: str, settings: ModelParams, evidence: Evidence, folder:
         min_snr_db=settings.budget.min_snr_db,
         min_cosine=settings.budget.min_cosine,
         agreement=settings.tolerance.agreement.model_dump(),
+        kinds=recorded_kinds(model),
     )
     (folder / "recorded.json").write_text(recorded.model_dump_json(indent=2) + "\n")
     (folder / "tolerance.json").write_text(settings.tolerance.model_dump_json() + "\n")

@@ -17,9 +17,9 @@ from registry.evidence import OptimizeReport, QuantizeReport, load
 from registry.vocabulary import PLAIN, TradeOff, TradePoint, Variant
 from stages import command, paths, techniques, traits
 from stages.params import read, section
-from stages.parity.answers import recorded_outputs
-from stages.parity.evaluate import Arrays, batch_size, quality_of, weigh
-from stages.parity.quality import quality_faults
+from stages.parity.answers import recorded_kinds, recorded_outputs
+from stages.parity.evaluate import Arrays, batch_size, batches, quality_of, weigh
+from stages.parity.quality import Judgement
 from stages.parity.sizes import typical_sizes
 from stages.quantizers import prepare
 from stages.reference import split
@@ -33,6 +33,8 @@ from stages.variants import Feed, Job, Workshop, placed, plain_words
 
 # Kernels with the activation fused in, for which there is no int8 form: quantising around them keeps them float.
 FLOAT_ONLY = {"com.microsoft.FusedConv", "com.microsoft.FusedGemm", "com.microsoft.FusedMatMul"}
+# Calibration samples fed at once.
+CALIBRATED = 8
 # What attention is once it is fused.
 FUSED = {"com.microsoft.Attention", "com.microsoft.MultiHeadAttention"}
 
@@ -52,13 +54,18 @@ def quantize(model: str, folder: Path) -> QuantizeReport:
     bases = choose_bases(model, graph)
     feeds = _feeds(settings, split(model, "calibration"))
     wanted, samples = recorded_outputs(model), split(model, "evaluation")
-    quality = quality_of(settings, wanted, samples, f"models.{model}")
+    judgement = Judgement(
+        quality_of(settings, wanted, samples, f"models.{model}", wanted),
+        settings.budget,
+        recorded_kinds(model),
+        settings.tolerance.agreement,
+    )
     with (
         tempfile.TemporaryDirectory() as scratch,
         Workshop(plain, settings.quantize.timeout, feeds) as workshop,
         Worker.onnx(plain, PLAIN, timeout=settings.verify.timeout) as worker,
     ):
-        judge = Judge(model, settings, worker, wanted, samples, quality)
+        judge = Judge(model, settings, worker, wanted, samples, judgement)
         stage = _Stage(settings, graph, folder, Path(scratch), workshop, judge, feeds)
         tried: list[tuple[Job, Variant]] = []
         for number, (base, (path, _)) in enumerate(bases.items()):
@@ -69,7 +76,7 @@ def quantize(model: str, folder: Path) -> QuantizeReport:
         model=model,
         status="passed",
         bases={name: why for name, (_, why) in bases.items()},
-        reference_quality=quality,
+        reference_quality=judgement.reference_quality,
         variants=[
             variant.model_copy(update={"files": placed(variant.files, model, "quantize")}) for variant in stage.variants
         ],
@@ -86,18 +93,19 @@ class Judge:
     worker: Worker
     wanted: Arrays
     samples: Arrays
-    reference_quality: float | None
+    judgement: Judgement
 
     def weigh(self, variant: Variant, path: Path) -> Variant:
         """The variant with its quality, and failed where that breaks the budget."""
         try:
             self.worker.switch(path, variant.name)
-            weighed = weigh(self.worker.run, self.settings, self.samples, self.wanted, f"models.{self.model}")
+            weighed = weigh(
+                self.worker.run, self.settings, self.samples, self.wanted, self.judgement.kinds, f"models.{self.model}"
+            )
         except WorkerFailure as failure:
             return variant.model_copy(update={"status": "failed", "reason": plain_words(failure.reason)})
         found = variant.model_copy(update=weighed._asdict())
-        faults = quality_faults(found, self.reference_quality, self.settings.budget, self.settings.tolerance.agreement)
-        reason = "; ".join(faults)
+        reason = "; ".join(self.judgement.faults(found))
         return found.model_copy(update={"status": "failed", "reason": reason}) if reason else found
 
 
@@ -219,14 +227,20 @@ class _Stage:
             self.variants.append(made[kept])
 
     def _ranked(self, job: Job, module: Any) -> Path:
-        """The quantised file whose layers are ranked: the variant's own, unless its form hides them."""
+        """The quantised file whose layers are ranked: the variant's own, unless its form hides them.
+
+        Raises:
+            WorkerFailure: the form that shows them cannot be made of this graph.
+        """
         instead = getattr(module, "RANKED_AS", {})
         options = dict(job.candidate.options) | instead
         if not instead or techniques.complete("quantize", job.candidate).items() >= instead.items():
             return job.target
         candidate = Candidate.model_validate({job.candidate.name: options})
         target = self.scratch / f"{job.name}.ranked.onnx"
-        self.workshop.make(replace(job, name=f"{job.name} (ranked)", candidate=candidate, target=target))
+        made = self.workshop.remake(replace(job, name=f"{job.name} (ranked)", candidate=candidate, target=target))
+        if made.status != "passed":
+            raise WorkerFailure("error", f"the form that shows them could not be made: {made.reason}")
         return target
 
     def _append(self, variant: Variant, words: str) -> None:
@@ -273,7 +287,7 @@ def _hopeless(candidate: Candidate, tried: list[tuple[Job, Variant]]) -> str:
 
 def _broken(variant: Variant) -> bool:
     """Whether a variant failed for what it answers, and not for want of an answer."""
-    return variant.status == "failed" and (variant.snr_db is not None or variant.agreement is not None)
+    return variant.status == "failed" and bool(variant.fidelity)
 
 
 def _nearness(variant: Variant) -> tuple[float, float]:
@@ -328,10 +342,12 @@ def choose_bases(model: str, graph: Traits) -> dict[str, tuple[Path, str]]:
 
 def _feeds(settings: ModelParams, samples: Arrays) -> list[Feed]:
     """Calibration samples in small batches: ranges are taken over all of them, so that size changes nothing."""
-    batch = min(8, batch_size(settings))
-    count = min(settings.quantize.calibration_samples, len(samples[next(iter(settings.inputs))]))
-    stop = count - count % batch
-    return [{name: samples[name][start : start + batch] for name in settings.inputs} for start in range(0, stop, batch)]
+    size = batch_size(settings, CALIBRATED)
+    some = {name: samples[name][: max(size, settings.quantize.calibration_samples)] for name in settings.inputs}
+    found: list[Feed] = [
+        batch for batch in batches(settings, some, CALIBRATED) if len(next(iter(batch.values()))) == size
+    ]
+    return found
 
 
 if __name__ == "__main__":

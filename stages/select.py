@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from registry.evidence import BenchmarkReport, SelectReport, load
 from registry.session_options import SessionOptions
 from registry.vocabulary import PLAIN, Choice, Measurement, Winner
 from stages import command, paths
 from stages.params import section
-from stages.parity.quality import ceiling_faults, measure_of, quality_drop, quality_faults
-from stages.settings import Agreement, Budget
+from stages.parity.answers import recorded_kinds
+from stages.parity.quality import Judgement, Loss, ceiling_faults
 
 # A gain under 2 % is not worth another graph: with ten variants, chance alone makes one look that much faster.
 WORTHWHILE = 0.98
@@ -34,21 +35,25 @@ def select(model: str, folder: Path) -> SelectReport:
     if not measured.passed:
         return SelectReport(model=model, status="not attempted", reason="benchmark failed")
     assert measured.reference is not None
+    judgement = Judgement(
+        measured.reference.quality, settings.budget, recorded_kinds(model), settings.tolerance.agreement
+    )
     choices: list[Choice] = []
     winners: list[Winner] = []
     for runtime in dict.fromkeys(m.runtime for m in measured.measurements):
         field = [m for m in measured.measurements if m.runtime == runtime]
-        judged = choose(field, measured.reference, settings.budget, settings.tolerance.agreement)
+        judged = choose(field, judgement)
         choices += judged
         winners += [_winner(m) for m, choice in zip(field, judged, strict=True) if choice.chosen]
     report = SelectReport(
         model=model,
         status="passed" if winners else "failed",
-        quality_measure=measure_of(settings.budget, settings.quality is not None),
-        quality_budget=settings.budget.quality_drop,
         winners=winners,
         choices=choices,
     )
+    chosen = next((choice for choice in choices if choice.chosen), None)
+    if chosen is not None:
+        report.quality_measure, report.quality_budget = chosen.quality_measure, chosen.quality_budget
     if winners:
         report.variant, report.runtime, report.files = winners[0].variant, winners[0].runtime, winners[0].files
     else:
@@ -57,9 +62,7 @@ def select(model: str, folder: Path) -> SelectReport:
     return report
 
 
-def choose(
-    field: list[Measurement], reference: Measurement, budget: Budget, floors: Agreement | None = None
-) -> list[Choice]:
+def choose(field: list[Measurement], judgement: Judgement) -> list[Choice]:
     """Judge the variants of one runtime, the plain export among them; at most one is chosen.
 
     A variant can win when it was measured in full and meets the budget, the confidence interval of its ratio to the
@@ -67,8 +70,9 @@ def choose(
     smallest ratio wins; among those within SAME of it, the one that loses least quality, then the one that needs no
     session options of its own, then the smallest.
     """
-    drops = {m.variant: quality_drop(m, reference.quality, budget) for m in field}
-    faults = {m.variant: "; ".join(_against(m, reference.quality, budget, floors)) for m in field}
+    losses = {m.variant: judgement.loss(m) for m in field}
+    drops = {name: None if loss is None else loss.used for name, loss in losses.items()}
+    faults = {m.variant: "; ".join(_against(m, judgement)) for m in field}
     able = [m for m in field if not faults[m.variant] and m.latencies]
     faster = [m for m in able if m.variant != PLAIN and m.ratios["all"].high < WORTHWHILE and not _slower_at(m)]
     best: Measurement | None = None
@@ -87,14 +91,22 @@ def choose(
             on_front=m.variant in front,
             reason=_why_best(m) if m is best else faults[m.variant] or _why_not(m, best, drops),
             ratio=m.ratios.get("all"),
-            quality_drop=drops[m.variant],
+            **_told(losses[m.variant]),
         )
         for m in field
     ]
 
 
+def _told(loss: Loss | None) -> dict[str, Any]:
+    """The fields of a choice that say what its variant lost."""
+    if loss is None:
+        return {}
+    return {"quality_drop": loss.value, "quality_budget": loss.limit, "quality_measure": loss.measure}
+
+
 def pareto(able: list[Measurement], drops: dict[str, float | None]) -> list[Measurement]:
-    """Those of `able` that no other one dominates: at least as good in latency, quality and size, and better in one."""
+    """Those of `able` that no other one dominates: at least as good in latency, quality and size, and better in one.
+    `drops` are what each lost, as a share of what it may lose."""
 
     def costs(m: Measurement) -> tuple[float, float, int]:
         return m.ratios["all"].value, drops[m.variant] or 0.0, _size(m)
@@ -115,15 +127,13 @@ def _winner(m: Measurement) -> Winner:
     )
 
 
-def _against(
-    m: Measurement, reference_quality: float | None, budget: Budget, floors: Agreement | None
-) -> Iterable[str]:
+def _against(m: Measurement, judgement: Judgement) -> Iterable[str]:
     """What speaks against a variant apart from its speed."""
     if m.status != "passed":
         yield m.reason
         return
-    yield from quality_faults(m, reference_quality, budget, floors)
-    yield from ceiling_faults(m, budget)
+    yield from judgement.faults(m)
+    yield from ceiling_faults(m, judgement.budget)
 
 
 def _size(m: Measurement) -> int:

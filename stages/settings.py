@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from registry.vocabulary import TensorSpec
+from registry.vocabulary import Kind, TensorSpec
 from stages import techniques
 
 Size = Annotated[int, Field(ge=0)]
@@ -72,8 +72,22 @@ class Input(Section):
 
 
 class Output(Section):
+    """`kind` decides how the output is judged at lower precision, `axis` is that of its classes or channels, `limit`
+    the largest loss by the measure of its kind (stages/parity/kinds.py). Where `kind` is not given, it is guessed."""
+
     shape: list[Axis]
     about: str = ""
+    kind: Kind | None = None
+    axis: Annotated[int, Field(ge=1)] | None = None
+    limit: NonNegative | None = None
+
+    @model_validator(mode="after")
+    def _axis_within(self) -> Output:
+        if self.axis is not None and self.axis >= len(self.shape):
+            raise ValueError(f"axis {self.axis}: the shape {self.shape} has none; samples are axis 0")
+        if self.axis is not None and self.kind is None:
+            raise ValueError("axis: give kind, too: what is along it?")
+        return self
 
 
 class Dim(Section):
@@ -94,13 +108,15 @@ class Dim(Section):
 
 
 class Export(Section):
-    """`strategy`: `auto` tries the others in this order, up to the first whose result computes the same."""
+    """`strategy`: `auto` tries the others in this order, up to the first whose result computes the same.
+    `allow_traced_constants`: a graph may hold values that a tracer took from its one example."""
 
     strategy: Literal["auto", "dynamo", "dynamo-auto", "script", "trace"] = "auto"
     opset: Annotated[int, Field(ge=17, le=23)] = 20
     constant_folding: bool = True
     keep_initializers_as_inputs: bool = False
     verbose: bool = False
+    allow_traced_constants: bool = False
     custom_translations: CallableName | None = None
 
 
@@ -144,8 +160,11 @@ class Verify(Section):
 
 
 class Data(Section):
+    """`max_shared`: the share of the evaluation samples that may stand in the calibration split, too."""
+
     min_samples: Positive = 50
     max_label_share: Annotated[float, Field(gt=0, le=1)] = 0.9
+    max_shared: Share = 0.0
     suite: RepositoryPath | None = None
 
 
@@ -245,6 +264,7 @@ class ModelParams(Section):
     seed: int = 0
     samples: CallableName
     quality: CallableName | None = None
+    fidelity: CallableName | None = None
     quality_floor: float | None = None
     cases: CallableName | None = None
     inputs: Annotated[dict[str, Input], Field(min_length=1)]
@@ -283,6 +303,8 @@ class ModelParams(Section):
             yield "weights", "an onnx: model holds its own weights; drop this key"
         if self.train and self.weights:
             yield "weights", "these weights would be trained (train:) and given at once; drop one of the two keys"
+        if self.quality and self.fidelity:
+            yield "fidelity", "quality: judges the answers by labels already; drop one of the two keys"
         if self.quality_floor is not None and self.quality is None:
             yield "quality_floor", "there is no quality: callable to hold to it"
         used = set()

@@ -10,6 +10,7 @@ from scipy import stats
 
 from registry.session_options import SessionOptions
 from registry.vocabulary import FileDigest, Latency, Measurement, Ratio
+from stages.parity.quality import Judgement
 from stages.select import WORTHWHILE, choose, pareto
 from stages.settings import Budget
 from stages.statistics import FEWEST_FOR_P90, FEWEST_FOR_P95, FEWEST_FOR_P99, Array, drift, ratio, summarize
@@ -115,7 +116,7 @@ PLAIN = measured("plain", spread=0)
 
 
 def chosen(*variants: Measurement, budget: Budget | None = None) -> str | None:
-    choices = choose([PLAIN, *variants], REFERENCE, budget or Budget())
+    choices = choose([PLAIN, *variants], Judgement(REFERENCE.quality, budget or Budget()))
     assert all(choice.reason for choice in choices)
     names = [choice.variant for choice in choices if choice.chosen]
     assert len(names) <= 1
@@ -167,7 +168,7 @@ def test_quality_that_is_nan_or_unknown_never_wins() -> None:
 )
 def test_nothing_is_chosen_when_nothing_meets_a_ceiling(budget: Budget) -> None:
     plain = measured("plain", spread=0, peak_memory_mb=50.0)
-    choices = choose([plain], REFERENCE, budget)
+    choices = choose([plain], Judgement(REFERENCE.quality, budget))
     assert not choices[0].chosen
     assert "budget." in choices[0].reason
 

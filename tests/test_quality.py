@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from registry.fidelity import fidelity
-from stages.parity.quality import quality_drop, quality_faults
+from registry.vocabulary import OutputFidelity, OutputKind
+from stages.parity.quality import Judgement
 from stages.settings import Agreement, Budget
 
 
@@ -20,6 +21,15 @@ class Judged(NamedTuple):
     agreement: float | None = None
     snr_db: float | None = None
     cosine: float | None = None
+    fidelity: list[OutputFidelity] = []
+
+
+SCORES = OutputKind(output="logits", kind="scores", axis=1)
+BOXES = OutputKind(output="boxes", kind="values", axis=1)
+
+
+def lost(output: str, value: float, holds: bool) -> OutputFidelity:
+    return OutputFidelity(output=output, kind="values", measure="relative error", value=value, limit=0.05, holds=holds)
 
 
 def test_the_same_answers_are_perfectly_faithful() -> None:
@@ -63,29 +73,62 @@ def test_integers_alone_say_nothing_of_fidelity() -> None:
     ("judged", "reference", "budget", "words"),
     [
         (Judged(quality=0.90), 0.95, Budget(), "quality drops by 0.05"),
-        (Judged(agreement=0.95), None, Budget(), "quality drops by 0.05"),
+        (Judged(fidelity=[lost("logits", 0, True), lost("boxes", 0.8, False)]), None, Budget(), "boxes: relative err"),
+        (Judged(fidelity=[lost("logits", 0, True)]), None, Budget(), "was not measured (boxes)"),
         (Judged(agreement=0.95, cosine=0.97), None, Budget(min_cosine=0.98), "cosine, 0.97000"),
-        (Judged(quality=0.95, snr_db=20.0), 0.95, Budget(min_snr_db=25), "20.0 dB"),
-        (Judged(quality=0.95, agreement=0.5), 0.95, Budget(), "to 50.0% of the samples, 90% wanted"),
-        (Judged(), None, Budget(), "could not be measured"),
-        (Judged(quality=float("nan")), 0.95, Budget(), "quality drops by nan"),
-        (Judged(quality=0.95, cosine=float("nan")), 0.95, Budget(min_cosine=0.9), "cosine, nan"),
+        (Judged(), None, Budget(), "was not measured (boxes, logits)"),
     ],
 )
-def test_what_breaks_the_budget_is_said_in_words(
+def test_what_breaks_the_budget_is_said_in_words_and_names_the_output(
     judged: Judged, reference: float | None, budget: Budget, words: str
 ) -> None:
-    faults = list(quality_faults(judged, reference, budget, Agreement()))
+    kinds = [SCORES, BOXES] if reference is None else []
+    faults = list(Judgement(reference, budget, kinds, Agreement()).faults(judged))
     assert len(faults) == 1
     assert words in faults[0]
 
 
+@pytest.mark.parametrize(
+    ("judged", "budget", "words"),
+    [
+        (Judged(quality=0.95, snr_db=20.0), Budget(min_snr_db=25), "20.0 dB"),
+        (Judged(quality=0.95, agreement=0.5), Budget(), "to 50.0% of the samples, 90% wanted"),
+        (Judged(quality=float("nan")), Budget(), "quality drops by nan"),
+        (Judged(quality=0.95, cosine=float("nan")), Budget(min_cosine=0.9), "cosine, nan"),
+        (Judged(), Budget(), "quality could not be measured"),
+    ],
+)
+def test_a_model_with_a_measure_of_its_own_is_held_to_that_and_to_floors(
+    judged: Judged, budget: Budget, words: str
+) -> None:
+    kinds = [SCORES.model_copy(update={"by_quality": True})]
+    faults = list(Judgement(0.95, budget, kinds, Agreement()).faults(judged))
+    assert len(faults) == 1
+    assert words in faults[0]
+
+
+def test_an_output_that_the_models_own_measure_ignores_is_judged_by_its_kind() -> None:
+    judgement = Judgement(0.95, Budget(), [SCORES.model_copy(update={"by_quality": True}), BOXES])
+    broken = Judged(quality=0.95, fidelity=[lost("logits", 0.5, False), lost("boxes", 0.8, False)])
+    assert [words.split(":")[0] for words in judgement.faults(broken)] == ["boxes"]
+    loss = judgement.loss(broken)
+    assert loss is not None
+    assert loss.measure == "boxes: relative error"
+    assert (loss.value, loss.limit) == (0.8, 0.05)
+
+
 def test_an_encoder_without_labels_is_held_to_the_fidelity_its_budget_names_and_to_nothing_else() -> None:
-    encoder = Judged(agreement=0.3, cosine=0.99, snr_db=25.0)
-    assert not list(quality_faults(encoder, None, Budget(min_cosine=0.98), Agreement()))
-    assert quality_drop(encoder, None, Budget(min_cosine=0.98)) == pytest.approx(0.01)
+    encoder = Judged(agreement=0.3, cosine=0.99, snr_db=25.0, fidelity=[lost("logits", 0.5, False)])
+    judgement = Judgement(None, Budget(min_cosine=0.98), [SCORES], Agreement())
+    assert not list(judgement.faults(encoder))
+    loss = judgement.loss(encoder)
+    assert loss is not None
+    assert loss.value == pytest.approx(0.01)
 
 
 def test_a_float_graph_whose_quality_cannot_be_measured_lost_nothing() -> None:
-    assert quality_drop(Judged(precision="float32"), None, Budget()) == 0.0
-    assert not list(quality_faults(Judged(precision="float32"), None, Budget()))
+    judgement = Judgement(None, Budget(), [SCORES])
+    loss = judgement.loss(Judged(precision="float32"))
+    assert loss is not None
+    assert loss.value == 0.0
+    assert not list(judgement.faults(Judged(precision="float32")))

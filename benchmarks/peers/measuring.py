@@ -19,15 +19,15 @@ from benchmarks.peers.making import Outcome
 from benchmarks.peers.results import EAGER, ONWARD, Entry, Result, Speed
 from registry.evidence import BenchmarkReport, ExportReport, SelectReport, load
 from registry.runtimes import python
-from registry.vocabulary import PLAIN, REFERENCE, FileDigest, Ratio
+from registry.vocabulary import PLAIN, REFERENCE, FileDigest, OutputKind, Ratio
 from stages import paths
 from stages.measuring.contest import Contestant, Feed, Questions, Turn, blank, race, turns_of
 from stages.measuring.samples import Samples
 from stages.params import read, resolve
-from stages.parity.answers import recorded_answers, recorded_outputs
+from stages.parity.answers import recorded_answers, recorded_kinds, recorded_outputs
 from stages.parity.cases import Source
 from stages.parity.evaluate import quality_of
-from stages.parity.quality import quality_faults
+from stages.parity.quality import Judgement
 from stages.parity.sizes import size_key, typical_sizes
 from stages.reference import reference_worker, split
 from stages.runtime.pool import CPU, Tensors, Worker
@@ -73,7 +73,7 @@ def measure(architecture: str, outcomes: Sequence[Outcome], rounds: int) -> Resu
         for number in race(standing, feeds, lasting, range(rounds), order, kept, "single stream", sitting=1):
             print(f"{architecture}: round {number + 1} of {rounds}", file=sys.stderr, flush=True)
         entries = [
-            _entry(name, contestant, contestants, settings, reference_quality, feeds)
+            _entry(name, contestant, contestants, settings, reference_quality, questions.kinds, feeds)
             for name, contestant in contestants.items()
         ]
     failed = [
@@ -123,8 +123,9 @@ def questions_of(architecture: str, settings: ModelParams) -> tuple[Questions, f
     """What everyone is asked, and the quality of the original's own answers."""
     samples = split(architecture, "evaluation")
     questions = Questions(
-        architecture, settings, recorded_answers(architecture, settings), recorded_outputs(architecture), samples
-    )
+        architecture, settings, recorded_answers(architecture, settings), recorded_outputs(architecture), samples,
+        recorded_kinds(architecture),
+    )  # fmt: skip
     return questions, quality_of(settings, questions.wanted, samples, f"models.{architecture}")
 
 
@@ -194,6 +195,7 @@ def _entry(
     contestants: dict[str, Contestant],
     settings: ModelParams,
     reference_quality: float | None,
+    kinds: list[OutputKind],
     feeds: dict[str, Feed],
 ) -> Entry:
     result = contestant.result
@@ -204,7 +206,7 @@ def _entry(
         return entry
     if name != EAGER:
         entry.faults = "; ".join(
-            quality_faults(result, reference_quality, settings.budget, settings.tolerance.agreement)
+            Judgement(reference_quality, settings.budget, kinds, settings.tolerance.agreement).faults(result)
         )
     p50_ms = contestant.p50_ms
     entry.p50_ms = {size: p50_ms[size] for size in feeds}

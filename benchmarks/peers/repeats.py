@@ -18,7 +18,7 @@ from stages.benchmark import candidates
 from stages.measuring.contest import Contestant, Turn, blank, race
 from stages.measuring.samples import Samples
 from stages.params import read
-from stages.parity.quality import quality_faults
+from stages.parity.quality import Judgement
 from stages.runtime.pool import CPU, Worker
 
 # A long run: so many times the rounds of a race between peers.
@@ -67,7 +67,8 @@ def _long_run(architecture: str, choices: list[Winner], rounds: int) -> dict[tup
             worker = Worker.onnx(paths.root() / files[0].path, name, options=options, timeout=settings.verify.timeout)
             contestant = Contestant(made, stack.enter_context(worker))
             questions.judge(contestant)
-            faults = list(quality_faults(made, reference_quality, settings.budget, settings.tolerance.agreement))
+            judgement = Judgement(reference_quality, settings.budget, questions.kinds, settings.tolerance.agreement)
+            faults = list(judgement.faults(made))
             if contestant.standing and not faults:
                 able.append(contestant)
             else:

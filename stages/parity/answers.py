@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from registry.evidence import VerifyReport, load
+from registry.vocabulary import OutputKind
 from stages import paths
 from stages.params import resolve
 from stages.parity.cases import Case, Source, Tensors, all_cases, resized
@@ -51,3 +53,8 @@ def recorded_outputs(model: str) -> Arrays:
     """The original's outputs over all evaluation samples, as the verify stage recorded them."""
     with np.load(paths.build(model, "verify") / "samples.npz", allow_pickle=False) as file:
         return {name: file[name] for name in file.files}
+
+
+def recorded_kinds(model: str) -> list[OutputKind]:
+    """What each output is, as the verify stage found it."""
+    return load(VerifyReport, paths.build(model, "verify") / "report.json").kinds

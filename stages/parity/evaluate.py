@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +10,9 @@ import numpy.typing as npt
 
 from registry.errors import UsageError
 from registry.fidelity import agreement, fidelity
+from registry.vocabulary import OutputFidelity, OutputKind
 from stages.params import resolve
+from stages.parity.kinds import fidelity_of
 from stages.settings import ModelParams
 
 Arrays = Mapping[str, npt.NDArray[Any]]
@@ -18,50 +20,89 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 BATCH = 64
 
 
-def batch_size(settings: ModelParams, dims: bool = True) -> int:
-    """Samples fed at once: the first dimension's own size where that is fixed, else no more than it may be."""
+def batch_size(settings: ModelParams, most: int = BATCH) -> int:
+    """Samples to feed at once: the first dimension's size where that is fixed, else `most` as far as `dims` allows."""
     first = next(iter(settings.inputs.values())).shape[0]
     if isinstance(first, int):
         return first
-    return min(BATCH, settings.dims[first].max) if dims else BATCH
+    dim = settings.dims[first]
+    return max(1, dim.min, min(most, dim.max))
+
+
+def batches(settings: ModelParams, samples: Arrays, most: int = BATCH) -> Iterator[dict[str, npt.NDArray[Any]]]:
+    """The inputs of all samples, in batches of sizes that `dims` allows. Of a remainder that is too small for a batch
+    nothing is fed.
+
+    Raises:
+        UsageError: the samples do not fill one batch.
+    """
+    first = next(iter(settings.inputs.values())).shape[0]
+    size = batch_size(settings, most)
+    least = size if isinstance(first, int) else settings.dims[first].min
+    count = len(samples[next(iter(settings.inputs))])
+    if count < max(1, least):
+        raise UsageError(f"{count} samples do not fill a batch: the first dimension is at least {max(1, least)}")
+    for start in range(0, count, size):
+        if min(size, count - start) >= least:
+            yield {name: samples[name][start : start + size] for name in settings.inputs}
 
 
 def outputs_over(
-    run: Callable[[Arrays], Arrays], settings: ModelParams, samples: Arrays, batch: int
+    run: Callable[[Arrays], Arrays], settings: ModelParams, samples: Arrays, most: int = BATCH
 ) -> dict[str, npt.NDArray[Any]]:
-    """Outputs for all samples, stacked on the first axis. Where the batch is fixed, a remainder is left out."""
-    count = len(samples[next(iter(settings.inputs))])
-    fixed = isinstance(next(iter(settings.inputs.values())).shape[0], int)
-    stop = count - count % batch if fixed else count
-    if stop == 0:
-        raise UsageError(f"{count} evaluation samples do not fill one batch of {batch}")
-    parts = [
-        run({name: samples[name][start : min(start + batch, stop)] for name in settings.inputs})
-        for start in range(0, stop, batch)
-    ]
+    """Outputs for all samples that fit in `batches`, stacked on the first axis."""
+    parts = [run(batch) for batch in batches(settings, samples, most)]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def quality_of(settings: ModelParams, outputs: Arrays, samples: Arrays, key: str = "") -> float | None:
-    """The model's own measure of its answers, higher is better; null where params.yaml names none.
+def quality_of(
+    settings: ModelParams, outputs: Arrays, samples: Arrays, key: str = "", wanted: Arrays | None = None
+) -> float | None:
+    """The model's own measure of its answers, higher is better: `quality` of the outputs and labels, or `fidelity` of
+    the reference's outputs and these; null where params.yaml names neither.
+
+    Args:
+        settings: of the model.
+        outputs: the answers to judge, by name.
+        samples: the evaluation samples, with `label` where there is one.
+        key: the model's path in params.yaml.
+        wanted: the reference's answers, which `fidelity` compares with; without them, `quality` alone is asked.
 
     Raises:
-        UsageError: the measure is NaN, raises, or is no number.
+        UsageError: the measure raises, or is no number.
     """
+    if settings.quality is None and wanted is not None and settings.fidelity is not None:
+        before = {name: values[: len(outputs[name])] for name, values in wanted.items()}
+        return _asked(settings.fidelity, f"{key}.fidelity", before, dict(outputs))
     if settings.quality is None:
         return None
     labels = samples.get("label")
     if labels is not None:
         labels = labels[: len(next(iter(outputs.values())))]
+    return _asked(settings.quality, f"{key}.quality", dict(outputs), labels)
+
+
+def _asked(name: str, where: str, *arguments: Any) -> float:
     try:
-        value = float(resolve(settings.quality, key and f"{key}.quality")(dict(outputs), labels))
+        return float(resolve(name, where)(*arguments))
     except UsageError:
         raise
     except Exception as error:
-        raise UsageError(
-            f"params.yaml: {key}.quality: {settings.quality} raised {type(error).__name__}: {error}"
-        ) from error
-    return value
+        raise UsageError(f"params.yaml: {where}: {name} raised {type(error).__name__}: {error}") from error
+
+
+def judged_by_quality(settings: ModelParams, wanted: Arrays, samples: Arrays, key: str) -> set[str]:
+    """The outputs that the model's own measure depends on: it changes when their answers are moved to other samples."""
+    exact = quality_of(settings, wanted, samples, key, wanted)
+    if exact is None:
+        return set()
+    found = set()
+    for name, values in wanted.items():
+        for shift in (1, 7):  # neighbours may have the same label
+            moved = {**wanted, name: np.roll(values, shift, axis=0)}
+            if quality_of(settings, moved, samples, key, wanted) != exact:
+                found.add(name)
+    return found
 
 
 class Weighed(NamedTuple):
@@ -71,19 +112,43 @@ class Weighed(NamedTuple):
     agreement: float | None
     snr_db: float | None
     cosine: float | None
+    fidelity: list[OutputFidelity]
 
 
-def weigh(run: Callable[[Arrays], Arrays], settings: ModelParams, samples: Arrays, wanted: Arrays, key: str) -> Weighed:
-    """Run a model over the evaluation samples, and judge its answers by the model's own measure and by the original's
-    answers, `wanted`. `key` is the model's path in params.yaml.
+def weigh(
+    run: Callable[[Arrays], Arrays],
+    settings: ModelParams,
+    samples: Arrays,
+    wanted: Arrays,
+    kinds: Sequence[OutputKind],
+    key: str,
+) -> Weighed:
+    """Run a model over the evaluation samples, and judge its answers by the model's own measure, and each output by the
+    original's answers and its kind.
+
+    Args:
+        run: answers a batch.
+        settings: of the model.
+        samples: the evaluation samples.
+        wanted: the original's answers to them.
+        kinds: what each output is.
+        key: the model's path in params.yaml.
 
     Raises:
         UsageError: as quality_of and outputs_over.
         WorkerFailure: a run came to nothing.
     """
-    got = outputs_over(run, settings, samples, batch_size(settings))
-    first = next(iter(settings.outputs))
+    got = outputs_over(run, settings, samples)
     near = fidelity(wanted, got)
+    shares = [
+        agreement(wanted[kind.output][: len(got[kind.output])], got[kind.output], kind.axis)
+        for kind in kinds
+        if kind.kind in ("scores", "probabilities") and kind.axis is not None
+    ]
     return Weighed(
-        quality_of(settings, got, samples, key), agreement(wanted[first], got[first]), near.snr_db, near.cosine
+        quality_of(settings, got, samples, key, wanted),
+        min((share for share in shares if share is not None), default=None),
+        near.snr_db,
+        near.cosine,
+        [fidelity_of(kind, wanted[kind.output], got[kind.output], settings.budget.quality_drop) for kind in kinds],
     )

@@ -1,0 +1,171 @@
+"""What an output is taken for, and how each kind is judged at lower precision."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from registry.vocabulary import Kind, OutputKind
+from stages.parity.kinds import fidelity_of, kinds_of, share_of
+from stages.settings import Input, Output
+
+RNG = np.random.default_rng(0)
+SCORES = OutputKind(output="y", kind="scores", axis=1)
+VALUES = OutputKind(output="y", kind="values", axis=1)
+
+
+def softmax(values: np.ndarray, axis: int = -1) -> np.ndarray:
+    powers = np.exp(values - values.max(axis, keepdims=True))
+    return np.asarray(powers / powers.sum(axis, keepdims=True))
+
+
+NORMAL = RNG.standard_normal((64, 10)).astype(np.float32)
+UNIT = NORMAL / np.linalg.norm(NORMAL, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "answers", "labels", "kind", "axis"),
+    [
+        ("ids", ["batch", 3], np.arange(6).reshape(2, 3), None, "indices", None),
+        ("y", ["batch", 10], softmax(NORMAL), None, "probabilities", 1),
+        ("y", ["batch", 5, 4, 4], softmax(RNG.standard_normal((8, 5, 4, 4)), 1), None, "probabilities", 1),
+        ("y", ["batch", "time", 7], softmax(RNG.standard_normal((8, 6, 7))), None, "probabilities", 2),
+        ("y", ["batch", 10], UNIT, None, "embedding", None),
+        ("sentence_embedding", ["batch", 10], NORMAL, None, "embedding", None),
+        ("logits", ["batch", 10], NORMAL, None, "scores", 1),
+        ("logits", ["batch", "time", 7], RNG.standard_normal((8, 6, 7)), None, "scores", 2),
+        ("y", ["batch", 10], NORMAL, np.arange(64) % 10, "scores", 1),
+        ("y", ["batch", 10], NORMAL, RNG.standard_normal(64), "values", 1),
+        ("boxes", ["batch", 10], NORMAL, np.arange(64) % 10, "values", 1),
+        ("y", ["batch", 1], 1 / (1 + np.exp(-NORMAL[:, :1])), None, "probabilities", None),
+        ("stateN", ["batch", 10], NORMAL, None, "state", 1),
+        ("y", ["batch"], NORMAL[:, 0], None, "values", None),
+    ],
+)
+def test_a_kind_is_guessed_from_what_the_answers_look_like_and_the_reason_said(
+    name: str, shape: list, answers: np.ndarray, labels: np.ndarray | None, kind: Kind, axis: int | None
+) -> None:
+    inputs = {"state": Input(shape=["batch", 10])}
+    found = kinds_of({name: Output(shape=shape)}, inputs, {name: answers}, labels)[0]
+    assert (found.kind, found.axis) == (kind, axis)
+    assert found.reason
+
+
+def test_what_params_say_is_not_guessed() -> None:
+    spec = Output(shape=["batch", 10], kind="scores", axis=1, limit=0.05)
+    found = kinds_of({"y": spec}, {}, {"y": softmax(NORMAL)})[0]
+    assert (found.kind, found.limit, found.reason) == ("scores", 0.05, "params.yaml says so")
+    with pytest.raises(ValueError, match="axis 2: the shape"):
+        Output(shape=["batch", 10], kind="scores", axis=2)
+    with pytest.raises(ValueError, match="give kind, too"):
+        Output(shape=["batch", 10], axis=1)
+
+
+@given(st.sampled_from(["scores", "values", "probabilities", "embedding", "state"]), st.integers(1, 40))
+def test_the_same_answers_lose_nothing_whatever_they_are(kind: Kind, count: int) -> None:
+    values = softmax(NORMAL[:count])
+    found = fidelity_of(OutputKind(output="y", kind=kind, axis=1), values, values.copy())
+    assert found.holds
+    assert found.value == pytest.approx(0, abs=1e-9)
+
+
+def flipped(samples: int, flips: int) -> tuple[np.ndarray, np.ndarray]:
+    """Clear answers (margin 1) of which some are changed to other clear answers."""
+    wanted = np.zeros((samples, 4), np.float32)
+    wanted[np.arange(samples), np.arange(samples) % 4] = 1
+    got = wanted.copy()
+    got[:flips] = np.roll(got[:flips], 1, axis=1)
+    return wanted, got
+
+
+@pytest.mark.parametrize(
+    ("samples", "flips", "holds"), [(96, 1, True), (96, 10, False), (16, 1, True), (16, 6, False), (1000, 30, False)]
+)
+def test_few_changes_in_few_samples_are_no_evidence_and_many_are(samples: int, flips: int, holds: bool) -> None:
+    found = fidelity_of(SCORES, *flipped(samples, flips))
+    assert found.holds == holds
+    assert found.value == pytest.approx(flips / samples)
+    assert found.low is not None
+    assert found.high is not None
+    assert found.low <= found.value <= found.high
+
+
+def test_where_samples_are_few_what_the_noise_predicts_decides() -> None:
+    rng = np.random.default_rng(3)
+    wanted = rng.standard_normal((60, 10))
+    noisy = wanted + 0.25 * rng.standard_normal(wanted.shape)
+    assert not fidelity_of(SCORES, wanted, noisy).holds
+    assert fidelity_of(SCORES, wanted, wanted + 0.001 * rng.standard_normal(wanted.shape)).holds
+
+
+def test_pixels_of_a_picture_are_counted_along_the_class_axis() -> None:
+    wanted = RNG.standard_normal((32, 3, 20, 20))
+    got = wanted.copy()
+    got[:, :, 0, 0] = np.roll(got[:, :, 0, 0], 1, axis=1)  # a quarter of a per cent of all pixels
+    found = fidelity_of(SCORES, wanted, got)
+    assert found.holds
+    assert found.value == pytest.approx(1 / 400)
+
+
+def test_a_peak_that_moves_to_a_bin_as_likely_is_no_change_and_a_confident_answer_lost_is() -> None:
+    kind = OutputKind(output="y", kind="probabilities", axis=1)
+    wanted = np.full((40, 8), 0.02)
+    wanted[:, 3], wanted[:, 4] = 0.45, 0.43
+    near = wanted.copy()
+    near[:, 3], near[:, 4] = 0.44, 0.445
+    assert fidelity_of(kind, wanted, near).holds
+    far = wanted.copy()
+    far[:, 3], far[:, 6] = 0.44, 0.5
+    assert not fidelity_of(kind, wanted, far).holds
+
+
+def test_a_channel_of_scores_does_not_drown_beside_pixels() -> None:
+    pixels, scores = 300 * RNG.random((64, 4)), RNG.random((64, 1))
+    wanted = np.concatenate([pixels, scores], axis=1)
+    got = wanted + np.array([0.5, 0.5, 0.5, 0.5, 0.2])
+    found = fidelity_of(VALUES, wanted, got)
+    assert not found.holds
+    assert found.where == "channel 4 of axis 1"
+
+
+def test_a_channel_that_is_still_is_judged_by_the_scale_of_the_others() -> None:
+    wanted = np.concatenate([RNG.standard_normal((64, 3)), np.zeros((64, 1))], axis=1)
+    assert fidelity_of(VALUES, wanted, wanted + 0.01).holds
+    assert not fidelity_of(VALUES, wanted, wanted + 0.2).holds
+
+
+def test_embeddings_are_judged_by_cosine_and_by_neighbours() -> None:
+    kind = OutputKind(output="y", kind="embedding")
+    rng = np.random.default_rng(1)
+    wanted = rng.standard_normal((128, 64))
+    near = wanted + 0.05 * rng.standard_normal(wanted.shape)
+    assert fidelity_of(kind, wanted, near).holds
+    assert not fidelity_of(kind, wanted, rng.permutation(wanted)).holds
+
+
+def test_members_of_top_k_may_change_places_and_other_indices_may_not() -> None:
+    kind = OutputKind(output="y", kind="indices")
+    top = np.argsort(RNG.random((64, 9)), axis=1)[:, :3]
+    assert fidelity_of(kind, top, top[:, ::-1]).value == 0
+    assert not fidelity_of(kind, top, (top + 1) % 9).holds
+    mask = RNG.random((64, 30)) > 0.5
+    assert not fidelity_of(kind, mask, ~mask).holds
+
+
+def test_nan_and_another_shape_are_never_faithful() -> None:
+    assert not fidelity_of(VALUES, NORMAL, np.full_like(NORMAL, np.nan)).holds
+    assert "shape" in str(fidelity_of(VALUES, NORMAL, NORMAL[:, :3]))
+    assert fidelity_of(VALUES, NORMAL, NORMAL[:60]).holds  # a fixed batch left samples out
+
+
+@given(st.integers(1, 400), st.data())
+def test_an_interval_holds_its_share_and_narrows_with_samples(count: int, data: st.DataObject) -> None:
+    changed = np.zeros(count)
+    changed[: data.draw(st.integers(0, count))] = 1
+    found = share_of(changed)
+    assert 0 <= found.low <= found.value + 1e-12
+    assert found.value - 1e-12 <= found.high <= 1
+    many = share_of(np.repeat(changed, 4))
+    assert many.high - many.low <= found.high - found.low + 1e-12
