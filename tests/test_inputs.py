@@ -77,7 +77,7 @@ def model(path: Path, dims: list[int | str | None], declared: str = "") -> Path:
     graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [x], [y])
     made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     if declared:
-        helper.set_model_props(made, {key: declared for key in ("onward.inputs", "onward.outputs")})
+        helper.set_model_props(made, dict.fromkeys(("onward.inputs", "onward.outputs"), declared))
     onnx.save(made, path)
     return path
 
