@@ -13,6 +13,7 @@ import numpy as np
 
 from registry.errors import UsageError
 from registry.inputs import Array, Input, documented, to_dtype
+from registry.replay import without_batches
 from registry.serving import CPU, Served, Serving, preload
 from registry.session_options import CUDA
 from registry.vocabulary import Record, TensorSpec
@@ -57,6 +58,7 @@ class Loaded:
         session_options: Any,
     ) -> None:
         self.path, self.origin = path, origin
+        self._no_batches = without_batches(path.parent)
         self._served: Served | None = None
         self._open(serving, providers, strict_providers, session_options)
         said = self._session.get_modelmeta().custom_metadata_map
@@ -123,6 +125,8 @@ class Loaded:
 
     def predict_batches(self, inputs: Any, batch_size: int) -> Any:
         """Run in batches; see InferenceSession.predict_batches."""
+        if self._no_batches:
+            raise UsageError(f"predict_batches cannot be used with this version: {self._no_batches}; call predict")
         if batch_size < 1:
             raise UsageError(f"batch_size: {batch_size}; at least 1 is needed")
         if isinstance(inputs, Mapping):
