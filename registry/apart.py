@@ -31,8 +31,7 @@ def ask(module: str, *arguments: str, timeout_s: float) -> dict[str, Any]:
         done = subprocess.run(
             # -P: a folder that the command happens to run in must not lend its modules.
             [sys.executable, "-P", "-m", f"registry.{module}", *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            capture_output=True,
             timeout=timeout_s,
             env={**os.environ, "PYTHONPATH": path},
             check=False,

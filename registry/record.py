@@ -13,7 +13,7 @@ import math
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -122,7 +122,7 @@ class _Prepared:
 
     folder: Path
     sha256: str = ""
-    servable: Servable = Servable()
+    servable: Servable = field(default_factory=Servable)
 
 
 def _prepare(publication: Publication, folder: Path) -> _Prepared:
