@@ -55,11 +55,19 @@ def examine(folder: Path, sha256: str, provider: str = "", timeout_s: float = TI
     try:
         found = Servable(**ask("servable", str(folder), sha256, provider, timeout_s=timeout_s))
     except Died as died:
-        return Servable(fault=f"{died.last}: {died}" if died.last else str(died))
+        found = Servable(fault=f"{died.last}: {died}" if died.last else str(died))
+    found = Servable(_without_path(found.fault, folder), _without_path(found.batches, folder))
     if found.batches and not found.fault:
         Recorded.load(folder).model_copy(update={"batches": found.batches}).save(folder)
         write_manifest(folder)
     return found
+
+
+def _without_path(text: str, folder: Path) -> str:
+    """`text` without the path of the folder, which is another one each time."""
+    for path in (folder, folder.resolve()):
+        text = text.replace(f"{path}/", "").replace(str(path), "the version")
+    return text
 
 
 def examined(folder: Path, sha256: str, provider: str) -> Servable:
