@@ -150,9 +150,12 @@ class SelectReport(Report):
 
 
 class PublishReport(Report):
-    """Where the evidence of a model went. `version` is null where nothing was fit to be registered."""
+    """Where the evidence of a model went. `version` is null where nothing was fit to be registered; the status is
+    "failed" where all other stages passed and the version could not have been served. `findings` say what it cannot
+    do."""
 
     stage: Literal["publish"] = "publish"
+    findings: list[str] = []
     run_id: str = ""
     variants: dict[str, str] = Field(default={}, description="child run of each variant")
     version: int | None = None

@@ -6,6 +6,7 @@ benchmark measured.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -54,6 +55,22 @@ class FileDigest(Record):
         return cls(
             path=path.relative_to(relative_to).as_posix(), sha256=sha256_file(path), size_bytes=path.stat().st_size
         )
+
+
+# What exporters write where a dimension has no name: "?", "-1", "*", "None", ... Two such dimensions have nothing in
+# common.
+_NO_NAME = re.compile(r"[^A-Za-z]*|none|null|nil|unk|unknown|dyn|dynamic|any|undefined", re.IGNORECASE)
+
+
+def dimension(declared: int | str | None) -> int | str | None:
+    """A dimension as a graph declares it: its size, its name, or None where the graph says neither.
+
+    ONNX leaves a dimension open by saying nothing; many exporters write a placeholder ("?", "-1", "None") or a negative
+    size instead. A name is a claim (all dimensions of this name have one size), a placeholder is not.
+    """
+    if isinstance(declared, str):
+        return None if _NO_NAME.fullmatch(declared.strip()) else declared
+    return None if declared is None or declared < 0 else declared
 
 
 class TensorSpec(Record):

@@ -12,7 +12,6 @@ graph, which is made relative to the repository here, and nothing is added that 
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -140,8 +139,7 @@ def _attempt(model: str, settings: ModelParams, strategy: str, folder: Path, ans
 def _taken(model: str, settings: ModelParams, folder: Path) -> Made:
     """A file from elsewhere, copied."""
     given = trained_file(model, settings)
-    for path in onnx_file.files(given):
-        shutil.copyfile(path, folder / path.name)
+    onnx_file.take_in(given, folder / "model.onnx")
     rung = Rung(strategy="taken", status="passed")
     try:
         return Made(rung, _sound(model, settings, folder / "model.onnx", given), sound=True)

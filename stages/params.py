@@ -232,7 +232,20 @@ def _digests(name: str, model: ModelParams, stage: str) -> dict[str, str]:
     for file in filter(None, files):
         if not (root / file).is_relative_to(root / "build" / name / "train"):
             found[file] = sha256_file(root / file)
+            if file == model.onnx:
+                found |= _external_data(root, Path(file))
     return found
+
+
+def _external_data(root: Path, file: Path) -> dict[str, str]:
+    """sha256 of the files that hold the weights of an ONNX file, where it has such files."""
+    from registry import onnx_file
+
+    try:
+        _, *data = onnx_file.files(root / file)
+    except UsageError:
+        return {}  # the train stage says what is wrong with it
+    return {(file.parent / path.relative_to((root / file).parent)).as_posix(): sha256_file(path) for path in data}
 
 
 def _missing(name: str, model: ModelParams) -> Iterable[str]:

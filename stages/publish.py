@@ -21,7 +21,7 @@ from stages.parity.answers import recorded_kinds, recorded_outputs
 from stages.parity.evaluate import batches
 from stages.reference import split
 from stages.reports import read_evidence
-from stages.runtime.pool import Worker
+from stages.runtime.pool import Worker, WorkerFailure
 from stages.settings import ModelParams
 
 # Enough to notice a wrong answer, few enough to be run before every promotion.
@@ -31,14 +31,19 @@ BUNDLE_SAMPLES = 16
 def record(model: str, folder: Path) -> PublishReport:
     """Record a model's evidence in MLflow: a run, a child run and a logged model a variant, a registered version.
 
+    A version is registered only if a service could load it and get the recorded answers; if not, the report says why.
     Publishing the same evidence again changes nothing. Writes build/MODEL/publish/report.json.
     """
     settings = section(model, "publish")
     evidence = read_evidence(model)
     with tempfile.TemporaryDirectory() as temporary:
         bundle = Path(temporary) if evidence.select.passed else None
+        fault = ""
         if bundle is not None:
-            _write_bundle(model, settings, evidence, bundle)
+            try:
+                _write_bundle(model, settings, evidence, bundle)
+            except WorkerFailure as failure:
+                fault = failure.reason
         publication = Publication(
             root=paths.root(),
             experiment=read().tracking.experiment,
@@ -49,6 +54,7 @@ def record(model: str, folder: Path) -> PublishReport:
             reports=paths.root() / "build" / model,
             inputs=settings.input_specs(),
             outputs=evidence.export.graph.outputs if evidence.export.graph else settings.output_specs(),
+            fault=fault,
         )
         try:
             return publish(publication)

@@ -5,7 +5,6 @@ Whatever the origin, later stages find `model.safetensors` (or `model.onnx`, whe
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -218,8 +217,7 @@ def _onnx(settings: ModelParams, file: Path, key: str) -> Obtained:
         assert settings.onnx is not None
         source = paths.root() / settings.onnx
         onnx_file.check(source, f"params.yaml: {key}.onnx: {settings.onnx}")
-        for path in onnx_file.files(source):
-            shutil.copyfile(path, file if path == source else file.parent / path.name)
+        onnx_file.take_in(source, file)
         how = f"the file {settings.onnx}"
     quality, fault, findings = None, "", []
     if settings.quality is not None:
