@@ -80,7 +80,7 @@ def test_integers_alone_say_nothing_of_fidelity() -> None:
             Judged(fidelity=[lost("logits", 0, True), lost("boxes", 0.8, False)]),
             None,
             Budget(),
-            "boxes (values): relative err",
+            "boxes (values): ",
         ),
         (Judged(fidelity=[lost("logits", 0, True)]), None, Budget(), "was not measured (boxes)"),
         (Judged(agreement=0.95, cosine=0.97), None, Budget(min_cosine=0.98), "cosine, 0.97000"),
