@@ -28,6 +28,7 @@ from registry.printing import (
     print_json,
     print_outcome,
     print_table,
+    run_cell,
     short_time,
 )
 
@@ -47,7 +48,7 @@ Target = Annotated[str, typer.Argument(metavar="TARGET", help="MODEL@ENVIRONMENT
 
 @app.command()
 def status(as_json: Json = False) -> None:
-    """Every model and environment at a glance. Changes nothing.
+    """Every model and environment at a glance, and the models whose newest pipeline run failed. Changes nothing.
 
     Example: onward status
     """
@@ -60,6 +61,7 @@ def status(as_json: Json = False) -> None:
                 {
                     "model": model.model,
                     "newest": model.newest.version if model.newest else None,
+                    "failed": model.failed or None,
                     "environments": {
                         state.environment: {
                             "live": entry_facts(state.live) if state.live else None,
@@ -79,10 +81,13 @@ def status(as_json: Json = False) -> None:
         return
     environments = [state.environment for state in found[0].environments]
     rows = [
-        (model.model, newest_cell(model.newest), *(environment_cell(state) for state in model.environments))
+        (model.model, newest_cell(model), *(environment_cell(state) for state in model.environments), run_cell(model))
         for model in found
     ]
-    print_table(("model", "newest version", *environments), rows)
+    # The last column is there where a run failed.
+    runs = ["newest run"] if any(model.failed for model in found) else []
+    columns = ["model", "newest version", *environments, *runs]
+    print_table(columns, (row[: len(columns)] for row in rows))
     trouble = [
         state for model in found for state in model.environments if state.drift or state.foreign or state.unproven
     ]

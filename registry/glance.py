@@ -10,13 +10,17 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from registry.connection import sqlite_file, tracking_uri
 from registry.layout import Overview
+from registry.newest import MARK, to_reason
+
+Answer = TypeVar("Answer")
 
 # Of MLflow 3.17.2, by its table alembic_version; a test compares it with that of a store that MLflow makes.
 REVISION = "dc11669786a5"
@@ -35,6 +39,19 @@ _NEWEST = """
 _TAGS = f"""
     SELECT tag.name, tag.version, tag.key, tag.value FROM model_version_tags AS tag JOIN ({_NEWEST}) AS newest
     ON tag.workspace = 'default' AND tag.name = newest.name AND tag.version = newest.version
+"""
+# Those that registry/newest.py asks MLflow for.
+_FAILED = f"""
+    SELECT model.value, reason.value FROM tags AS newest
+    JOIN runs ON runs.run_uuid = newest.run_uuid AND runs.lifecycle_stage = 'active'
+    JOIN experiments AS e ON e.experiment_id = runs.experiment_id AND e.lifecycle_stage = 'active'
+        AND e.workspace = 'default'
+    JOIN tags AS role ON role.key = 'onward.role' AND role.run_uuid = newest.run_uuid AND role.value = 'model'
+    JOIN tags AS status ON status.key = 'onward.status' AND status.run_uuid = newest.run_uuid
+        AND status.value = 'failed'
+    JOIN tags AS model ON model.key = 'onward.model' AND model.run_uuid = newest.run_uuid
+    LEFT JOIN tags AS reason ON reason.key = 'onward.reason' AND reason.run_uuid = newest.run_uuid
+    WHERE newest.key = '{MARK}' AND newest.value = 'true' ORDER BY runs.start_time
 """
 
 
@@ -57,6 +74,19 @@ def read() -> dict[str, Overview] | None:
     Raises:
         UsageError: no store is named, and there is no checkout to have one.
     """
+    return _asked(_read)
+
+
+def failures() -> dict[str, str] | None:
+    """The models whose newest pipeline run failed, each with the reason; None as `read` has it.
+
+    Raises:
+        UsageError: as `read`.
+    """
+    return _asked(_failed)
+
+
+def _asked(question: Callable[[sqlite3.Connection], Answer]) -> Answer | None:
     uri = tracking_uri()
     elsewhere = any(os.environ.get(name) for name in ("MLFLOW_REGISTRY_URI", "MLFLOW_WORKSPACE"))
     file = sqlite_file(uri)
@@ -65,7 +95,7 @@ def read() -> dict[str, Overview] | None:
     try:
         with closing(_opened(file, timeout=1)) as tables:
             tables.execute("BEGIN")  # all that is read is of one moment
-            return _read(tables) if _revision(tables) == REVISION else None
+            return question(tables) if _revision(tables) == REVISION else None
     except sqlite3.Error:
         return None
 
@@ -105,3 +135,7 @@ def _read(tables: sqlite3.Connection) -> dict[str, Overview]:
     for name, version, created, stage, source in tables.execute(f"{_NEWEST} ORDER BY version DESC"):
         newest[name].append(Row(name, version, created, stage, source, tags[name, version]))
     return {name: Overview(tuple(newest[name]), aliases[name]) for (name,) in tables.execute(_MODELS)}
+
+
+def _failed(tables: sqlite3.Connection) -> dict[str, str]:
+    return {model: to_reason(reason) for model, reason in tables.execute(_FAILED)}

@@ -32,9 +32,14 @@ class EnvironmentStatus:
 
 @dataclass(frozen=True)
 class ModelStatus:
+    """`newest` is the newest version, None where there is none (any more); `registered` says whether there ever was
+    one. `failed` is why the newest pipeline run failed, empty where it did not."""
+
     model: str
     newest: Candidate | None
     environments: tuple[EnvironmentStatus, ...]
+    registered: bool = True
+    failed: str = ""
 
 
 @dataclass(frozen=True)
@@ -86,12 +91,13 @@ def history(model: str, environment: str | None = None, store: Store | None = No
 
 
 def status(store: Store | None = None) -> list[ModelStatus]:
-    """Every model and environment at a glance. Writes nothing: who may only read can ask, and drift stays visible."""
+    """Every model and environment at a glance, and whose newest pipeline run failed. Writes nothing: who may only read
+    can ask, and drift stays visible."""
     rules = policy.read()
-    known = glance.read() if store is None else None
+    known, failed = (glance.read(), glance.failures()) if store is None else (None, None)
     store = store or Store()
-    if known is None:
-        known = store.versions.everything()
+    known = store.versions.everything() if known is None else known
+    failed = store.failures() if failed is None else failed
     newest: dict[str, Candidate | None] = {}
     for name, overview in known.items():
         environment, dot, model = name.partition(".")
@@ -101,8 +107,16 @@ def status(store: Store | None = None) -> list[ModelStatus]:
             published = [candidate for candidate in map(to_candidate, overview.newest) if candidate.sha256]
             if published:
                 newest[name] = published[0]
+    registered = set(newest)
+    newest |= {model: None for model in failed if model not in newest}
     return [
-        ModelStatus(model, candidate, tuple(_environment_status(store, known, name, model) for name in rules))
+        ModelStatus(
+            model,
+            candidate,
+            tuple(_environment_status(store, known, name, model) for name in rules),
+            model in registered,
+            failed.get(model, ""),
+        )
         for model, candidate in sorted(newest.items())
     ]
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from registry.diff import Comparison
     from registry.layout import Log
     from registry.operations import Outcome
-    from registry.overview import EnvironmentStatus
+    from registry.overview import EnvironmentStatus, ModelStatus
 
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A model, e.g. cnn.")]
@@ -105,12 +105,23 @@ def entry_state(log: Log, entry: Entry) -> str:
     return "live" if entry == log.line.live else ""
 
 
-def newest_cell(candidate: Any) -> str:
+def newest_cell(status: ModelStatus) -> str:
     """The newest version, as a cell of `onward status`."""
-    if candidate is None:
-        return "none left"
-    variant = candidate.evidence.get("variant", "")
-    return f"{candidate.version}{f' ({variant})' if variant else ''}"
+    if status.newest is None:
+        return "none left" if status.registered else "never registered"
+    variant = status.newest.evidence.get("variant", "")
+    return f"{status.newest.version}{f' ({variant})' if variant else ''}"
+
+
+def run_cell(status: ModelStatus) -> str:
+    """Why the newest pipeline run failed, as a cell of `onward status`: in one line, and in short."""
+    return f"failed: {shortened(status.failed)}" if status.failed else ""
+
+
+def shortened(text: str, length: int = 100) -> str:
+    """`text` in one line of printable characters, cut off after `length` of them."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return line if len(line) <= length else f"{line[: length - 1].rstrip()}…"
 
 
 def environment_cell(state: EnvironmentStatus) -> str:
@@ -130,6 +141,7 @@ def short_time(at: str) -> str:
 def print_table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
     """A table, never cut off."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.measure import Measurement
     from rich.table import Table
 
@@ -137,7 +149,7 @@ def print_table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
     for name in header:
         table.add_column(name, no_wrap=True)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))  # what a store holds is no markup
     console = Console(highlight=False)
     # Better broken by the terminal than cut off: in a pipe nothing may be missing.
     whole = Measurement.get(console, console.options.update(max_width=10_000), table).maximum

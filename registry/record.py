@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from registry import glance
+from registry import glance, newest
 from registry.actor import who
 from registry.connection import connect, ensure_experiment, reachable, tracking_uri, without_credentials
 from registry.errors import Refused, UsageError
@@ -196,7 +196,7 @@ class _Recorder:
                 self.client.set_terminated(child.info.run_id, "FAILED" if entry.status == "failed" else "FINISHED")
         report.variants = children
         if self.failures:
-            report.reason = f"nothing registered: {self.failures}"
+            report.reason = f"{newest.NOTHING}{self.failures}"
         else:
             report.sha256 = self.version.sha256
             if servable.batches:
@@ -205,6 +205,7 @@ class _Recorder:
             report.version = self._version(parent.info.run_id, model, report.sha256)
         if not finished:
             self._parent(parent, report)
+        newest.mark(self.client, self.evidence.model, report.run_id)
         return report
 
     def _run(self, name: str, tags: dict[str, str]) -> Run:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from registry import policy, webhooks
+from registry import newest, policy, webhooks
 from registry.connection import connect, reachable
 from registry.deployments import Draft, Entry
 from registry.errors import LostRace, StoreUnreachable, UsageError
@@ -129,6 +129,10 @@ class Store:
                     return None
                 raise
         return dict(data.params), dict(data.metrics)
+
+    def failures(self) -> dict[str, str]:
+        """The models whose newest pipeline run failed, each with the reason."""
+        return newest.failures(self._client)
 
     def environments(self, model: str) -> list[str]:
         """The environments in which the store has a log of `model`, those that params.yaml does not name included."""
