@@ -57,9 +57,9 @@ class FileDigest(Record):
         )
 
 
-# What exporters write where a dimension has no name: "?", "-1", "*", "None", ... Two such dimensions have nothing in
-# common.
-_NO_NAME = re.compile(r"[^A-Za-z]*|none|null|nil|unk|unknown|dyn|dynamic|any|undefined", re.IGNORECASE)
+# What exporters write where a dimension has no name: "?", "-1", "*", "None", tf2onnx's "unk__12", ... Two such
+# dimensions have nothing in common.
+_NO_NAME = re.compile(r"[^A-Za-z]*|none|null|nil|unk(__\d+)?|unknown|dyn|dynamic|any|undefined", re.IGNORECASE)
 
 
 def dimension(declared: int | str | None) -> int | str | None:

@@ -19,8 +19,8 @@ from registry.inputs import Input, documented
 from registry.session import InferenceSession
 from registry.vocabulary import dimension
 
-PLACEHOLDERS = [None, "", "?", "-1", "*", "None", "none", "unk", "Unknown", "dynamic", " ? ", "0", -1]
-NAMES = ["N", "batch", "batch_size", "unk__12", "DynamicDimension.0", "s0", "2*s0", "none_left", "anything"]
+PLACEHOLDERS = [None, "", "?", "-1", "*", "None", "none", "unk", "unk__12", "Unknown", "dynamic", " ? ", "0", -1]
+NAMES = ["N", "batch", "batch_size", "unk__width", "DynamicDimension.0", "s0", "2*s0", "none_left", "anything"]
 
 open_dimension = st.sampled_from(PLACEHOLDERS)
 size = st.integers(1, 5)
