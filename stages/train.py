@@ -16,8 +16,8 @@ from registry.evidence import TrainReport
 from registry.vocabulary import FileDigest
 from stages import command, paths
 from stages.params import resolve, section
-from stages.parity import labels
 from stages.parity.evaluate import Arrays, batch_size, outputs_over, quality_of
+from stages.parity.labels import label_findings
 from stages.runtime import isolate
 from stages.runtime.module import fit, load_module, read_weights
 from stages.runtime.pool import AS_IT_IS, Worker, WorkerFailure
@@ -122,7 +122,7 @@ def _quality(settings: ModelParams, key: str, run: Callable[[Arrays], Arrays]) -
     samples = resolve(settings.samples, f"{key}.samples")("evaluation")
     outputs = outputs_over(run, settings, samples, batch_size(settings, dims=False))
     quality = quality_of(settings, outputs, samples, key)
-    return {"quality": quality, "findings": labels.findings(settings, outputs, samples, key, quality)}
+    return {"quality": quality, "findings": label_findings(settings, outputs, samples, key, quality)}
 
 
 def _forward(settings: ModelParams, module: torch.nn.Module, batch: Arrays) -> Arrays:
