@@ -3,6 +3,7 @@
 OnwardError                    1
 ├── Refused                    1   a gate or a check said no
 ├── UsageError                 2   wrong usage or configuration: the message says where and what to do
+│   └── NotReady               2   something that has to be there first is missing
 ├── LostRace                   3   someone else got there first
 └── StoreUnreachable           4   the tracking server or store could not be reached
 """
@@ -24,6 +25,11 @@ class UsageError(OnwardError):
     """A mistake in params.yaml, in an argument, or in a file that the user named."""
 
     exit_code = 2
+
+
+class NotReady(UsageError):
+    """What has to be there first is missing or wrong: an earlier report, a module that does not import, a store. A
+    stage that meets this computes nothing and gives no verdict. Any other UsageError in a stage is a verdict."""
 
 
 class LostRace(OnwardError):

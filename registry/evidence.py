@@ -13,7 +13,7 @@ from typing import Literal, TypeVar
 from pydantic import Field, ValidationError
 
 from registry.disk import write_atomically
-from registry.errors import UsageError
+from registry.errors import NotReady
 from registry.vocabulary import (
     CaseResult,
     Choice,
@@ -50,8 +50,9 @@ class Report(Record):
 
 
 class TrainReport(Report):
-    """`weights` is what later stages start from: safetensors, or the ONNX file of a model without PyTorch. `findings`
-    is what is odd without being wrong, such as a quality that does not depend on the labels."""
+    """`weights` is what later stages start from: safetensors, or the ONNX file of a model without PyTorch. `quality` is
+    that of a module which build() made and which has the weights of this file. `findings` is what is odd without being
+    wrong: how the weights were taken in, a quality that does not depend on the labels."""
 
     stage: Literal["train"] = "train"
     how: str = ""
@@ -149,9 +150,12 @@ class SelectReport(Report):
 
 
 class PublishReport(Report):
-    """Where the evidence of a model went. `version` is null where nothing was fit to be registered."""
+    """Where the evidence of a model went. `version` is null where nothing was fit to be registered; the status is
+    "failed" where all other stages passed and the version could not have been served. `findings` say what it cannot
+    do."""
 
     stage: Literal["publish"] = "publish"
+    findings: list[str] = []
     run_id: str = ""
     variants: dict[str, str] = Field(default={}, description="child run of each variant")
     version: int | None = None
@@ -202,13 +206,13 @@ def load(kind: type[ReportT], path: Path) -> ReportT:
     """Read a report.
 
     Raises:
-        UsageError: the file is missing, or is no report of this kind and schema version.
+        NotReady: the file is missing, or is no report of this kind and schema version.
     """
     try:
         return kind.model_validate_json(path.read_bytes())
     except FileNotFoundError:
-        raise UsageError(f"{path}: no such report; `dvc repro` writes it") from None
+        raise NotReady(f"{path}: no such report; `dvc repro` writes it") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise UsageError(f"{path}: not a {kind.__name__} (at {where}: {first['msg']})") from None
+        raise NotReady(f"{path}: not a {kind.__name__} (at {where}: {first['msg']})") from None

@@ -28,6 +28,9 @@ from registry.vocabulary import (
     worst_by_output,
 )
 
+# A tag of a version is read in a table.
+MOST_WORDS = 5000
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -212,6 +215,7 @@ def version_tags(evidence: Evidence) -> dict[str, str]:
         "verdict": "passed",
         "parity": evidence.verify.status,
         "data": evidence.data.status,
+        "findings": "; ".join([*evidence.train.findings, *evidence.export.findings])[:MOST_WORDS] or None,
         "quality": chosen.quality,
         "quality_drop": choice.quality_drop,
         "quality_budget": choice.quality_budget if choice.quality_measure else evidence.select.quality_budget,

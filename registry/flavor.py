@@ -13,12 +13,15 @@ from pathlib import Path
 
 import numpy as np
 
-from registry.integrity import write_manifest
-from registry.serving import MODEL, Serving
+from registry.errors import Refused
+from registry.integrity import MANIFEST, NOT_OURS, write_manifest
+from registry.serving import MODEL, SERVING, Serving
 from registry.vocabulary import TensorSpec
 
 VALIDATION = "validation"
 PROVIDERS = "providers"
+# What is written beside the model's own files, or by MLflow where it downloads them.
+_TAKEN = (VALIDATION, PROVIDERS, SERVING, MANIFEST, NOT_OURS)
 
 
 def build_folder(
@@ -31,8 +34,8 @@ def build_folder(
     serving: Serving | None = None,
     others: Mapping[str, Sequence[Path]] | None = None,
 ) -> None:
-    """Write an MLflow model to `folder`: the .onnx (`files[0]`) as model.onnx, its external data by its own name, the
-    signature, the validation bundle below validation/, and last the manifest of it all.
+    """Write an MLflow model to `folder`: the .onnx (`files[0]`) as model.onnx, its external data where the graph looks
+    for it, the signature, the validation bundle below validation/, and last the manifest of it all.
 
     `others` are the files of those providers that have a winner of their own, by name of the runtime: they go to
     providers/NAME/, the .onnx as model.onnx. `serving` says which of all these is served where, with which session
@@ -40,6 +43,7 @@ def build_folder(
 
     Raises:
         ValueError: `serving` names a file that is not there.
+        Refused: external data has the name of another file of the folder.
     """
     import mlflow.onnx
     from mlflow.models import ModelSignature
@@ -76,9 +80,19 @@ def build_folder(
 
 
 def _place(files: Sequence[Path], folder: Path) -> None:
+    """Copy a graph (`files[0]`) as model.onnx, and its external data under the names that the graph has for it."""
     folder.mkdir(parents=True, exist_ok=True)
-    for number, file in enumerate(files):
-        shutil.copyfile(file, folder / (MODEL if number == 0 else file.name))
+    graph, *data = files
+    shutil.copyfile(graph, folder / MODEL)
+    for file in data:
+        name = file.relative_to(graph.parent)
+        target = folder / name
+        if target.exists() or name.parts[0] in _TAKEN:
+            raise Refused(
+                f"the external data {name.as_posix()!r} of {graph.name} has the name of another file of a version"
+            )
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, target)
 
 
 def _requirements() -> list[str]:

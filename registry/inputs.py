@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from registry.errors import UsageError
+from registry.vocabulary import dimension
 
 Array = npt.NDArray[Any]
 
@@ -15,14 +17,37 @@ Array = npt.NDArray[Any]
 _ELEMENTS = {"float": "float32", "double": "float64", "string": "object"}
 
 
-class Input:
-    """One input's documentation, and the checks that it stands for. `array` is on the path of every prediction."""
+Shape = list[int | str | None]
 
-    def __init__(self, value: Any) -> None:
+
+def documented(shape: Sequence[int | str | None] | None, declared: Sequence[Any] | None) -> Shape:
+    """The dimensions of an input or output, each a size, a name, or None where neither is known.
+
+    Args:
+        shape: what ONNX Runtime says of the graph.
+        declared: what params.yaml said, where the graph's metadata holds that. It names the dimensions that the graph
+            leaves open: many files from elsewhere give the same name to dimensions that differ.
+    """
+    known = [dimension(size) for size in shape or ()]
+    if declared is None or len(declared) != len(known):
+        return known
+    return [
+        size if isinstance(size, int) else dimension(said) if isinstance(said, str) else None
+        for size, said in zip(known, declared, strict=True)
+    ]
+
+
+class Input:
+    """One input's documentation, and the checks that it stands for. `array` is on the path of every prediction.
+
+    `value` is what ONNX Runtime says of it, `declared` the shape that params.yaml gave, where that is known.
+    """
+
+    def __init__(self, value: Any, declared: Sequence[Any] | None = None) -> None:
         self.name: str = value.name
         self.dtype = to_dtype(value.type)
-        # A dimension is a size, a name, or None; [] also stands for a rank that the graph leaves open.
-        self.shape: list[int | str | None] = list(value.shape or [])
+        # [] also stands for a rank that the graph leaves open.
+        self.shape = documented(value.shape, declared)
         self.rank = len(self.shape)
 
     def __str__(self) -> str:
@@ -33,10 +58,10 @@ class Input:
         """`value` itself where it is an array of the input's dtype, else converted."""
         return value if type(value) is np.ndarray and value.dtype == self.dtype else self.convert(value)
 
-    def check_shape(
-        self, shape: tuple[int, ...], wanted: list[int | str | None], sizes: dict[str, tuple[str, int]]
-    ) -> None:
-        """Check sizes, and that a named dimension is one size in all inputs; `sizes` collects name to (input, size)."""
+    def check_shape(self, shape: tuple[int, ...], wanted: Shape, sizes: dict[str, tuple[str, int]]) -> None:
+        """Check sizes, and that a named dimension is one size in all inputs; `sizes` collects name to (input, size).
+        Dimensions without a name have nothing in common.
+        """
         if len(shape) != len(wanted):
             if not self.rank:
                 return

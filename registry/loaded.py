@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from registry.errors import UsageError
-from registry.inputs import Array, Input, to_dtype
+from registry.inputs import Array, Input, documented, to_dtype
+from registry.replay import without_batches
 from registry.serving import CPU, Served, Serving, preload
 from registry.session_options import CUDA
 from registry.vocabulary import Record, TensorSpec
@@ -57,13 +58,18 @@ class Loaded:
         session_options: Any,
     ) -> None:
         self.path, self.origin = path, origin
+        self._no_batches = without_batches(path.parent)
         self._served: Served | None = None
         self._open(serving, providers, strict_providers, session_options)
-        self._inputs = [Input(value) for value in self._session.get_inputs()]
+        said = self._session.get_modelmeta().custom_metadata_map
+        shapes = _shapes(said.get("onward.inputs", ""))
+        self._inputs = [Input(value, shapes.get(value.name)) for value in self._session.get_inputs()]
         self._names = [value.name for value in self._inputs]
         self._known = frozenset(self._names)
         self._fitting: list[tuple[int, ...]] = []
-        self._outputs = [value.name for value in self._session.get_outputs()]
+        shapes = _shapes(said.get("onward.outputs", ""))
+        self._answers = {v.name: documented(v.shape, shapes.get(v.name)) for v in self._session.get_outputs()}
+        self._outputs = list(self._answers)
         self._run = self._session.run
         self._single_output = len(self._outputs) == 1
 
@@ -119,6 +125,8 @@ class Loaded:
 
     def predict_batches(self, inputs: Any, batch_size: int) -> Any:
         """Run in batches; see InferenceSession.predict_batches."""
+        if self._no_batches:
+            raise UsageError(f"predict_batches cannot be used with this version: {self._no_batches}; call predict")
         if batch_size < 1:
             raise UsageError(f"batch_size: {batch_size}; at least 1 is needed")
         if isinstance(inputs, Mapping):
@@ -242,7 +250,8 @@ class Loaded:
                 sizes[spec.shape[0]] = (spec.name, 0)
         results = []
         for value in self._session.get_outputs():
-            known = [sizes[dim][1] if dim in sizes else dim if isinstance(dim, int) else 0 for dim in value.shape[1:]]
+            shape = self._answers[value.name][1:]
+            known = [dim if isinstance(dim, int) else sizes[dim][1] if dim in sizes else 0 for dim in shape]
             results.append(np.empty((0, *known), to_dtype(value.type)))
         return results[0] if self._single_output else dict(zip(self._outputs, results, strict=True))
 
@@ -266,6 +275,15 @@ def _without(missing: list[str], available: list[str]) -> UsageError:
     extra = {CUDA: "cuda", "OpenVINOExecutionProvider": "openvino"}.get(missing[0])
     hint = f"; pip install 'onward[{extra}]' in an environment of its own brings it" if extra else ""
     return UsageError(f"{', '.join(missing)} cannot be used here; there are {', '.join(available)}{hint}")
+
+
+def _shapes(documentation: str) -> dict[str, list[Any]]:
+    """The shapes that params.yaml declared, by name, which export keeps in the graph."""
+    try:
+        said = {name: spec.get("shape") for name, spec in json.loads(documentation or "{}").items()}
+    except (ValueError, AttributeError):  # another tool's metadata under our key
+        return {}
+    return {name: shape for name, shape in said.items() if isinstance(shape, list)}
 
 
 def _about(specs: list[TensorSpec], documentation: str) -> list[TensorSpec]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import onnx
-from onnx import checker, shape_inference
+from onnx import checker, external_data_helper, shape_inference
 
 from registry.disk import write_atomically
 from registry.errors import UsageError
-from registry.vocabulary import FileDigest, GraphInfo, TensorSpec
+from registry.vocabulary import FileDigest, GraphInfo, TensorSpec, dimension
 
 # protobuf refuses messages of 2 GiB; below that, one file is simpler to carry.
 EXTERNAL_DATA_BYTES = 2_000_000_000
@@ -23,7 +26,7 @@ def load_graph(path: Path) -> onnx.ModelProto:
 
 
 def files(path: Path) -> list[Path]:
-    """The .onnx itself and the external data files that it refers to, in order of name.
+    """The .onnx itself and the external data files that it refers to, whatever their names, in order of name.
 
     Raises:
         UsageError: it is no ONNX file, or a data file is missing or lies outside the .onnx file's own folder.
@@ -32,8 +35,30 @@ def files(path: Path) -> list[Path]:
 
 
 def digests(path: Path) -> list[FileDigest]:
-    """Digest of the .onnx and of its external data, named by file name."""
+    """Digest of the .onnx and of its external data, named relative to the folder of the .onnx."""
     return [FileDigest.of(file, path.parent) for file in files(path)]
+
+
+def take_in(source: Path, target: Path) -> None:
+    """Copy a file from elsewhere to `target` and keep its external data in one place.
+
+    External data may have any names and any number of files. It goes into the .onnx itself, or, from
+    EXTERNAL_DATA_BYTES on, into one file `NAME.onnx.data` beside it. A file without external data keeps its bytes.
+
+    Raises:
+        UsageError: as `files`; or its external data is shorter than the graph says.
+    """
+    found = files(source)
+    if len(found) == 1:
+        shutil.copyfile(source, target)
+        return
+    model = load_graph(source)
+    try:
+        for tensor in _external_tensors(model):
+            external_data_helper.load_external_data_for_tensor(tensor, str(source.parent))
+    except (checker.ValidationError, ValueError, OSError) as error:
+        raise UsageError(f"{source.name}: its external data cannot be read: {' '.join(str(error).split())}") from error
+    save(model, target, EXTERNAL_DATA_BYTES, sum(file.stat().st_size for file in found))
 
 
 def check(path: Path, label: str = "") -> None:
@@ -74,9 +99,27 @@ def describe(path: Path) -> GraphInfo:
     )
 
 
-def save(model: onnx.ModelProto, path: Path, external_over: int = EXTERNAL_DATA_BYTES) -> None:
-    """Write a model: one file, or, over `external_over` bytes, a graph with its weights beside it."""
-    if model.ByteSize() > external_over:
+def no_tensors(model: onnx.ModelProto) -> Iterator[str]:
+    """A sentence for each input and output that is no tensor, such as the maps of a converted classifier."""
+    for value in (*model.graph.input, *model.graph.output):
+        kind = value.type.WhichOneof("value")
+        if kind == "tensor_type" or kind is None:
+            continue
+        words = {"sequence_type": "a sequence", "map_type": "a map", "optional_type": "optional"}.get(kind, kind)
+        maps = kind == "sequence_type" and value.type.sequence_type.elem_type.HasField("map_type")
+        remedy = "give every output as one tensor"
+        if maps or kind == "map_type":
+            words = "a sequence of maps" if maps else words
+            remedy = "convert with options={'zipmap': False}"
+        yield f"{value.name} is {words}, not a tensor: {remedy}"
+
+
+def save(model: onnx.ModelProto, path: Path, external_over: int = EXTERNAL_DATA_BYTES, size: int | None = None) -> None:
+    """Write a model: one file, or, over `external_over` bytes, a graph with its weights beside it.
+
+    `size`: how many bytes it has, where that is known; protobuf cannot count over 2 GiB.
+    """
+    if (model.ByteSize() if size is None else size) > external_over:
         onnx.save_model(model, path, save_as_external_data=True, location=f"{path.name}.data", size_threshold=1024)
     else:
         write_atomically(path, model.SerializeToString(deterministic=True))
@@ -96,9 +139,8 @@ def _sound_graph(path: Path) -> onnx.ModelProto:
 
 def _external(model: onnx.ModelProto, path: Path) -> list[Path]:
     names = {
-        entry.value
-        for tensor in _tensors(model)
-        if tensor.data_location == onnx.TensorProto.EXTERNAL
+        os.path.normpath(entry.value)  # "./weights" and "weights" are one file
+        for tensor in _external_tensors(model)
         for entry in tensor.external_data
         if entry.key == "location"
     }
@@ -126,9 +168,8 @@ def _elements(tensor: onnx.TensorProto) -> int:
 
 def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
     kind = value.type.tensor_type
-    shape: list[int | str] = [
-        dim.dim_value if dim.HasField("dim_value") else dim.dim_param or "?" for dim in kind.shape.dim
-    ]
+    declared = [dim.dim_value if dim.HasField("dim_value") else dim.dim_param for dim in kind.shape.dim]
+    shape = ["?" if known is None else known for known in map(dimension, declared)]
     return TensorSpec(name=value.name, dtype=_dtype(kind.elem_type), shape=shape)
 
 
@@ -139,9 +180,13 @@ def _dtype(kind: int) -> str:
         return onnx.TensorProto.DataType.Name(kind).lower() if kind else "not a tensor"
 
 
+def _external_tensors(model: onnx.ModelProto) -> list[onnx.TensorProto]:
+    return [tensor for tensor in _tensors(model) if tensor.data_location == onnx.TensorProto.EXTERNAL]
+
+
 def _tensors(model: onnx.ModelProto) -> list[onnx.TensorProto]:
     """Every tensor of the model, those in nodes' attributes and in subgraphs included."""
-    found: list[Any] = list(model.graph.initializer)
+    found: list[Any] = _weights(model.graph)
     waiting: list[Any] = list(model.graph.node) + [node for f in model.functions for node in f.node]
     while waiting:
         node = waiting.pop()
@@ -149,6 +194,11 @@ def _tensors(model: onnx.ModelProto) -> list[onnx.TensorProto]:
             found += [attribute.t] if attribute.HasField("t") else []
             found += attribute.tensors
             for graph in [attribute.g] if attribute.HasField("g") else list(attribute.graphs):
-                found += graph.initializer
+                found += _weights(graph)
                 waiting += graph.node
     return found
+
+
+def _weights(graph: onnx.GraphProto) -> list[onnx.TensorProto]:
+    sparse = [part for tensor in graph.sparse_initializer for part in (tensor.values, tensor.indices)]
+    return [*graph.initializer, *sparse]

@@ -12,15 +12,15 @@ import json
 import math
 import re
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from registry import glance
 from registry.actor import who
 from registry.connection import connect, ensure_experiment, reachable, tracking_uri, without_credentials
-from registry.errors import UsageError
+from registry.errors import Refused, UsageError
 from registry.evidence import Evidence, PublishReport
 from registry.figures import (
     Entry,
@@ -31,6 +31,7 @@ from registry.figures import (
     sentence,
     version_tags,
 )
+from registry.servable import Servable, examine
 from registry.serving import MODEL, Served, Serving, of_winners, version_digest
 from registry.vocabulary import TensorSpec
 
@@ -50,6 +51,7 @@ class Publication:
     `root`: the folder that the evidence's file paths are relative to. `params`: the model's effective settings.
     `context`: what is true of this run and not of the model (commit, machine); becomes tags. `bundle`: a folder with
     inputs.npz, outputs.npz and tolerance.json. `reports`: the folder with a `<stage>/report.json` for each stage.
+    `fault`: why the chosen bytes gave no answers to record.
     """
 
     root: Path
@@ -61,11 +63,14 @@ class Publication:
     reports: Path
     inputs: list[TensorSpec]
     outputs: list[TensorSpec]
+    fault: str = ""
 
-    def content(self) -> str:
-        """What makes this publication the same as another: the evidence and the settings, not the context."""
+    def content(self, fault: str = "") -> str:
+        """What makes this publication the same as another: the evidence, the settings, and why it was not registered
+        (`fault`); not the context."""
         digest = hashlib.sha256(self.evidence.model_dump_json().encode())
         digest.update(json.dumps(self.params, sort_keys=True, default=str).encode())
+        digest.update(fault.encode())
         return digest.hexdigest()
 
 
@@ -92,9 +97,10 @@ def store_identity(experiment: str) -> dict[str, str]:
 
 
 def publish(publication: Publication) -> PublishReport:
-    """Record a model's evidence; register a version if nothing failed.
+    """Record a model's evidence; register a version if nothing failed and its folder can be served.
 
-    The same evidence again changes nothing; the same bytes measured again add a run, never a version.
+    The folder is checked before anything is written (registry/servable.py). The same evidence again changes nothing;
+    the same bytes measured again add a run, never a version.
 
     Raises:
         StoreUnreachable: the store did not answer; the next call completes what this one began.
@@ -104,24 +110,75 @@ def publish(publication: Publication) -> PublishReport:
         raise UsageError(f"{publication.evidence.model!r} is no name for a model: letters, digits, - and _")
     client = connect()
     experiment = ensure_experiment(client, publication.experiment)
-    with reachable():
-        return _Recorder(client, experiment, publication).record()
+    with tempfile.TemporaryDirectory() as temporary:
+        version = _prepare(publication, Path(temporary) / "model")
+        with reachable():
+            return _Recorder(client, experiment, publication, version).record()
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """The version as it will be uploaded: its folder, the sha256 that it carries, and whether it can be served."""
+
+    folder: Path
+    sha256: str = ""
+    servable: Servable = field(default_factory=Servable)
+
+
+def _prepare(publication: Publication, folder: Path) -> _Prepared:
+    """Build the folder of the chosen bytes with all that a version holds, and check it."""
+    evidence, chosen = publication.evidence, publication.evidence.select
+    if evidence.failures():
+        return _Prepared(folder)
+    if publication.fault:
+        return _Prepared(folder, servable=Servable(fault=publication.fault))
+    name = label(chosen.variant, chosen.runtime)
+    entry = next(entry for entry in entries(evidence, publication.root) if entry.name == name)
+    serving, others = of_winners(chosen.winners, publication.root)
+    try:
+        _build(publication, entry, folder, publication.bundle, serving, others)
+    except Refused as error:
+        return _Prepared(folder, servable=Servable(fault=str(error)))
+    sha256 = version_digest(chosen.winners)
+    return _Prepared(folder, sha256, examine(folder, sha256, entry.provider))
+
+
+def _build(
+    publication: Publication,
+    entry: Entry,
+    folder: Path,
+    bundle: Path | None,
+    serving: Serving,
+    others: Mapping[str, Sequence[Path]],
+) -> None:
+    from registry.flavor import build_folder
+
+    inputs, outputs = publication.inputs, publication.outputs
+    build_folder(folder, entry.files, inputs, outputs, entry.provider, bundle, serving, others)
 
 
 class _Recorder:
-    def __init__(self, client: MlflowClient, experiment: str, publication: Publication) -> None:
+    def __init__(self, client: MlflowClient, experiment: str, publication: Publication, version: _Prepared) -> None:
         self.client = client
         self.experiment = experiment
         self.publication = publication
         self.evidence = publication.evidence
-        self.key = publication.content()
-        self.failures = self.evidence.failures()
+        self.version = version
+        fault = version.servable.fault
+        self.key = publication.content(fault)
+        failures = [f"{failed.stage}: {failed.reason}" for failed in self.evidence.failures()]
+        if fault:
+            failures.append(f"publish: the version cannot be served: {fault}")
+        self.failures = "; ".join(failures)
 
     def record(self) -> PublishReport:
         chosen = self.evidence.select
+        servable = self.version.servable
         parent = self._run(self.evidence.model, {"onward.role": "model"})
         children = {}
-        report = PublishReport(model=self.evidence.model, status="passed", run_id=parent.info.run_id)
+        report = PublishReport(
+            model=self.evidence.model, status="failed" if servable.fault else "passed", run_id=parent.info.run_id
+        )
         finished = parent.info.status in ("FINISHED", "FAILED") and "onward.whole" in parent.data.tags
         models: dict[str, LoggedModel] = {}
         for entry in entries(self.evidence, self.publication.root, self.publication.params):
@@ -130,19 +187,20 @@ class _Recorder:
                 {"onward.role": "variant", "onward.variant": entry.name, "mlflow.parentRunId": parent.info.run_id},
             )
             children[entry.name] = child.info.run_id
-            is_chosen = not self.failures and entry.name == label(chosen.variant, chosen.runtime)
+            is_chosen = entry.name == label(chosen.variant, chosen.runtime)
             if not finished:
                 self._figures(child, entry)
-            if entry.files:
-                models[entry.name] = self._logged_model(child, entry, is_chosen)
+            if entry.files and not (is_chosen and servable.fault):
+                models[entry.name] = self._logged_model(child, entry, is_chosen and not self.failures)
             if not finished:
                 self.client.set_terminated(child.info.run_id, "FAILED" if entry.status == "failed" else "FINISHED")
         report.variants = children
         if self.failures:
-            reason = "; ".join(f"{failed.stage}: {failed.reason}" for failed in self.failures)
-            report.reason = f"nothing registered: {reason}"
+            report.reason = f"nothing registered: {self.failures}"
         else:
-            report.sha256 = version_digest(chosen.winners)
+            report.sha256 = self.version.sha256
+            if servable.batches:
+                report.findings = [f"predict_batches cannot be used: {servable.batches}"]
             model = models[label(chosen.variant, chosen.runtime)]
             report.version = self._version(parent.info.run_id, model, report.sha256)
         if not finished:
@@ -190,8 +248,6 @@ class _Recorder:
         """The variant's logged model, whole: one that an interrupted upload left is thrown away."""
         from mlflow.entities import LoggedModelOutput, LoggedModelStatus
 
-        from registry.flavor import build_folder
-
         for model in self.client.search_logged_models(
             [self.experiment], f"tags.`onward.content` = '{self.key}' and tags.`onward.variant` = '{entry.name}'"
         ):
@@ -210,22 +266,16 @@ class _Recorder:
             params={key: value[:500] for key, value in entry.params.items()},
             model_type="onnx",
         )
-        with tempfile.TemporaryDirectory() as temporary:
-            folder = Path(temporary) / "model"
-            bundle = self.publication.bundle if chosen else None
-            build_folder(
-                folder, entry.files, self.publication.inputs, self.publication.outputs, entry.provider, bundle,
-                *self._serving(entry, chosen),
-            )  # fmt: skip
-            self.client.log_model_artifacts(model.model_id, str(folder))
+        if chosen:
+            self.client.log_model_artifacts(model.model_id, str(self.version.folder))
+        else:
+            serving = Serving({entry.runtime: Served(file=MODEL, provider=entry.provider, options=entry.options)})
+            with tempfile.TemporaryDirectory() as temporary:
+                folder = Path(temporary) / "model"
+                _build(self.publication, entry, folder, None, serving, {})
+                self.client.log_model_artifacts(model.model_id, str(folder))
         self.client.log_outputs(run.info.run_id, [LoggedModelOutput(model.model_id, 0)])
         return self.client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
-
-    def _serving(self, entry: Entry, chosen: bool) -> tuple[Serving, dict[str, list[Path]]]:
-        """How the variant is served: the chosen one with the winners of all other runtimes, any other as it ran."""
-        if chosen:
-            return of_winners(self.evidence.select.winners, self.publication.root)
-        return Serving({entry.runtime: Served(file=MODEL, provider=entry.provider, options=entry.options)}), {}
 
     def _version(self, run_id: str, model: LoggedModel, sha256: str) -> int:
         """The registered version that holds these bytes, made if there is none."""
@@ -239,6 +289,8 @@ class _Recorder:
                 raise
             self.client.create_registered_model(name)
         tags = {**version_tags(self.evidence), "sha256": sha256, "run_id": run_id}
+        if self.version.servable.batches:
+            tags["batches"] = f"no: {self.version.servable.batches}"
         known = [v for v in self.client.search_model_versions(f"name = '{name}'") if v.tags.get("sha256") == sha256]
         if known:
             version = min(known, key=lambda v: int(v.version))

@@ -16,14 +16,13 @@ the budget says.
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from registry.apart import Died, ask
+from registry.disk import write_atomically
 from registry.serving import CPU, MODEL, Served, Serving, preload
 from registry.vocabulary import OutputKind, Record
 
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
 
 TIMEOUT_S = 120.0
 BUNDLE = "validation"
+RECORDED = "recorded.json"
 # Where the budget names no fidelity and answers have no top-1: twice the noise, in amplitude, of where it was measured.
 NOISE_DB = 6.0
 
@@ -40,7 +40,8 @@ class Recorded(Record):
     """recorded.json: the precision of each runtime's winner, the runtime whose answers outputs.npz holds, and the
     budget's floors of fidelity, where it has any. `agreement` is the share of samples on which a graph of lower
     precision has to give the original's answer, by precision, for outputs whose kind has answers. `kinds` say what each
-    output is; versions of before have none, and their first output counts as scores along its last axis."""
+    output is; versions of before have none, and their first output counts as scores along its last axis. `batches` says
+    why predict_batches cannot be used; it is empty where it can."""
 
     main: str = ""
     precision: dict[str, str] = {}
@@ -48,6 +49,27 @@ class Recorded(Record):
     min_cosine: float | None = None
     agreement: dict[str, float] = {}
     kinds: list[OutputKind] = []
+    batches: str = ""
+
+    @classmethod
+    def load(cls, folder: Path) -> Recorded:
+        """What the version in `folder` says, the defaults where it says nothing."""
+        try:
+            return cls.model_validate_json((folder / BUNDLE / RECORDED).read_bytes())
+        except FileNotFoundError:
+            return cls()
+
+    def save(self, folder: Path) -> None:
+        """Write recorded.json of the version in `folder`."""
+        write_atomically(folder / BUNDLE / RECORDED, (self.model_dump_json(indent=2) + "\n").encode())
+
+
+def without_batches(folder: Path) -> str:
+    """Why predict_batches cannot be used with the version in `folder`; empty where it can, or nothing is recorded."""
+    try:
+        return str(json.loads((folder / BUNDLE / RECORDED).read_bytes()).get("batches", ""))
+    except (FileNotFoundError, NotADirectoryError, ValueError, AttributeError):
+        return ""  # no file of ours: `replay` says what is wrong with it
 
 
 def measure_again(folder: Path, evidence: Mapping[str, str]) -> tuple[bool, str]:
@@ -70,28 +92,11 @@ def replay_in_subprocess(folder: Path, provider: str = "", timeout_s: float = TI
     Returns:
         whether the answers hold here, and in words what was compared or what went wrong.
     """
-    package = str(Path(__file__).resolve().parent.parent)
-    path = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
     try:
-        done = subprocess.run(
-            # -P: a folder that the command happens to run in must not lend its modules.
-            [sys.executable, "-P", "-m", "registry.replay", str(folder), provider],
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-            env={**os.environ, "PYTHONPATH": path},
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return False, f"did not finish within {timeout_s:g} s"
-    if done.returncode < 0:
-        return False, f"the runtime died of {signal.Signals(-done.returncode).name} on the recorded inputs"
-    try:
-        answer = json.loads(done.stdout.splitlines()[-1])
-        return bool(answer["met"]), str(answer["detail"])
-    except (IndexError, ValueError, KeyError, TypeError):
-        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
-        return False, f"could not be run: {last[:300]}"
+        answer = ask("replay", str(folder), provider, timeout_s=timeout_s)
+    except Died as died:
+        return False, str(died)
+    return bool(answer["met"]), str(answer["detail"])
 
 
 def replay(folder: Path, provider: str = "") -> tuple[bool, str]:
@@ -106,28 +111,35 @@ def replay(folder: Path, provider: str = "") -> tuple[bool, str]:
     missing = [name for name in ("inputs.npz", "outputs.npz", "tolerance.json") if not (bundle / name).is_file()]
     if missing:
         return False, f"no evidence recorded ({BUNDLE}/{missing[0]} is missing)"
-    said = bundle / "recorded.json"
-    recorded = Recorded.model_validate_json(said.read_bytes()) if said.is_file() else Recorded()
+    recorded = Recorded.load(folder)
     available = onnxruntime.get_available_providers()
     serving = Serving.load(folder) or Serving({recorded.main: Served(file=MODEL, provider=provider or CPU)})
     here = {name: served for name, served in serving.root.items() if served.provider in available}
     if not here:
         here = {recorded.main: Served(file=MODEL, provider=CPU)}
-    inputs = _load(bundle / "inputs.npz")
+    inputs = arrays(bundle / "inputs.npz")
     found, problems = [], []
     for name, served in here.items():
         got, used = _answers(folder, served, inputs)
-        precision = recorded.precision.get(name, "float32")
-        own = bundle / ("outputs.npz" if name == recorded.main else f"outputs-{name}.npz")
-        expected = _load(own if own.is_file() else bundle / "outputs.npz")
-        if precision == "float32":
-            faults, words = list(_departures(got, expected, bundle)), _repeated(expected)
-        else:
-            reference = _load(bundle / "reference.npz")
-            faults, words = _strays(got, expected, reference, recorded, precision)
+        faults, words = judge(got, folder, name)
         problems += [f"{fault} (on {used})" for fault in faults]
         found.append(f"{words} on {used}")
     return not problems, "; ".join(problems or found)
+
+
+def judge(got: Arrays, folder: Path, runtime: str) -> tuple[list[str], str]:
+    """Hold answers to the recorded inputs to what the winner of `runtime` answered where it was measured.
+
+    Returns:
+        what of them is wrong, and in words what was compared.
+    """
+    bundle, recorded = folder / BUNDLE, Recorded.load(folder)
+    precision = recorded.precision.get(runtime, "float32")
+    own = bundle / ("outputs.npz" if runtime == recorded.main else f"outputs-{runtime}.npz")
+    expected = arrays(own if own.is_file() else bundle / "outputs.npz")
+    if precision == "float32":
+        return list(departures(got, expected, bundle)), _repeated(expected)
+    return _strays(got, expected, arrays(bundle / "reference.npz"), recorded, precision)
 
 
 def _answers(folder: Path, served: Served, inputs: Arrays) -> tuple[Arrays, str]:
@@ -146,7 +158,8 @@ def _answers(folder: Path, served: Served, inputs: Arrays) -> tuple[Arrays, str]
     return dict(zip(names, session.run(names, dict(inputs)), strict=True)), used
 
 
-def _load(path: Path) -> Arrays:
+def arrays(path: Path) -> Arrays:
+    """What an .npz file holds, by name."""
     import numpy as np
 
     with np.load(path, allow_pickle=False) as stored:
@@ -157,7 +170,7 @@ def _repeated(expected: Arrays) -> str:
     return f"{len(expected)} recorded output{'s' if len(expected) != 1 else ''} repeated"
 
 
-def _departures(got: Arrays, expected: Arrays, bundle: Path) -> Iterator[str]:
+def departures(got: Arrays, expected: Arrays, bundle: Path) -> Iterator[str]:
     """Where answers leave the recorded ones by more than the tolerance."""
     tolerance = json.loads((bundle / "tolerance.json").read_text())
     for name, reference in expected.items():

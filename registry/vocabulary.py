@@ -6,6 +6,7 @@ benchmark measured.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -56,6 +57,22 @@ class FileDigest(Record):
         )
 
 
+# What exporters write where a dimension has no name: "?", "-1", "*", "None", ... Two such dimensions have nothing in
+# common.
+_NO_NAME = re.compile(r"[^A-Za-z]*|none|null|nil|unk|unknown|dyn|dynamic|any|undefined", re.IGNORECASE)
+
+
+def dimension(declared: int | str | None) -> int | str | None:
+    """A dimension as a graph declares it: its size, its name, or None where the graph says neither.
+
+    ONNX leaves a dimension open by saying nothing; many exporters write a placeholder ("?", "-1", "None") or a negative
+    size instead. A name is a claim (all dimensions of this name have one size), a placeholder is not.
+    """
+    if isinstance(declared, str):
+        return None if _NO_NAME.fullmatch(declared.strip()) else declared
+    return None if declared is None or declared < 0 else declared
+
+
 class TensorSpec(Record):
     """An input or output as the graph declares it: a dimension is a size, a name, or "?" where neither is known."""
 
@@ -65,46 +82,49 @@ class TensorSpec(Record):
     about: str = ""
 
 
-Kind = Literal["scores", "values", "probabilities", "indices", "embedding", "state"]
+Kind = Literal["scores", "probabilities", "values", "embedding", "indices", "state"]
 
 
 class OutputKind(Record):
-    """What an output is, which decides how it is judged at lower precision.
+    """What an output is, which decides how an answer of lower precision is judged (registry/kinds.py).
 
-    `axis` is that of classes or channels, null where there is none. `limit` is params.yaml's own, null where it names
-    none. `reason` says where the kind comes from: params.yaml, or what was seen of the answers. `by_quality` is whether
-    the model's own measure depends on this output, so that the measure judges it.
+    `axis` is the class axis of scores and probabilities, the channel axis of values and states, the axis of an
+    embedding's vectors; null where the output has none. `beside` is, for indices, the output with the sorted scores
+    that belong to them. `limit` is params.yaml's own, null where it names none. `reason` says where the kind comes
+    from: params.yaml, or what was seen of the answers. `by_quality` is whether the model's own measure depends on this
+    output, so that the measure judges it.
     """
 
     output: str
     kind: Kind
     axis: int | None = None
+    beside: str = ""
     limit: float | None = None
     reason: str = ""
     by_quality: bool = False
 
     def __str__(self) -> str:
         along = "" if self.axis is None else f" along axis {self.axis}"
-        return f"{self.output} holds {self.kind}{along} ({self.reason})"
+        beside = f" in the order of {self.beside}" if self.beside else ""
+        return f"{self.output} holds {self.kind}{along}{beside}: {self.reason}"
 
 
 class OutputFidelity(Record):
-    """How near one output is to the reference's over the evaluation samples, by the measure of its kind.
+    """One output of a graph of lower precision, judged on the evaluation samples by one measure of its kind.
 
-    `value` is lost fidelity, 0 is none: a share of changed answers, a relative error, 1 - a cosine. `low` and `high`
-    bound its 90 % interval where it is a share. `limit` is the largest that is allowed, `where` the channel that is
-    worst, `reason` why there is no value.
+    `value` is what was lost, from 0 (the same answers) upwards, in the unit that `measure` names; `low` and `high`
+    bound its 95 % confidence interval over the samples. It `holds` where the interval does not lie wholly above
+    `limit`. `reason` names the class or channel that decided, or says why the output could not be measured.
     """
 
     output: str
     kind: Kind
     measure: str
     value: float
-    low: float | None = None
-    high: float | None = None
+    low: float
+    high: float
     limit: float
     holds: bool
-    where: str = ""
     reason: str = ""
 
     @property
@@ -113,11 +133,11 @@ class OutputFidelity(Record):
         return self.value / self.limit if self.limit else (0.0 if self.value == 0 else float("inf"))
 
     def __str__(self) -> str:
-        if self.reason:
-            return f"{self.output}: {self.reason}"
-        interval = "" if self.low is None or self.high is None else f" ({self.low:.2%} to {self.high:.2%} by interval)"
-        where = f" ({self.where})" if self.where else ""
-        return f"{self.output}: {self.measure} {self.value:.4g}{interval}{where}, {self.limit:g} allowed"
+        at = f" ({self.reason})" if self.reason else ""
+        return (
+            f"{self.output} ({self.kind}): {self.measure} {self.value:.3g}{at}, "
+            f"95 % interval {self.low:.3g} to {self.high:.3g}, limit {self.limit:g}"
+        )
 
 
 class Expectation(Record):

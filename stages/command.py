@@ -2,22 +2,28 @@
 
 0: the report is written, whatever its verdict. 2: a mistake in params.yaml or an argument, one line each.
 1: an operator's fault that is no verdict on the model, such as a full disk.
+
+A model's fault is a verdict, however a stage learns of it: an exception that is no operator's fault becomes a failed
+report. So later stages and the table of `verdict` go on.
 """
 
 from __future__ import annotations
 
 import argparse
-import errno
 import inspect
+import shutil
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 from registry.disk import replacing
-from registry.errors import OnwardError
-from registry.evidence import Report, save
+from registry.errors import NotReady, OnwardError, UsageError
+from registry.evidence import REPORTS, Report, save
 from stages import paths
-from stages.runtime.pool import DISK_FULL
+from stages.runtime.pool import OPERATORS, WorkerFailure
+
+TRACEBACK = "traceback.txt"
 
 
 def run(stage: str, compute: Callable[[str, Path], Report], again: Callable[[str, str], bool] | None = None) -> None:
@@ -35,7 +41,10 @@ def run(stage: str, compute: Callable[[str, Path], Report], again: Callable[[str
 
     def once() -> None:
         if again is not None and arguments.case is not None:
-            sys.exit(0 if again(model, arguments.case) else 1)
+            try:
+                sys.exit(0 if again(model, arguments.case) else 1)
+            except WorkerFailure as failure:
+                sys.exit(failure.reason)
         report = one(stage, model, compute)
         print(f"{stage} {model}: {report.status}{': ' if report.reason else ''}{report.reason}")
 
@@ -43,11 +52,50 @@ def run(stage: str, compute: Callable[[str, Path], Report], again: Callable[[str
 
 
 def one(stage: str, model: str, compute: Callable[[str, Path], Report]) -> Report:
-    """Compute one stage of one model into its own folder, which changes only when all went well."""
+    """Compute one stage of one model into its own folder, and write its report there.
+
+    Raises:
+        OnwardError: a mistake in params.yaml, or an operator's fault; the folder is as it was before.
+        OSError: an operator's fault, such as a full disk.
+    """
+    from stages.params import section  # which is a stage, too
+
+    section(model, stage)
     with replacing(paths.build(model, stage)) as folder:
-        report = compute(model, folder)
+        report = _computed(stage, model, compute, folder)
         save(report, folder / "report.json")
     return report
+
+
+def _computed(stage: str, model: str, compute: Callable[[str, Path], Report], folder: Path) -> Report:
+    """The stage's report; a failed one where the stage raised and no operator is to blame."""
+    try:
+        return compute(model, folder)
+    except WorkerFailure as failure:
+        reason, trace = failure.reason, ""
+    except UsageError as error:
+        if isinstance(error, NotReady):
+            raise
+        reason, trace = str(error), ""
+    except OnwardError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in OPERATORS:
+            raise
+        reason, trace = _unexpected(stage, model, error), paths.without_paths(traceback.format_exc())
+    for path in folder.iterdir():  # what a failed computation left is no result
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if trace:
+        (folder / TRACEBACK).write_text(trace)
+    return REPORTS[stage](stage=stage, model=model, status="failed", reason=paths.without_paths(reason))
+
+
+def _unexpected(stage: str, model: str, error: Exception) -> str:
+    words = " ".join(str(error).split())[:300]
+    return (
+        f"internal error: {type(error).__name__}: {words}; please report it with build/{model}/{stage}/{TRACEBACK}; "
+        f"`dvc repro --force --single-item {stage}@{model}` tries again"
+    )
 
 
 def run_plain(main: Callable[[], None]) -> None:
@@ -72,7 +120,7 @@ def _guarded(body: Callable[[], None]) -> None:
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)
     except OSError as error:
-        if error.errno not in (*DISK_FULL, errno.EACCES, errno.EROFS):
+        if error.errno not in OPERATORS:
             raise
         print(f"{error.filename or paths.root()}: {error.strerror}; nothing was written", file=sys.stderr)
         sys.exit(1)

@@ -12,7 +12,6 @@ graph, which is made relative to the repository here, and nothing is added that 
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -54,6 +53,7 @@ class Made:
     rung: Rung
     graph: GraphInfo | None = None
     warnings: tuple[str, ...] = ()
+    findings: tuple[str, ...] = ()
     sound: bool = False
 
 
@@ -84,7 +84,7 @@ def export(model: str, folder: Path) -> ExportReport:
         files=onnx_file.digests(target),
         graph=made.graph,
         warnings=list(made.warnings),
-        findings=list(pitfalls.findings(onnx_file.load_graph(target))),
+        findings=[*made.findings, *pitfalls.findings(onnx_file.load_graph(target))],
     )
 
 
@@ -115,32 +115,31 @@ def _attempt(model: str, settings: ModelParams, strategy: str, folder: Path, ans
     weights = trained_file(model, settings)
     target = folder / "model.onnx"
     try:
-        caught = isolate.call(TIMEOUT, _export, model, settings, strategy, weights, target, answered)
+        written = isolate.call(TIMEOUT, _export, model, settings, strategy, weights, target, answered)
+        held = pitfalls.traced(written.baked)
+        if held and not settings.export.allow_traced_constants:
+            return Made(Rung(strategy=strategy, status="failed", reason=f"{held}: {pitfalls.UNTRACED}"))
         graph = _sound(model, settings, target, weights)
     except WorkerFailure as failure:
         return Made(Rung(strategy=strategy, status="failed", reason=pitfalls.explain(failure.reason)))
     except _Unsound as found:
         return Made(Rung(strategy=strategy, status="failed", reason=str(found)))
-    made = Made(Rung(strategy=strategy, status="passed"), graph, tuple(caught), sound=True)
+    findings = (f"{held}; export.allow_traced_constants allows it",) if held else ()
+    made = Made(Rung(strategy=strategy, status="passed"), graph, tuple(written.warnings), findings, sound=True)
     if answered is not None:
         expected = recall(answered, cases(model, settings, Verify()))
         with Worker.onnx(target, f"{model} by {strategy}", timeout=Verify().timeout) as candidate:
             fell = misdeclared(expected, settings.outputs) or sentence(check(candidate, expected, Tolerance()))
         if fell:
-            hint = pitfalls.traced_a_value(caught)
-            made.rung = Rung(
-                strategy=strategy,
-                status="failed",
-                reason=f"answers otherwise than the module: {fell}{hint and '; '}{hint}",
-            )
+            reason = "; ".join(filter(None, (f"answers otherwise than the module: {fell}", held)))
+            made.rung = Rung(strategy=strategy, status="failed", reason=reason)
     return made
 
 
 def _taken(model: str, settings: ModelParams, folder: Path) -> Made:
     """A file from elsewhere, copied."""
     given = trained_file(model, settings)
-    for path in onnx_file.files(given):
-        shutil.copyfile(path, folder / path.name)
+    onnx_file.take_in(given, folder / "model.onnx")
     rung = Rung(strategy="taken", status="passed")
     try:
         return Made(rung, _sound(model, settings, folder / "model.onnx", given), sound=True)
@@ -150,9 +149,9 @@ def _taken(model: str, settings: ModelParams, folder: Path) -> Made:
 
 def _export(
     model: str, settings: ModelParams, strategy: str, weights: Path, target: Path, answered: Path | None
-) -> list[str]:
+) -> exporters.Written:
     """In a process of its own: export, and ask the module what it answers to every case, unless that is known."""
-    caught = exporters.write(strategy, settings, weights, target, real_example(model, settings))
+    written = exporters.write(strategy, settings, weights, target, real_example(model, settings))
     if answered is not None and not answered.exists():
         from stages.runtime.original import Original
 
@@ -160,7 +159,7 @@ def _export(
         original = Original(settings.build, weights, list(settings.inputs), list(settings.outputs))
         asked = answers(_InProcess(original), cases(model, settings, Verify()), real_inputs(model, settings))
         record(asked, answered)
-    return caught
+    return written
 
 
 class _InProcess:
@@ -251,10 +250,18 @@ def _differences(settings: ModelParams, graph: GraphInfo) -> Iterator[str]:
                 if varies and isinstance(size, int):
                     yield (
                         f"{kind} {name}: the dimension {wanted!r} is declared dynamic; the graph froze it at {size}: "
-                        "take the size from x.shape in forward() instead of writing it down, or declare it fixed"
+                        + _unfrozen(settings, f"{kind}s", name, shape)
                     )
                 elif isinstance(wanted, int) and isinstance(size, int) and wanted != size:
                     yield f"{kind} {name} has shape {shape} in the graph, {list(spec.shape)} in params.yaml"
+
+
+def _unfrozen(settings: ModelParams, group: str, name: str, shape: list[int | str]) -> str:
+    """What to do about a dimension of an input or output that the graph froze."""
+    if settings.is_torch:
+        return "take the size from x.shape in forward() instead of writing it down, or declare it fixed"
+    line = f"{group}: {{{name}: {{shape: [{', '.join(map(str, shape))}]}}}}"
+    return f"declare it fixed in params.yaml, {line}, or give a file in which it is dynamic"
 
 
 def _origin(model: str) -> str:

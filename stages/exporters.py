@@ -3,7 +3,7 @@
 dynamo       torch.export with each dynamic dimension by its declared name and bounds
 dynamo-auto  torch.export, which may find relations between dimensions that the names did not allow
 script       torch.jit.script, which keeps branches and loops that depend on values
-trace        torch.jit.trace by way of the older exporter, which follows one example
+trace        torch.jit.trace by way of the older exporter, which follows one example (stages/tracing.py)
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from registry.errors import UsageError
 from stages import paths
 from stages.params import resolve
 from stages.parity.cases import Source, Tensors
-from stages.parity.sizes import example_sizes
+from stages.parity.sizes import Sizes, example_sizes
 from stages.runtime.module import load_module
 from stages.settings import ModelParams
 
@@ -41,11 +42,20 @@ HOW = {
 TORCHSCRIPT_OPSET = 20
 
 
-def write(strategy: str, settings: ModelParams, weights: Path, target: Path, real: Tensors) -> list[str]:
-    """Export in this process to `target`; returns the exporter's warnings. `real` are real inputs of the sizes of
-    `example`."""
+@dataclass(frozen=True)
+class Written:
+    """What an exporter said of the file that it wrote: its warnings, and which values of its one example a tracer
+    baked into the graph (stages/tracing.py)."""
+
+    warnings: list[str]
+    baked: list[str]
+
+
+def write(strategy: str, settings: ModelParams, weights: Path, target: Path, real: Tensors) -> Written:
+    """Export in this process to `target`. `real` are real inputs of the sizes of `example`."""
     assert settings.build is not None
     module = load_module(settings.build, weights)
+    baked: list[str] = []
     with gathered_warnings(settings.export.verbose) as caught:
         if strategy in ("dynamo", "dynamo-auto"):
             program = dynamo(strategy, settings, module, real)
@@ -56,9 +66,9 @@ def write(strategy: str, settings: ModelParams, weights: Path, target: Path, rea
                 external_data=weights.stat().st_size > onnx_file.EXTERNAL_DATA_BYTES,
             )
         else:
-            _torchscript(strategy, settings, module, target, real)
+            baked = _torchscript(strategy, settings, module, target, real)
         _order_inputs(target, list(settings.inputs))
-    return caught
+    return Written(caught, baked)
 
 
 def _order_inputs(path: Path, names: list[str]) -> None:
@@ -73,11 +83,12 @@ def _order_inputs(path: Path, names: list[str]) -> None:
     path.write_bytes(model.SerializeToString(deterministic=True))
 
 
-def example(settings: ModelParams) -> dict[str, Any]:
-    """One valid input of sizes that no exporter takes to be special, by name."""
+def example(settings: ModelParams, sizes: Sizes | None = None, draw: int = 0) -> dict[str, Any]:
+    """One valid input by name: of sizes that no exporter takes to be special, or of the given ones. Each `draw` is
+    another one."""
     custom = resolve(settings.cases) if settings.cases else None
-    rng = np.random.default_rng(settings.seed)
-    return Source(settings.inputs, custom).tensors(example_sizes(settings.dims), rng)
+    rng = np.random.default_rng(settings.seed + draw)
+    return Source(settings.inputs, custom).tensors(example_sizes(settings.dims) if sizes is None else sizes, rng)
 
 
 def dynamo(strategy: str, settings: ModelParams, module: torch.nn.Module, real: Tensors) -> Any:
@@ -161,8 +172,13 @@ def _translations(settings: ModelParams) -> dict[Any, Any] | None:
     return dict(table)
 
 
-def _torchscript(strategy: str, settings: ModelParams, module: torch.nn.Module, target: Path, real: Tensors) -> None:
+def _torchscript(
+    strategy: str, settings: ModelParams, module: torch.nn.Module, target: Path, real: Tensors
+) -> list[str]:
+    """Export by the older exporter; returns which values a trace baked in."""
     import torch
+
+    from stages import tracing
 
     made, names, given = as_exported(settings, module, real)
     arguments = tuple(given[name] for name in names)
@@ -170,7 +186,7 @@ def _torchscript(strategy: str, settings: ModelParams, module: torch.nn.Module, 
     shapes = {name: spec.shape for name, spec in settings.inputs.items()}
     shapes |= {name: spec.shape for name, spec in settings.outputs.items()}
     axes = {name: {axis: size for axis, size in enumerate(shape) if size in varying} for name, shape in shapes.items()}
-    with torch.no_grad():
+    with torch.no_grad(), tracing.watched(len(arguments)) as found:
         torch.onnx.export(
             torch.jit.script(made) if strategy == "script" else made,
             arguments,
@@ -184,6 +200,26 @@ def _torchscript(strategy: str, settings: ModelParams, module: torch.nn.Module, 
             keep_initializers_as_inputs=settings.export.keep_initializers_as_inputs,
             verbose=settings.export.verbose,
         )
+    if not found.of_sizes:
+        return tracing.baked(found, {})
+    first = tracing.of(made, arguments)
+    first.of_values = found.of_values
+    others = {
+        what: tracing.of(made, tuple(torch.from_numpy(other[name]) for name in names))
+        for what, other in _other_examples(settings)
+    }
+    return tracing.baked(first, others)
+
+
+def _other_examples(settings: ModelParams) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Inputs that an exporter did not see, each with what is other about them."""
+    yield "other values", example(settings, draw=1)
+    for sizes in (
+        {name: max(1, dim.min) for name, dim in settings.dims.items()},
+        {name: dim.max for name, dim in settings.dims.items()},
+    ):
+        if sizes:
+            yield ", ".join(f"{name} {size}" for name, size in sizes.items()), example(settings, sizes)
 
 
 def _free_names(model: Any, settings: ModelParams) -> None:

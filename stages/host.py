@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from registry import hostinfo, runtimes
 from registry.disk import replacing, write_atomically
-from registry.errors import UsageError
+from registry.errors import NotReady
 from registry.vocabulary import Machine, RuntimeState
 from stages import command, paths
 from stages.params import read
@@ -55,14 +55,14 @@ def load() -> tuple[Host, dict[str, str]]:
     """The machine and the toolchain, as the host stage wrote them.
 
     Raises:
-        UsageError: it has not run yet.
+        NotReady: it has not run yet.
     """
     folder = paths.root() / "build" / "host"
     try:
         versions: dict[str, str] = json.loads((folder / "toolchain.json").read_text())
         return Host.model_validate_json((folder / "machine.json").read_text()), versions
     except FileNotFoundError as error:
-        raise UsageError(f"build/host/{Path(error.filename).name} is missing: run `python -m stages.host`") from None
+        raise NotReady(f"build/host/{Path(error.filename).name} is missing: run `python -m stages.host`") from None
 
 
 def main() -> None:

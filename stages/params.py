@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from registry import policy
 from registry.disk import replacing, sha256_file, write_atomically
-from registry.errors import UsageError
+from registry.errors import NotReady, UsageError
 from stages import command, paths
 from stages.settings import (
     Dim,
@@ -39,7 +39,7 @@ _CHECK = (*_MODEL, "cases", "tolerance", "verify")
 
 # What each stage reads of its model's settings: nothing else can be reached through `section`.
 READS: dict[str, tuple[str, ...]] = {
-    "train": ("build", "onnx", "train", "weights", "seed", "samples", "quality", "quality_floor", "inputs", "outputs"),
+    "train": (*_MODEL, "train", "weights", "samples", "quality", "quality_floor"),
     "data": ("samples", "quality", "inputs", "data"),
     "export": (*_MODEL, "cases", "export"),
     "verify": (*_CHECK, "export", "quality", "fidelity"),
@@ -47,7 +47,7 @@ READS: dict[str, tuple[str, ...]] = {
     "quantize": (*_CHECK, "quality", "fidelity", "budget", "quantize"),
     "benchmark": (*_CHECK, "quality", "fidelity", "budget", "benchmark"),
     "select": ("budget", "tolerance", "dims", "quality", "fidelity"),
-    "publish": ("inputs", "outputs", "tolerance", "budget"),
+    "publish": ("inputs", "outputs", "dims", "tolerance", "budget"),
 }
 
 _CALLABLES = ("build", "train", "samples", "quality", "fidelity", "cases")
@@ -106,7 +106,7 @@ def resolve(name: str, key: str = "", wants: str = "a function") -> Any:
     """Import `package.module:function`, or whatever else a key `wants` by such a name.
 
     Raises:
-        UsageError: it does not import; `key` says where in params.yaml it was named.
+        NotReady: it does not import; `key` says where in params.yaml it was named.
     """
     module, _, attribute = name.partition(":")
     where = f"params.yaml: {key}: " if key else ""
@@ -115,11 +115,11 @@ def resolve(name: str, key: str = "", wants: str = "a function") -> Any:
     try:
         found = getattr(importlib.import_module(module), attribute)
     except AttributeError:
-        raise UsageError(f"{where}{module} has no {attribute!r}; wanted: {wants}") from None
+        raise NotReady(f"{where}{module} has no {attribute!r}; wanted: {wants}") from None
     except Exception as error:
-        raise UsageError(f"{where}{module} does not import: {type(error).__name__}: {error}") from error
+        raise NotReady(f"{where}{module} does not import: {type(error).__name__}: {error}") from error
     if wants == "a function" and not callable(found):
-        raise UsageError(f"{where}{name} is no function")
+        raise NotReady(f"{where}{name} is no function")
     return found
 
 
@@ -232,7 +232,20 @@ def _digests(name: str, model: ModelParams, stage: str) -> dict[str, str]:
     for file in filter(None, files):
         if not (root / file).is_relative_to(root / "build" / name / "train"):
             found[file] = sha256_file(root / file)
+            if file == model.onnx:
+                found |= _external_data(root, Path(file))
     return found
+
+
+def _external_data(root: Path, file: Path) -> dict[str, str]:
+    """sha256 of the files that hold the weights of an ONNX file, where it has such files."""
+    from registry import onnx_file
+
+    try:
+        _, *data = onnx_file.files(root / file)
+    except UsageError:
+        return {}  # the train stage says what is wrong with it
+    return {(file.parent / path.relative_to((root / file).parent)).as_posix(): sha256_file(path) for path in data}
 
 
 def _missing(name: str, model: ModelParams) -> Iterable[str]:
@@ -268,6 +281,8 @@ def write_sections(params: Params, target: Path) -> None:
     for name, model in params.models.items():
         for stage, keys in READS.items():
             settings = model.model_dump(mode="json", include=set(keys))
+            if stage == "train":
+                settings["dims"] = _batch_limits(model)
             content: dict[str, Any] = {"settings": settings, "sources": _digests(name, model, stage)}
             if stage in ("optimize", "quantize", "benchmark"):
                 content["runtimes"] = params.runtimes
@@ -279,6 +294,12 @@ def write_sections(params: Params, target: Path) -> None:
     with replacing(target) as fresh:
         for path, text in texts.items():
             write_atomically(fresh / path, text)
+
+
+def _batch_limits(model: ModelParams) -> dict[str, dict[str, int]]:
+    """What training depends on of `dims`: how many samples may be fed at once. Other sizes train nothing again."""
+    first = next(iter(model.inputs.values())).shape[0]
+    return {first: {"min": model.dims[first].min, "max": model.dims[first].max}} if isinstance(first, str) else {}
 
 
 def _import_all(params: Params) -> None:

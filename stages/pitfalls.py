@@ -12,6 +12,7 @@ from typing import Any
 import onnx
 from onnx import numpy_helper
 
+from registry import onnx_file
 from stages.parity.graphs import nodes, origin
 from stages.paths import without_paths
 
@@ -44,8 +45,6 @@ _MEANINGS = {
     ),
 }
 
-_TRACED = re.compile(r"TracerWarning: Converting a tensor to a Python")
-
 
 def explain(reason: str, opening: str = "the exporter refused") -> str:
     """A tool's failure as a person would say it, followed by the tool's own first words."""
@@ -60,15 +59,24 @@ def explain(reason: str, opening: str = "the exporter refused") -> str:
     return f"{opening}: {without_paths(caused)[:500]}"
 
 
-def traced_a_value(warnings: list[str]) -> str:
-    """What a tracer's warnings mean for what it made; empty where there are none."""
-    if any(_TRACED.search(text) for text in warnings):
-        return "the tracer met a value that decides the way through forward(), and followed one side alone"
-    return ""
+def traced(baked: list[str]) -> str:
+    """What it means that a trace baked values of its example into the graph; empty where it did not."""
+    if not baked:
+        return ""
+    more = f", and {len(baked) - 1} more" if len(baked) > 1 else ""
+    return f"the graph holds values of the one example that was traced: {baked[0]}{more}"
+
+
+# What to do about such a trace.
+UNTRACED = (
+    "choose with torch.where, keep the branch with torch.cond or torch.jit.script, take sizes from x.shape; if it is "
+    "intended, declare export: {allow_traced_constants: true} in params.yaml"
+)
 
 
 def problems(model: onnx.ModelProto) -> Iterator[str]:
     """What makes a graph unfit to be deployed, whatever it computes on the cases."""
+    yield from onnx_file.no_tensors(model)
     for node in nodes(model):
         if _trains(node, model):
             yield (

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from registry.errors import NotReady, UsageError
 from registry.evidence import Evidence, PublishReport
 from registry.record import Publication, publish
 from registry.replay import Recorded
@@ -17,9 +18,10 @@ from registry.runtimes import python
 from stages import command, host, paths
 from stages.params import read, section
 from stages.parity.answers import recorded_kinds, recorded_outputs
+from stages.parity.evaluate import batches
 from stages.reference import split
 from stages.reports import read_evidence
-from stages.runtime.pool import Worker
+from stages.runtime.pool import Worker, WorkerFailure
 from stages.settings import ModelParams
 
 # Enough to notice a wrong answer, few enough to be run before every promotion.
@@ -29,27 +31,35 @@ BUNDLE_SAMPLES = 16
 def record(model: str, folder: Path) -> PublishReport:
     """Record a model's evidence in MLflow: a run, a child run and a logged model a variant, a registered version.
 
+    A version is registered only if a service could load it and get the recorded answers; if not, the report says why.
     Publishing the same evidence again changes nothing. Writes build/MODEL/publish/report.json.
     """
     settings = section(model, "publish")
     evidence = read_evidence(model)
     with tempfile.TemporaryDirectory() as temporary:
         bundle = Path(temporary) if evidence.select.passed else None
+        fault = ""
         if bundle is not None:
-            _write_bundle(model, settings, evidence, bundle)
-        return publish(
-            Publication(
-                root=paths.root(),
-                experiment=read().tracking.experiment,
-                evidence=evidence,
-                params=_effective_params(model),
-                context=_context(),
-                bundle=bundle,
-                reports=paths.root() / "build" / model,
-                inputs=settings.input_specs(),
-                outputs=evidence.export.graph.outputs if evidence.export.graph else settings.output_specs(),
-            )
+            try:
+                _write_bundle(model, settings, evidence, bundle)
+            except WorkerFailure as failure:
+                fault = failure.reason
+        publication = Publication(
+            root=paths.root(),
+            experiment=read().tracking.experiment,
+            evidence=evidence,
+            params=_effective_params(model),
+            context=_context(),
+            bundle=bundle,
+            reports=paths.root() / "build" / model,
+            inputs=settings.input_specs(),
+            outputs=evidence.export.graph.outputs if evidence.export.graph else settings.output_specs(),
+            fault=fault,
         )
+        try:
+            return publish(publication)
+        except UsageError as error:  # about the store, and no verdict on a model
+            raise NotReady(str(error)) from error
 
 
 def _write_bundle(model: str, settings: ModelParams, evidence: Evidence, folder: Path) -> None:
@@ -57,10 +67,8 @@ def _write_bundle(model: str, settings: ModelParams, evidence: Evidence, folder:
     registry/replay.py."""
     selected = evidence.select
     precisions = {(m.variant, m.runtime): m.precision for m in evidence.benchmark.measurements}
-    samples = split(model, "evaluation")
-    first = next(iter(settings.inputs.values())).shape[0]
-    count = first if isinstance(first, int) else BUNDLE_SAMPLES
-    inputs = {name: samples[name][:count] for name in settings.inputs}
+    inputs = next(batches(settings, split(model, "evaluation"), BUNDLE_SAMPLES))
+    count = len(next(iter(inputs.values())))
     reference = {name: values[:count] for name, values in recorded_outputs(model).items()}
     bundle = {"inputs": inputs, "reference": reference}
     for winner in selected.winners:

@@ -18,7 +18,7 @@ from registry.vocabulary import PLAIN, TradeOff, TradePoint, Variant
 from stages import command, paths, techniques, traits
 from stages.params import read, section
 from stages.parity.answers import recorded_kinds, recorded_outputs
-from stages.parity.evaluate import Arrays, batch_size, quality_of, weigh
+from stages.parity.evaluate import Arrays, batch_size, batches, quality_of, weigh
 from stages.parity.quality import Judgement
 from stages.parity.sizes import typical_sizes
 from stages.quantizers import prepare
@@ -33,6 +33,8 @@ from stages.variants import Feed, Job, Workshop, placed, plain_words
 
 # Kernels with the activation fused in, for which there is no int8 form: quantising around them keeps them float.
 FLOAT_ONLY = {"com.microsoft.FusedConv", "com.microsoft.FusedGemm", "com.microsoft.FusedMatMul"}
+# Calibration samples fed at once.
+CALIBRATED = 8
 # What attention is once it is fused.
 FUSED = {"com.microsoft.Attention", "com.microsoft.MultiHeadAttention"}
 
@@ -225,14 +227,20 @@ class _Stage:
             self.variants.append(made[kept])
 
     def _ranked(self, job: Job, module: Any) -> Path:
-        """The quantised file whose layers are ranked: the variant's own, unless its form hides them."""
+        """The quantised file whose layers are ranked: the variant's own, unless its form hides them.
+
+        Raises:
+            WorkerFailure: the form that shows them cannot be made of this graph.
+        """
         instead = getattr(module, "RANKED_AS", {})
         options = dict(job.candidate.options) | instead
         if not instead or techniques.complete("quantize", job.candidate).items() >= instead.items():
             return job.target
         candidate = Candidate.model_validate({job.candidate.name: options})
         target = self.scratch / f"{job.name}.ranked.onnx"
-        self.workshop.make(replace(job, name=f"{job.name} (ranked)", candidate=candidate, target=target))
+        made = self.workshop.remake(replace(job, name=f"{job.name} (ranked)", candidate=candidate, target=target))
+        if made.status != "passed":
+            raise WorkerFailure("error", f"the form that shows them could not be made: {made.reason}")
         return target
 
     def _append(self, variant: Variant, words: str) -> None:
@@ -334,10 +342,12 @@ def choose_bases(model: str, graph: Traits) -> dict[str, tuple[Path, str]]:
 
 def _feeds(settings: ModelParams, samples: Arrays) -> list[Feed]:
     """Calibration samples in small batches: ranges are taken over all of them, so that size changes nothing."""
-    batch = min(8, batch_size(settings))
-    count = min(settings.quantize.calibration_samples, len(samples[next(iter(settings.inputs))]))
-    stop = count - count % batch
-    return [{name: samples[name][start : start + batch] for name in settings.inputs} for start in range(0, stop, batch)]
+    size = batch_size(settings, CALIBRATED)
+    some = {name: samples[name][: max(size, settings.quantize.calibration_samples)] for name in settings.inputs}
+    found: list[Feed] = [
+        batch for batch in batches(settings, some, CALIBRATED) if len(next(iter(batch.values()))) == size
+    ]
+    return found
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from registry.errors import UsageError
+from registry.errors import NotReady
 from stages import paths
 from stages.runtime.pool import AS_IT_IS, Worker
 from stages.settings import ModelParams
@@ -39,11 +39,11 @@ def split(model: str, name: str) -> dict[str, npt.NDArray[Any]]:
     """The `evaluation` or `calibration` samples that the data stage wrote: inputs by name, and `label` if there is one.
 
     Raises:
-        UsageError: they are not there.
+        NotReady: they are not there.
     """
     path = paths.build(model, "data") / f"{name}.npz"
     try:
         with np.load(path, allow_pickle=False) as file:
             return {key: file[key] for key in file.files}
     except FileNotFoundError:
-        raise UsageError(f"build/{model}/data/{name}.npz is missing: run `python -m stages.data {model}`") from None
+        raise NotReady(f"build/{model}/data/{name}.npz is missing: run `python -m stages.data {model}`") from None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from registry.evidence import REPORTS, Evidence, load
+from registry.errors import NotReady
+from registry.evidence import REPORTS, Evidence, Report, load
 from stages import paths
 
 
@@ -10,7 +11,7 @@ def read_evidence(model: str) -> Evidence:
     """All reports of a model but that of publish, which is given them.
 
     Raises:
-        UsageError: one is missing.
+        NotReady: one is missing.
     """
     reports = {
         stage: load(kind, paths.build(model, stage) / "report.json")
@@ -18,6 +19,17 @@ def read_evidence(model: str) -> Evidence:
         if stage != "publish"
     }
     return Evidence(model=model, **reports)  # type: ignore[arg-type]  # each is of its stage's kind
+
+
+def found(model: str) -> dict[str, Report]:
+    """The reports that there are of a model, by stage in the pipeline's order. One that cannot be read is none."""
+    reports = {}
+    for stage, kind in REPORTS.items():
+        try:
+            reports[stage] = load(kind, paths.build(model, stage) / "report.json")
+        except NotReady:
+            continue
+    return reports
 
 
 def blocked(model: str, *stages: str) -> str:

@@ -72,21 +72,29 @@ class Input(Section):
 
 
 class Output(Section):
-    """`kind` decides how the output is judged at lower precision, `axis` is that of its classes or channels, `limit`
-    the largest loss by the measure of its kind (stages/parity/kinds.py). Where `kind` is not given, it is guessed."""
+    """`kind` decides how the output is judged at lower precision (registry/kinds.py); it is guessed where it is not
+    given. `axis` is that of classes or channels, counted from 0, the batch, or from the end; `limit` the largest loss
+    by the measure of its kind."""
 
     shape: list[Axis]
     about: str = ""
     kind: Kind | None = None
-    axis: Annotated[int, Field(ge=1)] | None = None
+    axis: int | None = None
     limit: NonNegative | None = None
 
     @model_validator(mode="after")
     def _axis_within(self) -> Output:
-        if self.axis is not None and self.axis >= len(self.shape):
-            raise ValueError(f"axis {self.axis}: the shape {self.shape} has none; samples are axis 0")
-        if self.axis is not None and self.kind is None:
-            raise ValueError("axis: give kind, too: what is along it?")
+        axis, rank = self.axis, len(self.shape)
+        if axis is None:
+            return self
+        if self.kind is None:
+            raise ValueError("axis: says nothing without kind; add what the output is")
+        if self.kind == "indices":
+            raise ValueError("axis: indices have none; drop this key")
+        if not -rank <= axis < rank:
+            raise ValueError(f"axis: there is no axis {axis}: the shape has {rank}, counted from 0")
+        if axis % rank == 0:
+            raise ValueError("axis: axis 0 is the batch; name the axis of the classes or channels")
         return self
 
 
@@ -108,13 +116,15 @@ class Dim(Section):
 
 
 class Export(Section):
-    """`strategy`: `auto` tries the others in this order, up to the first whose result computes the same."""
+    """`strategy`: `auto` tries the others in this order, up to the first whose result computes the same.
+    `allow_traced_constants`: a graph may hold values that a tracer took from its one example."""
 
     strategy: Literal["auto", "dynamo", "dynamo-auto", "script", "trace"] = "auto"
     opset: Annotated[int, Field(ge=17, le=23)] = 20
     constant_folding: bool = True
     keep_initializers_as_inputs: bool = False
     verbose: bool = False
+    allow_traced_constants: bool = False
     custom_translations: CallableName | None = None
 
 
@@ -158,8 +168,11 @@ class Verify(Section):
 
 
 class Data(Section):
+    """`max_shared`: the share of the evaluation samples that may stand in the calibration split, too."""
+
     min_samples: Positive = 50
     max_label_share: Annotated[float, Field(gt=0, le=1)] = 0.9
+    max_shared: Share = 0.0
     suite: RepositoryPath | None = None
 
 

@@ -116,6 +116,24 @@ def ratio(pairs: Sequence[tuple[Array, Array]]) -> Ratio:
     )
 
 
+def quotient(over: Ratio, under: Ratio) -> Ratio:
+    """The ratio of two ratios, with its interval: relative half-widths add as independent errors do, in squares.
+
+    Both are relative to the same plain export, whose own noise is in both and cancels out, so that the interval is
+    rather too wide than too narrow.
+    """
+    value = over.value / under.value
+
+    def spread(*factors: float) -> float:
+        return math.exp(math.hypot(*(math.log(factor) for factor in factors)))
+
+    return Ratio(
+        value=value,
+        low=value / spread(over.value / over.low, under.high / under.value),
+        high=value * spread(over.high / over.value, under.value / under.low),
+    )
+
+
 def _log_ratio(*logs: Array, axis: int = -1) -> Array:
     """Of the variant's and the plain export's log medians at one size, then at the next, and so on."""
     assert axis == -1, "the last axis is the rounds'"

@@ -5,10 +5,11 @@ Whatever the origin, later stages find `model.safetensors` (or `model.onnx`, whe
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from registry import onnx_file
 from registry.errors import UsageError
@@ -16,7 +17,7 @@ from registry.evidence import TrainReport
 from registry.vocabulary import FileDigest
 from stages import command, paths
 from stages.params import resolve, section
-from stages.parity.evaluate import Arrays, batch_size, outputs_over, quality_of
+from stages.parity.evaluate import Arrays, batches, outputs_over, quality_of
 from stages.parity.labels import label_findings
 from stages.runtime import isolate
 from stages.runtime.module import fit, load_module, read_weights
@@ -26,13 +27,32 @@ from stages.settings import ModelParams
 if TYPE_CHECKING:
     import torch
 
+    from stages.runtime.signature import Named
+
 # Training is the user's own code and may take as long as it likes; a week is no budget but an end to a hang.
 PATIENCE = 7 * 24 * 3600.0
+
+# The same operators on the same weights: what differs by more is no rounding.
+RTOL, ATOL = 1e-4, 1e-5
+
+
+@dataclass(frozen=True)
+class Obtained:
+    """What was obtained: how, of how many parameters, of which quality; what is worth knowing about it; and why it must
+    not be released, where it must not."""
+
+    how: str
+    parameters: int | None
+    quality: float | None
+    findings: list[str] = field(default_factory=list)
+    fault: str = ""
 
 
 def train(model: str, folder: Path) -> TrainReport:
     """Train a model, or take in its weights; state its quality on the evaluation samples, and hold it to the floor.
 
+    What is judged is what is released: the module that build() makes, with the weights from the file that was written.
+    Its outputs on the evaluation samples have to be those of the module that was trained.
     Writes build/MODEL/train/: model.safetensors or model.onnx, and report.json.
     """
     settings = section(model, "train")
@@ -43,61 +63,150 @@ def train(model: str, folder: Path) -> TrainReport:
         return TrainReport(model=model, status="failed", reason=f"training {failure.kind}: {failure.reason}")
     report = TrainReport(
         model=model,
-        status="passed",
-        how=found["how"],
+        status="failed" if found.fault else "passed",
+        reason=found.fault,
+        how=found.how,
         weights=FileDigest.of(file, folder),
-        parameters=found["parameters"],
-        quality=found["quality"],
+        parameters=found.parameters,
+        quality=found.quality,
         quality_floor=settings.quality_floor,
-        findings=found["findings"],
+        findings=found.findings,
     )
-    floor, quality = settings.quality_floor, found["quality"]
+    floor, quality = settings.quality_floor, found.quality
     if floor is not None and quality is not None and not quality >= floor:
-        report.status = "failed"
-        report.reason = f"quality {quality:.4g} on the evaluation samples is below quality_floor {floor:g}"
+        below = f"quality {quality:.4g} on the evaluation samples is below quality_floor {floor:g}"
+        report.status, report.reason = "failed", "; ".join(filter(None, (report.reason, below)))
     return report
 
 
-def _obtain(model: str, settings: ModelParams, file: Path) -> dict[str, Any]:
+def _obtain(model: str, settings: ModelParams, file: Path) -> Obtained:
     key = f"models.{model}"
     return _module(settings, file, key) if settings.is_torch else _onnx(settings, file, key)
 
 
-def _module(settings: ModelParams, file: Path, key: str) -> dict[str, Any]:
+def _module(settings: ModelParams, file: Path, key: str) -> Obtained:
     import torch
     from safetensors.torch import save
+
+    from stages.runtime.rebuilt import differences
 
     torch.set_num_threads(1)  # sums in one order: the same weights on every machine of one kind, whatever its cores
     torch.manual_seed(settings.seed)
     assert settings.build is not None
+    findings: list[str] = []
+    where = f"params.yaml: {key}.build: {settings.build}: "
     if settings.train:
         module = resolve(settings.train, f"{key}.train")(settings.seed)
         if not isinstance(module, torch.nn.Module):
             raise UsageError(f"params.yaml: {key}.train: returns {type(module).__name__}, wanted a torch.nn.Module")
         how = f"trained by {settings.train} with seed {settings.seed}"
-        state = module.state_dict()
-        fit(load_module(settings.build, None, key), state, key)
-    elif settings.weights:
-        module = load_module(settings.build, None, key)
-        state = read_weights(paths.root() / settings.weights, key)
-        fit(module, state, key)
-        how = f"weights of {settings.weights}"
+        state = module.cpu().state_dict()
+        where = f"params.yaml: {key}.train: {settings.train}: "
     else:
         module = load_module(settings.build, None, key)
         state = module.state_dict()
-        fit(module, state, key)
         how = f"weights that {settings.build} comes with"
+        if settings.weights:
+            where = f"params.yaml: {key}.weights: {settings.weights}: "
+            state, findings = read_weights(paths.root() / settings.weights, where)
+            how = f"weights of {settings.weights}"
+            findings += fit(module, state, where)
+    twin = load_module(settings.build, None, key)
+    findings += [finding for finding in fit(twin, state, where) if finding not in findings]
     # Tied weights share storage, which safetensors refuses: each name gets its own copy.
-    file.write_bytes(save({name: value.detach().clone().contiguous() for name, value in state.items()}))
-    module.eval()
-    return {
-        "how": how,
-        "parameters": sum(parameter.numel() for parameter in module.parameters()),
-        **_quality(settings, key, lambda batch: _forward(settings, module, batch)),
-    }
+    file.write_bytes(save({name: value.detach().clone().contiguous() for name, value in twin.state_dict().items()}))
+    released = load_module(settings.build, file, key)
+    unsteady = differences(twin.eval(), released)
+    del twin
+    quality, fault, odd = _compared(settings, module.eval(), released, key)
+    if unsteady and not fault:
+        fault = (
+            f"build() makes another module each time: {'; '.join(unsteady[:3])}; seed what it draws, or keep it in the "
+            "state dict (self.register_buffer)"
+        )
+    findings += [*odd, *_left_out(settings, released, key)]
+    return Obtained(how, sum(parameter.numel() for parameter in released.parameters()), quality, findings, fault)
 
 
-def _onnx(settings: ModelParams, file: Path, key: str) -> dict[str, Any]:
+def _compared(
+    settings: ModelParams, module: torch.nn.Module, released: torch.nn.Module, key: str
+) -> tuple[float | None, str, list[str]]:
+    """The quality of what is released; how its outputs differ from those of the module that the weights are of; and
+    what is odd about the quality."""
+    samples = _evaluation(settings, key)
+
+    def outputs_of(module: torch.nn.Module) -> Arrays:
+        import torch
+
+        torch.manual_seed(settings.seed)  # a module that draws at random draws the same
+        return outputs_over(lambda batch: _forward(settings, module, batch), settings, samples)
+
+    _arrange(module, released)
+    wanted = outputs_of(module)
+    try:
+        got = outputs_of(released)
+    except Exception as error:  # whatever the team's own module raises
+        words = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        return None, f"build() with the saved weights does not run: {words}{_lost(settings, module, released)}", []
+    quality = quality_of(settings, got, samples, key)
+    odd = label_findings(settings, got, samples, key, quality)
+    differing = _difference(wanted, got)
+    if not differing:
+        return quality, "", odd
+    before = quality_of(settings, wanted, samples, key)
+    lost = "" if quality is None or before is None else f"; quality {before:.4g} became {quality:.4g}"
+    return quality, f"{_DIFFERS[bool(settings.train)]}: {differing}{lost}{_lost(settings, module, released)}", odd
+
+
+# Whether the weights were trained here.
+_DIFFERS = {
+    True: "build() with the saved weights answers otherwise than the module that was trained",
+    False: "build() does not make the same module twice: with the same weights, the second answers otherwise",
+}
+
+
+def _arrange(module: torch.nn.Module, released: torch.nn.Module) -> None:
+    """Bring a module's weights into the memory layout and dtype in which they are released, for these decide which
+    kernels run."""
+    own = {**dict(released.named_parameters()), **dict(released.named_buffers())}
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if name in own and own[name].shape == tensor.shape:
+            tensor.data = tensor.data.to(own[name].dtype).contiguous()
+
+
+def _difference(wanted: Arrays, got: Arrays) -> str:
+    """How outputs differ by more than rounding, in words; empty where they do not."""
+    for name, value in wanted.items():
+        other = got[name]
+        if value.shape != other.shape or value.dtype != other.dtype:
+            return f"output {name} is {other.dtype}{list(other.shape)}, not {value.dtype}{list(value.shape)}"
+        same = np.isclose(other, value, RTOL, ATOL, equal_nan=True) if value.dtype.kind in "fc" else other == value
+        if not same.all():
+            with np.errstate(all="ignore"):
+                worst = float(np.nanmax(np.abs(other.astype(np.float64) - value.astype(np.float64))))
+            return (
+                f"output {name} differs in {(~same).mean():.2%} of its elements, by up to {worst:.3g} on values of up "
+                f"to {float(np.abs(value).max()):.3g}"
+            )
+    return ""
+
+
+def _lost(settings: ModelParams, module: torch.nn.Module, released: torch.nn.Module) -> str:
+    """What may have made the difference, and what to do."""
+    from stages.runtime.rebuilt import differences
+
+    found = differences(module, released, plain=True)
+    remedy = "keep it in the state dict (self.register_buffer), or set it in build()"
+    if not settings.train:
+        remedy = "seed what build() draws, or keep it in the state dict (self.register_buffer)"
+    if not found:
+        return f"; no attribute was found that differs: look for state in globals and hooks, and {remedy}"
+    more = f"; and {len(found) - 5} more" if len(found) > 5 else ""
+    first = "trained" if settings.train else "first"
+    return f"; what they hold differs ({first} / built): {'; '.join(found[:5])}{more}: {remedy}"
+
+
+def _onnx(settings: ModelParams, file: Path, key: str) -> Obtained:
     if settings.train:
         model = resolve(settings.train, f"{key}.train")(settings.seed)
         if not hasattr(model, "SerializeToString"):
@@ -108,30 +217,59 @@ def _onnx(settings: ModelParams, file: Path, key: str) -> dict[str, Any]:
         assert settings.onnx is not None
         source = paths.root() / settings.onnx
         onnx_file.check(source, f"params.yaml: {key}.onnx: {settings.onnx}")
-        for path in onnx_file.files(source):
-            shutil.copyfile(path, file if path == source else file.parent / path.name)
+        onnx_file.take_in(source, file)
         how = f"the file {settings.onnx}"
-    with Worker.onnx(file, f"{key} as it came", options=AS_IT_IS) as worker:
-        judged = _quality(settings, key, worker.run)
-    return {"how": how, "parameters": onnx_file.describe(file).parameters, **judged}
+    quality, fault, findings = None, "", []
+    if settings.quality is not None:
+        fault = "; ".join(onnx_file.no_tensors(onnx_file.load_graph(file)))
+        if not fault:
+            samples = _evaluation(settings, key)
+            with Worker.onnx(file, f"{key} as it came", options=AS_IT_IS) as worker:
+                outputs = outputs_over(worker.run, settings, samples)
+            quality = quality_of(settings, outputs, samples, key)
+            findings = label_findings(settings, outputs, samples, key, quality)
+    return Obtained(how, onnx_file.describe(file).parameters, quality, findings, fault)
 
 
-def _quality(settings: ModelParams, key: str, run: Callable[[Arrays], Arrays]) -> dict[str, Any]:
-    if settings.quality is None:
-        return {"quality": None, "findings": []}
-    samples = resolve(settings.samples, f"{key}.samples")("evaluation")
-    outputs = outputs_over(run, settings, samples, batch_size(settings, dims=False))
-    quality = quality_of(settings, outputs, samples, key)
-    return {"quality": quality, "findings": label_findings(settings, outputs, samples, key, quality)}
+def _evaluation(settings: ModelParams, key: str) -> Arrays:
+    """The evaluation samples; whether they are as params.yaml declares, the data stage says."""
+    where = f"params.yaml: {key}.samples"
+    try:
+        samples: Arrays = {
+            name: np.asarray(values)
+            for name, values in resolve(settings.samples, f"{key}.samples")("evaluation").items()
+        }
+    except UsageError:
+        raise
+    except Exception as error:
+        raise UsageError(f"{where}: {settings.samples}('evaluation') raised {type(error).__name__}: {error}") from error
+    missing = [name for name in settings.inputs if name not in samples]
+    if missing:
+        raise UsageError(f"{where}: gives {', '.join(samples)}; {', '.join(missing)} is missing")
+    return samples
 
 
 def _forward(settings: ModelParams, module: torch.nn.Module, batch: Arrays) -> Arrays:
+    """What a module answers to one batch, by output name."""
+    return {name: tensor.numpy() for name, tensor in _named(settings, module, batch).outputs.items()}
+
+
+def _named(settings: ModelParams, module: torch.nn.Module, batch: Arrays) -> Named:
     import torch
 
+    from stages.runtime.signature import bind, name_outputs
+
+    binding = bind(module, list(settings.inputs))
+    # Copies: a module may write to its inputs.
+    positional, keywords = binding.arguments({n: torch.from_numpy(np.array(batch[n])) for n in settings.inputs})
     with torch.inference_mode():
-        results = module(*(torch.from_numpy(batch[name]) for name in settings.inputs))
-    results = (results,) if isinstance(results, torch.Tensor) else tuple(results)
-    return {name: value.numpy() for name, value in zip(settings.outputs, results, strict=True)}
+        return name_outputs(module(*positional, **keywords), list(settings.outputs))
+
+
+def _left_out(settings: ModelParams, module: torch.nn.Module, key: str) -> list[str]:
+    """Which entries of what forward() returns are None, in words."""
+    dropped = _named(settings, module, next(batches(settings, _evaluation(settings, key)))).dropped
+    return [f"forward() returns None for {', '.join(dropped)}, which is left out"] if dropped else []
 
 
 if __name__ == "__main__":

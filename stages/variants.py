@@ -121,6 +121,11 @@ class Workshop:
         where the technique has nothing to offer, or where its graph runs as one does that there is already."""
         return next(self.make_all([job]))
 
+    def remake(self, job: Job) -> Variant:
+        """The variant, also where there is one already that runs alike."""
+        self._process.begin(job)
+        return self._finished(job, known=False)
+
     def make_all(self, jobs: Sequence[Job]) -> Iterator[Variant]:
         """The variants of many jobs, in order. They are begun at once: while the caller does something else or looks at
         one, the next ones are being made."""
@@ -128,7 +133,8 @@ class Workshop:
             self._process.begin(job)
         return (self._finished(job) for job in jobs)
 
-    def _finished(self, job: Job) -> Variant:
+    def _finished(self, job: Job, known: bool = True) -> Variant:
+        """What came of a job that was begun; `known`: whether it is refused where there is one that runs alike."""
         if not self._known:  # the export was begun first
             found = self._process.finish()
             self._known[sha256_file(self._plain)] = PLAIN
@@ -144,6 +150,8 @@ class Workshop:
         except (WorkerFailure, UsageError) as failure:
             _remove(job.target)
             return job.failed(str(failure))
+        if not known:
+            return variant
         for key, alike in ((variant.files[0].sha256, "the same bytes as"), (outcome.fingerprint, RUNS_AS)):
             if key in self._known:
                 _remove(job.target)

@@ -1,4 +1,4 @@
-"""Prints one table for all models, and says no where any failed."""
+"""Prints one table for all models, whatever became of them, and exits 1 if any is not fit to be registered."""
 
 from __future__ import annotations
 
@@ -8,65 +8,104 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from registry.evidence import Evidence, PublishReport, load
-from stages import command, paths
+from registry.evidence import REPORTS, BenchmarkReport, PublishReport, Report, SelectReport, TrainReport
+from registry.vocabulary import Ratio
+from stages import command
 from stages.params import read
-from stages.reports import read_evidence
+from stages.reports import found
+from stages.statistics import quotient
+
+# Of an interval whose ends differ by more than this factor, no figure is shown.
+WIDE = 1.5
+
+EXPLANATION = """\
+x plain, x PyTorch: how many times as fast over all typical sizes on this machine, when it is undisturbed; ± is the 95 %
+interval, and "unclear" is said where that is wider than a factor of 1.5."""
 
 
 def main() -> None:
-    """Print what came of every model; exit 1 if any failed, naming the stage and the reason."""
+    """Print what came of every model; exit 1 if any failed or was never run, naming the stage and the reason."""
     table = Table(title="Verdict", title_justify="left")
     for column, justify in (
         ("model", "left"), ("verdict", "left"), ("chosen", "left"), ("x plain", "right"), ("x PyTorch", "right"),
         ("quality", "right"), ("drop", "right"), ("version", "right"),
     ):  # fmt: skip
         table.add_column(column, justify=justify, no_wrap=column in ("model", "verdict"))  # type: ignore[arg-type]
-    failures = []
+    findings: list[str] = []
+    faults: list[str] = []
     absent: dict[str, str] = {}
     for model in read().models:
-        evidence = read_evidence(model)
-        published = load(PublishReport, paths.build(model, "publish") / "report.json")
-        table.add_row(*_row(evidence, published))
-        absent |= {state.runtime: state.reason for state in evidence.benchmark.runtimes if not state.usable}
-        failures += [f"{model}: {report.stage}: {report.reason}" for report in evidence.failures()]
+        reports = found(model)
+        table.add_row(model, *_row(reports))
+        if isinstance(benchmark := reports.get("benchmark"), BenchmarkReport):
+            absent |= {state.runtime: state.reason for state in benchmark.runtimes if not state.usable}
+        for report in reports.values():
+            findings += [f"{model}: {report.stage}: {finding}" for finding in getattr(report, "findings", [])]
+        faults += _faults(model, reports)
     width = None if sys.stdout.isatty() else 120
     Console(width=width).print(table)
-    print("x plain, x PyTorch: how many times as fast over all typical sizes on this machine, when it is undisturbed.")
+    print(EXPLANATION)
     for runtime, reason in absent.items():
         print(f"not measured: {runtime}: {reason}")
-    for failure in failures:
-        print(f"failed: {failure}")
-    if failures:
+    for finding in findings:
+        print(f"found: {finding}")
+    for fault in faults:
+        print(fault)
+    if faults:
         sys.exit(1)
 
 
-def _row(evidence: Evidence, published: PublishReport) -> list[str]:
-    name = evidence.model
-    if evidence.failures():
-        return [name, "[red]failed[/]", "", "", "", "", "", ""]
-    chosen = next(c for c in evidence.select.choices if c.chosen)
-    measured = next(
-        m for m in evidence.benchmark.measurements if (m.variant, m.runtime) == (chosen.variant, chosen.runtime)
-    )
-    reference = evidence.benchmark.reference
-    against = ""
-    if reference is not None and reference.ratios and measured.ratios:
-        against = f"{reference.ratios['all'].value / measured.ratios['all'].value:.2f}"
+def _faults(model: str, reports: dict[str, Report]) -> list[str]:
+    """Why a model is not fit to be registered: the stages that failed, else the first one that left no report."""
+    failed = [f"failed: {model}: {r.stage}: {r.reason}" for r in reports.values() if r.status == "failed"]
+    missing = [
+        f"not run: {model}: {stage} left no report: run `dvc repro`" for stage in REPORTS if stage not in reports
+    ]
+    return failed or missing[:1]
+
+
+def _row(reports: dict[str, Report]) -> list[str]:
+    """The columns after the model's name."""
+    if any(report.status == "failed" for report in reports.values()):
+        return ["[red]failed[/]", *[""] * 6]
+    train, benchmark, select, published = (reports.get(s) for s in ("train", "benchmark", "select", "publish"))
+    if not (
+        len(reports) == len(REPORTS)
+        and isinstance(train, TrainReport)
+        and isinstance(benchmark, BenchmarkReport)
+        and isinstance(select, SelectReport)
+        and isinstance(published, PublishReport)
+    ):
+        return ["[red]not run[/]", *[""] * 6]
+    chosen = next(c for c in select.choices if c.chosen)
+    measured = next(m for m in benchmark.measurements if (m.variant, m.runtime) == (chosen.variant, chosen.runtime))
+    against = "-"
+    reference = benchmark.reference
+    if reference is not None and reference.ratios and measured.ratios and _is_torch(train):
+        against = speed(quotient(measured.ratios["all"], reference.ratios["all"]))
     return [
-        name,
         "[green]passed[/]",
         f"{chosen.variant} ({chosen.runtime})",
-        f"{1 / chosen.ratio.value:.2f}" if chosen.ratio else "",
-        against if evidence.export.graph and evidence.train.weights and _is_torch(evidence) else "-",
+        speed(chosen.ratio) if chosen.ratio else "",
+        against,
         "" if measured.quality is None else f"{measured.quality:.4f}",
         "" if chosen.quality_drop is None else f"{chosen.quality_drop:+.4f}",
         str(published.version or ""),
     ]
 
 
-def _is_torch(evidence: Evidence) -> bool:
-    return evidence.train.weights is not None and Path(evidence.train.weights.path).suffix == ".safetensors"
+def speed(ratio: Ratio) -> str:
+    """How many times as fast, of a ratio of latencies, with its interval in per cent; "unclear" where that is wide."""
+    if ratio.high > WIDE * ratio.low:
+        return "unclear"
+    times = 1 / ratio.value
+    digits = 2 if times < 10 else 1 if times < 100 else 0
+    spread = max(ratio.high / ratio.value, ratio.value / ratio.low) - 1
+    return f"{times:.{digits}f}" + (f" ±{max(1, round(100 * spread))}%" if spread else "")
+
+
+def _is_torch(train: TrainReport) -> bool:
+    return train.weights is not None and Path(train.weights.path).suffix == ".safetensors"
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from registry.evidence import ExportReport, VerifyReport, load
+from registry.evidence import ExportReport, TrainReport, VerifyReport, load
 from registry.vocabulary import CaseResult, OutputKind, Parting
 from stages import command, exporters, paths, pitfalls
 from stages.params import section
@@ -19,7 +19,7 @@ from stages.parity import localize
 from stages.parity.answers import cases, real_example, real_inputs
 from stages.parity.cases import Case, find
 from stages.parity.check import Expected, answers, check, compare_outputs, findings, misdeclared, record, sentence
-from stages.parity.evaluate import Arrays, batch_size, judged_by_quality, outputs_over
+from stages.parity.evaluate import Arrays, judged_by_quality, outputs_over, quality_of
 from stages.parity.kinds import kinds_of
 from stages.reference import reference_worker, split, trained_file
 from stages.reports import blocked
@@ -31,6 +31,8 @@ from stages.settings import ModelParams
 EVALUATED = 8
 # Finding where a wrong answer comes from is worth this long.
 LOCALIZE_SECONDS = 300.0
+# How far the quality of the export may be from that of training: so many samples, or this share of it.
+FLIPS, DRIFT = 2, 1e-3
 
 
 def verify(model: str, folder: Path) -> VerifyReport:
@@ -55,7 +57,7 @@ def verify(model: str, folder: Path) -> VerifyReport:
             expected = answers(reference, asked, real_inputs(model, settings))
             report.findings = findings(expected)
             report.reason = report.reason or misdeclared(expected, settings.outputs)
-            wanted = outputs_over(reference.run, settings, split(model, "evaluation"), batch_size(settings))
+            wanted = outputs_over(reference.run, settings, split(model, "evaluation"))
         except WorkerFailure as failure:
             report.reason = pitfalls.explain(failure.reason, "the original does not answer")
     if report.reason:
@@ -70,12 +72,15 @@ def verify(model: str, folder: Path) -> VerifyReport:
             report.reason = pitfalls.explain(failure.reason, "the runtime refused the model")
             return report
         report.cases = check(candidate, expected, settings.tolerance)
-    report.reason = sentence(report.cases)
+        report.reason = sentence(report.cases)
+        lost = "" if report.reason else _lost_quality(model, settings, candidate)
     if report.reason:
         again = next(case.case for case in report.cases if case.failed)
         report.parting = _parting(model, settings, expected, report.cases)
         where = f"; it {localize.sentence(report.parting)}" if report.parting and report.parting.value else ""
         report.reason += f"{where}; that case alone: python -m stages.verify {model} --case {again}"
+    elif lost:
+        report.reason = lost
     elif not settings.is_torch:
         report.evaluator, report.evaluated = _evaluate(model, settings, expected)
         disagree = sentence(report.evaluated)
@@ -128,6 +133,31 @@ def _unsteady(reference: Worker, case: Case, settings: ModelParams) -> str:
     return (
         f"the original answers otherwise each time it is asked the same ({', '.join(different)}): dropout or noise "
         "that forward() leaves on in evaluation mode; use modules that eval() switches off, not training=True"
+    )
+
+
+def _lost_quality(model: str, settings: ModelParams, candidate: Worker) -> str:
+    """How the quality of the export differs from that of the trained model, in words; empty where it does not.
+
+    Both have the same weights and the same precision, so that only rounding is left. Rounding may take a sample over an
+    edge, which is worth 1/n of a quality that is a mean over n samples.
+    """
+    trained = load(TrainReport, paths.build(model, "train") / "report.json").quality
+    if trained is None or settings.quality is None:
+        return ""
+    samples = split(model, "evaluation")
+    try:
+        outputs = outputs_over(candidate.run, settings, samples)
+    except WorkerFailure as failure:
+        return f"the export does not answer to the evaluation samples: {failure.reason}"
+    quality = quality_of(settings, outputs, samples, f"models.{model}")
+    allowed = max(FLIPS / len(next(iter(outputs.values()))), DRIFT * abs(trained))
+    assert quality is not None
+    if abs(quality - trained) <= allowed:
+        return ""
+    return (
+        f"quality {trained:.4g} of the trained model became {quality:.4g} in the export; rounding explains "
+        f"{allowed:.2g} of that"
     )
 
 

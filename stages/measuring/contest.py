@@ -13,7 +13,7 @@ from registry.vocabulary import Measurement, OutputKind, Ratio
 from stages import statistics
 from stages.measuring.samples import Samples
 from stages.parity.check import Expected, check, crashed, sentence
-from stages.parity.evaluate import Arrays, batch_size, weigh
+from stages.parity.evaluate import Arrays, batches, weigh
 from stages.runtime.pool import Tensors, Worker, WorkerFailure
 from stages.settings import ModelParams
 from stages.variants import plain_words
@@ -119,13 +119,12 @@ class Questions:
         """What the variant computes on this machine. A float32 graph out of tolerance fails, and so does one that gave
         no answer or ran on another provider; what a graph of lower precision lost is for select to weigh."""
         result, worker, settings = contestant.result, contestant.worker, self.settings
-        batch = batch_size(settings)
         try:
             result.session_ms = worker.start()["session_ms"]
             result.parity = check(worker, self.expected, settings.tolerance)
             weighed = weigh(worker.run, settings, self.samples, self.wanted, self.kinds, f"models.{self.model}")
             result.quality, result.agreement, result.snr_db, result.cosine, result.fidelity = weighed
-            nodes = worker.profile({name: self.samples[name][:batch] for name in settings.inputs})
+            nodes = worker.profile(next(batches(settings, self.samples)))
         except WorkerFailure as failure:
             contestant.fail(failure.reason)
             return

@@ -192,13 +192,13 @@ def sample_cases(
     """Real samples, `limit` at most, in batches as large as the first dimension may be; the first batch again with
     its floats negated, ten times as large and a tenth as large."""
     first = next(iter(inputs.values())).shape[0]
-    step = dims[first].max if isinstance(first, str) else int(first)
+    least, step = (dims[first].min, dims[first].max) if isinstance(first, str) else (first, first)
     count = min(limit, len(next(iter(samples.values()))))
     for start in range(0, count, step):
         batch = {name: samples[name][start : min(start + step, count)] for name in inputs}
         size = len(next(iter(batch.values())))
-        if isinstance(first, int) and size < first:
-            return  # a fixed batch cannot be fed in part
+        if size < least:
+            return  # a remainder that is no batch
         sizes = _sizes(inputs, batch)
         yield Case(f"samples{start}@{size}", 0, sizes, batch, made_up=False)
         if start == 0 and any(spec.is_float for spec in inputs.values()):

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from registry.errors import UsageError
-from registry.fidelity import agreement, fidelity
+from registry.fidelity import fidelity
+from registry.kinds import agreement, judge
 from registry.vocabulary import OutputFidelity, OutputKind
-from stages.parity.kinds import fidelity_of
 from stages.parity.labels import asked, measure
 from stages.runtime.pool import WorkerFailure
 from stages.settings import ModelParams
@@ -21,27 +21,38 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 BATCH = 64
 
 
-def batch_size(settings: ModelParams, dims: bool = True) -> int:
-    """Samples fed at once: the first dimension's own size where that is fixed, else no more than it may be."""
+def batch_size(settings: ModelParams, most: int = BATCH) -> int:
+    """Samples to feed at once: the first dimension's size where that is fixed, else `most` as far as `dims` allows."""
     first = next(iter(settings.inputs.values())).shape[0]
     if isinstance(first, int):
         return first
-    return min(BATCH, settings.dims[first].max) if dims else BATCH
+    dim = settings.dims[first]
+    return max(1, dim.min, min(most, dim.max))
+
+
+def batches(settings: ModelParams, samples: Arrays, most: int = BATCH) -> Iterator[dict[str, npt.NDArray[Any]]]:
+    """The inputs of all samples, in batches of sizes that `dims` allows. Of a remainder that is too small for a batch
+    nothing is fed.
+
+    Raises:
+        UsageError: the samples do not fill one batch.
+    """
+    first = next(iter(settings.inputs.values())).shape[0]
+    size = batch_size(settings, most)
+    least = size if isinstance(first, int) else settings.dims[first].min
+    count = len(samples[next(iter(settings.inputs))])
+    if count < max(1, least):
+        raise UsageError(f"{count} samples do not fill a batch: the first dimension is at least {max(1, least)}")
+    for start in range(0, count, size):
+        if min(size, count - start) >= least:
+            yield {name: samples[name][start : start + size] for name in settings.inputs}
 
 
 def outputs_over(
-    run: Callable[[Arrays], Arrays], settings: ModelParams, samples: Arrays, batch: int
+    run: Callable[[Arrays], Arrays], settings: ModelParams, samples: Arrays, most: int = BATCH
 ) -> dict[str, npt.NDArray[Any]]:
-    """Outputs for all samples, stacked on the first axis. Where the batch is fixed, a remainder is left out."""
-    count = len(samples[next(iter(settings.inputs))])
-    fixed = isinstance(next(iter(settings.inputs.values())).shape[0], int)
-    stop = count - count % batch if fixed else count
-    if stop == 0:
-        raise UsageError(f"{count} evaluation samples do not fill one batch of {batch}")
-    parts = [
-        run({name: samples[name][start : min(start + batch, stop)] for name in settings.inputs})
-        for start in range(0, stop, batch)
-    ]
+    """Outputs for all samples that fit in `batches`, stacked on the first axis."""
+    parts = [run(batch) for batch in batches(settings, samples, most)]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -121,17 +132,13 @@ def weigh(
         UsageError: as quality_of and outputs_over.
         WorkerFailure: a run came to nothing.
     """
-    got = outputs_over(run, settings, samples, batch_size(settings))
+    got = outputs_over(run, settings, samples)
     near = fidelity(wanted, got)
-    shares = [
-        agreement(wanted[kind.output][: len(got[kind.output])], got[kind.output], kind.axis)
-        for kind in kinds
-        if kind.kind in ("scores", "probabilities") and kind.axis is not None
-    ]
+    shares = [agreement(kind, wanted[kind.output], got[kind.output]) for kind in kinds]
     return Weighed(
         quality_of(settings, got, samples, key, wanted),
         min((share for share in shares if share is not None), default=None),
         near.snr_db,
         near.cosine,
-        [fidelity_of(kind, wanted[kind.output], got[kind.output], settings.budget.quality_drop) for kind in kinds],
+        [one for kind in kinds for one in judge(kind, wanted, got, settings.budget.quality_drop)],
     )

@@ -10,17 +10,20 @@ import contextlib
 import errno
 import multiprocessing
 import os
+import pickle
 import sys
 import traceback
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, ParamSpec, TypeVar
 
 from registry.errors import OnwardError
-from stages.runtime.pool import Killed, WorkerFailure, death, kernel_kills
+from stages import paths
+from stages.runtime.pool import OPERATORS, Killed, WorkerFailure, death, kernel_kills
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -33,7 +36,7 @@ def call(timeout: float, function: Callable[P, R], *args: P.args, **kwargs: P.kw
     Raises:
         WorkerFailure: it raised, died of a signal, or took longer than `timeout` seconds.
         OnwardError: it raised one, for instance a UsageError; Killed, if it was killed from outside.
-        OSError: it raised one with an errno, such as a full disk.
+        OSError: it raised one that an operator has to set right, such as a full disk.
     """
     process: Isolated[None, R] = Isolated(
         lambda _: function(*args, **kwargs), timeout, getattr(function, "__name__", "a call")
@@ -77,7 +80,7 @@ class Isolated(Generic[T, R]):
 
         Raises:
             Killed: the process was killed from outside.
-            OSError: the call raised one with an errno, such as a full disk.
+            OSError: the call raised one that an operator has to set right, such as a full disk.
         """
         self.begin(argument)
         return self.finish()
@@ -143,12 +146,15 @@ def _send(pipe: Connection[Any, Any], argument: Any) -> None:
 
 def _serve(pipe: Connection[Any, Any], theirs: Connection[Any, Any], function: Callable[..., Any]) -> None:
     theirs.close()
-    while True:
-        try:
-            argument = pipe.recv()
-        except EOFError:
-            return
-        pipe.send(_outcome(function, argument))
+    try:
+        while True:
+            outcome = _outcome(function, pipe.recv())
+            try:
+                pipe.send(outcome)
+            except (pickle.PicklingError, TypeError, AttributeError) as error:  # a result that cannot be handed over
+                pipe.send(("raised", _failure(error)))
+    except (EOFError, BrokenPipeError, ConnectionResetError, KeyboardInterrupt):
+        return  # the parent is done with this process, and does not read what it would still say
 
 
 def _outcome(function: Callable[..., Any], argument: Any) -> tuple[str, Any]:
@@ -157,15 +163,23 @@ def _outcome(function: Callable[..., Any], argument: Any) -> tuple[str, Any]:
     except (OnwardError, WorkerFailure) as error:
         return "raised", error
     except OSError as error:
-        return "raised", OSError(error.errno, error.strerror, error.filename) if error.errno else _failure(error)
+        theirs = error.errno in OPERATORS
+        return "raised", OSError(error.errno, error.strerror, error.filename) if theirs else _failure(error)
     except BaseException as error:
         full = os.strerror(errno.ENOSPC)  # native libraries say it in words alone
         return "raised", OSError(errno.ENOSPC, full) if full in str(error) else _failure(error)
 
 
 def _failure(error: BaseException) -> WorkerFailure:
-    """The failure, which the report will tell; on the terminal, where in the code it came up."""
-    frames = traceback.extract_tb(error.__traceback__)[-3:]
-    where = " > ".join(f"{frame.filename}:{frame.lineno}" for frame in frames)
-    print(f"{type(error).__name__} at {where}", file=sys.stderr)
-    return WorkerFailure("error", f"{type(error).__name__}: {error}")
+    """The failure, with the line of the team's own code that raised it, if one did."""
+    frames = reversed(traceback.extract_tb(error.__traceback__))
+    own = next((frame for frame in frames if _is_teams(frame.filename)), None)
+    where = f" ({paths.without_paths(own.filename)}:{own.lineno})" if own else ""
+    return WorkerFailure("error", f"{type(error).__name__}: {error}{where}")
+
+
+def _is_teams(filename: str) -> bool:
+    """Whether a source file lies in the project, and is neither an installed package nor Onward's own."""
+    path = Path(filename)
+    ours = Path(__file__).resolve().parents[1]
+    return path.is_relative_to(paths.root()) and "site-packages" not in path.parts and not path.is_relative_to(ours)

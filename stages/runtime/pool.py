@@ -48,6 +48,7 @@ REST = 0.06
 
 # Not the model's fault: whoever runs the stage has to make room.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+OPERATORS = (*DISK_FULL, errno.EACCES, errno.EROFS)
 
 
 class WorkerFailure(Exception):

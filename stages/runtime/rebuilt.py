@@ -80,4 +80,11 @@ def _equal(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
 def _words(one: Any, other: Any) -> str:
     if isinstance(one, _PLAIN) and isinstance(other, _PLAIN):
         return f"is {one!r} in one and {other!r} in the other"
-    return "holds other values in one than in the other"
+    shown = " and ".join(_short(value) for value in (one, other))
+    return f"holds other values in one than in the other ({shown})"
+
+
+def _short(value: Any) -> str:
+    """The first few elements."""
+    values = value.detach().flatten()[:3].tolist() if isinstance(value, torch.Tensor) else np.ravel(value)[:3].tolist()
+    return ", ".join(f"{one:.4g}" if isinstance(one, float) else str(one) for one in values) + ", ..."
