@@ -133,7 +133,7 @@ def _prepare(publication: Publication, folder: Path) -> _Prepared:
     if publication.fault:
         return _Prepared(folder, servable=Servable(fault=publication.fault))
     name = label(chosen.variant, chosen.runtime)
-    entry = next(entry for entry in entries(evidence, publication.root) if entry.name == name)
+    entry = next(entry for entry in entries(evidence, publication.root, publication.params) if entry.name == name)
     serving, others = of_winners(chosen.winners, publication.root)
     try:
         _build(publication, entry, folder, publication.bundle, serving, others)

@@ -70,7 +70,7 @@ def benchmark(model: str, folder: Path) -> BenchmarkReport:
     """
     settings = section(model, "benchmark")
     here, _ = host.load()
-    reason = blocked(model, "verify")
+    reason = blocked(model, "verify", "optimize", "quantize")
     if reason:
         return BenchmarkReport(model=model, status="not attempted", reason=reason)
     questions = Questions(

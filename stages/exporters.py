@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -40,6 +41,8 @@ HOW = {
 }
 # The older exporter's newest opset.
 TORCHSCRIPT_OPSET = 20
+# The tracer's warnings of a conversion, where stages/tracing.py did not see it.
+_CONVERTED = re.compile(r"TracerWarning: (Converting a tensor|Iterating over a tensor|Using len)")
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,8 @@ def write(strategy: str, settings: ModelParams, weights: Path, target: Path, rea
         else:
             baked = _torchscript(strategy, settings, module, target, real)
         _order_inputs(target, list(settings.inputs))
-    return Written(caught, baked)
+    unexplained = [text for text in caught if _CONVERTED.match(text)]
+    return Written(caught, baked + unexplained)
 
 
 def _order_inputs(path: Path, names: list[str]) -> None:

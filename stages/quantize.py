@@ -46,7 +46,7 @@ def quantize(model: str, folder: Path) -> QuantizeReport:
     Writes build/MODEL/quantize/: one .onnx a variant and report.json with size, compression and quality.
     """
     settings = section(model, "quantize")
-    reason = blocked(model, "verify")
+    reason = blocked(model, "verify", "optimize")
     if reason:
         return QuantizeReport(model=model, status="not attempted", reason=reason)
     plain = paths.build(model, "export") / "model.onnx"

@@ -13,7 +13,7 @@ from registry.vocabulary import FileDigest, Latency, Measurement, Ratio
 from stages.parity.quality import Judgement
 from stages.select import WORTHWHILE, choose, pareto
 from stages.settings import Budget
-from stages.statistics import FEWEST_FOR_P90, FEWEST_FOR_P95, FEWEST_FOR_P99, Array, drift, ratio, summarize
+from stages.statistics import FEWEST_FOR_P90, FEWEST_FOR_P95, FEWEST_FOR_P99, Array, drift, quotient, ratio, summarize
 
 
 @pytest.mark.parametrize(
@@ -36,6 +36,18 @@ def test_throughput_counts_items_of_a_batch() -> None:
     assert summarize([[2.0, 2.0]], "b8", {"batch": 8}, 0).throughput == pytest.approx(4000)
     with pytest.raises(ValueError, match="no latencies"):
         summarize([], "b1", {}, 0)
+
+
+@given(st.floats(0.01, 100), st.floats(1, 2), st.floats(0.01, 100), st.floats(1, 2))
+def test_a_ratio_of_ratios_has_an_interval_no_narrower_than_either_and_no_wider_than_both(
+    over: float, over_spread: float, under: float, under_spread: float
+) -> None:
+    first = Ratio(value=over, low=over / over_spread, high=over * over_spread)
+    second = Ratio(value=under, low=under / under_spread, high=under * under_spread)
+    found = quotient(first, second)
+    assert found.value == pytest.approx(over / under)
+    for end in (found.high / found.value, found.value / found.low):
+        assert max(over_spread, under_spread) * (1 - 1e-9) <= end <= over_spread * under_spread * (1 + 1e-9)
 
 
 @given(st.lists(st.floats(0.1, 100), min_size=1, max_size=20), st.floats(0.2, 5))

@@ -176,6 +176,18 @@ def test_a_changed_tolerance_changes_no_section_of_export_or_train(project: Path
     assert not changed & {"train.json", "data.json", "export.json"}
 
 
+def test_training_depends_on_the_limits_of_the_batch_and_on_no_other_size(project: Path) -> None:
+    def section(**batch: Any) -> bytes:
+        write_project(project, params=toy_params(dims={"batch": {"max": 16, "typical": [1, 4], **batch}}))
+        params.write_sections(params.read(), project / "build" / "params")
+        return (project / "build/params/toy/train.json").read_bytes()
+
+    before = section()
+    assert section(typical=[2]) == before
+    assert section(max=8) != before
+    assert section(min=1) == before
+
+
 def test_a_changed_source_file_is_seen_through_what_it_imports(project: Path) -> None:
     (project / "models" / "helper.py").write_text("WIDTH = 16\n")
     write_project(project, source="from models.helper import WIDTH\n" + SOURCE)

@@ -108,7 +108,7 @@ def export_all(root: Path) -> dict[str, str]:
         save_file(load_module(settings.build, None).state_dict(), weights)
         refusals[example.name] = ""
         try:
-            _export(
+            written = _export(
                 example.name,
                 settings,
                 example.claim["strategy"],
@@ -116,6 +116,7 @@ def export_all(root: Path) -> dict[str, str]:
                 folder / "model.onnx",
                 folder / "answers.npz",
             )
+            refusals[example.name] = pitfalls.traced(written.baked)
         except Exception as error:
             refusals[example.name] = pitfalls.explain(f"{type(error).__name__}: {error}")
     return refusals

@@ -29,7 +29,10 @@ BOXES = OutputKind(output="boxes", kind="values", axis=1)
 
 
 def lost(output: str, value: float, holds: bool) -> OutputFidelity:
-    return OutputFidelity(output=output, kind="values", measure="relative error", value=value, limit=0.05, holds=holds)
+    return OutputFidelity(
+        output=output, kind="values", measure="relative error", value=value, low=value, high=value, limit=0.05,
+        holds=holds,
+    )  # fmt: skip
 
 
 def test_the_same_answers_are_perfectly_faithful() -> None:
@@ -73,7 +76,12 @@ def test_integers_alone_say_nothing_of_fidelity() -> None:
     ("judged", "reference", "budget", "words"),
     [
         (Judged(quality=0.90), 0.95, Budget(), "quality drops by 0.05"),
-        (Judged(fidelity=[lost("logits", 0, True), lost("boxes", 0.8, False)]), None, Budget(), "boxes: relative err"),
+        (
+            Judged(fidelity=[lost("logits", 0, True), lost("boxes", 0.8, False)]),
+            None,
+            Budget(),
+            "boxes (values): relative err",
+        ),
         (Judged(fidelity=[lost("logits", 0, True)]), None, Budget(), "was not measured (boxes)"),
         (Judged(agreement=0.95, cosine=0.97), None, Budget(min_cosine=0.98), "cosine, 0.97000"),
         (Judged(), None, Budget(), "was not measured (boxes, logits)"),
@@ -110,7 +118,7 @@ def test_a_model_with_a_measure_of_its_own_is_held_to_that_and_to_floors(
 def test_an_output_that_the_models_own_measure_ignores_is_judged_by_its_kind() -> None:
     judgement = Judgement(0.95, Budget(), [SCORES.model_copy(update={"by_quality": True}), BOXES])
     broken = Judged(quality=0.95, fidelity=[lost("logits", 0.5, False), lost("boxes", 0.8, False)])
-    assert [words.split(":")[0] for words in judgement.faults(broken)] == ["boxes"]
+    assert [words.split()[0] for words in judgement.faults(broken)] == ["boxes"]
     loss = judgement.loss(broken)
     assert loss is not None
     assert loss.measure == "boxes: relative error"

@@ -271,6 +271,31 @@ def test_an_isolated_call_that_hangs_is_ended() -> None:
     assert time.monotonic() - began < 50  # it would have slept for 60
 
 
+def test_a_process_that_nobody_waits_for_says_nothing_on_the_terminal(capfd: pytest.CaptureFixture[str]) -> None:
+    def late(seconds: float) -> bytes:
+        time.sleep(seconds)
+        return bytes(1_000_000)
+
+    with isolate.Isolated(late, 10, "late") as process:
+        process.begin(0.05)  # it answers when the pipe is closed
+    with isolate.Isolated(lambda _: lambda: None, 10, "a function cannot be handed over") as process:
+        outcome = process.call(None)
+    assert isinstance(outcome, isolate.Failed)
+    assert "pickle" in str(outcome.error).lower()
+    with pytest.raises(WorkerFailure, match="KeyError"):
+        isolate.call(10, raises, KeyError("x"))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_failure_names_the_line_of_the_projects_own_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    (tmp_path / "model.py").write_text("def build():\n    raise ValueError('no')\n")
+    namespace: dict[str, Callable[[], None]] = {}
+    exec(compile((tmp_path / "model.py").read_text(), str(tmp_path / "model.py"), "exec"), namespace)
+    with pytest.raises(WorkerFailure, match=r"ValueError: no \(model\.py:2\)"):
+        isolate.call(10, namespace["build"])
+
+
 def test_an_isolated_call_hands_on_a_users_mistake_and_wraps_everything_else() -> None:
     with pytest.raises(UsageError, match="look here"):
         isolate.call(30, raises, UsageError("look here"))

@@ -24,7 +24,7 @@ from stages import techniques, traits
 from stages.fingerprint import structure
 from stages.optimizers import onnxsim, ort_fusions
 from stages.quantize import to_spare
-from stages.quantizers import bfloat16, dynamic, weight_only
+from stages.quantizers import bfloat16, dynamic, static, weight_only
 from stages.runtime import isolate
 from stages.runtime.pool import Worker
 from stages.sensitivity import fewest, layer_costs
@@ -204,6 +204,32 @@ def test_a_budget_that_int8_breaks_is_held_with_one_layer_in_float(project: Path
     assert held.kept == [tradeoff.layers[0].value]
     assert tradeoff.layers[0].module == "narrow"
     assert [(point.kept, point.holds) for point in tradeoff.points] == [(0, False), (1, True), (3, True)]
+
+
+def test_layers_that_no_form_shows_are_not_ranked_and_the_variant_says_so(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = static.quantize
+
+    def one_form_alone(source: Path, target: Path, feeds: Any, keep: Any, options: dict[str, Any]) -> None:
+        if options["form"] == "qdq":
+            raise ValueError("no such form for this graph")
+        made(source, target, feeds, keep, options)
+
+    monkeypatch.setattr(static, "quantize", one_form_alone)
+    monkeypatch.setattr(static, "unfit", lambda *_: "")
+    params = toy_params(
+        quality=None,
+        budget={"min_snr_db": 90},
+        optimize={"candidates": []},
+        quantize={"candidates": ["static", {"static": {"form": "qoperator"}}]},
+    )
+    write_project(project, params=params)
+    report = through("train", "data", "export", "verify", "optimize", "quantize")["quantize"]
+    assert report.status == "passed", report.reason
+    variant = next(v for v in report.variants if "qoperator" in v.name)
+    words = "its layers could not be ranked: the form that shows them could not be made: ValueError: no such form"
+    assert (variant.status, words in variant.reason) == ("failed", True), variant.reason
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,84 @@
+"""The last table: every model has a row, figures have their uncertainty, and the exit code says what came of all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from registry.evidence import PublishReport, save
+from registry.vocabulary import FileDigest, Ratio
+from stages import verdict
+from tests.evidence_factory import make_publication
+from tests.toy import toy_params, write_project
+
+
+def reported(root: Path, model: str, published: bool = True, findings: tuple[str, ...] = ()) -> None:
+    """Every report of a model that passed."""
+    evidence = make_publication(root, model).evidence
+    evidence.train.weights = FileDigest(path="model.safetensors", sha256="0", size_bytes=1)
+    evidence.train.findings = list(findings)
+    for stage in ("train", "data", "export", "verify", "optimize", "quantize", "benchmark", "select"):
+        save(getattr(evidence, stage), root / "build" / model / stage / "report.json")
+    if published:
+        report = PublishReport(model=model, status="passed", version=3)
+        save(report, root / "build" / model / "publish" / "report.json")
+
+
+def printed(capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    code = 0
+    try:
+        verdict.main()
+    except SystemExit as ended:
+        code = int(ended.code or 0)
+    return code, capsys.readouterr().out
+
+
+def of_models(project: Path, *models: str) -> None:
+    params = toy_params()
+    params["models"] = dict.fromkeys(models, params["models"]["toy"])
+    write_project(project, params=params)
+
+
+def test_a_model_that_passed_shows_its_ratios_with_their_intervals(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    of_models(project, "good")
+    reported(project, "good", findings=("left out total_ops",))
+    code, out = printed(capsys)
+    assert code == 0
+    row = next(line for line in out.splitlines() if "good" in line)
+    assert "1.25 ±1%" in row
+    assert "2.50 ±1%" in row
+    assert "found: good: train: left out total_ops" in out
+
+
+def test_every_model_has_a_row_also_those_that_failed_or_never_ran(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    of_models(project, "good", "bad", "new", "unpublished")
+    reported(project, "good")
+    reported(project, "unpublished", published=False)
+    failed = make_publication(project, "bad", failed="no translation").evidence.export
+    save(failed, project / "build" / "bad" / "export" / "report.json")
+    code, out = printed(capsys)
+    assert code == 1
+    states = {line.split("│")[1].strip(): line.split("│")[2].strip() for line in out.splitlines() if "│" in line}
+    assert states == {"good": "passed", "bad": "failed", "new": "not run", "unpublished": "not run"}
+    assert "failed: bad: export: no translation" in out
+    assert "not run: new: train left no report: run `dvc repro`" in out
+    assert "not run: unpublished: publish left no report: run `dvc repro`" in out
+
+
+@pytest.mark.parametrize(
+    ("ratio", "words"),
+    [
+        (Ratio(value=0.8, low=0.78, high=0.82), "1.25 ±3%"),
+        (Ratio(value=1.0, low=1.0, high=1.0), "1.00"),
+        (Ratio(value=0.05, low=0.0499, high=0.0501), "20.0 ±1%"),
+        (Ratio(value=1 / 441, low=1 / 900, high=1 / 200), "unclear"),
+        (Ratio(value=0.8, low=0.6, high=1.0), "unclear"),
+    ],
+)
+def test_a_figure_has_its_interval_or_is_not_shown(ratio: Ratio, words: str) -> None:
+    assert verdict.speed(ratio) == words
