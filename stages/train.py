@@ -17,8 +17,8 @@ from registry.evidence import TrainReport
 from registry.vocabulary import FileDigest
 from stages import command, paths
 from stages.params import resolve, section
-from stages.parity import labels
 from stages.parity.evaluate import Arrays, batches, outputs_over, quality_of
+from stages.parity.labels import label_findings
 from stages.runtime import isolate
 from stages.runtime.module import fit, load_module, read_weights
 from stages.runtime.pool import AS_IT_IS, Worker, WorkerFailure
@@ -149,7 +149,7 @@ def _compared(
         words = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
         return None, f"build() with the saved weights does not run: {words}{_lost(settings, module, released)}", []
     quality = quality_of(settings, got, samples, key)
-    odd = labels.findings(settings, got, samples, key, quality)
+    odd = label_findings(settings, got, samples, key, quality)
     differing = _difference(wanted, got)
     if not differing:
         return quality, "", odd
@@ -227,7 +227,7 @@ def _onnx(settings: ModelParams, file: Path, key: str) -> Obtained:
             with Worker.onnx(file, f"{key} as it came", options=AS_IT_IS) as worker:
                 outputs = outputs_over(worker.run, settings, samples)
             quality = quality_of(settings, outputs, samples, key)
-            findings = labels.findings(settings, outputs, samples, key, quality)
+            findings = label_findings(settings, outputs, samples, key, quality)
     return Obtained(how, onnx_file.describe(file).parameters, quality, findings, fault)
 
 

@@ -12,7 +12,7 @@ from registry.errors import UsageError
 from registry.fidelity import fidelity
 from registry.kinds import agreement, judge
 from registry.vocabulary import OutputFidelity, OutputKind
-from stages.parity import labels
+from stages.parity.labels import asked, measure
 from stages.runtime.pool import WorkerFailure
 from stages.settings import ModelParams
 
@@ -75,10 +75,10 @@ def quality_of(
     """
     if settings.quality is None and wanted is not None and settings.fidelity is not None:
         before = {name: values[: len(outputs[name])] for name, values in wanted.items()}
-        return labels.asked(settings.fidelity, f"{key}.fidelity", before, dict(outputs))
+        return asked(settings.fidelity, f"{key}.fidelity", before, dict(outputs))
     if settings.quality is None:
         return None
-    return labels.quality(settings, outputs, samples, key)
+    return measure(settings, outputs, samples, key)
 
 
 def judged_by_quality(settings: ModelParams, wanted: Arrays, samples: Arrays, key: str) -> set[str]:

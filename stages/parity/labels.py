@@ -75,7 +75,7 @@ def without_labels(settings: ModelParams, samples: Arrays, key: str) -> str:
     )
 
 
-def quality(settings: ModelParams, outputs: Arrays, samples: Arrays, key: str) -> float:
+def measure(settings: ModelParams, outputs: Arrays, samples: Arrays, key: str) -> float:
     """The value of the model's quality function, which has to be finite.
 
     Args:
@@ -127,7 +127,7 @@ def asked(name: str, where: str, *arguments: Any) -> float:
     return value
 
 
-def findings(settings: ModelParams, outputs: Arrays, samples: Arrays, key: str, found: float | None) -> list[str]:
+def label_findings(settings: ModelParams, outputs: Arrays, samples: Arrays, key: str, found: float | None) -> list[str]:
     """What is odd about the labels: the quality is the same when they belong to other samples.
 
     Args:
