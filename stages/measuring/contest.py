@@ -129,8 +129,8 @@ class Questions:
             contestant.fail(failure.reason)
             return
         result.node_share = {provider: count / sum(nodes.values()) for provider, count in nodes.items()}
-        failed = sentence(result.parity)
-        if failed and (result.precision == "float32" or crashed(result.parity)):
+        failed = sentence(result.parity if result.precision == "float32" else crashed(result.parity))
+        if failed:
             contestant.fail(failed)
         if not result.node_share.get(result.provider):
             contestant.fail(f"fell back to CPU: no node ran on {result.provider}")
