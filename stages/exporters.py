@@ -13,7 +13,7 @@ import logging
 import re
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -190,7 +190,8 @@ def _torchscript(
     shapes = {name: spec.shape for name, spec in settings.inputs.items()}
     shapes |= {name: spec.shape for name, spec in settings.outputs.items()}
     axes = {name: {axis: size for axis, size in enumerate(shape) if size in varying} for name, shape in shapes.items()}
-    with torch.no_grad(), tracing.watched(len(arguments)) as found:
+    watched = tracing.watched(len(arguments)) if strategy == "trace" else nullcontext(tracing.Conversions())
+    with torch.no_grad(), watched as found:
         torch.onnx.export(
             torch.jit.script(made) if strategy == "script" else made,
             arguments,

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch.jit._builtins import _get_builtin_table
 from torch.jit._trace import TracerWarning
 from torch.jit._trace import _get_trace_graph as trace_of
 
@@ -60,6 +61,7 @@ _AS_BEFORE = {"bitwise_not", "bitwise_and", "bitwise_or", "__and__", "__or__", "
               "view", "reshape", "expand", "clone", "contiguous", "slice", "select", "transpose", "permute", "flatten",
               "detach", "alias"}  # fmt: skip
 _BOOL = 11  # torch.bool, as a graph writes it
+_builtins: dict[int, str] = _get_builtin_table()  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True)
@@ -118,25 +120,33 @@ def watched(inputs: int) -> Iterator[Conversions]:
         return convert
 
     def constructing(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
-        def construct(data: Any = None, *args: Any, **kwargs: Any) -> Any:
-            if torch._C._get_tracing_state() is None:
-                return original(data, *args, **kwargs)
-            if not isinstance(data, torch.Tensor) or name == "tensor":
-                for tensor in _tensors_in(data):
-                    note(tensor, f"a constant by torch.{name}", tensor.tolist(), length=False)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", TracerWarning)
-                return original(data, *args, **kwargs)
+        def construct(*args: Any, **kwargs: Any) -> Any:
+            nonlocal busy
+            if busy or torch._C._get_tracing_state() is None:
+                return original(*args, **kwargs)
+            data = args[0] if args else kwargs.get("data")
+            busy = True
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", TracerWarning)
+                    if not isinstance(data, torch.Tensor) or name == "tensor":
+                        for tensor in _tensors_in(data):
+                            note(tensor, f"a constant by torch.{name}", tensor.tolist(), length=False)
+                    return original(*args, **kwargs)
+            finally:
+                busy = False
 
         return construct
 
     methods = {name: getattr(torch.Tensor, name) for name in _CONVERSIONS}
     inherited = {name for name in methods if name not in torch.Tensor.__dict__}
     functions = {name: getattr(torch, name) for name in _CONSTRUCTORS}
+    replaced = {name: constructing(name, function) for name, function in functions.items()}
     for name, method in methods.items():
         setattr(torch.Tensor, name, converting(name, method))
-    for name, function in functions.items():
-        setattr(torch, name, constructing(name, function))
+    for name, function in replaced.items():
+        setattr(torch, name, function)
+        _builtins[id(function)] = f"aten::{name}"  # code that is scripted meanwhile finds the operator
     try:
         yield found
     finally:
@@ -147,6 +157,7 @@ def watched(inputs: int) -> Iterator[Conversions]:
                 setattr(torch.Tensor, name, method)
         for name, function in functions.items():
             setattr(torch, name, function)
+            del _builtins[id(replaced[name])]
 
 
 def of(module: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> Conversions:

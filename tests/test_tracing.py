@@ -16,6 +16,14 @@ from stages import tracing
 # (batch, time) of three traces: the first one is exported.
 SIZES = [(2, 5), (1, 1), (4, 24)]
 
+
+@torch.jit.script_if_tracing
+def scripted(x: Tensor) -> Tensor:
+    if bool(x.sum() > 0):
+        return x * torch.tensor(2.0)
+    return x
+
+
 SHAPED: dict[str, Callable[[Tensor], Any]] = {
     "a root of a fixed size": lambda x: x / math.sqrt(x.size(-1)),
     "a branch on a fixed size": lambda x: x if x.shape[2] % 4 == 0 else nn.functional.pad(x, (0, 2)),
@@ -24,6 +32,7 @@ SHAPED: dict[str, Callable[[Tensor], Any]] = {
     "a loop over a fixed axis": lambda x: torch.stack([part * 2 for part in x.permute(2, 0, 1)], dim=-1),
     "sizes that stay tensors": lambda x: x.reshape(x.shape[0] * x.shape[1], x.shape[2]),
     "a constant made of numbers": lambda x: x * torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]),
+    "a branch that is scripted": scripted,
     "a length of a fixed axis": lambda x: x * len(x[0, 0]),
 }
 BAKED: dict[str, tuple[Callable[[Tensor], Any], str]] = {
@@ -36,7 +45,7 @@ BAKED: dict[str, tuple[Callable[[Tensor], Any], str]] = {
     "an array": (lambda x: x + torch.from_numpy(np.array(x.mean().numpy())), "a NumPy array of an input's values"),
     "how many are positive": (lambda x: x * int(x[x > 0].shape[0]), "a Python integer of an input's values"),
     "how many are not zero": (lambda x: x * int(x.nonzero().shape[0]), "a Python integer of an input's values"),
-    "a constant of values": (lambda x: x * torch.tensor([x.sum(), 1.0]).sum(), "of an input's values"),
+    "a constant of values": (lambda x: x * torch.tensor([x.sum(), 1.0]).sum(), "a constant by torch.tensor of an"),
     "an index": (lambda x: x[:, :, [x.argmax() % 6]], "of an input's values"),
     "a limit on a size": (lambda x: x[:, :16] if x.shape[1] > 16 else x, "a Python boolean of a size"),
     "a size as a number": (lambda x: x + torch.zeros(int(x.shape[0]), 1, 1), "a Python integer of a size"),
