@@ -164,11 +164,12 @@ def instance_normalization(node: Node, x: Tensor, scale: Tensor, bias: Tensor) -
 
 
 @_operator("LayerNormalization")
-def layer_normalization(node: Node, x: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
+def layer_normalization(node: Node, x: Tensor, scale: Tensor, bias: Tensor | None = None) -> tuple[Tensor, ...]:
     axes = tuple(range(node.get("axis", -1) % x.ndim, x.ndim))
     variance, mean = torch.var_mean(x, axes, correction=0, keepdim=True)
-    normal = (x - mean) / torch.sqrt(variance + node.get("epsilon", 1e-5)) * scale
-    return normal if bias is None else normal + bias
+    inverse = 1 / torch.sqrt(variance + node.get("epsilon", 1e-5))
+    normal = (x - mean) * inverse * scale
+    return normal if bias is None else normal + bias, mean, inverse
 
 
 @_operator("LRN")
