@@ -66,16 +66,19 @@ def read(path: Path | str) -> onnx.ModelProto:
     return model
 
 
+def graphs(graph: onnx.GraphProto) -> list[onnx.GraphProto]:
+    """A graph and its subgraphs."""
+    found = [graph]
+    for outer in found:  # it grows on the way
+        for node in outer.node:
+            for attribute in node.attribute:
+                found += [attribute.g] if attribute.HasField("g") else list(attribute.graphs)
+    return found
+
+
 def nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
     """All nodes of a graph, those of its subgraphs included."""
-    found: list[onnx.NodeProto] = []
-    waiting = [graph]
-    while waiting:
-        for node in waiting.pop().node:
-            found.append(node)
-            for attribute in node.attribute:
-                waiting += [attribute.g] if attribute.HasField("g") else list(attribute.graphs)
-    return found
+    return [node for part in graphs(graph) for node in part.node]
 
 
 class Evaluation:
@@ -119,10 +122,12 @@ class Evaluation:
 
 class Wide(Evaluation):
     """In float64. With a generator in `shake`, every operand moves by up to a float32 ulp at random: how far the
-    outputs move then is how far rounding moves them (Monte Carlo arithmetic, Parker 1997)."""
+    outputs move then is how far rounding moves them (Monte Carlo arithmetic, Parker 1997). Without `by_torch`, by
+    onnx's own implementations alone."""
 
-    def __init__(self, model: onnx.ModelProto) -> None:
+    def __init__(self, model: onnx.ModelProto, by_torch: bool = True) -> None:
         self.shake: np.random.Generator | None = None
+        self.by_torch = by_torch
         self.narrow: set[str] = set()
         super().__init__(model)
 
@@ -135,15 +140,20 @@ class Wide(Evaluation):
     def step(self, node: onnx.NodeProto, opset: int, own: Own, inputs: Sequence[Any]) -> Values:
         if self.shake is not None:
             inputs = shaken(node, inputs, self.shake)
-        results = wide_step(node, opset, own, inputs)
+        given = compute(node, opset, own, inputs) if self.by_torch else own(*inputs)
+        results = in_float64(node, given, inputs)
         if any(_is_wide(value) for value in inputs) and any(_is_narrow(value) for value in results):
             self.narrow.add(node.op_type)  # computed in float32 on the way, whatever it was given
         return tuple(widened(value) for value in results)
 
 
 def wide_step(node: onnx.NodeProto, opset: int, own: Own, inputs: Sequence[Any]) -> Values:
-    """What a node gives for inputs in float64; a Cast to a float type leaves them as they are."""
-    results = compute(node, opset, own, inputs)
+    """What a node gives for inputs in float64."""
+    return in_float64(node, compute(node, opset, own, inputs), inputs)
+
+
+def in_float64(node: onnx.NodeProto, results: Values, inputs: Sequence[Any]) -> Values:
+    """The results of a node; those of a Cast to a float type are its inputs, in float64."""
     if node.op_type == "Cast" and node.domain == "" and (_is_narrow(results[0]) or _is_wide(results[0])):
         return (inputs[0].astype(np.float64),) if inputs[0].dtype.kind in "fiub" else results
     return results
@@ -157,18 +167,25 @@ def compute(node: onnx.NodeProto, opset: int, own: Own, inputs: Sequence[Any]) -
         return own(*inputs)
 
 
-def shaken(node: onnx.NodeProto, inputs: Sequence[Any], draws: np.random.Generator) -> list[Any]:
+def shaken(
+    node: onnx.NodeProto, inputs: Sequence[Any], draws: np.random.Generator, relative: float = UNIT
+) -> list[Any]:
     """The operands of a node, each element moved at random by up to a float32 ulp, whole numbers and places aside."""
     kept = PLACES.get(node.op_type, frozenset()) if node.domain == "" else frozenset()
-    return [value if position in kept else moved(value, draws) for position, value in enumerate(inputs)]
+    return [value if position in kept else moved(value, draws, relative) for position, value in enumerate(inputs)]
 
 
-def moved(value: Any, draws: np.random.Generator, unit: float = UNIT) -> Any:
-    """A float array with each element times 1 + `unit` at most; whole numbers, which are exact, stay."""
+def moved(value: Any, draws: np.random.Generator, relative: float = UNIT) -> Any:
+    """A float array with each element times 1 + `relative` at most; whole numbers, which are exact, stay."""
     if not isinstance(value, np.ndarray) or value.dtype.kind != "f":
         return value
-    changed = value * (1 + draws.uniform(-unit, unit, value.shape))
+    changed = value * (1 + draws.uniform(-relative, relative, value.shape))
     return np.where(np.isfinite(value) & (value != np.rint(value)), changed, value).astype(value.dtype)
+
+
+def unit(value: Any) -> float:
+    """The largest relative error of rounding to the dtype of `value`; 0 for whole numbers."""
+    return float(np.finfo(value.dtype).eps) / 2 if value.dtype.kind == "f" else 0.0
 
 
 def widened(value: Any) -> Any:
@@ -203,7 +220,7 @@ def _inside(node: onnx.NodeProto, opset: int, own: Own, inputs: Sequence[Any]) -
     return tuple(widened(value) for value in wide_step(node, opset, own, inputs))
 
 
-class _Watched(ReferenceEvaluator):  # type: ignore[misc]
+class _Watched(ReferenceEvaluator):
     """onnx's evaluator, with each node handed to `of.step`. It makes evaluators of its own class for subgraphs and for
     operators that are functions; what happens inside such a function is the operator's own matter, in float64."""
 

@@ -37,7 +37,7 @@ class EvaluatedModel:
         self.wide.shake = None if seed is None else np.random.default_rng(seed)
         results = self.wide.run(worker.read_tensors(inputs))
         plain = {name: value for name, value in results.items() if isinstance(value, np.ndarray)}
-        np.savez(outputs, **plain)
+        np.savez(outputs, **plain)  # type: ignore[arg-type]
         return {"seconds": time.perf_counter() - start, "narrow": sorted(self.wide.narrow)}
 
 

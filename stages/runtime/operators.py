@@ -63,7 +63,7 @@ def _operator(*names: str) -> Callable[[Function], Function]:
     return add
 
 
-def _elementwise(function: Callable[[Tensor], Tensor]) -> Function:
+def _elementwise(function: Function) -> Function:
     return lambda node, x: function(x)
 
 
@@ -121,7 +121,8 @@ def gemm(node: Node, a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
 
 @_operator("Einsum")
 def einsum(node: Node, *operands: Tensor) -> Tensor:
-    return torch.einsum(node.attributes["equation"].replace(" ", ""), *operands)
+    result: Tensor = torch.einsum(node.attributes["equation"].replace(" ", ""), *operands)
+    return result
 
 
 @_operator("Softmax")
