@@ -79,8 +79,9 @@ class ExportReport(Report):
 
 
 class VerifyReport(Report):
-    """`evaluated` are the cases on which an ONNX file from elsewhere was held to ONNX's own reference evaluator, and
-    `evaluator` says why there are none, where there are none."""
+    """`evaluated` are the cases in which an ONNX file from elsewhere was held to an evaluation in float64; `evaluator`
+    says how many, and why not more. `findings` are what is odd without being a failure: an implementation that is
+    wrong somewhere."""
 
     stage: Literal["verify"] = "verify"
     reference: str = ""
@@ -91,6 +92,7 @@ class VerifyReport(Report):
     parting: Parting | None = None
     evaluator: str = ""
     evaluated: list[CaseResult] = []
+    findings: list[str] = []
 
 
 class OptimizeReport(Report):

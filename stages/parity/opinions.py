@@ -109,6 +109,16 @@ class Difference:
         )
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """The nodes at which implementations differ, given ONNX Runtime's own values: all those at which ONNX Runtime is
+    right, up to the first at which it is not, or at which nothing was decided. `adds_up` says whether the nodes, one
+    by one, give what the whole graph gave."""
+
+    differences: tuple[Difference, ...] = ()
+    adds_up: bool = True
+
+
 def _and(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 

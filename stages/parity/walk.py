@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from stages.parity.opinions import (
     By,
     Difference,
     Opinion,
+    Outcome,
     judge,
     outside,
     within,
@@ -40,15 +40,6 @@ RTOL, ATOL, ROUNDINGS, DRAWS = 1e-3, 2.0**-22, 256.0, 4
 NEWER = (21, 18, 17, 15, 13)
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """`difference` is the first one found; without one, every node is right given ONNX Runtime's own values, and
-    `adds_up` says whether the nodes, one by one, give what the whole graph gave."""
-
-    difference: Difference | None
-    adds_up: bool = True
-
-
 def walk(path: Path, inputs: dict[str, Array], outputs: dict[str, Array], seconds: float) -> Outcome:
     """Compute the model of `path` node by node in ONNX Runtime; `outputs` is what it gave for the whole graph.
 
@@ -61,23 +52,22 @@ def walk(path: Path, inputs: dict[str, Array], outputs: dict[str, Array], second
         chained = steps.run(inputs, time.monotonic() + seconds)
     except evaluator.OutOfTime:
         raise TimeoutError(f"the nodes could not all be compared within {seconds:g} s") from None
-    except _Found as found:
-        return Outcome(found.difference)
+    except _Found:
+        return Outcome(tuple(steps.differences))
+    differences = tuple(steps.differences)
     for name, whole in outputs.items():
         one = chained.get(name)
         if not isinstance(one, np.ndarray) or one.shape != whole.shape:
-            return Outcome(None, adds_up=False)
+            return Outcome(differences, adds_up=False)
         unit = evaluator.unit(one)
         allowed = (RTOL + ROUNDINGS * unit) * np.abs(whole.astype(np.float64)) + ATOL
         if outside(one, whole, np.nan_to_num(allowed, nan=0.0, posinf=0.0)).any():
-            return Outcome(None, adds_up=False)
-    return Outcome(None)
+            return Outcome(differences, adds_up=False)
+    return Outcome(differences)
 
 
 class _Found(Exception):
-    def __init__(self, difference: Difference) -> None:
-        super().__init__()
-        self.difference = difference
+    """There is no need to go on."""
 
 
 class _Steps(evaluator.Evaluation):
@@ -86,6 +76,7 @@ class _Steps(evaluator.Evaluation):
     def __init__(self, model: onnx.ModelProto) -> None:
         super().__init__(model)
         self.draws = np.random.default_rng(0)
+        self.differences: list[Difference] = []
         graphs = evaluator.graphs(model.graph)
         self.constants = {tensor.name for graph in graphs for tensor in graph.initializer} | {
             name for graph in graphs for node in graph.node if node.op_type == "Constant" for name in node.output
@@ -111,7 +102,9 @@ class _Steps(evaluator.Evaluation):
             spread = self._spread(node, wide, wanted, compute, max(evaluator.unit(value) for value in got))
             allowed = [_plain(value) + extra for value, extra in zip(wanted, spread, strict=True)]
             if not within(got, wanted, allowed):
-                raise _Found(self._difference(node, opset, own, inputs, single, got, wanted, allowed))
+                self.differences.append(self._difference(node, opset, own, inputs, single, got, wanted, allowed))
+                if RUNTIME not in self.differences[-1].ruling.right:
+                    raise _Found
         return _all(node, got)
 
     def _spread(

@@ -63,23 +63,21 @@ def _operator(*names: str) -> Callable[[Function], Function]:
     return add
 
 
+_UNARY: dict[str, Function] = {
+    "Abs": torch.abs, "Ceil": torch.ceil, "Cos": torch.cos, "Erf": torch.erf, "Exp": torch.exp,
+    "Floor": torch.floor, "Log": torch.log, "Mish": F.mish, "Neg": torch.neg, "Reciprocal": torch.reciprocal,
+    "Relu": torch.relu, "Round": torch.round, "Sigmoid": torch.sigmoid, "Sign": torch.sign, "Sin": torch.sin,
+    "Softsign": F.softsign, "Sqrt": torch.sqrt, "Tan": torch.tan, "Tanh": torch.tanh,
+    "Softplus": lambda x: torch.logaddexp(x, torch.zeros_like(x)),
+    "HardSwish": lambda x: x * torch.clamp(x / 6 + 0.5, 0, 1),
+}  # fmt: skip
+
+
 def _elementwise(function: Function) -> Function:
     return lambda node, x: function(x)
 
 
-OPERATORS.update(
-    {
-        name: _elementwise(function)
-        for name, function in {
-            "Abs": torch.abs, "Ceil": torch.ceil, "Cos": torch.cos, "Erf": torch.erf, "Exp": torch.exp,
-            "Floor": torch.floor, "Log": torch.log, "Mish": F.mish, "Neg": torch.neg, "Reciprocal": torch.reciprocal,
-            "Relu": torch.relu, "Round": torch.round, "Sigmoid": torch.sigmoid, "Sign": torch.sign, "Sin": torch.sin,
-            "Softsign": F.softsign, "Sqrt": torch.sqrt, "Tan": torch.tan, "Tanh": torch.tanh,
-            "Softplus": lambda x: torch.logaddexp(x, torch.zeros_like(x)),
-            "HardSwish": lambda x: x * torch.clamp(x / 6 + 0.5, 0, 1),
-        }.items()
-    }
-)  # fmt: skip
+OPERATORS.update({name: _elementwise(function) for name, function in _UNARY.items()})
 
 
 def _broadcast(function: Callable[[Tensor, Tensor], Tensor]) -> Function:
@@ -107,7 +105,8 @@ OPERATORS.update(
 
 @_operator("MatMul")
 def matmul(node: Node, a: Tensor, b: Tensor) -> Tensor:
-    return torch.matmul(a, b)
+    product: Tensor = torch.matmul(a, b)
+    return product
 
 
 @_operator("Gemm")
