@@ -83,10 +83,9 @@ class ExportReport(Report):
 
 
 class VerifyReport(Report):
-    """`evaluated` are the cases in which an ONNX file from elsewhere was held to an evaluation in float64; `evaluator`
-    says how many, and why not more. `findings` are what is odd without being a failure: an implementation that is
-    wrong somewhere, a reference that was not used. `kinds` say what each output is: later stages judge lower precision
-    by them."""
+    """`evaluated` are the cases on which an ONNX file from elsewhere was held to ONNX's own reference evaluator, and
+    `evaluator` says why there are none, where there are none. `findings` are what limits the proof.
+    `kinds` say what each output is: later stages judge lower precision by them."""
 
     stage: Literal["verify"] = "verify"
     reference: str = ""

@@ -40,9 +40,6 @@ def lines(report: Report) -> Iterator[str]:
         yield from _cases(report.cases)
         if report.parting is not None:
             yield from _parting(report.parting)
-        if report.evaluator:
-            yield f"  second opinion: {report.evaluator}"
-        yield from (f"  found: {finding}" for finding in report.findings)
     if isinstance(report, OptimizeReport | QuantizeReport):
         for variant in report.variants:
             yield f"  {variant.name}: {variant.status}{': ' if variant.reason else ''}{variant.reason}"

@@ -162,14 +162,9 @@ class Tolerance(Section):
 
 
 class Verify(Section):
-    """`timeout` is of one case. An ONNX file from elsewhere is evaluated in float64 as well, unless `evaluator` is
-    false, for `evaluator_seconds` in all."""
-
     draws: Positive = 5
     samples: Positive = 64
     timeout: Seconds = 120
-    evaluator: bool = True
-    evaluator_seconds: Seconds = 60
 
 
 class Data(Section):

@@ -21,13 +21,14 @@ from stages.parity.cases import Case, find
 from stages.parity.check import Expected, answers, check, compare_outputs, findings, misdeclared, record, sentence
 from stages.parity.evaluate import Arrays, judged_by_quality, outputs_over, quality_of
 from stages.parity.kinds import kinds_of
-from stages.parity.onnx_reference import OnnxReference
 from stages.reference import reference_worker, split, trained_file
 from stages.reports import blocked
 from stages.runtime import isolate
 from stages.runtime.pool import CPU, Worker, WorkerFailure
 from stages.settings import ModelParams
 
+# Cases that ONNX's reference evaluator is asked, the smallest ones: it computes in plain NumPy, node by node.
+EVALUATED = 8
 # Finding where a wrong answer comes from is worth this long.
 LOCALIZE_SECONDS = 300.0
 # How far the quality of the export may be from that of training: so many samples, or this share of it.
@@ -47,7 +48,7 @@ def verify(model: str, folder: Path) -> VerifyReport:
     report = VerifyReport(
         model=model, status="failed", provider=CPU, rtol=settings.tolerance.rtol, atol=settings.tolerance.atol
     )
-    with _original(model, settings) as reference:
+    with reference_worker(model, settings) as reference:
         report.reference = reference.label
         try:
             reference.start()
@@ -59,11 +60,6 @@ def verify(model: str, folder: Path) -> VerifyReport:
             wanted = outputs_over(reference.run, settings, split(model, "evaluation"))
         except WorkerFailure as failure:
             report.reason = pitfalls.explain(failure.reason, "the original does not answer")
-    if not report.reason and isinstance(reference, OnnxReference):
-        settled = reference.settle(expected)
-        expected, report.reason = settled.expected, settled.reason
-        report.evaluator, report.evaluated = settled.evaluator, settled.evaluated
-        report.findings += settled.findings
     if report.reason:
         return report
     report.kinds = _kinds(model, settings, wanted)
@@ -85,6 +81,10 @@ def verify(model: str, folder: Path) -> VerifyReport:
         report.reason += f"{where}; that case alone: python -m stages.verify {model} --case {again}"
     elif lost:
         report.reason = lost
+    elif not settings.is_torch:
+        report.evaluator, report.evaluated = _evaluate(model, settings, expected)
+        disagree = sentence(report.evaluated)
+        report.reason = disagree and f"ONNX Runtime and ONNX's reference evaluator disagree on the original: {disagree}"
     report.status = "failed" if report.reason else "passed"
     return report
 
@@ -107,7 +107,7 @@ def again(model: str, name: str) -> bool:
     """Feed one case alone to the original and to the export, print the result as JSON; whether it passed."""
     settings = section(model, "verify")
     case = find(cases(model, settings, settings.verify), name)
-    with _original(model, settings) as reference:
+    with reference_worker(model, settings) as reference:
         expected = answers(reference, [case], real_inputs(model, settings))
     with _candidate(model, settings) as candidate:
         result: CaseResult = check(candidate, expected, settings.tolerance)[0]
@@ -119,19 +119,12 @@ def again(model: str, name: str) -> bool:
     return not result.failed
 
 
-def _original(model: str, settings: ModelParams) -> Worker | OnnxReference:
-    """Whatever answers as the original does, in float64 as well where that can be had."""
-    if settings.is_torch:
-        return reference_worker(model, settings)
-    return OnnxReference(trained_file(model, settings), model, settings)
-
-
 def _candidate(model: str, settings: ModelParams) -> Worker:
     plain = paths.build(model, "export") / "model.onnx"
     return Worker.onnx(plain, f"{model} in ONNX Runtime", timeout=settings.verify.timeout)
 
 
-def _unsteady(reference: Worker | OnnxReference, case: Case, settings: ModelParams) -> str:
+def _unsteady(reference: Worker, case: Case, settings: ModelParams) -> str:
     """What is wrong where the original answers the same question in two ways; empty where it does not."""
     first, second = reference.run(case.inputs), reference.run(case.inputs)
     different = [o.output for o in compare_outputs(first, second, settings.tolerance) if o.verdict != "ok"]
@@ -187,6 +180,19 @@ def _against_torch(*arguments: Any) -> Parting:
     from stages.parity.localize_torch import against_torch  # torch belongs in the process that this is called in
 
     return against_torch(*arguments)
+
+
+def _evaluate(model: str, settings: ModelParams, expected: list[Expected]) -> tuple[str, list[CaseResult]]:
+    """Hold an original without a module to ONNX's reference evaluator, on the smallest cases."""
+    able = [item for item in expected if not item.probe and item.failure is None]
+    able.sort(key=lambda item: sum(value.size for value in item.case.inputs.values()))
+    with Worker.evaluator(trained_file(model, settings), model, settings.verify.timeout) as evaluator:
+        try:
+            evaluator.start()
+            evaluator.run(able[0].case.inputs)
+        except WorkerFailure as failure:
+            return f"cannot run this model: {failure.reason[:300]}", []
+        return f"{evaluator.label}", check(evaluator, able[:EVALUATED], settings.tolerance)
 
 
 if __name__ == "__main__":

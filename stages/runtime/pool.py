@@ -142,9 +142,9 @@ class Worker:
 
     @classmethod
     def evaluator(cls, model: Path, label: str, timeout: float = 120.0) -> Worker:
-        """A worker that evaluates an ONNX file in float64, node by node: slow, and no runtime's opinion."""
+        """A worker for an ONNX file in ONNX's own reference evaluator: slow, and no runtime's opinion."""
         command = [sys.executable, str(_HERE / "evaluator_worker.py")]
-        return cls(f"{label} in the float64 evaluation", command, {"model": str(model)}, timeout)
+        return cls(f"{label} in ONNX's reference evaluator", command, {"model": str(model)}, timeout)
 
     @classmethod
     def torch(
@@ -257,19 +257,6 @@ class Worker:
         self._shaken = seed
         self._ask({"command": "shake", "seed": seed})
         return True
-
-    def evaluate(self, inputs: Tensors, seed: int | None = None) -> tuple[dict[str, npt.NDArray[Any]], list[str]]:
-        """Of an evaluator: outputs by name in float64, and the operators that computed in float32 nonetheless. With a
-        seed, every operand is moved by up to a float32 ulp at random.
-
-        Raises:
-            WorkerFailure: as `run`.
-        """
-        self.start()
-        target = self._path("outputs.npz")
-        answer = self._ask({"command": "run", "inputs": self._write(inputs), "outputs": target, "seed": seed})
-        self.busy_seconds += answer["seconds"]
-        return _read(target), answer["narrow"]
 
     def measure(self, inputs: Tensors, seconds: float, warmup: int) -> list[float]:
         """Latencies in milliseconds of repeated runs over at least `seconds`."""
