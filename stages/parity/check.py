@@ -94,7 +94,7 @@ def answers(
     for case in cases:
         try:
             outputs, truth = reference.answer(case.inputs)
-            steady = not case.degenerate or _steady(outputs, reference.answer(jittered(case))[0])
+            steady = not case.degenerate or _steady(outputs, reference.run(jittered(case)))
             found.append(Expected(case, outputs, truth, steady=steady))
         except WorkerFailure as failure:
             made_up = case.made_up and not case.probe and failure.kind == "error"

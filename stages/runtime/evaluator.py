@@ -130,7 +130,7 @@ def _is_float(value: Any) -> bool:
     return isinstance(value, np.ndarray | np.generic) and (value.dtype.kind == "f" or value.dtype.name == "bfloat16")
 
 
-class _Watched(ReferenceEvaluator):  # type: ignore[misc]
+class _Watched(ReferenceEvaluator):
     """onnx's evaluator, with each node handed to `of.step`. It makes evaluators of its own class for subgraphs, and for
     operators that ONNX defines as functions: what happens inside such a function is the operator's own matter."""
 

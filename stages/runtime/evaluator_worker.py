@@ -1,7 +1,7 @@
 """The same protocol as worker.py, with an evaluation of the graph behind it, node by node (evaluator.py).
 
-    load  model                   -> unable: why the model cannot be evaluated; why_not_wide: why not in float64
-    run   inputs, outputs (.npz)  -> nothing but ok; in float64 where that says something, else as the file has it
+load  model                   -> unable: why the model cannot be evaluated; why_not_wide: why not in float64
+run   inputs, outputs (.npz)  -> nothing but ok; in float64 where that says something, else as the file has it
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class EvaluatedModel:
         assert self.evaluation is not None
         results = self.evaluation.run(worker.read_tensors(inputs))
         plain = {n: v for n, v in results.items() if isinstance(v, np.ndarray) and v.dtype.kind in "fiub"}
-        np.savez(outputs, **plain)
+        np.savez(outputs, **plain)  # type: ignore[arg-type]
         return {}
 
 

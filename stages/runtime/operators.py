@@ -124,7 +124,8 @@ def gemm(node: Node, a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
 
 @_operator("Einsum")
 def einsum(node: Node, *operands: Tensor) -> Tensor:
-    return torch.einsum(node.attributes["equation"].replace(" ", ""), *operands)
+    equation = str(node.attributes["equation"]).replace(" ", "")
+    return torch.einsum(equation, *operands)
 
 
 @_operator("Softmax")
