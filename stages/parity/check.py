@@ -29,6 +29,9 @@ SHAKES = 4
 UNBELIEVED = 0.01
 
 
+# Within these (relative, absolute) two answers are the same, whatever rounding explains: the default tolerance.
+_SAME = Tolerance().rtol, Tolerance().atol
+
 # The case of all dimensions at their largest, where it has so many times the elements of any other, takes as long as
 # all others together. Its answers are compared like any other's; what needs it many times leaves it out.
 LARGEST, TOWERING = "maximum@", 2
@@ -154,6 +157,7 @@ def _believed(item: Expected) -> Expected:
         if wanted.dtype.kind != "f" or wanted.shape != value.shape or item.probe or not wanted.size:
             continue
         odd = unexplained(wanted, value.astype(np.float64), item.spread.get(name))
+        odd &= ~np.isclose(value, wanted, *_SAME)  # what no comparison would fail needs no explanation
         if odd.mean() > UNBELIEVED:
             unbelieved[name] = float(np.abs(wanted[odd] - value[odd]).max())
     truth = {name: value for name, value in item.truth.items() if name not in unbelieved}

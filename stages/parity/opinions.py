@@ -1,7 +1,7 @@
 """Which of several implementations computes a graph otherwise, and at which node. No single one is believed.
 
-The graph is evaluated node by node, and each node's inputs are given to ONNX Runtime as a model of that node alone. At a
-node where the two differ, all implementations vote on the same inputs: ONNX Runtime, PyTorch (runtime/operators.py),
+The graph is evaluated node by node, and each node's inputs are given to ONNX Runtime as a model of that node alone. At
+a node where the two differ, all implementations vote on the same inputs: ONNX Runtime, PyTorch (runtime/operators.py),
 ONNX's own evaluator, and, where these have no majority, ONNX Runtime and ONNX's evaluator once more with the node
 converted to a newer opset. Imports torch: call it in a process of its own.
 """
@@ -134,7 +134,7 @@ class _Walk(Evaluation):
             if result is not None:
                 self.differed = True
                 self._vote(node, opset, own, inputs, theirs, spread)
-        return theirs
+        return tuple(own if value is None else value for value, own in zip(theirs, mine, strict=False))
 
     def _vote(
         self, node: onnx.NodeProto, opset: int, own: Own, inputs: Sequence[Any], theirs: Values, spread: list[Any]
@@ -146,7 +146,7 @@ class _Walk(Evaluation):
         for label, way in ((TORCH, lambda *given: operators.apply(node, opset, given)), (EVALUATOR, own)):
             try:
                 votes[label] = way(*inputs)
-            except Exception:  # noqa: BLE001  an implementation that does not cover the node has no vote
+            except Exception:  # an implementation that does not cover the node has no vote
                 continue
         group = self._majority(votes, spread)
         if not group:
@@ -160,8 +160,8 @@ class _Walk(Evaluation):
         far = _how_far(against) if against is not None else "not at all"
         if not group:
             words = (
-                f"{RUNTIME} computes {where} otherwise than {_listed([o for o in others if o != RUNTIME])} ({far}), and "
-                "no majority of implementations tells which is right"
+                f"{RUNTIME} and {_listed([label for label in votes if label != RUNTIME])} differ at {where} ({far}), "
+                "and no majority of implementations tells which is right"
             )
             self.found[key] = Dissent("open", words)
             raise _Ended
@@ -187,13 +187,17 @@ class _Walk(Evaluation):
     def _apart(self, one: Values, other: Values, spread: list[Any] | None) -> OutputComparison | None:
         """The first output in which two differ; None where there is none such."""
         for at, (mine, theirs) in enumerate(zip(one, other, strict=False)):
+            if mine is None or theirs is None:
+                continue
             got = np.asarray(theirs)
             if mine.dtype.kind in "fiub" and got.dtype.kind in "fiub":
                 with np.errstate(all="ignore"):
                     got = got.astype(mine.dtype)  # a dtype of its own is the evaluator's habit, and no other value
             finite = np.abs(mine[np.isfinite(mine)]) if mine.dtype.kind == "f" else np.zeros(0)
             atol = self.atol * min(float(finite.max(initial=0)), 1.0)
-            result = compare(str(at), mine, got, self.rtol, atol, None, spread[at] if spread else None)
+            result = compare(
+                str(at), mine, got, self.rtol, atol, None, spread[at] if spread and at < len(spread) else None
+            )
             if result.verdict != "ok":
                 return result
         return None
@@ -243,8 +247,8 @@ class _Nodes:
             self._sessions[key] = _session(self.alone(node, inputs))
         session = self._sessions[key]
         try:
-            return None if session is None else tuple(session.run(None, fed))
-        except Exception:  # noqa: BLE001  ONNX Runtime raises classes of its own; it has no opinion then
+            return None if session is None else _placed(node, session.run(None, fed))
+        except Exception:  # ONNX Runtime raises classes of its own; it has no opinion then
             return None
 
     def alone(self, node: onnx.NodeProto, inputs: Sequence[Any]) -> onnx.ModelProto:
@@ -271,18 +275,24 @@ class _Nodes:
                 return {}
             alone = onnx.shape_inference.infer_shapes(self.alone(node, inputs))
             model = version_converter.convert_version(alone, NEWER)
-        except Exception:  # noqa: BLE001  the converter raises what it likes; there is no such vote then
+        except Exception:  # whatever the converter raises, there is no such vote
             return {}
         fed = {n: v for n, v in zip(node.input, inputs, strict=False) if n and n not in self.constants}
         votes: dict[str, Values] = {}
         session = _session(model)
         if session is not None:
-            votes[f"{RUNTIME} at opset {NEWER}"] = tuple(session.run(None, fed))
+            votes[f"{RUNTIME} at opset {NEWER}"] = _placed(node, session.run(None, fed))
         try:
-            votes[f"{EVALUATOR} at opset {NEWER}"] = tuple(ReferenceEvaluator(model).run(None, fed))
-        except Exception:  # noqa: BLE001  it does not cover the node
+            votes[f"{EVALUATOR} at opset {NEWER}"] = _placed(node, list(ReferenceEvaluator(model).run(None, fed)))
+        except Exception:  # it does not cover the node
             return votes
         return votes
+
+
+def _placed(node: onnx.NodeProto, results: Sequence[Any]) -> Values:
+    """One result for each output of the node; None for one that is left out."""
+    given = iter(results)
+    return tuple(next(given) if name else None for name in node.output)
 
 
 def _session(model: onnx.ModelProto) -> onnxruntime.InferenceSession | None:
@@ -291,7 +301,7 @@ def _session(model: onnx.ModelProto) -> onnxruntime.InferenceSession | None:
     options.log_severity_level = 4
     try:
         return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    except Exception:  # noqa: BLE001  ONNX Runtime raises classes of its own; it has no opinion then
+    except Exception:  # ONNX Runtime raises classes of its own; it has no opinion then
         return None
 
 

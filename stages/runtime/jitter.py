@@ -1,4 +1,4 @@
-"""An ONNX file with every weight moved by one unit in the last place: how far its answers move is float32's rounding."""
+"""An ONNX file with every weight moved by one unit in the last place: its answers move by what float32 rounds."""
 
 from __future__ import annotations
 

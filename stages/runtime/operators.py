@@ -66,23 +66,19 @@ def _operator(*names: str) -> Callable[[Function], Function]:
     return add
 
 
-def _elementwise(function: Callable[[Tensor], Tensor]) -> Function:
+def _elementwise(function: Callable[..., Tensor]) -> Function:
     return lambda node, x: function(x)
 
 
-OPERATORS.update(
-    {
-        name: _elementwise(function)
-        for name, function in {
-            "Abs": torch.abs, "Ceil": torch.ceil, "Cos": torch.cos, "Erf": torch.erf, "Exp": torch.exp,
-            "Floor": torch.floor, "Log": torch.log, "Mish": F.mish, "Neg": torch.neg, "Reciprocal": torch.reciprocal,
-            "Relu": torch.relu, "Round": torch.round, "Sigmoid": torch.sigmoid, "Sign": torch.sign, "Sin": torch.sin,
-            "Softsign": F.softsign, "Sqrt": torch.sqrt, "Tan": torch.tan, "Tanh": torch.tanh,
-            "Softplus": lambda x: torch.logaddexp(x, torch.zeros_like(x)),
-            "HardSwish": lambda x: x * torch.clamp(x / 6 + 0.5, 0, 1),
-        }.items()
-    }
-)  # fmt: skip
+_ELEMENTWISE: dict[str, Callable[..., Tensor]] = {
+    "Abs": torch.abs, "Ceil": torch.ceil, "Cos": torch.cos, "Erf": torch.erf, "Exp": torch.exp,
+    "Floor": torch.floor, "Log": torch.log, "Mish": F.mish, "Neg": torch.neg, "Reciprocal": torch.reciprocal,
+    "Relu": torch.relu, "Round": torch.round, "Sigmoid": torch.sigmoid, "Sign": torch.sign, "Sin": torch.sin,
+    "Softsign": F.softsign, "Sqrt": torch.sqrt, "Tan": torch.tan, "Tanh": torch.tanh,
+    "Softplus": lambda x: torch.logaddexp(x, torch.zeros_like(x)),
+    "HardSwish": lambda x: x * torch.clamp(x / 6 + 0.5, 0, 1),
+}  # fmt: skip
+OPERATORS.update({name: _elementwise(function) for name, function in _ELEMENTWISE.items()})
 
 
 def _broadcast(function: Callable[[Tensor, Tensor], Tensor]) -> Function:
@@ -117,7 +113,7 @@ def matmul(node: Node, a: Tensor, b: Tensor) -> Tensor:
 def gemm(node: Node, a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
     if node.opset < 7:
         raise NotImplementedError("Gemm's own broadcasting")
-    product = (a.T if node.get("transA", 0) else a) @ (b.T if node.get("transB", 0) else b)
+    product: Tensor = (a.T if node.get("transA", 0) else a) @ (b.T if node.get("transB", 0) else b)
     product = node.get("alpha", 1.0) * product
     return product if c is None else product + node.get("beta", 1.0) * c
 
