@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,14 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference.ops import _op_list
 
-from stages.parity import opinions
+from stages.parity import localize_torch, opinions
+from stages.parity.cases import Case
+from stages.parity.compare import compare
 from stages.parity.opinions import Question, settle
 from stages.runtime import evaluator, operators
 from stages.runtime.jitter import jittered_file
+from stages.settings import Tolerance
+from tests.onnx_models import linear
 
 RNG = np.random.default_rng(0)
 
@@ -206,3 +211,38 @@ def test_quantised_random_and_unknown_operators_are_told_apart(tmp_path: Path) -
     for model, words in ((noise, "draws at random"), (unknown, "QuickGelu")):
         with pytest.raises(evaluator.Unsupported, match=words):
             evaluator.Wide(model)
+
+
+def test_that_optimisations_change_the_result_is_said_only_after_both_levels_were_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: Any = SimpleNamespace(tolerance=Tolerance())
+    case = Case("normal0@b2", 0, {"batch": 2}, {"x": np.ones((2, 4), np.float32)})
+    plain = linear(tmp_path / "m.onnx")
+    assert "change no output" in localize_torch._by_level(plain, case, settings)
+    monkeypatch.setattr(
+        localize_torch, "_outputs", lambda plain, case, options: {"y": np.full(3, float(options.graph_level == "all"))}
+    )
+    assert localize_torch._by_level(plain, case, settings).endswith("another y comes out: they change the result")
+
+
+def test_a_sum_that_cancels_differs_from_float64_by_what_its_spread_explains(tmp_path: Path) -> None:
+    weight = RNG.standard_normal((8, 64, 3, 3)).astype(np.float32)
+    node = helper.make_node("Conv", ["x", "w"], ["y"], name="c")
+    model = model_of([node], {"w": weight}, [1, 64, 60, 60], [1, 8, 58, 58])
+    onnx.save(model, tmp_path / "m.onnx")
+    x = 1e3 * RNG.standard_normal((1, 64, 60, 60)).astype(np.float32)
+    y = answers(model, x)["y"]
+    truth = evaluator.Wide(evaluator.read(tmp_path / "m.onnx")).run({"x": x})["y"]
+    squares = np.zeros(y.shape)
+    for seed in range(4):
+        jittered_file(tmp_path / "m.onnx", tmp_path / "j.onnx", seed)
+        squares += np.square(answers(onnx.load(tmp_path / "j.onnx"), x)["y"].astype(np.float64) - y)
+    # Another order of summation, as another layout of the convolution has it: few elements, all of them near zero.
+    other = sum(answers(model_of([node], {"w": weight[:, part]}, [1, 16, 60, 60], [1, 8, 58, 58]), x[:, part])["y"]
+                for part in (slice(0, 16), slice(16, 32), slice(32, 48), slice(48, 64)))  # fmt: skip
+    assert 0 < compare("y", y, other, 1e-5, 1e-5).share_out < 0.1
+    assert compare("y", y, other, 1e-5, 1e-5, truth, np.sqrt(squares / 4)).verdict == "ok"
+    wrong = other.copy()
+    wrong[0, 0, 0, 0] *= 1.01
+    assert compare("y", y, wrong, 1e-5, 1e-5, truth, np.sqrt(squares / 4)).verdict == "out of tolerance"
