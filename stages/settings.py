@@ -162,9 +162,14 @@ class Tolerance(Section):
 
 
 class Verify(Section):
+    """`evaluator`: whether an ONNX file from elsewhere is held to a second implementation, which also gives it a
+    float64 reference; `evaluator_seconds`: how long that may take in all."""
+
     draws: Positive = 5
     samples: Positive = 64
     timeout: Seconds = 120
+    evaluator: bool = True
+    evaluator_seconds: Seconds = 60
 
 
 class Data(Section):

@@ -6,13 +6,14 @@ What the original answers is recorded beside the report, so that no later stage 
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from registry.evidence import ExportReport, TrainReport, VerifyReport, load
-from registry.vocabulary import CaseResult, OutputKind, Parting
+from registry.vocabulary import CaseResult, CaseVerdict, OutputKind, Parting
 from stages import command, exporters, paths, pitfalls
 from stages.params import section
 from stages.parity import localize
@@ -21,13 +22,16 @@ from stages.parity.cases import Case, find
 from stages.parity.check import Expected, answers, check, compare_outputs, findings, misdeclared, record, sentence
 from stages.parity.evaluate import Arrays, judged_by_quality, outputs_over, quality_of
 from stages.parity.kinds import kinds_of
-from stages.reference import reference_worker, split, trained_file
+from stages.reference import OnnxOriginal, reference_worker, split, trained_file
 from stages.reports import blocked
 from stages.runtime import isolate
 from stages.runtime.pool import CPU, Worker, WorkerFailure
-from stages.settings import ModelParams
+from stages.settings import ModelParams, Tolerance
 
-# Cases that ONNX's reference evaluator is asked, the smallest ones: it computes in plain NumPy, node by node.
+if TYPE_CHECKING:
+    from stages.parity.opinions import Dissent
+
+# Cases on which a file from elsewhere is held to a second implementation, the smallest ones.
 EVALUATED = 8
 # Finding where a wrong answer comes from is worth this long.
 LOCALIZE_SECONDS = 300.0
@@ -48,6 +52,7 @@ def verify(model: str, folder: Path) -> VerifyReport:
     report = VerifyReport(
         model=model, status="failed", provider=CPU, rtol=settings.tolerance.rtol, atol=settings.tolerance.atol
     )
+    disagree = ""
     with reference_worker(model, settings) as reference:
         report.reference = reference.label
         try:
@@ -57,6 +62,8 @@ def verify(model: str, folder: Path) -> VerifyReport:
             expected = answers(reference, asked, real_inputs(model, settings))
             report.findings = findings(expected)
             report.reason = report.reason or misdeclared(expected, settings.outputs)
+            if isinstance(reference, OnnxOriginal) and not report.reason:
+                disagree = _opinions(reference, expected, settings, report)
             wanted = outputs_over(reference.run, settings, split(model, "evaluation"))
         except WorkerFailure as failure:
             report.reason = pitfalls.explain(failure.reason, "the original does not answer")
@@ -81,10 +88,7 @@ def verify(model: str, folder: Path) -> VerifyReport:
         report.reason += f"{where}; that case alone: python -m stages.verify {model} --case {again}"
     elif lost:
         report.reason = lost
-    elif not settings.is_torch:
-        report.evaluator, report.evaluated = _evaluate(model, settings, expected)
-        disagree = sentence(report.evaluated)
-        report.reason = disagree and f"ONNX Runtime and ONNX's reference evaluator disagree on the original: {disagree}"
+    report.reason = report.reason or disagree
     report.status = "failed" if report.reason else "passed"
     return report
 
@@ -182,17 +186,73 @@ def _against_torch(*arguments: Any) -> Parting:
     return against_torch(*arguments)
 
 
-def _evaluate(model: str, settings: ModelParams, expected: list[Expected]) -> tuple[str, list[CaseResult]]:
-    """Hold an original without a module to ONNX's reference evaluator, on the smallest cases."""
+def _opinions(reference: OnnxOriginal, expected: list[Expected], settings: ModelParams, report: VerifyReport) -> str:
+    """Hold an ONNX file from elsewhere to a second implementation, on the smallest cases; what is wrong with it.
+
+    What was compared goes into the report: `evaluator`, `evaluated`, `findings`.
+    """
     able = [item for item in expected if not item.probe and item.failure is None]
     able.sort(key=lambda item: sum(value.size for value in item.case.inputs.values()))
-    with Worker.evaluator(trained_file(model, settings), model, settings.verify.timeout) as evaluator:
-        try:
-            evaluator.start()
-            evaluator.run(able[0].case.inputs)
-        except WorkerFailure as failure:
-            return f"cannot run this model: {failure.reason[:300]}", []
-        return f"{evaluator.label}", check(evaluator, able[:EVALUATED], settings.tolerance)
+    differing = []
+    for item in able[:EVALUATED]:
+        got = item.truth if item.truth and not item.unbelieved else reference.opinion(item.case.inputs)
+        if got:
+            report.evaluated.append(_compared(item, got, settings.tolerance))
+            if report.evaluated[-1].verdict != "ok":
+                differing.append(item)
+    limit = f"verify.evaluator_seconds ({settings.verify.evaluator_seconds:g}) was used up"
+    if reference.untold and not reference.why_not_wide:
+        answered = sum(bool(item.truth or item.unbelieved) for item in expected)
+        report.findings.append(f"{answered} of {len(expected)} cases have a float64 reference: {limit}")
+    if not settings.verify.evaluator:
+        report.evaluator = "not checked: verify.evaluator is false in params.yaml"
+    elif reference.unable:
+        report.evaluator = f"not checked: the evaluator cannot run this model: {reference.unable[:300]}"
+    elif not report.evaluated:
+        report.evaluator = f"not checked: {limit if reference.untold else 'no case that it could be asked'}"
+    else:
+        precision = f"as it is, {reference.why_not_wide}" if reference.why_not_wide else "in float64"
+        report.evaluator = f"the graph evaluated node by node, {precision}: {len(report.evaluated)} cases"
+    return _settled(reference, differing, settings, report) if differing else ""
+
+
+def _compared(item: Expected, got: Mapping[str, Any], tolerance: Tolerance) -> CaseResult:
+    """ONNX Runtime's answer beside the evaluator's; what the evaluator does not give is not compared."""
+    with np.errstate(all="ignore"):
+        same = {name: got[name].astype(value.dtype) for name, value in item.outputs.items() if name in got}
+    outputs = compare_outputs({name: item.outputs[name] for name in same}, same, tolerance, None, item.spread)
+    verdict: CaseVerdict = next((output.verdict for output in outputs if output.verdict != "ok"), "ok")
+    case = item.case
+    return CaseResult(case=case.name, seed=case.seed, sizes=case.sizes, verdict=verdict, outputs=outputs)
+
+
+def _settled(reference: OnnxOriginal, differing: list[Expected], settings: ModelParams, report: VerifyReport) -> str:
+    """Who is wrong where ONNX Runtime and the evaluator differ: another than ONNX Runtime is a finding."""
+    print(f"verify {report.model}: ONNX Runtime and the evaluator differ; looking for the node", file=sys.stderr)
+    try:
+        found = isolate.call(
+            settings.verify.evaluator_seconds, _dissents, reference.file, differing, settings.tolerance
+        )
+    except WorkerFailure as failure:
+        report.findings.append(
+            f"ONNX Runtime and the evaluator differ in {len(differing)} of {len(report.evaluated)} cases, and where "
+            f"was not found: {failure.reason[:200]}; more time: verify.evaluator_seconds"
+        )
+        return ""
+    report.findings += [dissent.words for dissent in found if dissent.ruling == "other"]
+    for dissent in found:
+        if dissent.ruling == "runtime":
+            return dissent.words
+        if dissent.ruling == "open":
+            return f"{dissent.words}; if ONNX Runtime is, switch this check off: verify.evaluator: false"
+    return ""
+
+
+def _dissents(file: Path, differing: list[Expected], tolerance: Tolerance) -> list[Dissent]:
+    from stages.parity.opinions import Question, settle  # torch belongs in the process that this is called in
+
+    asked = [Question(item.case.name, dict(item.case.inputs), item.outputs, item.spread) for item in differing]
+    return settle(file, asked, tolerance.rtol, tolerance.atol)
 
 
 if __name__ == "__main__":

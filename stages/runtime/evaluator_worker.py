@@ -1,4 +1,8 @@
-"""The same protocol as worker.py, with ONNX's reference evaluator behind it: load and run, in plain NumPy."""
+"""The same protocol as worker.py, with an evaluation of the graph behind it, node by node (evaluator.py).
+
+load  model                   -> unable: why the model cannot be evaluated; why_not_wide: why not in float64
+run   inputs, outputs (.npz)  -> nothing but ok; in float64 where that says something, else as the file has it
+"""
 
 from __future__ import annotations
 
@@ -9,25 +13,30 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # it is started as a file, like worker.py
 
 import numpy as np
-from onnx.reference import ReferenceEvaluator
 
-from stages.runtime import worker
+from stages.runtime import evaluator, worker
 
 
 class EvaluatedModel:
     """The commands that an evaluator can answer: it is no runtime to be measured."""
 
     def __init__(self) -> None:
-        self.evaluator: ReferenceEvaluator | None = None
+        self.evaluation: evaluator.Evaluation | None = None
 
     def load(self, model: str) -> dict[str, Any]:
-        self.evaluator = ReferenceEvaluator(model)
-        return {}
+        try:
+            read = evaluator.read(model)
+            reason = evaluator.why_not_wide(read)
+            self.evaluation = (evaluator.Evaluation if reason else evaluator.Wide)(read)
+        except evaluator.Unsupported as error:
+            return {"unable": str(error), "why_not_wide": str(error)}
+        return {"unable": "", "why_not_wide": reason}
 
     def run(self, inputs: str, outputs: str) -> dict[str, Any]:
-        assert self.evaluator is not None
-        results = self.evaluator.run(None, worker.read_tensors(inputs))
-        np.savez(outputs, **dict(zip(self.evaluator.output_names, results, strict=True)))
+        assert self.evaluation is not None
+        results = self.evaluation.run(worker.read_tensors(inputs))
+        plain = {n: v for n, v in results.items() if isinstance(v, np.ndarray) and v.dtype.kind in "fiub"}
+        np.savez(outputs, **plain)  # type: ignore[arg-type]
         return {}
 
 

@@ -142,9 +142,10 @@ class Worker:
 
     @classmethod
     def evaluator(cls, model: Path, label: str, timeout: float = 120.0) -> Worker:
-        """A worker for an ONNX file in ONNX's own reference evaluator: slow, and no runtime's opinion."""
+        """A worker for an ONNX file evaluated node by node, in float64 where that says something: slow, and no
+        runtime's opinion."""
         command = [sys.executable, str(_HERE / "evaluator_worker.py")]
-        return cls(f"{label} in ONNX's reference evaluator", command, {"model": str(model)}, timeout)
+        return cls(f"{label} evaluated node by node", command, {"model": str(model)}, timeout)
 
     @classmethod
     def torch(
