@@ -13,7 +13,7 @@ steps of one sequence, are not independent of each other.
 - embedding: the distance 1 - cosine of the worst samples, and the share of samples with another nearest neighbour.
 - indices: the share of entries that differ; of a ranking, the share of entries that are not in it any more.
 
-docs/verification.md says where the limits come from.
+docs/measurement.md says where the limits come from.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ Z = 1.959964
 # The original hardly prefers its own answer where that is ahead by no more than this: a share of the deviation of the
 # scores at that position, a probability, and a share of the deviation of the similarities between samples.
 NEAR_SCORES = 0.01
-NEAR_PROBABILITY = 0.05
-NEAR_SIMILARITY = 0.1
+NEAR_PROBABILITY = 0.01
+NEAR_SIMILARITY = 0.3
 
 # Of the positions where the original gives one certain answer, so many may have another one: a class of 0.3 % of all
 # pixels can be lost while 99.7 % of them agree. It is `tolerance.agreement` of int8, for each answer alone.
