@@ -32,7 +32,8 @@ for name in [name for name in os.environ if name.startswith(("MLFLOW_", "DVC_", 
 # The files that take minutes, longest first: two workers that begin with these end together.
 LONGEST = (
     "test_pipeline", "test_docs", "test_benchmarks", "test_corpus", "test_release", "test_servers", "test_bench",
-    "test_runtimes", "test_verify", "test_stages",
+    "test_runtimes", "test_verify", "test_stages", "test_field_cases", "test_servable", "test_newest", "test_tracing",
+    "test_opinions",
 )  # fmt: skip
 
 

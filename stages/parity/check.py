@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from registry.errors import UsageError
+from registry.errors import NotReady
 from registry.vocabulary import CRASHES, CaseResult, CaseVerdict, OutputComparison
 from stages.parity.cases import Case, jittered, shaken
 from stages.parity.compare import compare, unexplained
@@ -330,7 +330,7 @@ def recall(path: Path, cases: Iterable[Case]) -> list[Expected]:
     """What `record` wrote of these cases.
 
     Raises:
-        UsageError: the file is missing, or is of other cases.
+        NotReady: the file is missing, or is of other cases.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -348,7 +348,7 @@ def recall(path: Path, cases: Iterable[Case]) -> list[Expected]:
                 found.append(Expected(case, outputs, truth, spread, ended, entry["steady"], entry["refused"]))
             return found
     except (FileNotFoundError, ValueError) as error:
-        raise UsageError(f"{path.name}: is not of these cases ({error}): run `python -m stages.verify` again") from None
+        raise NotReady(f"{path.name}: is not of these cases ({error}): run `python -m stages.verify` again") from None
 
 
 def _result(
