@@ -22,8 +22,8 @@ _PAGE = 1000
 
 
 def mark(client: MlflowClient, model: str, run_id: str) -> None:
-    """Make `run_id` the newest run of `model`. Its own mark comes first: whoever is killed between leaves two, of which
-    the one that started last counts until the next call."""
+    """Make `run_id` the newest run of `model`. Its own mark comes first: a process that is killed in between leaves two
+    marks, and the run that started last counts until the next call."""
     marked = [run.info.run_id for run in _marked(client, f"tags.`onward.model` = '{model}'")]
     if run_id not in marked:
         client.set_tag(run_id, MARK, "true")
