@@ -287,7 +287,7 @@ def _hopeless(candidate: Candidate, tried: list[tuple[Job, Variant]]) -> str:
 
 def _broken(variant: Variant) -> bool:
     """Whether a variant failed for what it answers, and not for want of an answer."""
-    return variant.status == "failed" and bool(variant.fidelity)
+    return variant.status == "failed" and (variant.snr_db is not None or bool(variant.fidelity))
 
 
 def _nearness(variant: Variant) -> tuple[float, float]:

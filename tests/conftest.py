@@ -38,6 +38,10 @@ LONGEST = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if (
+        "torch" in sys.modules
+    ):  # a process whose torch has started threads hangs in what it forks (stages/runtime/isolate)
+        sys.modules["torch"].set_num_threads(1)
     items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 

@@ -36,7 +36,7 @@ def case(project: Path) -> Go:
             shutil.copy(path, project / "models")
         params = yaml.safe_load((HERE / f"{source}.yaml").read_text())
         params["models"] = {model: params["models"][model] | changes}
-        (project / "params.yaml").write_text(yaml.safe_dump(params))
+        (project / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
         return {stage: command.one(stage, model, STAGES[stage]) for stage in stages or VERIFIED}
 
     return go
