@@ -32,17 +32,24 @@ for name in [name for name in os.environ if name.startswith(("MLFLOW_", "DVC_", 
 # The files that take minutes, longest first: two workers that begin with these end together.
 LONGEST = (
     "test_pipeline", "test_docs", "test_benchmarks", "test_corpus", "test_release", "test_servers", "test_bench",
-    "test_runtimes", "test_verify", "test_stages", "test_field_cases", "test_servable", "test_newest", "test_tracing",
-    "test_opinions",
+    "test_runtimes", "test_verify", "test_stages", "test_field_cases", "test_servable", "test_newest", "test_pitfalls",
 )  # fmt: skip
 
 
+# The files that compute with torch in the test's own process: what is forked after that may hang, and stages fork.
+LAST = ("test_tracing", "test_opinions", "test_signature", "test_rebuilt", "test_operators")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if (
-        "torch" in sys.modules
-    ):  # a process whose torch has started threads hangs in what it forks (stages/runtime/isolate)
+    if "torch" in sys.modules:  # its threads do not survive a fork (stages/runtime/isolate.py)
         sys.modules["torch"].set_num_threads(1)
-    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+    items.sort(key=lambda item: _place(item.path.stem))
+
+
+def _place(name: str) -> int:
+    if name in LONGEST:
+        return LONGEST.index(name)
+    return len(LONGEST) + (LAST.index(name) + 1 if name in LAST else 0)
 
 
 @pytest.fixture(scope="session")
