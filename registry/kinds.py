@@ -19,6 +19,7 @@ docs/measurement.md says where the limits come from.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,6 +29,9 @@ from registry.vocabulary import OutputFidelity, OutputKind
 
 Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]
+
+# The measure of an output with classes.
+ANSWERS = "share of other answers"
 
 # The normal distribution's 97.5 % point, for 95 % intervals.
 Z = 1.959964
@@ -62,6 +66,9 @@ COSINE_SHARE = 0.01
 CONSTANT = 0.01
 PROBABILITY_DEVIATION = 0.05
 
+# Sums are 1 within this, which is about the resolution of float16.
+NEARLY = 2e-3
+
 # Up to so many entries a sample, each entry is a channel of its own.
 FEW_ENTRIES = 64
 
@@ -78,8 +85,8 @@ class Share(NamedTuple):
     high: float
 
 
-def interval(value: float, error: float, samples: int) -> Share:
-    """The 95 % interval of a share.
+def interval(value: float, error: float, samples: int, z: float = Z) -> Share:
+    """The interval of a share, of 95 % by default.
 
     Wilson's score interval with continuity correction (Newcombe 1998, method 4), which is near the exact one of Clopper
     and Pearson, over the effective number of samples (Korn and Graubard 1998): as many independent answers as would
@@ -89,27 +96,28 @@ def interval(value: float, error: float, samples: int) -> Share:
         value: the share.
         error: its standard error over the samples.
         samples: how many samples there are.
+        z: the point of the normal distribution that belongs to the confidence.
     """
     if not np.isfinite(value):
         return Share(value, value, value)
-    if value >= 1.0:
-        return Share(value, max(1.0 - 3.0 / samples, value - Z * error), value + Z * error)
+    if value > 1.0:  # noise larger than the signal
+        return Share(value, max(interval(1.0, 0.0, samples, z).low, value - z * error), value + z * error)
     n = float(samples)
-    if value > 0.0 and error > 0.0:
+    if value > 0.0 and error > 1e-9:
         n = max(n, value * (1 - value) / error**2)
-    middle, below = 2 * n * value + Z**2, 2 * (n + Z**2)
-    low = middle - 1 - Z * np.sqrt(max(0.0, Z**2 - 2 - 1 / n + 4 * value * (n * (1 - value) + 1)))
-    high = middle + 1 + Z * np.sqrt(max(0.0, Z**2 + 2 - 1 / n + 4 * value * (n * (1 - value) - 1)))
+    middle, below = 2 * n * value + z**2, 2 * (n + z**2)
+    low = middle - 1 - z * np.sqrt(max(0.0, z**2 - 2 - 1 / n + 4 * value * (n * (1 - value) + 1)))
+    high = middle + 1 + z * np.sqrt(max(0.0, z**2 + 2 - 1 / n + 4 * value * (n * (1 - value) - 1)))
     return Share(value, min(value, max(0.0, low / below)) if value else 0.0, max(value, min(1.0, high / below)))
 
 
-def share(lost: Array, of: Array) -> Share:
+def share(lost: Array, of: Array, z: float = Z) -> Share:
     """`lost` over `of`, each one figure a sample, as one share of all samples (a ratio estimate)."""
     samples, total = len(lost), float(of.sum())
     if samples == 0 or total == 0.0:
         return Share(0.0, 0.0, 1.0)
     value = float(lost.sum()) / total
-    return interval(value, _error(lost, of, value, total), samples)
+    return interval(value, _error(lost, of, value, total), samples, z)
 
 
 def judge(kind: OutputKind, wanted: Arrays, got: Arrays, changed: float) -> list[OutputFidelity]:
@@ -141,6 +149,8 @@ def judge(kind: OutputKind, wanted: Arrays, got: Arrays, changed: float) -> list
         return [_broken(kind, limit, "NaN or infinity where the original has a number")]
     axis = None if kind.axis is None else kind.axis % reference.ndim
     classes = axis is not None and axis > 0 and reference.shape[axis] > 1
+    if kind.kind == "probabilities" and classes:
+        classes = _sums_to_one(reference, axis or 0)
     if kind.kind in ("scores", "probabilities") and classes:
         return list(_answers(kind, reference, answer, axis or 0, limit))
     if kind.kind == "embedding":
@@ -194,10 +204,10 @@ def _answers(kind: OutputKind, reference: Array, got: Array, axis: int, limit: f
             distances[rows] = apart.reshape(len(own), -1).mean(1)
     other, answer = np.concatenate(changed), np.concatenate(answers)
     found = share(other.sum(1).astype(float), np.full(samples, float(other.shape[1])))
-    yield _verdict(kind, "share of other answers", found, limit)
+    yield _verdict(kind, ANSWERS, found, limit)
     worst = _worst_class(other, answer)
     if worst is not None:
-        yield _verdict(kind, "share of other answers", worst[1], max(CLASS_LIMIT, limit), f"class {worst[0]}")
+        yield _verdict(kind, "share of one answer lost", worst[1], max(CLASS_LIMIT, limit), f"class {worst[0]}")
     if is_probability:
         moved = share(distances, np.ones(samples))
         yield _verdict(kind, "distance between distributions", moved, max(DISTANCE_LIMIT, limit))
@@ -213,7 +223,9 @@ def _noise(reference: Array, got: Array, axis: int, is_probability: bool) -> Sha
     answer, and is taken off."""
     lost, of = np.zeros(len(reference)), np.zeros(len(reference))
     where = tuple(at for at in range(reference.ndim) if at != axis)
-    mean = reference.mean(where, keepdims=True, dtype=np.float64, where=np.isfinite(reference))
+    known = np.isfinite(reference)
+    sums = np.where(known, reference, 0.0).sum(where, keepdims=True, dtype=np.float64)
+    mean = sums / np.maximum(1, known.sum(where, keepdims=True))
     for rows in _blocks(reference):
         finite = np.isfinite(reference[rows])
         wanted = np.where(finite, reference[rows], 0.0)
@@ -245,11 +257,13 @@ def _worst_class(changed: Array, answers: Array) -> tuple[int, Share] | None:
     of = np.bincount(at, minlength=size).reshape(len(answers), -1).astype(float)
     lost = np.bincount(at, weights=changed.ravel().astype(float), minlength=size).reshape(of.shape)
     found = []
+    # With a hundred classes, chance makes one of them look lost: the 5 % are shared out among them (Bonferroni).
+    z = NormalDist().inv_cdf(1 - 0.025 / len(classes))
     for column in np.flatnonzero(lost.any(0)):
         held = of[:, column] > 0
         # Each sample counts alike: one image full of a class is one piece of evidence.
         shares = lost[held, column] / of[held, column]
-        found.append((int(classes[column]), share(shares, np.ones(len(shares)))))
+        found.append((int(classes[column]), share(shares, np.ones(len(shares)), z)))
     return max(found, key=lambda item: (item[1].low, item[1].value), default=None)
 
 
@@ -373,6 +387,13 @@ def _indices(
     changed = (wanted[..., 0] != actual[..., 0]) & (ahead[..., 0] - known > near)
     first = share(changed.sum(1).astype(float), np.full(samples, float(changed.shape[1])))
     yield _verdict(kind, "share of other first entries", first, limit)
+
+
+def _sums_to_one(values: Array, axis: int) -> bool:
+    """Whether there is one answer a position. Certainties that are independent of each other sum to anything: these are
+    judged channel by channel."""
+    some = values[next(_blocks(values))]
+    return bool(np.allclose(some.sum(axis, dtype=np.float64), 1, atol=NEARLY))
 
 
 def _error(lost: Array, of: Array, value: float, total: float) -> float:

@@ -182,3 +182,41 @@ def test_an_interval_holds_its_share_and_narrows_with_samples(count: int, data: 
     assert found.value - 1e-12 <= found.high <= 1
     many = share(np.repeat(changed, 4), np.ones(4 * count))
     assert many.high - many.low <= found.high - found.low + 1e-9
+
+
+def test_a_class_that_is_lost_breaks_the_limit_though_nearly_all_pixels_agree() -> None:
+    wanted = RNG.standard_normal((24, 3, 32, 32))
+    wanted[:, 0] += 12
+    wanted[:, 2, 5, 5:8] += 30  # three pixels of 1024
+    got = wanted.copy()
+    got[:, 2] -= 30
+    found = judge(SCORES, {"y": wanted}, {"y": got}, 0.01)
+    assert found[0].holds
+    assert ("share of one answer lost", "class 2") in {(one.measure, one.reason) for one in found if not one.holds}
+
+
+def test_a_class_that_stands_in_one_sample_or_two_is_no_evidence() -> None:
+    wanted, got = np.zeros((256, 120)), np.zeros((256, 120))
+    wanted[np.arange(256), np.arange(256) % 120] = got[np.arange(256), np.arange(256) % 120] = 5
+    got[[4, 130]] = np.roll(got[[4, 130]], 1, axis=1)
+    assert fidelity_of(SCORES, wanted, got).holds
+
+
+def test_detections_that_are_lost_among_thousands_of_certainties_near_zero_are_found() -> None:
+    """9 of 32 detections, each of 2100 places; the certainties of two classes do not sum to 1."""
+    wanted = np.full((32, 2100, 2), 1e-3, np.float32)
+    wanted[np.arange(32), np.arange(32) * 50, 0] = 0.9
+    wanted[::2, 7, 1] = 0.8
+    got = wanted.copy()
+    got[:9, :, 0] = 1e-3
+    found = fidelity_of(OutputKind(output="y", kind="probabilities", axis=2), wanted, got)
+    assert not found.holds
+    assert found.reason == "channel of axis 2: 0"
+
+
+def test_scores_that_always_give_one_answer_are_judged_by_their_noise() -> None:
+    wanted = RNG.standard_normal((512, 10))
+    wanted[:, 0] += 20
+    noise = RNG.standard_normal((512, 10))
+    assert fidelity_of(SCORES, wanted, wanted + 0.05 * noise).holds
+    assert fidelity_of(SCORES, wanted, wanted + noise).measure == "share of noise in its power"

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from registry.fidelity import fidelity
+from registry.kinds import ANSWERS
 from registry.vocabulary import OutputFidelity, OutputKind
 from stages.parity.quality import Judgement
 from stages.settings import Agreement, Budget
@@ -113,6 +114,18 @@ def test_a_model_with_a_measure_of_its_own_is_held_to_that_and_to_floors(
     faults = list(Judgement(0.95, budget, kinds, Agreement()).faults(judged))
     assert len(faults) == 1
     assert words in faults[0]
+
+
+def test_one_flip_in_few_samples_breaks_no_floor_and_many_do() -> None:
+    def faults(low: float) -> list[str]:
+        answers = OutputFidelity(
+            output="logits", kind="scores", measure=ANSWERS, value=0.02, low=low, high=0.2, limit=0.01, holds=True
+        )
+        judged = Judged(precision="float16", quality=0.95, agreement=0.98, fidelity=[answers])
+        return list(Judgement(0.95, Budget(), [], Agreement()).faults(judged))
+
+    assert faults(0.001) == []
+    assert "98.0% of the samples, 99% wanted" in faults(0.015)[0]
 
 
 def test_an_output_that_the_models_own_measure_ignores_is_judged_by_its_kind() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
 
+from registry.kinds import ANSWERS
 from registry.vocabulary import Measurement, OutputFidelity, OutputKind
 from stages.settings import Agreement, Budget
 
@@ -115,8 +116,15 @@ class Judgement(NamedTuple):
         if budget.min_snr_db is not None and judged.snr_db is not None and not judged.snr_db >= budget.min_snr_db:
             yield f"{judged.snr_db:.1f} dB of signal to noise is under the {budget.min_snr_db:g} of budget.min_snr_db"
         floor = getattr(self.floors, judged.precision, None) if own else None
-        if floor is not None and judged.agreement is not None and judged.agreement < floor:
+        if floor is not None and judged.agreement is not None and judged.agreement < floor and _surely(judged, floor):
             yield f"gives the original's answer to {judged.agreement:.1%} of the samples, {floor:.0%} wanted"
+
+
+def _surely(judged: Judged, floor: float) -> bool:
+    """Whether fewer answers are the original's than `floor` asks for, beyond what few samples leave open. One flip in
+    96 samples is under a floor of 99 %, and no evidence."""
+    shares = [one for one in judged.fidelity if one.measure == ANSWERS]
+    return not shares or any(one.low > 1 - floor + ROUNDING for one in shares)
 
 
 def ceiling_faults(m: Measurement, budget: Budget) -> Iterable[str]:
