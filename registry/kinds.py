@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from registry import fidelity
 from registry.vocabulary import OutputFidelity, OutputKind
 
 Array = npt.NDArray[Any]
@@ -150,7 +151,7 @@ def judge(kind: OutputKind, wanted: Arrays, got: Arrays, changed: float) -> list
     axis = None if kind.axis is None else kind.axis % reference.ndim
     classes = axis is not None and axis > 0 and reference.shape[axis] > 1
     if kind.kind == "probabilities" and classes:
-        classes = _sums_to_one(reference, axis or 0)
+        classes = sums_to_one(reference, axis or 0)
     if kind.kind in ("scores", "probabilities") and classes:
         return list(_answers(kind, reference, answer, axis or 0, limit))
     if kind.kind == "embedding":
@@ -161,11 +162,9 @@ def judge(kind: OutputKind, wanted: Arrays, got: Arrays, changed: float) -> list
 
 def agreement(kind: OutputKind, reference: Array, got: Array) -> float | None:
     """The share of positions with the original's largest entry along the class axis; null where there is none."""
-    if kind.kind not in ("scores", "probabilities") or kind.axis is None or reference.size == 0:
+    if kind.kind not in ("scores", "probabilities") or kind.axis is None:
         return None
-    if got.shape[1:] != reference.shape[1:] or reference.shape[kind.axis] < 2:
-        return None
-    return float(np.mean(reference[: len(got)].argmax(kind.axis) == got.argmax(kind.axis)))
+    return fidelity.agreement(reference[: len(got)], got, kind.axis)
 
 
 def _verdict(kind: OutputKind, measure: str, found: Share, limit: float, reason: str = "") -> OutputFidelity:
@@ -389,7 +388,7 @@ def _indices(
     yield _verdict(kind, "share of other first entries", first, limit)
 
 
-def _sums_to_one(values: Array, axis: int) -> bool:
+def sums_to_one(values: Array, axis: int) -> bool:
     """Whether there is one answer a position. Certainties that are independent of each other sum to anything: these are
     judged channel by channel."""
     some = values[next(_blocks(values))]

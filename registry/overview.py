@@ -91,8 +91,8 @@ def history(model: str, environment: str | None = None, store: Store | None = No
 
 
 def status(store: Store | None = None) -> list[ModelStatus]:
-    """Every model and environment at a glance, and whose newest pipeline run failed. Writes nothing: who may only read
-    can ask, and drift stays visible."""
+    """Every model and environment at a glance, and the models whose newest pipeline run failed. Writes nothing, so that
+    a user with read access can ask, and drift stays visible."""
     rules = policy.read()
     known, failed = (glance.read(), glance.failures()) if store is None else (None, None)
     store = store or Store()

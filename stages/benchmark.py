@@ -276,9 +276,7 @@ class _Bench:
 
     def _faults(self, result: Measurement) -> list[str]:
         settings = self.settings
-        judgement = Judgement(
-            self.reference.result.quality, settings.budget, self.questions.kinds, settings.tolerance.agreement
-        )
+        judgement = Judgement.of(self.reference.result.quality, settings, self.questions.kinds)
         return [*judgement.faults(result), *ceiling_faults(result, settings.budget)]
 
     def _batch(self) -> tuple[str, Dim] | None:

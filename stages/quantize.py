@@ -54,12 +54,8 @@ def quantize(model: str, folder: Path) -> QuantizeReport:
     bases = choose_bases(model, graph)
     feeds = _feeds(settings, split(model, "calibration"))
     wanted, samples = recorded_outputs(model), split(model, "evaluation")
-    judgement = Judgement(
-        quality_of(settings, wanted, samples, f"models.{model}", wanted),
-        settings.budget,
-        recorded_kinds(model),
-        settings.tolerance.agreement,
-    )
+    quality = quality_of(settings, wanted, samples, f"models.{model}", wanted)
+    judgement = Judgement.of(quality, settings, recorded_kinds(model))
     with (
         tempfile.TemporaryDirectory() as scratch,
         Workshop(plain, settings.quantize.timeout, feeds) as workshop,

@@ -35,9 +35,7 @@ def select(model: str, folder: Path) -> SelectReport:
     if not measured.passed:
         return SelectReport(model=model, status="not attempted", reason="benchmark failed")
     assert measured.reference is not None
-    judgement = Judgement(
-        measured.reference.quality, settings.budget, recorded_kinds(model), settings.tolerance.agreement
-    )
+    judgement = Judgement.of(measured.reference.quality, settings, recorded_kinds(model))
     choices: list[Choice] = []
     winners: list[Winner] = []
     for runtime in dict.fromkeys(m.runtime for m in measured.measurements):

@@ -118,22 +118,22 @@ def _module(settings: ModelParams, file: Path, key: str) -> Obtained:
     released = load_module(settings.build, file, key)
     unsteady = differences(twin.eval(), released)
     del twin
-    quality, fault, odd = _compared(settings, module.eval(), released, key)
+    samples = _evaluation(settings, key)
+    quality, fault, odd = _compared(settings, module.eval(), released, samples, key)
     if unsteady and not fault:
         fault = (
             f"build() makes another module each time: {'; '.join(unsteady[:3])}; seed what it draws, or keep it in the "
             "state dict (self.register_buffer)"
         )
-    findings += [*odd, *_left_out(settings, released, key)]
+    findings += [*odd, *_left_out(settings, module, samples)]
     return Obtained(how, sum(parameter.numel() for parameter in released.parameters()), quality, findings, fault)
 
 
 def _compared(
-    settings: ModelParams, module: torch.nn.Module, released: torch.nn.Module, key: str
+    settings: ModelParams, module: torch.nn.Module, released: torch.nn.Module, samples: Arrays, key: str
 ) -> tuple[float | None, str, list[str]]:
     """The quality of what is released; how its outputs differ from those of the module that the weights are of; and
     what is odd about the quality."""
-    samples = _evaluation(settings, key)
 
     def outputs_of(module: torch.nn.Module) -> Arrays:
         import torch
@@ -266,9 +266,9 @@ def _named(settings: ModelParams, module: torch.nn.Module, batch: Arrays) -> Nam
         return name_outputs(module(*positional, **keywords), list(settings.outputs))
 
 
-def _left_out(settings: ModelParams, module: torch.nn.Module, key: str) -> list[str]:
+def _left_out(settings: ModelParams, module: torch.nn.Module, samples: Arrays) -> list[str]:
     """Which entries of what forward() returns are None, in words."""
-    dropped = _named(settings, module, next(batches(settings, _evaluation(settings, key)))).dropped
+    dropped = _named(settings, module, next(batches(settings, samples))).dropped
     return [f"forward() returns None for {', '.join(dropped)}, which is left out"] if dropped else []
 
 

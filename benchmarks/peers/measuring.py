@@ -19,7 +19,7 @@ from benchmarks.peers.making import Outcome
 from benchmarks.peers.results import EAGER, ONWARD, Entry, Result, Speed
 from registry.evidence import BenchmarkReport, ExportReport, SelectReport, load
 from registry.runtimes import python
-from registry.vocabulary import PLAIN, REFERENCE, FileDigest, OutputKind, Ratio
+from registry.vocabulary import PLAIN, REFERENCE, FileDigest, Ratio
 from stages import paths
 from stages.measuring.contest import Contestant, Feed, Questions, Turn, blank, race, turns_of
 from stages.measuring.samples import Samples
@@ -72,10 +72,8 @@ def measure(architecture: str, outcomes: Sequence[Outcome], rounds: int) -> Resu
             contestant.rounds.clear()
         for number in race(standing, feeds, lasting, range(rounds), order, kept, "single stream", sitting=1):
             print(f"{architecture}: round {number + 1} of {rounds}", file=sys.stderr, flush=True)
-        entries = [
-            _entry(name, contestant, contestants, settings, reference_quality, questions.kinds, feeds)
-            for name, contestant in contestants.items()
-        ]
+        judgement = Judgement.of(reference_quality, settings, questions.kinds)
+        entries = [_entry(name, contestant, contestants, judgement, feeds) for name, contestant in contestants.items()]
     failed = [
         Entry(name=f"{o.peer} {o.recipe}", peer=o.peer, reason=o.reason, seconds=o.seconds)
         for o in outcomes
@@ -193,9 +191,7 @@ def _entry(
     name: str,
     contestant: Contestant,
     contestants: dict[str, Contestant],
-    settings: ModelParams,
-    reference_quality: float | None,
-    kinds: list[OutputKind],
+    judgement: Judgement,
     feeds: dict[str, Feed],
 ) -> Entry:
     result = contestant.result
@@ -205,9 +201,7 @@ def _entry(
     if not contestant.standing:
         return entry
     if name != EAGER:
-        entry.faults = "; ".join(
-            Judgement(reference_quality, settings.budget, kinds, settings.tolerance.agreement).faults(result)
-        )
+        entry.faults = "; ".join(judgement.faults(result))
     p50_ms = contestant.p50_ms
     entry.p50_ms = {size: p50_ms[size] for size in feeds}
     entry.to_plain = _speeds(contestant, contestants[PLAIN])

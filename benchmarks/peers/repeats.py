@@ -67,7 +67,7 @@ def _long_run(architecture: str, choices: list[Winner], rounds: int) -> dict[tup
             worker = Worker.onnx(paths.root() / files[0].path, name, options=options, timeout=settings.verify.timeout)
             contestant = Contestant(made, stack.enter_context(worker))
             questions.judge(contestant)
-            judgement = Judgement(reference_quality, settings.budget, questions.kinds, settings.tolerance.agreement)
+            judgement = Judgement.of(reference_quality, settings, questions.kinds)
             faults = list(judgement.faults(made))
             if contestant.standing and not faults:
                 able.append(contestant)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -29,12 +30,12 @@ def real_inputs(model: str, settings: ModelParams) -> Callable[[Case], Tensors]:
     """Gives valid inputs of a case's sizes: of the model's own `cases` where it has them, else real samples, cut or
     repeated."""
     custom = resolve(settings.cases, f"models.{model}.cases") if settings.cases else None
-    samples = split(model, "evaluation")
+    samples = functools.cache(lambda: split(model, "evaluation"))  # most models refuse nothing
 
     def real(case: Case) -> Tensors:
         if custom is not None:
             return Source(settings.inputs, custom).tensors(case.sizes, np.random.default_rng(case.seed))
-        return resized(settings.inputs, samples, case.sizes)
+        return resized(settings.inputs, samples(), case.sizes)
 
     return real
 

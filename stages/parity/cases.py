@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from registry.errors import UsageError
 from stages.parity.sizes import Sizes, corner_sizes, prime_sizes, size_key, typical_sizes
+from stages.runtime import jitter
 from stages.settings import Dim, Input, suggestion
 
 Array = npt.NDArray[Any]
@@ -146,17 +147,12 @@ def jittered(case: Case) -> Tensors:
 def shaken(case: Case, seed: int) -> Tensors:
     """The inputs of a case with every float moved by one unit in the last place, up or down at random.
 
-    Whole numbers stay: they may be categories or counts, of which the next float is another one.
+    Whole numbers stay. They may be categories or counts, and the next float would be another category.
     """
     rng = np.random.default_rng([case.seed, seed])
     moved = {}
     for name, value in case.inputs.items():
-        if value.dtype.kind == "f":
-            towards = np.where(rng.random(value.shape) < 0.5, np.inf, -np.inf).astype(value.dtype)
-            with np.errstate(invalid="ignore", over="ignore"):
-                still = ~np.isfinite(value) | (value == np.round(value))
-                value = np.where(still, value, np.nextafter(value, towards))
-        moved[name] = value
+        moved[name] = jitter.moved(value, rng) if value.dtype.kind == "f" else value
     return moved
 
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from registry.errors import NotReady
 from registry.vocabulary import CRASHES, CaseResult, CaseVerdict, OutputComparison
 from stages.parity.cases import Case, jittered, shaken
-from stages.parity.compare import compare, unexplained
+from stages.parity.compare import compare, squared_change, unexplained
 from stages.runtime.pool import FailureKind, Tensors, Worker, WorkerFailure
 from stages.settings import Output, Tolerance
 
@@ -27,16 +27,11 @@ SHAKES = 4
 # A float64 reference is not believed where rounding does not explain its distance from float32 in so large a share of
 # an output: a few elements may stand where a comparison or a rounding falls either way.
 UNBELIEVED = 0.01
-
-
 # Within these (relative, absolute) two answers are the same, whatever rounding explains: the default tolerance.
 _SAME = Tolerance().rtol, Tolerance().atol
-
 # The case of all dimensions at their largest, where it has so many times the elements of any other, takes as long as
 # all others together. Its answers are compared like any other's; what needs it many times leaves it out.
 LARGEST, TOWERING = "maximum@", 2
-
-
 # Answers of more elements than that are not asked for again: their spread would take longer than all other cases.
 MOST_ELEMENTS = 2**22
 
@@ -156,9 +151,7 @@ def _add_squares(sums: Answers, item: Expected, reference: Reference, seed: int)
         return
     for name, value in item.outputs.items():
         if value.dtype.kind in "fiub" and moved[name].shape == value.shape:
-            with np.errstate(invalid="ignore", over="ignore"):
-                square = np.square(moved[name].astype(np.float64) - value.astype(np.float64))
-            sums[name] = sums.get(name, 0) + np.where(np.isfinite(square), square, 0)
+            sums[name] = sums.get(name, 0) + squared_change(moved[name], value)
 
 
 def _believed(item: Expected) -> Expected:

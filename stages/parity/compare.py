@@ -110,6 +110,13 @@ def compare(
     )
 
 
+def squared_change(one: Array, other: Array) -> Array:
+    """The square of the difference of each element, in float64; zero where that is not finite."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        square = np.square(one.astype(np.float64) - other.astype(np.float64))
+    return np.where(np.isfinite(square), square, 0)
+
+
 def unexplained(reference: Array, truth: Array, spread: Array | None) -> Array:
     """Where the reference in float64 differs from the reference by more than its own arithmetic can explain.
 

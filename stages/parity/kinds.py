@@ -13,14 +13,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from registry.kinds import NEARLY, sums_to_one
 from registry.vocabulary import OutputKind
 from stages.settings import Input, Output
 
 Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]
 
-# Sums and lengths are 1 within this, which is about the resolution of float16.
-NEARLY = 2e-3
 # Vectors of fewer numbers are rotations, normals or colours, and no embeddings.
 SHORTEST_EMBEDDING = 16
 # So many elements say what an output is.
@@ -50,7 +49,7 @@ def kinds_of(
         if spec.kind is not None:
             axis = spec.axis
             if axis is None and spec.kind in ("scores", "probabilities"):
-                axis = _class_axis(spec, values) if spec.kind == "scores" else _sums_to_one(_some(values))
+                axis = _class_axis(spec, values) if spec.kind == "scores" else _class_sums(_some(values))
             kind = OutputKind(output=name, kind=spec.kind, axis=axis, reason="params.yaml says so")
         else:
             kind = guess(name, spec, values, labels, inputs)
@@ -83,10 +82,10 @@ def guess(name: str, spec: Output, values: Array, labels: Array | None, inputs: 
         return known("values", "one number a sample" if values.ndim < 2 else "no finite number")
     words = _words(name)
     within = bool(np.nanmin(some) >= -NEARLY and np.nanmax(some) <= 1 + NEARLY)
-    summed = _sums_to_one(some) if within else None
+    summed = _class_sums(some) if within else None
     if summed is not None:
         return known("probabilities", f"lies between 0 and 1 and sums to 1 along axis {summed}", summed)
-    summed = _sums_to_one(np.exp(some)) if np.nanmax(some) <= NEARLY else None
+    summed = _class_sums(np.exp(some)) if np.nanmax(some) <= NEARLY else None
     if summed is not None:
         return known("scores", f"logarithms of probabilities: their exponentials sum to 1 along axis {summed}", summed)
     last = values.ndim - 1
@@ -118,12 +117,10 @@ def _words(name: str) -> set[str]:
     return {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)}
 
 
-def _sums_to_one(values: Array) -> int | None:
+def _class_sums(values: Array) -> int | None:
     """The axis along which non-negative numbers sum to 1."""
-    for axis in range(1, values.ndim):
-        if values.shape[axis] > 1 and values.size and np.allclose(values.sum(axis), 1, atol=NEARLY):
-            return axis
-    return None
+    axes = (axis for axis in range(1, values.ndim) if values.shape[axis] > 1)
+    return next((axis for axis in axes if values.size and sums_to_one(values, axis)), None)
 
 
 def _is_sorted(values: Array) -> bool:

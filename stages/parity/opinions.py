@@ -21,7 +21,8 @@ from onnx import helper, numpy_helper, version_converter
 from onnx.reference import ReferenceEvaluator
 
 from registry.vocabulary import OutputComparison
-from stages.parity.compare import compare
+from stages.parity.check import SHAKES
+from stages.parity.compare import compare, squared_change
 from stages.runtime import operators
 from stages.runtime.evaluator import Evaluation, Own, Values, compute, read, wide_step
 from stages.runtime.jitter import PLACES, graphs, moved
@@ -30,8 +31,6 @@ Array = npt.NDArray[Any]
 RUNTIME, TORCH, EVALUATOR = "ONNX Runtime", "PyTorch", "ONNX's reference evaluator"
 # To this opset a node is converted for another opinion: one that both know well.
 NEWER = 22
-# How often a node is asked with its inputs moved by one unit in the last place: as check.SHAKES.
-SHAKES = 4
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class Dissent:
     """What was found out about a difference.
 
     Attributes:
-        ruling: who is wrong: ONNX Runtime, another implementation, or "open" where there is no majority.
+        ruling: which implementation is wrong: ONNX Runtime, another one, or "open" where there is no majority.
         words: one sentence that says so, with the operator and the node.
     """
 
@@ -65,7 +64,7 @@ class Dissent:
 
 
 def settle(model: Path, questions: Iterable[Question], rtol: float, atol: float) -> list[Dissent]:
-    """Find for each question the nodes where implementations differ, and who is wrong there.
+    """Find for each question the nodes where implementations differ, and which implementation is wrong there.
 
     Args:
         model: the ONNX file.
@@ -221,9 +220,7 @@ def _spread(node: onnx.NodeProto, opset: int, own: Own, inputs: Sequence[Any], o
                 and value.dtype.kind in "fiub"
                 and value.shape == true.shape
             ):
-                with np.errstate(all="ignore"):
-                    square = np.square(value.astype(np.float64) - true.astype(np.float64))
-                sums[at] = sums[at] + np.where(np.isfinite(square), square, 0)
+                sums[at] = sums[at] + squared_change(value, true)
     return [np.sqrt(total / SHAKES) if isinstance(total, np.ndarray) else None for total in sums]
 
 

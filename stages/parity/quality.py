@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 
 from registry.kinds import ANSWERS
 from registry.vocabulary import Measurement, OutputFidelity, OutputKind
-from stages.settings import Agreement, Budget
+from stages.settings import Agreement, Budget, ModelParams
 
 # Qualities are means over samples: two that differ by less than this are equal but for rounding.
 ROUNDING = 1e-9
@@ -64,6 +64,11 @@ class Judgement(NamedTuple):
     budget: Budget
     kinds: Sequence[OutputKind] = ()
     floors: Agreement | None = None
+
+    @classmethod
+    def of(cls, reference_quality: float | None, settings: ModelParams, kinds: Sequence[OutputKind]) -> Judgement:
+        """How the variants of a model with these settings are judged."""
+        return cls(reference_quality, settings.budget, kinds, settings.tolerance.agreement)
 
     def by_kind(self) -> set[str]:
         """The outputs that are judged by their kind."""
