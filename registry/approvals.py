@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import tempfile
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 
 from registry import events, file_signatures, policy, signatures
 from registry.deployments import Draft, Entry, fold
-from registry.errors import Refused
+from registry.errors import Refused, UsageError
 from registry.integrity import check_folder
 from registry.layout import approval_source, registered_name
-from registry.operations import author, now, valid_reason
+from registry.operations import author, now, tied, valid_reason
 from registry.overview import find_candidate
 from registry.store import Store
 
@@ -40,26 +41,30 @@ def approve(
         key=uuid.uuid4().hex,
         base=0,
         sha256=candidate.sha256,
+        manifest=candidate.manifest,
         candidate_version=version,
         source=approval_source(candidate.sha256),
         actor=actor,
         reason=reason,
         at=now(),
     )
-    if key is not None:
-        draft = signatures.sign(draft, registered_name(environment, model), key)
+    draft = tied(draft, registered_name(environment, model), store.head(environment, model), key)
     approval = store.approve(environment, model, draft)
     note = events.announce(wanted.notify, model, environment, approval) if wanted.notify else ""
     return approval, note
 
 
-def sign(model: str, environment: str, *, dry_run: bool = False, store: Store | None = None) -> list[Entry]:
-    """Sign what counted in a log before it had signers, so that it goes on counting, and return those entries.
+def sign(
+    model: str, environment: str, *, entries: Sequence[int] = (), dry_run: bool = False, store: Store | None = None
+) -> list[Entry]:
+    """Sign entries that are in a log already and not proven, so that they count, and return them.
 
-    Whoever does this vouches for that history as it stands: look at it first.
+    Without `entries`: what counted before the first proven entry, which is the history from before the environment had
+    signers. With them: those of these numbers, for example the last one of a signer who has left. Whoever does this
+    vouches for the entries as they stand: look at them first.
 
     Raises:
-        UsageError: no such environment.
+        UsageError: no such environment; no entry of such a number, or one that is proven.
         Refused: the environment has no signers, or the key of none of them is here.
     """
     wanted = policy.environment(policy.read(), environment)
@@ -68,14 +73,21 @@ def sign(model: str, environment: str, *, dry_run: bool = False, store: Store | 
         raise Refused(f"{environment} has no signers in params.yaml, so that nothing there has to be signed")
     key = signatures.own_key(wanted.signers, environment)
     store = store or Store()
+    registered = registered_name(environment, model)
     log = store.log(environment, model)
-    unsigned = {entry.number for entry in log.unproven}
-    counted = fold(entry for entry in log.entries() if entry.kind != "approve").counted
-    signed = [
-        signatures.sign(entry, registered_name(environment, model), key)
-        for entry in counted
-        if entry.number in unsigned
-    ]
+    unsigned = {entry.number: entry for entry in log.unproven}
+    for number in entries:
+        if number not in unsigned:
+            raise UsageError(
+                f"{registered}: there is no entry {number} that is not proven; see `onward history {model}`"
+            )
+    if entries:
+        chosen = [unsigned[number] for number in sorted(set(entries))]
+    else:
+        first = min((entry.number for entry in log.line.entries()), default=log.newest + 1)
+        counted = fold(entry for entry in log.entries() if entry.kind != "approve").counted
+        chosen = [entry for entry in counted if entry.number in unsigned and entry.number < first]
+    signed = [signatures.sign(entry, registered, key) for entry in chosen]
     if not dry_run:
         for entry in signed:
             store.sign(environment, model, entry)
@@ -95,6 +107,6 @@ def sign_files(model: str, version: int, key: Path, *, store: Store | None = Non
     candidate = find_candidate(store, model, version)
     with tempfile.TemporaryDirectory(prefix="onward-") as temporary:
         folder = store.files.fetch(candidate.source, Path(temporary) / "files")
-        check_folder(folder, candidate.sha256)
+        check_folder(folder, candidate.sha256, candidate.manifest)
         store.tag(model, version, file_signatures.TAG, file_signatures.sign(folder, key))
     return candidate.sha256

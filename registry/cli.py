@@ -30,6 +30,7 @@ from registry.printing import (
     print_table,
     run_cell,
     short_time,
+    trouble_lines,
 )
 
 app = typer.Typer(
@@ -62,12 +63,15 @@ def status(as_json: Json = False) -> None:
                     "model": model.model,
                     "newest": model.newest.version if model.newest else None,
                     "failed": model.failed or None,
+                    "foreign": model.foreign,
                     "environments": {
                         state.environment: {
                             "live": entry_facts(state.live) if state.live else None,
                             "drift": [str(drift) for drift in state.drift],
                             "not_entries": state.foreign,
                             "not_signed": [entry.number for entry in state.unproven],
+                            "of_a_newer_onward": state.newer,
+                            "alarm": state.alarm,
                         }
                         for state in model.environments
                     },
@@ -79,25 +83,22 @@ def status(as_json: Json = False) -> None:
     if not found:
         print("No model is registered yet: `dvc repro` registers those that are fit.")
         return
-    environments = [state.environment for state in found[0].environments]
-    rows = [
-        (model.model, newest_cell(model), *(environment_cell(state) for state in model.environments), run_cell(model))
-        for model in found
-    ]
-    # The last column is there where a run failed.
-    runs = ["newest run"] if any(model.failed for model in found) else []
-    columns = ["model", "newest version", *environments, *runs]
-    print_table(columns, (row[: len(columns)] for row in rows))
-    trouble = [
-        state for model in found for state in model.environments if state.drift or state.foreign or state.unproven
-    ]
-    for state in trouble:
-        for drift in state.drift:
-            print(f"! {drift}: `onward reconcile` puts that right")
-        for number in state.foreign:
-            print(f"! version {number} in a log of {state.environment} is no entry of Onward's, and counts for nothing")
-        for entry in state.unproven:
-            print(f"! entry {entry.number} in a log of {state.environment} counts for nothing: no signer signed it")
+    ours = [model for model in found if not model.foreign]
+    if ours:
+        environments = [state.environment for state in ours[0].environments]
+        rows = [
+            (m.model, newest_cell(m), *(environment_cell(state) for state in m.environments), run_cell(m)) for m in ours
+        ]
+        # The last column is there where a run failed.
+        runs = ["newest run"] if any(model.failed for model in ours) else []
+        columns = ["model", "newest version", *environments, *runs]
+        print_table(columns, (row[: len(columns)] for row in rows))
+    for model in found:
+        if model.foreign:
+            print(f"! the registered model {model.model!r} is not Onward's, and is left alone")
+        for state in model.environments:
+            for line in trouble_lines(model.model, state):
+                print(f"! {line}")
 
 
 @app.command()
@@ -127,6 +128,8 @@ def history(
             print(f"{entry.number:>5}  {short_time(entry.at)}  {entry_state(log, entry):<8}  {entry}")
             if gates := ", ".join(f"{gate.requirement} {'met' if gate.met else 'NOT MET'}" for gate in entry.gates):
                 print(f"{'':>35}{gates}")
+        for sentence in log.damage:
+            print(f"! {sentence}")
 
 
 @app.command()

@@ -72,21 +72,24 @@ def approve(
 def sign(
     model: Model,
     env: Environment,
+    entry: Annotated[
+        list[int] | None, typer.Option("--entry", help="Number of an entry to vouch for; may be given again.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be signed, and sign nothing.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Sign what counted before an environment had signers, so that it goes on counting. Look at its history first.
+    """Sign what counted before an environment had signers, or the entries that are named. Look at its history first.
 
-    Example: onward sign cnn --env production
+    Example: onward sign cnn --env production --entry 7
     """
     from registry import approvals
 
-    signed = approvals.sign(model, env, dry_run=dry_run)
+    signed = approvals.sign(model, env, entries=entry or (), dry_run=dry_run)
     if as_json:
-        print_json({"dry_run": dry_run, "signed": [entry_facts(entry) for entry in signed]})
+        print_json({"dry_run": dry_run, "signed": [entry_facts(one) for one in signed]})
         return
-    for entry in signed:
-        print(f"{'would sign' if dry_run else 'signed'} entry {entry.number}: {entry}")
+    for one in signed:
+        print(f"{'would sign' if dry_run else 'signed'} entry {one.number}: {one}")
     if not signed:
         print("There is nothing to sign.")
 

@@ -15,11 +15,27 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from datetime import datetime
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from registry.errors import Refused, UsageError
+
+# No store numbers its rows higher: MLflow keeps the number of a version in 32 bits.
+_HIGHEST = 2**31 - 1
+
+
+def _moment(text: str) -> str:
+    """A moment in ISO 8601 with its distance from UTC, as `at` has it."""
+    if datetime.fromisoformat(text).tzinfo is None:
+        raise ValueError("has no time zone")
+    return text
+
+
+Number = Annotated[int, Field(ge=0, le=_HIGHEST)]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Moment = Annotated[str, AfterValidator(_moment)]
 
 
 class GateResult(BaseModel):
@@ -41,10 +57,14 @@ class Draft(BaseModel):
     key: unique to one attempt, so that an answer lost on the way cannot make its author mistake who won.
     base: number of the entry that its author saw as live, 0 for none.
     sha256, candidate_version, source, evidence: what is deployed; `source` is the environment's own copy.
+    manifest: the digest of the manifest of all its files; empty in entries of before, which pin the model files alone.
     restores: of a rollback, the promotion whose deployment it brings back; 0 for a promotion.
     forced: of a promotion, whether it was made against its gates.
     gates_run: of a promotion that suites judged, the MLflow run that holds their pages.
     signer, signature: whose key signed it (registry/signatures.py), where one did.
+    seen, seen_digest: of a signed entry, the newest row of the log that its author saw, and the digest of the entry in
+        it ("" where it held none); -1 in entries of before.
+    base_digest: of a signed entry, the digest of its base, "" where it has none (registry/chain.py).
 
     An approval stands in the log beside what it allows, and changes nothing that is live: it has no base.
     """
@@ -52,21 +72,25 @@ class Draft(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     kind: Literal["promote", "rollback", "approve"]
-    key: str
-    base: int
-    sha256: str
-    candidate_version: int
+    key: Annotated[str, Field(min_length=1, max_length=100)]
+    base: Number
+    sha256: Digest
+    candidate_version: Number
     source: str
     actor: str
     reason: str
-    at: str
-    restores: int = 0
+    at: Moment
+    manifest: Digest | Literal[""] = ""
+    restores: Number = 0
     forced: bool = False
     gates: tuple[GateResult, ...] = ()
     gates_run: str = ""
     evidence: dict[str, str] = {}
     signer: str = ""
     signature: str = ""
+    seen: Annotated[int, Field(ge=-1, le=_HIGHEST)] = -1
+    seen_digest: Digest | Literal[""] = ""
+    base_digest: Digest | Literal[""] = ""
 
     def __str__(self) -> str:
         what = f"version {self.candidate_version} (sha256 {self.sha256[:12]})"
@@ -83,7 +107,7 @@ class Draft(BaseModel):
 class Entry(Draft):
     """One entry of an environment's log. `str(entry)` is the sentence that `onward history` and MLflow show."""
 
-    number: int
+    number: Annotated[int, Field(ge=1, le=_HIGHEST)]
 
 
 @dataclass(frozen=True)

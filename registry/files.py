@@ -65,19 +65,20 @@ class Files:
             raise gone
         return found
 
-    def own_copy(self, environment: str, model: str, sha256: str) -> str | None:
-        """The source of an environment's own copy of these bytes, or None where it has none yet."""
+    def own_copy(self, environment: str, model: str, sha256: str, manifest: str = "") -> str | None:
+        """The source of an environment's own copy of these bytes, or None where it has none yet. `manifest` pins all
+        files of the version, where that is known."""
         from mlflow.entities import LoggedModelStatus
 
         experiment = ensure_experiment(self._client, experiment_name(environment))
         with reachable():
-            found = self._client.search_logged_models(
-                [experiment], filter_string=f"name = '{model}' and tags.sha256 = '{sha256}'"
-            )
+            wanted = f"name = '{model}' and tags.sha256 = '{sha256}'"
+            wanted += f" and tags.manifest = '{manifest}'" if manifest else ""
+            found = self._client.search_logged_models([experiment], filter_string=wanted)
         whole = [logged for logged in found if logged.status == LoggedModelStatus.READY]
         return f"models:/{whole[0].model_id}" if whole else None
 
-    def keep(self, environment: str, model: str, sha256: str, folder: Path, scratch: Path) -> str:
+    def keep(self, environment: str, model: str, sha256: str, manifest: str, folder: Path, scratch: Path) -> str:
         """Make `folder` the environment's own copy, and return its source. Read back: what a consumer will load has
         to be what was uploaded."""
         from mlflow.entities import LoggedModelStatus
@@ -85,12 +86,15 @@ class Files:
         experiment = ensure_experiment(self._client, experiment_name(environment))
         with reachable():
             logged = self._client.create_logged_model(
-                experiment, name=model, tags={"sha256": sha256, "onward.environment": environment}, model_type="onnx"
+                experiment,
+                name=model,
+                tags={"sha256": sha256, "manifest": manifest, "onward.environment": environment},
+                model_type="onnx",
             )
             source = f"models:/{logged.model_id}"
             try:
                 self._client.log_model_artifacts(logged.model_id, str(folder))
-                check_folder(self.fetch(source, scratch), sha256)
+                check_folder(self.fetch(source, scratch), sha256, manifest)
             except BaseException:
                 self._client.finalize_logged_model(logged.model_id, LoggedModelStatus.FAILED)
                 raise

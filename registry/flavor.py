@@ -18,6 +18,7 @@ from registry.integrity import MANIFEST, NOT_OURS, write_manifest
 from registry.serving import MODEL, SERVING, Serving
 from registry.vocabulary import TensorSpec
 
+MLMODEL = "MLmodel"
 VALIDATION = "validation"
 PROVIDERS = "providers"
 # What is written beside the model's own files, or by MLflow where it downloads them.
@@ -69,6 +70,7 @@ def build_folder(
         onnx_session_options=main.options.to_mlflow() if main else None,
         save_as_external_data=False,
     )
+    _without_time(folder / MLMODEL)
     _place(files, folder)
     for name, theirs in (others or {}).items():
         _place(theirs, folder / PROVIDERS / name)
@@ -77,6 +79,13 @@ def build_folder(
     if bundle is not None:
         shutil.copytree(bundle, folder / VALIDATION)
     write_manifest(folder)
+
+
+def _without_time(file: Path) -> None:
+    """Take from MLflow's own file what differs each time it is written: a random id, and the time. The same files give
+    the same manifest, on whatever machine and whenever they are built."""
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(line for line in lines if not line.startswith(("model_uuid:", "utc_time_created:"))))
 
 
 def _place(files: Sequence[Path], folder: Path) -> None:

@@ -1,5 +1,10 @@
 """Digests: what a version's bytes are, and whether a folder still holds them.
 
+Two digests pin a version. Its sha256 says which model it is: it is over the model files alone, so that a second
+measurement of the same model has the same sha256. The digest of `manifest.json` pins every file with its name, so also
+the session options, the recorded inputs and answers, and the tolerances. Versions and entries of before have no second
+digest: they pin less.
+
 A version's model files are its graphs (`model.onnx` at the top of the folder, and `providers/NAME/model.onnx` for each
 provider that has a graph of its own) and the external data that these graphs refer to, whatever its name. The graphs
 say which files those are, because nothing else in the folder is under the version's sha256.
@@ -9,13 +14,15 @@ from __future__ import annotations
 
 import hashlib
 import mmap
+import os
 import re
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from registry.disk import write_atomically
+from registry.disk import sha256_file, write_atomically
 from registry.errors import Refused, UsageError
 from registry.vocabulary import FileDigest
 
@@ -37,11 +44,27 @@ def content_digest(files: list[FileDigest]) -> str:
     return hashlib.sha256("".join(f"{digest}\n" for digest in sorted(f.sha256 for f in files)).encode()).hexdigest()
 
 
-def write_manifest(folder: Path) -> list[FileDigest]:
-    """Write `manifest.json`, the digest of every other file below `folder`, and return what it holds."""
+def write_manifest(folder: Path) -> str:
+    """Write `manifest.json`, the digest of every other file below `folder`, and return its own digest.
+
+    Raises:
+        Refused: the folder holds a link, or something else that is no file.
+    """
     files = [FileDigest.of(path, folder) for path in _files(folder)]
     write_atomically(folder / MANIFEST, _digests.dump_json(files, indent=2) + b"\n")
-    return files
+    return manifest_digest(folder)
+
+
+def manifest_digest(folder: Path) -> str:
+    """The sha256 of `manifest.json`, which pins every file of a version with its name.
+
+    Raises:
+        Refused: there is none.
+    """
+    try:
+        return sha256_file(_plain(folder / MANIFEST))
+    except FileNotFoundError:
+        raise Refused(f"{folder.name}: {MANIFEST} is missing, so nothing says what the files should be") from None
 
 
 def read_manifest(folder: Path) -> list[FileDigest]:
@@ -51,22 +74,33 @@ def read_manifest(folder: Path) -> list[FileDigest]:
         Refused: there is none, or it cannot be read.
     """
     try:
-        return _digests.validate_json((folder / MANIFEST).read_bytes())
+        return _digests.validate_json(_plain(folder / MANIFEST).read_bytes())
     except FileNotFoundError:
         raise Refused(f"{folder.name}: {MANIFEST} is missing, so nothing says what the files should be") from None
     except ValueError as error:
         raise Refused(f"{folder.name}/{MANIFEST} cannot be read: {str(error).splitlines()[0]}") from None
 
 
-def check_folder(folder: Path, sha256: str | None = None) -> list[FileDigest]:
-    """Check every file below `folder` against its manifest, and the model's own files against `sha256`.
+def check_folder(folder: Path, sha256: str | None = None, manifest: str = "") -> list[FileDigest]:
+    """Check every file below `folder` against its manifest, the manifest against `manifest`, and the model's own files
+    against `sha256`. No link is followed.
+
+    Args:
+        folder: a version's files.
+        sha256: what the model's own files have to be; None where nothing says so.
+        manifest: the digest that was pinned of the manifest; "" where none was, as before Onward pinned it.
 
     Returns:
         the model's own files (every provider's graph and its external data), as the manifest names them.
 
     Raises:
-        Refused: a file is missing, added or changed, or the model is not the one that `sha256` names.
+        Refused: a file is missing, added or changed, or is a link; the manifest or the model is another one.
     """
+    if manifest and manifest_digest(folder) != manifest:
+        raise Refused(
+            f"the files are not those that were published: {MANIFEST} has sha256 {manifest_digest(folder)}, "
+            f"but {manifest} was recorded"
+        )
     expected = {file.path: file for file in read_manifest(folder)}
     found = {path.relative_to(folder).as_posix(): path for path in _files(folder)}
     problems = [f"{name} is missing" for name in sorted(expected.keys() - found.keys())]
@@ -116,5 +150,29 @@ def _with_external_data(graph: Path) -> list[Path]:
 
 
 def _files(folder: Path) -> list[Path]:
+    """Every file below `folder` but the manifest itself and MLflow's note on a download.
+
+    Raises:
+        Refused: something there is neither a folder nor a file of its own, for example a link.
+    """
     apart = (folder / MANIFEST, folder / NOT_OURS)
-    return sorted(path for path in folder.rglob("*") if path.is_file() and path not in apart)
+    found = []
+    for parent, folders, files in os.walk(folder, onerror=_unreadable):
+        for name in folders:
+            if (Path(parent) / name).is_symlink():
+                raise Refused(f"{(Path(parent) / name).relative_to(folder).as_posix()} is a link; links are refused")
+        found += [_plain(Path(parent) / name) for name in files]
+    return sorted(path for path in found if path not in apart)
+
+
+def _plain(path: Path) -> Path:
+    """`path`, which has to be a regular file."""
+    mode = path.lstat().st_mode
+    if not stat.S_ISREG(mode):
+        kind = "a link" if stat.S_ISLNK(mode) else "no regular file"
+        raise Refused(f"{path.name} is {kind}; a version holds regular files alone")
+    return path
+
+
+def _unreadable(error: OSError) -> None:
+    raise error

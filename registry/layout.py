@@ -7,20 +7,22 @@ Each environment of each model is one registered model, `production.cnn`, and it
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Protocol
 
-from pydantic import ValidationError
-
+from registry import chain
 from registry.deployments import Draft, Entry, Line, fold
 from registry.errors import UsageError
-from registry.signatures import proven
+from registry.signatures import Signers
 
 LIVE = "live"
 LOST = "lost"
-SCHEMA = 1
+# 1 is what every Onward reads. 2 is a signed entry with links to those before it: an older Onward would take its
+# signature for a false one, and show what was live before as live.
+SCHEMA = 2
 
 
 class Version(Protocol):
@@ -57,25 +59,56 @@ class Candidate:
         return self.evidence.get("sha256", "")
 
     @property
+    def manifest(self) -> str:
+        """The digest of the manifest of all its files; "" where an older Onward published it."""
+        return self.evidence.get("manifest", "")
+
+    @property
     def source(self) -> str:
         return f"models:/{self.model}/{self.version}"
 
 
 @dataclass(frozen=True)
 class Log:
-    """An environment's log as it is stored, or its newest part: the line, which lost entries carry their mark, and
-    which versions are no entries at all (somebody registered them by hand) and count for nothing. Where an environment
-    has signers, entries that none of them signed are `unproven`, and count for nothing either."""
+    """An environment's log as it is stored, or its newest part.
+
+    line: the entries that count and those that lost a race. marked: which lost entries carry their mark.
+    foreign: rows that are no entries (somebody registered them by hand); they count for nothing.
+    newer: rows that a newer Onward wrote, which this one cannot read. newest: the highest number of all rows.
+    unproven: where an environment has signers, entries that none of them signed, and signed ones of which nobody can
+    say any more whether they lost a race. They count for nothing. alarm: what of all that stands after the last entry
+    that counts, in words. damage: entries that were changed or deleted after a later one had named them, in words.
+    """
 
     line: Line
     marked: frozenset[int] = frozenset()
     foreign: tuple[int, ...] = ()
     approvals: tuple[Entry, ...] = ()
     unproven: tuple[Entry, ...] = ()
+    newer: tuple[int, ...] = ()
+    newest: int = 0
+    alarm: tuple[str, ...] = ()
+    damage: tuple[str, ...] = ()
+    open: bool = False
+
+    @property
+    def settled(self) -> bool:
+        """Whether enough was read to say what is live: no older row could change it."""
+        return self.line.settled and not self.open
 
     def entries(self) -> list[Entry]:
         """All of them, whether they count or not, in the order of the log."""
         return sorted((*self.line.entries(), *self.approvals, *self.unproven), key=lambda entry: entry.number)
+
+    def require_known(self, registered: str) -> None:
+        """Check that this Onward can read what is newest in the log.
+
+        Raises:
+            UsageError: a newer Onward wrote an entry after the one that seems to be live.
+        """
+        unknown = [number for number in self.newer if number > self.line.base]
+        if unknown:
+            raise UsageError(f"{registered}: entry {unknown[-1]} was written by a newer Onward: upgrade this one")
 
 
 @dataclass(frozen=True)
@@ -116,7 +149,7 @@ def approval_source(sha256: str) -> str:
 def to_tags(draft: Draft) -> dict[str, str]:
     """An entry as the tags of a model version."""
     tags = {
-        "schema": str(SCHEMA),
+        "schema": "2" if draft.signature and (draft.seen >= 0 or draft.manifest) else "1",
         "kind": draft.kind,
         "key": draft.key,
         "base": str(draft.base),
@@ -127,6 +160,8 @@ def to_tags(draft: Draft) -> dict[str, str]:
         "at": draft.at,
         "evidence": json.dumps(draft.evidence, sort_keys=True),
     }
+    if draft.manifest:
+        tags["manifest"] = draft.manifest
     if draft.kind == "rollback":
         tags["restores"] = str(draft.restores)
     if draft.gates:
@@ -137,61 +172,90 @@ def to_tags(draft: Draft) -> dict[str, str]:
         tags["forced"] = "true"
     if draft.signature:
         tags |= {"signer": draft.signer, "signature": draft.signature}
+    if draft.seen >= 0:
+        tags["seen"] = str(draft.seen)
+        tags |= {name: value for name in ("seen_digest", "base_digest") if (value := getattr(draft, name))}
     return tags
 
 
 def from_version(version: Version) -> Entry | None:
-    """The entry that a model version holds, or None where it holds none.
-
-    Raises:
-        UsageError: a newer Onward wrote it, so that this one might misread it.
-    """
+    """The entry that a model version holds, or None where it holds none, or one that cannot be right."""
     tags = version.tags
-    schema = tags.get("schema", "")
-    if schema.isdigit() and int(schema) > SCHEMA:
-        raise UsageError(f"{version.name}: entry {version.version} was written by a newer Onward: upgrade this one")
     try:
         return Entry.model_validate(
             {
                 "number": int(version.version),
                 "candidate_version": tags["candidate"],
                 "source": version.source,
+                "manifest": tags.get("manifest", ""),
                 "restores": tags.get("restores", 0),
                 "forced": tags.get("forced", "false"),
                 "gates_run": tags.get("gates_run", ""),
                 "signer": tags.get("signer", ""),
                 "signature": tags.get("signature", ""),
+                "seen": tags.get("seen", -1),
+                "seen_digest": tags.get("seen_digest", ""),
+                "base_digest": tags.get("base_digest", ""),
                 "gates": json.loads(tags.get("gates", "[]")),
                 "evidence": json.loads(tags.get("evidence", "{}")),
                 **{name: tags[name] for name in ("kind", "key", "base", "sha256", "actor", "reason", "at")},
             }
         )
-    except (KeyError, ValueError, ValidationError):
+    except (KeyError, ValueError, RecursionError):  # pydantic's ValidationError is a ValueError
         return None
 
 
-def parse_log(registered: str, versions: Iterable[Version], signers: Mapping[str, str], floor: int = 0) -> Log:
+def is_newer(version: Version) -> bool:
+    """Whether a newer Onward wrote this row, so that this one might misread it."""
+    schema = version.tags.get("schema", "")
+    return re.fullmatch(r"[0-9]{1,9}", schema) is not None and int(schema) > SCHEMA
+
+
+def parse_log(registered: str, versions: Iterable[Version], signers: Signers, floor: int = 0) -> Log:
     """A log from the versions of its registered model; of those above `floor`, where only these were read."""
-    deployments, approvals, unproven, marked, foreign = [], [], [], [], []
+    entries: dict[int, Entry] = {}
+    marked: set[int] = set()
+    foreign: list[int] = []
+    newer: list[int] = []
     for version in versions:
-        entry = from_version(version)
-        if entry is None:
-            foreign.append(int(version.version))
-        elif not proven(entry, registered, signers):
-            unproven.append(entry)
-        elif entry.kind == "approve":
-            approvals.append(entry)
-        else:
-            deployments.append(entry)
+        number = int(version.version)
+        entry = None if is_newer(version) else from_version(version)
+        if entry is not None:
+            entries[number] = entry
             if LOST in version.tags:
-                marked.append(entry.number)
+                marked.add(number)
+        else:
+            (newer if is_newer(version) else foreign).append(number)
+    rows = {*entries, *foreign, *newer}
+    judged = chain.Judged(frozenset(entries), frozenset(), ())
+    if signers:
+        judged = chain.judge(entries.values(), rows, registered, signers, floor)
+    counting = judged.proven - judged.undecided
+    line = fold((e for n, e in entries.items() if n in counting and e.kind != "approve"), floor)
+    unproven = [entry for number, entry in sorted(entries.items()) if number not in counting]
     return Log(
-        fold(deployments, floor),
-        frozenset(marked),
+        line,
+        frozenset(marked & {entry.number for entry in line.lost}),
         tuple(sorted(foreign)),
-        tuple(sorted(approvals, key=lambda entry: entry.number)),
-        tuple(sorted(unproven, key=lambda entry: entry.number)),
+        tuple(entry for number, entry in sorted(entries.items()) if number in counting and entry.kind == "approve"),
+        tuple(unproven),
+        tuple(sorted(newer)),
+        max(rows, default=0),
+        tuple(_alarm(line.base, unproven, foreign, newer, judged)) if signers else (),
+        judged.damage,
+        judged.open,
     )
+
+
+def _alarm(
+    live: int, unproven: Iterable[Entry], foreign: Iterable[int], newer: Iterable[int], judged: chain.Judged
+) -> Iterable[str]:
+    """What is not proven and stands after the last entry that counts, a sentence a row."""
+    said = {entry.number: "is not signed by any of the signers, or was changed after that" for entry in unproven}
+    uncertain = "is signed, but a row before it is gone or not proven: it may have lost a race"
+    said |= dict.fromkeys(judged.undecided, uncertain)
+    said |= dict.fromkeys(foreign, "is no entry of Onward's") | dict.fromkeys(newer, "is of a newer Onward")
+    return (f"row {number} {said[number]}" for number in sorted(said) if number > live)
 
 
 def find_drift(

@@ -25,11 +25,13 @@ class ProviderFallback(RuntimeWarning):
 
 class Metadata(Record):
     """What a session has loaded. `version`, `environment` and `entry` are empty for what was loaded from a file;
+    `manifest` is the digest of all files of a version, "" where it was not pinned;
     `documentation` is what the graph's own metadata says; `served` is a version's file and session options for the
     provider in use, less what this host lacks for them; None where it says nothing of that provider."""
 
     target: str
     sha256: str
+    manifest: str = ""
     model: str = ""
     version: int | None = None
     environment: str = ""

@@ -17,11 +17,11 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from registry import events, file_signatures, four_eyes, gates, mirror, policy, signatures, suites
+from registry import chain, events, file_signatures, four_eyes, gates, mirror, policy, signatures, suites
 from registry.actor import who
 from registry.deployments import Draft, Entry, GateResult, plan_rollback
 from registry.errors import OnwardError, Refused, StoreUnreachable, UsageError
-from registry.integrity import check_folder
+from registry.integrity import check_folder, manifest_digest
 from registry.layout import Candidate, Drift, Log, registered_name
 from registry.mirror import StageDrift
 from registry.overview import find_candidate, require_model, status
@@ -57,8 +57,13 @@ class Deployable:
 
     version: int
     sha256: str
+    manifest: str
     source: str
     evidence: Mapping[str, str]
+
+    def is_live_as(self, live: Entry | None) -> bool:
+        """Whether `live` deployed these bytes, and pins as much of them as can be pinned."""
+        return live is not None and live.sha256 == self.sha256 and self.manifest in ("", live.manifest)
 
 
 def promote(
@@ -91,33 +96,36 @@ def promote(
     store = store or Store()
     actor, key = author(wanted, to, actor)
     log = store.head(to, model)
+    log.require_known(registered_name(to, model))
     live = log.line.live
     chosen, order = _choose(store, rules, model, to, version, force, live)
-    if live is not None and live.sha256 == chosen.sha256:
+    if live is not None and chosen.is_live_as(live):
         note = "" if dry_run else _heal(store, rules, model, to, log)
         return Outcome(
             model, to, live.candidate_version, live.sha256, changed=False, dry_run=dry_run, entry=live, note=note
         )
     with tempfile.TemporaryDirectory(prefix="onward-") as temporary:
-        own = store.files.own_copy(to, model, chosen.sha256)
+        own = store.files.own_copy(to, model, chosen.sha256, chosen.manifest)
         folder = store.files.fetch(own or chosen.source, Path(temporary) / "files")
         _check(folder, chosen, to, f"{model} version {chosen.version}")
+        manifest = manifest_digest(folder)
         judged, pages = _judge(store, wanted, chosen.evidence, live, folder)
         second = _second_person(store, wanted, model, to, chosen, actor)
-        results = (*order, *second, *judged)
+        results = (*order, *second, *judged, *_proof(log, wanted))
         unmet = [result for result in results if not result.met]
         if unmet and not (force and _forcible(wanted, unmet)):
             listed = "".join(f"\n  {result}" for result in unmet)
             raise Refused(f"{model} version {chosen.version} is not fit for {to}; nothing was changed:{listed}")
         if dry_run:
             return Outcome(model, to, chosen.version, chosen.sha256, changed=False, dry_run=True, gates=results)
-        source = own or store.files.keep(to, model, chosen.sha256, folder, Path(temporary) / "copy")
+        source = own or store.files.keep(to, model, chosen.sha256, manifest, folder, Path(temporary) / "copy")
         gates_run = store.files.keep_gates(to, model, results, pages) if pages else ""
     draft = Draft(
         kind="promote",
         key=uuid.uuid4().hex,
         base=log.line.base,
         sha256=chosen.sha256,
+        manifest=manifest,
         candidate_version=chosen.version,
         source=source,
         actor=actor,
@@ -128,7 +136,7 @@ def promote(
         gates_run=gates_run,
         evidence=dict(chosen.evidence),
     )
-    return _append(store, rules, model, to, draft, key)
+    return _append(store, rules, model, to, log, draft, key)
 
 
 def rollback(
@@ -157,6 +165,7 @@ def rollback(
     store = store or Store()
     actor, key = author(wanted, environment, actor)
     log = store.head(environment, model, down_to=to)
+    log.require_known(registered_name(environment, model))
     live, find = log.line.live, partial(store.entry, environment, model)
     try:
         target = plan_rollback(live, find, None if to is None else log.line.find(to))
@@ -169,11 +178,13 @@ def rollback(
     with tempfile.TemporaryDirectory(prefix="onward-") as temporary:
         folder = store.files.fetch(target.source, Path(temporary))
         _check(folder, target, environment, f"{model} as entry {target.number} has it")
+        manifest = manifest_digest(folder)
     draft = Draft(
         kind="rollback",
         key=uuid.uuid4().hex,
         base=log.line.base,
         sha256=target.sha256,
+        manifest=manifest,
         candidate_version=target.candidate_version,
         source=target.source,
         actor=actor,
@@ -182,20 +193,40 @@ def rollback(
         restores=target.number,
         evidence=target.evidence,
     )
-    return _append(store, rules, model, environment, draft, key)
+    return _append(store, rules, model, environment, log, draft, key)
 
 
 def reconcile(store: Store | None = None) -> list[Drift | StageDrift]:
-    """Make every alias, mark and mirrored stage agree with the logs, and return what had to be written."""
+    """Make every alias, mark and mirrored stage agree with the logs, and return what had to be written.
+
+    A log with rows that are not proven after its last proven entry is left alone: its aliases may be right, and what
+    its proven entries say may be what somebody wanted to bring about.
+
+    Raises:
+        Refused: a log was left alone; the message says which, why, and what was written elsewhere.
+    """
     store = store or Store()
     rules = policy.read()
     healed: list[Drift | StageDrift] = []
+    left = []
     for found in status(store):
+        alarms = []
         for environment in found.environments:
             log = store.log(environment.environment, found.model)
-            if log.line.entries():
+            if log.alarm or log.newer:
+                words = "; ".join(log.alarm) or f"entry {log.newer[-1]} was written by a newer Onward"
+                alarms.append(f"\n  {registered_name(environment.environment, found.model)}: {words}")
+            elif log.line.entries():
                 healed += store.heal(environment.environment, found.model, log)
-        healed += mirror.mirror(store, rules, found.model)
+        if not found.foreign and not alarms:
+            healed += mirror.mirror(store, rules, found.model)
+        left += alarms
+    if left:
+        done = "".join(f"\n  {drift}" for drift in healed)
+        raise Refused(
+            f"these logs were left alone, look at `onward history`:{''.join(left)}"
+            + (f"\nelsewhere this was put right:{done}" if done else "")
+        )
     return healed
 
 
@@ -241,7 +272,21 @@ def _second_person(
     approvals = store.approvals(to, model, chosen.sha256)
     command = f"onward approve {model} {chosen.version} --env {to}"
     publisher = chosen.evidence.get("published_by", "")
-    return (four_eyes.judge(publisher, actor, approvals, bool(wanted.signers), command),)
+    same = [approval for approval in approvals if chosen.manifest in ("", approval.manifest) or not approval.manifest]
+    return (four_eyes.judge(publisher, actor, same, wanted.signers, now(), command),)
+
+
+def _proof(log: Log, wanted: policy.Environment) -> tuple[GateResult, ...]:
+    """What the signatures of the log say, where the environment has signers. An entry that was signed and is not proven
+    is a reason to stop: somebody changed it, or its signer has left. Rows without a signature are told alone."""
+    if not wanted.signers:
+        return ()
+    signed = [entry for entry in log.unproven if entry.signature and entry.kind != "approve"]
+    broken = [entry for entry in signed if entry.number > log.line.base]
+    detail = "; ".join(log.alarm) or "every entry that counts is proven"
+    if broken:
+        detail += ": look at `onward history`, then `onward sign ... --entry N` what is right, or use --force"
+    return (GateResult(requirement="log", met=not broken, detail=detail),)
 
 
 def _forcible(wanted: policy.Environment, unmet: Iterable[GateResult]) -> bool:
@@ -264,7 +309,7 @@ def _choose(
         fresh = candidate is not None and candidate.sha256 == live.sha256
         evidence = candidate.evidence if candidate is not None and fresh else live.evidence
         kept = GateResult(requirement="order", met=True, detail=f"live in {origin} since entry {live.number}")
-        return Deployable(live.candidate_version, live.sha256, live.source, evidence), (kept,)
+        return Deployable(live.candidate_version, live.sha256, live.manifest, live.source, evidence), (kept,)
     there = f"version {live.candidate_version}" if live else "nothing"
     if version is None:
         require_model(store, model)
@@ -315,12 +360,12 @@ def _judge(
 
 
 def _deployable(candidate: Candidate) -> Deployable:
-    return Deployable(candidate.version, candidate.sha256, candidate.source, candidate.evidence)
+    return Deployable(candidate.version, candidate.sha256, candidate.manifest, candidate.source, candidate.evidence)
 
 
 def _check(folder: Path, deployed: Deployable | Entry, environment: str, what: str) -> None:
     try:
-        check_folder(folder, deployed.sha256)
+        check_folder(folder, deployed.sha256, deployed.manifest)
         file_signatures.require(folder, deployed.evidence, environment)
     except Refused as error:
         raise Refused(f"{what}: {error}") from None
@@ -339,10 +384,9 @@ def _heal(store: Store, rules: Policy, model: str, environment: str, log: Log) -
 
 
 def _append(
-    store: Store, rules: Policy, model: str, environment: str, draft: Draft, key: signatures.Key | None
+    store: Store, rules: Policy, model: str, environment: str, seen: Log, draft: Draft, key: signatures.Key | None
 ) -> Outcome:
-    if key is not None:
-        draft = signatures.sign(draft, registered_name(environment, model), key)
+    draft = tied(draft, registered_name(environment, model), seen, key)
     log = store.append(environment, model, draft)
     entry = log.line.won(draft.key)
     assert entry is not None
@@ -360,6 +404,13 @@ def _append(
         gates=draft.gates,
         note="; ".join(filter(None, notes)),
     )
+
+
+def tied(draft: Draft, registered: str, seen: Log, key: signatures.Key | None) -> Draft:
+    """`draft` with its links to the log that its author saw, and signed; as it is where there is no key."""
+    if key is None:
+        return draft
+    return signatures.sign(chain.follow(draft, registered, seen.newest, seen.entries()), registered, key)
 
 
 def valid_reason(text: str) -> str:

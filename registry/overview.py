@@ -22,24 +22,35 @@ from registry.store import Store
 
 @dataclass(frozen=True)
 class EnvironmentStatus:
+    """What is live, and what is wrong with the log; layout.Log says what the fields mean."""
+
     environment: str
     live: Entry | None
     since: str
     drift: tuple[Drift, ...]
     foreign: tuple[int, ...]
     unproven: tuple[Entry, ...]
+    newer: tuple[int, ...] = ()
+    alarm: tuple[str, ...] = ()
+
+    @property
+    def trouble(self) -> bool:
+        """Whether somebody should look at it."""
+        return bool(self.drift or self.foreign or self.unproven or self.newer or self.alarm)
 
 
 @dataclass(frozen=True)
 class ModelStatus:
     """`newest` is the newest version, None where there is none (any more); `registered` says whether there ever was
-    one. `failed` is why the newest pipeline run failed, empty where it did not."""
+    one. `failed` is why the newest pipeline run failed, empty where it did not. `foreign` marks a registered model that
+    looks like one of ours and has a name that none of ours can have."""
 
     model: str
     newest: Candidate | None
     environments: tuple[EnvironmentStatus, ...]
     registered: bool = True
     failed: str = ""
+    foreign: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,15 +69,19 @@ class Check:
 
 @dataclass(frozen=True)
 class Target:
-    """What `MODEL@ENV` or `MODEL/VERSION` names: its bytes' digest and where they are."""
+    """What `MODEL@ENV` or `MODEL/VERSION` names: its bytes' digests and where they are; `manifest` is "" where an older
+    Onward pinned the model files alone. `alarm` is what the log of the environment holds after the last entry that is
+    proven, in words."""
 
     model: str
     version: int
     sha256: str
     source: str
+    manifest: str = ""
     environment: str = ""
     entry: int = 0
     evidence: Mapping[str, str] = field(default_factory=dict)
+    alarm: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.model}@{self.environment}" if self.environment else f"{self.model}/{self.version}"
@@ -99,9 +114,12 @@ def status(store: Store | None = None) -> list[ModelStatus]:
     known = store.versions.everything() if known is None else known
     failed = store.failures() if failed is None else failed
     newest: dict[str, Candidate | None] = {}
+    foreign = []
     for name, overview in known.items():
         environment, dot, model = name.partition(".")
-        if dot and environment in rules:
+        if not policy.is_name(model if dot else name):  # another team's: no name of ours, and none for a filter
+            foreign += [ModelStatus(name, None, (), foreign=True)] if dot and environment in rules else []
+        elif dot and environment in rules:
             newest.setdefault(model, None)
         elif not dot:
             published = [candidate for candidate in map(to_candidate, overview.newest) if candidate.sha256]
@@ -109,7 +127,7 @@ def status(store: Store | None = None) -> list[ModelStatus]:
                 newest[name] = published[0]
     registered = set(newest)
     newest |= {model: None for model in failed if model not in newest}
-    return [
+    return foreign + [
         ModelStatus(
             model,
             candidate,
@@ -126,7 +144,7 @@ def _environment_status(store: Store, known: Mapping[str, Overview], environment
     registered = known.get(registered_name(environment, model), Overview())
     floor = int(registered.newest[0].version) - 1 if registered.newest else 0
     log = store.parse(environment, model, registered.newest[:1], floor)
-    if not log.line.settled:
+    if not log.settled:
         log = store.head(environment, model)
     live = log.line.live
     there = known.get(model, Overview()).aliases.get(environment)
@@ -135,30 +153,55 @@ def _environment_status(store: Store, known: Mapping[str, Overview], environment
         candidate = store.live_candidate(model, log)
     found = {registered_name(environment, model): registered.aliases.get(LIVE), model: there}
     drift = find_drift(environment, model, log, candidate, found)
-    return EnvironmentStatus(environment, live, live.at if live else "", tuple(drift), log.foreign, log.unproven)
+    return EnvironmentStatus(
+        environment, live, live.at if live else "", tuple(drift), log.foreign, log.unproven, log.newer, log.alarm
+    )
 
 
 def check(model: str, environment: str, store: Store | None = None) -> Check:
-    """Check what is live: every file against its digest, and the recorded inputs run on this host.
+    """Check what is live: its log, every file against its digest, and the recorded inputs run on this host.
 
     Raises:
         Refused: nothing is live there.
     """
     store = store or Store()
     target = resolve(f"{model}@{environment}", store)
-    entry = store.entry(environment, model, target.entry)
+    log = store.log(environment, model)
+    entry = log.line.find(target.entry)
+    logged = _logged(environment, log)
     with tempfile.TemporaryDirectory(prefix="onward-") as temporary:
         try:
             folder = store.files.fetch(target.source, Path(temporary))
-            files = check_folder(folder, target.sha256)
+            files = check_folder(folder, target.sha256, target.manifest)
         except Refused as error:
-            return Check(model, environment, entry, (GateResult(requirement="digest", met=False, detail=str(error)),))
+            failed = GateResult(requirement="digest", met=False, detail=str(error))
+            return Check(model, environment, entry, (*logged, failed))
         size = sum(file.size_bytes for file in files)
-        digest = GateResult(requirement="digest", met=True, detail=f"sha256 {target.sha256}, {size:,} bytes")
+        digest = GateResult(
+            requirement="digest", met=True, detail=f"sha256 {target.sha256}, {size:,} bytes{_pinned(target)}"
+        )
         signature = _signature(folder, target)
         met, detail = measure_again(folder, target.evidence)
     replayed = GateResult(requirement="replay", met=met, detail=detail)
-    return Check(model, environment, entry, (digest, *signature, replayed))
+    return Check(model, environment, entry, (*logged, digest, *signature, replayed))
+
+
+def _logged(environment: str, log: Log) -> tuple[GateResult, ...]:
+    """What the signatures of the log say, where the environment has signers."""
+    if not policy.environment(policy.read(), environment).signers:
+        return ()
+    problems = "; ".join((*log.damage, *log.alarm))
+    return (GateResult(requirement="log", met=not problems, detail=problems or "every entry that counts is proven"),)
+
+
+def _pinned(target: Target) -> str:
+    """What the entry does not pin, in words."""
+    if target.manifest:
+        return ""
+    return (
+        "; the entry is from an older Onward and pins the model files alone, not session options, recorded answers or "
+        f"tolerances: `onward promote {target.model} --to {target.environment}` pins them all"
+    )
 
 
 def _signature(folder: Path, target: Target) -> tuple[GateResult, ...]:
@@ -187,6 +230,7 @@ def resolve(target: str, store: Store | None = None) -> Target:
         store = store or Store()
         log = store.head(environment, model)
         live = log.line.live
+        log.require_known(registered_name(environment, model))
         if live is None:
             require_model(store, model)
             unsigned = (
@@ -196,14 +240,22 @@ def resolve(target: str, store: Store | None = None) -> Target:
                 f"nothing is live in {environment} of {model}{unsigned}; `onward promote {model} --to {environment}`"
             )
         return Target(
-            model, live.candidate_version, live.sha256, live.source, environment, live.number, dict(live.evidence)
+            model,
+            live.candidate_version,
+            live.sha256,
+            live.source,
+            live.manifest,
+            environment,
+            live.number,
+            dict(live.evidence),
+            log.alarm,
         )
     model, slash, version = target.partition("/")
     if not slash or not version.isdecimal():
         raise UsageError(f"{target!r} names nothing: give MODEL@ENVIRONMENT, MODEL/VERSION, or an .onnx file")
     policy.valid_name(model, "a model")
     found = find_candidate(store or Store(), model, int(version))
-    return Target(model, found.version, found.sha256, found.source, evidence=found.evidence)
+    return Target(model, found.version, found.sha256, found.source, found.manifest, evidence=found.evidence)
 
 
 def find_candidate(store: Store, model: str, version: int) -> Candidate:

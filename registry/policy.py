@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from registry import gates
 from registry.connection import checkout
 from registry.errors import UsageError
-from registry.signatures import is_public_key
+from registry.signatures import ReadSigner, is_public_key
 
 CANDIDATE = "candidate"
 DEFAULT = {
@@ -60,7 +60,8 @@ class Environment(BaseModel):
     """`source` is where a version has to be live before it may come here; `require` is what it has to meet: names of
     Onward's own gates, and paths of suites (registry/suites.py); `notify` is told of every entry; `mirror_stages` keeps
     MLflow's deprecated stage of the same name up to date; `four_eyes` asks for a second person (registry/four_eyes.py);
-    `signers` are the public keys, by name, of those whose entries count (registry/signatures.py); `files_key` is the
+    `signers` are the public keys, by name, of those whose entries count, each with `until` where somebody has left
+    (registry/signatures.py); `files_key` is the
     file with the public key that a version's files have to be signed by (registry/file_signatures.py)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -70,7 +71,7 @@ class Environment(BaseModel):
     notify: Notify | None = None
     mirror_stages: bool = False
     four_eyes: bool = False
-    signers: dict[str, str] = {}
+    signers: dict[str, ReadSigner] = {}
     files_key: str = ""
 
     @property
@@ -93,9 +94,14 @@ def valid_name(name: str, what: str) -> str:
     Raises:
         UsageError: it cannot.
     """
-    if not _NAME.fullmatch(name):
+    if not is_name(name):
         raise UsageError(f"{name!r} is no name for {what}: letters, digits, - and _, a letter or digit first")
     return name
+
+
+def is_name(name: str) -> bool:
+    """Whether `name` can be one of a model or an environment, and so be part of a path or a filter."""
+    return _NAME.fullmatch(name) is not None
 
 
 def home() -> Path:
@@ -195,8 +201,8 @@ def _environment(name: str, value: Any) -> Environment:
         )
     if found.files_key:
         _check_inside(found.files_key, f"params.yaml: environments.{name}.files_key")
-    for signer, key in found.signers.items():
-        if not is_public_key(key):
+    for signer, said in found.signers.items():
+        if not is_public_key(said.key):
             raise UsageError(
                 f"params.yaml: environments.{name}.signers.{signer}: no public key as `onward keys create` prints it"
             )

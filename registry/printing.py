@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from registry.deployments import Entry
     from registry.diff import Comparison
@@ -126,11 +126,30 @@ def shortened(text: str, length: int = 100) -> str:
 
 def environment_cell(state: EnvironmentStatus) -> str:
     """What is live, as a cell of `onward status`."""
-    mark = " !" if state.drift or state.foreign or state.unproven else ""
+    mark = " !" if state.trouble else ""
     if state.live is None:
         return f"-{mark}"
     how = "rolled back " if state.live.kind == "rollback" else "forced " if state.live.forced else ""
     return f"{state.live.candidate_version}, {how}{short_time(state.live.at)}{mark}"
+
+
+def trouble_lines(model: str, state: EnvironmentStatus) -> Iterator[str]:
+    """What is wrong with a log, a sentence each, with what to do about it."""
+    log = f"{state.environment} of {model}"
+    for alarm in state.alarm:
+        yield f"ALARM: {alarm}, in the signed log of {log}: look at `onward history {model} --env {state.environment}`"
+    told = state.live.number if state.alarm and state.live else 0 if state.alarm else None
+    for drift in state.drift:
+        yield f"{drift}" if state.alarm else f"{drift}: `onward reconcile` puts that right"
+    for number in state.foreign:
+        if told is None or number < told:
+            yield f"version {number} in a log of {log} is no entry of Onward's, and counts for nothing"
+    for entry in state.unproven:
+        if told is None or entry.number < told:
+            yield f"entry {entry.number} in a log of {log} counts for nothing: no signer signed it"
+    for number in state.newer:
+        if told is None or number < told:
+            yield f"entry {number} in a log of {log} was written by a newer Onward: upgrade this one"
 
 
 def short_time(at: str) -> str:

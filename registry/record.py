@@ -31,6 +31,7 @@ from registry.figures import (
     sentence,
     version_tags,
 )
+from registry.integrity import manifest_digest
 from registry.servable import Servable, examine
 from registry.serving import MODEL, Served, Serving, of_winners, version_digest
 from registry.vocabulary import TensorSpec
@@ -263,6 +264,7 @@ class _Recorder:
                 "onward.content": self.key,
                 "onward.model": self.evidence.model,
                 "onward.variant": entry.name,
+                **({"manifest": manifest_digest(self.version.folder)} if chosen else {}),
             },
             params={key: value[:500] for key, value in entry.params.items()},
             model_type="onnx",
@@ -308,7 +310,7 @@ class _Recorder:
             source=f"models:/{model.model_id}",
             run_id=run_id,
             model_id=model.model_id,
-            tags={**tags, "published_by": who()},
+            tags={**tags, "manifest": model.tags["manifest"], "published_by": who()},
             description=sentence(self.evidence),
         )
         return int(made.version)

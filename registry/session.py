@@ -16,13 +16,14 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 import threading
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from registry.cache import cache, download
 from registry.errors import Refused, UsageError
 from registry.integrity import MANIFEST, check_folder, content_digest
 from registry.loaded import Loaded, Metadata, ProviderFallback
@@ -30,10 +31,16 @@ from registry.serving import MODEL, Serving
 
 if TYPE_CHECKING:
     from registry.overview import Target
-    from registry.store import Store
 
 _REGISTERED = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*(@[A-Za-z0-9][A-Za-z0-9_-]*|/\d+)")
-__all__ = ["InferenceSession", "Metadata", "ProviderFallback", "cache", "download", "locate"]
+# Set to 1 on a host that is to load nothing from a registry but what a signer deployed.
+REQUIRE_SIGNED = "ONWARD_REQUIRE_SIGNED"
+__all__ = ["InferenceSession", "Metadata", "ProviderFallback", "UnprovenLog", "cache", "download", "locate"]
+
+
+class UnprovenLog(RuntimeWarning):
+    """An environment with signers holds rows that none of them signed after what is live: somebody may have tried to
+    change what is live, or changed the entry that was."""
 
 
 class InferenceSession:
@@ -48,11 +55,16 @@ class InferenceSession:
         strict_providers: whether a provider that cannot be used is an error instead of a ProviderFallback warning.
         session_options: an onnxruntime.SessionOptions. None: those that the version was tuned to on the provider in
             use, but for what this host lacks (processors).
+        require_signed: whether only what a signer deployed is loaded: `target` has to be MODEL@ENVIRONMENT, the
+            environment has to have signers (ONWARD_PARAMS names the file that says so, where there is no checkout), and
+            its log has to be proven to its end. Without it, rows that are not proven are an UnprovenLog warning. The
+            environment variable ONWARD_REQUIRE_SIGNED=1 asks for the same of everything that comes from a registry.
 
     Raises:
         UsageError: there is no such model, version, environment or file, ONNX Runtime is not installed or cannot
             load the file, or (strict) lacks a provider.
-        Refused: nothing is live there, or the files are not those that were published.
+        Refused: nothing is live there, the files are not those that were published, or (require_signed) nothing proves
+            that a signer deployed them.
         StoreUnreachable: the MLflow store did not answer.
     """
 
@@ -62,13 +74,14 @@ class InferenceSession:
         providers: Sequence[Any] | None = None,
         strict_providers: bool = False,
         session_options: Any = None,
+        require_signed: bool = False,
     ) -> None:
-        self._target = str(target)
+        self._target, self._require_signed = str(target), require_signed
         self._load = partial(
             Loaded, providers=providers, strict_providers=strict_providers, session_options=session_options
         )
         self._refreshing = threading.Lock()
-        self._loaded = self._load(*locate(target))
+        self._loaded = self._load(*locate(target, require_signed))
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model once.
@@ -141,7 +154,14 @@ class InferenceSession:
         store, old = Store(), self._loaded
         found = resolve(self._target, store)
         origin = _origin(self._target, found)
-        if found.sha256 == old.origin["sha256"]:
+        same = (found.sha256, found.manifest) == (old.origin["sha256"], old.origin["manifest"])
+        _require_proof(found, self._require_signed)
+        if found.alarm and not same:
+            raise Refused(
+                f"{self._target}: the signed log raises an alarm ({'; '.join(found.alarm)}), and version "
+                f"{old.origin['version']} stays loaded: look at `onward history {found.model}`"
+            )
+        if same:
             self._loaded = old.called(origin)
             return False
         path = download(found, store)
@@ -155,7 +175,7 @@ class InferenceSession:
         return True
 
 
-def locate(target: str | Path) -> tuple[Path, dict[str, Any], Serving | None]:
+def locate(target: str | Path, require_signed: bool = False) -> tuple[Path, dict[str, Any], Serving | None]:
     """The .onnx file that `target` names, checked where there is something to check it against; its origin: the
     fields of Metadata that say where it came from; and how it is served, where it is a version or a folder that says.
 
@@ -163,7 +183,9 @@ def locate(target: str | Path) -> tuple[Path, dict[str, Any], Serving | None]:
         as InferenceSession.
     """
     if isinstance(target, str) and _REGISTERED.fullmatch(target):
-        return _registered(target)
+        return _registered(target, require_signed)
+    if require_signed:
+        raise Refused(f"{target}: nothing proves where a file comes from; require_signed takes MODEL@ENVIRONMENT alone")
     path, serving = Path(target), None
     origin: dict[str, Any] = {"target": str(target)}
     if path.is_dir():
@@ -179,56 +201,59 @@ def locate(target: str | Path) -> tuple[Path, dict[str, Any], Serving | None]:
     return path, origin, serving
 
 
-def _registered(target: str) -> tuple[Path, dict[str, Any], Serving | None]:
+def _registered(target: str, require_signed: bool) -> tuple[Path, dict[str, Any], Serving | None]:
     from registry.overview import resolve
     from registry.store import Store
 
     store = Store()
     found = resolve(target, store)
+    _require_proof(found, require_signed)
     path = download(found, store)
     return path, _origin(target, found), Serving.load(path.parent)
 
 
+def _require_proof(found: Target, require_signed: bool) -> None:
+    """Warn of rows that are not proven, or refuse what is not proven, where proof is required.
+
+    Raises:
+        Refused: proof is required, and there is none.
+    """
+    from registry import policy
+
+    if require_signed or _asked_for_proof():
+        if not found.environment:
+            raise Refused(f"{found}: nothing proves who made a version; require_signed takes MODEL@ENVIRONMENT alone")
+        if not policy.environment(policy.read(), found.environment).signers:
+            raise Refused(
+                f"{found}: {found.environment} has no signers, so that nothing proves who deployed it: name them in "
+                f"params.yaml, or name that file with {policy.FILE} on this host"
+            )
+        if found.alarm:
+            raise Refused(
+                f"{found}: the signed log raises an alarm: {'; '.join(found.alarm)}. "
+                f"Look at `onward history {found.model}`"
+            )
+    if found.alarm:
+        warnings.warn(
+            f"{found}: version {found.version}, entry {found.entry}, is the last that is proven, and the signed log "
+            f"raises an alarm: {'; '.join(found.alarm)}",
+            UnprovenLog,
+            stacklevel=5,
+        )
+
+
+def _asked_for_proof() -> bool:
+    said = os.environ.get(REQUIRE_SIGNED, "").lower()
+    if said in ("1", "true", "yes", "on"):
+        return True
+    if said in ("", "0", "false", "no", "off"):
+        return False
+    raise UsageError(f"{REQUIRE_SIGNED}: {said!r} is neither 1 nor 0")
+
+
 def _origin(target: str, found: Target) -> dict[str, Any]:
-    origin = {"target": target, "sha256": found.sha256, "model": found.model, "version": found.version}
+    origin: dict[str, Any] = {"target": target, "sha256": found.sha256, "manifest": found.manifest}
+    origin |= {"model": found.model, "version": found.version}
     if found.environment:
         origin |= {"environment": found.environment, "entry": found.entry}
     return origin
-
-
-def download(target: Target, store: Store) -> Path:
-    """The .onnx file of a registered version, in the cache and checked.
-
-    Raises:
-        Refused: the store no longer has the files, or they are not those that were published (or signed, where the
-            environment asks for that).
-        StoreUnreachable: the store did not answer.
-    """
-    from registry import file_signatures
-
-    folder = cache() / target.sha256
-    if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".download-") as temporary:
-            files = store.files.fetch(target.source, Path(temporary) / "files")
-            check_folder(files, target.sha256)
-            try:
-                os.replace(files, folder)
-            except OSError:  # somebody else was quicker with the same bytes
-                if not folder.is_dir():
-                    raise
-    try:
-        check_folder(folder, target.sha256)
-    except Refused as error:
-        raise Refused(f"{target}: {error}. Delete {folder} to download it again") from None
-    try:
-        file_signatures.require(folder, target.evidence, target.environment)
-    except Refused as error:
-        raise Refused(f"{target}: {error}") from None
-    return folder / MODEL
-
-
-def cache() -> Path:
-    """The folder that holds downloaded versions, each under its sha256."""
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "onward"

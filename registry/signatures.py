@@ -1,26 +1,32 @@
 """Who wrote an entry, proved: Ed25519 signatures by keys that an environment's `signers` name.
 
     public = create_key(Path("ann.pem"))            # ann keeps the file; params.yaml has `signers: {ann: <public>}`
-    key = own_key({"ann": public}, "production")    # of the file that ONWARD_SIGNING_KEY names
+    signers = {"ann": Signer(key=public)}
+    key = own_key(signers, "production")            # of the file that ONWARD_SIGNING_KEY names
     signed = sign(draft, "production.cnn", key)
-    proven(signed, "production.cnn", {"ann": public})
+    proven(signed, "production.cnn", signers)
 
 A signature is over all that an entry says and the log that it is said in. Left out are the number, which the server
 gives, and where the server keeps the files, which their sha256 pins: so that a history can move to another server.
+registry/chain.py judges a whole log by the signatures of its entries.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-from registry.deployments import Draft
+from pydantic import BaseModel, BeforeValidator, ConfigDict
+
+from registry.deployments import Draft, Moment
 from registry.errors import Refused, UsageError
 
 if TYPE_CHECKING:
@@ -30,6 +36,39 @@ if TYPE_CHECKING:
 KEY_FILE = "ONWARD_SIGNING_KEY"
 _UNSIGNED = {"source", "signer", "signature"}
 AnyDraft = TypeVar("AnyDraft", bound=Draft)
+
+
+class Signer(BaseModel):
+    """Whose entries count: `key` is the public key in base64. `until` is set for a signer who has left: the entries
+    that they wrote until then go on counting, and none that they write later does."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    key: str
+    until: Moment | None = None
+
+    @property
+    def identity(self) -> bytes:
+        """The key itself: two names with one identity are one person."""
+        return base64.b64decode(self.key)
+
+    def left_by(self, moment: str) -> bool:
+        """Whether the signer had left at `moment`."""
+        return self.until is not None and datetime.fromisoformat(moment) > datetime.fromisoformat(self.until)
+
+
+def _written(value: Any) -> Any:
+    """What params.yaml may say: the key alone, or {key: ..., until: ...} with a moment as YAML reads it."""
+    if isinstance(value, str):
+        return {"key": value}
+    if isinstance(value, Mapping) and isinstance(value.get("until"), datetime):
+        moment = value["until"]
+        return {**value, "until": (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).isoformat()}
+    return value
+
+
+Signers = Mapping[str, Signer]
+ReadSigner = Annotated[Signer, BeforeValidator(_written)]
 
 
 @dataclass(frozen=True)
@@ -71,21 +110,23 @@ def write_private(path: Path, private: Ed25519PrivateKey | EllipticCurvePrivateK
         raise UsageError(f"{path}: cannot be written: {error.strerror}") from None
 
 
-def own_key(signers: Mapping[str, str], environment: str) -> Key:
+def own_key(signers: Signers, environment: str) -> Key:
     """The key of the file that ONWARD_SIGNING_KEY names.
 
     Raises:
-        Refused: there is none, or its public half is none of the signers'.
+        Refused: there is none, or its public half is none of the signers', or its signer has left.
         UsageError: the file holds no Ed25519 key.
     """
-    names = ", ".join(signers)
+    now = datetime.now(UTC).isoformat()
+    present = {name: signer for name, signer in signers.items() if not signer.left_by(now)}
+    names = ", ".join(present) or "nobody any more"
     path = os.environ.get(KEY_FILE, "")
     if not path:
         raise Refused(f"{environment} counts only what {names} signed: set {KEY_FILE} to the file of your key")
     private = _read_private(Path(path))
     public = _public(private)
-    for name, known in signers.items():
-        if known == public:
+    for name, known in present.items():
+        if known.identity == base64.b64decode(public):
             return Key(name, private)
     raise Refused(f"{environment} counts only what {names} signed, and the key in {path} is none of theirs")
 
@@ -96,22 +137,29 @@ def sign(draft: AnyDraft, registered: str, key: Key) -> AnyDraft:
     return draft.model_copy(update={"signer": key.name, "signature": signature})
 
 
-def proven(draft: Draft, registered: str, signers: Mapping[str, str]) -> bool:
-    """Whether one of `signers` signed it; without any, everything is taken at its word."""
+def proven(draft: Draft, registered: str, signers: Signers) -> bool:
+    """Whether one of `signers` signed it while being a signer, as far as `at` tells; without any signers, everything is
+    taken at its word."""
     if not signers:
         return True
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
     known = signers.get(draft.signer)
-    if known is None:
+    if known is None or known.left_by(draft.at):
         return False
     try:
         signature = base64.b64decode(draft.signature, validate=True)
-        Ed25519PublicKey.from_public_bytes(base64.b64decode(known)).verify(signature, _content(draft, registered))
-    except (InvalidSignature, binascii.Error):
+        Ed25519PublicKey.from_public_bytes(known.identity).verify(signature, _content(draft, registered))
+    except (InvalidSignature, ValueError):  # binascii.Error is a ValueError
         return False
     return True
+
+
+def digest(draft: Draft, registered: str) -> str:
+    """The digest that later entries know an entry by. It is over what a signature is over, so that another signature
+    under the same words leaves it as it is."""
+    return hashlib.sha256(_content(draft, registered)).hexdigest()
 
 
 def is_public_key(text: str) -> bool:

@@ -78,7 +78,7 @@ class Store:
         for page, floor in self.versions.pages(registered_name(environment, model)):
             versions += page
             log = self.parse(environment, model, versions, floor)
-            if log.line.settled and (down_to is None or floor < down_to):
+            if log.settled and (down_to is None or floor < down_to):
                 break
         return log
 
@@ -93,13 +93,17 @@ class Store:
         Raises:
             UsageError: there is none, or it would have to be signed and is not.
         """
-        version = self.versions.get(registered_name(environment, model), number)
-        log = self.parse(environment, model, [version] if version else [])
-        if log.unproven:
+        registered = registered_name(environment, model)
+        version = self.versions.get(registered, number)
+        log = self.parse(environment, model, [version] if version else [], floor=number - 1)
+        if log.unproven or log.open:  # signed by somebody who has left, perhaps: then later entries vouch for it
+            log = self.head(environment, model, down_to=number)
+        if any(entry.number == number for entry in log.unproven):
             raise UsageError(f"entry {number} counts for nothing: none of the signers of {environment} signed it")
-        if not log.line.entries():
+        found = next((entry for entry in log.line.entries() if entry.number == number), None)
+        if found is None:
             raise UsageError(f"there is no entry {number} (any more); `onward history {model}` shows those there are")
-        return log.line.entries()[0]
+        return found
 
     def approvals(self, environment: str, model: str, sha256: str) -> tuple[Entry, ...]:
         """Who approved of these bytes for an environment; with signers, those whose signature says so."""
@@ -137,7 +141,7 @@ class Store:
     def environments(self, model: str) -> list[str]:
         """The environments in which the store has a log of `model`, those that params.yaml does not name included."""
         names = [name.partition(".") for name in self.versions.named(f"%.{model}")]
-        return sorted(environment for environment, _, name in names if name == model)
+        return sorted(environment for environment, _, name in names if name == model and policy.is_name(environment))
 
     # Writing
 
@@ -158,8 +162,11 @@ class Store:
         for entry in log.line.lost:
             if entry.key == draft.key:
                 self._mark(registered, entry.number)
+        got = "somebody else got there first"
+        if log.alarm:
+            got = f"something came in between that no signer signed ({'; '.join(log.alarm)})"
         raise LostRace(
-            f"{registered}: somebody else got there first, and nothing of this counts. "
+            f"{registered}: {got}, and nothing of this counts. "
             f"Live now: {f'entry {log.line.live.number}, {log.line.live}' if log.line.live else 'nothing'}. "
             f"Look at `onward history {model}`, then run the command again if you still want it"
         )
@@ -333,13 +340,15 @@ class Store:
     def heal(self, environment: str, model: str, log: Log | None = None) -> list[Drift]:
         """Make the views agree with the log (its newest part, unless given), and return what had to be written.
 
+        Where the log raises an alarm nothing is written: that would complete what somebody did to the log.
+
         Others may append meanwhile, so it looks at the log again after every pass that wrote something: whoever was
         overtaken sees that, and writes what is right by then.
         """
         healed: list[Drift] = []
         registered = registered_name(environment, model)
         log = log or self.head(environment, model)
-        for _ in range(_PASSES):
+        for _ in range(0 if log.alarm else _PASSES):
             found = {registered: self.versions.alias(registered, LIVE), model: self.versions.alias(model, environment)}
             drifts = find_drift(environment, model, log, self.live_candidate(model, log), found)
             for drift in drifts:
@@ -348,7 +357,7 @@ class Store:
             if not drifts:
                 break
             newer = self.head(environment, model)
-            if newer.line.base == log.line.base:
+            if newer.alarm or newer.line.base == log.line.base:
                 break
             log = newer
         return healed

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from registry.connection import connect, ensure_experiment
 from registry.flavor import build_folder
-from registry.integrity import content_digest
+from registry.integrity import content_digest, manifest_digest
 from registry.onnx_file import digests
 from registry.serving import CPU, MODEL, Served, Serving
 from registry.session_options import SessionOptions
@@ -101,6 +101,7 @@ def add_candidate(
         (bundle / "tolerance.json").write_text('{"rtol": 1e-3, "atol": 1e-5}')
         specs = [TensorSpec(name=name, dtype="float32", shape=["batch", 4]) for name in ("x", "y")]
         build_folder(here / "model", [file], specs[:1], specs[1:], "CPUExecutionProvider", bundle)
+        manifest = manifest_digest(here / "model")
         sha256 = content_digest(digests(file))
         run = client.create_run(experiment)
         logged = client.create_logged_model(experiment, name=f"{model}-chosen", source_run_id=run.info.run_id)
@@ -108,7 +109,7 @@ def add_candidate(
         client.finalize_logged_model(logged.model_id, "READY")
     if not any(registered.name == model for registered in client.search_registered_models(f"name = '{model}'")):
         client.create_registered_model(model)
-    known = {**GOOD, "sha256": sha256, "run_id": run.info.run_id, **tags}
+    known = {**GOOD, "sha256": sha256, "manifest": manifest, "run_id": run.info.run_id, **tags}
     version = client.create_model_version(
         model,
         source=f"models:/{logged.model_id}",

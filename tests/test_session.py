@@ -252,14 +252,14 @@ def test_loads_by_environment_by_version_and_by_folder(tmp_path, monkeypatch):
     assert (about.model, about.version, about.environment, about.entry) == ("cnn", 2, "staging", 1)
     assert about.sha256 == store.candidate("cnn", 2).sha256
     assert np.array_equal(InferenceSession("cnn/1").predict(X), X)
-    assert np.array_equal(InferenceSession(session.cache() / about.sha256).predict(X), 2 * X)
+    assert np.array_equal(InferenceSession(session.cache() / about.manifest).predict(X), 2 * X)
 
 
 def test_changed_bytes_are_refused_by_file_name(tmp_path, monkeypatch):
     store = fresh_store(tmp_path, monkeypatch)
     add_candidate(store, "cnn")
     operations.promote("cnn", "staging", reason="because", store=store)
-    folder = session.cache() / InferenceSession("cnn@staging").metadata.sha256
+    folder = session.cache() / InferenceSession("cnn@staging").metadata.manifest
     with open(folder / "MLmodel", "a") as file:
         file.write("\n")
     with pytest.raises(Refused, match=r"cnn@staging: .*MLmodel has changed.*Delete .* to download it again"):

@@ -12,7 +12,8 @@ import yaml
 from registry import approvals, operations, overview, policy, signatures, transfer
 from registry.errors import Refused, UsageError
 from registry.four_eyes import judge
-from registry.session import InferenceSession
+from registry.session import InferenceSession, UnprovenLog
+from registry.signatures import Signer
 from tests.store_factory import add_candidate, fresh_store
 
 
@@ -79,11 +80,15 @@ def test_entries_of_signers_count_and_others_do_not(store, keys, be, environment
     assert promote(store, 1).entry.signer == "ann"
     append_by_hand(store, base=1, signer="", signature="")
     assert live(store) == 1
+    be("bob")
+    assert promote(store, 2, dry_run=True).gates[-1].met  # a row without a signature is told, and stops nobody
     append_by_hand(store, base=1)  # ann's signature, under other words
     assert live(store) == 1
     assert [entry.number for entry in store.log("staging", "cnn").unproven] == [2, 3]
-    be("bob")
-    assert promote(store, 2).entry.base == 1
+    with pytest.raises(Refused, match=r"log: row 2 is not signed by any of the signers.*; row 3 is not .*--force"):
+        promote(store, 2)
+    assert promote(store, 2, force=True).entry.base == 1
+    assert store.head("staging", "cnn").alarm == ()
     assert live(store) == 2
     assert operations.rollback("cnn", "staging", reason="because", store=store).version == 1
     assert store.versions.aliases("staging.cnn") == {"live": 5}
@@ -92,16 +97,18 @@ def test_entries_of_signers_count_and_others_do_not(store, keys, be, environment
 def test_a_signature_is_over_every_word_of_an_entry(store, keys, be, environment):
     environment(signers=keys)
     entry = promote(store, 1).entry
-    assert signatures.proven(entry, "staging.cnn", keys)
+    signers = policy.read()["staging"].signers
+    assert signatures.proven(entry, "staging.cnn", signers)
     for change in (
         {"base": 7}, {"sha256": "0" * 64}, {"candidate_version": 2}, {"actor": "bob"}, {"reason": "other"},
         {"at": "2030-01-01T00:00:00+00:00"}, {"forced": True}, {"evidence": {}}, {"signer": "bob"}, {"key": "other"},
         {"kind": "approve"}, {"restores": 1}, {"gates_run": "other"}, {"signature": "bm9uZQ=="}, {"signature": "!"},
+        {"manifest": "0" * 64}, {"manifest": ""}, {"seen": 7}, {"seen_digest": "0" * 64}, {"base_digest": "0" * 64},
     ):  # fmt: skip
-        assert not signatures.proven(entry.model_copy(update=change), "staging.cnn", keys), change
-    assert not signatures.proven(entry, "production.cnn", keys)
+        assert not signatures.proven(entry.model_copy(update=change), "staging.cnn", signers), change
+    assert not signatures.proven(entry, "production.cnn", signers)
     elsewhere = {"number": 9, "source": "models:/m-elsewhere"}
-    assert signatures.proven(entry.model_copy(update=elsewhere), "staging.cnn", keys)
+    assert signatures.proven(entry.model_copy(update=elsewhere), "staging.cnn", signers)
 
 
 def test_who_has_no_key_of_a_signer_is_told_before_anything_is_done(
@@ -130,7 +137,7 @@ def test_a_history_from_before_the_signers_counts_once_one_of_them_has_signed_it
     assert live(store) is None
     with pytest.raises(Refused, match=r"nothing is live in staging of cnn \(2 entries count for nothing: no signer"):
         overview.resolve("cnn@staging", store)
-    assert "entry 2 in a log of staging counts for nothing: no signer signed it" in onward("status")[1]
+    assert "ALARM: row 2 is not signed by any of the signers" in onward("status")[1]
     assert onward("sign", "cnn", "--env", "staging", "--dry-run")[1].startswith("would sign entry 1: ann promoted")
     assert live(store) is None
     code, out, _ = onward("sign", "cnn", "--env", "staging", "--json")
@@ -152,7 +159,8 @@ def test_a_host_without_a_checkout_knows_the_signers_from_a_file(store, keys, be
     monkeypatch.chdir(host)
     assert store.head("staging", "cnn").line.live.number == 2  # it takes everybody at their word
     monkeypatch.setenv("ONWARD_PARAMS", str(host / "signers.yaml"))
-    assert InferenceSession("cnn@staging").metadata.entry == 1
+    with pytest.warns(UnprovenLog, match="row 2 is not signed"):
+        assert InferenceSession("cnn@staging").metadata.entry == 1
     monkeypatch.setenv("ONWARD_PARAMS", str(host / "nowhere.yaml"))
     with pytest.raises(UsageError, match=r"ONWARD_PARAMS: .*nowhere\.yaml cannot be read"):
         overview.resolve("cnn@staging", store)
@@ -265,6 +273,6 @@ def test_a_signer_without_a_key_is_refused_with_its_path(key):
         policy.parse({"staging": {"from": "candidate", "require": [], "signers": {"ann": key}}})
 
 
-@pytest.mark.parametrize("signed", [False, True])
-def test_nobody_known_to_have_published_means_that_somebody_else_approves(signed):
-    assert not judge("", "bob", [], signed, "onward approve").met
+@pytest.mark.parametrize("signers", [{}, {"bob": Signer(key="")}])
+def test_nobody_known_to_have_published_means_that_somebody_else_approves(signers):
+    assert not judge("", "bob", [], signers, "2026-01-02T03:04:05+00:00", "onward approve").met

@@ -320,9 +320,11 @@ def test_a_version_registered_by_hand_counts_for_nothing(store):
 
 def test_an_entry_of_a_newer_onward_is_not_guessed_at(store):
     promote(store, "staging", add_candidate(store, "cnn"))
-    store._client.set_model_version_tag("staging.cnn", "1", "schema", "2")
-    with pytest.raises(UsageError, match="newer Onward"):
-        live(store)
+    store._client.set_model_version_tag("staging.cnn", "1", "schema", "3")
+    for look in (lambda: overview.resolve("cnn@staging", store), lambda: promote(store, "staging", 1)):
+        with pytest.raises(UsageError, match="newer Onward"):
+            look()
+    assert overview.status(store)[0].environments[0].newer == (1,)
 
 
 def test_wrong_names_reach_neither_paths_nor_filters(store):

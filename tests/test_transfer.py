@@ -123,8 +123,8 @@ def test_bytes_are_found_among_the_candidates_of_the_new_server(new, exported):
 
 
 def test_changed_bytes_are_refused_before_anything_is_written(new, exported, tmp_path):
-    sha256 = json.loads(exported.read_text().splitlines()[-1])["sha256"]
-    with open(tmp_path / "files" / sha256 / "model.onnx", "ab") as file:
+    manifest = json.loads(exported.read_text().splitlines()[-1])["manifest"]
+    with open(tmp_path / "files" / manifest / "model.onnx", "ab") as file:
         file.write(b"\0")
     with pytest.raises(Refused, match=r"model\.onnx has changed"):
         transfer.import_(exported, tmp_path / "files", new)
@@ -132,7 +132,7 @@ def test_changed_bytes_are_refused_before_anything_is_written(new, exported, tmp
 
 
 def test_files_under_another_digest_are_refused(new, exported, tmp_path):
-    one, two = sorted({json.loads(text)["sha256"] for text in exported.read_text().splitlines()})[:2]
+    one, two = sorted({json.loads(text)["manifest"] for text in exported.read_text().splitlines()})[:2]
     for name, other in ((one, "x"), (two, one), ("x", two)):
         os.rename(tmp_path / "files" / name, tmp_path / "files" / other)
     with pytest.raises(Refused, match=r"but .* was recorded"):
@@ -168,7 +168,7 @@ def test_exported_files_are_what_was_published(exported, tmp_path):
     folders = sorted((tmp_path / "files").iterdir())
     assert len(folders) == 3
     for folder in folders:
-        check_folder(folder, folder.name)
+        check_folder(folder, manifest=folder.name)
 
 
 def test_the_commands_move_a_history(old, tmp_path, onward, monkeypatch):

@@ -1,0 +1,104 @@
+"""Which entries of a signed log are proven, and what was done to the log behind its signers' backs. Pure.
+
+    judged = judge(entries, rows, "production.cnn", signers)
+    judged.proven       # what counts, by number
+    judged.undecided    # signed, but something that is not proven stands where the winner of a race might have stood
+    judged.damage       # in words: entries that were changed or deleted after a later one had named them
+
+An entry is proven in one of two ways. Its signature is by one of the signers that params.yaml has now. Or a proven
+entry has it as its base and holds its digest: whoever signed that one judged it by the signers of that time. So a
+signer can be removed, and what came after their entries still rests on them. Their newest entry rests on nothing but
+their own signature: `until` in params.yaml, or `onward sign` by another signer, keeps it.
+
+Every signed entry also names the newest row that its author saw, with the digest of the entry in it. Each row between
+that one and the entry itself has to be a proven entry: it may have lost the race, or won it. If such a row is missing
+or not proven, nobody can say whether the entry lost a race, and it does not count. Else a signer's entry that lost
+would go live as soon as somebody damaged the winner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TypeVar
+
+from registry.deployments import Draft, Entry
+from registry.signatures import Signers, digest, proven
+
+AnyDraft = TypeVar("AnyDraft", bound=Draft)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What signatures say of a log, or of its newest part.
+
+    proven, undecided: numbers of entries. damage: sentences. open: whether older rows have to be read to judge these.
+    """
+
+    proven: frozenset[int]
+    undecided: frozenset[int]
+    damage: tuple[str, ...]
+    open: bool = False
+
+
+def follow(draft: AnyDraft, registered: str, newest: int, entries: Iterable[Entry]) -> AnyDraft:
+    """`draft`, tied to what its author saw.
+
+    Args:
+        draft: an entry that is to be signed.
+        registered: the name of the log.
+        newest: the number of the newest row of the log, entry or not; 0 for none.
+        entries: what the log holds, at least the newest part with the base of `draft`.
+    """
+    known = {entry.number: digest(entry, registered) for entry in entries if entry.number in (newest, draft.base)}
+    tied = {"seen": newest, "seen_digest": known.get(newest, ""), "base_digest": known.get(draft.base, "")}
+    return draft.model_copy(update=tied)
+
+
+def judge(entries: Iterable[Entry], rows: Collection[int], registered: str, signers: Signers, floor: int = 0) -> Judged:
+    """Judge a signed log, or its part above row `floor`.
+
+    Args:
+        entries: what its rows hold, approvals included.
+        rows: the numbers of all its rows, those that hold no entry included.
+        registered: the name of the log.
+        signers: those of params.yaml; at least one.
+        floor: only rows of higher numbers were read; 0 where all were.
+    """
+    log = {entry.number: entry for entry in entries}
+    good, based, unread = set(), set(), False
+    damage: dict[int, str] = {}
+    for number in sorted(log, reverse=True):
+        entry = log[number]
+        before = log.get(entry.base)
+        if number not in good:
+            sound = entry.seen < 0 or entry.base <= entry.seen < number  # what is live is a row that its author saw
+            if not sound or not proven(entry, registered, signers):
+                continue
+            if signers[entry.signer].until is not None and entry.base:
+                # `at` is the author's own word. It cannot be earlier than that of the entry it rests on.
+                if before is None:
+                    unread = unread or entry.base <= floor
+                    continue
+                if datetime.fromisoformat(before.at) > datetime.fromisoformat(entry.at):
+                    continue
+            good.add(number)
+        for named, wanted in ((entry.base, entry.base_digest), (entry.seen, entry.seen_digest)):
+            if not wanted or named <= floor:
+                continue
+            if named not in rows:
+                damage[named] = f"entry {named} was deleted after entry {number} had named it"
+            elif named not in log or digest(log[named], registered) != wanted:
+                damage[named] = f"entry {named} was changed after entry {number} had named it"
+            elif named == entry.base:
+                good.add(named)
+                based.add(named)
+    undecided = {
+        number
+        for number in good - based
+        if log[number].kind != "approve"
+        and log[number].seen >= 0
+        and not good.issuperset(range(max(log[number].seen, floor) + 1, number))
+    }
+    return Judged(frozenset(good), frozenset(undecided), tuple(damage[n] for n in sorted(damage)), unread)

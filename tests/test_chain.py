@@ -1,0 +1,229 @@
+"""Signed logs: what is proven, what nobody can decide, and what was done to a log behind its signers' backs."""
+
+from __future__ import annotations
+
+import base64
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from registry import chain
+from registry.deployments import Draft
+from registry.layout import Log, parse_log, to_tags
+from registry.signatures import Key, Signer, sign
+
+LOG = "production.cnn"
+KEYS = {name: Ed25519PrivateKey.from_private_bytes(bytes([n]) * 32) for n, name in enumerate(("ann", "bob", "eve"))}
+SIGNERS = {
+    name: Signer(key=base64.b64encode(key.public_key().public_bytes_raw()).decode())
+    for name, key in KEYS.items()
+    if name != "eve"
+}
+
+
+class Row:
+    """A version of a registered model, as MLflow has it."""
+
+    def __init__(self, number: int, tags: dict[str, str]) -> None:
+        self.version, self.tags = number, tags
+        self.name, self.source, self.creation_timestamp, self.current_stage = LOG, f"models:/m-{number}", 0, None
+
+
+class Book:
+    """A log that people write to, each from what they saw."""
+
+    def __init__(self) -> None:
+        self.rows: dict[int, dict[str, str]] = {}
+        self.last = 0
+
+    def read(self, signers=SIGNERS, floor: int = 0) -> Log:
+        return parse_log(LOG, [Row(n, t) for n, t in self.rows.items() if n > floor], signers, floor)
+
+    def live(self, signers=SIGNERS) -> int:
+        return self.read(signers).line.base
+
+    def draft(self, who: str = "ann", at: str = "2026-01-02T03:04:05+00:00", seen: Log | None = None) -> Draft:
+        """What `who` would append, who sees the log as it is, or as it was."""
+        seen = seen or self.read()
+        number = self.last + 1
+        unsigned = Draft(
+            kind="promote", key=f"key{number}{who}", base=seen.line.base, sha256=f"{number:064x}",
+            candidate_version=number, source="models:/m", actor=who, reason="because", at=at,
+        )  # fmt: skip
+        return sign(chain.follow(unsigned, LOG, seen.newest, seen.entries()), LOG, Key(who, KEYS[who]))
+
+    def write(self, draft: Draft) -> int:
+        return self.put(to_tags(draft))
+
+    def put(self, tags: dict[str, str]) -> int:
+        self.last += 1
+        self.rows[self.last] = dict(tags)
+        return self.last
+
+    def promote(self, *who: str) -> None:
+        for name in who:
+            self.write(self.draft(name))
+
+
+def test_a_changed_newest_entry_raises_an_alarm_and_the_last_proven_one_stays():
+    book = Book()
+    book.promote("ann", "bob", "ann")
+    book.rows[3]["reason"] = "becausf"
+    log = book.read()
+    assert (log.line.base, log.alarm) == (2, ("row 3 is not signed by any of the signers, or was changed after that",))
+    book.promote("bob")
+    assert (book.live(), book.read().alarm) == (4, ())
+    assert book.read().line.live.base == 2
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (lambda rows: rows[2].update(base="0"), "row 2 is not signed"),
+        (lambda rows: rows[2].update(kind="approve"), "row 2 is not signed"),
+        (lambda rows: rows[2].pop("signature"), "row 2 is not signed"),
+        (lambda rows: rows[2].pop("key"), "row 2 is no entry of Onward's"),
+        (lambda rows: rows[2].update(schema="7"), "row 2 is of a newer Onward"),
+        (lambda rows: rows.pop(2), "row 3 is signed, but a row before it is gone or not proven"),
+    ],
+)
+def test_an_entry_that_lost_a_race_never_goes_live_because_the_winner_was_damaged(damage, sentence):
+    book = Book()
+    book.promote("ann")
+    late = book.draft("bob")
+    book.promote("ann")
+    book.write(late)
+    assert book.live() == 2
+    damage(book.rows)
+    log = book.read()
+    assert log.line.base == 1
+    assert any(alarm.startswith(sentence) for alarm in log.alarm), log.alarm
+
+
+def test_a_removed_signers_entries_go_on_counting_below_later_ones():
+    book = Book()
+    book.promote("ann", "ann", "bob")
+    later = {"bob": SIGNERS["bob"]}
+    log = book.read(later)
+    assert [entry.number for entry in log.line.counted] == [1, 2, 3]
+    assert (log.unproven, log.alarm) == ((), ())
+
+
+def test_a_removed_signers_last_entry_raises_an_alarm_and_what_lost_to_it_stays_lost():
+    book = Book()
+    book.promote("bob")
+    late = book.draft("bob")
+    book.promote("ann")
+    book.write(late)
+    log = book.read({"bob": SIGNERS["bob"]})
+    assert log.line.base == 1
+    assert [entry.number for entry in log.unproven] == [2, 3]
+    assert len(log.alarm) == 2
+
+
+def test_until_keeps_what_a_signer_wrote_while_being_one_and_nothing_later():
+    left = {**SIGNERS, "ann": Signer(key=SIGNERS["ann"].key, until="2026-01-03T00:00:00+00:00")}
+    book = Book()
+    book.promote("bob", "ann")
+    assert (book.live(left), book.read(left).alarm) == (2, ())
+    book.write(book.draft("ann", at="2026-01-04T00:00:00+00:00"))
+    assert book.live(left) == 2
+    book.write(book.draft("bob", at="2026-01-05T00:00:00+00:00", seen=book.read(left)))
+    assert book.live(left) == 4
+    # Her clock may lie, but not against the entry that hers rests on.
+    book.write(book.draft("ann", at="2026-01-02T00:00:00+00:00", seen=book.read(left)))
+    for floor in (0, 3, 4):
+        log = book.read(left, floor)
+        assert not log.settled or log.line.base == 4
+
+
+def test_deleted_and_changed_entries_of_the_past_are_named():
+    book = Book()
+    book.promote("ann", "bob", "ann", "bob", "ann")
+    assert book.read().damage == ()
+    book.rows[4]["reason"] = "other"
+    del book.rows[2]
+    assert book.read().damage == (
+        "entry 2 was deleted after entry 3 had named it",
+        "entry 4 was changed after entry 5 had named it",
+    )
+    assert book.live() == 5
+
+
+def test_one_who_is_no_signer_changes_nothing_and_is_named():
+    book = Book()
+    book.promote("ann")
+    book.promote("eve")
+    book.put(book.rows[1])  # an entry once more
+    book.put({"schema": "2"})
+    book.put({})
+    log = book.read()
+    assert log.line.base == 1
+    assert [alarm.split()[1] for alarm in log.alarm] == ["2", "3", "4", "5"]
+    assert [entry.number for entry in log.unproven] == [2, 3]
+
+
+@given(st.data())
+@settings(max_examples=150, deadline=None)
+def test_whoever_has_no_key_can_at_most_go_back_to_what_was_live_before_and_never_unseen(data):
+    """Signers write, some of them late; then somebody changes, deletes and adds rows. What is live afterwards was live
+    at some time, and if it is not what was live last, there is an alarm, unless the newest rows were deleted."""
+    book = Book()
+    was_live = [0]
+    pending: list[Draft] = []
+    for who, late in data.draw(st.lists(st.tuples(st.sampled_from(["ann", "bob"]), st.booleans()), max_size=6)):
+        if late:
+            pending.append(book.draft(who))
+        else:
+            book.write(pending.pop(0) if pending and data.draw(st.booleans()) else book.draft(who))
+            was_live.append(book.live())
+    intact = book.read()
+    for _ in range(data.draw(st.integers(1, 3))):
+        how = data.draw(st.sampled_from(["change", "delete", "add", "copy"]))
+        if how == "add" or not book.rows:
+            book.put(data.draw(st.sampled_from([{}, {"schema": "2"}, {"schema": "²"}, {"gates": "[" * 9999}])))
+        elif how == "copy":
+            changes = data.draw(st.dictionaries(st.sampled_from(["base", "seen", "key"]), st.just("1"), max_size=2))
+            book.put({**book.rows[data.draw(st.sampled_from(sorted(book.rows)))], **changes})
+        else:
+            number = data.draw(st.sampled_from(sorted(book.rows)))
+            if how == "delete":
+                del book.rows[number]
+            else:
+                name = data.draw(st.sampled_from(["base", "seen", "reason", "kind", "signature", "at", "key", "actor"]))
+                book.rows[number][name] = data.draw(st.sampled_from(["0", "1", "2", "approve", "9999"]))
+    log = book.read()
+    assert log.line.base in was_live
+    if log.line.base != intact.line.base and intact.line.base in book.rows:
+        assert log.alarm
+    newest_left = max(book.rows, default=0)
+    if log.line.base != intact.line.base and newest_left > intact.line.base:
+        assert log.alarm or log.damage
+
+
+@given(st.data())
+@settings(max_examples=100, deadline=None)
+def test_the_newest_rows_alone_say_what_the_whole_log_says(data):
+    book = Book()
+    for who in data.draw(st.lists(st.sampled_from(["ann", "bob", "eve", ""]), min_size=1, max_size=8)):
+        if who:
+            book.write(book.draft(who))
+        else:
+            book.put({})
+    removed = {"bob": SIGNERS["bob"]}
+    left = {**SIGNERS, "ann": Signer(key=SIGNERS["ann"].key, until="2026-01-02T03:04:05+00:00")}
+    for signers in (SIGNERS, removed, left):
+        whole = book.read(signers)
+        for floor in range(book.last):
+            part = book.read(signers, floor)
+            if part.settled:
+                assert (part.line.base, part.alarm) == (whole.line.base, whole.alarm)
+
+
+def test_without_signers_everything_is_taken_at_its_word():
+    book = Book()
+    book.promote("eve")
+    book.write(book.draft("eve", seen=book.read({})))
+    assert (book.live({}), book.read({}).alarm) == (2, ())
