@@ -224,8 +224,10 @@ def parse_log(registered: str, versions: Iterable[Version], signers: Signers, fl
             entries[number] = entry
             if LOST in version.tags:
                 marked.add(number)
+        elif is_newer(version) and (not signers or version.tags.get("signature")):
+            newer.append(number)
         else:
-            (newer if is_newer(version) else foreign).append(number)
+            foreign.append(number)
     rows = {*entries, *foreign, *newer}
     judged = chain.Judged(frozenset(entries), frozenset(), ())
     if signers:

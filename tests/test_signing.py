@@ -276,3 +276,119 @@ def test_a_signer_without_a_key_is_refused_with_its_path(key):
 @pytest.mark.parametrize("signers", [{}, {"bob": Signer(key="")}])
 def test_nobody_known_to_have_published_means_that_somebody_else_approves(signers):
     assert not judge("", "bob", [], signers, "2026-01-02T03:04:05+00:00", "onward approve").met
+
+
+def tampered(store):
+    """ann promotes 1 and 2; somebody with EDIT changes a letter of the newest entry's reason."""
+    for version in (1, 2):
+        promote(store, version)
+    store._client.set_model_version_tag("staging.cnn", "2", "reason", "becausf")
+
+
+def test_a_changed_letter_downgrades_nothing_silently(store, keys, be, environment, onward):
+    environment(signers=keys)
+    tampered(store)
+    assert live(store) == 1  # what the last proven entry says
+    out = onward("status")[1]
+    assert "ALARM: row 2 is not signed by any of the signers, or was changed after that" in out
+    assert json.loads(onward("status", "--json")[1])[0]["environments"]["staging"]["alarm"]
+    code, out, _ = onward("check", "cnn@staging")
+    assert code == 1
+    assert "NOT MET log: row 2 is not signed" in out
+    code, _, err = onward("reconcile")
+    assert code == 1
+    assert "staging.cnn: row 2 is not signed" in err
+    assert store.versions.alias("cnn", "staging") == 2  # the aliases stay where they were
+    with pytest.raises(Refused, match=r"log: row 2 is not signed"):
+        promote(store, 3)
+    with pytest.warns(UnprovenLog, match=r"version 1, entry 1, is the last that is proven"):
+        InferenceSession("cnn@staging")
+    assert promote(store, 3, force=True).entry.forced
+    assert (live(store), store.head("staging", "cnn").alarm) == (3, ())
+    assert store.versions.alias("cnn", "staging") == 3
+
+
+def test_a_running_session_does_not_follow_a_downgrade(store, keys, be, environment):
+    environment(signers=keys)
+    for version in (1, 2):
+        promote(store, version)
+    session = InferenceSession("cnn@staging")
+    store._client.set_model_version_tag("staging.cnn", "2", "reason", "becausf")
+    with (
+        pytest.warns(UnprovenLog),
+        pytest.raises(Refused, match=r"raises an alarm \(row 2 .*\), and version 2 stays loaded"),
+    ):
+        session.refresh()
+    assert session.metadata.version == 2
+
+
+@pytest.mark.parametrize("asked", ["argument", "environment variable"])
+def test_a_session_that_requires_proof_loads_nothing_else(store, keys, be, environment, tmp_path, monkeypatch, asked):
+    options = {"require_signed": True} if asked == "argument" else {}
+    if not options:
+        monkeypatch.setenv("ONWARD_REQUIRE_SIGNED", "1")
+    environment(signers=keys)
+    promote(store, 1)
+    assert InferenceSession("cnn@staging", **options).metadata.version == 1
+    with pytest.raises(Refused, match=r"cnn/1: nothing proves who made a version"):
+        InferenceSession("cnn/1", **options)
+    store._client.create_model_version("staging.cnn", source="models:/cnn/2", tags={"schema": "2"})
+    with pytest.raises(Refused, match=r"raises an alarm: row 2 is no entry of Onward's"):
+        InferenceSession("cnn@staging", **options)
+    (tmp_path / "params.yaml").unlink()
+    (tmp_path / "dvc.yaml").unlink()
+    with pytest.raises(Refused, match=r"staging has no signers, .*ONWARD_PARAMS"):
+        InferenceSession("cnn@staging", **options)
+    with pytest.raises(Refused, match="nothing proves where a file comes from"):
+        InferenceSession(tmp_path / "model.onnx", require_signed=True)
+    monkeypatch.setenv("ONWARD_REQUIRE_SIGNED", "maybe")
+    with pytest.raises(UsageError, match="ONWARD_REQUIRE_SIGNED: 'maybe' is neither 1 nor 0"):
+        InferenceSession("cnn@staging")
+
+
+def test_one_unsigned_row_of_a_newer_schema_blocks_nothing(store, keys, be, environment, onward):
+    environment(signers=keys)
+    promote(store, 1)
+    for schema in ("2", "3", "²", "9" * 400):
+        store._client.create_model_version("staging.cnn", source="models:/cnn/2", tags={"schema": schema})
+    assert live(store) == 1
+    assert onward("status")[0] == 0
+    assert promote(store, 2).entry.base == 1
+    assert operations.rollback("cnn", "staging", reason="because", store=store).version == 1
+    assert overview.check("cnn", "staging", store).met
+
+
+def test_a_signer_leaves_and_what_they_signed_goes_on_counting(store, keys, be, environment, onward):
+    environment(signers=keys)
+    promote(store, 1)
+    be("bob")
+    promote(store, 2)
+    environment(signers={"bob": keys["bob"]})
+    assert live(store) == 2
+    assert operations.rollback("cnn", "staging", reason="because", store=store).version == 1
+    be("ann")
+    with pytest.raises(Refused, match=r"counts only what bob signed"):
+        promote(store, 3)
+    environment(signers=keys)
+    promote(store, 3)
+    environment(signers={"bob": keys["bob"], "ann": {"key": keys["ann"], "until": "2999-01-01T00:00:00+00:00"}})
+    assert (live(store), store.head("staging", "cnn").alarm) == (3, ())
+    environment(signers={"bob": keys["bob"], "ann": {"key": keys["ann"], "until": "2020-01-01T00:00:00Z"}})
+    assert live(store) == 1
+    with pytest.raises(Refused, match=r"counts only what bob signed"):
+        promote(store, 1)
+    be("bob")
+    assert onward("sign", "cnn", "--env", "staging", "--entry", "4")[1].startswith("signed entry 4: ann promoted")
+    assert (live(store), store.head("staging", "cnn").alarm) == (3, ())
+    assert onward("sign", "cnn", "--env", "staging", "--entry", "4")[0] == 2
+
+
+def test_one_key_under_two_names_is_one_person(store, keys, be, environment):
+    environment(four_eyes=True, signers={"ann-at-home": keys["ann"], "bob": keys["bob"]})
+    be("ann")
+    assert approvals.approve("cnn", 1, "staging", reason="mine", store=store)[0].signer == "ann-at-home"
+    environment(four_eyes=True, signers={**keys, "ann-at-home": keys["ann"]})
+    for promoter in ("ann", "bob"):  # ann published it
+        be(promoter)
+        with pytest.raises(Refused, match="somebody else has to approve"):
+            promote(store, 1)

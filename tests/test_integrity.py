@@ -1,0 +1,207 @@
+"""What is loaded is what was published, to the last file: links, additions, options, tolerances, the cache."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import stat
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from registry import cache, operations, overview
+from registry.errors import Refused, UsageError
+from registry.integrity import MANIFEST, check_folder, manifest_digest, write_manifest
+from registry.session import InferenceSession
+from tests.store_factory import add_candidate, artifacts_of, fresh_store, scale_model, version_for_two_providers
+
+X = np.arange(8, dtype=np.float32).reshape(2, 4)
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    store = fresh_store(tmp_path, monkeypatch)
+    for factor in (1, 2, 3):
+        add_candidate(store, "cnn", factor)
+    operations.promote("cnn", "staging", 3, reason="because", store=store)
+    return store
+
+
+def cached() -> Path:
+    return cache.cache() / InferenceSession("cnn@staging").metadata.manifest
+
+
+def add_link_to_folder(folder: Path, elsewhere: Path) -> None:
+    elsewhere.mkdir()
+    scale_model(elsewhere / "model.onnx", -666)
+    (folder / "providers").mkdir()
+    (folder / "providers" / "x").symlink_to(elsewhere)
+    serving = {"cpu": {"file": "providers/x/model.onnx", "provider": "CPUExecutionProvider", "options": {}}}
+    (folder / "serving.json").write_text(json.dumps(serving))
+
+
+def link_to_file(folder: Path, elsewhere: Path) -> None:
+    shutil.move(folder / "validation" / "tolerance.json", elsewhere)
+    (folder / "validation" / "tolerance.json").symlink_to(elsewhere)
+
+
+def widen_tolerance(folder: Path, elsewhere: Path) -> None:
+    (folder / "validation" / "tolerance.json").write_text('{"rtol": 1e9, "atol": 1e9}')
+
+
+def nest_a_manifest(folder: Path, elsewhere: Path) -> None:
+    (folder / "providers" / "x").mkdir(parents=True)
+    (folder / "providers" / "x" / MANIFEST).write_text("[]")
+
+
+def add_serving_options(folder: Path, elsewhere: Path) -> None:
+    serving = {"cpu": {"file": "model.onnx", "provider": "CPUExecutionProvider", "options": {"threads": 1}}}
+    (folder / "serving.json").write_text(json.dumps(serving))
+
+
+def add_a_pipe(folder: Path, elsewhere: Path) -> None:
+    os.mkfifo(folder / "pipe")
+
+
+SPOILS = [add_link_to_folder, link_to_file, widen_tolerance, nest_a_manifest, add_serving_options, add_a_pipe]
+
+
+def rewrite_manifest(folder: Path) -> None:
+    """As somebody would who knows how: over what lies there, links followed."""
+    write_over = [path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / MANIFEST]
+    lines = [
+        {"path": p.relative_to(folder).as_posix(), "sha256": _sha(p), "size_bytes": p.stat().st_size}
+        for p in write_over
+    ]
+    (folder / MANIFEST).write_text(json.dumps(lines))
+
+
+def _sha(path: Path) -> str:
+    from registry.disk import sha256_file
+
+    return sha256_file(path)
+
+
+@pytest.mark.parametrize("spoil", SPOILS, ids=lambda spoil: spoil.__name__)
+@pytest.mark.parametrize("rewritten", [False, True])
+def test_a_cached_version_that_was_changed_is_refused(store, tmp_path, spoil, rewritten):
+    folder = cached()
+    spoil(folder, tmp_path / "elsewhere")
+    if rewritten:
+        rewrite_manifest(folder)
+    with pytest.raises(Refused, match=r"cnn@staging: .*Delete .* to download it again"):
+        InferenceSession("cnn@staging")
+
+
+@pytest.mark.parametrize("spoil", [widen_tolerance, nest_a_manifest, add_serving_options], ids=lambda s: s.__name__)
+def test_check_does_not_believe_a_rewritten_manifest_in_the_store(store, tmp_path, spoil, monkeypatch):
+    source = overview.resolve("cnn@staging", store).source
+    [folder] = [path.parent for path in Path("mlartifacts/environments/staging").rglob("MLmodel")]
+    assert source.startswith("models:/m-")
+    spoil(folder, tmp_path / "elsewhere")
+    write_manifest(folder)
+    found = overview.check("cnn", "staging", store)
+    assert not found.met
+    assert found.results[0].requirement == "digest"
+    assert "manifest.json has sha256" in found.results[0].detail
+    with pytest.raises(Refused, match=r"manifest\.json has sha256"):
+        InferenceSession("cnn@staging")
+
+
+def test_swapped_graphs_of_two_providers_are_another_version(tmp_path):
+    folder = version_for_two_providers(tmp_path)
+    pinned = manifest_digest(folder)
+    check_folder(folder, manifest=pinned)
+    one, two = folder / "model.onnx", folder / "providers" / "openvino" / "model.onnx"
+    spare = one.read_bytes()
+    one.write_bytes(two.read_bytes())
+    two.write_bytes(spare)
+    write_manifest(folder)
+    check_folder(folder)
+    with pytest.raises(Refused, match="has sha256"):
+        check_folder(folder, manifest=pinned)
+
+
+def test_promotion_pins_the_manifest_and_rollback_pins_it_again(store):
+    operations.promote("cnn", "staging", 1, reason="because", store=store)
+    back = operations.rollback("cnn", "staging", reason="because", store=store)
+    entries = store.log("staging", "cnn").entries()
+    assert [entry.manifest for entry in entries] == [store.candidate("cnn", n).manifest for n in (3, 1, 3)]
+    assert back.entry.manifest == manifest_digest(artifacts_of(store, "cnn", 3))
+
+
+def test_a_candidate_that_was_changed_after_it_was_published_is_refused(store):
+    folder = artifacts_of(store, "cnn", 2)
+    widen_tolerance(folder, folder)
+    write_manifest(folder)
+    with pytest.raises(Refused, match=r"cnn version 2: .*manifest\.json has sha256"):
+        operations.promote("cnn", "staging", 2, reason="because", force=True, store=store)
+
+
+def test_an_older_entry_is_readable_and_says_that_it_pins_less(store):
+    store._client.delete_model_version_tag("staging.cnn", "1", "manifest")
+    assert np.array_equal(InferenceSession("cnn@staging").predict(X), 3 * X)
+    found = overview.check("cnn", "staging", store)
+    assert found.met
+    assert "pins the model files alone" in found.results[0].detail
+    again = operations.promote("cnn", "staging", 3, reason="pin all of it", store=store)
+    assert (again.changed, again.entry.number) == (True, 2)
+    assert "pins" not in overview.check("cnn", "staging", store).results[0].detail
+
+
+def test_a_candidate_of_an_older_onward_is_pinned_when_it_is_promoted(store):
+    store._client.delete_model_version_tag("cnn", "2", "manifest")
+    promoted = operations.promote("cnn", "staging", 2, reason="because", store=store).entry
+    assert promoted.manifest == manifest_digest(artifacts_of(store, "cnn", 2))
+    assert not operations.promote("cnn", "staging", 2, reason="again", store=store).changed
+
+
+def test_the_cache_is_for_its_user_alone(store):
+    folder = cached()
+    assert stat.S_IMODE(cache.cache().stat().st_mode) == 0o700
+    assert not any(path.stat().st_mode & 0o022 for path in (folder, *folder.rglob("*")))
+    (folder / "model.onnx").chmod(0o666)
+    with pytest.raises(Refused, match=r"model\.onnx can be written by others than the cache's user"):
+        InferenceSession("cnn@staging")
+    (folder / "model.onnx").chmod(0o644)
+    cache.cache().chmod(0o777)
+    with pytest.raises(UsageError, match=r"can be written by others, .*`chmod 700"):
+        InferenceSession("cnn@staging")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
+def test_a_cache_of_another_user_is_refused(store):
+    cached()
+    os.chown(cache.cache(), 12345, 12345)
+    with pytest.raises(UsageError, match="belongs to another user"):
+        InferenceSession("cnn@staging")
+
+
+def test_a_read_only_cache_serves_what_it_holds_and_the_rest_is_kept_for_the_process(store, monkeypatch):
+    folder = cached()
+
+    def read_only(*_: object, **__: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    before = sorted(path.name for path in cache.cache().iterdir())
+    mkdtemp = cache.tempfile.mkdtemp
+    monkeypatch.setattr(
+        cache.tempfile, "mkdtemp", lambda *a, **k: read_only() if k.get("dir") == cache.cache() else mkdtemp(*a, **k)
+    )
+    monkeypatch.setattr(
+        cache.tempfile,
+        "TemporaryDirectory",
+        _refusing(cache.tempfile.TemporaryDirectory, cache.cache(), read_only),
+    )
+    assert InferenceSession("cnn@staging").metadata.manifest == folder.name
+    assert np.array_equal(InferenceSession("cnn/2").predict(X), 2 * X)
+    assert np.array_equal(InferenceSession("cnn/2").predict(X), 2 * X)
+    assert sorted(path.name for path in cache.cache().iterdir()) == before
+
+
+def _refusing(original, folder, refuse):
+    """TemporaryDirectory that fails in `folder` as a read-only file system does: root, who may run the tests, is
+    stopped by no mode."""
+    return lambda *args, **options: refuse() if options.get("dir") == folder else original(*args, **options)
