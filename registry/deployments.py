@@ -20,6 +20,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from registry.errors import Refused, UsageError
+from registry.text import printable
 
 
 class GateResult(BaseModel):
@@ -32,7 +33,7 @@ class GateResult(BaseModel):
     detail: str
 
     def __str__(self) -> str:
-        return f"{self.requirement}: {self.detail}"
+        return f"{self.requirement}: {printable(self.detail)}"
 
 
 class Draft(BaseModel):
@@ -71,13 +72,14 @@ class Draft(BaseModel):
     def __str__(self) -> str:
         what = f"version {self.candidate_version} (sha256 {self.sha256[:12]})"
         if self.kind == "approve":
-            return f"{self.actor} approved {what}: {self.reason}"
+            return printable(f"{self.actor} approved {what}: {self.reason}")
         if self.kind == "rollback":
-            return f"{self.actor} rolled back to {what}, as entry {self.restores} deployed it: {self.reason}"
+            done = f"rolled back to {what}, as entry {self.restores} deployed it"
+            return printable(f"{self.actor} {done}: {self.reason}")
         unmet = [gate.requirement for gate in self.gates if not gate.met]
         if self.forced:
-            return f"{self.actor} forced {what} in, against {', '.join(unmet) or 'no gate'}: {self.reason}"
-        return f"{self.actor} promoted {what}: {self.reason}"
+            return printable(f"{self.actor} forced {what} in, against {', '.join(unmet) or 'no gate'}: {self.reason}")
+        return printable(f"{self.actor} promoted {what}: {self.reason}")
 
 
 class Entry(Draft):

@@ -138,7 +138,7 @@ class InferenceSession:
         from registry.replay import replay_in_subprocess
         from registry.store import Store
 
-        store, old = Store(), self._loaded
+        store, old = Store(create=False), self._loaded
         found = resolve(self._target, store)
         origin = _origin(self._target, found)
         if found.sha256 == old.origin["sha256"]:
@@ -183,7 +183,7 @@ def _registered(target: str) -> tuple[Path, dict[str, Any], Serving | None]:
     from registry.overview import resolve
     from registry.store import Store
 
-    store = Store()
+    store = Store(create=False)
     found = resolve(target, store)
     path = download(found, store)
     return path, _origin(target, found), Serving.load(path.parent)
