@@ -283,6 +283,7 @@ def predict(
     from registry.session import InferenceSession
 
     arrays = npz.read(input_)
+    _silence_onnxruntime()
     session = InferenceSession(target)
     answers = session.predict_batches(arrays, batch_size)
     if not isinstance(answers, dict):
@@ -358,6 +359,15 @@ def inspect(target: Target, as_json: Json = False) -> None:
         say(f"  {'metadata':<11} {name}: {value}")
 
 
+def _silence_onnxruntime() -> None:
+    """What ONNX Runtime logs of an error is in the error, too; its log prints names from the model as they are."""
+    try:
+        import onnxruntime
+    except ImportError:
+        return  # the session says so
+    onnxruntime.set_default_logger_severity(4)
+
+
 app.command("reconcile")(cli_keeping.reconcile)
 app.command("ui")(cli_keeping.ui)
 app.command("export-log")(cli_keeping.export_log)
@@ -407,10 +417,11 @@ def _failed(error: Exception) -> int:
         say(*str(error).split("\n"), stream=sys.stderr)
         return UsageError.exit_code
     if hasattr(error, "format_message"):  # typer's own, of an argument
-        error = UsageError(f"{error.format_message()} `onward --help`, or --help after the command, says more")
+        error = UsageError(
+            f"{error.format_message().rstrip('.')}: `onward --help`, or --help after the command, says more"
+        )
     if _debug.get():
-        for line in traceback.format_exception(error):
-            print_error("\n  ".join(hidden(line).rstrip().split("\n")))
+        say(*hidden("".join(traceback.format_exception(error))).rstrip().split("\n"), stream=sys.stderr)
     fault = explained(error)
     print_error(fault)
     return fault.exit_code

@@ -10,8 +10,8 @@ from registry.uri import hidden
 
 _LONGEST = 300
 _WHAT_TO_DO = {
-    errno.ENOSPC: "make room there",
-    errno.EDQUOT: "make room there",
+    errno.ENOSPC: "make room on that disk",
+    errno.EDQUOT: "make room on that disk",
     errno.EROFS: "choose a place that can be written (XDG_CACHE_HOME for the cache, TMPDIR for temporary files)",
     errno.EACCES: "look at its permissions (XDG_CACHE_HOME names another cache, TMPDIR another temporary folder)",
     errno.EPERM: "look at its permissions",

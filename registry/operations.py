@@ -373,11 +373,11 @@ def valid_reason(text: str) -> str:
     Raises:
         UsageError: there is none that shows, it is too long, or it is no UTF-8.
     """
+    if not is_unicode(text):
+        raise UsageError("--reason: holds bytes that are no UTF-8: set the terminal to UTF-8 and type it again")
     reason = one_line(text)
     if not reason:
         raise UsageError("--reason: say why, for whoever reads the history")
-    if not is_unicode(reason):
-        raise UsageError("--reason: holds bytes that are no UTF-8: set the terminal to UTF-8 and type it again")
     if len(reason) > _LONGEST_REASON:
         raise UsageError(f"--reason: {len(reason)} characters, {_LONGEST_REASON} at most; link to the long story")
     return reason
