@@ -41,8 +41,7 @@ def without_credentials(uri: str) -> str:
     file = sqlite_file(uri)
     if file is not None:
         return f"{_SQLITE}{file.name}"
-    found = _SCHEME.fullmatch(uri)
-    start, rest = (f"{found[1]}:{found[2]}", found[3]) if found else ("", uri)
+    start, rest = _parts(uri)
     shown = re.split(r"[?#]", rest.rpartition("@")[2])[0]
     # What stands where a port should, and is none, may be a password whose `@` is missing.
     place, slash, path = shown.partition("/")
@@ -58,6 +57,14 @@ def host(address: str) -> str:
     authority, rest = re.fullmatch(r"([^/?#]*)(.*)", found[3] if found else "", re.DOTALL).groups()  # type: ignore[union-attr]
     name, _, port = authority.rpartition("@")[2].partition(":")
     return "" if "@" in rest or (port and not port.isdecimal()) else name
+
+
+def _parts(uri: str) -> tuple[str, str]:
+    """What an address begins with, and the rest. `name:password@host` begins with no scheme."""
+    found = _SCHEME.fullmatch(uri)
+    if not found or (found[2] != "//" and "@" in found[3]):
+        return "", uri
+    return f"{found[1]}:{found[2]}", found[3]
 
 
 def hidden(text: str) -> str:
@@ -79,7 +86,7 @@ def _secrets() -> set[str]:
     for uri in filter(None, map(os.environ.get, _ADDRESSES)):
         if sqlite_file(uri) is not None:
             continue
-        rest = uri.partition(":")[2] if _SCHEME.fullmatch(uri) else uri
+        _, rest = _parts(uri)
         before, at, after = rest.rpartition("@")
         found |= {before if at else "", after.partition("?")[2]}
         if not at and without_credentials(uri) != re.split(r"[?#]", uri)[0]:
