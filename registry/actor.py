@@ -6,20 +6,32 @@ import getpass
 import os
 import subprocess
 
+from registry.text import one_line, printable
+
 
 def who() -> str:
-    """Who acts: ONWARD_ACTOR, else git's user.email, else the user of the operating system."""
-    if named := os.environ.get("ONWARD_ACTOR", "").strip():
-        return named
+    """Who acts: ONWARD_ACTOR, else git's user.email, else the user of the operating system; in one line."""
+    if name := named(os.environ.get("ONWARD_ACTOR", "")):
+        return name
     try:
         asked = subprocess.run(
-            ["git", "config", "user.email"], capture_output=True, text=True, timeout=5, check=False
-        ).stdout.strip()
+            ["git", "config", "user.email"],
+            capture_output=True,
+            encoding="utf-8",
+            errors="backslashreplace",
+            timeout=5,
+            check=False,
+        ).stdout
     except (OSError, subprocess.SubprocessError):
         asked = ""
-    if asked:
-        return asked
+    if name := named(asked):
+        return name
     try:
-        return getpass.getuser()
+        return named(getpass.getuser()) or f"uid {os.getuid()}"
     except (OSError, KeyError):  # a container's user id without a name
         return f"uid {os.getuid()}"
+
+
+def named(text: str) -> str:
+    """A name as a log keeps it: in one line, with escapes for what cannot be printed; empty where it shows nothing."""
+    return printable(one_line(text))

@@ -33,7 +33,7 @@ def approve(
     wanted = policy.environment(policy.read(), environment)
     policy.valid_name(model, "a model")
     reason = valid_reason(reason)
-    store = store or Store()
+    store = store or Store(create=False)
     actor, key = author(wanted, environment, actor)
     candidate = find_candidate(store, model, version)
     draft = Draft(
@@ -72,7 +72,7 @@ def sign(
     if not wanted.signers:
         raise Refused(f"{environment} has no signers in params.yaml, so that nothing there has to be signed")
     key = signatures.own_key(wanted.signers, environment)
-    store = store or Store()
+    store = store or Store(create=False)
     registered = registered_name(environment, model)
     log = store.log(environment, model)
     unsigned = {entry.number: entry for entry in log.unproven}
@@ -103,7 +103,7 @@ def sign_files(model: str, version: int, key: Path, *, store: Store | None = Non
         Refused: the files are not those that were published, or the server does not allow it.
     """
     policy.valid_name(model, "a model")
-    store = store or Store()
+    store = store or Store(create=False)
     candidate = find_candidate(store, model, version)
     with tempfile.TemporaryDirectory(prefix="onward-") as temporary:
         folder = store.files.fetch(candidate.source, Path(temporary) / "files")

@@ -7,14 +7,18 @@ Nothing heavy is imported before a command needs it: `onward --help` is asked mo
 from __future__ import annotations
 
 import gc
+import os
 import sys
+import traceback
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from registry import cli_keeping, cli_runtimes, cli_signing
-from registry.errors import OnwardError, Refused, UsageError
+from registry.errors import Refused, UsageError
+from registry.faults import explained
 from registry.printing import (
     Json,
     Model,
@@ -23,15 +27,23 @@ from registry.printing import (
     entry_state,
     environment_cell,
     newest_cell,
+    prepare_output,
     print_comparison,
+    print_error,
     print_gates,
     print_json,
     print_outcome,
     print_table,
     run_cell,
+    say,
     short_time,
     trouble_lines,
 )
+from registry.uri import hidden
+
+DEBUG = "ONWARD_DEBUG"
+# What shells expect of a program that Ctrl-C or a closed pipe ends: 128 and the signal's number.
+INTERRUPTED, READER_GONE = 130, 141
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -41,8 +53,22 @@ app = typer.Typer(
     help="See what is live, promote model versions from environment to environment, and roll them back.\n\n"
     "The store is MLFLOW_TRACKING_URI, else mlflow.db beside dvc.yaml.\n\n"
     "Exit codes: 0 done, 1 a gate or check said no, 2 wrong usage or configuration, 3 somebody else got there first, "
-    "4 the store could not be reached.",
+    "4 the store could not be reached or answers nonsense, 5 this machine is at fault (disk, permissions, memory, ONNX "
+    "Runtime), 130 Ctrl-C.",
 )
+
+_debug: ContextVar[bool] = ContextVar("debug", default=False)
+
+
+@app.callback()
+def options(
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Print the traceback of an error, too; ONWARD_DEBUG=1 does the same.")
+    ] = False,
+) -> None:
+    if debug:
+        _debug.set(True)
+
 
 Target = Annotated[str, typer.Argument(metavar="TARGET", help="MODEL@ENVIRONMENT, MODEL/VERSION, or an .onnx file.")]
 
@@ -81,7 +107,7 @@ def status(as_json: Json = False) -> None:
         )
         return
     if not found:
-        print("No model is registered yet: `dvc repro` registers those that are fit.")
+        say("No model is registered yet: `dvc repro` registers those that are fit.")
         return
     ours = [model for model in found if not model.foreign]
     if ours:
@@ -95,10 +121,10 @@ def status(as_json: Json = False) -> None:
         print_table(columns, (row[: len(columns)] for row in rows))
     for model in found:
         if model.foreign:
-            print(f"! the registered model {model.model!r} is not Onward's, and is left alone")
+            say(f"! the registered model {model.model!r} is not Onward's, and is left alone")
         for state in model.environments:
             for line in trouble_lines(model.model, state):
-                print(f"! {line}")
+                say(f"! {line}")
 
 
 @app.command()
@@ -123,13 +149,13 @@ def history(
         )
         return
     for name, log in logs.items():
-        print(f"{name} of {model}" + (":" if log.entries() else ": nothing yet"))
+        say(f"{name} of {model}" + (":" if log.entries() else ": nothing yet"))
         for entry in log.entries():
-            print(f"{entry.number:>5}  {short_time(entry.at)}  {entry_state(log, entry):<8}  {entry}")
+            say(f"{entry.number:>5}  {short_time(entry.at)}  {entry_state(log, entry):<8}  {entry}")
             if gates := ", ".join(f"{gate.requirement} {'met' if gate.met else 'NOT MET'}" for gate in entry.gates):
-                print(f"{'':>35}{gates}")
+                say(f"{'':>35}{gates}")
         for sentence in log.damage:
-            print(f"! {sentence}")
+            say(f"! {sentence}")
 
 
 @app.command()
@@ -203,7 +229,7 @@ def check(
             }
         )
     else:
-        print(f"{target}: version {found.entry.candidate_version}, entry {found.entry.number}")
+        say(f"{target}: version {found.entry.candidate_version}, entry {found.entry.number}")
         print_gates(found.results)
     if not found.met:
         failed = "; ".join(str(result) for result in found.results if not result.met)
@@ -255,10 +281,12 @@ def predict(
     """
     import numpy as np
 
+    from registry import npz
     from registry.disk import write_atomically
     from registry.session import InferenceSession
 
-    arrays = _read_npz(input_)
+    arrays = npz.read(input_)
+    _silence_onnxruntime()
     session = InferenceSession(target)
     answers = session.predict_batches(arrays, batch_size)
     if not isinstance(answers, dict):
@@ -270,7 +298,7 @@ def predict(
         np.savez(buffer, **answers)
         try:
             write_atomically(output, buffer.getvalue())
-        except OSError as error:
+        except (FileExistsError, IsADirectoryError, NotADirectoryError) as error:
             raise UsageError(f"--output {output}: {error.strerror}") from None
     if as_json:
         print_json(
@@ -279,9 +307,9 @@ def predict(
         return
     for name, array in answers.items():
         shape = ", ".join(str(size) for size in array.shape)
-        print(f"{name} {array.dtype}[{shape}]{f' -> {output}' if output else ''}")
+        say(f"{name} {array.dtype}[{shape}]{f' -> {output}' if output else ''}")
         if output is None:
-            print(np.array2string(array, threshold=64, precision=6))
+            say(*np.array2string(array, threshold=64, precision=6).split("\n"))
 
 
 @app.command()
@@ -302,7 +330,7 @@ def inspect(target: Target, as_json: Json = False) -> None:
         if as_json:
             print_json(report.model_dump(mode="json"))
         else:
-            print("\n".join(inspection.lines(report)))
+            say(*inspection.lines(report))
         return
     path, origin, _ = locate(target)
     onnx_file.check(path, target)
@@ -320,18 +348,27 @@ def inspect(target: Target, as_json: Json = False) -> None:
         "parameters": f"{graph.parameters:,}",
         "size": f"{graph.size_bytes:,} bytes in {len(digests)} file{'s' if len(digests) > 1 else ''}",
     }
-    print(target)
+    say(target)
     for name, value in facts.items():
-        print(f"  {name:<11} {value}")
+        say(f"  {name:<11} {value}")
     for kind, specs in (("input", graph.inputs), ("output", graph.outputs)):
         for spec in specs:
-            print(f"  {kind:<11} {spec.name} {spec.dtype}[{', '.join(str(dim) for dim in spec.shape)}]")
-    print(f"  {'nodes':<11} {graph.nodes}")
+            say(f"  {kind:<11} {spec.name} {spec.dtype}[{', '.join(str(dim) for dim in spec.shape)}]")
+    say(f"  {'nodes':<11} {graph.nodes}")
     most = max((len(name) for name in graph.operators), default=0)
     for name, count in sorted(graph.operators.items(), key=lambda item: (-item[1], item[0])):
-        print(f"  {'':<11} {name:<{most}} {count:>5}")
+        say(f"  {'':<11} {name:<{most}} {count:>5}")
     for name, value in graph.metadata.items():
-        print(f"  {'metadata':<11} {name}: {value}")
+        say(f"  {'metadata':<11} {name}: {value}")
+
+
+def _silence_onnxruntime() -> None:
+    """What ONNX Runtime logs of an error is in the error, too; its log prints names from the model as they are."""
+    try:
+        import onnxruntime
+    except ImportError:
+        return  # the session says so
+    onnxruntime.set_default_logger_severity(4)
 
 
 app.command("reconcile")(cli_keeping.reconcile)
@@ -347,30 +384,50 @@ app.command("sign-files")(cli_signing.sign_files)
 app.add_typer(cli_signing.keys, name="keys")
 
 
-def _read_npz(path: Path) -> dict[str, Any]:
-    import zipfile
-
-    import numpy as np
-
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            if not hasattr(stored, "files"):
-                raise UsageError(f"--input {path}: is one .npy array; an .npz names each input (numpy.savez)")
-            return dict(stored)
-    except FileNotFoundError:
-        raise UsageError(f"--input {path}: there is no such file") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UsageError(f"--input {path}: is no .npz file of plain arrays: {str(error).splitlines()[0]}") from None
-
-
 def main() -> None:
     """The console entry point: one line on stderr and the error's exit code where a command fails."""
     gc.set_threshold(50_000, 20, 20)  # what imports make, stays: to look through it again and again takes its time
+    prepare_output()
+    _debug.set(os.environ.get(DEBUG, "0") not in ("", "0"))
     try:
-        app(prog_name="onward")
-    except OnwardError as error:
-        print(f"onward: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        code = _run(sys.argv[1:])
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        print_error("interrupted")
+        code = INTERRUPTED
+    except BrokenPipeError:  # whoever read the output has seen enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nor is anything to be said when Python ends
+        code = READER_GONE
+    except Exception as error:
+        code = _failed(error)
+    sys.exit(code)
+
+
+def _run(arguments: list[str]) -> int:
+    """Run a command. Not by typer's own entry, which prints errors as they are and turns others into exit codes."""
+    command = typer.main.get_command(app)
+    try:
+        with command.make_context("onward", arguments) as context:
+            command.invoke(context)
+    except typer.Exit as ended:
+        return ended.exit_code
+    return 0
+
+
+def _failed(error: Exception) -> int:
+    """Say what went wrong, and return the exit code."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        say(*str(error).split("\n"), stream=sys.stderr)
+        return UsageError.exit_code
+    if hasattr(error, "format_message"):  # typer's own, of an argument
+        error = UsageError(
+            f"{error.format_message().rstrip('.')}: `onward --help`, or --help after the command, says more"
+        )
+    if _debug.get():
+        say(*hidden("".join(traceback.format_exception(error))).rstrip().split("\n"), stream=sys.stderr)
+    fault = explained(error)
+    print_error(fault)
+    return fault.exit_code
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ registry/cli.py puts them beside the others.
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from typing import Annotated
 import typer
 
 from registry.errors import OnwardError
-from registry.printing import Json, Model, print_json, print_table
+from registry.printing import Json, Model, print_json, print_table, say
 
 
 def reconcile(as_json: Json = False) -> None:
@@ -29,7 +28,7 @@ def reconcile(as_json: Json = False) -> None:
     if as_json:
         print_json({"healed": healed})
     else:
-        print("\n".join(f"put right: {drift}" for drift in healed) or "Everything agrees with the logs.")
+        say(*[f"put right: {drift}" for drift in healed] or ["Everything agrees with the logs."])
 
 
 def ui(
@@ -40,16 +39,20 @@ def ui(
 
     Example: onward ui --port 5001
     """
-    from registry.connection import tracking_uri, without_credentials
+    from registry.connection import require_store, tracking_uri
+    from registry.reach import SERVERS
+    from registry.uri import without_credentials
 
     uri = tracking_uri()
-    served = uri.startswith(("http://", "https://"))
+    served = uri.startswith(SERVERS)
+    if not served:
+        require_store()
     url = without_credentials(uri) if served else f"http://127.0.0.1:{port}"
     hint = 'The UI opens on its GenAI side: choose "Model training" at the top left to see runs and models.'
     if as_json:
         print_json({"url": url, "hint": hint})
     else:
-        print(f"{url}\n{hint}", flush=True)
+        say(url, hint)
     if served:
         return
     # The store's URI may hold a password: handed over in the environment, it shows in no list of processes.
@@ -86,7 +89,7 @@ def export_log(
         print_json(lines)
         return
     for line in lines:
-        print(json.dumps(line))
+        print_json(line, indent=None)
 
 
 def import_log(
@@ -105,9 +108,9 @@ def import_log(
         print_json([vars(log) for log in found])
         return
     for log in found:
-        print(f"{log.environment} of {log.model}: {log.added} entries imported, {log.present} were there already")
+        say(f"{log.environment} of {log.model}: {log.added} entries imported, {log.present} were there already")
     if not found:
-        print(f"{file} holds no entries")
+        say(f"{file} holds no entries")
 
 
 def prune(
@@ -157,4 +160,4 @@ def create_environments(
     if as_json:
         print_json({"created": made})
     else:
-        print("\n".join(f"created {name}" for name in made) or "All of them are there.")
+        say(*[f"created {name}" for name in made] or ["All of them are there."])

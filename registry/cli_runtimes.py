@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from registry.errors import Refused, UsageError
-from registry.printing import Json, print_json, print_table
+from registry.printing import Json, print_json, print_table, say
 
 if TYPE_CHECKING:
     from registry.vocabulary import RuntimeState
@@ -34,7 +34,7 @@ def list_runtimes(context: typer.Context, as_json: Json = False) -> None:
         print_json({"machine": machine.model_dump(), "runtimes": [one.model_dump() for one in found]})
         return
     has = [f"{machine.cores} core{'s' if machine.cores > 1 else ''}", *machine.instruction_sets, *machine.accelerators]
-    print(f"{machine.cpu}: {', '.join(has)}")
+    say(f"{machine.cpu}: {', '.join(has)}")
     rows = [(one.runtime, one.version or "-", PROVIDERS[one.runtime], describe(one)) for one in found]
     print_table(("runtime", "ONNX Runtime", "provider", "here"), rows)
 
@@ -56,7 +56,7 @@ def install_runtime(
     if as_json:
         print_json({"installed": done, **found.model_dump()})
     else:
-        print(f"{name}: {'installed' if done else 'nothing to install'}; {describe(found)}")
+        say(f"{name}: {'installed' if done else 'nothing to install'}; {describe(found)}")
     if not found.usable:
         raise Refused(f"{name} cannot be used on this host: {found.reason}")
 

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from registry.printing import Json, Model, Reason, entry_facts, print_json, print_note
+from registry.printing import Json, Model, Reason, entry_facts, print_json, print_note, say
 
 Environment = Annotated[str, typer.Option("--env", help="The environment, e.g. production.")]
 
@@ -37,15 +37,15 @@ def create_key(
         if as_json:
             print_json({"public_key": str(public_file), "file": str(file)})
         else:
-            print(f"In params.yaml, where files have to be signed by this key:\n\n  files_key: {public_file}\n")
-            print(f"To sign a version: onward sign-files MODEL VERSION --key {file}")
+            say("In params.yaml, where files have to be signed by this key:", "", f"  files_key: {public_file}", "")
+            say(f"To sign a version: onward sign-files MODEL VERSION --key {file}")
         return
     public, name = signatures.create_key(file), who()
     if as_json:
         print_json({"name": name, "public_key": public, "file": str(file)})
         return
-    print(f"In params.yaml, where entries of this key are to count:\n\n  signers: {{{name}: {public}}}\n")
-    print(f"On this machine: export {signatures.KEY_FILE}={file.resolve()}")
+    say("In params.yaml, where entries of this key are to count:", "", f"  signers: {{{name}: {public}}}", "")
+    say(f"On this machine: export {signatures.KEY_FILE}={file.resolve()}")
 
 
 def approve(
@@ -66,7 +66,7 @@ def approve(
     if as_json:
         print_json({**entry_facts(approval), "note": note})
     else:
-        print(f"{env} of {model}, entry {approval.number}: {approval}")
+        say(f"{env} of {model}, entry {approval.number}: {approval}")
 
 
 def sign(
@@ -89,9 +89,9 @@ def sign(
         print_json({"dry_run": dry_run, "signed": [entry_facts(one) for one in signed]})
         return
     for one in signed:
-        print(f"{'would sign' if dry_run else 'signed'} entry {one.number}: {one}")
+        say(f"{'would sign' if dry_run else 'signed'} entry {one.number}: {one}")
     if not signed:
-        print("There is nothing to sign.")
+        say("There is nothing to sign.")
 
 
 def sign_files(
@@ -110,4 +110,4 @@ def sign_files(
     if as_json:
         print_json({"model": model, "version": version, "sha256": sha256})
     else:
-        print(f"signed the files of {model} version {version} (sha256 {sha256[:12]})")
+        say(f"signed the files of {model} version {version} (sha256 {sha256[:12]})")

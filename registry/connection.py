@@ -10,13 +10,15 @@ from __future__ import annotations
 import logging
 import os
 import re
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit, urlunsplit
 
-from registry.errors import OnwardError, Refused, StoreUnreachable, UsageError
+from registry import reach
+from registry.errors import MachineFault, OnwardError, Refused, StoreMissing, StoreUnreachable, UsageError
+from registry.uri import hidden, sqlite_file, without_credentials
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -31,7 +33,15 @@ _SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "PGCONNECT_TIMEOUT": "5",
 }
+# What fails on this machine, in the words of the system and of SQLite, which MLflow's errors repeat.
+_OF_THIS_MACHINE = re.compile(
+    "No space left on device|Disk quota exceeded|Read-only file system|Permission denied|Input/output error"
+    "|database or disk is full|attempt to write a readonly database|unable to open database file|disk I/O error"
+)
+# What a server answers that is no MLflow, or a proxy before one.
+_NONSENSE = re.compile("not in a valid JSON format|Failed to parse|Expecting value")
 
 
 def checkout(start: Path | None = None) -> Path:
@@ -59,36 +69,60 @@ def tracking_uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"{_SQLITE}{checkout() / DATABASE}"
 
 
-def sqlite_file(uri: str) -> Path | None:
-    """The file of an SQLite store, as its URI has it; None where the store is another."""
-    return Path(uri.removeprefix(_SQLITE)) if uri.startswith(_SQLITE) else None
+def require_store() -> None:
+    """Look whether there is a store in use, and make none.
+
+    Raises:
+        StoreMissing: there is none.
+        StoreUnreachable, UsageError, MachineFault: as reach.check has them.
+    """
+    reach.check(tracking_uri(), create=False)
 
 
-def without_credentials(uri: str) -> str:
-    """`uri` without user, password and query; an SQLite path inside the checkout is given relative to it."""
-    file = sqlite_file(uri)
-    if file is not None:
-        return f"{_SQLITE}{file.name}"
-    parts = urlsplit(uri)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+def nothing_yet() -> bool:
+    """Whether the checkout has no store yet: nobody named another one, and nothing was registered so far."""
+    if os.environ.get("MLFLOW_TRACKING_URI"):
+        return False
+    try:
+        require_store()
+    except StoreMissing:
+        return True
+    return False
 
 
-def connect() -> MlflowClient:
+def connect(create: bool = True) -> MlflowClient:
     """A client of the store in use.
+
+    Args:
+        create: whether an SQLite store may be made where there is none, in a folder that is there.
 
     Raises:
         StoreUnreachable: the store cannot be opened.
+        StoreMissing: there is none.
+        UsageError: MLFLOW_TRACKING_URI is no address of a store.
     """
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
     uri = tracking_uri()
+    reach.check(uri, create)
     with reachable():
         import mlflow
 
-        for name in ("mlflow", "alembic", "sqlalchemy"):
-            logging.getLogger(name).setLevel(logging.WARNING)
+        _quieten()
+        if not uri.startswith(reach.SERVERS):
+            from mlflow.store.db import utils
+
+            utils.MAX_RETRY_COUNT = 2  # ten tries take more than a minute and a half
         mlflow.set_tracking_uri(uri)
         return mlflow.MlflowClient()
+
+
+def _quieten() -> None:
+    """What others log of an error is in the error, too, and is said once, in one line."""
+    for name in ("mlflow", "alembic", "sqlalchemy"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for name in ("mlflow.store.db.utils", "mlflow.utils.rest_utils", "urllib3"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 @contextmanager
@@ -96,7 +130,8 @@ def reachable() -> Iterator[None]:
     """Turn what is the server's doing into errors of ours; every other error passes through as it is.
 
     Raises:
-        StoreUnreachable: the store did not answer.
+        StoreUnreachable: the store did not answer, or what answered is no MLflow.
+        MachineFault: the store is a file, and the disk or its permissions are in the way.
         UsageError: the server does not know who asks.
         Refused: the server knows, and does not allow it.
     """
@@ -126,8 +161,28 @@ def reachable() -> Iterator[None]:
             or name in ("OperationalError", "InterfaceError")
             or (name == "MlflowException" and re.search(r"API request to .* failed|Max retries|OperationalError", text))
         ):
+            if found := _OF_THIS_MACHINE.search(text):
+                raise MachineFault(f"{found[0]}: MLflow's store or files on this machine ({_first(text)})") from error
             raise StoreUnreachable(_unreachable(error)) from error
+        if _NONSENSE.search(text) or name in ("JSONDecodeError", "ParseError") or _misread(error):
+            raise StoreUnreachable(
+                f"what answers at {without_credentials(tracking_uri())} is no MLflow server, or a proxy before one: "
+                f"{_first(text)}. Check MLFLOW_TRACKING_URI"
+            ) from error
         raise
+
+
+def _misread(error: Exception) -> bool:
+    """Whether MLflow's client stumbled over what a server answered."""
+    if not tracking_uri().startswith(reach.SERVERS) or not isinstance(error, (AttributeError, KeyError, TypeError)):
+        return False
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return str(frame.f_globals.get("__name__", "")).startswith(("mlflow.", "google.protobuf."))
+
+
+def _first(text: str) -> str:
+    """The beginning of somebody else's words, in a line."""
+    return hidden(" ".join(text.split()))[:300]
 
 
 def http_status(error: BaseException) -> int | None:
@@ -143,11 +198,8 @@ def _endpoint(text: str) -> str:
 
 
 def _unreachable(error: BaseException) -> str:
-    reason = re.sub(r"://[^/@\s]+@", "://", str(error)).splitlines()[0][:300] if str(error) else type(error).__name__
-    return (
-        f"the MLflow store {without_credentials(tracking_uri())} could not be reached: {reason}; "
-        "nothing was changed. Check MLFLOW_TRACKING_URI and that the server is up"
-    )
+    reason = _first(str(error).partition("\n")[0]) or type(error).__name__
+    return f"the MLflow store {without_credentials(tracking_uri())} could not be reached: {reason}. {reach.ADVICE}"
 
 
 def ensure_experiment(client: MlflowClient, name: str) -> str:

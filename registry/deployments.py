@@ -21,6 +21,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from registry.errors import Refused, UsageError
+from registry.text import printable
 
 # No store numbers its rows higher: MLflow keeps the number of a version in 32 bits.
 _HIGHEST = 2**31 - 1
@@ -48,7 +49,7 @@ class GateResult(BaseModel):
     detail: str
 
     def __str__(self) -> str:
-        return f"{self.requirement}: {self.detail}"
+        return f"{self.requirement}: {printable(self.detail)}"
 
 
 class Draft(BaseModel):
@@ -95,13 +96,14 @@ class Draft(BaseModel):
     def __str__(self) -> str:
         what = f"version {self.candidate_version} (sha256 {self.sha256[:12]})"
         if self.kind == "approve":
-            return f"{self.actor} approved {what}: {self.reason}"
+            return printable(f"{self.actor} approved {what}: {self.reason}")
         if self.kind == "rollback":
-            return f"{self.actor} rolled back to {what}, as entry {self.restores} deployed it: {self.reason}"
+            done = f"rolled back to {what}, as entry {self.restores} deployed it"
+            return printable(f"{self.actor} {done}: {self.reason}")
         unmet = [gate.requirement for gate in self.gates if not gate.met]
         if self.forced:
-            return f"{self.actor} forced {what} in, against {', '.join(unmet) or 'no gate'}: {self.reason}"
-        return f"{self.actor} promoted {what}: {self.reason}"
+            return printable(f"{self.actor} forced {what} in, against {', '.join(unmet) or 'no gate'}: {self.reason}")
+        return printable(f"{self.actor} promoted {what}: {self.reason}")
 
 
 class Entry(Draft):

@@ -102,7 +102,7 @@ def compare(left: str, right: str, store: Store | None = None) -> Comparison:
         Refused: nothing is live there, or files are not those that were published.
         StoreUnreachable: the store did not answer.
     """
-    store = store or Store()
+    store = store or Store(create=False)
     found = [overview.resolve(target, store) for target in (left, right)]
     runs = [store.run(target.evidence.get("run_id", "")) for target in found]
     notes = [

@@ -5,10 +5,15 @@ OnwardError                    1
 ├── UsageError                 2   wrong usage or configuration: the message says where and what to do
 │   └── NotReady               2   something that has to be there first is missing
 ├── LostRace                   3   someone else got there first
-└── StoreUnreachable           4   the tracking server or store could not be reached
+├── StoreUnreachable           4   the tracking server or store could not be reached, or answers nonsense
+│   └── StoreMissing           4   there is no store where one is looked for
+└── MachineFault               5   this machine cannot do it: disk, permissions, memory, ONNX Runtime, our own defects
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 
 class OnwardError(Exception):
@@ -39,6 +44,27 @@ class LostRace(OnwardError):
 
 
 class StoreUnreachable(OnwardError):
-    """The MLflow server or store did not answer; nothing was changed."""
+    """The MLflow server or store did not answer, or answered nonsense. Whether something was changed is not known,
+    unless the message says it."""
 
     exit_code = 4
+
+
+class StoreMissing(StoreUnreachable):
+    """There is no store where one is looked for, and this is not the place to make one."""
+
+
+class MachineFault(OnwardError):
+    """This machine cannot do what was asked: its disk, permissions or memory, or ONNX Runtime while it runs."""
+
+    exit_code = 5
+
+
+@contextmanager
+def saying(done: Callable[[], str]) -> Iterator[None]:
+    """Add to an error of Onward's what was done until it was met, where that is something: `done` says it."""
+    try:
+        yield
+    except OnwardError as error:
+        words = done()
+        raise (type(error)(f"{error}. {words}") if words else error) from error.__cause__

@@ -15,10 +15,10 @@ import time
 import urllib.error
 import urllib.request
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from registry.connection import checkout
 from registry.errors import UsageError
+from registry.uri import host
 
 if TYPE_CHECKING:
     from registry.deployments import Entry
@@ -108,17 +108,17 @@ def _post(address: str, body: bytes) -> None:
     except UsageError as error:
         raise _Failed(str(error), again=False) from None
     opener = urllib.request.build_opener(_NoRedirect)
+    where = f"the webhook at {host(address)}" if host(address) else "the webhook"
     try:
-        host = urlsplit(address).hostname
         request = urllib.request.Request(address, body, {"Content-Type": "application/json"}, method="POST")
         opener.open(request, timeout=TIMEOUT_S).close()
     except urllib.error.HTTPError as error:
         error.close()
         again = error.code >= 500 or error.code in (408, 429)
-        raise _Failed(f"the webhook at {host} answered {error.code}", again) from None
+        raise _Failed(f"{where} answered {error.code}", again) from None
     except (OSError, http.client.HTTPException) as error:
         # Of the error, only its kind: its words may repeat the address.
         reason = getattr(error, "reason", error)
-        raise _Failed(f"the webhook at {host} could not be reached ({type(reason).__name__})") from None
+        raise _Failed(f"{where} could not be reached ({type(reason).__name__})") from None
     except ValueError:
         raise _Failed("the webhook's address is no URL", again=False) from None

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from registry.connection import sqlite_file, tracking_uri
+from registry.connection import tracking_uri
 from registry.layout import Overview
 from registry.newest import MARK, to_reason
+from registry.uri import sqlite_file
 
 Answer = TypeVar("Answer")
 

@@ -21,7 +21,7 @@ def read(path: Path) -> Report:
         stage = json.loads(path.read_bytes()).get("stage")
     except FileNotFoundError:
         raise UsageError(f"{path}: there is no such file; `dvc repro` writes the reports") from None
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         raise UsageError(f"{path}: is no report of a stage") from None
     if stage not in REPORTS:
         raise UsageError(f"{path}: is no report of a stage")

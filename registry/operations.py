@@ -18,15 +18,16 @@ from functools import partial
 from pathlib import Path
 
 from registry import chain, events, file_signatures, four_eyes, gates, mirror, policy, signatures, suites
-from registry.actor import who
+from registry.actor import named, who
 from registry.deployments import Draft, Entry, GateResult, plan_rollback
-from registry.errors import OnwardError, Refused, StoreUnreachable, UsageError
+from registry.errors import MachineFault, OnwardError, Refused, StoreUnreachable, UsageError, saying
 from registry.integrity import check_folder, manifest_digest
 from registry.layout import Candidate, Drift, Log, registered_name
 from registry.mirror import StageDrift
 from registry.overview import find_candidate, require_model, status
 from registry.policy import CANDIDATE, Policy
 from registry.store import Store
+from registry.text import is_unicode, one_line
 
 _LONGEST_REASON = 1000
 
@@ -93,7 +94,7 @@ def promote(
     wanted = policy.environment(rules, to)
     policy.valid_name(model, "a model")
     reason = valid_reason(reason)
-    store = store or Store()
+    store = store or Store(create=False)
     actor, key = author(wanted, to, actor)
     log = store.head(to, model)
     log.require_known(registered_name(to, model))
@@ -162,7 +163,7 @@ def rollback(
     wanted = policy.environment(rules, environment)
     policy.valid_name(model, "a model")
     reason = valid_reason(reason)
-    store = store or Store()
+    store = store or Store(create=False)
     actor, key = author(wanted, environment, actor)
     log = store.head(environment, model, down_to=to)
     log.require_known(registered_name(environment, model))
@@ -205,28 +206,26 @@ def reconcile(store: Store | None = None) -> list[Drift | StageDrift]:
     Raises:
         Refused: a log was left alone; the message says which, why, and what was written elsewhere.
     """
-    store = store or Store()
+    store = store or Store(create=False)
     rules = policy.read()
     healed: list[Drift | StageDrift] = []
     left = []
-    for found in status(store):
-        alarms = []
-        for environment in found.environments:
-            log = store.log(environment.environment, found.model)
-            if log.alarm or log.newer:
-                words = "; ".join(log.alarm) or f"entry {log.newer[-1]} was written by a newer Onward"
-                alarms.append(f"\n  {registered_name(environment.environment, found.model)}: {words}")
-            elif log.line.entries():
-                healed += store.heal(environment.environment, found.model, log)
-        if not found.foreign and not alarms:
-            healed += mirror.mirror(store, rules, found.model)
-        left += alarms
+    with saying(lambda: f"Put right before that: {'; '.join(map(str, healed))}" if healed else ""):
+        for found in status(store):
+            alarms = []
+            for environment in found.environments:
+                log = store.log(environment.environment, found.model)
+                if log.alarm or log.newer:
+                    words = "; ".join(log.alarm) or f"entry {log.newer[-1]} was written by a newer Onward"
+                    alarms.append(f"\n  {registered_name(environment.environment, found.model)}: {words}")
+                elif log.line.entries():
+                    healed += store.heal(environment.environment, found.model, log)
+            if not found.foreign and not alarms:
+                healed += mirror.mirror(store, rules, found.model)
+            left += alarms
     if left:
-        done = "".join(f"\n  {drift}" for drift in healed)
-        raise Refused(
-            f"these logs were left alone, look at `onward history`:{''.join(left)}"
-            + (f"\nelsewhere this was put right:{done}" if done else "")
-        )
+        done = "".join(f"\n  put right elsewhere: {drift}" for drift in healed)
+        raise Refused(f"these logs were left alone, look at `onward history`:{''.join(left)}{done}")
     return healed
 
 
@@ -243,12 +242,15 @@ def create_environments(models: Iterable[str], store: Store | None = None) -> li
     rules = policy.read()
     names = [policy.valid_name(model, "a model") for model in models]
     store = store or Store()
-    made = []
-    for name, wanted in rules.items():
-        made += store.files.prepare(name)
-        made += store.prepare(name, names)
-        if wanted.notify is not None and wanted.notify.server_webhook is not None:
-            made += store.prepare_webhook(name, events.resolved(wanted.notify.server_webhook))
+    made: list[str] = []
+    with saying(
+        lambda: f"Made before that: {', '.join(made) or 'nothing'}. The same command again makes what is missing"
+    ):
+        for name, wanted in rules.items():
+            made += store.files.prepare(name)
+            made += store.prepare(name, names)
+            if wanted.notify is not None and wanted.notify.server_webhook is not None:
+                made += store.prepare_webhook(name, events.resolved(wanted.notify.server_webhook))
     return made
 
 
@@ -259,7 +261,7 @@ def author(wanted: policy.Environment, environment: str, actor: str | None) -> t
         Refused: the environment has signers, and the key of one of them is not here.
     """
     if not wanted.signers:
-        return actor or who(), None
+        return named(actor or "") or who(), None
     key = signatures.own_key(wanted.signers, environment)
     return key.name, key
 
@@ -376,7 +378,7 @@ def _heal(store: Store, rules: Policy, model: str, environment: str, log: Log) -
     try:
         store.heal(environment, model, log)
         mirror.mirror(store, rules, model)
-    except StoreUnreachable:
+    except (StoreUnreachable, MachineFault):
         return "the entry counts, but the aliases could not be written: `onward reconcile` does that later"
     except Refused as error:
         return f"the entry counts, but not all aliases could be written: {error}"
@@ -417,9 +419,11 @@ def valid_reason(text: str) -> str:
     """A reason in one line.
 
     Raises:
-        UsageError: there is none, or it is too long.
+        UsageError: there is none that shows, it is too long, or it is no UTF-8.
     """
-    reason = " ".join(text.split())
+    if not is_unicode(text):
+        raise UsageError("--reason: holds bytes that are no UTF-8: set the terminal to UTF-8 and type it again")
+    reason = one_line(text)
     if not reason:
         raise UsageError("--reason: say why, for whoever reads the history")
     if len(reason) > _LONGEST_REASON:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from registry import file_signatures, glance, policy
+from registry.connection import nothing_yet
 from registry.deployments import Entry, GateResult
 from registry.errors import Refused, UsageError
 from registry.integrity import check_folder
@@ -98,7 +99,7 @@ def history(model: str, environment: str | None = None, store: Store | None = No
     names = [environment] if environment else list(rules)
     for name in names:
         policy.environment(rules, name)
-    store = store or Store()
+    store = store or Store(create=False)
     logs = {name: store.log(name, model) for name in names}
     if not any(log.entries() for log in logs.values()):
         require_model(store, model)
@@ -109,8 +110,10 @@ def status(store: Store | None = None) -> list[ModelStatus]:
     """Every model and environment at a glance, and the models whose newest pipeline run failed. Writes nothing, so that
     a user with read access can ask, and drift stays visible."""
     rules = policy.read()
+    if store is None and nothing_yet():
+        return []
     known, failed = (glance.read(), glance.failures()) if store is None else (None, None)
-    store = store or Store()
+    store = store or Store(create=False)
     known = store.versions.everything() if known is None else known
     failed = store.failures() if failed is None else failed
     newest: dict[str, Candidate | None] = {}
@@ -164,7 +167,7 @@ def check(model: str, environment: str, store: Store | None = None) -> Check:
     Raises:
         Refused: nothing is live there.
     """
-    store = store or Store()
+    store = store or Store(create=False)
     target = resolve(f"{model}@{environment}", store)
     log = store.log(environment, model)
     entry = log.line.find(target.entry)
@@ -227,7 +230,7 @@ def resolve(target: str, store: Store | None = None) -> Target:
     if at:
         policy.valid_name(model, "a model")
         policy.environment(policy.read(), environment)
-        store = store or Store()
+        store = store or Store(create=False)
         log = store.head(environment, model)
         live = log.line.live
         log.require_known(registered_name(environment, model))
@@ -254,7 +257,7 @@ def resolve(target: str, store: Store | None = None) -> Target:
     if not slash or not version.isdecimal():
         raise UsageError(f"{target!r} names nothing: give MODEL@ENVIRONMENT, MODEL/VERSION, or an .onnx file")
     policy.valid_name(model, "a model")
-    found = find_candidate(store or Store(), model, int(version))
+    found = find_candidate(store or Store(create=False), model, int(version))
     return Target(model, found.version, found.sha256, found.source, found.manifest, evidence=found.evidence)
 
 

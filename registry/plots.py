@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from registry.evidence import Evidence
+from registry.text import mathtext
 from registry.vocabulary import Choice, Measurement, TradeOff
 
 
@@ -49,12 +50,12 @@ def _latency(axes: Any, evidence: Evidence, measured: list[Measurement]) -> None
     height = 0.8 / len(sizes)
     for number, size in enumerate(sizes):
         values = [next(item.p50_ms for item in m.latencies if item.size == size) for m in shown]
-        axes.barh([place + number * height for place in range(len(shown))], values, height, label=size)
+        axes.barh([place + number * height for place in range(len(shown))], values, height, label=mathtext(size))
     axes.set_yticks([place + 0.4 - height / 2 for place in range(len(shown))], [_label(m) for m in shown])
     axes.invert_yaxis()
     axes.set_xscale("log")
     axes.set_xlabel("p50 latency, ms (log scale)")
-    axes.set_title(f"{evidence.model}: latency of each variant")
+    axes.set_title(f"{mathtext(evidence.model)}: latency of each variant")
     axes.legend(title="size")
 
 
@@ -74,7 +75,7 @@ def _pareto(axes: Any, evidence: Evidence, measured: list[Measurement]) -> None:
     axes.set_xlabel("latency relative to the plain export (left is faster)")
     axes.axhline(1.0, color="grey", linewidth=0.8, linestyle=":")
     axes.set_ylabel("loss as a share of what is allowed (down is better)")
-    axes.set_title(f"{evidence.model}: what speed costs (star: chosen)")
+    axes.set_title(f"{mathtext(evidence.model)}: what speed costs (star: chosen)")
 
 
 def _used(choice: Choice, budget: float | None) -> float | None:
@@ -103,12 +104,15 @@ def _tradeoff(axes: Any, tradeoff: TradeOff) -> None:
         [rank for rank, _ in layers], [layer.snr_db for _, layer in layers], ":", color="grey", label="each layer"
     )
     for rank, layer in layers[:3]:
-        axes.annotate(f"{layer.operator} {layer.module or layer.value}", (rank, layer.snr_db), fontsize=8, color="grey")
+        axes.annotate(
+            mathtext(f"{layer.operator} {layer.module or layer.value}"), (rank, layer.snr_db), fontsize=8, color="grey"
+        )
     axes.set_xlabel("layers left in float, the costliest first")
     axes.set_ylabel("signal to noise, dB")
-    axes.set_title(f"{tradeoff.variant}: " + (f"{tradeoff.chosen} holds the budget" if tradeoff.chosen else "no way"))
+    found = f"{tradeoff.chosen} holds the budget" if tradeoff.chosen else "no way"
+    axes.set_title(mathtext(f"{tradeoff.variant}: {found}"))
     axes.legend()
 
 
 def _label(m: Measurement) -> str:
-    return m.variant if m.runtime == "cpu" else f"{m.variant} ({m.runtime})"
+    return mathtext(m.variant if m.runtime == "cpu" else f"{m.variant} ({m.runtime})")

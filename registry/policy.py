@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from registry import gates
+from registry import gates, yaml_text
 from registry.connection import checkout
 from registry.errors import UsageError
 from registry.signatures import ReadSigner, is_public_key
@@ -179,8 +179,8 @@ def _section(path: Path) -> Any:
     import yaml
 
     try:
-        content = yaml.safe_load(path.read_text()) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = yaml_text.load(path, yaml.safe_load) or {}
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: of a date or a number that is none
         raise UsageError(f"{path.name}: is not YAML: {' '.join(str(error).split())}") from None
     return content.get("environments") if isinstance(content, dict) else None
 

@@ -1,12 +1,21 @@
-"""What commands share: arguments, and how they print; tables and sentences for people, JSON for scripts."""
+"""What commands share: arguments, and how they print; tables and sentences for people, JSON for scripts.
+
+All that a command prints goes through `say`, `print_table`, `print_json`, `print_note` or `print_error`, which show
+text from stores, files and models as what it is. A test forbids every other way.
+"""
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+import warnings
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
+
+from registry.text import one_line, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -23,15 +32,39 @@ Reason = Annotated[str, typer.Option("--reason", help="Why, for whoever reads th
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else.")]
 
 
-def print_json(value: Any) -> None:
-    """One JSON document, and nothing else."""
-    print(json.dumps(value, indent=2))
+def prepare_output() -> None:
+    """Make stdout and stderr take every character, and warnings one line."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    warnings.formatwarning = lambda message, *_, **__: f"onward: {printable(message)}\n"
+
+
+def say(*lines: object, stream: TextIO | None = None) -> None:
+    """Print lines, on stdout unless told otherwise. A line stays one; what cannot be printed is an escape in it."""
+    _write(stream or sys.stdout, *map(printable, lines))
+
+
+def print_json(value: Any, indent: int | None = 2) -> None:
+    """One JSON document, and nothing else. It is ASCII, and holds no control character."""
+    _write(sys.stdout, json.dumps(value, indent=indent).replace("\x7f", "\\u007f"))
 
 
 def print_note(note: str) -> None:
     """What is left to do, or went wrong beside what was asked for: on stderr."""
     if note:
-        print(f"onward: {note}", file=sys.stderr)
+        print_error(note)
+
+
+def print_error(message: object) -> None:
+    """An error on stderr: one line. A message that lists something goes on in lines that begin with two spaces."""
+    first, *listed = re.split("\n(?=  )", str(message).strip())
+    _write(sys.stderr, f"onward: {printable(first)}", *map(printable, listed))
+
+
+def _write(stream: TextIO, *lines: str) -> None:
+    stream.write("".join(f"{line}\n" for line in lines))
+    stream.flush()
 
 
 def print_outcome(outcome: Outcome, as_json: bool) -> None:
@@ -54,11 +87,11 @@ def print_outcome(outcome: Outcome, as_json: bool) -> None:
         return
     where = f"{outcome.environment} of {outcome.model}"
     if outcome.changed and outcome.entry:
-        print(f"{where}, entry {outcome.entry.number}: {outcome.entry}")
+        say(f"{where}, entry {outcome.entry.number}: {outcome.entry}")
     elif outcome.entry:
-        print(f"{where}: version {outcome.version} is live already (entry {outcome.entry.number}); nothing to do")
+        say(f"{where}: version {outcome.version} is live already (entry {outcome.entry.number}); nothing to do")
     else:
-        print(f"{where}: version {outcome.version} would be promoted; nothing was changed")
+        say(f"{where}: version {outcome.version} would be promoted; nothing was changed")
     print_gates(outcome.gates)
 
 
@@ -74,9 +107,9 @@ def print_comparison(comparison: Comparison, as_json: bool) -> None:
         rows = [(f.section, f.name, _value(f.left), _value(f.right), f.in_words) for f in different]
         print_table(("", "", str(comparison.left), str(comparison.right), "change"), rows)
     same = len(comparison.facts) - len(different)
-    print(f"{same} facts are the same" if different else f"nothing differs: {same} facts are the same")
+    say(f"{same} facts are the same" if different else f"nothing differs: {same} facts are the same")
     for note in comparison.notes:
-        print(f"! {note}")
+        say(f"! {note}")
 
 
 def _value(value: str | int | float | None) -> str:
@@ -88,7 +121,7 @@ def _value(value: str | int | float | None) -> str:
 def print_gates(results: Iterable[Any]) -> None:
     """What each requirement said, a line each."""
     for result in results:
-        print(f"  {'met' if result.met else 'NOT MET':<8}{result}")
+        say(f"  {'met' if result.met else 'NOT MET':<8}{result}")
 
 
 def entry_facts(entry: Entry) -> dict[str, Any]:
@@ -119,8 +152,8 @@ def run_cell(status: ModelStatus) -> str:
 
 
 def shortened(text: str, length: int = 100) -> str:
-    """`text` in one line of printable characters, cut off after `length` of them."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    """`text` in one line, cut off after `length` of them."""
+    line = printable(one_line(text))
     return line if len(line) <= length else f"{line[: length - 1].rstrip()}…"
 
 
@@ -158,19 +191,21 @@ def short_time(at: str) -> str:
 
 
 def print_table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
-    """A table, never cut off."""
+    """A table, never cut off. What its cells hold is text, and no markup."""
     from rich.console import Console
-    from rich.markup import escape
     from rich.measure import Measurement
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, padding=(0, 3, 0, 0))
     for name in header:
-        table.add_column(name, no_wrap=True)
+        table.add_column(Text(printable(name)), no_wrap=True)
     for row in rows:
-        table.add_row(*map(escape, row))  # what a store holds is no markup
+        table.add_row(*(Text(printable(cell)) for cell in row))
     console = Console(highlight=False)
     # Better broken by the terminal than cut off: in a pipe nothing may be missing.
     whole = Measurement.get(console, console.options.update(max_width=10_000), table).maximum
     console.width = max(console.width, whole)
-    console.print(table)
+    with console.capture() as drawn:
+        console.print(table)
+    _write(sys.stdout, drawn.get().removesuffix("\n"))

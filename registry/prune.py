@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 
 from registry import policy
 from registry.deployments import last_live
-from registry.errors import UsageError
+from registry.errors import UsageError, saying
 from registry.layout import Candidate
 from registry.overview import require_model
 from registry.store import Store
@@ -41,16 +41,30 @@ def prune(model: str, older_than: str, *, dry_run: bool = False, store: Store | 
     """
     policy.valid_name(model, "a model")
     before = datetime.now(UTC) - _duration(older_than)
-    store = store or Store()
+    store = store or Store(create=False)
     require_model(store, model)
     candidates = [candidate for candidate in store.candidates(model) if candidate.sha256]
     reasons = _reasons(store, model, candidates, before)
     deleted = [candidate for candidate in candidates if candidate.version not in reasons]
     if not dry_run:
-        for candidate in deleted:
-            store.delete_candidate(candidate)
+        _delete(store, deleted)
     kept = [(candidate, reasons[candidate.version]) for candidate in candidates if candidate.version in reasons]
     return Pruned(model, tuple(deleted), tuple(kept), dry_run)
+
+
+def _delete(store: Store, candidates: Iterable[Candidate]) -> None:
+    done: list[str] = []
+    current = ""
+
+    def words() -> str:
+        before = f"Deleted before that: {', '.join(done) or 'none'}"
+        return f"{before}; version {current} may be half deleted. The same command again goes on"
+
+    with saying(words):
+        for candidate in candidates:
+            current = str(candidate.version)
+            store.delete_candidate(candidate)
+            done.append(current)
 
 
 def _reasons(store: Store, model: str, candidates: Iterable[Candidate], before: datetime) -> dict[int, str]:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from registry import glance, newest
 from registry.actor import who
-from registry.connection import connect, ensure_experiment, reachable, tracking_uri, without_credentials
+from registry.connection import connect, ensure_experiment, reachable, tracking_uri
 from registry.errors import Refused, UsageError
 from registry.evidence import Evidence, PublishReport
 from registry.figures import (
@@ -34,6 +34,8 @@ from registry.figures import (
 from registry.integrity import manifest_digest
 from registry.servable import Servable, examine
 from registry.serving import MODEL, Served, Serving, of_winners, version_digest
+from registry.text import markdown
+from registry.uri import without_credentials
 from registry.vocabulary import TensorSpec
 
 if TYPE_CHECKING:
@@ -311,7 +313,7 @@ class _Recorder:
             run_id=run_id,
             model_id=model.model_id,
             tags={**tags, "manifest": model.tags["manifest"], "published_by": who()},
-            description=sentence(self.evidence),
+            description=markdown(sentence(self.evidence)),
         )
         return int(made.version)
 
@@ -335,7 +337,7 @@ class _Recorder:
             "onward.reason": report.reason,
             "onward.sha256": report.sha256,
             "onward.version": str(report.version or ""),
-            "mlflow.note.content": report.reason if self.failures else sentence(evidence),
+            "mlflow.note.content": markdown(report.reason if self.failures else sentence(evidence)),
         }
         self._log(run_id, metrics, params, tags)
         for path in sorted(self.publication.reports.glob("*/report.json")):

@@ -151,7 +151,7 @@ class InferenceSession:
         from registry.replay import replay_in_subprocess
         from registry.store import Store
 
-        store, old = Store(), self._loaded
+        store, old = Store(create=False), self._loaded
         found = resolve(self._target, store)
         origin = _origin(self._target, found)
         same = (found.sha256, found.manifest) == (old.origin["sha256"], old.origin["manifest"])
@@ -205,7 +205,7 @@ def _registered(target: str, require_signed: bool) -> tuple[Path, dict[str, Any]
     from registry.overview import resolve
     from registry.store import Store
 
-    store = Store()
+    store = Store(create=False)
     found = resolve(target, store)
     _require_proof(found, require_signed)
     path = download(found, store)

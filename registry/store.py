@@ -33,6 +33,7 @@ from registry.layout import (
     to_candidate,
     to_tags,
 )
+from registry.text import markdown
 from registry.versions import Versions
 
 if TYPE_CHECKING:
@@ -48,15 +49,15 @@ class Store:
     """What Onward keeps in MLflow; `versions` are the rows of it, as MLflow has them, `files` the bytes.
 
     The store is opened when something is first asked of it. Every method raises StoreUnreachable where it does not
-    answer.
+    answer. With `create`, an embedded store is made where there is none; what only reads does without.
     """
 
-    def __init__(self, client: MlflowClient | None = None) -> None:
-        self._given = client
+    def __init__(self, client: MlflowClient | None = None, *, create: bool = True) -> None:
+        self._given, self._create_store = client, create
 
     @cached_property
     def _client(self) -> MlflowClient:
-        return self._given or connect()
+        return self._given or connect(self._create_store)
 
     @cached_property
     def versions(self) -> Versions:
@@ -226,7 +227,7 @@ class Store:
                     registered,
                     source=draft.source,
                     tags=to_tags(draft),
-                    description=str(draft),
+                    description=markdown(draft),
                     model_id=_logged_model(draft.source),
                     await_creation_for=0,
                 )
@@ -234,11 +235,14 @@ class Store:
             if "creation error" in str(error) and "Giving up" in str(error):
                 return False
             raise
-        except StoreUnreachable:
+        except StoreUnreachable as error:
             environment, _, model = registered.partition(".")
             if any(entry.key == draft.key for entry in self._log_after(environment, model, draft).entries()):
                 return True
-            raise
+            raise StoreUnreachable(
+                f"{error}. The log of {registered} holds no such entry now; `onward history {model}` will say whether "
+                "one came late"
+            ) from error
         return True
 
     def place(self, environment: str, model: str, entries: Iterable[Entry]) -> None:
@@ -272,7 +276,7 @@ class Store:
                 registered,
                 source=entry.source,
                 tags=to_tags(entry) if own else {},
-                description=str(entry) if own else "No entry: the log that is being imported has none here.",
+                description=markdown(entry) if own else "No entry: the log that is being imported has none here.",
                 model_id=_logged_model(entry.source),
                 await_creation_for=0,
             )

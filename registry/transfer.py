@@ -19,7 +19,7 @@ from pydantic import ConfigDict, ValidationError, model_validator
 
 from registry import policy
 from registry.deployments import Entry
-from registry.errors import OnwardError, Refused, UsageError
+from registry.errors import OnwardError, Refused, UsageError, saying
 from registry.integrity import check_folder, manifest_digest
 from registry.layout import approval_source, registered_name
 from registry.overview import require_model
@@ -71,7 +71,7 @@ def export(models: Iterable[str], files: Path | None = None, store: Store | None
         UsageError: nothing is known of a model.
         Refused: the files of an entry are gone, or not those that were published.
     """
-    store = store or Store()
+    store = store or Store(create=False)
     lines = []
     for model in models:
         policy.valid_name(model, "a model")
@@ -167,15 +167,26 @@ def import_(path: Path, files: Path | None = None, store: Store | None = None) -
                 "nothing was imported: the files of these entries are not here. Export them with the log "
                 f"(`onward export-log ... --files FOLDER`) and name that folder:{''.join(absent)}"
             )
-        for key, lines in missing.items():
-            scratch = Path(temporary) / "kept" / ".".join(key)
-            if lines:
-                _append(store, key, lines, folders[key], scratch)
-            store.clear(*key, _gaps(logs[key]))
-            store.heal(*key)
+        whole: list[str] = []
+        with saying(lambda: _so_far(whole)):
+            for key, lines in missing.items():
+                scratch = Path(temporary) / "kept" / ".".join(key)
+                if lines:
+                    _append(store, key, lines, folders[key], scratch)
+                store.clear(*key, _gaps(logs[key]))
+                store.heal(*key)
+                whole.append(".".join(key))
     return [
         Imported(*key, added=len(missing[key]), present=len(lines) - len(missing[key])) for key, lines in logs.items()
     ]
+
+
+def _so_far(whole: list[str]) -> str:
+    """What an import that was broken off has done."""
+    return (
+        f"Imported before that, whole: {', '.join(whole) or 'no log'}; the next may be there in part. "
+        "The same file again imports the rest"
+    )
 
 
 def _missing(store: Store, environment: str, model: str, lines: list[Line]) -> list[Line]:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from registry.connection import http_status, reachable, tracking_uri, without_credentials
+from registry.connection import http_status, reachable, tracking_uri
 from registry.errors import UsageError
+from registry.uri import without_credentials
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

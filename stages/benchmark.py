@@ -21,6 +21,7 @@ import numpy as np
 
 from registry.evidence import BenchmarkReport, ExportReport, OptimizeReport, QuantizeReport, load
 from registry.runtimes import PROVIDERS, python
+from registry.text import printable
 from registry.vocabulary import PLAIN, REFERENCE, FileDigest, Latency, Measurement, RuntimeState
 from stages import command, host, paths
 from stages.measuring import scenarios
@@ -90,7 +91,7 @@ def benchmark(model: str, folder: Path) -> BenchmarkReport:
     with bench.workers:
         for state in here.runtimes:
             if not state.usable:
-                print(f"benchmark {model}: {state.runtime}: {state.reason}", file=sys.stderr)
+                print(printable(f"benchmark {model}: {state.runtime}: {state.reason}"), file=sys.stderr)
                 continue
             report.measurements += bench.measure(state)
     bench.samples.save(folder)
@@ -308,7 +309,7 @@ class _Bench:
         )
 
     def _say(self, words: str) -> None:
-        print(f"benchmark {self.model}: {words}", file=sys.stderr, flush=True)
+        print(printable(f"benchmark {self.model}: {words}"), file=sys.stderr, flush=True)
 
 
 def _drift_words(latency: Latency) -> str:

@@ -20,6 +20,7 @@ from pathlib import Path
 from registry.disk import replacing
 from registry.errors import NotReady, OnwardError, UsageError
 from registry.evidence import REPORTS, Report, save
+from registry.text import printable
 from stages import paths
 from stages.runtime.pool import OPERATORS, WorkerFailure
 
@@ -44,9 +45,9 @@ def run(stage: str, compute: Callable[[str, Path], Report], again: Callable[[str
             try:
                 sys.exit(0 if again(model, arguments.case) else 1)
             except WorkerFailure as failure:
-                sys.exit(failure.reason)
+                sys.exit(printable(failure.reason))
         report = one(stage, model, compute)
-        print(f"{stage} {model}: {report.status}{': ' if report.reason else ''}{report.reason}")
+        print(printable(f"{stage} {model}: {report.status}{': ' if report.reason else ''}{report.reason}"))
 
     _guarded(once)
 
@@ -117,10 +118,11 @@ def _guarded(body: Callable[[], None]) -> None:
     try:
         body()
     except OnwardError as error:
-        print(error, file=sys.stderr)
+        for line in str(error).split("\n"):  # params.yaml may have several mistakes
+            print(printable(line), file=sys.stderr)
         sys.exit(error.exit_code)
     except OSError as error:
         if error.errno not in OPERATORS:
             raise
-        print(f"{error.filename or paths.root()}: {error.strerror}; nothing was written", file=sys.stderr)
+        print(printable(f"{error.filename or paths.root()}: {error.strerror}; nothing was written"), file=sys.stderr)
         sys.exit(1)

@@ -18,7 +18,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from registry import policy
+from registry import policy, yaml_text
 from registry.disk import replacing, sha256_file, write_atomically
 from registry.errors import NotReady, UsageError
 from stages import command, paths
@@ -128,7 +128,7 @@ def _parse(path: Path) -> dict[str, Any]:
     from ruamel.yaml.error import YAMLError
 
     try:
-        raw = YAML(typ="safe", pure=True).load(path.read_text())
+        raw = yaml_text.load(path, YAML(typ="safe", pure=True).load)
     except FileNotFoundError:
         raise UsageError(f"{path.name}: there is none in {path.parent.name}/") from None
     except YAMLError as error:
@@ -136,6 +136,8 @@ def _parse(path: Path) -> dict[str, Any]:
         line = f" line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise UsageError(f"{path.name}:{line} {problem}") from None
+    except ValueError as error:  # of a date or a number that is none
+        raise UsageError(f"{path.name}: {error}") from None
     if not isinstance(raw, dict):
         raise UsageError(f"{path.name}: wants a mapping with the key models")
     return raw

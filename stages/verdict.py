@@ -7,8 +7,10 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from registry.evidence import REPORTS, BenchmarkReport, PublishReport, Report, SelectReport, TrainReport
+from registry.text import printable
 from registry.vocabulary import Ratio
 from stages import command
 from stages.params import read
@@ -46,11 +48,11 @@ def main() -> None:
     Console(width=width).print(table)
     print(EXPLANATION)
     for runtime, reason in absent.items():
-        print(f"not measured: {runtime}: {reason}")
+        print(printable(f"not measured: {runtime}: {reason}"))
     for finding in findings:
-        print(f"found: {finding}")
+        print(printable(f"found: {finding}"))
     for fault in faults:
-        print(fault)
+        print(printable(fault))
     if faults:
         sys.exit(1)
 
@@ -64,10 +66,10 @@ def _faults(model: str, reports: dict[str, Report]) -> list[str]:
     return failed or missing[:1]
 
 
-def _row(reports: dict[str, Report]) -> list[str]:
+def _row(reports: dict[str, Report]) -> list[str | Text]:
     """The columns after the model's name."""
     if any(report.status == "failed" for report in reports.values()):
-        return ["[red]failed[/]", *[""] * 6]
+        return [Text("failed", style="red"), *[""] * 6]
     train, benchmark, select, published = (reports.get(s) for s in ("train", "benchmark", "select", "publish"))
     if not (
         len(reports) == len(REPORTS)
@@ -76,7 +78,7 @@ def _row(reports: dict[str, Report]) -> list[str]:
         and isinstance(select, SelectReport)
         and isinstance(published, PublishReport)
     ):
-        return ["[red]not run[/]", *[""] * 6]
+        return [Text("not run", style="red"), *[""] * 6]
     chosen = next(c for c in select.choices if c.chosen)
     measured = next(m for m in benchmark.measurements if (m.variant, m.runtime) == (chosen.variant, chosen.runtime))
     against = "-"
@@ -84,8 +86,8 @@ def _row(reports: dict[str, Report]) -> list[str]:
     if reference is not None and reference.ratios and measured.ratios and _is_torch(train):
         against = speed(quotient(measured.ratios["all"], reference.ratios["all"]))
     return [
-        "[green]passed[/]",
-        f"{chosen.variant} ({chosen.runtime})",
+        Text("passed", style="green"),
+        Text(printable(f"{chosen.variant} ({chosen.runtime})")),
         speed(chosen.ratio) if chosen.ratio else "",
         against,
         "" if measured.quality is None else f"{measured.quality:.4f}",

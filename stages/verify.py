@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from registry.evidence import ExportReport, TrainReport, VerifyReport, load
+from registry.text import printable
 from registry.vocabulary import CaseResult, CaseVerdict, OutputKind, Parting
 from stages import command, exporters, paths, pitfalls
 from stages.params import section
@@ -101,9 +102,8 @@ def _kinds(model: str, settings: ModelParams, wanted: Arrays) -> list[OutputKind
     found = [kind.model_copy(update={"by_quality": kind.output in read}) for kind in kinds]
     for kind in found:
         if settings.outputs[kind.output].kind is None and not kind.by_quality:
-            print(
-                f"verify {model}: {kind}; params.yaml may say otherwise (outputs.{kind.output}.kind)", file=sys.stderr
-            )
+            words = f"verify {model}: {kind}; params.yaml may say otherwise (outputs.{kind.output}.kind)"
+            print(printable(words), file=sys.stderr)
     return found
 
 
@@ -119,7 +119,7 @@ def again(model: str, name: str) -> bool:
     if result.failed and result.outputs:
         parting = _parting(model, settings, expected, [result])
         if parting is not None:
-            print(localize.sentence(parting), file=sys.stderr)
+            print(printable(localize.sentence(parting)), file=sys.stderr)
     return not result.failed
 
 

@@ -17,7 +17,7 @@ from tests.conftest import ROOT
 SHARED = {
     "registry", "registry.evidence", "registry.vocabulary", "registry.disk", "registry.errors", "registry.onnx_file",
     "registry.policy", "registry.session_options", "registry.runtimes", "registry.hostinfo", "registry.fidelity",
-    "registry.kinds",
+    "registry.kinds", "registry.text", "registry.yaml_text",
 }  # fmt: skip
 RECORDING = {"registry.record", "registry.replay"}
 MAY_RECORD = {"stages/publish.py", "stages/tracking.py"}

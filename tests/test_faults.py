@@ -1,0 +1,345 @@
+"""Every way in which a command can fail is one line with its own exit code, and says what is known to be done."""
+
+from __future__ import annotations
+
+import errno
+import http.server
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+from registry import npz, operations, overview, policy, prune, transfer
+from registry.connection import reachable
+from registry.errors import MachineFault, OnwardError, StoreUnreachable, UsageError
+from registry.faults import explained
+from registry.store import Store
+from stages import params
+from tests.conftest import ROOT
+from tests.store_factory import add_candidate, fresh_store, scale_model
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    return fresh_store(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def samples(tmp_path, monkeypatch):
+    """An .npz file that is right, beside a model that takes it."""
+    monkeypatch.chdir(tmp_path)
+    scale_model(tmp_path / "m.onnx", 2)
+    np.savez(tmp_path / "x.npz", x=np.arange(40, dtype=np.float32).reshape(10, 4))
+    return tmp_path / "x.npz"
+
+
+# Servers that answer nonsense
+
+NONSENSE = [
+    (200, b"<html>\n<h1>Sign in</h1></html>"),
+    (200, b"[]"),
+    (200, b"null"),
+    (200, b'{"registered_models": 5}'),
+    (200, b'{"registered_models": [{"name": ["x"]}]}'),
+    (200, b'{"registered'),
+    (200, b"\xff{"),
+    (404, b"<html>no such page</html>"),
+    (502, b"<html>bad gateway \x1b[31m</html>"),
+    (500, b'{"error_code": "INTERNAL_ERROR", "message": "out\\n  of order"}'),
+    (400, b'{"error_code": "INVALID_PARAMETER_VALUE", "message": "what?"}'),
+]
+
+
+@pytest.mark.parametrize(("code", "body"), NONSENSE)
+def test_a_server_that_answers_nonsense_is_no_gate(onward, monkeypatch, tmp_path, code, body):
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(code)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_POST = do_GET
+
+        def log_message(self, *_):
+            """Quiet."""
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    try:
+        code, out, err = onward("status")
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert (code, out, err.count("\n")) == (4, "", 1), err
+    assert err.removesuffix("\n").isprintable()
+    assert "changed" not in err
+
+
+# This machine
+
+FAULTS = [
+    (OSError(errno.ENOSPC, "No space left on device", "/tmp/x"), 5, "/tmp/x: No space left on device; make room"),
+    (PermissionError(errno.EACCES, "Permission denied", "/cache"), 5, "/cache: Permission denied; look at its"),
+    (OSError(errno.EROFS, "Read-only file system", "/cache"), 5, "XDG_CACHE_HOME"),
+    (MemoryError(), 5, "not enough memory"),
+    (ZeroDivisionError("x\ny"), 5, "unexpected ZeroDivisionError: x y; run it again with --debug"),
+    (RecursionError("deep"), 5, "report it"),
+    (ConnectionResetError(errno.ECONNRESET, "reset"), 4, "could not be reached"),
+    (TimeoutError("slow"), 4, "could not be reached"),
+    (ModuleNotFoundError("No module named 'psycopg2'", name="psycopg2"), 2, "psycopg2 is needed"),
+    (UnicodeEncodeError("utf-8", "\udcff", 0, 1, "surrogates not allowed"), 2, "no UTF-8"),
+    (UsageError("as it is"), 2, "as it is"),
+]
+
+
+@pytest.mark.parametrize(("error", "code", "words"), FAULTS, ids=lambda value: type(value).__name__)
+def test_every_exception_is_one_line_and_a_code(onward, monkeypatch, error, code, words):
+    monkeypatch.setattr(overview, "status", lambda: (_ for _ in ()).throw(error))
+    found, out, err = onward("status")
+    assert (found, out, err.count("\n")) == (code, "", 1)
+    assert words in err
+
+
+def test_a_traceback_is_for_those_who_ask(onward, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://bob:secret@host/db")
+    monkeypatch.setattr(overview, "status", lambda: (_ for _ in ()).throw(ValueError("for bob with 'secret'\x1b")))
+    assert "Traceback" not in onward("status")[2]
+    for arguments, variable in ((["--debug", "status"], ""), (["status"], "1")):
+        monkeypatch.setenv("ONWARD_DEBUG", variable)
+        code, _, err = onward(*arguments)
+        assert code == 5
+        assert "Traceback" in err
+        for word in ("secret", "bob", "\x1b"):
+            assert word not in err
+    monkeypatch.setenv("ONWARD_DEBUG", "0")
+    assert "Traceback" not in onward("status")[2]
+
+
+@pytest.mark.parametrize("words", ["database or disk is full", "attempt to write a readonly database"])
+def test_a_full_disk_under_the_store_is_this_machines_fault(words, monkeypatch, tmp_path):
+    from sqlalchemy.exc import OperationalError
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    with pytest.raises(MachineFault), reachable():
+        raise OperationalError("INSERT", {}, Exception(f"(sqlite3.OperationalError) {words}"))
+
+
+def test_a_cache_that_cannot_be_written_is_this_machines_fault(store, onward, tmp_path, monkeypatch):
+    add_candidate(store, "cnn")
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    code, out, err = onward("inspect", "cnn/1")
+    assert (code, out, err.count("\n")) == (5, "", 1)
+    assert str(tmp_path / "file") in err
+
+
+def test_what_onnx_runtime_cannot_run_is_this_machines_fault(samples, capfd, monkeypatch):
+    target = numpy_helper.from_array(np.array([3, 3], np.int64), "shape")
+    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in (("x", ["n", 4]), ("y", [3, 3])))
+    node = helper.make_node("Reshape", ["x", "shape"], ["y"], name="bad\x1b[31m")
+    graph = helper.make_graph([node], "g", [x], [y], [target])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), "bad.onnx")
+    command = [sys.executable, "-m", "registry.cli", "predict", "bad.onnx", "--input", "x.npz"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (5, "", 1), done.stderr
+    assert r"bad\x1b[31m" in done.stderr
+
+
+# Files that somebody gives
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(cut=st.integers(0, 400), at=st.integers(0, 400), bits=st.integers(1, 255))
+@example(cut=400, at=150, bits=1)
+@example(cut=200, at=0, bits=1)
+def test_a_broken_npz_file_is_a_mistake_of_usage(samples, cut, at, bits):
+    content = bytearray(samples.read_bytes())
+    content[at % len(content)] ^= bits
+    broken = samples.with_name("broken.npz")
+    broken.write_bytes(content[: len(content) - (400 - cut)])
+    assert "\n" not in said_of(broken)
+
+
+def said_of(path: Path) -> str:
+    """What is said of an .npz file; nothing where it can be read all the same."""
+    try:
+        npz.read(path)
+    except UsageError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("kind", ["npy", "object", "short", "crc", "text", "empty", "folder", "none"])
+def test_what_is_no_npz_file_is_told_in_one_line(samples, onward, kind):
+    file = samples.with_name(f"{kind}.npz")
+    if kind == "npy":
+        with open(file, "wb") as stream:
+            np.save(stream, np.ones(3))
+    elif kind == "object":
+        np.savez(file, x=np.array([{}], dtype=object))
+    elif kind in ("short", "text"):
+        with zipfile.ZipFile(samples) as whole, zipfile.ZipFile(file, "w") as made:
+            made.writestr("x.npy" if kind == "short" else "x.txt", whole.read("x.npy")[:-4])
+    elif kind == "crc":
+        content = bytearray(samples.read_bytes())
+        content[200] ^= 1
+        file.write_bytes(content)
+    elif kind == "empty":
+        file.write_bytes(b"")
+    elif kind == "folder":
+        file.mkdir()
+    code, out, err = onward("predict", "m.onnx", "--input", str(file))
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert f"--input {file}" in err
+
+
+BAD_YAML = {
+    "latin-1": "models: {}\n# caf\u00e9\n".encode("latin-1"),
+    "recursive": b"models: {}\nenvironments: &a {staging: *a}\n",
+    "recursive models": b"models: &a {toy: *a}\ndefaults: *a\n",
+    "recursive list": b"models: {}\nenvironments: {staging: {from: candidate, require: &r [*r]}}\n",
+    "deep": b"models: " + b"[" * 5000,
+    "no date": b"models: {}\nx: 2024-99-99\n",
+    "binary": bytes(range(256)),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_YAML)
+def test_params_that_are_no_yaml_are_a_mistake_of_usage(project, kind):
+    (project / "params.yaml").write_bytes(BAD_YAML[kind])
+    for read in (policy.read, params.read):
+        with pytest.raises(UsageError, match=r"\Aparams\.yaml:.*\Z"):
+            read()
+
+
+def test_an_alias_that_is_used_twice_is_no_circle(project):
+    environments = "{a: {from: candidate, require: &both [parity]}, b: {from: a, require: *both}}"
+    (project / "params.yaml").write_text(f"models: {{}}\nenvironments: {environments}\n")
+    assert list(policy.read()) == ["a", "b"]
+
+
+# The ends of a command
+
+
+def started(*arguments: str, **streams) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [sys.executable, "-m", "registry.cli", *arguments], env=environment, stderr=subprocess.PIPE, **streams
+    )
+
+
+def test_ctrl_c_is_one_line(onward, monkeypatch):
+    monkeypatch.setattr(overview, "status", lambda: os.kill(os.getpid(), signal.SIGINT) or time.sleep(5))
+    assert onward("status") == (130, "", "onward: interrupted\n")
+
+
+def test_a_reader_that_has_seen_enough_is_no_fault(store):
+    for factor in (1, 2):
+        add_candidate(store, "cnn", factor)
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = started("history", "cnn", stdout=writer)
+    os.close(writer)
+    assert (process.communicate()[1], process.returncode) == (b"", 141)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+@pytest.mark.parametrize("arguments", [["status"], ["status", "--json"], ["--help"]])
+def test_output_that_cannot_be_written_is_told(store, arguments):
+    add_candidate(store, "cnn")
+    with open("/dev/full", "wb") as full:
+        process = started(*arguments, stdout=full)
+        told = process.communicate()[1]
+    assert (process.returncode, told.count(b"\n")) == (5, 1), told
+    assert b"No space left on device" in told
+
+
+# What was done
+
+
+class Flaky:
+    """A client that stops answering at one call of a method."""
+
+    def __init__(self, client, method, calls, also=False):
+        self._client, self._method, self._left, self._also = client, method, calls, also
+
+    def __getattr__(self, name):
+        found = getattr(self._client, name)
+        if name != self._method:
+            return found
+
+        def call(*arguments, **options):
+            self._left -= 1
+            if self._left >= 0:
+                return found(*arguments, **options)
+            if self._also:
+                found(*arguments, **options)
+            raise ConnectionError("gone")
+
+        return call
+
+
+def test_a_prune_that_breaks_off_says_what_is_deleted(store, monkeypatch):
+    for factor in (1, 2, 3, 4):
+        add_candidate(store, "cnn", factor)
+    flaky = Store(Flaky(store._client, "delete_model_version", 1))
+    with pytest.raises(StoreUnreachable, match="Deleted before that: 3; version 2 may be half deleted") as told:
+        prune.prune("cnn", "0h", store=flaky)
+    assert "nothing was changed" not in str(told.value)
+    prune.prune("cnn", "0h", store=store)
+    assert [candidate.version for candidate in store.candidates("cnn")] == [4]
+
+
+def test_environments_that_were_made_in_part_are_named(store):
+    flaky = Store(Flaky(store._client, "create_registered_model", 1))
+    with pytest.raises(
+        StoreUnreachable, match=r"Made before that: environments/staging, staging.cnn, environments/prod"
+    ):
+        operations.create_environments(["cnn"], flaky)
+
+
+def test_an_import_that_breaks_off_says_what_is_there(store, tmp_path):
+    add_candidate(store, "cnn")
+    operations.promote("cnn", "staging", reason="because", store=store)
+    operations.promote("cnn", "production", reason="because", store=store)
+    lines = transfer.export(["cnn"], store=store)
+    file = tmp_path / "log.jsonl"
+    file.write_text("".join(f"{line.model_dump_json()}\n" for line in lines))
+    for name in ("staging.cnn", "production.cnn"):
+        store._client.delete_registered_model(name)
+    flaky = Store(Flaky(store._client, "create_model_version", 1))
+    with pytest.raises(StoreUnreachable, match=r"Imported before that, whole: (production|staging).cnn; the next"):
+        transfer.import_(file, store=flaky)
+    assert sum(log.added for log in transfer.import_(file, store=store)) == 1
+
+
+@pytest.mark.parametrize("arrives", [True, False])
+def test_an_answer_that_is_lost_is_looked_up_and_never_called_nothing(store, arrives):
+    add_candidate(store, "cnn")
+    flaky = Store(Flaky(store._client, "create_model_version", 0, also=arrives))
+    if arrives:
+        assert operations.promote("cnn", "staging", reason="because", store=flaky).changed
+        return
+    with pytest.raises(StoreUnreachable, match="holds no such entry now; `onward history cnn` will say") as told:
+        operations.promote("cnn", "staging", reason="because", store=flaky)
+    assert "nothing was changed" not in str(told.value)
+
+
+def test_onwards_own_errors_stay_what_they_are():
+    error = OnwardError("x")
+    assert explained(error) is error

@@ -1,0 +1,191 @@
+"""Text from stores, files and models is data: it forges no line, moves no cursor, and is no markup."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+
+import onnx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
+
+from registry import actor, operations
+from registry.deployments import Entry, GateResult
+from registry.errors import UsageError
+from registry.text import is_unicode, is_visible, markdown, mathtext, one_line, printable
+from stages import verdict
+from tests.conftest import ROOT
+from tests.store_factory import add_candidate, fresh_store
+
+HOSTILE = "a\x1b[2K\x07\r\n\t\x9b\u202e\u2066\u200b\u2028\ufeff\udcffz"
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    return fresh_store(tmp_path, monkeypatch)
+
+
+def harmless(text: str) -> bool:
+    return all(line.isprintable() for line in text.removesuffix("\n").split("\n"))
+
+
+@given(st.text(st.characters(categories=("C", "Z", "L", "P", "S", "M"))))
+def test_printable_is_one_line_without_a_control_character(text):
+    shown = printable(text)
+    assert not re.search("[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]", shown)
+    assert printable(shown) == shown
+    assert is_unicode(shown)
+
+
+def test_what_cannot_be_printed_is_shown_and_the_rest_is_as_it_was():
+    assert printable(HOSTILE) == (r"a\x1b[2K\x07\r\n\t\x9b\u202e\u2066\u200b\u2028\ufeff\udcffz")
+    for text in ("déjà vu", "東京", "✅️ 🙂", r"C:\new", "[/red] {x} <b>"):
+        assert printable(text) == text
+
+
+@pytest.mark.parametrize("text", ["", " \n", "\u200b", "\u200b \u2060\ufeff", "\u202e", "\u3164", "\u0301", "\x1b\x07"])
+def test_a_reason_that_shows_nothing_is_none(text):
+    assert not is_visible(text)
+    assert one_line(text) == ""
+    with pytest.raises(UsageError, match="say why"):
+        operations.valid_reason(text)
+
+
+def test_a_reason_whose_bytes_are_no_utf8_is_refused():
+    with pytest.raises(UsageError, match="no UTF-8"):
+        operations.valid_reason("caf\udce9")
+
+
+def test_who_acts_is_one_line_whoever_says_it(monkeypatch, tmp_path):
+    monkeypatch.setenv("ONWARD_ACTOR", "mallory\n    9  live      boss\x1b[2K")
+    assert actor.who() == r"mallory 9 live boss\x1b[2K"
+    monkeypatch.setenv("ONWARD_ACTOR", "\u200b")
+    assert actor.who() not in ("", "\u200b")
+    monkeypatch.delenv("ONWARD_ACTOR")
+    git = tmp_path / "git"
+    git.write_text("#!/bin/sh\nprintf 'b\\351b@x\\nboss\\n'\n")
+    git.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    assert actor.who() == r"b\xe9b@x boss"
+
+
+def test_an_entry_is_a_sentence_in_one_line():
+    gate = GateResult(requirement="parity", met=False, detail="no\n  data: passed")
+    entry = Entry(
+        kind="promote", key="k", base=0, sha256="0" * 64, candidate_version=1, source="", actor=HOSTILE, reason=HOSTILE,
+        at="", number=1, gates=(gate,),
+    )  # fmt: skip
+    assert harmless(f"{entry}{gate}")
+    assert "\n" not in f"{entry}{gate}"
+
+
+def test_history_and_status_show_what_a_store_holds_as_text(store, onward):
+    for factor in (1, 2):
+        add_candidate(store, "cnn", factor)
+    onward("promote", "cnn", "1", "--to", "staging", "--reason", "good\x1b[2Khidden")
+    forged = "x\n    9  2026-11-27 09:00  live      boss promoted version 9"
+    store._client.set_model_version_tag("staging.cnn", "1", "actor", forged)
+    store._client.set_model_version_tag("cnn", "2", "variant", "x [/layer/MatMul] float32[batch, 4] :warning: \x1b[8m")
+    code, out, err = onward("history", "cnn", "--env", "staging")
+    assert (code, err, len(out.splitlines())) == (0, "", 3)
+    assert harmless(out)
+    assert r"x\n    9  2026" in out
+    assert r"good\x1b[2Khidden" in out
+    code, out, _ = onward("status")
+    assert code == 0
+    assert r"2 (x [/layer/MatMul] float32[batch, 4] :warning: \x1b[8m)" in out
+    code, out, _ = onward("diff", "cnn/1", "cnn/2")
+    assert code == 0
+    assert "float32[batch, 4]" in out
+    assert harmless(out)
+
+
+def test_mlflow_is_given_text_and_no_markdown(store, onward):
+    add_candidate(store, "cnn")
+    onward("promote", "cnn", "1", "--to", "staging", "--reason", "[here](http://x) <img src=x> **now**")
+    said = store._client.get_model_version("staging.cnn", "1").description
+    assert said.endswith(r": \[here\](http://x) &lt;img src=x> \*\*now\*\*")
+    [entry] = store.log("staging", "cnn").entries()
+    assert entry.reason == "[here](http://x) <img src=x> **now**"
+
+
+@given(st.text(st.characters(categories=("L", "P", "S", "Zs", "Cc")), max_size=40))
+def test_markdown_shows_the_text_itself(text):
+    from markdown_it import MarkdownIt
+
+    wanted = printable(" ".join(text.split()))
+    tokens = MarkdownIt("gfm-like", {"linkify": False}).parse(markdown(text))
+    assert [token.type for token in tokens] in ([], ["paragraph_open", "inline", "paragraph_close"])
+    children = tokens[1].children or [] if tokens else []
+    assert {child.type for child in children} <= {"text", "text_special"}
+    assert "".join(child.content for child in children) == wanted.strip()
+
+
+@given(st.text("a$\\_^{} ", max_size=12))
+def test_a_picture_takes_no_name_for_a_formula(text):
+    from matplotlib.text import Text
+
+    _, formula = Text()._preprocess_math(mathtext(text))
+    assert not formula
+
+
+def test_inspect_shows_what_a_model_says_as_text(onward, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 4]) for name in ("x\x1b[2J", "y\u202e")]
+    node = helper.make_node("Identity", ["x\x1b[2J"], ["y\u202e"])
+    graph = helper.make_graph([node], "g", value[:1], value[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    model.producer_name = "me\r\x1b]0;title\x07"
+    helper.set_model_props(model, {"note\n": "[bold]\n  sha256      0000"})
+    onnx.save(model, "m.onnx")
+    code, out, err = onward("inspect", "m.onnx")
+    assert (code, err) == (0, "")
+    assert harmless(out)
+    assert r"x\x1b[2J float32[batch, 4]" in out
+    assert r"[bold]\n  sha256" in out
+
+
+def test_errors_and_arguments_are_text_too(onward, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for arguments in (
+        ["inspect", f"{HOSTILE[:-2]}.onnx"],
+        ["predict", "m.onnx", "--input", "\x1b[8m\n.npz"],
+        [f"--{HOSTILE}"],
+        ["history", "cnn", HOSTILE],
+        ["promote", "cnn", "--to", "staging"],
+    ):
+        code, out, err = onward(*arguments)
+        assert (code, out, err.count("\n")) == (2, "", 1), arguments
+        assert harmless(err)
+
+
+def test_the_verdicts_table_takes_no_name_for_markup(capsys, monkeypatch):
+    monkeypatch.setattr(verdict, "read", lambda: type("Params", (), {"models": ["toy"]}))
+    failed = verdict.REPORTS["verify"](model="toy", status="failed", reason=f"[/red] off\n{HOSTILE}")
+    monkeypatch.setattr(verdict, "found", lambda _: {"verify": failed})
+    with pytest.raises(SystemExit):
+        verdict.main()
+    out = capsys.readouterr().out
+    assert r"failed: toy: verify: [/red] off\na\x1b" in out
+    assert harmless(out)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "registry").glob("cli*.py")), ids=lambda path: path.stem)
+def test_commands_print_through_printing_alone(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            assert called not in ("print", "typer.echo", "typer.secho", "Console", "sys.stdout.write"), node.lineno
+            assert not called.startswith(("sys.stderr.", "rich.", "click.")), node.lineno
+
+
+def test_a_terminal_that_lacks_a_character_is_no_error(tmp_path):
+    command = [sys.executable, "-m", "registry.cli", "inspect", "\N{SNOWMAN}.onnx"]
+    environment = {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii", "PATH": "/usr/bin:/bin"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.returncode == 2
+    assert done.stderr.startswith(r"onward: \u2603.onnx: there is no such file")
