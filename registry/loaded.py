@@ -15,7 +15,7 @@ from registry.errors import UsageError
 from registry.inputs import Array, Input, documented, to_dtype
 from registry.replay import without_batches
 from registry.serving import CPU, Served, Serving, preload
-from registry.session_options import CUDA
+from registry.session_options import CUDA, SessionOptions
 from registry.vocabulary import Record, TensorSpec
 
 
@@ -87,7 +87,7 @@ class Loaded:
         # then the next one gets what won there.
         for number, provider in enumerate(usable):
             self._served = serving.on(_name(provider)) if serving else None
-            options = session_options
+            options = session_options or SessionOptions().fitting_here().to_onnxruntime()
             if self._served:
                 fitting = self._served.options.fitting_here()
                 self._served = self._served.model_copy(update={"options": fitting})
