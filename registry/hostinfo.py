@@ -9,9 +9,10 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from registry.vocabulary import Machine
+if TYPE_CHECKING:
+    from registry.vocabulary import Machine
 
 # The instruction sets that decide which kernels ONNX Runtime and PyTorch pick, and so which numbers int8 gives.
 INSTRUCTION_SETS = (
@@ -23,6 +24,8 @@ INSTRUCTION_SETS = (
 def describe() -> Machine:
     """CPU, memory and accelerators; nothing that changes while the machine does not."""
     import psutil
+
+    from registry.vocabulary import Machine  # whose session options ask here for processors
 
     info = _cpu()
     return Machine(
