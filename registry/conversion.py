@@ -27,7 +27,7 @@ def to_dtype(kind: str) -> np.dtype[Any]:
     element = kind.removeprefix("tensor(").removesuffix(")")
     try:
         found = np.dtype(_ELEMENTS.get(element, element))
-    except TypeError:
+    except (TypeError, ValueError):
         found = np.dtype("V")
     if found.kind == "V":  # also bfloat16, which NumPy knows once another package has brought it
         raise UsageError(f"{kind} has no counterpart in NumPy; use onnxruntime itself for this model")
