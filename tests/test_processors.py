@@ -115,6 +115,9 @@ def test_a_session_and_a_worker_have_the_threads_of_the_container(container: Non
     assert InferenceSession(path)._loaded._session.get_session_options().intra_op_num_threads == 2
     with Worker.onnx(path, "m") as started:
         assert started.load["threads"] == 2
+    assert (
+        Worker.torch("models.digits:cnn", path, ["x"], ["y"], "m").load["threads"] == 2
+    )  # or the race would be unfair
 
 
 def test_a_whole_machine_is_left_to_onnx_runtime(machine: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,7 @@ import numpy.typing as npt
 import psutil
 
 from registry.errors import OnwardError
+from registry.hostinfo import fewer_processors
 from registry.session_options import SessionOptions
 
 Tensors = Mapping[str, npt.NDArray[Any]]
@@ -163,6 +164,7 @@ class Worker:
     ) -> Worker:
         """A worker for a PyTorch module, with `compiled` under torch.compile."""
         load = {"build": build, "weights": str(weights), "inputs": inputs, "outputs": outputs, "compiled": compiled}
+        load |= {"threads": fewer_processors()}
         return cls(label, [sys.executable, str(_HERE / "torch_worker.py")], load, timeout)
 
     def __enter__(self) -> Worker:
