@@ -109,7 +109,8 @@ class Input:
             return
         low, high = self._bounds
         # A third of what min() and max() take. Either finds NaN where there is one, and no comparison with it holds.
-        if not (array.item(array.argmin()) >= low and array.item(array.argmax()) <= high):
+        flat = array.ravel()
+        if not (flat.item(flat.argmin()) >= low and flat.item(flat.argmax()) <= high):
             at = np.unravel_index(int(np.argmin((array >= low) & (array <= high))), array.shape)
             least, most = self.limits or self._bounds
             raise UsageError(
