@@ -1,8 +1,9 @@
-"""What `InferenceSession.predict` costs beside a bare `session.run` of ONNX Runtime's own, on the shipped MLP's graph.
+"""What `InferenceSession.predict` costs beside a bare `session.run` of ONNX Runtime's own, on the shipped MLP's graph
+with the documentation that export gives it; and what each way of checking costs beside none.
 
     python -m benchmarks.predict [--rounds 400] [--wanted 15] [--out FILE]
 
-Both run the same loaded session in one process, by turns, in rounds of random order; stated are the median of the
+All run the same loaded session in one process, by turns, in rounds of random order; stated are the median of the
 rounds' differences in microseconds and its 95 % bootstrap interval. Writes benchmarks/predict.md, or --out FILE.
 Exit code 1 where an interval lies wholly above what is wanted.
 """
@@ -10,11 +11,13 @@ Exit code 1 where an interval lies wholly above what is wanted.
 from __future__ import annotations
 
 import argparse
+import copy
+import json
 import random
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,10 +27,18 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from registry import hostinfo
+from registry.inputs import Inputs, Validate
 from registry.session import InferenceSession
 
 RESULTS = Path(__file__).parent / "predict.md"
 WANTED_US = 15.0
+# What export writes of the shipped classifier, and the same with a range of its grey levels.
+SHIPPED = {
+    "onward.inputs": json.dumps({"image": {"dtype": "float32", "shape": ["batch", 784], "range": None}}),
+    "onward.dims": json.dumps({"batch": {"min": 1, "max": 64}}),
+}
+RANGED = {**SHIPPED, "onward.inputs": SHIPPED["onward.inputs"].replace("null", "[0, 1]")}
+CHECKS: tuple[Validate, ...] = ("off", "shape", "strict")
 RUNS = 50  # a turn: some milliseconds
 
 
@@ -44,7 +55,9 @@ def mlp(path: Path) -> Path:
     values = [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 784])]
     results = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 10])]
     graph = helper.make_graph(nodes, "mlp", values, results, stored)
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    helper.set_model_props(model, SHIPPED)
+    onnx.save(model, path)
     return path
 
 
@@ -81,25 +94,68 @@ def interval(differences: list[float]) -> tuple[float, float, float]:
     return float(np.median(values)), float(low), float(high)
 
 
-def measure(rounds: int) -> list[tuple[str, float, float, float, float]]:
+Row = tuple[str, float, float, float, float]
+
+
+def measure(rounds: int) -> list[Row]:
     """(way, microseconds of the bare run, what the way takes more, low, high) of every way of calling predict."""
     with tempfile.TemporaryDirectory() as temporary:
         session = InferenceSession(mlp(Path(temporary) / "mlp.onnx"))
         bare = session._loaded._session  # the same session: two would wait for each other's threads
         rows = []
-        for batch in (1, 32):
-            x = np.random.default_rng(1).random((batch, 784), np.float32)
+        for batch, x in inputs():
             ways: dict[str, Callable[[], Any]] = {
                 "bare": partial(bare.run, ["logits"], {"image": x}),
                 "predict(x)": partial(session.predict, x),
                 "predict(image=x)": partial(session.predict, image=x),
                 "predict({'image': x})": partial(session.predict, {"image": x}),
             }
-            found = overhead(ways, rounds)
-            for name in list(ways)[1:]:
-                more = [way - plain for way, plain in zip(found[name], found["bare"], strict=True)]
-                rows.append((f"{name}, batch {batch}", float(np.median(found["bare"])), *interval(more)))
-    return rows
+            rows += compared(ways, rounds, batch)
+        return rows
+
+
+def measure_checks(rounds: int) -> list[Row]:
+    """The same of every way of checking, beside `validate="off"`, where a range of values is documented, too."""
+    with tempfile.TemporaryDirectory() as temporary:
+        loaded = InferenceSession(mlp(Path(temporary) / "mlp.onnx"))._loaded
+        rows = []
+        for batch, x in inputs():
+            ways: dict[str, Callable[[], Any]] = {}
+            for check in CHECKS:
+                same = copy.copy(loaded)  # one session: two would wait for each other's threads
+                same._inputs = Inputs(same._session.get_inputs(), RANGED, check)
+                ways[check] = partial(same.predict, (x,), {})
+            rows += compared(ways, rounds, batch)
+        return rows
+
+
+def inputs() -> Iterator[tuple[int, Any]]:
+    """Batches of pictures, with their sizes."""
+    for batch in (1, 32):
+        yield batch, np.random.default_rng(1).random((batch, 784), np.float32)
+
+
+def compared(ways: dict[str, Callable[[], Any]], rounds: int, batch: int) -> list[Row]:
+    """A row for every way but the first, which they are compared with."""
+    found = overhead(ways, rounds)
+    base, *others = ways
+    return [
+        (
+            f"{name}, batch {batch}",
+            float(np.median(found[base])),
+            *interval([way - plain for way, plain in zip(found[name], found[base], strict=True)]),
+        )
+        for name in others
+    ]
+
+
+def table(rows: list[Row], wanted: float) -> list[str]:
+    """The rows as Markdown."""
+    return [
+        f"| `{name.split(', ')[0]}`, {name.split(', ')[1]} | {plain:.1f} | {more:.1f} | {low:.1f} to {high:.1f} | "
+        f"{'yes' if high <= wanted else 'no' if low > wanted else 'undecided'} |"
+        for name, plain, more, low, high in rows
+    ]
 
 
 def main() -> int:
@@ -108,7 +164,7 @@ def main() -> int:
     parser.add_argument("--wanted", type=float, default=WANTED_US, help="microseconds")
     parser.add_argument("--out", type=Path, default=RESULTS, help="the file that the table goes to")
     arguments = parser.parse_args()
-    rows = measure(arguments.rounds)
+    called, checked = measure(arguments.rounds), measure_checks(arguments.rounds)
     machine = hostinfo.describe()
     lines = [
         "# What `InferenceSession.predict` costs",
@@ -119,15 +175,17 @@ def main() -> int:
         "",
         "| call | bare run, µs | more, µs | 95 % interval | holds |",
         "|---|---|---|---|---|",
-        *(
-            f"| `{name.split(', ')[0]}`, {name.split(', ')[1]} | {plain:.1f} | {more:.1f} | {low:.1f} to {high:.1f} | "
-            f"{'yes' if high <= arguments.wanted else 'no' if low > arguments.wanted else 'undecided'} |"
-            for name, plain, more, low, high in rows
-        ),
+        *table(called, arguments.wanted),
+        "",
+        'What checking costs: microseconds more than `validate="off"`, with a range of 0 to 1 documented.',
+        "",
+        "| validate | off, µs | more, µs | 95 % interval | holds |",
+        "|---|---|---|---|---|",
+        *table(checked, arguments.wanted),
     ]
     arguments.out.write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
-    return int(any(low > arguments.wanted for _, _, _, low, _ in rows))
+    return int(any(low > arguments.wanted for _, _, _, low, _ in (*called, *checked)))
 
 
 if __name__ == "__main__":

@@ -1,14 +1,18 @@
-"""What machine this is: its CPU, the instruction sets that decide what int8 computes, memory, accelerators."""
+"""What machine this is: its CPU, the instruction sets that decide what int8 computes, memory, accelerators; and how
+many of its processors this process may use."""
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from registry.vocabulary import Machine
+if TYPE_CHECKING:
+    from registry.vocabulary import Machine
 
 # The instruction sets that decide which kernels ONNX Runtime and PyTorch pick, and so which numbers int8 gives.
 INSTRUCTION_SETS = (
@@ -20,6 +24,8 @@ INSTRUCTION_SETS = (
 def describe() -> Machine:
     """CPU, memory and accelerators; nothing that changes while the machine does not."""
     import psutil
+
+    from registry.vocabulary import Machine  # whose session options ask here for processors
 
     info = _cpu()
     return Machine(
@@ -62,6 +68,74 @@ def accelerators() -> list[str]:
     except (subprocess.SubprocessError, OSError) as error:
         return [f"nvidia-smi does not answer: {type(error).__name__}"]
     return [line.strip() for line in found.stdout.splitlines() if line.strip()]
+
+
+def usable_processors() -> set[int]:
+    """The processors that this process may run on, counted from 1."""
+    try:
+        return {number + 1 for number in os.sched_getaffinity(0)}
+    except AttributeError:  # neither macOS nor Windows says
+        return set(range(1, (os.cpu_count() or 1) + 1))
+
+
+def processors(root: Path = Path("/")) -> int:
+    """How many processors this process may use at once: those that it may run on, and no more than its cgroups give.
+
+    `root` is the folder that holds `proc` and `sys`.
+    """
+    return min([len(usable_processors()), *_quotas(root)])
+
+
+def fewer_processors(root: Path = Path("/")) -> int | None:
+    """How many threads compute well here, where that is fewer than the machine has processors; None where it is not.
+
+    Libraries that count the machine's processors themselves start too many threads in a container.
+    """
+    import psutil
+
+    usable = processors(root)
+    if usable >= (os.cpu_count() or 1):
+        return None
+    return min(usable, psutil.cpu_count(logical=False) or usable)
+
+
+def _quotas(root: Path) -> Iterator[int]:
+    """The limits of this process's cgroups and of all cgroups around them, in processors, rounded up.
+
+    A container that sees its own cgroup as the topmost one finds its limit there; the path that /proc names may then
+    not be there at all.
+    """
+    mounted = root / "sys" / "fs" / "cgroup"
+    for line in _text(root / "proc" / "self" / "cgroup").splitlines():
+        number, controllers, path = [*line.split(":", 2), "", ""][:3]
+        if number == "0" and not controllers:  # version 2, alone or beside version 1
+            bases = [mounted, mounted / "unified"]
+        elif "cpu" in controllers.split(","):
+            bases = [mounted / name for name in dict.fromkeys((controllers, "cpu", "cpu,cpuacct"))]
+        else:
+            continue
+        parts = [part for part in path.split("/") if part not in ("", "..")]
+        for base in bases:
+            for depth in range(len(parts) + 1):
+                yield from _quota(base.joinpath(*parts[:depth]))
+
+
+def _quota(cgroup: Path) -> Iterator[int]:
+    """The limit of one cgroup, where it has one."""
+    said = _text(cgroup / "cpu.max").split() or [
+        *_text(cgroup / "cpu.cfs_quota_us").split(),
+        *_text(cgroup / "cpu.cfs_period_us").split(),
+    ]
+    if len(said) == 2 and all(figure.isdecimal() and int(figure) for figure in said):  # else "max", or -1
+        quota, period = map(int, said)
+        yield -(-quota // period)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
 
 
 def _known(info: dict[str, Any]) -> list[str]:

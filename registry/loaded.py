@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from registry.errors import UsageError
-from registry.inputs import Array, Input, documented, to_dtype
+from registry.conversion import Array, to_dtype
+from registry.errors import MachineFault, UsageError
+from registry.inputs import Inputs, Validate, declared, declared_shape, documented
 from registry.replay import without_batches
 from registry.serving import CPU, Served, Serving, preload
-from registry.session_options import CUDA
+from registry.session_options import CUDA, SessionOptions
 from registry.vocabulary import Record, TensorSpec
 
 
@@ -58,19 +58,19 @@ class Loaded:
         providers: Sequence[Any] | None,
         strict_providers: bool,
         session_options: Any,
+        validate: Validate,
     ) -> None:
         self.path, self.origin = path, origin
         self._no_batches = without_batches(path.parent)
         self._served: Served | None = None
         self._open(serving, providers, strict_providers, session_options)
         said = self._session.get_modelmeta().custom_metadata_map
-        shapes = _shapes(said.get("onward.inputs", ""))
-        self._inputs = [Input(value, shapes.get(value.name)) for value in self._session.get_inputs()]
-        self._names = [value.name for value in self._inputs]
-        self._known = frozenset(self._names)
-        self._fitting: list[tuple[int, ...]] = []
-        shapes = _shapes(said.get("onward.outputs", ""))
-        self._answers = {v.name: documented(v.shape, shapes.get(v.name)) for v in self._session.get_outputs()}
+        self._inputs = Inputs(self._session.get_inputs(), said, validate)
+        about = declared(said.get("onward.outputs", ""))
+        self._answers = {
+            value.name: documented(value.shape, declared_shape(about.get(value.name)))
+            for value in self._session.get_outputs()
+        }
         self._outputs = list(self._answers)
         self._run = self._session.run
         self._single_output = len(self._outputs) == 1
@@ -89,7 +89,7 @@ class Loaded:
         # then the next one gets what won there.
         for number, provider in enumerate(usable):
             self._served = serving.on(_name(provider)) if serving else None
-            options = session_options
+            options = session_options or SessionOptions().fitting_here().to_onnxruntime()
             if self._served:
                 fitting = self._served.options.fitting_here()
                 self._served = self._served.model_copy(update={"options": fitting})
@@ -122,7 +122,7 @@ class Loaded:
 
     def predict(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Run once; see InferenceSession.predict."""
-        results = self._run(self._outputs, self._feed(args, kwargs))
+        results = self._ran(self._inputs.feed(args, kwargs))
         return results[0] if self._single_output else dict(zip(self._outputs, results, strict=True))
 
     def predict_batches(self, inputs: Any, batch_size: int) -> Any:
@@ -131,28 +131,28 @@ class Loaded:
             raise UsageError(f"predict_batches cannot be used with this version: {self._no_batches}; call predict")
         if batch_size < 1:
             raise UsageError(f"batch_size: {batch_size}; at least 1 is needed")
+        known = self._inputs
+        if not known.all:
+            raise UsageError("the model has no inputs, so that there are no samples to batch; call predict()")
         if isinstance(inputs, Mapping):
-            given = self._by_name((), inputs)
-        elif len(self._inputs) == 1:
-            given = {self._names[0]: inputs}
+            given = known.by_name((), inputs)
+        elif len(known.all) == 1:
+            given = {known.names[0]: inputs}
         elif isinstance(inputs, (tuple, list)):
-            given = self._by_name(tuple(inputs), {})
+            given = known.by_name(tuple(inputs), {})
         else:
-            raise UsageError(
-                f"one array for {len(self._inputs)} inputs; give a dict or a tuple of {self._documented()}"
-            )
-        arrays = {spec.name: spec.convert(given[spec.name]) for spec in self._inputs}
+            raise UsageError(f"one array for {len(known.all)} inputs; give a dict or a tuple of {known}")
+        arrays = known.arrays(given)
         counts = {name: array.shape[0] if array.ndim else None for name, array in arrays.items()}
-        total = counts[self._names[0]]
+        total = counts[known.names[0]]
         if total is None or len(set(counts.values())) != 1:
             described = ", ".join(f"{name} {list(array.shape)}" for name, array in arrays.items())
             raise UsageError(f"the inputs differ in their number of samples (first axis): {described}")
-        fixed = next((spec.shape[0] for spec in self._inputs if spec.shape and isinstance(spec.shape[0], int)), None)
         if total == 0:
             return self._empty(arrays)
-        size = fixed or batch_size
+        least, size = known.batch(batch_size)
         parts = [
-            self._batch({name: array[start : start + size] for name, array in arrays.items()}, fixed)
+            self._batch({name: array[start : start + size] for name, array in arrays.items()}, least)
             for start in range(0, total, size)
         ]
         results = [np.concatenate(column) for column in zip(*parts, strict=True)]
@@ -188,53 +188,31 @@ class Loaded:
         same.origin = origin
         return same
 
-    def _feed(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        if len(args) == len(self._inputs) and not kwargs and not isinstance(args[0], (dict, Mapping)):
-            values = args
-        else:
-            given = self._by_name(args, kwargs)
-            values = tuple([given[name] for name in self._names])
-        arrays = [spec.array(value) for spec, value in zip(self._inputs, values, strict=True)]
-        shapes = [array.shape for array in arrays]
-        if shapes != self._fitting:  # those that fitted last time do so again
-            sizes: dict[str, tuple[str, int]] = {}
-            for spec, shape in zip(self._inputs, shapes, strict=True):
-                spec.check_shape(shape, spec.shape, sizes)
-            self._fitting = shapes
-        return dict(zip(self._names, arrays, strict=True))
+    def _ran(self, feed: Mapping[str, Array]) -> Any:
+        """What ONNX Runtime answers."""
+        try:
+            return self._run(self._outputs, feed)
+        except Exception as error:  # ONNX Runtime's exceptions share no base but this
+            target, words = self.origin["target"], " ".join(str(error).split())[:300]
+            fault = self._inputs.fault(feed)
+            if fault:
+                raise UsageError(f"{target}: {fault}; ONNX Runtime says: {words}") from error
+            given = ", ".join(f"{name} {array.dtype}{list(array.shape)}" for name, array in feed.items())
+            if type(error).__name__ == "InvalidArgument" or isinstance(error, (TypeError, ValueError)):
+                raise UsageError(f"{target}: ONNX Runtime refuses {given or 'to run'}: {words}") from error
+            raise MachineFault(f"{target}: ONNX Runtime failed on {given or 'no inputs'}: {words}") from error
 
-    def _by_name(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
-        if len(args) == 1 and isinstance(args[0], (dict, Mapping)) and not kwargs:
-            return self._by_name((), args[0])
-        if not args and kwargs.keys() == self._known:
-            return kwargs
-        if len(args) > len(self._inputs):
-            raise UsageError(f"{len(args)} inputs given, the model takes {len(self._inputs)}: {self._documented()}")
-        given = dict(zip(self._names, args, strict=False))
-        twice = [name for name in kwargs if name in given]
-        if twice:
-            raise UsageError(f"input {twice[0]!r} is given by position and by name")
-        given.update(kwargs)
-        unknown = [str(name) for name in given if name not in self._names]
-        if unknown:
-            raise UsageError(f"the model has no input {', '.join(unknown)}; it takes {self._documented()}")
-        missing = [name for name in self._names if name not in given]
-        if missing:
-            raise UsageError(f"input {', '.join(missing)} is missing; the model takes {self._documented()}")
-        return given
-
-    def _documented(self) -> str:
-        return ", ".join(str(spec) for spec in self._inputs)
-
-    def _batch(self, batch: dict[str, Array], fixed: int | None) -> list[Array]:
-        count = len(batch[self._names[0]])
-        wanted = max(count, fixed or 0)
+    def _batch(self, batch: dict[str, Array], least: int) -> list[Array]:
+        count = len(batch[self._inputs.names[0]])
+        wanted = max(count, least)
         if count < wanted:
             batch = {
                 name: np.concatenate([array, np.repeat(array[-1:], wanted - count, axis=0)])
                 for name, array in batch.items()
             }
-        outputs = self._run(self._outputs, self._feed((), batch))
+        if self._inputs.validate != "off":
+            self._inputs.check_shapes(batch)
+        outputs = self._ran(batch)
         for name, output in zip(self._outputs, outputs, strict=True):
             if not isinstance(output, np.ndarray) or output.ndim == 0 or len(output) != wanted:
                 raise UsageError(
@@ -244,10 +222,10 @@ class Loaded:
 
     def _empty(self, arrays: dict[str, Array]) -> Any:
         sizes: dict[str, tuple[str, int]] = {}
-        for spec in self._inputs:
+        for spec in self._inputs.all:
             first = spec.shape[0] if spec.shape else None
             spec.check_shape((first if isinstance(first, int) else 1, *arrays[spec.name].shape[1:]), spec.shape, sizes)
-        for spec in self._inputs:
+        for spec in self._inputs.all:
             if spec.shape and isinstance(spec.shape[0], str):
                 sizes[spec.shape[0]] = (spec.name, 0)
         results = []
@@ -279,19 +257,7 @@ def _without(missing: list[str], available: list[str]) -> UsageError:
     return UsageError(f"{', '.join(missing)} cannot be used here; there are {', '.join(available)}{hint}")
 
 
-def _shapes(documentation: str) -> dict[str, list[Any]]:
-    """The shapes that params.yaml declared, by name, which export keeps in the graph."""
-    try:
-        said = {name: spec.get("shape") for name, spec in json.loads(documentation or "{}").items()}
-    except (ValueError, AttributeError):  # another tool's metadata under our key
-        return {}
-    return {name: shape for name, shape in said.items() if isinstance(shape, list)}
-
-
 def _about(specs: list[TensorSpec], documentation: str) -> list[TensorSpec]:
     """The graph's inputs or outputs with what params.yaml said about them, which export keeps in the graph."""
-    try:
-        said = json.loads(documentation or "{}")
-        return [spec.model_copy(update={"about": str(said.get(spec.name, {}).get("about", ""))}) for spec in specs]
-    except (ValueError, AttributeError):  # another tool's metadata under our key
-        return specs
+    said = declared(documentation)
+    return [spec.model_copy(update={"about": str(said.get(spec.name, {}).get("about", ""))}) for spec in specs]

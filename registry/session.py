@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from registry.cache import cache, download
 from registry.errors import Refused, UsageError
+from registry.inputs import Validate
 from registry.integrity import MANIFEST, check_folder, content_digest
 from registry.loaded import Loaded, Metadata, ProviderFallback
 from registry.serving import MODEL, Serving
@@ -59,6 +60,12 @@ class InferenceSession:
             environment has to have signers (ONWARD_PARAMS names the file that says so, where there is no checkout), and
             its log has to be proven to its end. Without it, rows that are not proven are an UnprovenLog warning. The
             environment variable ONWARD_REQUIRE_SIGNED=1 asks for the same of everything that comes from a registry.
+        validate: what is checked of inputs before each run. "strict": names, dtypes, shapes, the documented ranges of
+            values (NaN is in none) and sizes of dimensions. "shape": all of this but the documented ranges and sizes.
+            "off": names alone; an array goes to ONNX Runtime as it is, and what that refuses is a UsageError. Whatever
+            is chosen, no value becomes another one but by rounding: see predict. "strict" is the default because a
+            model answers what it was never verified on as readily as the rest, and looking costs some microseconds
+            (benchmarks/predict.md).
 
     Raises:
         UsageError: there is no such model, version, environment or file, ONNX Runtime is not installed or cannot
@@ -75,10 +82,15 @@ class InferenceSession:
         strict_providers: bool = False,
         session_options: Any = None,
         require_signed: bool = False,
+        validate: Validate = "strict",
     ) -> None:
         self._target, self._require_signed = str(target), require_signed
         self._load = partial(
-            Loaded, providers=providers, strict_providers=strict_providers, session_options=session_options
+            Loaded,
+            providers=providers,
+            strict_providers=strict_providers,
+            session_options=session_options,
+            validate=validate,
         )
         self._refreshing = threading.Lock()
         self._loaded = self._load(*locate(target, require_signed))
@@ -95,7 +107,9 @@ class InferenceSession:
             the output, where there is one; else a dict of outputs by name.
 
         Raises:
-            UsageError: names, number, rank, a dimension or a dtype is not what the model documents.
+            UsageError: names, number, rank, a dimension, a dtype or a value is not what the model documents, or ONNX
+                Runtime refuses the inputs.
+            OnwardError: ONNX Runtime failed.
         """
         return self._loaded.predict(args, kwargs)
 
@@ -105,13 +119,15 @@ class InferenceSession:
         `inputs` is what `predict` takes, but as one argument: an array, a dict, or a tuple or list of one array per
         input; the first axis counts samples. Where the graph fixes its first dimension, that is the batch size, and
         the last batch is filled up with repetitions that are cut off again. No samples give empty outputs, of the
-        documented dtypes and shapes (0 for dimensions that nothing determines), without running the model.
+        documented dtypes and shapes (0 for dimensions that nothing determines), without running the model. Where the
+        model documents how many samples it takes at once, no batch has more or fewer.
 
         Returns:
             as predict.
 
         Raises:
-            UsageError: as predict; the inputs differ in their number of samples; an output is not per sample.
+            UsageError: as predict; the inputs differ in their number of samples; an output is not per sample; the
+                model has no inputs.
         """
         return self._loaded.predict_batches(inputs, batch_size)
 

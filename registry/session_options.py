@@ -3,11 +3,12 @@ the wrapper obeys."""
 
 from __future__ import annotations
 
-import os
 import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from registry import hostinfo
 
 # One group of processors (counted from 1) for each thread but the caller's, as ONNX Runtime has it: "1,2;3-4".
 _AFFINITY = re.compile(r"\d+([,-]\d+)*(;\d+([,-]\d+)*)*")
@@ -76,6 +77,8 @@ class SessionOptions(BaseModel):
             made.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, _LEVELS[self.graph_level])
         if self.execution_mode is not None:
             made.execution_mode = getattr(onnxruntime.ExecutionMode, _MODES[self.execution_mode])
+        if self.execution_mode == "parallel":
+            made.inter_op_num_threads = hostinfo.fewer_processors() or 0  # 0 is ONNX Runtime's default
         if self.arena is not None:
             made.enable_cpu_mem_arena = self.arena
         if self.memory_pattern is not None:
@@ -105,25 +108,18 @@ class SessionOptions(BaseModel):
 
     def fitting_here(self) -> SessionOptions:
         """These options without those that another machine has to have: more threads than this process may use
-        processors, or an affinity to processors that it may not use."""
-        usable = usable_processors()
-        if self.affinity is not None and not _processors(self.affinity) <= usable:
+        processors, or an affinity to processors that it may not use. Where this process may use fewer than the machine
+        has (a container's quota), `threads` says how many: ONNX Runtime's default counts the machine's."""
+        if self.affinity is not None and not _processors(self.affinity) <= hostinfo.usable_processors():
             return self.model_copy(update={"affinity": None}).fitting_here()
-        if self.threads is not None and self.threads > len(usable):
-            return self.model_copy(update={"threads": None, "affinity": None})
+        if self.threads is None or self.threads > hostinfo.processors():
+            fewer = hostinfo.fewer_processors()
+            return self.model_copy(update={"threads": fewer, "affinity": None})
         return self
 
     def _entries(self) -> dict[str, str]:
         entries = {} if self.spinning is None else {"session.intra_op.allow_spinning": str(int(self.spinning))}
         return entries if self.affinity is None else {**entries, "session.intra_op_thread_affinities": self.affinity}
-
-
-def usable_processors() -> set[int]:
-    """The processors that this process may run on, counted from 1."""
-    try:
-        return {number + 1 for number in os.sched_getaffinity(0)}
-    except AttributeError:  # neither macOS nor Windows says
-        return set(range(1, (os.cpu_count() or 1) + 1))
 
 
 def _processors(affinity: str) -> set[int]:

@@ -219,6 +219,7 @@ def finish(model: str, settings: ModelParams, path: Path, weights: str) -> None:
         "onward.name": model,
         "onward.inputs": json.dumps({name: spec.model_dump() for name, spec in settings.inputs.items()}),
         "onward.outputs": json.dumps({name: spec.model_dump() for name, spec in settings.outputs.items()}),
+        "onward.dims": json.dumps({name: {"min": dim.min, "max": dim.max} for name, dim in settings.dims.items()}),
         "onward.weights_sha256": weights,
     }
     kept = [entry for entry in graph.metadata_props if entry.key not in about]

@@ -8,7 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from registry.evidence import OptimizeReport
-from registry.session_options import SessionOptions, usable_processors
+from registry.hostinfo import processors
+from registry.session_options import SessionOptions
 from registry.vocabulary import PLAIN, Variant
 from stages import command, paths, techniques, traits
 from stages.params import read, section
@@ -89,7 +90,7 @@ def optimize(model: str, folder: Path) -> OptimizeReport:
 def _beside() -> SessionOptions:
     """Threads for a session beside which another process works: two that wait for each other on one processor wait
     long, so that checking took twice as long as it does with one thread fewer."""
-    return SessionOptions(threads=max(1, len(usable_processors()) - 1))
+    return SessionOptions(threads=max(1, processors() - 1))
 
 
 if __name__ == "__main__":

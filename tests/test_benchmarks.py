@@ -36,6 +36,8 @@ def test_what_predict_costs_is_stated_for_every_way_of_calling_it(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [line for line in table.read_text().splitlines() if line.startswith("| `predict")]
     assert len(rows) == 6
+    rows += [line for line in table.read_text().splitlines() if line.startswith(("| `strict", "| `shape"))]
+    assert len(rows) == 10
     assert all(row.endswith("| yes |") for row in rows)
 
 

@@ -45,6 +45,7 @@ def test_a_model_passes_and_its_file_documents_itself(project: Path) -> None:
     assert [(s.name, s.shape) for s in graph.inputs] == [("x", ["batch", 6])]
     assert graph.parameters == 6 * 16 + 16 + 16 * 3 + 3
     assert json.loads(graph.metadata["onward.inputs"])["x"]["about"] == "six of them"
+    assert json.loads(graph.metadata["onward.dims"]) == {"batch": {"min": 1, "max": 16}}
     assert graph.metadata["onward.weights_sha256"] == reports["train"].weights.sha256
     verified: VerifyReport = reports["verify"]
     fed = {case.case for case in verified.cases}

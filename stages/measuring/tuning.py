@@ -10,7 +10,8 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
-from registry.session_options import CUDA, SessionOptions, usable_processors
+from registry.hostinfo import processors, usable_processors
+from registry.session_options import CUDA, SessionOptions
 from registry.vocabulary import Measurement, Ratio
 from stages.measuring.contest import Contestant, Feed, Turn, sitting_of
 from stages.measuring.samples import Samples
@@ -74,7 +75,7 @@ def tune(
     `start` makes a worker for a measurement's file and options.
     """
     default = _variation(finalist, finalist.name, SessionOptions(), start)
-    alone = trials(finalist.result.provider, usable_processors())
+    alone = trials(finalist.result.provider, sorted(usable_processors())[: processors()])
     tried = [_variation(finalist, f"{finalist.name} ({options})", options, start) for options in alone]
     sitting, left = sitting_of([finalist], turns), tried
     try:

@@ -28,6 +28,7 @@ import numpy.typing as npt
 import psutil
 
 from registry.errors import OnwardError
+from registry.hostinfo import fewer_processors
 from registry.session_options import SessionOptions
 
 Tensors = Mapping[str, npt.NDArray[Any]]
@@ -134,8 +135,11 @@ class Worker:
         python: Path | str = sys.executable,
         timeout: float = 120.0,
     ) -> Worker:
-        """A worker for an ONNX file in the environment of `python`, with these session options."""
-        load = {"model": str(model), "provider": provider, **(options or SessionOptions()).to_load()}
+        """A worker for an ONNX file in the environment of `python`, with these session options. Where they name no
+        threads, it has as many as InferenceSession has here."""
+        given = options or SessionOptions()
+        given = given.fitting_here() if given.threads is None else given
+        load = {"model": str(model), "provider": provider, **given.to_load()}
         # CUDA maps far more than it uses: there, only the kernel knows when memory is out.
         memory = None if "CUDA" in provider or "Tensorrt" in provider else _physical_memory()
         return cls(f"{label} on {provider}", [str(python), str(_HERE / "worker.py")], load, timeout, memory)
@@ -160,6 +164,7 @@ class Worker:
     ) -> Worker:
         """A worker for a PyTorch module, with `compiled` under torch.compile."""
         load = {"build": build, "weights": str(weights), "inputs": inputs, "outputs": outputs, "compiled": compiled}
+        load |= {"threads": fewer_processors()}
         return cls(label, [sys.executable, str(_HERE / "torch_worker.py")], load, timeout)
 
     def __enter__(self) -> Worker:

@@ -27,8 +27,16 @@ class TorchModel:
         self.original: Original | None = None
 
     def load(
-        self, build: str, weights: str, inputs: list[str], outputs: list[str], compiled: bool = False
+        self,
+        build: str,
+        weights: str,
+        inputs: list[str],
+        outputs: list[str],
+        compiled: bool = False,
+        threads: int | None = None,
     ) -> dict[str, Any]:
+        if threads is not None:
+            torch.set_num_threads(threads)
         start = time.perf_counter()
         self.original = Original(build, Path(weights), inputs, outputs)
         if compiled:
