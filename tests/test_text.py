@@ -77,7 +77,7 @@ def test_an_entry_is_a_sentence_in_one_line():
     gate = GateResult(requirement="parity", met=False, detail="no\n  data: passed")
     entry = Entry(
         kind="promote", key="k", base=0, sha256="0" * 64, candidate_version=1, source="", actor=HOSTILE, reason=HOSTILE,
-        at="", number=1, gates=(gate,),
+        at="2026-01-02T03:04:05+00:00", number=1, gates=(gate,),
     )  # fmt: skip
     assert harmless(f"{entry}{gate}")
     assert "\n" not in f"{entry}{gate}"

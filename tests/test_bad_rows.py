@@ -1,0 +1,123 @@
+"""One bad row harms only itself: rows of other teams, tags edited by hand, entries imported from anywhere."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from registry import layout, operations, prune, transfer
+from registry.errors import UsageError
+from tests.store_factory import add_candidate, fresh_store
+
+TAGS = {
+    "schema": "1", "kind": "promote", "key": "k", "base": "0", "sha256": "a" * 64, "candidate": "1", "actor": "ann",
+    "reason": "because", "at": "2026-01-02T03:04:05+00:00", "evidence": "{}",
+}  # fmt: skip
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    store = fresh_store(tmp_path, monkeypatch)
+    for factor in (1, 2):
+        add_candidate(store, "cnn", factor)
+    operations.promote("cnn", "staging", 1, reason="because", store=store)
+    return store
+
+
+class Row:
+    name, version, source, creation_timestamp, current_stage = "staging.cnn", 1, "models:/m-1", 0, None
+
+    def __init__(self, **tags: str) -> None:
+        self.tags = {**TAGS, **tags}
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {"schema": "²"}, {"gates": "[" * 100_000}, {"gates": "{}"}, {"evidence": "[1]"}, {"evidence": '{"a": {}}'},
+        {"candidate": str(10**23)}, {"candidate": "-1"}, {"base": str(10**23)}, {"base": "-1"}, {"restores": "9" * 99},
+        {"at": "yesterday"}, {"at": "2026-01-02T03:04:05"}, {"at": "2026-01-02"}, {"sha256": "../../etc/passwd"},
+        {"sha256": "A" * 64}, {"kind": "delete"}, {"key": ""}, {"forced": "perhaps"}, {"manifest": "x"}, {"seen": "-7"},
+    ],
+)  # fmt: skip
+def test_tags_that_cannot_be_right_are_no_entry(tags):
+    entry = layout.from_version(Row(**tags))
+    if "schema" in tags:
+        assert entry is not None
+    else:
+        assert entry is None
+    log = layout.parse_log("staging.cnn", [Row(**tags)], {})
+    assert log.line.live == entry
+
+
+@given(st.dictionaries(st.sampled_from([*TAGS, "gates", "restores", "seen", "manifest", "signature"]), st.text()))
+def test_no_tags_at_all_break_a_log(tags):
+    for signers in ({}, {"ann": {}}):
+        log = layout.parse_log("staging.cnn", [Row(**tags)], {} if not signers else _signers())
+        assert len(log.entries()) + len(log.foreign) + len(log.newer) == 1
+
+
+def _signers():
+    from registry.signatures import Signer
+
+    return {"ann": Signer(key="A" * 43 + "=")}
+
+
+@pytest.mark.parametrize(
+    "name", ["production.bob's model", "staging.a b", 'production."x"', "staging.x'; drop", "staging."]
+)
+def test_another_teams_model_is_listed_as_foreign_and_harms_nobody(store, onward, name):
+    store._client.create_registered_model(name)
+    for _ in range(2):
+        store._client.create_model_version(name, source="file:///tmp/x")
+    code, out, err = onward("status")
+    assert (code, err) == (0, "")
+    assert "is not Onward's, and is left alone" in out
+    assert [model for model in json.loads(onward("status", "--json")[1]) if model["foreign"]]
+    assert onward("reconcile")[:2] == (0, "Everything agrees with the logs.\n")
+    assert onward("prune", "cnn", "--older-than", "1h")[0] == 0
+    assert operations.promote("cnn", "staging", 2, reason="because", store=store).changed
+
+
+def test_environments_of_names_that_are_none_are_left_out(store):
+    store._client.create_registered_model("o'brien.cnn")
+    assert store.environments("cnn") == ["staging"]
+    assert prune.prune("cnn", "1h", dry_run=True, store=store).deleted == ()
+    assert len(transfer.export(["cnn"], store=store)) == 1
+
+
+@pytest.mark.parametrize("tags", [{"candidate": str(10**23)}, {"at": "yesterday"}, {"gates": "[" * 5000}])
+def test_tags_edited_by_hand_make_a_row_foreign_for_every_command(store, onward, tags):
+    for tag, value in tags.items():
+        store._client.set_model_version_tag("staging.cnn", "1", tag, value)
+    out = onward("status")[1]
+    assert "version 1 in a log of staging of cnn is no entry of Onward's, and counts for nothing" in out
+    assert onward("reconcile")[0] == 0
+    assert onward("prune", "cnn", "--older-than", "1h")[0] == 0
+    assert onward("history", "cnn")[0] == 0
+    assert operations.promote("cnn", "staging", 2, reason="because", store=store).entry.number == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        ({"at": "yesterday"}, "at"), ({"at": "2026-01-02T03:04:05"}, "at"),
+        ({"number": 10**9}, "more than 100 numbers"),
+        ({"number": 400}, "more than 100 numbers"), ({"number": 10**23}, "number"), ({"number": 0}, "number"),
+        ({"candidate_version": -1}, "candidate_version"), ({"candidate_version": 10**23}, "candidate_version"),
+        ({"base": 7}, "base is 7, and only earlier"), ({"restores": 3}, "only earlier"), ({"actor": "a\nb"}, "actor"),
+        ({"reason": "a\n  9  boss promoted"}, "reason"), ({"kind": "rollback"}, "rollback names what it restores"),
+        ({"sha256": "x"}, "sha256"), ({"evidence": {"a": 1}}, "evidence"), ({"key": ""}, "key"), ({"seen": 9}, "seen"),
+    ],
+)  # fmt: skip
+def test_an_import_checks_every_field_before_anything_is_written(store, tmp_path, monkeypatch, change, where):
+    [line] = transfer.export(["cnn"], tmp_path / "files", store)
+    (tmp_path / "log.jsonl").write_text(json.dumps({**line.model_dump(), **change}))
+    (tmp_path / "new").mkdir()
+    new = fresh_store(tmp_path / "new", monkeypatch)
+    with pytest.raises(UsageError, match=where):
+        transfer.import_(tmp_path / "log.jsonl", tmp_path / "files", new)
+    assert new.log("staging", "cnn").newest == 0
