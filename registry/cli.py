@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from registry import cli_keeping, cli_runtimes, cli_signing
+from registry import cli_keeping, cli_runtimes, cli_signing, connection
 from registry.errors import OnwardError, Refused, UsageError
 from registry.printing import (
     Json,
@@ -26,6 +26,7 @@ from registry.printing import (
     print_comparison,
     print_gates,
     print_json,
+    print_note,
     print_outcome,
     print_table,
     run_cell,
@@ -52,10 +53,12 @@ def status(as_json: Json = False) -> None:
 
     Example: onward status
     """
-    from registry import overview
+    from registry import overview, relocate
 
     found = overview.status()
+    elsewhere = relocate.find()
     if as_json:
+        print_note(str(elsewhere or ""))
         print_json(
             [
                 {
@@ -76,8 +79,9 @@ def status(as_json: Json = False) -> None:
             ]
         )
         return
+    moved = f"! {elsewhere}" if elsewhere else ""
     if not found:
-        print("No model is registered yet: `dvc repro` registers those that are fit.")
+        print("No model is registered yet: `dvc repro` registers those that are fit.", *filter(None, [moved]), sep="\n")
         return
     environments = [state.environment for state in found[0].environments]
     rows = [
@@ -98,6 +102,8 @@ def status(as_json: Json = False) -> None:
             print(f"! version {number} in a log of {state.environment} is no entry of Onward's, and counts for nothing")
         for entry in state.unproven:
             print(f"! entry {entry.number} in a log of {state.environment} counts for nothing: no signer signed it")
+    if moved:
+        print(moved)
 
 
 @app.command()
@@ -337,6 +343,7 @@ app.command("export-log")(cli_keeping.export_log)
 app.command("import-log")(cli_keeping.import_log)
 app.command("prune")(cli_keeping.prune)
 app.add_typer(cli_keeping.environments, name="environments")
+app.add_typer(cli_keeping.stores, name="store")
 app.add_typer(cli_runtimes.runtimes, name="runtimes")
 app.command("approve")(cli_signing.approve)
 app.command("sign")(cli_signing.sign)
@@ -362,6 +369,7 @@ def _read_npz(path: Path) -> dict[str, Any]:
 
 def main() -> None:
     """The console entry point: one line on stderr and the error's exit code where a command fails."""
+    connection.settle_process()
     gc.set_threshold(50_000, 20, 20)  # what imports make, stays: to look through it again and again takes its time
     try:
         app(prog_name="onward")

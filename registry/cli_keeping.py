@@ -40,9 +40,11 @@ def ui(
 
     Example: onward ui --port 5001
     """
+    from registry import relocate
     from registry.connection import tracking_uri, without_credentials
 
     uri = tracking_uri()
+    relocate.require_here(uri)
     served = uri.startswith(("http://", "https://"))
     url = without_credentials(uri) if served else f"http://127.0.0.1:{port}"
     hint = 'The UI opens on its GenAI side: choose "Model training" at the top left to see runs and models.'
@@ -158,3 +160,32 @@ def create_environments(
         print_json({"created": made})
     else:
         print("\n".join(f"created {name}" for name in made) or "All of them are there.")
+
+
+stores = typer.Typer(no_args_is_help=True, help="The embedded store: mlflow.db and mlartifacts/.")
+
+
+@stores.command("move")
+def move_store(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be rewritten, and write nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Make the embedded store use the files beside it, after its folder was moved or copied.
+
+    MLflow keeps absolute paths in mlflow.db. Nothing else is written, so that the original of a copy stays as it is.
+
+    Example: onward store move --dry-run
+    """
+    from registry import relocate
+
+    found = relocate.move(dry_run=dry_run)
+    if as_json:
+        print_json({**vars(found), "here": str(found.here), "recorded": list(found.recorded)})
+        return
+    if not found.recorded:
+        print(f"The store in {found.here} uses the files beside it: nothing to do.")
+        return
+    done = "would be rewritten" if dry_run else "rewritten"
+    print(f"from {', '.join(found.recorded)}\nto   {found.here}")
+    for column, number in found.rewritten.items():
+        print(f"{number:>6} of {column} {done}")

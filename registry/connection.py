@@ -2,7 +2,9 @@
 
 The store is `MLFLOW_TRACKING_URI`, else an SQLite file `mlflow.db` beside `dvc.yaml`, with its artifacts in
 `mlartifacts/`. Inside `dvc exp run --temp` or `--queue`, which work in a throw-away copy of the checkout, it is the
-file of the checkout that the experiment was started from.
+file of the checkout that the experiment was started from. Runs, registered models and files are all in this one store.
+
+A process may have an MLflow of its own, such as a service that logs its requests. That one is neither used nor changed.
 """
 
 from __future__ import annotations
@@ -10,11 +12,12 @@ from __future__ import annotations
 import logging
 import os
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from registry.errors import OnwardError, Refused, StoreUnreachable, UsageError
 
@@ -56,12 +59,22 @@ def checkout(start: Path | None = None) -> Path:
 
 def tracking_uri() -> str:
     """The store's URI, credentials included: for the client alone, never for a report or a log."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"{_SQLITE}{checkout() / DATABASE}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(checkout() / DATABASE)
+
+
+def sqlite_uri(file: Path) -> str:
+    """The URI of an SQLite file.
+
+    A name that would be read as something else (`50%25`, `why?`) is quoted, slashes included: MLflow makes the folder
+    of what follows `sqlite:///` before that is unquoted, and so makes none.
+    """
+    path = str(file)
+    return f"{_SQLITE}{path if unquote(path) == path and '?' not in path else quote(os.fsencode(path), safe='')}"
 
 
 def sqlite_file(uri: str) -> Path | None:
-    """The file of an SQLite store, as its URI has it; None where the store is another."""
-    return Path(uri.removeprefix(_SQLITE)) if uri.startswith(_SQLITE) else None
+    """The file of an SQLite store; None where the store is another. Read as SQLAlchemy reads the URI."""
+    return Path(unquote(uri.removeprefix(_SQLITE).partition("?")[0])) if uri.startswith(_SQLITE) else None
 
 
 def without_credentials(uri: str) -> str:
@@ -73,22 +86,80 @@ def without_credentials(uri: str) -> str:
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
-def connect() -> MlflowClient:
-    """A client of the store in use.
-
-    Raises:
-        StoreUnreachable: the store cannot be opened.
-    """
+def settle_process() -> None:
+    """Set for this whole process how long MLflow waits for a server, and what it logs: in Onward's own processes (the
+    command, the pipeline's stages), never in one that only uses Onward."""
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
-    uri = tracking_uri()
-    with reachable():
-        import mlflow
+    for name in ("mlflow", "alembic", "sqlalchemy"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
-        for name in ("mlflow", "alembic", "sqlalchemy"):
-            logging.getLogger(name).setLevel(logging.WARNING)
-        mlflow.set_tracking_uri(uri)
-        return mlflow.MlflowClient()
+
+def connect(uri: str | None = None) -> MlflowClient:
+    """A client of the store in use, or of the one that `uri` names. Nothing of the process changes.
+
+    Raises:
+        UsageError: registered models would be in another store.
+        StoreUnreachable: the store cannot be opened.
+    """
+    uri = uri or tracking_uri()
+    registry = os.environ.get("MLFLOW_REGISTRY_URI")
+    if registry and registry.rstrip("/") != uri.rstrip("/"):
+        raise UsageError(
+            f"MLFLOW_REGISTRY_URI is {without_credentials(registry)} and the store is {without_credentials(uri)}: "
+            "Onward keeps registered models, runs and files in one store. Unset MLFLOW_REGISTRY_URI, or set "
+            "MLFLOW_TRACKING_URI to the same"
+        )
+    with reachable():
+        _require_answer(uri)
+        from mlflow import MlflowClient
+
+        return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def _require_answer(uri: str) -> None:
+    """Raise OSError where nothing listens: MLflow would try for minutes, unless the process was told otherwise."""
+    import socket
+    import urllib.request
+
+    parts = urlsplit(uri)
+    if parts.scheme not in ("http", "https") or parts.hostname is None:
+        return
+    if parts.scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(parts.hostname):
+        return
+    try:
+        socket.create_connection((parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)), 10).close()
+    except OSError as error:
+        raise ConnectionError(f"{parts.hostname}: {error.strerror or error}") from None
+
+
+_REDIRECTING = threading.Lock()
+
+
+@contextmanager
+def as_default(client: MlflowClient) -> Iterator[None]:
+    """Make a client's SQLite store MLflow's own of this process for a moment.
+
+    To register a version of a logged model, MLflow's SQLite store looks that model up in the store of the process,
+    whatever the client's is (the TODO in its `create_model_version`). A server does that on its side.
+    """
+    import mlflow
+    from mlflow.tracking._tracking_service import utils
+
+    if sqlite_file(client.tracking_uri) is None:
+        yield
+        return
+    with _REDIRECTING:
+        before, variable = utils._tracking_uri, os.environ.get("MLFLOW_TRACKING_URI")
+        mlflow.set_tracking_uri(client.tracking_uri)
+        try:
+            yield
+        finally:
+            mlflow.set_tracking_uri(before)  # type: ignore[arg-type]  # None is what it was before the first call
+            if variable is None:
+                os.environ.pop("MLFLOW_TRACKING_URI", None)
+            else:
+                os.environ["MLFLOW_TRACKING_URI"] = variable
 
 
 @contextmanager
@@ -164,7 +235,7 @@ def ensure_experiment(client: MlflowClient, name: str) -> str:
     with reachable():
         experiment = client.get_experiment_by_name(name)
         if experiment is None:
-            database = sqlite_file(tracking_uri())
+            database = sqlite_file(client.tracking_uri)
             location = (database.resolve().parent / ARTIFACTS / name).as_uri() if database else None
             try:
                 return str(client.create_experiment(name, artifact_location=location))

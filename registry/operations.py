@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import tempfile
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -21,7 +21,7 @@ from registry import events, file_signatures, four_eyes, gates, mirror, policy, 
 from registry.actor import who
 from registry.deployments import Draft, Entry, GateResult, plan_rollback
 from registry.errors import OnwardError, Refused, StoreUnreachable, UsageError
-from registry.integrity import check_folder
+from registry.files import Found
 from registry.layout import Candidate, Drift, Log, registered_name
 from registry.mirror import StageDrift
 from registry.overview import find_candidate, require_model, status
@@ -94,15 +94,14 @@ def promote(
     live = log.line.live
     chosen, order = _choose(store, rules, model, to, version, force, live)
     if live is not None and live.sha256 == chosen.sha256:
-        note = "" if dry_run else _heal(store, rules, model, to, log)
+        note = "" if dry_run else _stay(store, rules, model, to, log, live)
         return Outcome(
             model, to, live.candidate_version, live.sha256, changed=False, dry_run=dry_run, entry=live, note=note
         )
     with tempfile.TemporaryDirectory(prefix="onward-") as temporary:
-        own = store.files.own_copy(to, model, chosen.sha256)
-        folder = store.files.fetch(own or chosen.source, Path(temporary) / "files")
-        _check(folder, chosen, to, f"{model} version {chosen.version}")
-        judged, pages = _judge(store, wanted, chosen.evidence, live, folder)
+        what = f"{model} version {chosen.version}"
+        found = _obtain(store, model, to, chosen, Path(temporary) / "files", rules[to].source, what)
+        judged, pages = _judge(store, wanted, chosen.evidence, live, found.folder)
         second = _second_person(store, wanted, model, to, chosen, actor)
         results = (*order, *second, *judged)
         unmet = [result for result in results if not result.met]
@@ -111,7 +110,7 @@ def promote(
             raise Refused(f"{model} version {chosen.version} is not fit for {to}; nothing was changed:{listed}")
         if dry_run:
             return Outcome(model, to, chosen.version, chosen.sha256, changed=False, dry_run=True, gates=results)
-        source = own or store.files.keep(to, model, chosen.sha256, folder, Path(temporary) / "copy")
+        source = _keep(store, model, to, chosen, found, Path(temporary) / "copy")
         gates_run = store.files.keep_gates(to, model, results, pages) if pages else ""
     draft = Draft(
         kind="promote",
@@ -164,18 +163,19 @@ def rollback(
         raise type(error)(f"{registered_name(environment, model)}: {error}") from None
     assert live is not None
     if live.number == target.number or live.restores == target.number:
-        note = _heal(store, rules, model, environment, log)
+        note = _stay(store, rules, model, environment, log, live)
         return Outcome(model, environment, live.candidate_version, live.sha256, changed=False, entry=live, note=note)
     with tempfile.TemporaryDirectory(prefix="onward-") as temporary:
-        folder = store.files.fetch(target.source, Path(temporary))
-        _check(folder, target, environment, f"{model} as entry {target.number} has it")
+        what, origin = f"{model} as entry {target.number} has it", rules[environment].source
+        found = _obtain(store, model, environment, target, Path(temporary) / "files", origin, what)
+        source = _keep(store, model, environment, target, found, Path(temporary) / "copy")
     draft = Draft(
         kind="rollback",
         key=uuid.uuid4().hex,
         base=log.line.base,
         sha256=target.sha256,
         candidate_version=target.candidate_version,
-        source=target.source,
+        source=source,
         actor=actor,
         reason=reason,
         at=now(),
@@ -318,12 +318,52 @@ def _deployable(candidate: Candidate) -> Deployable:
     return Deployable(candidate.version, candidate.sha256, candidate.source, candidate.evidence)
 
 
-def _check(folder: Path, deployed: Deployable | Entry, environment: str, what: str) -> None:
+def _obtain(
+    store: Store, model: str, environment: str, wanted: Deployable | Entry, folder: Path, origin: str, what: str
+) -> Found:
+    """The files of `wanted`: the environment's own copy, or, where that is lost, the same bytes from wherever they are.
+
+    Raises:
+        Refused: they are nowhere; the message says where they were looked for.
+    """
     try:
-        check_folder(folder, deployed.sha256)
-        file_signatures.require(folder, deployed.evidence, environment)
+        places = _places(store, model, environment, wanted, origin)
+        found = store.files.obtain(places, wanted.sha256, wanted.evidence, folder)
+        file_signatures.require(found.folder, wanted.evidence, environment)
     except Refused as error:
         raise Refused(f"{what}: {error}") from None
+    return found
+
+
+def _places(store: Store, model: str, environment: str, wanted: Deployable | Entry, origin: str) -> Iterator[str]:
+    """Where the files of these bytes may be, the best place first; a later one is looked for when it is needed."""
+    sha256 = wanted.sha256
+    yield from store.files.own_copies(environment, model, sha256)
+    yield wanted.source
+    if origin != CANDIDATE:
+        yield from store.files.own_copies(origin, model, sha256)
+    yield from (candidate.source for candidate in store.candidates(model) if candidate.sha256 == sha256)
+
+
+def _keep(store: Store, model: str, environment: str, wanted: Deployable | Entry, found: Found, scratch: Path) -> str:
+    """The environment's own copy: where the files were found, if that is one, else a new one of these files."""
+    if found.source in store.files.own_copies(environment, model, wanted.sha256):
+        return found.source
+    return store.files.keep(environment, model, wanted.sha256, found.folder, scratch)
+
+
+def _stay(store: Store, rules: Policy, model: str, environment: str, log: Log, live: Entry) -> str:
+    """Heal what is live already: its views, and its files where the environment lost them. Returns what to say."""
+    restored = ""
+    with tempfile.TemporaryDirectory(prefix="onward-") as temporary:
+        try:
+            store.files.copy_of(environment, model, live, Path(temporary) / "live")
+        except Refused as lost:
+            what, origin = f"{model} version {live.candidate_version}, which is live", rules[environment].source
+            found = _obtain(store, model, environment, live, Path(temporary) / "files", origin, what)
+            store.files.keep(environment, model, live.sha256, found.folder, Path(temporary) / "copy")
+            restored = f"the copy that {environment} had was lost and was made again from {found.source} ({lost})"
+    return "; ".join(filter(None, (restored, _heal(store, rules, model, environment, log))))
 
 
 def _heal(store: Store, rules: Policy, model: str, environment: str, log: Log) -> str:

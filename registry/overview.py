@@ -14,7 +14,6 @@ from pathlib import Path
 from registry import file_signatures, glance, policy
 from registry.deployments import Entry, GateResult
 from registry.errors import Refused, UsageError
-from registry.integrity import check_folder
 from registry.layout import LIVE, Candidate, Drift, Log, Overview, find_drift, registered_name, to_candidate
 from registry.replay import measure_again
 from registry.store import Store
@@ -149,14 +148,16 @@ def check(model: str, environment: str, store: Store | None = None) -> Check:
     entry = store.entry(environment, model, target.entry)
     with tempfile.TemporaryDirectory(prefix="onward-") as temporary:
         try:
-            folder = store.files.fetch(target.source, Path(temporary))
-            files = check_folder(folder, target.sha256)
+            found = store.files.copy_of(environment, model, target, Path(temporary))
         except Refused as error:
             return Check(model, environment, entry, (GateResult(requirement="digest", met=False, detail=str(error)),))
-        size = sum(file.size_bytes for file in files)
-        digest = GateResult(requirement="digest", met=True, detail=f"sha256 {target.sha256}, {size:,} bytes")
-        signature = _signature(folder, target)
-        met, detail = measure_again(folder, target.evidence)
+        size = sum(file.size_bytes for file in found.model)
+        detail = f"sha256 {target.sha256}, {size:,} bytes"
+        if found.source != target.source:
+            detail += f" in {found.source}; {target.source}, which the entry names, is lost"
+        digest = GateResult(requirement="digest", met=True, detail=detail)
+        signature = _signature(found.folder, target)
+        met, detail = measure_again(found.folder, target.evidence)
     replayed = GateResult(requirement="replay", met=met, detail=detail)
     return Check(model, environment, entry, (digest, *signature, replayed))
 

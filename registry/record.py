@@ -17,9 +17,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from registry import glance, newest
+from registry import glance, newest, relocate
 from registry.actor import who
-from registry.connection import connect, ensure_experiment, reachable, tracking_uri, without_credentials
+from registry.connection import (
+    as_default,
+    connect,
+    ensure_experiment,
+    reachable,
+    settle_process,
+    tracking_uri,
+    without_credentials,
+)
 from registry.errors import Refused, UsageError
 from registry.evidence import Evidence, PublishReport
 from registry.figures import (
@@ -82,8 +90,10 @@ def store_identity(experiment: str) -> dict[str, str]:
     Raises:
         StoreUnreachable: the store did not answer.
     """
+    settle_process()
     found = glance.experiment(experiment)
     if found is None:
+        relocate.require_here()
         client = connect()
         number = ensure_experiment(client, experiment)
         with reachable():
@@ -108,6 +118,8 @@ def publish(publication: Publication) -> PublishReport:
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", publication.evidence.model):
         raise UsageError(f"{publication.evidence.model!r} is no name for a model: letters, digits, - and _")
+    settle_process()
+    relocate.require_here()
     client = connect()
     experiment = ensure_experiment(client, publication.experiment)
     with tempfile.TemporaryDirectory() as temporary:
@@ -303,14 +315,15 @@ class _Recorder:
                 if version.tags.get(key) != value:
                     self.client.set_model_version_tag(name, version.version, key, value)
             return int(version.version)
-        made = self.client.create_model_version(
-            name,
-            source=f"models:/{model.model_id}",
-            run_id=run_id,
-            model_id=model.model_id,
-            tags={**tags, "published_by": who()},
-            description=sentence(self.evidence),
-        )
+        with as_default(self.client):
+            made = self.client.create_model_version(
+                name,
+                source=f"models:/{model.model_id}",
+                run_id=run_id,
+                model_id=model.model_id,
+                tags={**tags, "published_by": who()},
+                description=sentence(self.evidence),
+            )
         return int(made.version)
 
     def _parent(self, parent: Run, report: PublishReport) -> None:

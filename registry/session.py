@@ -210,10 +210,9 @@ def download(target: Target, store: Store) -> Path:
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".download-") as temporary:
-            files = store.files.fetch(target.source, Path(temporary) / "files")
-            check_folder(files, target.sha256)
+            found = store.files.copy_of(target.environment, target.model, target, Path(temporary) / "files")
             try:
-                os.replace(files, folder)
+                os.replace(found.folder, folder)
             except OSError:  # somebody else was quicker with the same bytes
                 if not folder.is_dir():
                     raise

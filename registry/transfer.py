@@ -66,17 +66,20 @@ def export(models: Iterable[str], files: Path | None = None, store: Store | None
             for entry in store.log(environment, model).entries():
                 lines.append(Line(**{**entry.model_dump(), "source": "", "environment": environment, "model": model}))
                 if files is not None and entry.kind != "approve":
-                    _save(store, entry, files / entry.sha256, f"entry {entry.number} of {environment}.{model}")
+                    _save(store, environment, model, entry, files / entry.sha256)
     return lines
 
 
-def _save(store: Store, entry: Entry, folder: Path, what: str) -> None:
+def _save(store: Store, environment: str, model: str, entry: Entry, folder: Path) -> None:
+    what = f"entry {entry.number} of {environment}.{model}"
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as temporary:
-            found = store.files.fetch(entry.source, Path(temporary) / "files")
-            _check(found, entry.sha256, what)
-            shutil.move(found, folder)
+            try:
+                found = store.files.copy_of(environment, model, entry, Path(temporary) / "files")
+            except Refused as error:
+                raise Refused(f"{what}: {error}") from None
+            shutil.move(found.folder, folder)
     _check(folder, entry.sha256, what)
 
 
@@ -192,30 +195,36 @@ def _fields(entry: Entry) -> dict[str, object]:
 
 def _folders(
     store: Store, key: tuple[str, str], lines: list[Line], files: Path | None, scratch: Path
-) -> Iterator[tuple[str, Path]]:
-    """sha256 to the folder with the files of it, checked, for all that can be found."""
+) -> Iterator[tuple[str, tuple[str, Path]]]:
+    """sha256 to the folder with the files of it, checked, for all that can be found; with each, the source that it was
+    downloaded from, where it was."""
     environment, model = key
     candidates = list(store.candidates(model)) if lines else []
     for sha256 in dict.fromkeys(line.sha256 for line in lines if line.kind != "approve"):
         what = f"the files of sha256 {sha256}"
         if files is not None and (files / sha256).is_dir():
             _check(files / sha256, sha256, what)
-            yield sha256, files / sha256
+            yield sha256, ("", files / sha256)
             continue
-        same = (candidate.source for candidate in candidates if candidate.sha256 == sha256)
-        source = store.files.own_copy(environment, model, sha256) or next(same, None)
-        if source is not None:
-            folder = store.files.fetch(source, scratch / sha256)
-            _check(folder, sha256, what)
-            yield sha256, folder
+        sources = store.files.own_copies(environment, model, sha256)
+        sources += [candidate.source for candidate in candidates if candidate.sha256 == sha256]
+        if sources:
+            try:
+                found = store.files.obtain(sources, sha256, {}, scratch / sha256)
+            except Refused as error:
+                raise Refused(f"{what}: {error}") from None
+            yield sha256, (found.source, found.folder)
 
 
-def _append(store: Store, key: tuple[str, str], lines: list[Line], folders: dict[str, Path], scratch: Path) -> None:
+def _append(
+    store: Store, key: tuple[str, str], lines: list[Line], folders: dict[str, tuple[str, Path]], scratch: Path
+) -> None:
     environment, model = key
     sources = {
-        sha256: store.files.own_copy(environment, model, sha256)
-        or store.files.keep(environment, model, sha256, folder, scratch / sha256)
-        for sha256, folder in folders.items()
+        sha256: source
+        if source in store.files.own_copies(environment, model, sha256)
+        else store.files.keep(environment, model, sha256, folder, scratch / sha256)
+        for sha256, (source, folder) in folders.items()
     }
     placed = [
         {**_fields(line), "source": sources[line.sha256] if line.kind != "approve" else approval_source(line.sha256)}
