@@ -78,17 +78,12 @@ class Files:
             Refused: its files are gone from the store, or cannot be read.
         """
         from mlflow.exceptions import MlflowException
-        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
         gone = Refused(f"{source}: the store no longer has its files")
         folder.mkdir(parents=True, exist_ok=True)
-        uri = self._client.tracking_uri
         with reachable():
             try:
-                # Not mlflow.artifacts.download_artifacts: it looks a models:/ URI up in the store of this process,
-                # whichever store it is told.
-                there = get_artifact_repository(self._location(source), tracking_uri=uri, registry_uri=uri)
-                found = Path(there.download_artifacts("", dst_path=str(folder)))  # type: ignore[no-untyped-call]
+                found = self._download(self._location(source), folder)
             except FileNotFoundError:
                 raise gone from None
             except MlflowException as error:
@@ -105,6 +100,20 @@ class Files:
         if not any(found.iterdir()):  # what a server answers about a folder that is not there
             raise gone
         return found
+
+    def _download(self, location: str, folder: Path) -> Path:
+        # Not mlflow.artifacts.download_artifacts: it looks a models:/ URI up in the store of this process, whichever
+        # store it is told.
+        if location.startswith(("file:", "/")):
+            from mlflow.utils.file_utils import local_file_uri_to_path
+
+            local = local_file_uri_to_path(location)  # type: ignore[no-untyped-call]
+            return Path(shutil.copytree(local, folder, copy_function=shutil.copyfile, dirs_exist_ok=True))
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        uri = self._client.tracking_uri
+        there = get_artifact_repository(location, tracking_uri=uri, registry_uri=uri)
+        return Path(there.download_artifacts("", dst_path=str(folder)))  # type: ignore[no-untyped-call]
 
     def _location(self, source: str) -> str:
         """Where the files of a models:/ URI are, as the client's own store has it."""

@@ -9,11 +9,12 @@ database alone and within a millisecond. `move` rewrites the locations, in one t
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote, unquote_to_bytes, urlsplit
+from urllib.parse import quote, unquote_to_bytes
 
 from registry.connection import ARTIFACTS, sqlite_file, tracking_uri
 from registry.errors import Refused, StoreUnreachable, UsageError
@@ -219,10 +220,8 @@ def to_path(location: str | None) -> str | None:
         return None
     if location.startswith("/"):
         return location
-    parts = urlsplit(location)
-    if parts.scheme != "file" or parts.netloc not in ("", "localhost"):
-        return None
-    return os.fsdecode(unquote_to_bytes(parts.path))
+    found = re.fullmatch(r"file:(?://(?:localhost)?)?(/[^?#]*)", location)
+    return os.fsdecode(unquote_to_bytes(found[1])) if found else None
 
 
 def to_uri(path: str) -> str:
