@@ -21,7 +21,7 @@ from registry import events, file_signatures, four_eyes, gates, mirror, policy, 
 from registry.actor import who
 from registry.deployments import Draft, Entry, GateResult, plan_rollback
 from registry.errors import OnwardError, Refused, StoreUnreachable, UsageError
-from registry.files import Found
+from registry.files import SERVED_AS, Found
 from registry.layout import Candidate, Drift, Log, registered_name
 from registry.mirror import StageDrift
 from registry.overview import find_candidate, require_model, status
@@ -93,7 +93,7 @@ def promote(
     log = store.head(to, model)
     live = log.line.live
     chosen, order = _choose(store, rules, model, to, version, force, live)
-    if live is not None and live.sha256 == chosen.sha256:
+    if live is not None and _is_live(live, chosen):
         note = "" if dry_run else _stay(store, rules, model, to, log, live)
         return Outcome(
             model, to, live.candidate_version, live.sha256, changed=False, dry_run=dry_run, entry=live, note=note
@@ -335,9 +335,19 @@ def _obtain(
     return found
 
 
+def _is_live(live: Entry, chosen: Deployable) -> bool:
+    """Whether what was chosen is live already: the same bytes, served in the same way."""
+    if live.sha256 != chosen.sha256:
+        return False
+    ways = live.evidence.get(SERVED_AS), chosen.evidence.get(SERVED_AS)
+    return ways[0] == ways[1] or (None in ways and live.candidate_version == chosen.version)
+
+
 def _places(store: Store, model: str, environment: str, wanted: Deployable | Entry, origin: str) -> Iterator[str]:
     """Where the files of these bytes may be, the best place first; a later one is looked for when it is needed."""
     sha256 = wanted.sha256
+    if isinstance(wanted, Entry):  # of this environment: names its copy
+        yield wanted.source
     yield from store.files.own_copies(environment, model, sha256)
     yield wanted.source
     if origin != CANDIDATE:

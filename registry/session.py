@@ -141,7 +141,8 @@ class InferenceSession:
         store, old = Store(), self._loaded
         found = resolve(self._target, store)
         origin = _origin(self._target, found)
-        if found.sha256 == old.origin["sha256"]:
+        # Another version of the same bytes is served in another way.
+        if (found.sha256, found.version) == (old.origin["sha256"], old.origin["version"]):
             self._loaded = old.called(origin)
             return False
         path = download(found, store)
@@ -205,8 +206,12 @@ def download(target: Target, store: Store) -> Path:
         StoreUnreachable: the store did not answer.
     """
     from registry import file_signatures
+    from registry.files import SERVED_AS, served
 
     folder = cache() / target.sha256
+    way = target.evidence.get(SERVED_AS)
+    if way is not None and folder.is_dir() and served(folder) != way:  # another version of the same bytes
+        folder = cache() / f"{target.sha256}-{way[:16]}"
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".download-") as temporary:

@@ -336,7 +336,7 @@ def test_only_what_is_below_the_old_folder_moves(old: str, new: str, rest: str) 
     recorded = (f"/{old}",)
     assert relocate._moved(Path(f"/{old}/{rest}").as_uri(), recorded, here) == (here / rest).as_uri()
     assert relocate._moved(f"/{old}/{rest}", recorded, here) == str(here / rest)
-    for other in (f"/{old}{rest}", f"/{old} {rest}/{rest}", f"/x/{old}/{rest}"):
+    for other in (f"/{old}{rest}", f"/{old} {rest}/{rest}", f"/another folder/{old}/{rest}"):
         assert relocate._moved(other, recorded, here) is None
         assert relocate._moved(Path(other).as_uri(), recorded, here) is None
     for other in (f"s3://{old}/{rest}", f"models:/{old}/{rest}", "", None):
