@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,6 +61,14 @@ def checkout(start: Path | None = None) -> Path:
 def tracking_uri() -> str:
     """The store's URI, credentials included: for the client alone, never for a report or a log."""
     return os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(checkout() / DATABASE)
+
+
+def still(opened: str) -> str:
+    """The store's URI now, for what was opened on the store `opened`. That stays where only this process named another
+    to MLflow since: `mlflow.set_tracking_uri` also sets MLFLOW_TRACKING_URI."""
+    utils = sys.modules.get("mlflow.tracking._tracking_service.utils")
+    named = getattr(utils, "_tracking_uri", None)
+    return opened if named and named == os.environ.get("MLFLOW_TRACKING_URI") else tracking_uri()
 
 
 def sqlite_uri(file: Path) -> str:

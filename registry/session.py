@@ -23,6 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from registry import connection
 from registry.errors import Refused, UsageError
 from registry.integrity import MANIFEST, check_folder, content_digest
 from registry.loaded import Loaded, Metadata, ProviderFallback
@@ -69,6 +70,7 @@ class InferenceSession:
         )
         self._refreshing = threading.Lock()
         self._loaded = self._load(*locate(target))
+        self._store = connection.tracking_uri() if isinstance(target, str) and "@" in target else ""
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model once.
@@ -138,7 +140,7 @@ class InferenceSession:
         from registry.replay import replay_in_subprocess
         from registry.store import Store
 
-        store, old = Store(), self._loaded
+        store, old = Store(connection.connect(connection.still(self._store))), self._loaded
         found = resolve(self._target, store)
         origin = _origin(self._target, found)
         # Another version of the same bytes is served in another way.
