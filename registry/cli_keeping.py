@@ -162,6 +162,28 @@ def create_environments(
         print("\n".join(f"created {name}" for name in made) or "All of them are there.")
 
 
+@environments.command("grant")
+def grant_environment(
+    environment: Annotated[str, typer.Argument(metavar="NAME", help="An environment, e.g. staging.")],
+    user: Annotated[str, typer.Option("--to", help="A user of the MLflow server.")],
+    as_json: Json = False,
+) -> None:
+    """Let a user of the server deploy to an environment; an administrator runs this.
+
+    EDIT on the environment's logs, on the experiment with its files, and on the candidates of its models.
+
+    Example: onward environments grant staging --to bob
+    """
+    from registry import permissions
+
+    granted = permissions.grant(environment, user)
+    if as_json:
+        print_json({"environment": environment, "user": user, "granted": [vars(found) for found in granted]})
+        return
+    for found in granted:
+        print(f"{user} may edit {found.kind.replace('_', ' ')} {found.name}{'' if found.changed else ', as before'}")
+
+
 stores = typer.Typer(no_args_is_help=True, help="The embedded store: mlflow.db and mlartifacts/.")
 
 

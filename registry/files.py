@@ -125,17 +125,23 @@ class Files:
                 source = str(self._client.get_logged_model(name).artifact_location)
         return source
 
+    def experiment(self, environment: str) -> str | None:
+        """Id of the experiment that holds an environment's own copies, None where it was not made yet."""
+        with reachable():
+            found = self._client.get_experiment_by_name(experiment_name(environment))
+        return str(found.experiment_id) if found is not None else None
+
     def own_copies(self, environment: str, model: str, sha256: str) -> list[str]:
         """The sources of an environment's own copies of these bytes, the newest first. There is one, unless one was
         lost and another took its place."""
         from mlflow.entities import LoggedModelStatus
 
+        experiment = self.experiment(environment)
+        if experiment is None:
+            return []
         with reachable():
-            experiment = self._client.get_experiment_by_name(experiment_name(environment))
-            if experiment is None:
-                return []
             found = self._client.search_logged_models(
-                [experiment.experiment_id], filter_string=f"name = '{model}' and tags.sha256 = '{sha256}'"
+                [experiment], filter_string=f"name = '{model}' and tags.sha256 = '{sha256}'"
             )
         whole = [logged for logged in found if logged.status == LoggedModelStatus.READY]
         whole.sort(key=lambda logged: -int(logged.creation_timestamp))

@@ -58,6 +58,11 @@ class Store:
     def _client(self) -> MlflowClient:
         return self._given or connect()
 
+    @property
+    def uri(self) -> str:
+        """Credentials included."""
+        return str(self._client.tracking_uri)
+
     @cached_property
     def versions(self) -> Versions:
         return Versions(self._client)

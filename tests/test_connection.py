@@ -122,6 +122,14 @@ def test_a_registry_in_another_store_is_refused(
     assert onward("status")[0] == 0
 
 
+def test_a_store_without_a_server_has_no_users_to_grant_anything(store: Store, onward: Command) -> None:
+    code, out, err = onward("environments", "grant", "staging", "--to", "bob")
+    assert (code, out) == (2, "")
+    assert "has no users" in err
+    code, _, err = onward("environments", "grant", "nowhere", "--to", "bob")
+    assert (code, "nowhere" in err) == (2, True)
+
+
 def test_credentials_of_a_registry_are_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ann:hush@localhost:5000")
     monkeypatch.setenv("MLFLOW_REGISTRY_URI", "http://ann:hush@localhost:5001")
