@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from registry import policy
 from registry.connection import http_status, reachable, without_credentials
 from registry.errors import Refused, UsageError
 from registry.files import experiment_name
 from registry.store import Store
+
+if TYPE_CHECKING:
+    from mlflow.server.auth.client import AuthServiceClient
 
 EDIT = "EDIT"
 _ENOUGH = (EDIT, "MANAGE")
@@ -61,13 +65,13 @@ def _resources(store: Store, environment: str) -> list[tuple[str, str, str]]:
     return [("experiment", experiment_name(environment), experiment), *models]
 
 
-def _granted(server: object, user: str, kind: str, name: str, number: str, uri: str) -> bool:
+def _granted(server: AuthServiceClient, user: str, kind: str, name: str, number: str, uri: str) -> bool:
     """Whether a grant was needed."""
     if (found := _permission(server, user, kind, number, uri)) in _ENOUGH:
         return False
     if found != "DENY":
         with reachable():
-            server.grant_user_permission(user, kind, number, EDIT)  # type: ignore[attr-defined]
+            _give(server, user, kind, number)
         found = _permission(server, user, kind, number, uri)
     if found not in _ENOUGH:
         raise Refused(
@@ -77,12 +81,25 @@ def _granted(server: object, user: str, kind: str, name: str, number: str, uri: 
     return True
 
 
-def _permission(server: object, user: str, kind: str, number: str, uri: str) -> str:
+def _give(server: AuthServiceClient, user: str, kind: str, number: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        server.grant_user_permission(user, kind, number, EDIT)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+        # A grant of less, which MLflow does not raise.
+        server.revoke_user_permission(user, kind, number)
+        server.grant_user_permission(user, kind, number, EDIT)
+
+
+def _permission(server: AuthServiceClient, user: str, kind: str, number: str, uri: str) -> str:
     from mlflow.exceptions import MlflowException
 
     with reachable():
         try:
-            return str(server.get_user_permission(user, kind, number).permission)  # type: ignore[attr-defined]
+            return str(server.get_user_permission(user, kind, number).permission)
         except MlflowException as error:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                 raise UsageError(f"{without_credentials(uri)} has no user {user!r}") from error

@@ -192,7 +192,13 @@ def test_an_administrator_grants_an_environment_by_one_command(login, server, on
     login(*ADMIN)
     code, _, err = onward("environments", "grant", "staging", "--to", "nobody-there")
     assert (code, "no user 'nobody-there'" in err) == (2, True)
-    client.grant_user_permission("dora", "registered_model", "staging.cnn", "DENY")
+    # A grant of less is raised; a denial stands.
+    for permission in ("READ", "DENY"):
+        client.revoke_user_permission("dora", "registered_model", "staging.cnn")
+        client.grant_user_permission("dora", "registered_model", "staging.cnn", permission)
+        if permission == "READ":
+            assert onward("environments", "grant", "staging", "--to", "dora")[0] == 0
+            assert client.get_user_permission("dora", "registered_model", "staging.cnn").permission == "EDIT"
     code, _, err = onward("environments", "grant", "staging", "--to", "dora")
     assert (code, "has DENY on the registered model staging.cnn" in err) == (1, True)
 
