@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from registry import file_signatures
 from registry.errors import Refused, UsageError
+from registry.files import SERVED_AS
 from registry.integrity import check_folder
 from registry.serving import MODEL
 
@@ -47,7 +48,7 @@ def download(target: Target, store: Store) -> Path:
         UsageError: others than its user can write to the cache.
         StoreUnreachable: the store did not answer.
     """
-    name = target.manifest or target.sha256
+    name = _name(target)
     folder = cache() / name
     _require_private(cache())
     if not os.path.lexists(folder):
@@ -70,13 +71,18 @@ def download(target: Target, store: Store) -> Path:
     return folder / MODEL
 
 
+def _name(target: Target) -> str:
+    """The name of a version's folder. An older Onward pinned no manifest, but the evidence may say how it is served."""
+    way = target.evidence.get(SERVED_AS, "")
+    return target.manifest or (f"{target.sha256}-{way[:16]}" if way else target.sha256)
+
+
 def _fill(folder: Path, target: Target, store: Store) -> Path:
     """Download what `target` names to `folder`, which appears there whole or not at all."""
     if folder.is_dir():
         return folder
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".download-") as temporary:
-        files = store.files.fetch(target.source, Path(temporary) / "files")
-        check_folder(files, target.sha256, target.manifest)
+        files = store.files.copy_of(target.environment, target.model, target, Path(temporary) / "files").folder
         _shut(files)
         try:
             os.replace(files, folder)

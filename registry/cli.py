@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from registry import cli_keeping, cli_runtimes, cli_signing
+from registry import cli_keeping, cli_runtimes, cli_signing, connection
 from registry.errors import Refused, UsageError
 from registry.faults import explained
 from registry.printing import (
@@ -32,6 +32,7 @@ from registry.printing import (
     print_error,
     print_gates,
     print_json,
+    print_note,
     print_outcome,
     print_table,
     run_cell,
@@ -79,10 +80,12 @@ def status(as_json: Json = False) -> None:
 
     Example: onward status
     """
-    from registry import overview
+    from registry import overview, relocate
 
     found = overview.status()
+    elsewhere = relocate.find()
     if as_json:
+        print_note(str(elsewhere or ""))
         print_json(
             [
                 {
@@ -106,8 +109,9 @@ def status(as_json: Json = False) -> None:
             ]
         )
         return
+    moved = f"! {elsewhere}" if elsewhere else ""
     if not found:
-        say("No model is registered yet: `dvc repro` registers those that are fit.")
+        say("No model is registered yet: `dvc repro` registers those that are fit.", *filter(None, [moved]))
         return
     ours = [model for model in found if not model.foreign]
     if ours:
@@ -125,6 +129,8 @@ def status(as_json: Json = False) -> None:
         for state in model.environments:
             for line in trouble_lines(model.model, state):
                 say(f"! {line}")
+    if moved:
+        say(moved)
 
 
 @app.command()
@@ -377,6 +383,7 @@ app.command("export-log")(cli_keeping.export_log)
 app.command("import-log")(cli_keeping.import_log)
 app.command("prune")(cli_keeping.prune)
 app.add_typer(cli_keeping.environments, name="environments")
+app.add_typer(cli_keeping.stores, name="store")
 app.add_typer(cli_runtimes.runtimes, name="runtimes")
 app.command("approve")(cli_signing.approve)
 app.command("sign")(cli_signing.sign)
@@ -386,6 +393,7 @@ app.add_typer(cli_signing.keys, name="keys")
 
 def main() -> None:
     """The console entry point: one line on stderr and the error's exit code where a command fails."""
+    connection.settle_process()
     gc.set_threshold(50_000, 20, 20)  # what imports make, stays: to look through it again and again takes its time
     prepare_output()
     _debug.set(os.environ.get(DEBUG, "0") not in ("", "0"))

@@ -39,11 +39,13 @@ def ui(
 
     Example: onward ui --port 5001
     """
+    from registry import relocate
     from registry.connection import require_store, tracking_uri
     from registry.reach import SERVERS
     from registry.uri import without_credentials
 
     uri = tracking_uri()
+    relocate.require_here(uri)
     served = uri.startswith(SERVERS)
     if not served:
         require_store()
@@ -161,3 +163,54 @@ def create_environments(
         print_json({"created": made})
     else:
         say(*[f"created {name}" for name in made] or ["All of them are there."])
+
+
+@environments.command("grant")
+def grant_environment(
+    environment: Annotated[str, typer.Argument(metavar="NAME", help="An environment, e.g. staging.")],
+    user: Annotated[str, typer.Option("--to", help="A user of the MLflow server.")],
+    as_json: Json = False,
+) -> None:
+    """Let a user of the server deploy to an environment; an administrator runs this.
+
+    EDIT on the environment's logs, on the experiment with its files, and on the candidates of its models.
+
+    Example: onward environments grant staging --to bob
+    """
+    from registry import permissions
+
+    granted = permissions.grant(environment, user)
+    if as_json:
+        print_json({"environment": environment, "user": user, "granted": [vars(found) for found in granted]})
+        return
+    for found in granted:
+        say(f"{user} may edit {found.kind.replace('_', ' ')} {found.name}{'' if found.changed else ', as before'}")
+
+
+stores = typer.Typer(no_args_is_help=True, help="The embedded store: mlflow.db and mlartifacts/.")
+
+
+@stores.command("move")
+def move_store(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be rewritten, and write nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Make the embedded store use the files beside it, after its folder was moved or copied.
+
+    MLflow keeps absolute paths in mlflow.db. Nothing else is written, so that the original of a copy stays as it is.
+
+    Example: onward store move --dry-run
+    """
+    from registry import relocate
+
+    found = relocate.move(dry_run=dry_run)
+    if as_json:
+        print_json({**vars(found), "here": str(found.here), "recorded": list(found.recorded)})
+        return
+    if not found.recorded:
+        say(f"The store in {found.here} uses the files beside it: nothing to do.")
+        return
+    done = "would be rewritten" if dry_run else "rewritten"
+    say(f"from {', '.join(found.recorded)}", f"to   {found.here}")
+    for column, number in found.rewritten.items():
+        say(f"{number:>6} of {column} {done}")

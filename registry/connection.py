@@ -2,7 +2,9 @@
 
 The store is `MLFLOW_TRACKING_URI`, else an SQLite file `mlflow.db` beside `dvc.yaml`, with its artifacts in
 `mlartifacts/`. Inside `dvc exp run --temp` or `--queue`, which work in a throw-away copy of the checkout, it is the
-file of the checkout that the experiment was started from.
+file of the checkout that the experiment was started from. Runs, registered models and files are all in this one store.
+
+A process may have an MLflow of its own, such as a service that logs its requests. That one is neither used nor changed.
 """
 
 from __future__ import annotations
@@ -10,11 +12,14 @@ from __future__ import annotations
 import logging
 import os
 import re
+import sys
+import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote, unquote
 
 from registry import reach
 from registry.errors import MachineFault, OnwardError, Refused, StoreMissing, StoreUnreachable, UsageError
@@ -66,7 +71,25 @@ def checkout(start: Path | None = None) -> Path:
 
 def tracking_uri() -> str:
     """The store's URI, credentials included: for the client alone, never for a report or a log."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"{_SQLITE}{checkout() / DATABASE}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(checkout() / DATABASE)
+
+
+def still(opened: str) -> str:
+    """The store's URI now, for what was opened on the store `opened`. That stays where only this process named another
+    to MLflow since: `mlflow.set_tracking_uri` also sets MLFLOW_TRACKING_URI."""
+    utils = sys.modules.get("mlflow.tracking._tracking_service.utils")
+    named = getattr(utils, "_tracking_uri", None)
+    return opened if named and named == os.environ.get("MLFLOW_TRACKING_URI") else tracking_uri()
+
+
+def sqlite_uri(file: Path) -> str:
+    """The URI of an SQLite file.
+
+    A name that would be read as something else (`50%25`, `why?`) is quoted, slashes included: MLflow makes the folder
+    of what follows `sqlite:///` before that is unquoted, and so makes none.
+    """
+    path = str(file)
+    return f"{_SQLITE}{path if unquote(path) == path and '?' not in path else quote(os.fsencode(path), safe='')}"
 
 
 def require_store() -> None:
@@ -90,31 +113,77 @@ def nothing_yet() -> bool:
     return False
 
 
-def connect(create: bool = True) -> MlflowClient:
-    """A client of the store in use.
+_settled = False
+
+
+def settle_process() -> None:
+    """Set for this whole process how long MLflow waits for a store, and what it logs: in Onward's own processes (the
+    command, the pipeline's stages), never in one that only uses Onward."""
+    global _settled
+    _settled = True
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+    _quieten()
+
+
+def connect(uri: str | None = None, create: bool = True) -> MlflowClient:
+    """A client of the store in use, or of the one that `uri` names. Nothing of the process changes.
 
     Args:
+        uri: of the store, credentials included.
         create: whether an SQLite store may be made where there is none, in a folder that is there.
 
     Raises:
         StoreUnreachable: the store cannot be opened.
         StoreMissing: there is none.
-        UsageError: MLFLOW_TRACKING_URI is no address of a store.
+        UsageError: MLFLOW_TRACKING_URI is no address of a store, or registered models would be in another store.
     """
-    for name, value in _SETTINGS.items():
-        os.environ.setdefault(name, value)
-    uri = tracking_uri()
+    uri = uri or tracking_uri()
+    registry = os.environ.get("MLFLOW_REGISTRY_URI")
+    if registry and registry.rstrip("/") != uri.rstrip("/"):
+        raise UsageError(
+            f"MLFLOW_REGISTRY_URI is {without_credentials(registry)} and the store is {without_credentials(uri)}: "
+            "Onward keeps registered models, runs and files in one store. Unset MLFLOW_REGISTRY_URI, or set "
+            "MLFLOW_TRACKING_URI to the same"
+        )
     reach.check(uri, create)
     with reachable():
-        import mlflow
+        from mlflow import MlflowClient
 
-        _quieten()
-        if not uri.startswith(reach.SERVERS):
+        if _settled and not uri.startswith(reach.SERVERS):
             from mlflow.store.db import utils
 
             utils.MAX_RETRY_COUNT = 2  # ten tries take more than a minute and a half
-        mlflow.set_tracking_uri(uri)
-        return mlflow.MlflowClient()
+        return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+_REDIRECTING = threading.Lock()
+
+
+@contextmanager
+def as_default(client: MlflowClient) -> Iterator[None]:
+    """Make a client's SQLite store MLflow's own of this process for a moment.
+
+    To register a version of a logged model, MLflow's SQLite store looks that model up in the store of the process,
+    whatever the client's is (the TODO in its `create_model_version`). A server does that on its side.
+    """
+    import mlflow
+    from mlflow.tracking._tracking_service import utils
+
+    if sqlite_file(client.tracking_uri) is None:
+        yield
+        return
+    with _REDIRECTING:
+        before, variable = utils._tracking_uri, os.environ.get("MLFLOW_TRACKING_URI")
+        mlflow.set_tracking_uri(client.tracking_uri)
+        try:
+            yield
+        finally:
+            mlflow.set_tracking_uri(before)  # type: ignore[arg-type]  # None is what it was before the first call
+            if variable is None:
+                os.environ.pop("MLFLOW_TRACKING_URI", None)
+            else:
+                os.environ["MLFLOW_TRACKING_URI"] = variable
 
 
 def _quieten() -> None:
@@ -216,7 +285,7 @@ def ensure_experiment(client: MlflowClient, name: str) -> str:
     with reachable():
         experiment = client.get_experiment_by_name(name)
         if experiment is None:
-            database = sqlite_file(tracking_uri())
+            database = sqlite_file(client.tracking_uri)
             location = (database.resolve().parent / ARTIFACTS / name).as_uri() if database else None
             try:
                 return str(client.create_experiment(name, artifact_location=location))

@@ -4,27 +4,29 @@
     operations.promote("cnn", to="staging", reason="better on night scenes")
     operations.rollback("cnn", "production", reason="wrong on sevens")
 
-Each reads the log, decides (registry/deployments.py, registry/gates.py), appends at most one entry, heals the views.
+Each reads the log, decides (registry/deployments.py, registry/choosing.py), appends at most one entry, heals the views.
 """
 
 from __future__ import annotations
 
 import tempfile
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from registry import chain, events, file_signatures, four_eyes, gates, mirror, policy, signatures, suites
+from registry import chain, events, file_signatures, four_eyes, mirror, policy, signatures
 from registry.actor import named, who
+from registry.choosing import Deployable, choose, judge, proof, second_person
 from registry.deployments import Draft, Entry, GateResult, plan_rollback
 from registry.errors import MachineFault, OnwardError, Refused, StoreUnreachable, UsageError, saying
-from registry.integrity import check_folder, manifest_digest
-from registry.layout import Candidate, Drift, Log, registered_name
+from registry.files import Found
+from registry.integrity import manifest_digest
+from registry.layout import Drift, Log, registered_name
 from registry.mirror import StageDrift
-from registry.overview import find_candidate, require_model, status
+from registry.overview import status
 from registry.policy import CANDIDATE, Policy
 from registry.store import Store
 from registry.text import is_unicode, one_line
@@ -50,21 +52,6 @@ class Outcome:
     entry: Entry | None = None
     gates: tuple[GateResult, ...] = ()
     note: str = ""
-
-
-@dataclass(frozen=True)
-class Deployable:
-    """Bytes that can be deployed, where they are now, and what is known of them."""
-
-    version: int
-    sha256: str
-    manifest: str
-    source: str
-    evidence: Mapping[str, str]
-
-    def is_live_as(self, live: Entry | None) -> bool:
-        """Whether `live` deployed these bytes, and pins as much of them as can be pinned."""
-        return live is not None and live.sha256 == self.sha256 and self.manifest in ("", live.manifest)
 
 
 def promote(
@@ -99,27 +86,26 @@ def promote(
     log = store.head(to, model)
     log.require_known(registered_name(to, model))
     live = log.line.live
-    chosen, order = _choose(store, rules, model, to, version, force, live)
+    chosen, order = choose(store, rules, model, to, version, force, live)
     if live is not None and chosen.is_live_as(live):
-        note = "" if dry_run else _heal(store, rules, model, to, log)
+        note = "" if dry_run else _stay(store, rules, model, to, log, live)
         return Outcome(
             model, to, live.candidate_version, live.sha256, changed=False, dry_run=dry_run, entry=live, note=note
         )
     with tempfile.TemporaryDirectory(prefix="onward-") as temporary:
-        own = store.files.own_copy(to, model, chosen.sha256, chosen.manifest)
-        folder = store.files.fetch(own or chosen.source, Path(temporary) / "files")
-        _check(folder, chosen, to, f"{model} version {chosen.version}")
-        manifest = manifest_digest(folder)
-        judged, pages = _judge(store, wanted, chosen.evidence, live, folder)
-        second = _second_person(store, wanted, model, to, chosen, actor)
-        results = (*order, *second, *judged, *_proof(log, wanted))
+        what = f"{model} version {chosen.version}"
+        found = _obtain(store, model, to, chosen, Path(temporary) / "files", rules[to].source, what)
+        manifest = manifest_digest(found.folder)
+        judged, pages = judge(store, wanted, chosen.evidence, live, found.folder)
+        second = second_person(store, wanted, model, to, chosen, actor, now())
+        results = (*order, *second, *judged, *proof(log, wanted))
         unmet = [result for result in results if not result.met]
         if unmet and not (force and _forcible(wanted, unmet)):
             listed = "".join(f"\n  {result}" for result in unmet)
             raise Refused(f"{model} version {chosen.version} is not fit for {to}; nothing was changed:{listed}")
         if dry_run:
             return Outcome(model, to, chosen.version, chosen.sha256, changed=False, dry_run=True, gates=results)
-        source = own or store.files.keep(to, model, chosen.sha256, manifest, folder, Path(temporary) / "copy")
+        source = _keep(store, model, to, chosen, found, Path(temporary) / "copy")
         gates_run = store.files.keep_gates(to, model, results, pages) if pages else ""
     draft = Draft(
         kind="promote",
@@ -174,12 +160,13 @@ def rollback(
         raise type(error)(f"{registered_name(environment, model)}: {error}") from None
     assert live is not None
     if live.number == target.number or live.restores == target.number:
-        note = _heal(store, rules, model, environment, log)
+        note = _stay(store, rules, model, environment, log, live)
         return Outcome(model, environment, live.candidate_version, live.sha256, changed=False, entry=live, note=note)
     with tempfile.TemporaryDirectory(prefix="onward-") as temporary:
-        folder = store.files.fetch(target.source, Path(temporary))
-        _check(folder, target, environment, f"{model} as entry {target.number} has it")
-        manifest = manifest_digest(folder)
+        what, origin = f"{model} as entry {target.number} has it", rules[environment].source
+        found = _obtain(store, model, environment, target, Path(temporary) / "files", origin, what)
+        manifest = manifest_digest(found.folder)
+        source = _keep(store, model, environment, target, found, Path(temporary) / "copy")
     draft = Draft(
         kind="rollback",
         key=uuid.uuid4().hex,
@@ -187,7 +174,7 @@ def rollback(
         sha256=target.sha256,
         manifest=manifest,
         candidate_version=target.candidate_version,
-        source=target.source,
+        source=source,
         actor=actor,
         reason=reason,
         at=now(),
@@ -266,111 +253,59 @@ def author(wanted: policy.Environment, environment: str, actor: str | None) -> t
     return key.name, key
 
 
-def _second_person(
-    store: Store, wanted: policy.Environment, model: str, to: str, chosen: Deployable, actor: str
-) -> tuple[GateResult, ...]:
-    if not wanted.four_eyes:
-        return ()
-    approvals = store.approvals(to, model, chosen.sha256)
-    command = f"onward approve {model} {chosen.version} --env {to}"
-    publisher = chosen.evidence.get("published_by", "")
-    same = [approval for approval in approvals if chosen.manifest in ("", approval.manifest) or not approval.manifest]
-    return (four_eyes.judge(publisher, actor, same, wanted.signers, now(), command),)
-
-
-def _proof(log: Log, wanted: policy.Environment) -> tuple[GateResult, ...]:
-    """What the signatures of the log say, where the environment has signers. An entry that was signed and is not proven
-    is a reason to stop: somebody changed it, or its signer has left. Rows without a signature are told alone."""
-    if not wanted.signers:
-        return ()
-    signed = [entry for entry in log.unproven if entry.signature and entry.kind != "approve"]
-    broken = [entry for entry in signed if entry.number > log.line.base]
-    detail = "; ".join(log.alarm) or "every entry that counts is proven"
-    if broken:
-        detail += ": look at `onward history`, then `onward sign ... --entry N` what is right, or use --force"
-    return (GateResult(requirement="log", met=not broken, detail=detail),)
-
-
 def _forcible(wanted: policy.Environment, unmet: Iterable[GateResult]) -> bool:
     """A second person who has to sign is no gate that one person may force."""
     return not wanted.signers or all(result.requirement != four_eyes.REQUIREMENT for result in unmet)
 
 
-def _choose(
-    store: Store, rules: Policy, model: str, to: str, version: int | None, force: bool, replaced: Entry | None
-) -> tuple[Deployable, tuple[GateResult, ...]]:
-    """What to promote, and whether the order of environments is kept."""
-    origin = rules[to].source
-    if origin == CANDIDATE:
-        found = _newest(store, model, to, rules[to], force, replaced) if version is None else None
-        return _deployable(found or find_candidate(store, model, version or 0)), ()
-    live = store.head(origin, model).line.live
-    if live is not None and version in (None, live.candidate_version):
-        # The very bytes that were tried there; their evidence as it is now, where the candidate still exists.
-        candidate = store.candidate(model, live.candidate_version)
-        fresh = candidate is not None and candidate.sha256 == live.sha256
-        evidence = candidate.evidence if candidate is not None and fresh else live.evidence
-        kept = GateResult(requirement="order", met=True, detail=f"live in {origin} since entry {live.number}")
-        return Deployable(live.candidate_version, live.sha256, live.manifest, live.source, evidence), (kept,)
-    there = f"version {live.candidate_version}" if live else "nothing"
-    if version is None:
-        require_model(store, model)
-        raise Refused(
-            f"{to} takes what is live in {origin}, and nothing is: `onward promote {model} --to {origin}` first"
-        )
-    unkept = GateResult(requirement="order", met=False, detail=f"{to} takes what is live in {origin}, which is {there}")
-    return _deployable(find_candidate(store, model, version)), (unkept,)
+def _obtain(
+    store: Store, model: str, environment: str, wanted: Deployable | Entry, folder: Path, origin: str, what: str
+) -> Found:
+    """The files of `wanted`: the environment's own copy, or, where that is lost, the same bytes from wherever they are.
 
-
-def _newest(
-    store: Store, model: str, to: str, wanted: policy.Environment, force: bool, live: Entry | None
-) -> Candidate:
-    """The newest version whose evidence meets what is wanted; by force, the newest."""
-    newest = None
-    for candidate in store.candidates(model):
-        if not candidate.sha256:
-            continue
-        newest = newest or candidate
-        if force or not _unmet(store, wanted, candidate, live):
-            return candidate
-    if newest is None:
-        raise UsageError(
-            f"there is no version of {model}: `dvc repro` registers one, `onward status` shows what there is"
-        )
-    listed = "".join(f"\n  {result}" for result in _unmet(store, wanted, newest, live))
-    raise Refused(f"no version of {model} is fit for {to}; the newest, {newest.version}, does not meet:{listed}")
-
-
-def _unmet(store: Store, wanted: policy.Environment, candidate: Candidate, live: Entry | None) -> list[GateResult]:
-    results, _ = _judge(store, wanted, candidate.evidence, live, None)
-    return [result for result in results if not result.met]
-
-
-def _judge(
-    store: Store, wanted: policy.Environment, evidence: Mapping[str, str], live: Entry | None, folder: Path | None
-) -> tuple[tuple[GateResult, ...], dict[str, str]]:
-    """What Onward's own gates say, and the suites, of which it hands over the pages too."""
-    results = gates.judge(wanted.named, evidence, folder)
-    pages = {}
-    if wanted.suites:
-        row = suites.facts(store, evidence, live.evidence if live else None)
-        for name in wanted.suites:
-            judgement = suites.judge(name, row)
-            results += judgement.results
-            pages[name] = judgement.page
-    return results, pages
-
-
-def _deployable(candidate: Candidate) -> Deployable:
-    return Deployable(candidate.version, candidate.sha256, candidate.manifest, candidate.source, candidate.evidence)
-
-
-def _check(folder: Path, deployed: Deployable | Entry, environment: str, what: str) -> None:
+    Raises:
+        Refused: they are nowhere; the message says where they were looked for.
+    """
     try:
-        check_folder(folder, deployed.sha256, deployed.manifest)
-        file_signatures.require(folder, deployed.evidence, environment)
+        places = _places(store, model, environment, wanted, origin)
+        found = store.files.obtain(places, wanted, folder)
+        file_signatures.require(found.folder, wanted.evidence, environment)
     except Refused as error:
         raise Refused(f"{what}: {error}") from None
+    return found
+
+
+def _places(store: Store, model: str, environment: str, wanted: Deployable | Entry, origin: str) -> Iterator[str]:
+    """Where the files of these bytes may be, the best place first; a later one is looked for when it is needed."""
+    sha256 = wanted.sha256
+    if isinstance(wanted, Entry):  # of this environment: names its copy
+        yield wanted.source
+    yield from store.files.own_copies(environment, model, sha256)
+    yield wanted.source
+    if origin != CANDIDATE:
+        yield from store.files.own_copies(origin, model, sha256)
+    yield from (candidate.source for candidate in store.candidates(model) if candidate.sha256 == sha256)
+
+
+def _keep(store: Store, model: str, environment: str, wanted: Deployable | Entry, found: Found, scratch: Path) -> str:
+    """The environment's own copy: where the files were found, if that is one, else a new one of these files."""
+    if found.source in store.files.own_copies(environment, model, wanted.sha256):
+        return found.source
+    return store.files.keep(environment, model, wanted.sha256, found.folder, scratch)
+
+
+def _stay(store: Store, rules: Policy, model: str, environment: str, log: Log, live: Entry) -> str:
+    """Heal what is live already: its views, and its files where the environment lost them. Returns what to say."""
+    restored = ""
+    with tempfile.TemporaryDirectory(prefix="onward-") as temporary:
+        try:
+            store.files.copy_of(environment, model, live, Path(temporary) / "live")
+        except Refused as lost:
+            what, origin = f"{model} version {live.candidate_version}, which is live", rules[environment].source
+            found = _obtain(store, model, environment, live, Path(temporary) / "files", origin, what)
+            store.files.keep(environment, model, live.sha256, found.folder, Path(temporary) / "copy")
+            restored = f"the copy that {environment} had was lost and was made again from {found.source} ({lost})"
+    return "; ".join(filter(None, (restored, _heal(store, rules, model, environment, log))))
 
 
 def _heal(store: Store, rules: Policy, model: str, environment: str, log: Log) -> str:

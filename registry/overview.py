@@ -15,7 +15,6 @@ from registry import file_signatures, glance, policy
 from registry.connection import nothing_yet
 from registry.deployments import Entry, GateResult
 from registry.errors import Refused, UsageError
-from registry.integrity import check_folder
 from registry.layout import LIVE, Candidate, Drift, Log, Overview, find_drift, registered_name, to_candidate
 from registry.replay import measure_again
 from registry.store import Store
@@ -174,17 +173,17 @@ def check(model: str, environment: str, store: Store | None = None) -> Check:
     logged = _logged(environment, log)
     with tempfile.TemporaryDirectory(prefix="onward-") as temporary:
         try:
-            folder = store.files.fetch(target.source, Path(temporary))
-            files = check_folder(folder, target.sha256, target.manifest)
+            found = store.files.copy_of(environment, model, target, Path(temporary))
         except Refused as error:
             failed = GateResult(requirement="digest", met=False, detail=str(error))
             return Check(model, environment, entry, (*logged, failed))
-        size = sum(file.size_bytes for file in files)
-        digest = GateResult(
-            requirement="digest", met=True, detail=f"sha256 {target.sha256}, {size:,} bytes{_pinned(target)}"
-        )
-        signature = _signature(folder, target)
-        met, detail = measure_again(folder, target.evidence)
+        size = sum(file.size_bytes for file in found.model)
+        detail = f"sha256 {target.sha256}, {size:,} bytes{_pinned(target)}"
+        if found.source != target.source:
+            detail += f" in {found.source}; {target.source}, which the entry names, is lost"
+        digest = GateResult(requirement="digest", met=True, detail=detail)
+        signature = _signature(found.folder, target)
+        met, detail = measure_again(found.folder, target.evidence)
     replayed = GateResult(requirement="replay", met=met, detail=detail)
     return Check(model, environment, entry, (*logged, digest, *signature, replayed))
 

@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from registry import glance, newest
+from registry import glance, newest, relocate
 from registry.actor import who
-from registry.connection import connect, ensure_experiment, reachable, tracking_uri
+from registry.connection import as_default, connect, ensure_experiment, reachable, settle_process, tracking_uri
 from registry.errors import Refused, UsageError
 from registry.evidence import Evidence, PublishReport
 from registry.figures import (
@@ -31,6 +31,7 @@ from registry.figures import (
     sentence,
     version_tags,
 )
+from registry.files import SERVED_AS, Files, served
 from registry.integrity import manifest_digest
 from registry.servable import Servable, examine
 from registry.serving import MODEL, Served, Serving, of_winners, version_digest
@@ -41,6 +42,7 @@ from registry.vocabulary import TensorSpec
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModel, Run
+    from mlflow.entities.model_registry import ModelVersion
 
 # The store's own limits for one batch.
 _METRICS, _PARAMS, _TAGS = 1000, 100, 100
@@ -85,8 +87,10 @@ def store_identity(experiment: str) -> dict[str, str]:
     Raises:
         StoreUnreachable: the store did not answer.
     """
+    settle_process()
     found = glance.experiment(experiment)
     if found is None:
+        relocate.require_here()
         client = connect()
         number = ensure_experiment(client, experiment)
         with reachable():
@@ -103,7 +107,7 @@ def publish(publication: Publication) -> PublishReport:
     """Record a model's evidence; register a version if nothing failed and its folder can be served.
 
     The folder is checked before anything is written (registry/servable.py). The same evidence again changes nothing;
-    the same bytes measured again add a run, never a version.
+    the same bytes, served in the same way, measured again add a run, never a version.
 
     Raises:
         StoreUnreachable: the store did not answer; the next call completes what this one began.
@@ -111,6 +115,8 @@ def publish(publication: Publication) -> PublishReport:
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", publication.evidence.model):
         raise UsageError(f"{publication.evidence.model!r} is no name for a model: letters, digits, - and _")
+    settle_process()
+    relocate.require_here()
     client = connect()
     experiment = ensure_experiment(client, publication.experiment)
     with tempfile.TemporaryDirectory() as temporary:
@@ -283,7 +289,7 @@ class _Recorder:
         return self.client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
 
     def _version(self, run_id: str, model: LoggedModel, sha256: str) -> int:
-        """The registered version that holds these bytes, made if there is none."""
+        """The registered version that holds these bytes and serves them in this way, made if there is none."""
         from mlflow.exceptions import MlflowException
 
         name = self.evidence.model
@@ -293,10 +299,12 @@ class _Recorder:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
             self.client.create_registered_model(name)
-        tags = {**version_tags(self.evidence), "sha256": sha256, "run_id": run_id}
+        serving = served(self.version.folder)
+        tags = {**version_tags(self.evidence), "sha256": sha256, "run_id": run_id, SERVED_AS: serving}
         if self.version.servable.batches:
             tags["batches"] = f"no: {self.version.servable.batches}"
-        known = [v for v in self.client.search_model_versions(f"name = '{name}'") if v.tags.get("sha256") == sha256]
+        same = [v for v in self.client.search_model_versions(f"name = '{name}'") if v.tags.get("sha256") == sha256]
+        known = [version for version in same if self._served(version) == serving]
         if known:
             version = min(known, key=lambda v: int(v.version))
             if "instruction_sets" in tags:  # of every kind of host that these bytes were measured on
@@ -307,15 +315,26 @@ class _Recorder:
                 if version.tags.get(key) != value:
                     self.client.set_model_version_tag(name, version.version, key, value)
             return int(version.version)
-        made = self.client.create_model_version(
-            name,
-            source=f"models:/{model.model_id}",
-            run_id=run_id,
-            model_id=model.model_id,
-            tags={**tags, "manifest": model.tags["manifest"], "published_by": who()},
-            description=markdown(sentence(self.evidence)),
-        )
+        with as_default(self.client):
+            made = self.client.create_model_version(
+                name,
+                source=f"models:/{model.model_id}",
+                run_id=run_id,
+                model_id=model.model_id,
+                tags={**tags, "manifest": model.tags["manifest"], "published_by": who()},
+                description=markdown(sentence(self.evidence)),
+            )
         return int(made.version)
+
+    def _served(self, version: ModelVersion) -> str | None:
+        """How a registered version is served: see files.served. Those of before this tag are looked at, once."""
+        if SERVED_AS in version.tags:
+            return str(version.tags[SERVED_AS])
+        with tempfile.TemporaryDirectory() as temporary:
+            try:
+                return served(Files(self.client).fetch(str(version.source), Path(temporary)))
+            except Refused:  # its files are gone: nothing can be served as it was
+                return None
 
     def _parent(self, parent: Run, report: PublishReport) -> None:
         from registry.plots import draw_plots

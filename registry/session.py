@@ -23,6 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from registry import connection
 from registry.cache import cache, download
 from registry.errors import Refused, UsageError
 from registry.inputs import Validate
@@ -94,6 +95,7 @@ class InferenceSession:
         )
         self._refreshing = threading.Lock()
         self._loaded = self._load(*locate(target, require_signed))
+        self._store = connection.tracking_uri() if isinstance(target, str) and "@" in target else ""
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model once.
@@ -167,10 +169,13 @@ class InferenceSession:
         from registry.replay import replay_in_subprocess
         from registry.store import Store
 
-        store, old = Store(create=False), self._loaded
+        store, old = Store(connection.connect(connection.still(self._store), create=False)), self._loaded
         found = resolve(self._target, store)
         origin = _origin(self._target, found)
-        same = (found.sha256, found.manifest) == (old.origin["sha256"], old.origin["manifest"])
+        # Another version of the same bytes may be served in another way.
+        same = (found.sha256, found.manifest, found.version) == tuple(
+            old.origin[name] for name in ("sha256", "manifest", "version")
+        )
         _require_proof(found, self._require_signed)
         if found.alarm and not same:
             raise Refused(

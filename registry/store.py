@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from registry import newest, policy, webhooks
-from registry.connection import connect, reachable
+from registry import newest, policy, relocate, webhooks
+from registry.connection import as_default, connect, reachable
 from registry.deployments import Draft, Entry
 from registry.errors import LostRace, StoreUnreachable, UsageError
 from registry.files import Files
@@ -57,7 +57,12 @@ class Store:
 
     @cached_property
     def _client(self) -> MlflowClient:
-        return self._given or connect(self._create_store)
+        return self._given or connect(create=self._create_store)
+
+    @property
+    def uri(self) -> str:
+        """Credentials included."""
+        return str(self._client.tracking_uri)
 
     @cached_property
     def versions(self) -> Versions:
@@ -222,7 +227,7 @@ class Store:
         from mlflow.exceptions import MlflowException
 
         try:
-            with reachable():
+            with reachable(), as_default(self._client):
                 self._client.create_model_version(
                     registered,
                     source=draft.source,
@@ -271,7 +276,7 @@ class Store:
     def _take(self, registered: str, entry: Entry, number: int) -> bool:
         """Create version `number`: the entry, if it is the entry's own. Another number is given back."""
         own = number == entry.number
-        with reachable():
+        with reachable(), as_default(self._client):
             version = self._client.create_model_version(
                 registered,
                 source=entry.source,
@@ -326,6 +331,7 @@ class Store:
         deletion is seen and done again."""
         from mlflow.exceptions import MlflowException
 
+        relocate.require_here(self._client.tracking_uri)  # `mlflow gc` would delete files of another store
         with reachable():
             try:
                 if candidate.logged_model:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 Facts = Mapping[str, float | str]
 
 # Names, and not measurements, even where all their digits happen to be decimal.
-_NAMES = ("sha256", "run_id")
+_NAMES = ("sha256", "serving", "run_id")
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from pydantic import ConfigDict, ValidationError, model_validator
 from registry import policy
 from registry.deployments import Entry
 from registry.errors import OnwardError, Refused, UsageError, saying
-from registry.integrity import check_folder, manifest_digest
+from registry.integrity import check_folder
 from registry.layout import approval_source, registered_name
 from registry.overview import require_model
 from registry.store import Store
@@ -82,17 +82,20 @@ def export(models: Iterable[str], files: Path | None = None, store: Store | None
             for entry in store.log(environment, model).entries():
                 lines.append(Line(**{**entry.model_dump(), "source": "", "environment": environment, "model": model}))
                 if files is not None and entry.kind != "approve":
-                    _save(store, entry, files / _folder(entry), f"entry {entry.number} of {environment}.{model}")
+                    _save(store, environment, model, entry, files / _folder(entry))
     return lines
 
 
-def _save(store: Store, entry: Entry, folder: Path, what: str) -> None:
+def _save(store: Store, environment: str, model: str, entry: Entry, folder: Path) -> None:
+    what = f"entry {entry.number} of {environment}.{model}"
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as temporary:
-            found = store.files.fetch(entry.source, Path(temporary) / "files")
-            _check(found, entry, what)
-            shutil.move(found, folder)
+            try:
+                found = store.files.copy_of(environment, model, entry, Path(temporary) / "files")
+            except Refused as error:
+                raise Refused(f"{what}: {error}") from None
+            shutil.move(found.folder, folder)
     _check(folder, entry, what)
 
 
@@ -231,32 +234,38 @@ def _fields(entry: Entry) -> dict[str, object]:
 
 def _folders(
     store: Store, key: tuple[str, str], lines: list[Line], files: Path | None, scratch: Path
-) -> Iterator[tuple[str, Path]]:
-    """The name of each folder with files to the folder, checked, for all that can be found."""
+) -> Iterator[tuple[str, tuple[str, Path]]]:
+    """The name of each folder with files, to the source that it was downloaded from, "" where it was not, and to the
+    folder, checked; for all that can be found."""
     environment, model = key
     candidates = list(store.candidates(model)) if lines else []
     for name, line in {_folder(line): line for line in lines if line.kind != "approve"}.items():
         what = f"the files of sha256 {line.sha256}"
         if files is not None and (files / name).is_dir():
             _check(files / name, line, what)
-            yield name, files / name
+            yield name, ("", files / name)
             continue
-        same = (c.source for c in candidates if c.sha256 == line.sha256 and line.manifest in ("", c.manifest))
-        source = store.files.own_copy(environment, model, line.sha256, line.manifest) or next(same, None)
-        if source is not None:
-            folder = store.files.fetch(source, scratch / name)
-            _check(folder, line, what)
-            yield name, folder
+        sources = store.files.own_copies(environment, model, line.sha256)
+        sources += [candidate.source for candidate in candidates if candidate.sha256 == line.sha256]
+        if sources:
+            try:
+                found = store.files.obtain(sources, line, scratch / name)
+            except Refused as error:
+                raise Refused(f"{what}: {error}") from None
+            yield name, (found.source, found.folder)
 
 
-def _append(store: Store, key: tuple[str, str], lines: list[Line], folders: dict[str, Path], scratch: Path) -> None:
+def _append(
+    store: Store, key: tuple[str, str], lines: list[Line], folders: dict[str, tuple[str, Path]], scratch: Path
+) -> None:
     environment, model = key
-    sources = {}
-    for name, folder in folders.items():
-        line = next(line for line in lines if _folder(line) == name)
-        sources[name] = store.files.own_copy(environment, model, line.sha256, line.manifest) or store.files.keep(
-            environment, model, line.sha256, manifest_digest(folder), folder, scratch / name
-        )
+    sha256 = {_folder(line): line.sha256 for line in lines}
+    sources = {
+        name: source
+        if source in store.files.own_copies(environment, model, sha256[name])
+        else store.files.keep(environment, model, sha256[name], folder, scratch / name)
+        for name, (source, folder) in folders.items()
+    }
     placed = [
         {**_fields(line), "source": sources[_folder(line)] if line.kind != "approve" else approval_source(line.sha256)}
         for line in lines

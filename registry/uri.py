@@ -29,11 +29,11 @@ def scheme(uri: str) -> str:
 
 
 def sqlite_file(uri: str) -> Path | None:
-    """The file of an SQLite store, as its URI has it; None where the store is another, or in memory."""
+    """The file of an SQLite store; None where the store is another, or in memory. Read as SQLAlchemy reads the URI."""
     if not uri.startswith(_SQLITE):
         return None
     name = uri.removeprefix(_SQLITE).partition("?")[0]
-    return None if name in ("", ":memory:") or name.startswith("file:") else Path(name)
+    return None if name in ("", ":memory:") or name.startswith("file:") else Path(unquote(name))
 
 
 def without_credentials(uri: str) -> str:

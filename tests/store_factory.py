@@ -14,7 +14,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from registry.connection import connect, ensure_experiment
+from registry.connection import as_default, connect, ensure_experiment
 from registry.flavor import build_folder
 from registry.integrity import content_digest, manifest_digest
 from registry.onnx_file import digests
@@ -110,13 +110,14 @@ def add_candidate(
     if not any(registered.name == model for registered in client.search_registered_models(f"name = '{model}'")):
         client.create_registered_model(model)
     known = {**GOOD, "sha256": sha256, "manifest": manifest, "run_id": run.info.run_id, **tags}
-    version = client.create_model_version(
-        model,
-        source=f"models:/{logged.model_id}",
-        run_id=run.info.run_id,
-        model_id=logged.model_id,
-        tags={key: value for key, value in known.items() if value is not None},
-    )
+    with as_default(client):
+        version = client.create_model_version(
+            model,
+            source=f"models:/{logged.model_id}",
+            run_id=run.info.run_id,
+            model_id=logged.model_id,
+            tags={key: value for key, value in known.items() if value is not None},
+        )
     return int(version.version)
 
 

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 
-from registry import connection
+from registry import connection, operations
 from registry.errors import StoreUnreachable, UsageError
 from registry.integrity import check_folder, content_digest
-from registry.record import publish, store_identity
+from registry.record import Publication, publish, store_identity
 from registry.serving import Serving
+from registry.session import InferenceSession
 from registry.session_options import SessionOptions
 from registry.vocabulary import FileDigest, Machine, Winner
 from tests.conftest import ROOT
@@ -102,6 +103,56 @@ def test_measuring_the_same_bytes_again_adds_a_run_and_no_version(store_uri: str
     assert first.run_id != second.run_id
     assert (first.version, second.version) == (1, 1)
     assert MlflowClient(store_uri, store_uri).get_model_version("toy", "1").tags["run_id"] == second.run_id
+
+
+def with_threads(publication: Publication, threads: int) -> Publication:
+    select = publication.evidence.select
+    select.winners = [select.winners[0].model_copy(update={"options": SessionOptions(threads=threads)})]
+    return publication
+
+
+def test_the_same_bytes_served_with_other_options_are_another_version(store_uri: str, tmp_path: Path) -> None:
+    versions = [
+        publish(with_threads(make_publication(tmp_path, p50=p50), threads)).version
+        for threads, p50 in ((1, 1.0), (2, 2.0), (1, 3.0), (2, 4.0))
+    ]
+    assert versions == [1, 2, 1, 2]
+    client = MlflowClient(store_uri, store_uri)
+    first, second = (client.get_model_version("toy", version) for version in ("1", "2"))
+    assert first.tags["sha256"] == second.tags["sha256"]
+    assert first.tags["serving"] != second.tags["serving"]
+    for number, threads in ((1, 1), (2, 2)):
+        assert InferenceSession(f"toy/{number}").metadata.served.options.threads == threads
+
+
+def test_each_version_of_the_same_bytes_is_deployed_with_its_own_options(
+    store_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dvc.yaml").write_text("stages: {}\n")
+    (tmp_path / "params.yaml").write_text("environments: {staging: {from: candidate, require: []}}\n")
+    for threads in (1, 2):
+        publish(with_threads(make_publication(tmp_path, p50=float(threads)), threads))
+    session = None
+    for version in (1, 2, 1):
+        assert operations.promote("toy", "staging", version, reason="x").changed
+        session = session or InferenceSession("toy@staging")
+        session.refresh()
+        assert session.metadata.served is not None
+        assert session.metadata.served.options.threads == version
+    assert not operations.promote("toy", "staging", 1, reason="x").changed
+    assert operations.rollback("toy", "staging", reason="x").version == 2
+    assert InferenceSession("toy@staging").metadata.served.options.threads == 2
+
+
+def test_a_version_of_before_is_known_by_its_files(store_uri: str, tmp_path: Path) -> None:
+    publish(with_threads(make_publication(tmp_path), 1))
+    client = MlflowClient(store_uri, store_uri)
+    client.delete_model_version_tag("toy", "1", "serving")
+    assert publish(with_threads(make_publication(tmp_path, p50=2.0), 1)).version == 1
+    assert "serving" in client.get_model_version("toy", "1").tags
+    client.delete_model_version_tag("toy", "1", "serving")
+    assert publish(with_threads(make_publication(tmp_path, p50=3.0), 2)).version == 2
 
 
 def test_a_version_names_every_kind_of_host_that_it_was_measured_on(store_uri: str, tmp_path: Path) -> None:

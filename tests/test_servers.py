@@ -164,6 +164,46 @@ def test_an_alias_that_its_author_may_not_write_does_not_undo_the_entry(login, s
 
 
 @pytest.mark.usefixtures("users")
+def test_an_administrator_grants_an_environment_by_one_command(login, server, onward):
+    from mlflow.server import get_app_client
+
+    login(*ADMIN)
+    client = get_app_client("basic-auth", server.url)
+    client.create_user("dora", PASSWORD)
+    before = operations.create_environments(["cnn"])
+    assert before == []
+    code, out, err = onward("environments", "grant", "staging", "--to", "dora", "--json")
+    assert code == 0, err
+    granted = json.loads(out)["granted"]
+    assert {"kind": "registered_model", "name": "staging.cnn", "changed": True} in granted
+    assert {"kind": "experiment", "name": "environments/staging", "changed": True} in granted
+    assert {"kind": "registered_model", "name": "cnn", "changed": True} in granted
+    code, out, _ = onward("environments", "grant", "staging", "--to", "dora")
+    assert all(line.endswith(", as before") for line in out.splitlines())
+    dora = login("dora")
+    live = dora.log("staging", "cnn").line.live
+    other = 1 if live is None or live.candidate_version == 2 else 2
+    outcome = operations.promote("cnn", "staging", other, reason="because", store=dora)
+    assert (outcome.changed, outcome.note) == (True, "")
+    with pytest.raises(Refused, match="does not allow dora"):
+        dora.tag("production.cnn", 1, "colour", "blue")
+    code, _, err = onward("environments", "grant", "production", "--to", "dora")
+    assert (code, "does not allow dora" in err) == (1, True)
+    login(*ADMIN)
+    code, _, err = onward("environments", "grant", "staging", "--to", "nobody-there")
+    assert (code, "no user 'nobody-there'" in err) == (2, True)
+    # A grant of less is raised; a denial stands.
+    for permission in ("READ", "DENY"):
+        client.revoke_user_permission("dora", "registered_model", "staging.cnn")
+        client.grant_user_permission("dora", "registered_model", "staging.cnn", permission)
+        if permission == "READ":
+            assert onward("environments", "grant", "staging", "--to", "dora")[0] == 0
+            assert client.get_user_permission("dora", "registered_model", "staging.cnn").permission == "EDIT"
+    code, _, err = onward("environments", "grant", "staging", "--to", "dora")
+    assert (code, "has DENY on the registered model staging.cnn" in err) == (1, True)
+
+
+@pytest.mark.usefixtures("users")
 def test_the_servers_own_webhook_tells_of_entries_and_of_what_is_live(login, receiver, tmp_path, monkeypatch):
     address = f"http://127.0.0.1:{receiver.server_port}/hush"
     monkeypatch.setenv("TEAM_HOOK", address)

@@ -1,0 +1,148 @@
+"""An environment's own copy that is lost is found again, or made again, as long as the bytes are anywhere."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from registry import operations, overview, transfer
+from registry.errors import Refused
+from registry.session import InferenceSession
+from registry.store import Store
+from tests.store_factory import add_candidate, artifacts_of, fresh_store
+
+X = np.ones((1, 4), np.float32)
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """A store in which version 1 of cnn is live in staging."""
+    store = fresh_store(tmp_path, monkeypatch)
+    add_candidate(store, "cnn", 1.0)
+    promote(store, "staging", 1)
+    return store
+
+
+def promote(store: Store, to: str, version: int | None = None) -> operations.Outcome:
+    return operations.promote("cnn", to, version, reason="because", store=store)
+
+
+def live(store: Store, environment: str = "staging"):
+    return store.log(environment, "cnn").line.live
+
+
+def delete_files(store: Store, environment: str, number: int) -> None:
+    shutil.rmtree(artifacts_of(store, f"{environment}.cnn", number))
+
+
+def damage_a_file(store: Store, environment: str, number: int) -> None:
+    (artifacts_of(store, f"{environment}.cnn", number) / "model.onnx").write_bytes(b"rubbish")
+
+
+def delete_a_file(store: Store, environment: str, number: int) -> None:
+    (artifacts_of(store, f"{environment}.cnn", number) / "serving.json").unlink(missing_ok=True)
+    (artifacts_of(store, f"{environment}.cnn", number) / "MLmodel").unlink()
+
+
+def delete_the_logged_model(store: Store, environment: str, number: int) -> None:
+    source = store.entry(environment, "cnn", number).source
+    store._client.delete_logged_model(source.removeprefix("models:/"))
+
+
+LOSSES = [delete_files, damage_a_file, delete_a_file, delete_the_logged_model]
+
+
+@pytest.mark.parametrize("lose", LOSSES)
+def test_promoting_what_is_live_already_restores_its_files(store: Store, lose) -> None:
+    before = live(store)
+    assert promote(store, "staging", 1).note == ""
+    lose(store, "staging", 1)
+    assert not overview.check("cnn", "staging", store).met
+    outcome = promote(store, "staging", 1)
+    assert not outcome.changed
+    assert "was lost and was made again from models:/cnn/1" in outcome.note
+    assert live(store) == before
+    checked = overview.check("cnn", "staging", store)
+    assert checked.met
+    assert f"{before.source}, which the entry names, is lost" in str(checked.results[0])
+    assert np.array_equal(InferenceSession("cnn@staging").predict(X), X)
+    # It is there now: another time nothing is done.
+    copies = store.files.own_copies("staging", "cnn", before.sha256)
+    assert promote(store, "staging", 1).note == ""
+    assert store.files.own_copies("staging", "cnn", before.sha256) == copies
+
+
+@pytest.mark.parametrize("lose", LOSSES)
+def test_promoting_again_what_was_live_before_makes_a_lost_copy_anew(store: Store, lose) -> None:
+    add_candidate(store, "cnn", 2.0)
+    promote(store, "staging", 2)
+    lose(store, "staging", 1)
+    outcome = promote(store, "staging", 1)
+    assert outcome.changed
+    assert live(store).source != store.entry("staging", "cnn", 1).source
+    assert overview.check("cnn", "staging", store).met
+    # The old entry of the same bytes can be gone back to as well.
+    promote(store, "staging", 2)
+    assert operations.rollback("cnn", "staging", reason="x", to=1, store=store).changed
+    assert overview.check("cnn", "staging", store).met
+
+
+@pytest.mark.parametrize("lose", LOSSES)
+def test_rollback_to_a_lost_copy_takes_the_candidates_files(store: Store, lose) -> None:
+    add_candidate(store, "cnn", 2.0)
+    promote(store, "staging", 2)
+    lose(store, "staging", 1)
+    assert operations.rollback("cnn", "staging", reason="x", store=store).version == 1
+    assert overview.check("cnn", "staging", store).met
+    assert np.array_equal(InferenceSession("cnn@staging").predict(X), X)
+
+
+@pytest.mark.parametrize("lose", LOSSES)
+def test_promoting_onwards_what_the_environment_before_has_lost(store: Store, lose) -> None:
+    lose(store, "staging", 1)
+    assert promote(store, "production").version == 1
+    assert overview.check("cnn", "production", store).met
+
+
+def test_what_another_version_has_is_as_good(store: Store) -> None:
+    store._client.delete_model_version("cnn", "1")
+    add_candidate(store, "cnn", 1.0)  # the same bytes
+    delete_files(store, "staging", 1)
+    assert promote(store, "production").version == 1
+    assert overview.check("cnn", "production", store).met
+
+
+def test_where_the_files_are_nowhere_it_says_where_it_looked(store: Store) -> None:
+    source = live(store).source
+    delete_files(store, "staging", 1)
+    shutil.rmtree(artifacts_of(store, "cnn", 1))
+    for to, version in (("staging", 1), ("production", None)):
+        with pytest.raises(Refused) as refused:
+            promote(store, to, version)
+        assert f"{source}: the store no longer has its files" in str(refused.value)
+        assert "models:/cnn/1: the store no longer has its files" in str(refused.value)
+    with pytest.raises(Refused, match="no longer has its files"):
+        InferenceSession("cnn@staging")
+
+
+def test_a_candidate_that_is_lost_is_taken_from_the_environments_copy(store: Store) -> None:
+    add_candidate(store, "cnn", 2.0)
+    promote(store, "staging", 2)
+    shutil.rmtree(artifacts_of(store, "cnn", 1))
+    assert promote(store, "staging", 1).changed
+
+
+def test_an_export_takes_the_copy_that_is_left(store: Store, tmp_path: Path) -> None:
+    delete_files(store, "staging", 1)
+    promote(store, "staging", 1)
+    transfer.export(["cnn"], tmp_path / "moved", store)
+    assert (tmp_path / "moved" / live(store).sha256 / "model.onnx").is_file()
+
+
+def test_a_reader_makes_nothing(store: Store) -> None:
+    before = {found.name for found in store._client.search_experiments()}
+    assert store.files.own_copies("nowhere", "cnn", "0" * 64) == []
+    assert {found.name for found in store._client.search_experiments()} == before
