@@ -16,13 +16,15 @@ from stages.settings import Budget
 from stages.statistics import FEWEST_FOR_P90, FEWEST_FOR_P95, FEWEST_FOR_P99, Array, drift, quotient, ratio, summarize
 
 
-@pytest.mark.parametrize(
-    ("count", "p90", "p99"), [(63, False, False), (64, True, False), (661, True, False), (662, True, True)]
-)
-def test_no_percentile_is_stated_from_too_few_samples(count: int, p90: bool, p99: bool) -> None:
-    figures = summarize([list(range(1, count + 1))], "b1", {"batch": 1}, 3)
-    assert (figures.p90_ms is not None, figures.p99_ms is not None) == (p90, p99)
-    assert ("p90 needs 64" in figures.withheld, "p99 needs 662" in figures.withheld) == (not p90, not p99)
+@pytest.mark.parametrize("count", [1, 63, 64, 129, 130, 661, 662])
+def test_no_percentile_is_stated_from_too_few_samples(count: int) -> None:
+    values = list(range(1, count + 1))
+    figures = summarize([values], "b1", {"batch": 1}, 3)
+    for name, share, fewest in (("p90", 90, 64), ("p95", 95, 130), ("p99", 99, 662)):
+        stated = getattr(figures, f"{name}_ms")
+        assert stated == (pytest.approx(np.percentile(values, share)) if count >= fewest else None), name
+        assert (f"{name} needs {fewest}" in figures.withheld) == (count < fewest)
+    assert bool(figures.withheld) == (count < 662)
 
 
 @pytest.mark.parametrize(
