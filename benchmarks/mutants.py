@@ -1,0 +1,303 @@
+"""Mutation testing: small faults (benchmarks/mutations.py) are put into the code that decides, one at a time. Do tests
+fail?
+
+    python -m benchmarks.mutants                     # every module of MODULES: benchmarks/mutants.md and mutants.json
+    python -m benchmarks.mutants registry/chain.py   # one module: its survivors, and its line of both files
+
+For each module its tests run once, unchanged, and it is seen which test runs which line. Each fault is then tried by
+the tests that run its line, the quickest first, in a forked process that has the libraries loaded already. A fault is
+found when a test fails, or when the tests take much longer than they did.
+
+A survivor is a fault that no test found. benchmarks/mutants_known.yaml says of survivors why they change nothing that a
+program could notice. The exit code is 1 where one is not explained there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import importlib.machinery
+import importlib.util
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType, ModuleType
+from typing import Any
+
+import pytest
+import yaml
+
+from benchmarks.mutations import Mutant, mutants
+
+ROOT = Path(__file__).resolve().parent.parent
+HERE = Path(__file__).resolve().parent
+STORE = ["test_store", "test_integrity", "test_copies", "test_signing", "test_bad_rows"]
+# The tests of each module, and (after the tests) its functions that only put words together.
+MODULES: dict[str, list[str]] = {
+    "registry/deployments.py": ["test_deployments"],
+    "registry/chain.py": ["test_chain"],
+    "registry/layout.py": ["test_layout", "test_chain"],
+    "registry/integrity.py": ["test_manifest", "test_external_data"],
+    "registry/gates.py": ["test_gates"],
+    "registry/policy.py": ["test_policy"],
+    "registry/signatures.py": ["test_signatures"],
+    "registry/four_eyes.py": ["test_four_eyes"],
+    "registry/choosing.py": STORE,
+    "registry/operations.py": STORE,
+    "registry/store.py": STORE,
+    "stages/parity/compare.py": ["test_parity"],
+    "stages/select.py": ["test_choice"],
+    "stages/statistics.py": ["test_choice"],
+}
+TEXTS = {
+    "stages/select.py": frozenset({"_why_best", "_why_not", "_interval"}),
+    "stages/parity/compare.py": frozenset({"_mismatch"}),
+}
+# Loaded before the first fork, so that no mutant waits for them.
+LIBRARIES = (
+    "mlflow.tracking", "mlflow.pyfunc", "mlflow.store.tracking.sqlalchemy_store", "scipy.stats", "onnx", "onnxruntime",
+    "cryptography.hazmat.primitives.serialization", "hypothesis.strategies", "typer", "rich.table",
+)  # fmt: skip
+# A survivor runs all tests that could find it, unless these take longer than this many seconds together.
+LONGEST_S = 20.0
+
+
+@dataclass
+class Score:
+    """What became of the mutants of one module. `survivors` are names of mutants."""
+
+    mutants: int
+    found: int
+    out_of_time: int
+    seconds: float
+    date: str
+    survivors: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Watch:
+    """A pytest plugin: runs the tests of `wanted` (all where empty) in that order, and keeps which lines of `path` each
+    ran, and for how long."""
+
+    path: str
+    wanted: list[str] = field(default_factory=list)
+    database: str = ""
+    ran: dict[str, tuple[float, list[int]]] = field(default_factory=dict)
+    failed: list[str] = field(default_factory=list)
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        factory: Any = sys.modules.get("tests.store_factory")
+        if factory is not None:  # making an empty database takes seconds: all share one
+            factory._empty_database = lambda: Path(self.database)
+        if self.wanted:
+            place = {name: number for number, name in enumerate(self.wanted)}
+            items[:] = sorted((item for item in items if item.nodeid in place), key=lambda item: place[item.nodeid])
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
+        if self.wanted:
+            return (yield)
+        lines: set[int] = set()
+
+        def line(frame: FrameType, event: str, _: object) -> Any:
+            lines.add(frame.f_lineno)
+            return line
+
+        def call(frame: FrameType, event: str, _: object) -> Any:
+            return line if frame.f_code.co_filename == self.path else None
+
+        start = time.perf_counter()
+        threading.settrace(call)
+        sys.settrace(call)
+        try:
+            return (yield)
+        finally:
+            sys.settrace(None)
+            threading.settrace(None)  # type: ignore[arg-type]
+            self.ran[item.nodeid] = time.perf_counter() - start, sorted(lines)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            self.failed.append(report.nodeid)
+
+
+class _Loader(importlib.machinery.SourceFileLoader):
+    text: str
+
+    def get_code(self, fullname: str) -> Any:
+        return compile(self.text, self.path, "exec", dont_inherit=True)
+
+
+class _Finder:
+    """Imports of one module, from a text instead of its file."""
+
+    def __init__(self, path: Path, text: str) -> None:
+        self._name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        self._loader = _Loader(self._name, str(path))
+        self._loader.text = text
+
+    def find_spec(self, name: str, path: object = None, target: ModuleType | None = None) -> Any:
+        if name != self._name:
+            return None
+        return importlib.util.spec_from_file_location(name, self._loader.path, loader=self._loader)
+
+
+def apart(work: Callable[[], int], seconds: float) -> int | None:
+    """The exit code of `work`, done in a forked process with whatever it starts; None where it was out of time."""
+    child = os.fork()
+    if child == 0:
+        code = 70
+        try:
+            os.setsid()
+            silent = os.open(os.devnull, os.O_RDWR)
+            for stream in (0, 1, 2):
+                os.dup2(silent, stream)
+            code = work()
+        finally:
+            os._exit(code)
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child, signal.SIGKILL)
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.005)
+    os.killpg(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return None
+
+
+def run_tests(files: list[str], watch: Watch, path: Path, text: str) -> int:
+    sys.meta_path.insert(0, _Finder(path, text))  # type: ignore[arg-type]
+    options = ["-q", "--assert=plain", *(["-x"] if watch.wanted else [])]
+    for plugin in ("cacheprovider", "unraisableexception", "threadexception", "warnings"):
+        options += ["-p", f"no:{plugin}"]
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        return int(pytest.main([*options, *files], plugins=[watch]))
+
+
+def baseline(path: Path, files: list[str], database: str) -> dict[str, tuple[float, set[int]]]:
+    """Seconds and lines of each test of a module that is as it should be.
+
+    Raises:
+        SystemExit: one fails.
+    """
+    with tempfile.NamedTemporaryFile("r") as told:
+
+        def work() -> int:
+            watch = Watch(str(path), database=database)
+            code = run_tests(files, watch, path, path.read_text())
+            Path(told.name).write_text(json.dumps({"ran": watch.ran, "failed": watch.failed}))
+            return code
+
+        code = apart(work, 900)
+        said = json.load(told) if code in (0, 1) else {}
+    if code != 0:
+        raise SystemExit(f"{path.name}: its tests fail without any fault (exit code {code}): {said.get('failed')}")
+    return {name: (seconds, set(lines)) for name, (seconds, lines) in said["ran"].items()}
+
+
+def able(mutant: Mutant, ran: dict[str, tuple[float, set[int]]]) -> list[str]:
+    """The tests that could find a mutant, the quickest first."""
+    span = set(range(mutant.lines[0], mutant.lines[1] + 1)) if mutant.lines else None
+    hit = [name for name, (_, lines) in ran.items() if span is None or lines & span]
+    return sorted(hit, key=lambda name: ran[name][0])
+
+
+def judge(path: Path, files: list[str], database: str, texts: frozenset[str]) -> Score:
+    """Try every mutant of a module."""
+    start = time.monotonic()
+    ran = baseline(path, files, database)
+    found = late = 0
+    survivors = []
+    every = list(mutants(path.read_text(), texts))
+    for number, mutant in enumerate(every, 1):
+        wanted, seconds = [], 0.0
+        for name in able(mutant, ran):
+            if seconds > LONGEST_S:
+                break
+            wanted.append(name)
+            seconds += ran[name][0]
+        code: int | None = 0
+        if wanted:
+            chosen = sorted({name.split("::")[0] for name in wanted})
+            watch = Watch(str(path), wanted, database)
+            code = apart(lambda c=chosen, w=watch, t=mutant.source: run_tests(c, w, path, t), 20 + 5 * seconds)
+        found += code != 0
+        late += code is None
+        if code == 0:
+            survivors.append(mutant.name)
+            print(f"  line {mutant.line} survives{'' if wanted else ', no test runs it'}: {mutant.name}", flush=True)
+        print(f"{number}/{len(every)}", end="\r", file=sys.stderr)
+    today = datetime.now(UTC).date().isoformat()
+    return Score(len(every), found, late, round(time.monotonic() - start), today, survivors)
+
+
+def page(scores: dict[str, dict[str, Any]], known: dict[str, dict[str, str]]) -> str:
+    """benchmarks/mutants.md."""
+    rows, left = [], []
+    for module, score in scores.items():
+        said = known.get(module, {})
+        equal = sum(name in said for name in score["survivors"])
+        share = score["found"] / score["mutants"]
+        rows.append(
+            f"| `{module}` | {score['mutants']} | {score['found']} | {share:.1%} | {equal} | "
+            f"{len(score['survivors']) - equal} | {score['seconds'] / 60:.0f} min | {score['date']} |"
+        )
+        if score["survivors"]:
+            left += [f"\n### {module}\n"]
+            left += [f"- `{name}`  \n  {said.get(name, '**not explained**')}" for name in score["survivors"]]
+    table = "\n".join(rows)
+    return (HERE / "mutants_head.md").read_text().replace("{table}", table) + "\n".join(left) + "\n"
+
+
+def prepare() -> str:
+    """Load what all tests load, and make an empty database; return its path."""
+    sys.path.insert(0, str(ROOT))
+    os.chdir(ROOT)
+    os.environ |= {"HYPOTHESIS_PROFILE": "mutants", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    for name in LIBRARIES:
+        importlib.import_module(name)
+    code = "from tests.store_factory import _empty_database; print(_empty_database())"
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True)
+    gc.freeze()  # what is here already is not looked at again in every fork
+    return done.stdout.split()[-1]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("modules", nargs="*", help="paths of modules; all of MODULES where none is given")
+    asked = parser.parse_args().modules or list(MODULES)
+    database = prepare()
+    record, known_path = HERE / "mutants.json", HERE / "mutants_known.yaml"
+    known = yaml.safe_load(known_path.read_text()) if known_path.exists() else {}
+    unexplained = 0
+    for module in asked:
+        print(module, flush=True)
+        files = [f"tests/{name}.py" for name in MODULES[module] if (ROOT / "tests" / f"{name}.py").exists()]
+        score = judge(ROOT / module, files, database, TEXTS.get(module, frozenset()))
+        print(f"  {score.found} of {score.mutants} found ({score.out_of_time} out of time), {score.seconds:.0f} s")
+        scores = json.loads(record.read_text()) if record.exists() else {}
+        scores[module] = asdict(score)
+        scores = {name: scores[name] for name in MODULES if name in scores}
+        record.write_text(json.dumps(scores, indent=1) + "\n")
+        (HERE / "mutants.md").write_text(page(scores, known))
+        unexplained += sum(name not in known.get(module, {}) for name in score.survivors)
+    return min(unexplained, 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
