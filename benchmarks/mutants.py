@@ -31,6 +31,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any
@@ -125,7 +126,7 @@ class Watch:
             return (yield)
         finally:
             sys.settrace(None)
-            threading.settrace(None)  # type: ignore[arg-type]
+            threading.settrace(None)
             self.ran[item.nodeid] = time.perf_counter() - start, sorted(lines)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -181,7 +182,7 @@ def apart(work: Callable[[], int], seconds: float) -> int | None:
 
 
 def run_tests(files: list[str], watch: Watch, path: Path, text: str) -> int:
-    sys.meta_path.insert(0, _Finder(path, text))  # type: ignore[arg-type]
+    sys.meta_path.insert(0, _Finder(path, text))
     options = ["-q", "--assert=plain", *(["-x"] if watch.wanted else [])]
     for plugin in ("cacheprovider", "unraisableexception", "threadexception", "warnings"):
         options += ["-p", f"no:{plugin}"]
@@ -235,7 +236,7 @@ def judge(path: Path, files: list[str], database: str, texts: frozenset[str]) ->
         if wanted:
             chosen = sorted({name.split("::")[0] for name in wanted})
             watch = Watch(str(path), wanted, database)
-            code = apart(lambda c=chosen, w=watch, t=mutant.source: run_tests(c, w, path, t), 20 + 5 * seconds)
+            code = apart(partial(run_tests, chosen, watch, path, mutant.source), 20 + 5 * seconds)
         found += code != 0
         late += code is None
         if code == 0:

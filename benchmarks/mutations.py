@@ -209,9 +209,8 @@ def _expression_faults(node: ast.expr) -> Iterator[str]:
             for condition in generator.ifs:
                 kept = [other for other in generator.ifs if other is not condition]
                 changed = ast.comprehension(generator.target, generator.iter, kept, generator.is_async)
-                parts = {**dict(ast.iter_fields(node)), "generators": [*node.generators]}
-                parts["generators"][n] = changed
-                yield ast.unparse(type(node)(**parts))
+                generators = [*node.generators[:n], changed, *node.generators[n + 1 :]]
+                yield ast.unparse(type(node)(**{**dict(ast.iter_fields(node)), "generators": generators}))
     elif (
         isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Slice) and (node.slice.lower or node.slice.upper)
     ):

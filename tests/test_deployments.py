@@ -227,9 +227,10 @@ def test_the_first_deployment_cannot_be_rolled_back():
 
 
 def test_entries_that_were_never_live_cannot_be_restored():
-    line = fold([*promotions(2), entry(3, 1)])
-    with pytest.raises(UsageError, match="entry 3 lost a race"):
-        line.find(3)
+    line = fold([*promotions(2), entry(3, 1), entry(4, 0)])
+    for lost in (3, 4):
+        with pytest.raises(UsageError, match=f"entry {lost} lost a race"):
+            line.find(lost)
     with pytest.raises(UsageError, match="no entry 9"):
         line.find(9)
 
@@ -287,6 +288,7 @@ def test_an_attempt_is_found_by_its_key_where_it_counted():
     assert line.won("key1").number == 1
     assert line.won("key3") is None
     assert line.won("other") is None
+    assert fold([]) == Line((), ())
     assert (fold([]).live, fold([]).base, fold([]).settled) == (None, 0, True)
 
 

@@ -82,7 +82,7 @@ def test_who_is_missing_is_said_with_the_command_that_approves(publisher, signer
     found = said(publisher, "ann", signers=signers)
     assert (found.requirement, found.met) == ("four_eyes", False)
     assert found.detail.startswith(detail)
-    assert found.detail.endswith("or to promote it (" + ADVICE + ")") == (publisher == "ann")
+    assert ("or to promote it" in found.detail) == (publisher == "ann")
 
 
 def test_each_approver_is_named_once():

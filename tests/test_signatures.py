@@ -114,7 +114,7 @@ def test_a_public_key_is_32_bytes_in_base64(content):
 
 @pytest.mark.parametrize("text", ["", "!", "ä", PUBLIC["ann"] + "\n", PUBLIC["ann"][:-1], PUBLIC["ann"] + "="])
 def test_what_is_no_base64_is_no_public_key(text):
-    assert not is_public_key(text)
+    assert is_public_key(text) is False
 
 
 def test_a_key_file_is_its_owners_alone_and_never_overwritten(tmp_path):
