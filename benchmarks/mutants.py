@@ -57,7 +57,7 @@ MODULES: dict[str, list[str]] = {
     "registry/choosing.py": STORE,
     "registry/operations.py": STORE,
     "registry/store.py": STORE,
-    "stages/parity/compare.py": ["test_parity"],
+    "stages/parity/compare.py": ["test_compare"],
     "stages/select.py": ["test_choice"],
     "stages/statistics.py": ["test_choice"],
 }
