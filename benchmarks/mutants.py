@@ -47,7 +47,7 @@ STORE = ["test_store", "test_integrity", "test_copies", "test_signing", "test_ba
 # The tests of each module, and (after the tests) its functions that only put words together.
 MODULES: dict[str, list[str]] = {
     "registry/deployments.py": ["test_deployments"],
-    "registry/chain.py": ["test_chain"],
+    "registry/chain.py": ["test_chain", "test_layout"],
     "registry/layout.py": ["test_layout", "test_chain"],
     "registry/integrity.py": ["test_manifest", "test_external_data"],
     "registry/gates.py": ["test_gates"],
@@ -58,7 +58,7 @@ MODULES: dict[str, list[str]] = {
     "registry/operations.py": STORE,
     "registry/store.py": STORE,
     "stages/parity/compare.py": ["test_compare"],
-    "stages/select.py": ["test_choice"],
+    "stages/select.py": ["test_select", "test_choice"],
     "stages/statistics.py": ["test_choice"],
 }
 TEXTS = {

@@ -212,6 +212,7 @@ def test_a_rollback_named_as_target_means_what_it_brought_back():
 def test_what_was_live_is_known_until_when():
     log = [e.model_copy(update={"at": f"2026-01-0{e.number}T00:00:00+00:00"}) for e in rolled_back(promotions(3))]
     log[3] = log[3].model_copy(update={"sha256": log[1].sha256})
+    assert last_live(fold([])) == {}
     assert last_live(fold(log)) == {
         log[0].sha256: "2026-01-02T00:00:00+00:00",
         log[1].sha256: "",
@@ -227,7 +228,8 @@ def test_the_first_deployment_cannot_be_rolled_back():
 
 
 def test_entries_that_were_never_live_cannot_be_restored():
-    line = fold([*promotions(2), entry(3, 1), entry(4, 0)])
+    line = fold([entry(4, 0), entry(3, 1), *promotions(2)])
+    assert [e.number for e in line.lost] == [3, 4]
     for lost in (3, 4):
         with pytest.raises(UsageError, match=f"entry {lost} lost a race"):
             line.find(lost)
