@@ -28,7 +28,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -44,7 +44,7 @@ from benchmarks.mutations import Mutant, mutants
 ROOT = Path(__file__).resolve().parent.parent
 HERE = Path(__file__).resolve().parent
 STORE = ["test_store", "test_integrity", "test_copies", "test_signing", "test_bad_rows"]
-# The tests of each module, and (after the tests) its functions that only put words together.
+# The tests of each module.
 MODULES: dict[str, list[str]] = {
     "registry/deployments.py": ["test_deployments"],
     "registry/chain.py": ["test_chain", "test_layout"],
@@ -61,6 +61,7 @@ MODULES: dict[str, list[str]] = {
     "stages/select.py": ["test_select", "test_choice"],
     "stages/statistics.py": ["test_choice"],
 }
+# Functions that only put words together.
 TEXTS = {
     "stages/select.py": frozenset({"_why_best", "_why_not", "_interval"}),
     "stages/parity/compare.py": frozenset({"_mismatch"}),
@@ -74,6 +75,10 @@ LIBRARIES = (
 LONGEST_S = 20.0
 
 
+# Of one module, by test: the seconds that it takes and the lines that it runs.
+Ran = dict[str, tuple[float, set[int]]]
+
+
 @dataclass
 class Score:
     """What became of the mutants of one module. `survivors` are names of mutants."""
@@ -81,20 +86,20 @@ class Score:
     mutants: int
     found: int
     out_of_time: int
-    seconds: float
+    seconds: int
     date: str
     survivors: list[str] = field(default_factory=list)
 
 
 @dataclass
 class Watch:
-    """A pytest plugin: runs the tests of `wanted` (all where empty) in that order, and keeps which lines of `path` each
-    ran, and for how long."""
+    """A pytest plugin: runs the tests of `wanted` (all where empty) in that order. Keeps how long each ran, and which
+    lines of `paths`."""
 
-    path: str
+    database: str
     wanted: list[str] = field(default_factory=list)
-    database: str = ""
-    ran: dict[str, tuple[float, list[int]]] = field(default_factory=dict)
+    paths: tuple[str, ...] = ()
+    ran: dict[str, tuple[float, dict[str, list[int]]]] = field(default_factory=dict)
     failed: list[str] = field(default_factory=list)
 
     @pytest.hookimpl(trylast=True)
@@ -110,14 +115,14 @@ class Watch:
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
         if self.wanted:
             return (yield)
-        lines: set[int] = set()
+        lines: dict[str, set[int]] = {path: set() for path in self.paths}
 
         def line(frame: FrameType, event: str, _: object) -> Any:
-            lines.add(frame.f_lineno)
+            lines[frame.f_code.co_filename].add(frame.f_lineno)
             return line
 
         def call(frame: FrameType, event: str, _: object) -> Any:
-            return line if frame.f_code.co_filename == self.path else None
+            return line if frame.f_code.co_filename in lines else None
 
         start = time.perf_counter()
         threading.settrace(call)
@@ -127,7 +132,7 @@ class Watch:
         finally:
             sys.settrace(None)
             threading.settrace(None)
-            self.ran[item.nodeid] = time.perf_counter() - start, sorted(lines)
+            self.ran[item.nodeid] = time.perf_counter() - start, {path: sorted(run) for path, run in lines.items()}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.failed:
@@ -181,8 +186,10 @@ def apart(work: Callable[[], int], seconds: float) -> int | None:
     return None
 
 
-def run_tests(files: list[str], watch: Watch, path: Path, text: str) -> int:
-    sys.meta_path.insert(0, _Finder(path, text))
+def run_tests(files: list[str], watch: Watch, mutated: tuple[Path, str] | None = None) -> int:
+    """The exit code of pytest over these files, with the text of one module exchanged."""
+    if mutated is not None:
+        sys.meta_path.insert(0, _Finder(*mutated))
     options = ["-q", "--assert=plain", *(["-x"] if watch.wanted else [])]
     for plugin in ("cacheprovider", "unraisableexception", "threadexception", "warnings"):
         options += ["-p", f"no:{plugin}"]
@@ -190,38 +197,41 @@ def run_tests(files: list[str], watch: Watch, path: Path, text: str) -> int:
         return int(pytest.main([*options, *files], plugins=[watch]))
 
 
-def baseline(path: Path, files: list[str], database: str) -> dict[str, tuple[float, set[int]]]:
-    """Seconds and lines of each test of a module that is as it should be.
+def baseline(modules: Sequence[str], files: list[str], database: str) -> dict[str, Ran]:
+    """For each of these modules, seconds and lines of each test, while all is as it should be.
 
     Raises:
-        SystemExit: one fails.
+        SystemExit: a test fails.
     """
+    paths = {module: str(ROOT / module) for module in modules}
     with tempfile.NamedTemporaryFile("r") as told:
 
         def work() -> int:
-            watch = Watch(str(path), database=database)
-            code = run_tests(files, watch, path, path.read_text())
+            watch = Watch(database, paths=tuple(paths.values()))
+            code = run_tests(files, watch)
             Path(told.name).write_text(json.dumps({"ran": watch.ran, "failed": watch.failed}))
             return code
 
-        code = apart(work, 900)
+        code = apart(work, 1800)
         said = json.load(told) if code in (0, 1) else {}
     if code != 0:
-        raise SystemExit(f"{path.name}: its tests fail without any fault (exit code {code}): {said.get('failed')}")
-    return {name: (seconds, set(lines)) for name, (seconds, lines) in said["ran"].items()}
+        raise SystemExit(f"{', '.join(modules)}: tests fail without any fault (exit code {code}): {said.get('failed')}")
+    return {
+        module: {name: (seconds, set(lines[path])) for name, (seconds, lines) in said["ran"].items()}
+        for module, path in paths.items()
+    }
 
 
-def able(mutant: Mutant, ran: dict[str, tuple[float, set[int]]]) -> list[str]:
+def able(mutant: Mutant, ran: Ran) -> list[str]:
     """The tests that could find a mutant, the quickest first."""
     span = set(range(mutant.lines[0], mutant.lines[1] + 1)) if mutant.lines else None
     hit = [name for name, (_, lines) in ran.items() if span is None or lines & span]
     return sorted(hit, key=lambda name: ran[name][0])
 
 
-def judge(path: Path, files: list[str], database: str, texts: frozenset[str]) -> Score:
+def judge(path: Path, ran: Ran, database: str, texts: frozenset[str]) -> Score:
     """Try every mutant of a module."""
     start = time.monotonic()
-    ran = baseline(path, files, database)
     found = late = 0
     survivors = []
     every = list(mutants(path.read_text(), texts))
@@ -235,8 +245,8 @@ def judge(path: Path, files: list[str], database: str, texts: frozenset[str]) ->
         code: int | None = 0
         if wanted:
             chosen = sorted({name.split("::")[0] for name in wanted})
-            watch = Watch(str(path), wanted, database)
-            code = apart(partial(run_tests, chosen, watch, path, mutant.source), 20 + 5 * seconds)
+            watch = Watch(database, wanted)
+            code = apart(partial(run_tests, chosen, watch, (path, mutant.source)), 20 + 5 * seconds)
         found += code != 0
         late += code is None
         if code == 0:
@@ -268,6 +278,7 @@ def page(scores: dict[str, dict[str, Any]], known: dict[str, dict[str, str]]) ->
 def prepare() -> str:
     """Load what all tests load, and make an empty database; return its path."""
     sys.path.insert(0, str(ROOT))
+    sys.dont_write_bytecode = False  # the tests and the other modules are compiled once
     os.chdir(ROOT)
     os.environ |= {"HYPOTHESIS_PROFILE": "mutants", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     for name in LIBRARIES:
@@ -286,11 +297,16 @@ def main() -> int:
     record, known_path = HERE / "mutants.json", HERE / "mutants_known.yaml"
     known = yaml.safe_load(known_path.read_text()) if known_path.exists() else {}
     unexplained = 0
+    ran: dict[str, Ran] = {}
     for module in asked:
         print(module, flush=True)
-        files = [f"tests/{name}.py" for name in MODULES[module] if (ROOT / "tests" / f"{name}.py").exists()]
-        score = judge(ROOT / module, files, database, TEXTS.get(module, frozenset()))
-        print(f"  {score.found} of {score.mutants} found ({score.out_of_time} out of time), {score.seconds:.0f} s")
+        if module not in ran:
+            files = [f"tests/{name}.py" for name in MODULES[module]]
+            ran |= baseline([other for other in asked if MODULES[other] == MODULES[module]], files, database)
+        score = judge(ROOT / module, ran[module], database, TEXTS.get(module, frozenset()))
+        print(
+            f"  {score.found} of {score.mutants} found ({score.out_of_time} out of time), {score.seconds} s", flush=True
+        )
         scores = json.loads(record.read_text()) if record.exists() else {}
         scores[module] = asdict(score)
         scores = {name: scores[name] for name in MODULES if name in scores}
