@@ -43,7 +43,7 @@ from benchmarks.mutations import Mutant, mutants
 
 ROOT = Path(__file__).resolve().parent.parent
 HERE = Path(__file__).resolve().parent
-STORE = ["test_store", "test_integrity", "test_copies", "test_signing", "test_bad_rows"]
+STORE = ["test_operations", "test_store", "test_integrity", "test_copies", "test_signing", "test_bad_rows"]
 # The tests of each module.
 MODULES: dict[str, list[str]] = {
     "registry/deployments.py": ["test_deployments"],

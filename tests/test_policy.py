@@ -58,6 +58,11 @@ def test_what_could_reach_a_path_or_a_filter_is_no_name(name):
         parse({name: {"from": "candidate", "require": []}})
 
 
+def test_the_candidates_are_no_environment():
+    with pytest.raises(UsageError, match=r"environments\.candidate: the name is taken"):
+        parse({"candidate": {"from": "candidate", "require": []}})
+
+
 def test_a_name_that_yaml_read_as_something_else_is_no_name():
     for name in (3, True, None):
         with pytest.raises(UsageError, match="no name for an environment"):
