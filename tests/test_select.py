@@ -108,6 +108,19 @@ def test_losses_by_different_measures_are_compared_by_the_share_of_their_limit()
     assert (found["a"].quality_drop, found["a"].quality_budget) == (0.09, 0.1)
 
 
+def test_where_nothing_says_what_was_lost_the_smaller_wins_among_those_as_fast() -> None:
+    large, small = (
+        measured(name, value, quality=None, precision="int8", files=of_size(size))
+        for name, value, size in (("large", 0.5, 9), ("small", 0.504, 8))
+    )
+    exact = measured("exact", 0.503, quality=None, files=of_size(10))
+    found = choices(PLAIN, large, small, exact, quality=None)
+    assert found["small"].chosen
+    assert (found["small"].quality_drop, found["exact"].quality_drop) == (None, 0.0)
+    assert found["large"].reason == "as fast as small (2.00 times), which is simpler or smaller"
+    assert {name for name, choice in found.items() if choice.on_front} == {"large", "small"}
+
+
 @pytest.mark.parametrize(
     ("variant", "reason"),
     [
@@ -180,8 +193,8 @@ def test_each_runtime_has_a_winner_and_the_first_ones_is_the_models(benchmark: A
 
 
 def test_a_budget_that_nothing_meets_fails_with_what_the_plain_export_breaks(benchmark: Any) -> None:
-    large = [m.model_copy(update={"files": of_size(2_000_000)}) for m in (measured("a", 0.5), PLAIN)]
-    report = benchmark(*large)
+    died = measured("a", 0.5, status="failed", reason="died")
+    report = benchmark(died, PLAIN.model_copy(update={"files": of_size(2_000_000)}))
     assert (report.status, report.winners, report.variant) == ("failed", [], "")
     assert report.reason.startswith("no variant is within the budget; the plain export: 2.00 MB is more than the 1.5")
     assert (report.quality_measure, report.quality_budget) == ("", None)
