@@ -3,6 +3,7 @@ fail?
 
     python -m benchmarks.mutants                     # every module of MODULES: benchmarks/mutants.md and mutants.json
     python -m benchmarks.mutants registry/chain.py   # one module: its survivors, and its line of both files
+    python -m benchmarks.mutants --again             # after tests were added: only what survived the last run
 
 For each module its tests run once, unchanged, and it is seen which test runs which line. Each fault is then tried by
 the tests that run its line, the quickest first, in a forked process that has the libraries loaded already. A fault is
@@ -229,13 +230,14 @@ def able(mutant: Mutant, ran: Ran) -> list[str]:
     return sorted(hit, key=lambda name: ran[name][0])
 
 
-def judge(path: Path, ran: Ran, database: str, texts: frozenset[str]) -> Score:
-    """Try every mutant of a module."""
+def judge(path: Path, ran: Ran, database: str, before: Score | None) -> Score:
+    """Try every mutant of a module, or those again that survived `before`."""
     start = time.monotonic()
-    found = late = 0
+    every = list(mutants(path.read_text(), TEXTS.get(path.relative_to(ROOT).as_posix(), frozenset())))
+    tried = [mutant for mutant in every if before is None or mutant.name in before.survivors]
+    late = before.out_of_time if before else 0
     survivors = []
-    every = list(mutants(path.read_text(), texts))
-    for number, mutant in enumerate(every, 1):
+    for number, mutant in enumerate(tried, 1):
         wanted, seconds = [], 0.0
         for name in able(mutant, ran):
             if seconds > LONGEST_S:
@@ -247,30 +249,29 @@ def judge(path: Path, ran: Ran, database: str, texts: frozenset[str]) -> Score:
             chosen = sorted({name.split("::")[0] for name in wanted})
             watch = Watch(database, wanted)
             code = apart(partial(run_tests, chosen, watch, (path, mutant.source)), 20 + 5 * seconds)
-        found += code != 0
         late += code is None
         if code == 0:
             survivors.append(mutant.name)
             print(f"  line {mutant.line} survives{'' if wanted else ', no test runs it'}: {mutant.name}", flush=True)
-        print(f"{number}/{len(every)}", end="\r", file=sys.stderr)
+        print(f"{number}/{len(tried)}", end="\r", file=sys.stderr)
+    taken = round(time.monotonic() - start) + (before.seconds if before else 0)
     today = datetime.now(UTC).date().isoformat()
-    return Score(len(every), found, late, round(time.monotonic() - start), today, survivors)
+    return Score(len(every), len(every) - len(survivors), late, taken, today, survivors)
 
 
-def page(scores: dict[str, dict[str, Any]], known: dict[str, dict[str, str]]) -> str:
+def page(scores: dict[str, Score], known: dict[str, dict[str, str]]) -> str:
     """benchmarks/mutants.md."""
     rows, left = [], []
     for module, score in scores.items():
         said = known.get(module, {})
-        equal = sum(name in said for name in score["survivors"])
-        share = score["found"] / score["mutants"]
+        equal = sum(name in said for name in score.survivors)
         rows.append(
-            f"| `{module}` | {score['mutants']} | {score['found']} | {share:.1%} | {equal} | "
-            f"{len(score['survivors']) - equal} | {score['seconds'] / 60:.0f} min | {score['date']} |"
+            f"| `{module}` | {score.mutants} | {score.found} | {score.found / score.mutants:.1%} | {equal} | "
+            f"{len(score.survivors) - equal} | {score.seconds / 60:.0f} min | {score.date} |"
         )
-        if score["survivors"]:
+        if score.survivors:
             left += [f"\n### {module}\n"]
-            left += [f"- `{name}`  \n  {said.get(name, '**not explained**')}" for name in score["survivors"]]
+            left += [f"- `{name}`  \n  {said.get(name, '**not explained**')}" for name in score.survivors]
     table = "\n".join(rows)
     return (HERE / "mutants_head.md").read_text().replace("{table}", table) + "\n".join(left) + "\n"
 
@@ -292,10 +293,12 @@ def prepare() -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("modules", nargs="*", help="paths of modules; all of MODULES where none is given")
-    asked = parser.parse_args().modules or list(MODULES)
+    parser.add_argument("--again", action="store_true", help="try only what survived the last run")
+    options = parser.parse_args()
+    asked = options.modules or list(MODULES)
     database = prepare()
-    record, known_path = HERE / "mutants.json", HERE / "mutants_known.yaml"
-    known = yaml.safe_load(known_path.read_text()) if known_path.exists() else {}
+    record = HERE / "mutants.json"
+    known = yaml.safe_load((HERE / "mutants_known.yaml").read_text())
     unexplained = 0
     ran: dict[str, Ran] = {}
     for module in asked:
@@ -303,14 +306,11 @@ def main() -> int:
         if module not in ran:
             files = [f"tests/{name}.py" for name in MODULES[module]]
             ran |= baseline([other for other in asked if MODULES[other] == MODULES[module]], files, database)
-        score = judge(ROOT / module, ran[module], database, TEXTS.get(module, frozenset()))
-        print(
-            f"  {score.found} of {score.mutants} found ({score.out_of_time} out of time), {score.seconds} s", flush=True
-        )
-        scores = json.loads(record.read_text()) if record.exists() else {}
-        scores[module] = asdict(score)
-        scores = {name: scores[name] for name in MODULES if name in scores}
-        record.write_text(json.dumps(scores, indent=1) + "\n")
+        before = {name: Score(**said) for name, said in json.loads(record.read_text()).items()}
+        score = judge(ROOT / module, ran[module], database, before.get(module) if options.again else None)
+        print(f"  {score.found} of {score.mutants} found, {score.seconds} s", flush=True)
+        scores = {name: {**before, module: score}[name] for name in MODULES if name in before or name == module}
+        record.write_text(json.dumps({name: asdict(score) for name, score in scores.items()}, indent=1) + "\n")
         (HERE / "mutants.md").write_text(page(scores, known))
         unexplained += sum(name not in known.get(module, {}) for name in score.survivors)
     return min(unexplained, 1)

@@ -2,7 +2,7 @@
 
     for mutant in mutants(source):
         mutant.source        # the whole file with that one fault
-        mutant.name          # "find: entry.number == number -> (entry.number != (number))"
+        mutant.name          # "find: …if entry.number == number:… -> …if (entry.number != (number)):…"
 
 A fault is a comparison at its boundary or turned round, an operand, a condition, a filter, an argument, an item of a
 dictionary or a statement left out, a number or a boolean that is another one, an operator or function that is another
@@ -25,7 +25,7 @@ _FUNCTIONS = {"min": "max", "max": "min", "any": "all", "all": "any", "sorted": 
 # Arguments and calls that no run of a program depends on.
 _NO_BEHAVIOUR = {"frozen", "TypeVar", "arbitrary_types_allowed"}
 _HIDDEN = {"__str__", "__repr__"}
-_LONG, _AROUND = 80, 30
+_AROUND = 25
 
 
 @dataclass(frozen=True)
@@ -41,33 +41,28 @@ class Mutant:
 def mutants(source: str, texts: frozenset[str] = frozenset()) -> Iterator[Mutant]:
     """Every file that differs from `source` by one fault. Functions named in `texts` only put words together."""
     lines = source.splitlines(keepends=True)
+    content = source.encode()
     seen: dict[str, int] = {}
     for node, text, scope, statement in _Faults(texts).of(ast.parse(source)):
-        start, end = (
-            _offset(lines, node.lineno, node.col_offset),
-            _offset(lines, node.end_lineno or node.lineno, node.end_col_offset or 0),
-        )
-        name = f"{scope}: {_difference(ast.unparse(node), text)}"
+        start = _offset(lines, node.lineno, node.col_offset)
+        end = _offset(lines, node.end_lineno or node.lineno, node.end_col_offset or 0)
+        changed = (content[:start] + text.encode() + content[end:]).decode()
+        name = f"{scope}: {_difference(source, changed)}"
         seen[name] = seen.get(name, 0) + 1
         if seen[name] > 1:
             name += f" ({seen[name]})"
-        content = source.encode()
-        changed = (content[:start] + text.encode() + content[end:]).decode()
         yield Mutant(name, changed, node.lineno, _span(statement) if scope != "module" else None)
 
 
 def _difference(old: str, new: str) -> str:
-    """What is replaced by what; of long texts, the surroundings of where they differ."""
-    if new.startswith("(") and len(old) > _LONG:
-        new = new[1:-1]
-    start = next((n for n, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), min(len(old), len(new)))
+    """What is replaced by what, and some words around it, so that a fault has the same name wherever it stands."""
+    start = next(n for n, (a, b) in enumerate(zip(old, new, strict=False)) if a != b)
     rest = zip(reversed(old[start:]), reversed(new[start:]), strict=False)
-    end = next((n for n, (a, b) in enumerate(rest) if a != b), min(len(old), len(new)) - start)
-    shown = []
-    for text in (old, new):
-        first, last = max(0, start - _AROUND), min(len(text), len(text) - end + _AROUND)
-        shown.append(text if len(old) <= _LONG else f"…{text[first:last]}…")
-    return " -> ".join(" ".join(text.split()) for text in shown)
+    same = next((n for n, (a, b) in enumerate(rest) if a != b), min(len(old), len(new)) - start)
+    before = old[max(0, start - _AROUND) : start].rpartition("\n")[2]
+    after = old[len(old) - same :][:_AROUND].partition("\n")[0]
+    shown = [" ".join(f"{before}{text[start : len(text) - same]}{after}".split()) for text in (old, new)]
+    return " -> ".join(f"…{text}…" for text in shown)
 
 
 def _offset(lines: list[str], line: int, column: int) -> int:

@@ -295,6 +295,32 @@ def test_an_approval_has_nobody_to_race_with():
     assert [e.number for e in book.read().line.counted] == [1]
 
 
+def test_whatever_is_no_proven_entry_is_told_in_the_order_of_the_log_however_it_was_read():
+    book = Book()
+    book.promote("ann")
+    seen = book.read()
+    for tags in ({}, {"schema": "3"}, {"schema": "3", "signature": "x"}):
+        book.put(tags)
+    book.write(approval(book, "eve", seen))
+    book.promote("eve")
+    book.put({})
+    book.put({"schema": "9", "signature": "x"})
+    rows = [Row(number, tags) for number, tags in book.rows.items()]
+    for order in (rows, rows[::-1], rows[4:] + rows[:4]):
+        log = parse_log(LOG, order, SIGNERS)
+        assert (log.foreign, log.newer, log.newest) == ((2, 3, 7), (4, 8), 8)  # unsigned, nobody has to understand it
+        assert [e.number for e in log.unproven] == [5, 6]
+        assert log.approvals == ()
+        assert [alarm.split(" ", 2)[:2] for alarm in log.alarm] == [["row", str(n)] for n in range(2, 9)]
+        unsigned = parse_log(LOG, order, {})
+        assert (unsigned.foreign, unsigned.newer) == ((2, 7), (3, 4, 8))
+        assert [e.number for e in unsigned.approvals] == [5]
+    book.write(approval(book, "bob", seen))
+    book.write(approval(book, "ann", seen))
+    rows = [Row(number, tags) for number, tags in book.rows.items()]
+    assert [e.number for e in parse_log(LOG, rows[::-1], SIGNERS).approvals] == [9, 10]
+
+
 def test_of_several_entries_one_that_rests_on_what_was_not_read_leaves_the_log_open():
     left = {**SIGNERS, "ann": Signer(key=SIGNERS["ann"].key, until="2026-01-03T00:00:00+00:00")}
     book = Book()

@@ -154,6 +154,11 @@ def test_a_log_is_parted_into_what_counts_and_what_does_not():
     assert log.settled
 
 
+def test_approvals_and_unproven_entries_stand_among_the_others_in_the_order_of_the_log():
+    rows = [row(1, 0), row(2, 0, kind="approve"), row(3, 1), row(4, 0, kind="approve"), row(5, 3)]
+    assert [e.number for e in parse_log(NAME, rows, {}).entries()] == [1, 2, 3, 4, 5]
+
+
 def test_an_empty_log_has_nothing():
     log = parse_log(NAME, [], {})
     assert (log.line.live, log.newest, log.settled, log.entries()) == (None, 0, True, [])
