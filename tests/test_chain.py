@@ -253,7 +253,7 @@ def test_an_entry_of_one_who_has_left_is_judged_with_the_entry_that_it_rests_on(
     left = {**SIGNERS, "ann": Signer(key=SIGNERS["ann"].key, until="2026-01-03T00:00:00+00:00")}
     book = Book()
     book.promote("bob", "bob", "ann")
-    assert not book.read(left, floor=2).settled
+    assert (book.read(left, floor=2).settled, book.read(left, floor=2).open) == (False, True)
     assert (book.read(left, floor=1).line.base, book.read(left, floor=1).settled) == (3, True)
     book.promote("ann")  # proves the one before, as far as that is read
     assert (book.read(left, floor=2).line.base, book.read(left, floor=2).settled) == (4, True)

@@ -129,9 +129,8 @@ def test_a_class_that_the_spread_moves_is_not_judged() -> None:
 
 @pytest.mark.parametrize("dtype", ["U3", "S3", "M8[s]", "c8", "O"])
 def test_what_is_no_number_has_to_be_equal(dtype: str) -> None:
-    reference = np.array(["1", "2"]).astype(dtype) if dtype != "c8" else np.array([1 + 1j, 2], dtype)
-    if dtype == "M8[s]":
-        reference = np.array(["2026-01-01", "2026-01-02"], dtype)
+    made: dict[str, list[Any]] = {"M8[s]": ["2026-01-01", "2026-01-02"], "c8": [1 + 1j, 1 - 1j], "O": ["1", "2"]}
+    reference = np.array(made.get(dtype, ["a", "b"]), dtype)
     same = compare("y", reference, reference.copy(), 0, 0)
     assert (same.verdict, same.share_out) == ("ok", 0)
     other = compare("y", reference, reference[::-1].copy(), 9, 9)
@@ -146,6 +145,13 @@ def test_what_float64_has_finite_and_the_reference_has_not_is_not_judged_and_not
     assert (odd.verdict, odd.share_out) == ("NaN mismatch", 1.0)  # of the two that are judged
     assert "NaN or infinity" in odd.reason
     assert compare("y", f32(1, np.inf), f32(1, 3), 0, 0, np.array([1.0, np.inf])).verdict == "NaN mismatch"
+
+
+def test_nan_and_infinity_may_stand_where_the_reference_has_them() -> None:
+    odd = f32(np.nan, np.inf, -np.inf, 1)
+    found = compare("y", odd, odd.copy(), 0, 0)
+    assert (found.verdict, found.share_out, found.max_abs) == ("ok", 0, 0)
+    assert compare("y", odd, f32(np.nan, np.inf, np.inf, 1), 9, 9).verdict == "NaN mismatch"
 
 
 def test_where_nan_is_misplaced_the_share_counts_what_is_not_close_either() -> None:
@@ -197,6 +203,8 @@ def test_integers_have_no_figures_of_floats() -> None:
     assert (found.max_abs, found.mean_abs, found.max_rel) == (2.0, 0.5, 0.5)
     assert (found.cosine, found.snr_db, found.agreement, found.max_ulp) == (None, None, None, None)
     assert (found.error, found.reference_error, found.out_abs) == (None, None, 2.0)
+    judged = compare("y", np.array([3, 4]), np.array([3, 5]), 0, 0, np.array([3.0, 4.0]), np.zeros(2))
+    assert (judged.share_out, judged.error, judged.reference_error) == (0.5, None, None)
 
 
 @pytest.mark.parametrize("shape", [(0,), (0, 3), (2, 0)])
