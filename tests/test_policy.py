@@ -142,6 +142,7 @@ def test_environments_may_stand_in_any_order():
     "said",
     [
         {"command": ["notify-send", "x"]},
+        {"command": ["a"]},
         {"webhook": "https://a/b"},
         {"server_webhook": "$HOOK"},
         {"webhook": "http://a"},
