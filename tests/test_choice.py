@@ -165,7 +165,8 @@ def test_an_interval_is_that_of_the_percentile_bootstrap_over_rounds_and_the_sam
     rng = np.random.default_rng(2)
     pairs = [(rng.lognormal(0, 0.3, 15), rng.lognormal(0.1, 0.3, 15)) for _ in range(2)]
     found = ratio(pairs)
-    assert ratio(pairs) == found
+    # Draws that are the same ones every time: a report that is computed again is the same to the last byte.
+    assert [found.low, found.high] == pytest.approx([0.8584350666622304, 1.1057202694706465], rel=1e-9)
     drawn = [
         np.mean([undisturbed(np.log(a[again])) - undisturbed(np.log(b[again])) for a, b in pairs])
         for again in rng.integers(0, 15, (4000, 15))
