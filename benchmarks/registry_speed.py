@@ -75,7 +75,8 @@ def status_of_many(models: int) -> Iterator[Finding]:
 
 
 def cold_starts() -> Iterator[Finding]:
-    """Whole commands, from start to end."""
+    """Whole commands, from start to end, on an empty store."""
+    Store().versions.everything()  # makes the store, which commands that read do not
     for arguments, limit in (("--help", 0.3), ("status", 2.0)):
         took = min(_seconds(partial(_command, arguments)) for _ in range(5))
         yield Finding(f"onward {arguments}, cold", f"under {limit} s", f"{took:.2f} s", took < limit)

@@ -22,7 +22,7 @@ Value = str | int | float | None
 
 SECTIONS = ("graph", "operators", "evidence", "params", "metrics", "latencies")
 # Said elsewhere in the comparison, or a name and no fact.
-_NOT_EVIDENCE = ("sha256", "serving", "run_id", "opset", "size_mb")
+_NOT_EVIDENCE = ("sha256", "manifest", "serving", "run_id", "opset", "size_mb")
 _TIMES = ("latency_", "throughput_", "ratio_")
 
 # Amounts: counts, times, rates and bytes, of which zero is none, so that a percentage means something. Anything else is

@@ -90,6 +90,7 @@ def replacing(folder: Path) -> Iterator[Path]:
             with _alone_in(place.parent):
                 _keep_mode(place, fresh)
                 _put(fresh, place)
+                _tidy(place)
                 _sync_one(place.parent)
     finally:
         _delete(fresh)  # what was at the place before, or what was not finished

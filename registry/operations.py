@@ -21,7 +21,7 @@ from registry import chain, events, file_signatures, four_eyes, mirror, policy, 
 from registry.actor import named, who
 from registry.choosing import Deployable, choose, judge, proof, second_person
 from registry.deployments import Draft, Entry, GateResult, plan_rollback
-from registry.errors import MachineFault, OnwardError, Refused, StoreUnreachable, UsageError, saying
+from registry.errors import LostRace, MachineFault, OnwardError, Refused, StoreUnreachable, UsageError, saying
 from registry.files import Found
 from registry.integrity import manifest_digest
 from registry.layout import Drift, Log, registered_name
@@ -323,8 +323,17 @@ def _heal(store: Store, rules: Policy, model: str, environment: str, log: Log) -
 def _append(
     store: Store, rules: Policy, model: str, environment: str, seen: Log, draft: Draft, key: signatures.Key | None
 ) -> Outcome:
-    draft = tied(draft, registered_name(environment, model), seen, key)
-    log = store.append(environment, model, draft)
+    registered = registered_name(environment, model)
+    try:
+        log = store.append(environment, model, draft := tied(draft, registered, seen, key))
+    except LostRace:
+        # A signed entry does not count where a row before it is missing or unsigned. Where nothing else was deployed
+        # meanwhile, that row was there before, and the next entry says that its author saw it.
+        seen = store.head(environment, model)
+        if key is None or seen.line.base != draft.base:
+            raise
+        again = draft.model_copy(update={"key": uuid.uuid4().hex})
+        log = store.append(environment, model, draft := tied(again, registered, seen, key))
     entry = log.line.won(draft.key)
     assert entry is not None
     notes = [_heal(store, rules, model, environment, log)]

@@ -146,8 +146,7 @@ def _environment_status(store: Store, known: Mapping[str, Overview], environment
     registered = known.get(registered_name(environment, model), Overview())
     floor = int(registered.newest[0].version) - 1 if registered.newest else 0
     log = store.parse(environment, model, registered.newest[:1], floor)
-    if not log.settled:
-        log = store.head(environment, model)
+    log = store.remembered(environment, model, log) if log.settled else store.head(environment, model)
     live = log.line.live
     there = known.get(model, Overview()).aliases.get(environment)
     candidate = live.candidate_version if live else None

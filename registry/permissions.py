@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from registry import policy
 from registry.connection import http_status, reachable
-from registry.errors import Refused, UsageError
+from registry.errors import Refused, UsageError, saying
 from registry.files import experiment_name
 from registry.store import Store
 from registry.uri import without_credentials
@@ -45,17 +45,22 @@ def grant(environment: str, user: str, store: Store | None = None) -> list[Grant
     from mlflow.server.auth.client import AuthServiceClient
 
     server = AuthServiceClient(uri)
-    return [
-        Grant(kind, name, _granted(server, user, kind, name, number, uri))
-        for kind, name, number in _resources(store, environment)
-    ]
+    granted: list[Grant] = []
+    with saying(lambda: f"Granted before that: {', '.join(g.name for g in granted if g.changed) or 'nothing'}"):
+        for kind, name, number in _resources(store, environment):
+            granted.append(Grant(kind, name, _granted(server, user, kind, name, number, uri)))
+    return granted
 
 
 def _resources(store: Store, environment: str) -> list[tuple[str, str, str]]:
     """Of all that somebody who deploys there writes to: what it is, its name, and what the server knows it by."""
     experiment = store.files.experiment(environment)
     # LIKE takes an underscore for any character.
-    logs = [name for name in store.versions.named(f"{environment}.%") if name.startswith(f"{environment}.")]
+    logs = [
+        name
+        for name in store.versions.named(f"{environment}.%")
+        if name.startswith(f"{environment}.") and policy.is_name(name.removeprefix(f"{environment}."))
+    ]
     if experiment is None or not logs:
         raise UsageError(
             f"{environment} was not made yet: `onward environments create MODEL...`, for each of its models"

@@ -179,7 +179,7 @@ def trouble_lines(model: str, state: EnvironmentStatus) -> Iterator[str]:
             yield f"version {number} in a log of {log} is no entry of Onward's, and counts for nothing"
     for entry in state.unproven:
         if told is None or entry.number < told:
-            yield f"entry {entry.number} in a log of {log} counts for nothing: no signer signed it"
+            yield f"entry {entry.number} in a log of {log} counts for nothing: it is not proven"
     for number in state.newer:
         if told is None or number < told:
             yield f"entry {number} in a log of {log} was written by a newer Onward: upgrade this one"

@@ -12,10 +12,11 @@ import re
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from registry import newest, policy, relocate, webhooks
+from registry import memory, newest, policy, relocate, webhooks
 from registry.connection import as_default, connect, reachable
 from registry.deployments import Draft, Entry
 from registry.errors import LostRace, StoreUnreachable, UsageError
@@ -76,7 +77,8 @@ class Store:
 
     def log(self, environment: str, model: str) -> Log:
         """The whole log of one environment of one model; an empty one where nothing was ever deployed."""
-        return self.parse(environment, model, self.versions.newest_first(registered_name(environment, model)))
+        log = self.parse(environment, model, self.versions.newest_first(registered_name(environment, model)))
+        return self.remembered(environment, model, log)
 
     def head(self, environment: str, model: str, down_to: int | None = None) -> Log:
         """The newest part of a log: as much as says what is live, however long the log is, and entry `down_to`."""
@@ -86,7 +88,13 @@ class Store:
             log = self.parse(environment, model, versions, floor)
             if log.settled and (down_to is None or floor < down_to):
                 break
-        return log
+        return self.remembered(environment, model, log)
+
+    def remembered(self, environment: str, model: str, log: Log) -> Log:
+        """The same log, with an alarm more where its environment has signers and what was live before is gone."""
+        known = policy.read().get(environment)
+        gone = memory.gone(self.uri, registered_name(environment, model), log) if known and known.signers else ""
+        return replace(log, alarm=(*log.alarm, gone)) if gone else log
 
     def parse(self, environment: str, model: str, versions: Iterable[Version], floor: int = 0) -> Log:
         """The log that versions make up, as the signers of its environment, if it has any, would have it."""

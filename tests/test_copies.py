@@ -139,7 +139,7 @@ def test_an_export_takes_the_copy_that_is_left(store: Store, tmp_path: Path) -> 
     delete_files(store, "staging", 1)
     promote(store, "staging", 1)
     transfer.export(["cnn"], tmp_path / "moved", store)
-    assert (tmp_path / "moved" / live(store).sha256 / "model.onnx").is_file()
+    assert (tmp_path / "moved" / live(store).manifest / "model.onnx").is_file()
 
 
 def test_a_reader_makes_nothing(store: Store) -> None:

@@ -244,8 +244,12 @@ def started(*arguments: str, **streams) -> subprocess.Popen[bytes]:
 
 
 def test_ctrl_c_is_one_line(onward, monkeypatch):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
     monkeypatch.setattr(overview, "status", lambda: os.kill(os.getpid(), signal.SIGINT) or time.sleep(5))
-    assert onward("status") == (130, "", "onward: interrupted\n")
+    try:
+        assert onward("status") == (130, "", "onward: interrupted\n")
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_reader_that_has_seen_enough_is_no_fault(store):

@@ -57,7 +57,7 @@ def test_a_model_that_was_never_registered_is_listed(store: Store, tmp_path: Pat
     rows = {line.split()[0]: line for line in out.splitlines()}
     assert code == 0
     assert "never registered" in rows["never"]
-    assert "failed: export: no way out [/layer] [2J at all" in rows["never"]
+    assert "failed: export: no way out [/layer] \\x1b[2J at all" in rows["never"]
     assert "\x1b[2J" not in out
     code, out, _ = onward("status", "--json")
     found = {model["model"]: model for model in json.loads(out)}
@@ -86,5 +86,5 @@ def test_runs_of_another_experiment_and_deleted_runs_do_not_count(store: Store, 
 
 
 def test_a_long_reason_is_cut_off() -> None:
-    assert shortened("a\n b\t\x07c") == "a b c"
+    assert shortened("a\n b\t\x07c") == "a b \\x07c"
     assert shortened("x" * 101) == "x" * 99 + "…"

@@ -392,3 +392,31 @@ def test_one_key_under_two_names_is_one_person(store, keys, be, environment):
         be(promoter)
         with pytest.raises(Refused, match="somebody else has to approve"):
             promote(store, 1)
+
+
+def test_a_log_that_was_cut_off_at_its_end_raises_an_alarm_where_it_was_seen_whole(
+    store, keys, be, environment, onward
+):
+    environment(signers=keys)
+    for version in (1, 2):
+        promote(store, version)
+    session = InferenceSession("cnn@staging")
+    store._client.delete_model_version("staging.cnn", "2")
+    assert live(store) == 1
+    [alarm] = store.head("staging", "cnn").alarm
+    assert alarm.startswith("entry 2 was seen here as live, and the log ends before it: it was deleted")
+    assert "ALARM: entry 2 was seen here as live" in onward("status")[1]
+    assert "entry 2 was seen here" in onward("reconcile")[2]
+    with pytest.raises(Refused, match=r"entry 2 is gone from the log, and version 2 stays loaded"):
+        session.refresh()
+    with pytest.raises(Refused, match=r"raises an alarm: entry 2 was seen here"):
+        InferenceSession("cnn@staging", require_signed=True)
+    assert promote(store, 3).entry.number == 4  # entry 3 stood behind the gap
+    assert store.head("staging", "cnn").alarm == ()
+
+
+def test_a_host_that_can_write_nothing_reads_signed_logs_all_the_same(store, keys, be, environment, monkeypatch):
+    environment(signers=keys)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")
+    promote(store, 1)
+    assert (live(store), store.head("staging", "cnn").alarm) == (1, ())

@@ -1,0 +1,70 @@
+"""What this user saw of signed logs, so that a log cannot be cut off at its end unnoticed.
+
+Each signed entry names those before it, so that a deleted one is missed by the next. Nothing names the newest entry.
+Whoever deletes it brings back what was live before, and a reader who sees the log for the first time cannot know. One
+who saw it before can: the newest entry that counted is kept in a small file beside the cache, one for each log.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+from registry.cache import cache
+from registry.disk import write_atomically
+from registry.layout import Log
+from registry.signatures import digest
+from registry.uri import without_credentials
+
+
+def gone(uri: str, registered: str, log: Log) -> str:
+    """Compare a signed log with what was seen of it before, and remember what is live now.
+
+    Args:
+        uri: the store's, credentials included.
+        registered: the name of the log.
+        log: the log, read far enough to say what is live.
+
+    Returns:
+        in words, that an entry which counted is gone or another one; empty where all is there.
+    """
+    file = _file(uri, registered)
+    number, known = _read(file)
+    live = log.line.live
+    here = {entry.number: entry for entry in log.entries()}
+    if number in here and digest(here[number], registered) != known:
+        return ""  # it was changed: its signature or the links to it say so
+    if number > log.newest:
+        return (
+            f"entry {number} was seen here as live, and the log ends before it: it was deleted. If that is right, "
+            f"delete {file}"
+        )
+    if live is not None and live.number > number:
+        _write(file, uri, registered, live.number, digest(live, registered))
+    return ""
+
+
+def _file(uri: str, registered: str) -> Path:
+    name = hashlib.sha256(f"{uri}\n{registered}".encode()).hexdigest()[:32]
+    return cache() / "logs" / f"{name}.json"
+
+
+def _read(file: Path) -> tuple[int, str]:
+    """The number and the digest of what was live; 0 where nothing is known."""
+    try:
+        said = json.loads(file.read_bytes())
+        return int(said["number"]), str(said["digest"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0, ""
+
+
+def _write(file: Path, uri: str, registered: str, number: int, known: str) -> None:
+    said = {"store": without_credentials(uri), "log": registered, "number": number, "digest": known}
+    try:
+        cache().mkdir(mode=0o700, parents=True, exist_ok=True)
+        if os.access(cache(), os.W_OK):
+            write_atomically(file, json.dumps(said).encode() + b"\n")
+    except OSError:
+        return  # a host that can write nothing remembers nothing
