@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export MPLBACKEND := Agg
 
-.PHONY: help demo test repro lint setup postgres constraints clean
+.PHONY: help demo test repro lint mutants setup postgres constraints clean
 
 help:  ## what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
@@ -36,6 +36,9 @@ test: setup postgres  ## the whole test suite, on two cores
 
 lint: setup  ## ruff, mypy
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+mutants: setup  ## do the tests notice faults? writes benchmarks/mutants.md (ONLY=registry/chain.py for one module)
+	@nice -n 10 $(BIN)/python -m benchmarks.mutants $(ONLY)
 
 constraints: setup  ## write constraints.txt anew from what .venv holds
 	@{ echo '# Exact versions of everything in .venv: `make setup` installs these. Regenerate with `make constraints`.'; \

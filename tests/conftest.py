@@ -21,7 +21,16 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # A noisy machine is no finding: properties have no deadline.
 hypothesis.settings.register_profile("onward", deadline=None)
-hypothesis.settings.load_profile("onward")
+# For benchmarks/mutants.py: few examples, the same ones every time, and none made smaller.
+hypothesis.settings.register_profile(
+    "mutants",
+    deadline=None,
+    max_examples=40,
+    derandomize=True,
+    database=None,
+    phases=(hypothesis.Phase.explicit, hypothesis.Phase.generate),
+)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "onward"))
 
 # Commands that tests start find the tools of the environment that runs the tests, and none of its settings.
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from registry import chain
 from registry.deployments import Draft
 from registry.layout import Log, from_version, parse_log, to_tags
-from registry.signatures import Key, Signer, link, sign
+from registry.signatures import Key, Signer, digest, link, sign
 
 LOG = "production.cnn"
 KEYS = {name: Ed25519PrivateKey.from_private_bytes(bytes([n]) * 32) for n, name in enumerate(("ann", "bob", "eve"))}
@@ -21,6 +21,9 @@ SIGNERS = {
     for name, key in KEYS.items()
     if name != "eve"
 }
+
+
+TIES = {"seen", "seen_digest", "base_digest"}
 
 
 class Row:
@@ -180,6 +183,186 @@ def test_an_entry_that_another_one_passed_over_stays_so():
     assert [entry.number for entry in log.unproven] == [2]
     book.promote("ann")
     assert [entry.number for entry in book.read().line.counted] == [1, 3, 4]
+
+
+def test_a_draft_is_tied_to_its_base_and_to_the_newest_row_that_its_author_saw():
+    book = Book()
+    book.promote("ann")
+    late = book.draft("bob")
+    book.promote("ann")
+    lost = book.write(late)
+    entries = {e.number: e for e in book.read().entries()}
+    unsigned = entries[2].model_copy(update={"base": 2, "seen": -1, "seen_digest": "", "base_digest": ""})
+    tied = chain.follow(unsigned, LOG, lost, entries.values())
+    assert (tied.seen, tied.seen_digest) == (3, digest(entries[3], LOG))
+    assert tied.base_digest == digest(entries[2], LOG)
+    assert tied.model_dump(exclude=TIES) == unsigned.model_dump(exclude=TIES)
+    # A row that is no entry has no digest, and neither has the base of the first one.
+    first = chain.follow(unsigned.model_copy(update={"base": 0}), LOG, 9, entries.values())
+    assert (first.seen, first.seen_digest, first.base_digest) == (9, "", "")
+
+
+@pytest.mark.parametrize(
+    ("how", "words"), [("change", "was changed"), ("delete", "was deleted"), ("garble", "was changed")]
+)
+def test_a_lost_entry_that_later_authors_saw_is_missed_as_well(how, words):
+    book = Book()
+    book.promote("ann")
+    late = book.draft("bob")
+    book.promote("ann")
+    book.write(late)
+    book.promote("ann", "bob")
+    assert book.read().damage == ()
+    if how == "delete":
+        del book.rows[3]
+    elif how == "garble":
+        book.rows[3] = {}
+    else:
+        book.rows[3]["reason"] = "other"
+    log = book.read()
+    assert log.damage == (f"entry 3 {words} after entry 4 had named it",)
+    assert (log.line.base, log.alarm) == (5, ())
+    assert book.read(floor=2).damage == log.damage
+    assert book.read(floor=3).damage == ()
+
+
+def tied(book: Book, who: str, base: int, seen: int, seen_digest: str = "") -> Draft:
+    """What `who` would sign who claims to have seen that."""
+    said = {"base": base, "seen": seen, "seen_digest": seen_digest, "base_digest": ""}
+    return sign(book.draft(who).model_copy(update=said), LOG, Key(who, KEYS[who]))
+
+
+def judged(book: Book, signers=SIGNERS) -> chain.Judged:
+    """The verdict over a whole log."""
+    entries = {
+        e.number: e for e in parse_log(LOG, [Row(n, t, book.links[n]) for n, t in book.rows.items()], {}).entries()
+    }
+    return chain.judge(entries.values(), book.rows.keys(), LOG, signers)
+
+
+def test_a_whole_log_is_judged_from_its_first_row_and_nothing_is_left_open():
+    book = Book()
+    book.promote("ann", "bob", "ann")
+    assert judged(book) == chain.Judged(frozenset({1, 2, 3}), frozenset(), ())
+    assert not judged(book).open
+    book.rows[1]["reason"] = "other"
+    assert judged(book).damage == ("entry 1 was changed after entry 2 had named it",)
+    del book.rows[1]
+    assert judged(book).damage == ("entry 1 was deleted after entry 2 had named it",)
+
+
+def test_a_signed_entry_of_before_has_no_ties_and_counts():
+    book = Book()
+    for base in (0, 1, 2):
+        book.write(tied(book, "ann", base, seen=-1))
+    assert (book.live(), book.read().alarm, book.read().damage) == (3, (), ())
+    book.write(tied(book, "bob", base=1, seen=-1))
+    assert book.live() == 3
+    del book.rows[1]  # which rows their authors saw is not known
+    assert (book.live(), book.read().unproven) == (3, ())
+
+
+@pytest.mark.parametrize(
+    ("base", "seen", "counts"),
+    [(2, 3, True), (3, 3, True), (2, 2, True), (3, 2, False), (3, 0, False), (3, 4, False), (3, 5, False)],
+)
+def test_nobody_can_have_seen_less_than_their_base_or_their_own_entry(base, seen, counts):
+    book = Book()
+    book.promote("ann", "bob", "ann")
+    number = book.write(tied(book, "bob", base, seen))
+    assert (number in judged(book).proven) == counts
+
+
+def test_the_first_entry_of_one_who_has_left_rests_on_nothing_older():
+    left = {**SIGNERS, "ann": Signer(key=SIGNERS["ann"].key, until="2026-01-03T00:00:00+00:00")}
+    book = Book()
+    book.promote("ann")
+    log = book.read(left)
+    assert (log.line.base, log.settled, log.open) == (1, True, False)
+
+
+def test_an_entry_of_one_who_has_left_is_judged_with_the_entry_that_it_rests_on():
+    left = {**SIGNERS, "ann": Signer(key=SIGNERS["ann"].key, until="2026-01-03T00:00:00+00:00")}
+    book = Book()
+    book.promote("bob", "bob", "ann")
+    assert (book.read(left, floor=2).settled, book.read(left, floor=2).open) == (False, True)
+    assert (book.read(left, floor=1).line.base, book.read(left, floor=1).settled) == (3, True)
+    book.promote("ann")  # proves the one before, as far as that is read
+    assert (book.read(left, floor=2).line.base, book.read(left, floor=2).settled) == (4, True)
+    assert not book.read(left, floor=3).settled
+    assert book.read(left).line.base == 4
+    del book.rows[3]  # what was read to its beginning is not left open
+    log = book.read(left)
+    assert (log.line.base, log.settled) == (2, True)
+    assert [alarm.split()[1] for alarm in log.alarm] == ["4"]
+
+
+def approval(book: Book, who: str, seen: Log) -> Draft:
+    draft = book.draft(who, seen=seen).model_copy(update={"kind": "approve", "base": 0, "base_digest": ""})
+    return sign(draft, LOG, Key(who, KEYS[who]))
+
+
+def test_what_a_later_signer_rested_on_is_decided_whatever_became_of_the_rows_before_it():
+    book = Book()
+    book.promote("ann")
+    seen = book.read()
+    book.write(approval(book, "bob", seen))
+    book.write(book.draft("ann", seen=seen))
+    only_ann = {"ann": SIGNERS["ann"]}
+    log = book.read(only_ann)  # bob's row may have been an entry that won
+    assert (log.line.base, [e.number for e in log.unproven]) == (1, [2, 3])
+    book.promote("ann")
+    log = book.read(only_ann)
+    assert [e.number for e in log.line.counted] == [1, 3, 4]
+    assert (judged(book, only_ann).undecided, log.alarm) == (frozenset(), ())
+
+
+def test_an_approval_has_nobody_to_race_with():
+    book = Book()
+    book.promote("ann")
+    seen = book.read()
+    book.put({})
+    book.write(approval(book, "bob", seen))
+    assert [e.number for e in book.read().approvals] == [3]
+    assert [e.number for e in book.read().line.counted] == [1]
+
+
+def test_whatever_is_no_proven_entry_is_told_in_the_order_of_the_log_however_it_was_read():
+    book = Book()
+    book.promote("ann")
+    seen = book.read()
+    for tags in ({}, {"schema": "3"}, {"schema": "3", "signature": "x"}):
+        book.put(tags)
+    book.write(approval(book, "eve", seen))
+    book.promote("eve")
+    book.put({})
+    book.put({"schema": "9", "signature": "x"})
+    rows = [Row(number, tags, book.links[number]) for number, tags in book.rows.items()]
+    for order in (rows, rows[::-1], rows[4:] + rows[:4]):
+        log = parse_log(LOG, order, SIGNERS)
+        assert (log.foreign, log.newer, log.newest) == ((2, 7), (3, 4, 8), 8)
+        assert [e.number for e in log.unproven] == [5, 6]
+        assert log.approvals == ()
+        assert [alarm.split(" ", 2)[:2] for alarm in log.alarm] == [["row", str(n)] for n in range(2, 9)]
+        unsigned = parse_log(LOG, order, {})
+        assert (unsigned.foreign, unsigned.newer) == ((2, 7), (3, 4, 8))
+        assert [e.number for e in unsigned.approvals] == [5]
+    book.write(approval(book, "bob", seen))
+    book.write(approval(book, "ann", seen))
+    rows = [Row(number, tags, book.links[number]) for number, tags in book.rows.items()]
+    assert [e.number for e in parse_log(LOG, rows[::-1], SIGNERS).approvals] == [9, 10]
+
+
+def test_of_several_entries_one_that_rests_on_what_was_not_read_leaves_the_log_open():
+    left = {**SIGNERS, "ann": Signer(key=SIGNERS["ann"].key, until="2026-01-03T00:00:00+00:00")}
+    book = Book()
+    book.promote("bob", "bob", "bob", "bob")
+    book.write(tied(book, "ann", base=4, seen=4))
+    book.write(tied(book, "ann", base=1, seen=5))
+    del book.rows[4]
+    log = book.read(left, floor=2)
+    assert log.open
+    assert [e.number for e in log.line.counted] == [3]
 
 
 def test_one_who_is_no_signer_changes_nothing_and_is_named():

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import statistics
+from random import Random
+
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -13,16 +17,28 @@ from registry.vocabulary import FileDigest, Latency, Measurement, Ratio
 from stages.parity.quality import Judgement
 from stages.select import WORTHWHILE, choose, pareto
 from stages.settings import Budget
-from stages.statistics import FEWEST_FOR_P90, FEWEST_FOR_P95, FEWEST_FOR_P99, Array, drift, quotient, ratio, summarize
-
-
-@pytest.mark.parametrize(
-    ("count", "p90", "p99"), [(63, False, False), (64, True, False), (661, True, False), (662, True, True)]
+from stages.statistics import (
+    FEWEST_FOR_P90,
+    FEWEST_FOR_P95,
+    FEWEST_FOR_P99,
+    Array,
+    drift,
+    quotient,
+    ratio,
+    summarize,
+    undisturbed,
 )
-def test_no_percentile_is_stated_from_too_few_samples(count: int, p90: bool, p99: bool) -> None:
-    figures = summarize([list(range(1, count + 1))], "b1", {"batch": 1}, 3)
-    assert (figures.p90_ms is not None, figures.p99_ms is not None) == (p90, p99)
-    assert ("p90 needs 64" in figures.withheld, "p99 needs 662" in figures.withheld) == (not p90, not p99)
+
+
+@pytest.mark.parametrize("count", [1, 63, 64, 129, 130, 661, 662])
+def test_no_percentile_is_stated_from_too_few_samples(count: int) -> None:
+    values = list(range(1, count + 1))
+    figures = summarize([values], "b1", {"batch": 1}, 3)
+    for name, share, fewest in (("p90", 90, 64), ("p95", 95, 130), ("p99", 99, 662)):
+        stated = getattr(figures, f"{name}_ms")
+        assert stated == (pytest.approx(np.percentile(values, share)) if count >= fewest else None), name
+        assert (f"{name} needs {fewest}" in figures.withheld) == (count < fewest)
+    assert bool(figures.withheld) == (count < 662)
 
 
 @pytest.mark.parametrize(
@@ -34,8 +50,32 @@ def test_the_fewest_samples_are_those_of_the_early_stopping_rule(percentile: flo
 
 def test_throughput_counts_items_of_a_batch() -> None:
     assert summarize([[2.0, 2.0]], "b8", {"batch": 8}, 0).throughput == pytest.approx(4000)
+    assert summarize([[0.5]], "b8", {"batch": 8, "length": 3}, 0).throughput == pytest.approx(16000)
+    assert summarize([[2.0]], "one", {}, 0).throughput == pytest.approx(500)
+    assert summarize([[0.0]], "b1", {"batch": 1}, 0).throughput == math.inf
     with pytest.raises(ValueError, match="no latencies"):
         summarize([], "b1", {}, 0)
+
+
+def test_latencies_of_all_rounds_are_described_together() -> None:
+    figures = summarize([[3.0, 1.0], [2.0], [8.0]], "b1", {"batch": 2}, 7)
+    assert (figures.samples, figures.warmup, figures.sizes) == (4, 7, {"batch": 2})
+    assert (figures.p50_ms, figures.mean_ms, figures.min_ms, figures.max_ms) == (2.5, 3.5, 1.0, 8.0)
+    assert figures.std_ms == pytest.approx(statistics.stdev([3, 1, 2, 8]))
+    assert summarize([[3.0]], "b1", {}, 0).std_ms == 0
+    assert summarize([[1.0], [3.0]], "b1", {}, 0).std_ms == pytest.approx(math.sqrt(2))
+    assert figures.drift is None
+    assert summarize([[1.0 + n] for n in range(6)], "b1", {}, 0).drift == pytest.approx(5.5 / 1.5 - 1)
+
+
+@given(st.lists(st.floats(-5, 5), min_size=1, max_size=40), st.randoms())
+@example([5.0, 4.0, 3.0, 2.0, 1.0, 6.0, 7.0, 8.0], Random(0))
+def test_what_a_graph_takes_is_told_by_the_fastest_quarter_of_its_rounds(logs: list[float], random: Random) -> None:
+    assert undisturbed(np.array(logs)) == pytest.approx(np.mean(sorted(logs)[: math.ceil(len(logs) / 4)]))
+    random.shuffle(logs)
+    quarter = sorted(logs)[: math.ceil(len(logs) / 4)]
+    assert undisturbed(np.array(logs)) == pytest.approx(np.mean(quarter))
+    assert undisturbed(np.array([logs, logs[::-1]])) == pytest.approx([np.mean(quarter)] * 2)
 
 
 @given(st.floats(0.01, 100), st.floats(1, 2), st.floats(0.01, 100), st.floats(1, 2))
@@ -99,6 +139,39 @@ def test_a_machine_that_becomes_slower_is_noticed_and_noise_is_not(growth: float
 
 def test_few_rounds_tell_nothing_of_drift() -> None:
     assert drift([1.0, 2.0, 3.0, 4.0, 5.0]) is None
+    assert drift([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]) == pytest.approx(5.5 / 1.5 - 1)
+
+
+@pytest.mark.parametrize(
+    ("medians", "found"),
+    [
+        ([10, 11, 12, 13, 14, 15, 16], 15.5 / 10.5 - 1),
+        ([16, 15, 14, 13, 12, 11, 10], 10.5 / 15.5 - 1),
+        ([10, 11, 12, 14, 13, 15, 16], 15.5 / 10.5 - 1),  # one pair out of order: 0.3 % by chance
+        ([10, 12, 11, 13, 14, 16, 15], 0),  # two: 1.1 %
+        ([16, 16.1, 16.2, 16.3, 16.4, 16.5, 17], 0),  # certain, but 4 %
+        ([16, 16.1, 16.2, 16.3, 16.4, 16.9, 17], 16.95 / 16.05 - 1),  # 6 %
+        ([16, 11, 12, 13, 14, 10, 30], 0),  # much, but in no order
+        ([1, 2, 3, 4, 5, 6, 7, 8, 9], 8 / 2 - 1),
+    ],
+)
+def test_a_drift_is_the_change_from_the_first_third_to_the_last_that_is_no_chance(
+    medians: list[float], found: float
+) -> None:
+    assert drift(medians) == pytest.approx(found)
+
+
+def test_an_interval_is_that_of_the_percentile_bootstrap_over_rounds_and_the_same_every_time() -> None:
+    rng = np.random.default_rng(2)
+    pairs = [(rng.lognormal(0, 0.3, 15), rng.lognormal(0.1, 0.3, 15)) for _ in range(2)]
+    found = ratio(pairs)
+    # Draws that are the same ones every time: a report that is computed again is the same to the last byte.
+    assert [found.low, found.high] == pytest.approx([0.8584350666622304, 1.1057202694706465], rel=1e-9)
+    drawn = [
+        np.mean([undisturbed(np.log(a[again])) - undisturbed(np.log(b[again])) for a, b in pairs])
+        for again in rng.integers(0, 15, (4000, 15))
+    ]
+    assert [found.low, found.high] == pytest.approx(np.exp(np.percentile(drawn, [2.5, 97.5])), rel=0.015)
 
 
 def test_unequal_rounds_cannot_be_paired() -> None:

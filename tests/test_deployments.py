@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from registry.deployments import Draft, Entry, GateResult, Line, deployment, fold, last_live, plan_rollback
 from registry.errors import Refused, UsageError
@@ -211,6 +212,7 @@ def test_a_rollback_named_as_target_means_what_it_brought_back():
 def test_what_was_live_is_known_until_when():
     log = [e.model_copy(update={"at": f"2026-01-0{e.number}T00:00:00+00:00"}) for e in rolled_back(promotions(3))]
     log[3] = log[3].model_copy(update={"sha256": log[1].sha256})
+    assert last_live(fold([])) == {}
     assert last_live(fold(log)) == {
         log[0].sha256: "2026-01-02T00:00:00+00:00",
         log[1].sha256: "",
@@ -226,11 +228,70 @@ def test_the_first_deployment_cannot_be_rolled_back():
 
 
 def test_entries_that_were_never_live_cannot_be_restored():
-    line = fold([*promotions(2), entry(3, 1)])
-    with pytest.raises(UsageError, match="entry 3 lost a race"):
-        line.find(3)
+    line = fold([entry(4, 0), entry(3, 1), *promotions(2)])
+    assert [e.number for e in line.lost] == [3, 4]
+    for lost in (3, 4):
+        with pytest.raises(UsageError, match=f"entry {lost} lost a race"):
+            line.find(lost)
     with pytest.raises(UsageError, match="no entry 9"):
         line.find(9)
+
+
+@pytest.mark.parametrize(
+    ("field", "right", "wrong"),
+    [
+        ("number", [1, 2**31 - 1], [0, -1, 2**31]),
+        ("base", [0, 2**31 - 1], [-1, 2**31]),
+        ("candidate_version", [0, 2**31 - 1], [-1, 2**31]),
+        ("restores", [0, 2**31 - 1], [-1, 2**31]),
+        ("seen", [-1, 0, 2**31 - 1], [-2, 2**31]),
+        ("key", ["k", "k" * 100], ["", "k" * 101]),
+        ("sha256", ["0" * 64], ["", "0" * 63, "0" * 65, "A" * 64, "g" * 64]),
+        ("manifest", ["", "f" * 64], ["f" * 63, "F" * 64]),
+        ("seen_digest", ["", "f" * 64], ["f"]),
+        ("base_digest", ["", "f" * 64], ["f"]),
+        ("kind", ["promote", "rollback", "approve"], ["", "delete"]),
+        ("at", ["2026-01-02T03:04:05+00:00", "2026-01-02T03:04:05Z"], ["", "2026-01-02", "2026-01-02T03:04:05"]),
+    ],
+)
+def test_an_entry_holds_only_what_can_be_right(field, right, wrong):
+    said = entry(1, 0).model_dump()
+    for value in right:
+        assert getattr(Entry.model_validate({**said, field: value}), field) == value
+    for value in wrong:
+        with pytest.raises(ValidationError):
+            Entry.model_validate({**said, field: value})
+
+
+def test_what_an_entry_does_not_say_is_nothing():
+    said = {"number", "kind", "key", "base", "sha256", "candidate_version", "source", "actor", "reason", "at"}
+    bare = Entry.model_validate(entry(1, 0).model_dump(include=said))
+    assert bare.model_dump(exclude=said) == {
+        "manifest": "", "restores": 0, "forced": False, "gates": (), "gates_run": "", "evidence": {}, "signer": "",
+        "signature": "", "seen": -1, "seen_digest": "", "base_digest": "",
+    }  # fmt: skip
+
+
+def test_a_part_of_a_log_is_settled_where_nothing_older_can_change_what_is_live():
+    log = promotions(5)
+    for floor, settled in ((0, True), (1, True), (3, True), (4, True), (5, False)):
+        line = fold(log, floor)
+        assert line.floor == floor
+        assert line.settled == settled, floor
+        assert [e.number for e in line.entries()] == [n for n in range(1, 6) if n > floor]
+    late = [*log, entry(6, 2)]
+    assert not fold(late, 5).settled
+    assert fold(late, 4).live.number == 5
+
+
+def test_an_attempt_is_found_by_its_key_where_it_counted():
+    line = fold([*promotions(2), entry(3, 1)])
+    assert line.won("key2") == line.live
+    assert line.won("key1").number == 1
+    assert line.won("key3") is None
+    assert line.won("other") is None
+    assert fold([]) == Line((), ())
+    assert (fold([]).live, fold([]).base, fold([]).settled) == (None, 0, True)
 
 
 def test_an_entry_reads_as_a_sentence():

@@ -65,6 +65,10 @@ def add_a_pipe(folder: Path, elsewhere: Path) -> None:
     os.mkfifo(folder / "pipe")
 
 
+def lose_a_file(folder: Path, elsewhere: Path) -> None:
+    (folder / "validation" / "tolerance.json").unlink()
+
+
 SPOILS = [add_link_to_folder, link_to_file, widen_tolerance, nest_a_manifest, add_serving_options, add_a_pipe]
 
 
@@ -138,6 +142,25 @@ def test_a_candidate_that_was_changed_after_it_was_published_is_refused(store):
     write_manifest(folder)
     with pytest.raises(Refused, match=r"cnn version 2: .*manifest\.json has sha256"):
         operations.promote("cnn", "staging", 2, reason="because", force=True, store=store)
+
+
+@pytest.mark.parametrize("spoil", [widen_tolerance, nest_a_manifest, lose_a_file], ids=lambda spoil: spoil.__name__)
+def test_a_copy_that_differs_from_what_was_uploaded_is_never_deployed(store, tmp_path, monkeypatch, spoil):
+    upload = store._client.log_model_artifacts
+
+    def upload_and_spoil(model_id, folder):
+        upload(model_id, folder)
+        spoil(next(Path("mlartifacts").rglob(model_id)) / "artifacts", tmp_path / "elsewhere")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(store._client, "log_model_artifacts", upload_and_spoil)
+        with pytest.raises(Refused, match="the files are not those that were published"):
+            operations.promote("cnn", "staging", 2, reason="because", store=store)
+    assert store.log("staging", "cnn").line.live.candidate_version == 3
+    sha256 = store.candidate("cnn", 2).sha256
+    assert store.files.own_copies("staging", "cnn", sha256) == []
+    again = operations.promote("cnn", "staging", 2, reason="because", store=store)
+    assert store.files.own_copies("staging", "cnn", sha256) == [again.entry.source]
 
 
 def test_an_older_entry_is_readable_and_says_that_it_pins_less(store):

@@ -278,6 +278,26 @@ def test_reconcile_puts_right_what_a_hand_changed(store):
     assert operations.reconcile(store) == []
 
 
+@pytest.mark.parametrize("overtakings", [1, 3])
+def test_a_healing_pass_that_was_overtaken_looks_at_the_log_again(store, monkeypatch, overtakings):
+    for factor in range(overtakings + 1):
+        add_candidate(store, "cnn", factor)
+    other, write, left = Store(), Store._write, list(range(2, overtakings + 2))
+
+    def write_too_late(self, drift):
+        """Between a look at the log and what is written then, somebody else deploys and heals."""
+        if self is store and drift.alias == "live" and left:
+            promote(other, "staging", left.pop(0))
+        write(self, drift)
+
+    monkeypatch.setattr(Store, "_write", write_too_late)
+    assert promote(store, "staging", 1).changed
+    assert not left
+    assert live(store) == overtakings + 1
+    assert store.versions.aliases("staging.cnn") == {"live": overtakings + 1}
+    assert store.versions.aliases("cnn") == {"staging": overtakings + 1}
+
+
 def test_the_cost_of_a_change_does_not_grow_with_the_log(store, monkeypatch):
     for factor in (1, 2):
         promote(store, "staging", add_candidate(store, "cnn", factor))

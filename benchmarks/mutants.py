@@ -1,0 +1,320 @@
+"""Mutation testing: small faults (benchmarks/mutations.py) are put into the code that decides, one at a time. Do tests
+fail?
+
+    python -m benchmarks.mutants                     # every module of MODULES: benchmarks/mutants.md and mutants.json
+    python -m benchmarks.mutants registry/chain.py   # one module: its survivors, and its line of both files
+    python -m benchmarks.mutants --again             # after tests were added: only what survived the last run
+
+For each module its tests run once, unchanged, and it is seen which test runs which line. Each fault is then tried by
+the tests that run its line, the quickest first, in a forked process that has the libraries loaded already. A fault is
+found when a test fails, or when the tests take much longer than they did.
+
+A survivor is a fault that no test found. benchmarks/mutants_known.yaml says of survivors why they change nothing that a
+program could notice. The exit code is 1 where one is not explained there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import importlib.machinery
+import importlib.util
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from types import FrameType, ModuleType
+from typing import Any
+
+import pytest
+import yaml
+
+from benchmarks.mutations import Mutant, mutants
+
+ROOT = Path(__file__).resolve().parent.parent
+HERE = Path(__file__).resolve().parent
+STORE = ["test_operations", "test_store", "test_integrity", "test_copies", "test_signing", "test_bad_rows"]
+# The tests of each module.
+MODULES: dict[str, list[str]] = {
+    "registry/deployments.py": ["test_deployments"],
+    "registry/chain.py": ["test_chain", "test_layout"],
+    "registry/layout.py": ["test_layout", "test_chain"],
+    "registry/integrity.py": ["test_manifest", "test_external_data"],
+    "registry/gates.py": ["test_gates"],
+    "registry/policy.py": ["test_policy"],
+    "registry/signatures.py": ["test_signatures"],
+    "registry/four_eyes.py": ["test_four_eyes"],
+    "registry/choosing.py": STORE,
+    "registry/operations.py": STORE,
+    "registry/store.py": STORE,
+    "stages/parity/compare.py": ["test_compare"],
+    "stages/select.py": ["test_select", "test_choice"],
+    "stages/statistics.py": ["test_choice"],
+}
+# Functions that only put words together.
+TEXTS = {
+    "stages/select.py": frozenset({"_why_best", "_why_not", "_interval"}),
+    "stages/parity/compare.py": frozenset({"_mismatch"}),
+}
+# Loaded before the first fork, so that no mutant waits for them.
+LIBRARIES = (
+    "mlflow.tracking", "mlflow.pyfunc", "mlflow.store.tracking.sqlalchemy_store", "scipy.stats", "onnx", "onnxruntime",
+    "cryptography.hazmat.primitives.serialization", "hypothesis.strategies", "typer", "rich.table",
+)  # fmt: skip
+# A survivor runs all tests that could find it, unless these take longer than this many seconds together.
+LONGEST_S = 20.0
+
+
+# Of one module, by test: the seconds that it takes and the lines that it runs.
+Ran = dict[str, tuple[float, set[int]]]
+
+
+@dataclass
+class Score:
+    """What became of the mutants of one module. `survivors` are names of mutants."""
+
+    mutants: int
+    found: int
+    out_of_time: int
+    seconds: int
+    date: str
+    survivors: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Watch:
+    """A pytest plugin: runs the tests of `wanted` (all where empty) in that order. Keeps how long each ran, and which
+    lines of `paths`."""
+
+    database: str
+    wanted: list[str] = field(default_factory=list)
+    paths: tuple[str, ...] = ()
+    ran: dict[str, tuple[float, dict[str, list[int]]]] = field(default_factory=dict)
+    failed: list[str] = field(default_factory=list)
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        factory: Any = sys.modules.get("tests.store_factory")
+        if factory is not None:  # making an empty database takes seconds: all share one
+            factory._empty_database = lambda: Path(self.database)
+        if self.wanted:
+            place = {name: number for number, name in enumerate(self.wanted)}
+            items[:] = sorted((item for item in items if item.nodeid in place), key=lambda item: place[item.nodeid])
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
+        if self.wanted:
+            return (yield)
+        lines: dict[str, set[int]] = {path: set() for path in self.paths}
+
+        def line(frame: FrameType, event: str, _: object) -> Any:
+            lines[frame.f_code.co_filename].add(frame.f_lineno)
+            return line
+
+        def call(frame: FrameType, event: str, _: object) -> Any:
+            return line if frame.f_code.co_filename in lines else None
+
+        start = time.perf_counter()
+        threading.settrace(call)
+        sys.settrace(call)
+        try:
+            return (yield)
+        finally:
+            sys.settrace(None)
+            threading.settrace(None)
+            self.ran[item.nodeid] = time.perf_counter() - start, {path: sorted(run) for path, run in lines.items()}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            self.failed.append(report.nodeid)
+
+
+class _Loader(importlib.machinery.SourceFileLoader):
+    text: str
+
+    def get_code(self, fullname: str) -> Any:
+        return compile(self.text, self.path, "exec", dont_inherit=True)
+
+
+class _Finder:
+    """Imports of one module, from a text instead of its file."""
+
+    def __init__(self, path: Path, text: str) -> None:
+        self._name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        self._loader = _Loader(self._name, str(path))
+        self._loader.text = text
+
+    def find_spec(self, name: str, path: object = None, target: ModuleType | None = None) -> Any:
+        if name != self._name:
+            return None
+        return importlib.util.spec_from_file_location(name, self._loader.path, loader=self._loader)
+
+
+def apart(work: Callable[[], int], seconds: float) -> int | None:
+    """The exit code of `work`, done in a forked process with whatever it starts; None where it was out of time."""
+    child = os.fork()
+    if child == 0:
+        code = 70
+        try:
+            os.setsid()
+            silent = os.open(os.devnull, os.O_RDWR)
+            for stream in (0, 1, 2):
+                os.dup2(silent, stream)
+            code = work()
+        finally:
+            os._exit(code)
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child, signal.SIGKILL)
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.005)
+    os.killpg(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return None
+
+
+def run_tests(files: list[str], watch: Watch, mutated: tuple[Path, str] | None = None) -> int:
+    """The exit code of pytest over these files, with the text of one module exchanged."""
+    if mutated is not None:
+        sys.meta_path.insert(0, _Finder(*mutated))
+    options = ["-q", "--assert=plain", *(["-x"] if watch.wanted else [])]
+    for plugin in ("cacheprovider", "unraisableexception", "threadexception", "warnings"):
+        options += ["-p", f"no:{plugin}"]
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        return int(pytest.main([*options, *files], plugins=[watch]))
+
+
+def baseline(modules: Sequence[str], files: list[str], database: str) -> dict[str, Ran]:
+    """For each of these modules, seconds and lines of each test, while all is as it should be.
+
+    Raises:
+        SystemExit: a test fails.
+    """
+    paths = {module: str(ROOT / module) for module in modules}
+    with tempfile.NamedTemporaryFile("r") as told:
+
+        def work() -> int:
+            watch = Watch(database, paths=tuple(paths.values()))
+            code = run_tests(files, watch)
+            Path(told.name).write_text(json.dumps({"ran": watch.ran, "failed": watch.failed}))
+            return code
+
+        code = apart(work, 1800)
+        said = json.load(told) if code in (0, 1) else {}
+    if code != 0:
+        raise SystemExit(f"{', '.join(modules)}: tests fail without any fault (exit code {code}): {said.get('failed')}")
+    return {
+        module: {name: (seconds, set(lines[path])) for name, (seconds, lines) in said["ran"].items()}
+        for module, path in paths.items()
+    }
+
+
+def able(mutant: Mutant, ran: Ran) -> list[str]:
+    """The tests that could find a mutant, the quickest first."""
+    span = set(range(mutant.lines[0], mutant.lines[1] + 1)) if mutant.lines else None
+    hit = [name for name, (_, lines) in ran.items() if span is None or lines & span]
+    return sorted(hit, key=lambda name: ran[name][0])
+
+
+def judge(path: Path, ran: Ran, database: str, before: Score | None) -> Score:
+    """Try every mutant of a module, or those again that survived `before`."""
+    start = time.monotonic()
+    every = list(mutants(path.read_text(), TEXTS.get(path.relative_to(ROOT).as_posix(), frozenset())))
+    tried = [mutant for mutant in every if before is None or mutant.name in before.survivors]
+    late = before.out_of_time if before else 0
+    survivors = []
+    for number, mutant in enumerate(tried, 1):
+        wanted, seconds = [], 0.0
+        for name in able(mutant, ran):
+            if seconds > LONGEST_S:
+                break
+            wanted.append(name)
+            seconds += ran[name][0]
+        code: int | None = 0
+        if wanted:
+            chosen = sorted({name.split("::")[0] for name in wanted})
+            watch = Watch(database, wanted)
+            code = apart(partial(run_tests, chosen, watch, (path, mutant.source)), 20 + 5 * seconds)
+        late += code is None
+        if code == 0:
+            survivors.append(mutant.name)
+            print(f"  line {mutant.line} survives{'' if wanted else ', no test runs it'}: {mutant.name}", flush=True)
+        print(f"{number}/{len(tried)}", end="\r", file=sys.stderr)
+    taken = round(time.monotonic() - start) + (before.seconds if before else 0)
+    today = datetime.now(UTC).date().isoformat()
+    return Score(len(every), len(every) - len(survivors), late, taken, today, survivors)
+
+
+def page(scores: dict[str, Score], known: dict[str, dict[str, str]]) -> str:
+    """benchmarks/mutants.md."""
+    rows, left = [], []
+    for module, score in scores.items():
+        said = known.get(module, {})
+        equal = sum(name in said for name in score.survivors)
+        rows.append(
+            f"| `{module}` | {score.mutants} | {score.found} | {score.found / score.mutants:.1%} | {equal} | "
+            f"{len(score.survivors) - equal} | {score.seconds / 60:.0f} min | {score.date} |"
+        )
+        if score.survivors:
+            left += [f"\n### {module}\n"]
+            left += [f"- `{name}`  \n  {said.get(name, '**not explained**')}" for name in score.survivors]
+    table = "\n".join(rows)
+    return (HERE / "mutants_head.md").read_text().replace("{table}", table) + "\n".join(left) + "\n"
+
+
+def prepare() -> str:
+    """Load what all tests load, and make an empty database; return its path."""
+    sys.path.insert(0, str(ROOT))
+    sys.dont_write_bytecode = False  # the tests and the other modules are compiled once
+    os.chdir(ROOT)
+    os.environ |= {"HYPOTHESIS_PROFILE": "mutants", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    for name in LIBRARIES:
+        importlib.import_module(name)
+    code = "from tests.store_factory import _empty_database; print(_empty_database())"
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True)
+    gc.freeze()  # what is here already is not looked at again in every fork
+    return done.stdout.split()[-1]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("modules", nargs="*", help="paths of modules; all of MODULES where none is given")
+    parser.add_argument("--again", action="store_true", help="try only what survived the last run")
+    options = parser.parse_args()
+    asked = options.modules or list(MODULES)
+    database = prepare()
+    record = HERE / "mutants.json"
+    known = yaml.safe_load((HERE / "mutants_known.yaml").read_text())
+    unexplained = 0
+    ran: dict[str, Ran] = {}
+    for module in asked:
+        print(module, flush=True)
+        if module not in ran:
+            files = [f"tests/{name}.py" for name in MODULES[module]]
+            ran |= baseline([other for other in asked if MODULES[other] == MODULES[module]], files, database)
+        before = {name: Score(**said) for name, said in json.loads(record.read_text()).items()}
+        score = judge(ROOT / module, ran[module], database, before.get(module) if options.again else None)
+        print(f"  {score.found} of {score.mutants} found, {score.seconds} s", flush=True)
+        scores = {name: {**before, module: score}[name] for name in MODULES if name in before or name == module}
+        record.write_text(json.dumps({name: asdict(score) for name, score in scores.items()}, indent=1) + "\n")
+        (HERE / "mutants.md").write_text(page(scores, known))
+        unexplained += sum(name not in known.get(module, {}) for name in score.survivors)
+    return min(unexplained, 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

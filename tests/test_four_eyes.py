@@ -1,0 +1,91 @@
+"""Whose second look a promotion needs: with names alone, and with keys."""
+
+from __future__ import annotations
+
+import base64
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from registry.deployments import Entry, GateResult
+from registry.four_eyes import ADVICE, judge
+from registry.signatures import Signer
+
+NOW = "2026-06-01T00:00:00+00:00"
+NAMES = ("ann", "bob", "eve")
+KEYS = {name: base64.b64encode(bytes([n + 1]) * 32).decode() for n, name in enumerate(NAMES)}
+SIGNERS = {name: Signer(key=key) for name, key in KEYS.items()}
+
+
+def approval(name: str) -> Entry:
+    return Entry(
+        number=1, kind="approve", key="k", base=0, sha256="0" * 64, candidate_version=1, source="approval:0",
+        actor=name, signer=name, reason="because", at="2026-01-02T03:04:05+00:00",
+    )  # fmt: skip
+
+
+def said(publisher: str, promoter: str, *approvers: str, signers=None) -> GateResult:
+    return judge(publisher, promoter, [approval(name) for name in approvers], signers or {}, NOW, "onward approve")
+
+
+@given(st.sampled_from(["", *NAMES]), st.sampled_from(NAMES), st.lists(st.sampled_from(NAMES), max_size=3))
+def test_without_signers_two_names_are_enough_and_one_is_not(publisher, promoter, approvers):
+    found = said(publisher, promoter, *approvers)
+    others = set(approvers) - {publisher, promoter}
+    assert found.met == (bool(others) or publisher not in ("", promoter))
+    assert found.detail.endswith(f" ({ADVICE})")
+
+
+@given(
+    st.sampled_from(["", "zoe", *NAMES]), st.sampled_from(NAMES), st.lists(st.sampled_from([*NAMES, "zoe"]), max_size=3)
+)
+def test_with_signers_the_promoter_and_an_approver_are_two_of_them_and_neither_published(
+    publisher, promoter, approvers
+):
+    found = said(publisher, promoter, *approvers, signers=SIGNERS)
+    assert found.met == bool((set(approvers) & SIGNERS.keys()) - {publisher, promoter})
+    assert ADVICE not in found.detail
+
+
+def test_one_key_under_two_names_is_one_person():
+    signers = {**SIGNERS, "ann2": Signer(key=KEYS["ann"])}
+    assert not said("eve", "ann", "ann2", signers=signers).met
+    assert not said("ann", "bob", "ann2", signers=signers).met
+    assert said("ann2", "ann", "bob", signers=signers).met
+
+
+def test_a_signer_who_has_left_approves_nothing_any_more():
+    for until, met in (("2026-05-31T23:59:59+00:00", False), (NOW, True), ("2027-01-01T00:00:00+00:00", True)):
+        signers = {**SIGNERS, "bob": Signer(key=KEYS["bob"], until=until)}
+        assert said("eve", "ann", "bob", signers=signers).met == met
+        assert said("eve", "ann", "bob", "bob", signers=signers).met == met
+
+
+@pytest.mark.parametrize(
+    ("publisher", "signers", "detail"),
+    [
+        (
+            "ann",
+            {},
+            "ann published it and ann promotes it: somebody else has to approve it first, `onward approve`, or",
+        ),
+        ("", {}, "ann promotes it: somebody else has to approve it first, `onward approve` ("),
+        (
+            "bob",
+            SIGNERS,
+            "bob published it and ann promotes it: somebody else has to approve it first, `onward approve`",
+        ),
+    ],
+)
+def test_who_is_missing_is_said_with_the_command_that_approves(publisher, signers, detail):
+    found = said(publisher, "ann", signers=signers)
+    assert (found.requirement, found.met) == ("four_eyes", False)
+    assert found.detail.startswith(detail)
+    assert ("or to promote it" in found.detail) == (publisher == "ann")
+
+
+def test_each_approver_is_named_once():
+    assert said("", "ann", "bob", "eve", "bob", "ann").detail == f"approved by bob, eve ({ADVICE})"
+    assert said("", "ann", "eve", "bob", signers=SIGNERS).detail == "approved by eve, bob"
+    assert said("bob", "ann").detail == f"published by bob, promoted by ann ({ADVICE})"

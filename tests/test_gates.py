@@ -1,0 +1,123 @@
+"""What each requirement says of evidence: at its limit, beyond it, and where nothing was recorded."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from registry import gates
+from registry.flavor import build_folder
+from registry.gates import NO_EVIDENCE, judge
+from registry.vocabulary import TensorSpec
+from tests.store_factory import GOOD, scale_model
+
+CPU = "CPUExecutionProvider"
+
+
+def result(requirement: str, **evidence: str | None) -> tuple[bool, str]:
+    """What a requirement says of good evidence with these changes; None takes one away."""
+    said = {name: value for name, value in {**GOOD, **evidence}.items() if value is not None}
+    [found] = judge([requirement], said, None)
+    assert found.requirement == requirement
+    return found.met, found.detail
+
+
+@pytest.mark.parametrize("requirement", ["parity", "data"])
+def test_a_status_is_met_when_it_passed_and_by_no_other_word(requirement):
+    assert result(requirement, **{requirement: "passed"}) == (True, "passed")
+    for word in ("failed", "not attempted", "PASSED", "pass"):
+        assert result(requirement, **{requirement: word}) == (False, word)
+    for nothing in (None, ""):
+        assert result(requirement, **{requirement: nothing}) == (False, NO_EVIDENCE)
+
+
+def test_each_requirement_is_judged_by_its_own_evidence_in_the_order_asked():
+    found = judge(["data", "latency", "parity", "quality"], {**GOOD, "data": "failed", "latency_ratio": "3"}, None)
+    assert [(one.requirement, one.met) for one in found] == [
+        ("data", False), ("latency", False), ("parity", True), ("quality", True),
+    ]  # fmt: skip
+    assert set(gates.REQUIREMENTS) == {"parity", "quality", "data", "latency", "replay"}
+
+
+@given(st.integers(0, 1000), st.integers(0, 1000))
+def test_a_drop_is_met_up_to_its_budget_and_the_budget_included(drop, budget):
+    met, detail = result("quality", quality_drop=str(drop / 1000), quality_budget=str(budget / 1000))
+    assert met == (drop <= budget)
+    assert detail == f"drops by {drop / 1000:g}, {budget / 1000:g} allowed"
+
+
+def test_a_drop_that_is_a_hair_more_by_its_rounding_alone_is_within_the_budget():
+    assert 0.98 - 0.975 > 0.005
+    assert result("quality", quality_drop=str(0.98 - 0.975), quality_budget="0.005")[0]
+    assert not result("quality", quality_drop="0.00500001", quality_budget="0.005")[0]
+
+
+@pytest.mark.parametrize("drop", ["nan", "inf", "1e999"])
+def test_a_drop_that_is_no_number_meets_nothing(drop):
+    assert not result("quality", quality_drop=drop)[0]
+
+
+def test_where_no_budget_is_recorded_the_verdict_answers():
+    assert result("quality", quality_budget=None) == (True, "drops by 0.002")
+    for verdict in ("failed", None):
+        met, detail = result("quality", quality_budget=None, verdict=verdict)
+        assert not met
+        assert "nothing recorded says that this is within the budget" in detail
+
+
+def test_without_a_measure_of_quality_only_float32_that_holds_parity_passes():
+    exact = {"quality_drop": None, "precision": "float32", "parity": "passed", "verdict": "passed"}
+    assert result("quality", **exact) == (True, "no measure of quality; float32 that holds parity")
+    for change in ({"precision": "int8"}, {"parity": "failed"}, {"verdict": "failed"}, {"precision": None}):
+        assert result("quality", **{**exact, **change}) == (False, NO_EVIDENCE), change
+    assert result("quality", **{**exact, "quality_drop": "much"})[0]
+
+
+def test_another_measure_may_break_its_limit_only_where_the_pipeline_judged_that_it_holds():
+    lost = {"quality_measure": "lost labels", "quality_drop": "0.02", "quality_budget": "0.01"}
+    met, detail = result("quality", **lost)
+    assert met
+    assert detail == "lost labels 0.02, 0.01 allowed; the samples are too few to say that it is more"
+    assert result("quality", **lost, verdict="failed") == (False, "lost labels 0.02, 0.01 allowed")
+    assert result("quality", **{**lost, "quality_drop": "0.01"}) == (True, "lost labels 0.01, 0.01 allowed")
+    assert not result("quality", **{**lost, "quality_measure": "quality"})[0]
+
+
+@pytest.mark.parametrize(
+    ("ratio", "met"), [("0.71", True), ("1", True), ("1.05", True), ("1.0501", False), ("2", False)]
+)
+def test_a_version_may_be_as_slow_as_the_plain_export_and_the_noise_of_measuring(ratio, met):
+    assert result("latency", latency_ratio=ratio) == (met, f"{float(ratio):.3g} times the plain export's, 1.05 allowed")
+
+
+def test_latency_needs_a_ratio_unless_the_version_is_the_plain_export():
+    for ratio in (None, "fast"):
+        assert result("latency", latency_ratio=ratio) == (False, NO_EVIDENCE)
+    assert not result("latency", latency_ratio="nan")[0]
+    assert result("latency", latency_ratio=None, variant="plain") == (True, "is the plain export")
+    assert result("latency", latency_ratio="3", variant="plain")[0]
+
+
+def test_replay_is_measured_on_the_files_and_left_out_where_there_are_none(tmp_path):
+    assert judge(["replay"], GOOD, None) == ()
+    assert [one.requirement for one in judge(["data", "replay", "parity"], GOOD, None)] == ["data", "parity"]
+    for factor, met in ((2, True), (3, False)):
+        found = judge(["replay", "data"], {**GOOD, "precision": "float32"}, version(tmp_path / str(factor), factor))
+        assert [(one.requirement, one.met) for one in found] == [("replay", met), ("data", True)]
+
+
+def version(folder, factor):
+    """A version's folder that doubles, and says that it computes factor * x."""
+    bundle = folder / "bundle"
+    bundle.mkdir(parents=True)
+    x = np.arange(8, dtype=np.float32).reshape(2, 4)
+    np.savez(bundle / "inputs.npz", x=x)
+    np.savez(bundle / "outputs.npz", y=x * factor)
+    (bundle / "tolerance.json").write_text(json.dumps({"rtol": 1e-3, "atol": 1e-5}))
+    specs = [TensorSpec(name=name, dtype="float32", shape=["batch", 4]) for name in ("x", "y")]
+    build_folder(folder / "model", [scale_model(folder / "model.onnx", 2)], specs[:1], specs[1:], CPU, bundle)
+    return folder / "model"

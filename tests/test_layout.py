@@ -1,0 +1,238 @@
+"""How entries and candidates lie in MLflow, and which views disagree with a log: without a store."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from registry.deployments import Draft, Entry, GateResult
+from registry.errors import UsageError
+from registry.layout import (
+    Candidate,
+    Drift,
+    Log,
+    approval_source,
+    find_drift,
+    from_version,
+    is_newer,
+    parse_log,
+    registered_name,
+    to_candidate,
+    to_tags,
+)
+
+AT = "2026-01-02T03:04:05+00:00"
+NAME = "staging.cnn"
+NEEDED = ("kind", "key", "base", "sha256", "candidate", "actor", "reason", "at")
+
+
+class Row:
+    """A version of a registered model, as MLflow has it."""
+
+    def __init__(self, number: int | str, tags: dict[str, str], source: str | None = "models:/m-1") -> None:
+        self.name, self.version, self.tags, self.source = NAME, number, tags, source
+        self.creation_timestamp, self.current_stage, self.run_link = 1_700_000_000_123, None, None
+
+
+def entry(number: int, base: int, **changes) -> Entry:
+    said = {
+        "number": number, "kind": "promote", "key": f"k{number}", "base": base, "sha256": f"{number:064x}",
+        "candidate_version": number, "source": "models:/m-1", "actor": "ann", "reason": "because", "at": AT,
+    }  # fmt: skip
+    return Entry.model_validate({**said, **changes})
+
+
+def row(number: int, base: int, **changes) -> Row:
+    return Row(number, to_tags(entry(number, base, **changes)))
+
+
+numbers = st.integers(0, 2**31 - 1)
+digests = st.sampled_from(["", "a" * 64, "0123456789abcdef" * 4])
+words = st.text(max_size=20)
+gates = st.builds(GateResult, requirement=words, met=st.booleans(), detail=words)
+drafts = st.builds(
+    Draft, kind=st.sampled_from(["promote", "rollback", "approve"]), key=st.text(min_size=1, max_size=100),
+    base=numbers, sha256=digests.filter(bool), candidate_version=numbers, source=st.just("models:/m-1"), actor=words,
+    reason=words, at=st.just(AT), manifest=digests, restores=numbers, forced=st.booleans(),
+    gates=st.lists(gates, max_size=3).map(tuple), gates_run=words, evidence=st.dictionaries(words, words, max_size=3),
+    signer=words, signature=words, seen=st.integers(-1, 2**31 - 1), seen_digest=digests, base_digest=digests,
+)  # fmt: skip
+
+
+@given(drafts, st.integers(1, 2**31 - 1))
+def test_what_an_entry_says_is_read_back(draft, number):
+    tags = to_tags(draft)
+    read = from_version(Row(str(number), tags))
+    assert read is not None
+    kept = draft.model_dump()
+    if draft.kind != "rollback":
+        kept["restores"] = 0
+    if not draft.signature:
+        kept["signer"] = ""
+    if draft.seen < 0:
+        kept |= {"seen_digest": "", "base_digest": ""}
+    assert read.model_dump() == {**kept, "number": number}
+    assert all(isinstance(value, str) for value in tags.values())
+
+
+def test_tags_hold_what_an_entry_says_and_nothing_of_what_it_does_not():
+    plain = to_tags(entry(7, 3, evidence={"b": "2", "a": "1"}))
+    assert plain == {
+        "schema": "1", "kind": "promote", "key": "k7", "base": "3", "sha256": f"{7:064x}", "candidate": "7",
+        "actor": "ann", "reason": "because", "at": AT, "evidence": '{"a": "1", "b": "2"}',
+    }  # fmt: skip
+    back = to_tags(entry(8, 7, kind="rollback", restores=2, manifest="a" * 64, forced=True, gates_run="r"))
+    assert {name: value for name, value in back.items() if name not in plain} == {
+        "manifest": "a" * 64, "restores": "2", "forced": "true", "gates_run": "r",
+    }  # fmt: skip
+    judged = to_tags(entry(8, 7, gates=(GateResult(requirement="data", met=True, detail="passed"),)))
+    assert json.loads(judged["gates"]) == [{"requirement": "data", "met": True, "detail": "passed"}]
+    tied = to_tags(entry(8, 7, signer="ann", signature="s", seen=0, seen_digest="b" * 64))
+    assert {name: value for name, value in tied.items() if name not in plain or name == "schema"} == {
+        "schema": "2", "signer": "ann", "signature": "s", "seen": "0", "seen_digest": "b" * 64,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "schema"),
+    [
+        ({}, "1"), ({"manifest": "a" * 64}, "1"), ({"seen": 3}, "1"), ({"signature": "s"}, "1"),
+        ({"signature": "s", "seen": 0}, "2"), ({"signature": "s", "manifest": "a" * 64}, "2"),
+    ],
+)  # fmt: skip
+def test_only_signed_entries_that_an_older_onward_would_misread_have_the_new_schema(changes, schema):
+    assert to_tags(entry(1, 0, **changes))["schema"] == schema
+
+
+@pytest.mark.parametrize("missing", NEEDED)
+def test_an_entry_without_what_every_entry_has_is_none(missing):
+    tags = to_tags(entry(1, 0))
+    assert from_version(Row(1, tags)) is not None
+    del tags[missing]
+    assert from_version(Row(1, tags)) is None
+
+
+def test_a_row_that_its_first_readers_wrote_is_an_entry():
+    assert from_version(Row(1, {name: to_tags(entry(1, 0))[name] for name in NEEDED})) == entry(1, 0)
+    assert from_version(Row(1, to_tags(entry(1, 0)), source=None)) is None
+
+
+@pytest.mark.parametrize(
+    ("schema", "newer"),
+    [
+        (None, False), ("", False), ("1", False), ("2", False), ("3", True), ("999999999", True), ("9999999999", False),
+        ("²", False), ("-3", False), ("3.0", False), (" 3", False), ("3x", False),
+    ],
+)  # fmt: skip
+def test_a_row_is_newer_where_its_schema_is_a_higher_number(schema, newer):
+    tags = to_tags(entry(1, 0))
+    tags.pop("schema")
+    found = Row(1, tags if schema is None else {**tags, "schema": schema})
+    assert is_newer(found) == newer
+    log = parse_log(NAME, [found], {})
+    assert (log.newer, log.foreign) == (((1,), ()) if newer else ((), ()))
+    assert (log.line.live is None) == newer
+
+
+def test_a_log_is_parted_into_what_counts_and_what_does_not():
+    rows = [
+        row(6, 0), row(5, 3), Row(4, {"x": "y"}), row(3, 2), Row(2, {**to_tags(entry(2, 1)), "lost": "true"}),
+        row(1, 0), Row(7, {**to_tags(entry(7, 1)), "lost": "true"}), row(8, 0, kind="approve"), Row(9, {"schema": "3"}),
+        row(10, 0, kind="approve"),
+    ]  # fmt: skip
+    log = parse_log(NAME, rows, {})
+    assert [e.number for e in log.line.counted] == [1, 2, 3, 5]
+    assert [e.number for e in log.line.lost] == [6, 7]
+    assert (log.marked, log.foreign, log.newer, log.newest) == (frozenset({7}), (4,), (9,), 10)
+    assert [e.number for e in log.approvals] == [8, 10]
+    assert (log.unproven, log.alarm, log.damage, log.open) == ((), (), (), False)
+    assert [e.number for e in log.entries()] == [1, 2, 3, 5, 6, 7, 8, 10]
+    assert log.settled
+
+
+def test_approvals_and_unproven_entries_stand_among_the_others_in_the_order_of_the_log():
+    rows = [row(1, 0), row(2, 0, kind="approve"), row(3, 1), row(4, 0, kind="approve"), row(5, 3)]
+    assert [e.number for e in parse_log(NAME, rows, {}).entries()] == [1, 2, 3, 4, 5]
+
+
+def test_an_empty_log_has_nothing():
+    log = parse_log(NAME, [], {})
+    assert (log.line.live, log.newest, log.settled, log.entries()) == (None, 0, True, [])
+    assert log == Log(log.line)
+    assert not Log(log.line, open=True).settled
+
+
+def test_part_of_a_log_says_whether_it_is_enough():
+    assert parse_log(NAME, [row(4, 3), row(3, 2)], {}, floor=2).settled
+    assert not parse_log(NAME, [row(4, 2)], {}, floor=3).settled
+
+
+def test_an_entry_of_a_newer_onward_stops_whoever_acts_where_it_is_newer_than_what_is_live():
+    old = parse_log(NAME, [Row(1, {"schema": "3"}), row(2, 0)], {})
+    assert (old.newer, old.line.base) == ((1,), 2)
+    old.require_known(NAME)
+    new = parse_log(NAME, [row(2, 0), Row(4, {"schema": "3"}), Row(3, {"schema": "3"})], {})
+    with pytest.raises(UsageError, match=r"staging\.cnn: entry 4 was written by a newer Onward"):
+        new.require_known(NAME)
+
+
+ALIASES = st.one_of(st.none(), st.integers(1, 6))
+
+
+@given(st.lists(st.integers(0, 4), max_size=5), ALIASES, ALIASES, ALIASES)
+def test_a_view_is_put_right_exactly_where_it_disagrees(bases, candidate, live_at, candidate_at):
+    log = parse_log(NAME, [row(number, base) for number, base in enumerate(bases, 1)], {})
+    found = {NAME: live_at, "cnn": candidate_at}
+    drifts = find_drift("staging", "cnn", log, candidate, found)
+    for drift in drifts:
+        if drift.alias != "lost":
+            assert found[drift.registered] == drift.found
+            found[drift.registered] = drift.wanted
+    assert found == {NAME: log.line.base or None, "cnn": candidate}
+    assert [d for d in find_drift("staging", "cnn", log, candidate, found) if d.alias != "lost"] == []
+    assert len([d for d in drifts if d.alias != "lost"]) == (live_at != (log.line.base or None)) + (
+        candidate_at != candidate
+    )
+    assert {d.alias for d in drifts} <= {"live", "staging", "lost"}
+    assert [d.wanted for d in drifts if d.alias == "lost"] == [e.number for e in log.line.lost]
+
+
+def test_only_entries_without_a_mark_are_marked_as_lost():
+    lost = {**to_tags(entry(2, 0)), "lost": "true"}
+    log = parse_log(NAME, [row(1, 0), Row(2, lost), row(3, 0)], {})
+    assert find_drift("staging", "cnn", log, 1, {NAME: 1, "cnn": 1}) == [Drift(NAME, "lost", 3, None)]
+
+
+@pytest.mark.parametrize(
+    ("drift", "sentence"),
+    [
+        (Drift(NAME, "live", 3, None), "the alias live of staging.cnn is nowhere and belongs at 3"),
+        (Drift("cnn", "staging", None, 2), "the alias staging of cnn is at 2 and belongs nowhere"),
+        (Drift(NAME, "lost", 4, None), "entry 4 of staging.cnn lost a race and is not marked"),
+    ],
+)
+def test_a_drift_reads_as_a_sentence(drift, sentence):
+    assert str(drift) == sentence
+
+
+def test_a_candidate_is_what_the_pipeline_registered():
+    version = Row("12", {"sha256": "a" * 64, "manifest": "b" * 64}, "models:/m-0123")
+    found = to_candidate(version)
+    assert (found.model, found.version, found.logged_model, found.stage) == (NAME, 12, "m-0123", "")
+    assert (found.sha256, found.manifest, found.source) == ("a" * 64, "b" * 64, "models:/staging.cnn/12")
+    assert found.created == datetime.fromtimestamp(1_700_000_000.123, UTC)
+    for source in (None, "", "runs:/x/model", "s3://bucket/m-1"):
+        assert to_candidate(Row(1, {}, source)).logged_model == ""
+    version.current_stage = "Staging"
+    assert to_candidate(version).stage == "Staging"
+    bare = Candidate("cnn", 1, {}, found.created)
+    assert (bare.sha256, bare.manifest, bare.logged_model, bare.stage) == ("", "", "", "")
+
+
+def test_names_of_what_lies_in_mlflow():
+    assert registered_name("staging", "cnn") == NAME
+    assert approval_source("a" * 64) == "approval:" + "a" * 64

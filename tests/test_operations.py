@@ -1,0 +1,372 @@
+"""What a promotion and a rollback choose, ask for, write and answer, field by field."""
+
+from __future__ import annotations
+
+import dataclasses
+from datetime import UTC, datetime
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from registry import choosing, operations, policy
+from registry.choosing import Deployable
+from registry.deployments import Draft, Entry, GateResult, Line
+from registry.errors import LostRace, Refused, UsageError
+from registry.layout import Log, approval_source
+from registry.operations import Outcome, promote, reconcile, rollback, valid_reason
+from registry.store import Store
+from tests.store_factory import add_candidate, fresh_store
+
+SHA, OTHER = "a" * 64, "b" * 64
+PIN, OTHER_PIN = "c" * 64, "d" * 64
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch) -> Store:
+    return fresh_store(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def environments(tmp_path):
+    """Write params.yaml with these environments."""
+
+    def write(**section) -> None:
+        (tmp_path / "dvc.yaml").write_text("stages: {}\n")
+        (tmp_path / "params.yaml").write_text(yaml.safe_dump({"environments": section}))
+
+    return write
+
+
+def entry(number: int = 1, **changes) -> Entry:
+    said = {
+        "number": number, "kind": "promote", "key": "k", "base": 0, "sha256": SHA, "candidate_version": 1,
+        "source": "models:/m-1", "actor": "ann", "reason": "because", "at": "2026-01-02T03:04:05+00:00",
+    }  # fmt: skip
+    return Entry.model_validate({**said, **changes})
+
+
+def approval(sha256: str, **changes: str) -> Draft:
+    said = entry(kind="approve", sha256=sha256, source=approval_source(sha256), **changes)
+    return Draft.model_validate(said.model_dump(exclude={"number"}))
+
+
+# What is the same
+
+
+@pytest.mark.parametrize(
+    ("wanted", "live", "same"),
+    [
+        ({}, {"manifest": PIN}, True),
+        ({"sha256": OTHER}, {"manifest": PIN}, False),
+        ({"manifest": OTHER_PIN}, {"manifest": PIN}, False),
+        ({}, {"manifest": ""}, False),  # pins less
+        ({"manifest": ""}, {"manifest": PIN}, True),
+        ({"manifest": "", "version": 2}, {"manifest": PIN}, True),  # neither says how it is served
+        ({"manifest": "", "evidence": {"serving": "x"}}, {"evidence": {"serving": "x"}}, True),
+        ({"manifest": "", "version": 2, "evidence": {"serving": "x"}}, {"evidence": {"serving": "x"}}, True),
+        ({"manifest": "", "evidence": {"serving": "x"}}, {"evidence": {"serving": "y"}}, False),
+        ({"manifest": "", "evidence": {"serving": "x"}}, {}, True),
+        ({"manifest": "", "version": 2, "evidence": {"serving": "x"}}, {}, False),
+        ({"manifest": "", "version": 2}, {"evidence": {"serving": "x"}}, False),
+    ],
+)
+def test_what_is_live_is_the_same_where_its_files_and_how_they_are_served_are(wanted, live, same):
+    asked = {"version": 1, "sha256": SHA, "manifest": PIN, "source": "models:/cnn/1", "evidence": {}, **wanted}
+    assert Deployable(**asked).is_live_as(entry(**live)) == same
+
+
+# Reasons, moments, people
+
+
+@given(st.text(max_size=1200))
+def test_a_reason_is_one_line_that_shows_and_is_not_too_long(text):
+    try:
+        reason = valid_reason(text)
+    except UsageError:
+        return
+    assert 0 < len(reason) <= 1000
+    assert reason == " ".join(text.split())
+
+
+def test_a_reason_may_have_a_thousand_characters_and_must_be_utf8():
+    assert valid_reason("x" * 1000) == "x" * 1000
+    assert valid_reason(" a\n\tb ") == "a b"
+    for wrong in ("x" * 1001, "", " \n", "\udcff"):
+        with pytest.raises(UsageError, match="--reason"):
+            valid_reason(wrong)
+
+
+def test_now_is_this_second_in_utc():
+    before = datetime.now(UTC).replace(microsecond=0)
+    found = operations.now()
+    assert before <= datetime.fromisoformat(found) <= datetime.now(UTC)
+    assert len(found) == len("2026-01-02T03:04:05+00:00")
+    assert found.endswith("+00:00")
+
+
+def test_an_author_is_who_is_named_else_who_is_at_the_machine(monkeypatch):
+    monkeypatch.setenv("ONWARD_ACTOR", "machine")
+    wanted = policy.parse(None)["staging"]
+    assert operations.author(wanted, "staging", "bob") == ("bob", None)
+    assert operations.author(wanted, "staging", " b\n ob ") == ("b ob", None)
+    for nobody in (None, "", " "):
+        assert operations.author(wanted, "staging", nobody) == ("machine", None)
+
+
+def test_no_one_alone_forces_a_second_person_who_has_to_sign():
+    four, data = (GateResult(requirement=name, met=False, detail="") for name in ("four_eyes", "data"))
+    plain = policy.parse({"s": {"from": "candidate", "require": []}})["s"]
+    signed = policy.parse({"s": {"from": "candidate", "require": [], "signers": {"ann": "A" * 43 + "="}}})["s"]
+    for unmet, forcible in (([four], False), ([data], True), ([data, four], False), ([four, data], False)):
+        assert operations._forcible(plain, unmet)
+        assert operations._forcible(signed, unmet) == forcible
+
+
+def test_a_signed_entry_that_is_not_proven_is_unmet_where_it_is_newer_than_what_is_live():
+    signed = policy.parse({"s": {"from": "candidate", "require": [], "signers": {"ann": "A" * 43 + "="}}})["s"]
+    line = Line((entry(2),), ())
+    assert choosing.proof(Log(line), policy.parse(None)["staging"]) == ()
+    for unproven, met in (
+        ((), True), ((entry(3, signature="s"),), False), ((entry(1, signature="s"),), True),
+        ((entry(3),), True), ((entry(3, signature="s", kind="approve"),), True),
+        ((entry(1, signature="s"), entry(3, signature="s")), False), ((entry(3), entry(4, signature="s")), False),
+    ):  # fmt: skip
+        alarm = tuple(f"row {e.number} is odd" for e in unproven if e.number > 2)
+        [found] = choosing.proof(Log(line, unproven=unproven, alarm=alarm), signed)
+        assert (found.requirement, found.met) == ("log", met)
+        assert found.detail.startswith("; ".join(alarm) or "every entry that counts is proven")
+        assert ("onward sign" in found.detail) == (not met)
+
+
+# What is written and answered
+
+
+def test_a_promotion_writes_all_that_it_knows_and_answers_with_it(store):
+    add_candidate(store, "cnn", 1, data="failed", published_by="eve")
+    before = operations.now()
+    done = promote("cnn", "staging", 1, reason=" a\nb ", force=True, actor="bob", store=store)
+    [written] = store.log("staging", "cnn").entries()
+    candidate = store.candidate("cnn", 1)
+    assert written.model_dump(exclude={"key", "at", "source", "gates"}) == {
+        "number": 1, "kind": "promote", "base": 0, "sha256": candidate.sha256, "manifest": candidate.manifest,
+        "candidate_version": 1, "actor": "bob", "reason": "a b", "restores": 0, "forced": True, "gates_run": "",
+        "evidence": dict(candidate.evidence), "signer": "", "signature": "", "seen": -1, "seen_digest": "",
+        "base_digest": "",
+    }  # fmt: skip
+    assert before <= written.at <= operations.now()
+    assert [(gate.requirement, gate.met) for gate in written.gates] == [
+        ("parity", True),
+        ("quality", True),
+        ("data", False),
+    ]
+    assert store.files.own_copies("staging", "cnn", candidate.sha256) == [written.source]
+    assert done == Outcome("cnn", "staging", 1, candidate.sha256, True, False, written, written.gates, "")
+
+
+def test_a_rollback_writes_what_the_entry_that_it_restores_had(store):
+    for factor in (1, 2):
+        add_candidate(store, "cnn", factor, remark=f"r{factor}")
+        promote("cnn", "staging", factor, reason="because", store=store)
+    done = rollback("cnn", "staging", reason="no", actor="bob", store=store)
+    first, _, written = store.log("staging", "cnn").entries()
+    same = {"sha256", "manifest", "candidate_version", "source", "evidence"}
+    assert written.model_dump(include=same) == first.model_dump(include=same)
+    assert first.evidence["remark"] == "r1"
+    assert (written.kind, written.base, written.restores, written.number) == ("rollback", 2, 1, 3)
+    assert (written.actor, written.reason, written.forced, written.gates) == ("bob", "no", False, ())
+    assert datetime.fromisoformat(written.at).tzinfo is not None
+    assert done == Outcome("cnn", "staging", 1, first.sha256, changed=True, entry=written)
+    assert len({one.key for one in store.log("staging", "cnn").entries()}) == 3
+
+
+def test_what_is_live_already_is_answered_as_it_is(store):
+    add_candidate(store, "cnn", 1)
+    add_candidate(store, "cnn", 2)
+    first = promote("cnn", "staging", 1, reason="because", store=store)
+    same = dataclasses.replace(first, changed=False, gates=())
+    assert promote("cnn", "staging", 1, reason="again", store=store) == same
+    assert promote("cnn", "staging", 1, reason="again", dry_run=True, store=store) == dataclasses.replace(
+        same, dry_run=True
+    )
+    assert rollback("cnn", "staging", reason="again", to=1, store=store) == same
+    promote("cnn", "staging", 2, reason="because", store=store)
+    back = rollback("cnn", "staging", reason="no", store=store)
+    assert rollback("cnn", "staging", reason="again", to=1, store=store) == dataclasses.replace(back, changed=False)
+    assert rollback("cnn", "staging", reason="again", to=3, store=store).entry.number == 3
+    assert len(store.log("staging", "cnn").entries()) == 3
+
+
+def test_what_stays_is_healed_and_a_dry_run_heals_nothing(store):
+    add_candidate(store, "cnn", 1)
+    promote("cnn", "staging", 1, reason="because", store=store)
+    for act, healed in (
+        (lambda: promote("cnn", "staging", 1, reason="x", dry_run=True, store=store), False),
+        (lambda: promote("cnn", "staging", 1, reason="x", store=store), True),
+        (lambda: rollback("cnn", "staging", reason="x", to=1, store=store), True),
+    ):
+        store._client.delete_registered_model_alias("staging.cnn", "live")
+        act()
+        assert store.versions.aliases("staging.cnn") == ({"live": 1} if healed else {})
+        promote("cnn", "staging", 1, reason="x", store=store)
+
+
+def test_a_dry_run_tells_what_would_be_done_and_leaves_no_copy(store):
+    add_candidate(store, "cnn", 1)
+    sha256 = store.candidate("cnn", 1).sha256
+    done = promote("cnn", "staging", 1, reason="x", dry_run=True, store=store)
+    assert (done.version, done.sha256, done.changed, done.dry_run, done.entry) == (1, sha256, False, True, None)
+    assert store.files.own_copies("staging", "cnn", sha256) == []
+    add_candidate(store, "cnn", 2, data="failed")
+    with pytest.raises(Refused, match="data: failed"):
+        promote("cnn", "staging", 2, reason="x", dry_run=True, store=store)
+    assert not promote("cnn", "staging", 2, reason="x", dry_run=True, force=True, store=store).gates[-1].met
+
+
+def test_where_nothing_is_live_there_is_nothing_to_roll_back_to_and_the_log_is_named(store):
+    for to in (None, 1):
+        with pytest.raises((Refused, UsageError), match=r"^staging\.cnn: "):
+            rollback("cnn", "staging", reason="x", to=to, store=store)
+    with pytest.raises(UsageError, match="no name for a model"):
+        rollback("../cnn", "staging", reason="x", store=store)
+    with pytest.raises(UsageError, match="no environment 'moon'"):
+        rollback("cnn", "moon", reason="x", store=store)
+    with pytest.raises(UsageError, match="--reason"):
+        rollback("cnn", "staging", reason=" ", store=store)
+
+
+# What is chosen
+
+
+def test_the_newest_fit_version_is_chosen_by_force_the_newest_and_never_one_of_somebody_elses(store):
+    with pytest.raises(UsageError, match=r"no version of cnn: `dvc repro`"):
+        promote("cnn", "staging", reason="x", store=store)
+    add_candidate(store, "cnn", 1, sha256=None)
+    with pytest.raises(UsageError, match="no version of cnn: `dvc repro`"):
+        promote("cnn", "staging", reason="x", store=store)
+    add_candidate(store, "cnn", 2)
+    add_candidate(store, "cnn", 3, data="failed")
+    add_candidate(store, "cnn", 4, parity="failed", data="failed")
+    add_candidate(store, "cnn", 5, sha256=None)
+    assert promote("cnn", "staging", reason="x", dry_run=True, store=store).version == 2
+    assert promote("cnn", "staging", reason="x", dry_run=True, force=True, store=store).version == 4
+    store._client.delete_model_version("cnn", "2")
+    with pytest.raises(
+        Refused, match=r"no version of cnn is fit for staging; the newest, 4, .*\n  parity.*\n  data"
+    ) as no:
+        promote("cnn", "staging", reason="x", store=store)
+    assert "quality" not in str(no.value)
+
+
+def test_what_was_tried_before_is_promoted_with_the_evidence_of_its_candidate_as_it_is_now(store):
+    add_candidate(store, "cnn", 1, data="failed")
+    promote("cnn", "staging", 1, reason="x", force=True, store=store)
+    with pytest.raises(Refused, match="data: failed"):
+        promote("cnn", "production", reason="x", store=store)
+    store._client.set_model_version_tag("cnn", "1", "data", "passed")
+    done = promote("cnn", "production", 1, reason="x", dry_run=True, store=store)
+    order = done.gates[0]
+    assert (order.requirement, order.met, order.detail) == ("order", True, "live in staging since entry 1")
+    assert all(gate.met for gate in done.gates)
+    # A candidate made anew under the old number is another one, whatever it says.
+    store._client.delete_registered_model("cnn")
+    add_candidate(store, "cnn", 2)
+    with pytest.raises(Refused, match="data: failed"):
+        promote("cnn", "production", reason="x", store=store)
+
+
+def test_against_the_order_of_environments_only_force_helps_and_the_log_says_so(store):
+    for factor in (1, 2):
+        add_candidate(store, "cnn", factor)
+    promote("cnn", "staging", 1, reason="x", store=store)
+    with pytest.raises(Refused, match="order: production takes what is live in staging, which is version 1"):
+        promote("cnn", "production", 2, reason="x", store=store)
+    done = promote("cnn", "production", 2, reason="x", force=True, store=store)
+    assert (done.version, done.entry.forced, done.entry.gates[0].met) == (2, True, False)
+    with pytest.raises(UsageError, match="no version of 'nothing'"):
+        promote("nothing", "production", reason="x", store=store)
+
+
+def test_an_approval_is_of_all_files_of_a_version_where_it_says_so(store, environments):
+    environments(staging={"from": "candidate", "require": [], "four_eyes": True})
+    add_candidate(store, "cnn", 1, published_by="ann")
+    candidate = store.candidate("cnn", 1)
+
+    def approve(name: str, **changes: str) -> None:
+        store.approve("staging", "cnn", approval(candidate.sha256, actor=name, key=name, **changes))
+
+    def four_eyes() -> GateResult:
+        return promote("cnn", "staging", 1, reason="x", dry_run=True, force=True, store=store).gates[0]
+
+    assert not four_eyes().met
+    assert "`onward approve cnn 1 --env staging`" in four_eyes().detail
+    approve("bob", manifest=OTHER_PIN)
+    assert not four_eyes().met
+    approve("eve", manifest=candidate.manifest)
+    assert four_eyes().met
+
+
+def test_an_approval_of_before_is_of_the_model_alone(store, environments):
+    environments(staging={"from": "candidate", "require": [], "four_eyes": True})
+    add_candidate(store, "cnn", 1, published_by="ann")
+    store.approve("staging", "cnn", approval(store.candidate("cnn", 1).sha256, actor="bob"))
+    assert promote("cnn", "staging", 1, reason="x", dry_run=True, store=store).gates[0].met
+
+
+# Looking after what is there
+
+
+def test_reconcile_writes_what_is_missing_and_says_what(store):
+    add_candidate(store, "cnn", 1)
+    promote("cnn", "staging", 1, reason="x", store=store)
+    assert reconcile(store) == []
+    store._client.delete_registered_model_alias("staging.cnn", "live")
+    store._client.set_registered_model_alias("cnn", "production", "1")
+    assert [str(drift) for drift in reconcile(store)] == ["the alias live of staging.cnn is nowhere and belongs at 1"]
+    assert store.versions.aliases("staging.cnn") == {"live": 1}
+
+
+def test_reconcile_leaves_a_log_of_a_newer_onward_alone_and_puts_right_the_rest(store):
+    for model in ("cnn", "mlp"):
+        add_candidate(store, model, 1)
+        promote(model, "staging", 1, reason="x", store=store)
+        store._client.delete_registered_model_alias(f"staging.{model}", "live")
+    store._client.create_model_version("staging.cnn", source="x", tags={"schema": "9"})
+    with pytest.raises(Refused, match=r"staging\.cnn: entry 2 was written by a newer Onward") as refused:
+        reconcile(store)
+    assert "put right elsewhere: the alias live of staging.mlp" in str(refused.value)
+    assert store.versions.aliases("staging.cnn") == {}
+    assert store.versions.aliases("staging.mlp") == {"live": 1}
+
+
+def test_environments_are_made_before_anybody_promotes_and_only_once(store):
+    made = operations.create_environments(["cnn", "mlp"], store)
+    assert made == [
+        "environments/staging", "staging.cnn", "staging.mlp", "environments/production", "production.cnn",
+        "production.mlp",
+    ]  # fmt: skip
+    assert operations.create_environments(["cnn", "mlp"], store) == []
+    assert operations.create_environments(["cnn", "new"], store) == ["staging.new", "production.new"]
+    with pytest.raises(UsageError, match="no name for a model"):
+        operations.create_environments(["a", "b/c"], store)
+    assert "staging.a" not in store.versions.named("staging.a")
+
+
+def test_who_is_overtaken_between_the_look_and_the_entry_changes_nothing(store, monkeypatch):
+    for factor in (1, 2):
+        add_candidate(store, "cnn", factor)
+    append = Store.append
+
+    def overtaken(self, environment, model, draft):
+        monkeypatch.setattr(Store, "append", append)
+        promote("cnn", "staging", 2, reason="first", actor="bob", store=Store())
+        return append(self, environment, model, draft)
+
+    monkeypatch.setattr(Store, "append", overtaken)
+    with pytest.raises(LostRace, match="Live now: entry 1, bob promoted version 2"):
+        promote("cnn", "staging", 1, reason="second", store=store)
+    log = store.log("staging", "cnn")
+    assert (log.line.live.candidate_version, log.line.live.reason) == (2, "first")
+    assert {e.number for e in log.line.lost} == log.marked
+    assert store.versions.aliases("cnn") == {"staging": 2}
