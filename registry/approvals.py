@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from registry import events, file_signatures, policy, signatures
-from registry.deployments import Draft, Entry, fold
+from registry.deployments import Draft, Entry
 from registry.errors import Refused, UsageError
 from registry.integrity import check_folder
 from registry.layout import approval_source, registered_name
@@ -59,7 +59,7 @@ def sign(
 ) -> list[Entry]:
     """Sign entries that are in a log already and not proven, so that they count, and return them.
 
-    Without `entries`: what counted before the first proven entry, which is the history from before the environment had
+    Without `entries`: everything before the first proven entry, which is the history from before the environment had
     signers. With them: those of these numbers, for example the last one of a signer who has left. Whoever does this
     vouches for the entries as they stand: look at them first.
 
@@ -85,8 +85,7 @@ def sign(
         chosen = [unsigned[number] for number in sorted(set(entries))]
     else:
         first = min((entry.number for entry in log.line.entries()), default=log.newest + 1)
-        counted = fold(entry for entry in log.entries() if entry.kind != "approve").counted
-        chosen = [entry for entry in counted if entry.number in unsigned and entry.number < first]
+        chosen = [entry for number, entry in sorted(unsigned.items()) if number < first]
     signed = [signatures.sign(entry, registered, key) for entry in chosen]
     if not dry_run:
         for entry in signed:

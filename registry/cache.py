@@ -109,6 +109,15 @@ def _for_this_process() -> Path:
     return _processes[0]
 
 
+def is_private(folder: Path) -> bool:
+    """Whether nobody but its user can put anything into the cache, if it is there."""
+    try:
+        _require_private(folder)
+    except (UsageError, OSError):
+        return False
+    return True
+
+
 def _require_private(folder: Path) -> None:
     """Check that nobody but its user can put anything into the cache.
 

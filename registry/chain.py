@@ -14,6 +14,10 @@ Every signed entry also names the newest row that its author saw, with the diges
 that one and the entry itself has to be a proven entry: it may have lost the race, or won it. If such a row is missing
 or not proven, nobody can say whether the entry lost a race, and it does not count. Else a signer's entry that lost
 would go live as soon as somebody damaged the winner.
+
+A signature says nothing of the row that an entry is in. The row does: it was created with the entry's digest in a field
+that MLflow lets nobody change (signatures.link). And an entry whose author saw another one, and did not rest on it
+although both have the same base, has passed that one over: it does not count, whatever becomes of its signature later.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ from datetime import datetime
 from typing import TypeVar
 
 from registry.deployments import Draft, Entry
-from registry.signatures import Signers, digest, proven
+from registry.signatures import Signers, digest, link, proven
 
 AnyDraft = TypeVar("AnyDraft", bound=Draft)
 
@@ -73,8 +77,7 @@ def judge(entries: Iterable[Entry], rows: Collection[int], registered: str, sign
         entry = log[number]
         before = log.get(entry.base)
         if number not in good:
-            sound = entry.seen < 0 or entry.base <= entry.seen < number  # what is live is a row that its author saw
-            if not sound or not proven(entry, registered, signers):
+            if not _is_sound(entry, registered) or not proven(entry, registered, signers):
                 continue
             if signers[entry.signer].until is not None and entry.base:
                 # `at` is the author's own word. It cannot be earlier than that of the entry it rests on.
@@ -94,11 +97,24 @@ def judge(entries: Iterable[Entry], rows: Collection[int], registered: str, sign
             elif named == entry.base:
                 good.add(named)
                 based.add(named)
+    deployments = [log[number] for number in sorted(good) if log[number].kind != "approve"]
     undecided = {
-        number
-        for number in good - based
-        if log[number].kind != "approve"
-        and log[number].seen >= 0
-        and not good.issuperset(range(max(log[number].seen, floor) + 1, number))
+        entry.number
+        for entry in deployments
+        if entry.number not in based
+        and entry.seen >= 0
+        and not good.issuperset(range(max(entry.seen, floor) + 1, entry.number))
     }
-    return Judged(frozenset(good), frozenset(undecided), tuple(damage[n] for n in sorted(damage)), unread)
+    passed = {
+        entry.number
+        for entry in deployments
+        if any(later.base == entry.base and entry.number <= later.seen < later.number for later in deployments)
+    }
+    return Judged(frozenset(good - passed), frozenset(undecided), tuple(damage[n] for n in sorted(damage)), unread)
+
+
+def _is_sound(entry: Entry, registered: str) -> bool:
+    """Whether an entry stands in the row that it was written to, and rests on a row that its author saw."""
+    if entry.seen < 0:  # of before there were links
+        return entry.link in ("", link(entry, registered))
+    return entry.base <= entry.seen < entry.number and entry.link == link(entry, registered)

@@ -110,15 +110,23 @@ def _deployable(candidate: Candidate) -> Deployable:
 
 
 def second_person(
-    store: Store, wanted: policy.Environment, model: str, to: str, chosen: Deployable, actor: str, moment: str
+    store: Store,
+    wanted: policy.Environment,
+    model: str,
+    to: str,
+    chosen: Deployable,
+    manifest: str,
+    actor: str,
+    moment: str,
 ) -> tuple[GateResult, ...]:
-    """What `four_eyes` says of a promotion by `actor` at `moment` (ISO 8601), where the environment asks for it."""
+    """What `four_eyes` says of a promotion by `actor` at `moment` (ISO 8601), where the environment asks for it.
+    `manifest` is the digest of the files that are promoted: an approval of others is none."""
     if not wanted.four_eyes:
         return ()
     approvals = store.approvals(to, model, chosen.sha256)
     command = f"onward approve {model} {chosen.version} --env {to}"
     publisher = chosen.evidence.get("published_by", "")
-    same = [approval for approval in approvals if chosen.manifest in ("", approval.manifest) or not approval.manifest]
+    same = [approval for approval in approvals if approval.manifest in ("", manifest)]
     return (four_eyes.judge(publisher, actor, same, wanted.signers, moment, command),)
 
 

@@ -138,8 +138,8 @@ def connect(uri: str | None = None, create: bool = True) -> MlflowClient:
         StoreMissing: there is none.
         UsageError: MLFLOW_TRACKING_URI is no address of a store, or registered models would be in another store.
     """
+    registry = "" if uri else os.environ.get("MLFLOW_REGISTRY_URI")
     uri = uri or tracking_uri()
-    registry = os.environ.get("MLFLOW_REGISTRY_URI")
     if registry and registry.rstrip("/") != uri.rstrip("/"):
         raise UsageError(
             f"MLFLOW_REGISTRY_URI is {without_credentials(registry)} and the store is {without_credentials(uri)}: "

@@ -110,6 +110,8 @@ class Entry(Draft):
     """One entry of an environment's log. `str(entry)` is the sentence that `onward history` and MLflow show."""
 
     number: Annotated[int, Field(ge=1, le=_HIGHEST)]
+    # What the row itself says of its content, where nobody can change it: see signatures.link.
+    link: str = Field(default="", exclude=True, repr=False)
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,9 @@ def write_atomically(path: Path, content: bytes) -> None:
     """
     target = Path(os.path.realpath(path))
     with _naming(path):
+        if target.exists() and not target.is_file():  # a pipe or a device is written to, and not replaced
+            target.write_bytes(content)
+            return
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
         handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)

@@ -34,7 +34,7 @@ _MODELS = """
         WHERE workspace = 'default' AND key = 'mlflow.prompt.is_prompt' AND lower(value) = 'true')
 """
 _NEWEST = """
-    SELECT name, max(version) AS version, creation_time, current_stage, source FROM model_versions
+    SELECT name, max(version) AS version, creation_time, current_stage, source, run_link FROM model_versions
     WHERE workspace = 'default' AND current_stage <> 'Deleted_Internal' GROUP BY name, current_stage
 """
 _TAGS = f"""
@@ -65,6 +65,7 @@ class Row:
     creation_timestamp: int
     current_stage: str
     source: str
+    run_link: str | None
     tags: Mapping[str, str]
 
 
@@ -133,8 +134,8 @@ def _read(tables: sqlite3.Connection) -> dict[str, Overview]:
     for name, version, key, value in tables.execute(_TAGS):
         tags[name, version][key] = value
     newest: defaultdict[str, list[Row]] = defaultdict(list)
-    for name, version, created, stage, source in tables.execute(f"{_NEWEST} ORDER BY version DESC"):
-        newest[name].append(Row(name, version, created, stage, source, tags[name, version]))
+    for name, version, created, stage, source, link in tables.execute(f"{_NEWEST} ORDER BY version DESC"):
+        newest[name].append(Row(name, version, created, stage, source, link, tags[name, version]))
     return {name: Overview(tuple(newest[name]), aliases[name]) for (name,) in tables.execute(_MODELS)}
 
 

@@ -39,6 +39,8 @@ class Version(Protocol):
     @property
     def source(self) -> str | None: ...
     @property
+    def run_link(self) -> str | None: ...
+    @property
     def tags(self) -> Mapping[str, str]: ...
 
 
@@ -56,7 +58,9 @@ class Candidate:
 
     @property
     def sha256(self) -> str:
-        return self.evidence.get("sha256", "")
+        """The digest of the model; "" where Onward did not publish it, or its digests are none."""
+        said = (self.evidence.get("sha256", ""), self.manifest or "0" * 64)
+        return said[0] if all(re.fullmatch("[0-9a-f]{64}", digest) for digest in said) else ""
 
     @property
     def manifest(self) -> str:
@@ -78,6 +82,7 @@ class Log:
     unproven: where an environment has signers, entries that none of them signed, and signed ones of which nobody can
     say any more whether they lost a race. They count for nothing. alarm: what of all that stands after the last entry
     that counts, in words. damage: entries that were changed or deleted after a later one had named them, in words.
+    open: whether older rows have to be read to judge these. signed: whether the environment has signers.
     """
 
     line: Line
@@ -90,6 +95,7 @@ class Log:
     alarm: tuple[str, ...] = ()
     damage: tuple[str, ...] = ()
     open: bool = False
+    signed: bool = False
 
     @property
     def settled(self) -> bool:
@@ -101,13 +107,14 @@ class Log:
         return sorted((*self.line.entries(), *self.approvals, *self.unproven), key=lambda entry: entry.number)
 
     def require_known(self, registered: str) -> None:
-        """Check that this Onward can read what is newest in the log.
+        """Check that this Onward can read what is newest in the log. In a log with signers, what it cannot read is not
+        proven, and raises an alarm instead.
 
         Raises:
             UsageError: a newer Onward wrote an entry after the one that seems to be live.
         """
         unknown = [number for number in self.newer if number > self.line.base]
-        if unknown:
+        if unknown and not self.signed:
             raise UsageError(f"{registered}: entry {unknown[-1]} was written by a newer Onward: upgrade this one")
 
 
@@ -185,6 +192,7 @@ def from_version(version: Version) -> Entry | None:
         return Entry.model_validate(
             {
                 "number": int(version.version),
+                "link": version.run_link or "",
                 "candidate_version": tags["candidate"],
                 "source": version.source,
                 "manifest": tags.get("manifest", ""),
@@ -224,10 +232,8 @@ def parse_log(registered: str, versions: Iterable[Version], signers: Signers, fl
             entries[number] = entry
             if LOST in version.tags:
                 marked.add(number)
-        elif is_newer(version) and (not signers or version.tags.get("signature")):
-            newer.append(number)
         else:
-            foreign.append(number)
+            (newer if is_newer(version) else foreign).append(number)
     rows = {*entries, *foreign, *newer}
     judged = chain.Judged(frozenset(entries), frozenset(), ())
     if signers:
@@ -246,6 +252,7 @@ def parse_log(registered: str, versions: Iterable[Version], signers: Signers, fl
         tuple(_alarm(line.base, unproven, foreign, newer, judged)) if signers else (),
         judged.damage,
         judged.open,
+        bool(signers),
     )
 
 

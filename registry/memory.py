@@ -1,8 +1,9 @@
 """What this user saw of signed logs, so that a log cannot be cut off at its end unnoticed.
 
-Each signed entry names those before it, so that a deleted one is missed by the next. Nothing names the newest entry.
-Whoever deletes it brings back what was live before, and a reader who sees the log for the first time cannot know. One
-who saw it before can: the newest entry that counted is kept in a small file beside the cache, one for each log.
+Each signed entry names those before it, so that a deleted one is missed by the next. Nothing names the newest entry. If
+it is deleted, what was live before is live again, and a reader that sees the log for the first time cannot know. One
+that saw it before can: the newest entry that was live is kept in a small file in the cache, one for each log. What is
+live in a log only ever moves to newer entries. Where others can write to the cache, nothing is remembered.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 import os
 from pathlib import Path
 
-from registry.cache import cache
+from registry.cache import cache, is_private
 from registry.disk import write_atomically
 from registry.layout import Log
 from registry.signatures import digest
@@ -30,19 +31,18 @@ def gone(uri: str, registered: str, log: Log) -> str:
     Returns:
         in words, that an entry which counted is gone or another one; empty where all is there.
     """
+    if not is_private(cache()):
+        return ""
     file = _file(uri, registered)
     number, known = _read(file)
     live = log.line.live
-    here = {entry.number: entry for entry in log.entries()}
-    if number in here and digest(here[number], registered) != known:
-        return ""  # it was changed: its signature or the links to it say so
-    if number > log.newest:
-        return (
-            f"entry {number} was seen here as live, and the log ends before it: it was deleted. If that is right, "
-            f"delete {file}"
-        )
     if live is not None and live.number > number:
         _write(file, uri, registered, live.number, digest(live, registered))
+    elif number and (live is None or (live.number, digest(live, registered)) != (number, known)):
+        return (
+            f"entry {number} was seen here as live, and now an older entry, or another one, is: it was deleted or "
+            f"changed, or its signer was removed. If that is right, delete {file}"
+        )
     return ""
 
 
@@ -54,6 +54,8 @@ def _file(uri: str, registered: str) -> Path:
 def _read(file: Path) -> tuple[int, str]:
     """The number and the digest of what was live; 0 where nothing is known."""
     try:
+        if file.is_symlink() or file.parent.is_symlink():
+            return 0, ""
         said = json.loads(file.read_bytes())
         return int(said["number"]), str(said["digest"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -64,7 +66,8 @@ def _write(file: Path, uri: str, registered: str, number: int, known: str) -> No
     said = {"store": without_credentials(uri), "log": registered, "number": number, "digest": known}
     try:
         cache().mkdir(mode=0o700, parents=True, exist_ok=True)
-        if os.access(cache(), os.W_OK):
+        linked = file.is_symlink() or file.parent.is_symlink()
+        if os.access(cache(), os.W_OK) and not linked:
             write_atomically(file, json.dumps(said).encode() + b"\n")
     except OSError:
         return  # a host that can write nothing remembers nothing

@@ -97,7 +97,7 @@ def promote(
         found = _obtain(store, model, to, chosen, Path(temporary) / "files", rules[to].source, what)
         manifest = manifest_digest(found.folder)
         judged, pages = judge(store, wanted, chosen.evidence, live, found.folder)
-        second = second_person(store, wanted, model, to, chosen, actor, now())
+        second = second_person(store, wanted, model, to, chosen, manifest, actor, now())
         results = (*order, *second, *judged, *proof(log, wanted))
         unmet = [result for result in results if not result.met]
         if unmet and not (force and _forcible(wanted, unmet)):
@@ -117,7 +117,7 @@ def promote(
         source=source,
         actor=actor,
         reason=reason,
-        at=now(),
+        at=_after(live),
         forced=bool(unmet),
         gates=results,
         gates_run=gates_run,
@@ -177,7 +177,7 @@ def rollback(
         source=source,
         actor=actor,
         reason=reason,
-        at=now(),
+        at=_after(live),
         restores=target.number,
         evidence=target.evidence,
     )
@@ -373,6 +373,14 @@ def valid_reason(text: str) -> str:
     if len(reason) > _LONGEST_REASON:
         raise UsageError(f"--reason: {len(reason)} characters, {_LONGEST_REASON} at most; link to the long story")
     return reason
+
+
+def _after(live: Entry | None) -> str:
+    """This moment, but never one before that of the entry which is replaced: clocks of two machines differ."""
+    moment = now()
+    if live is None or datetime.fromisoformat(live.at) <= datetime.fromisoformat(moment):
+        return moment
+    return live.at
 
 
 def now() -> str:

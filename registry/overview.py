@@ -266,7 +266,7 @@ def find_candidate(store: Store, model: str, version: int) -> Candidate:
         UsageError: there is no such model or version.
         Refused: Onward did not publish it.
     """
-    found = store.candidate(model, version)
+    found = store.candidate(model, version) if 0 < version < 2**31 else None
     if found is None:
         require_model(store, model)
         raise UsageError(f"there is no version {version} of {model}; `onward status` shows what there is")

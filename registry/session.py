@@ -177,14 +177,14 @@ class InferenceSession:
             old.origin[name] for name in ("sha256", "manifest", "version")
         )
         _require_proof(found, self._require_signed)
-        if found.entry < int(old.origin.get("entry", 0)):
-            raise Refused(
-                f"{self._target}: entry {old.origin['entry']} is gone from the log, and version "
-                f"{old.origin['version']} stays loaded: look at `onward history {found.model}`"
-            )
         if found.alarm and not same:
             raise Refused(
                 f"{self._target}: the signed log raises an alarm ({'; '.join(found.alarm)}), and version "
+                f"{old.origin['version']} stays loaded: look at `onward history {found.model}`"
+            )
+        if found.entry < int(old.origin.get("entry", 0)):
+            raise Refused(
+                f"{self._target}: entry {old.origin['entry']} does not count any more, and version "
                 f"{old.origin['version']} stays loaded: look at `onward history {found.model}`"
             )
         if same:

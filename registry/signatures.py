@@ -162,6 +162,12 @@ def digest(draft: Draft, registered: str) -> str:
     return hashlib.sha256(_content(draft, registered)).hexdigest()
 
 
+def link(draft: Draft, registered: str) -> str:
+    """What an entry's row is created with as its `run_link`. MLflow lets nobody change that field of a row, while EDIT
+    allows to change its tags: so the words of one entry cannot be put into the row of another."""
+    return f"onward:{digest(draft, registered)}"
+
+
 def is_public_key(text: str) -> bool:
     """Whether `text` can be a public key: 32 bytes in base64."""
     try:

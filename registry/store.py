@@ -34,6 +34,7 @@ from registry.layout import (
     to_candidate,
     to_tags,
 )
+from registry.signatures import link
 from registry.text import markdown
 from registry.versions import Versions
 
@@ -240,6 +241,7 @@ class Store:
                     registered,
                     source=draft.source,
                     tags=to_tags(draft),
+                    run_link=link(draft, registered),
                     description=markdown(draft),
                     model_id=_logged_model(draft.source),
                     await_creation_for=0,
@@ -289,6 +291,7 @@ class Store:
                 registered,
                 source=entry.source,
                 tags=to_tags(entry) if own else {},
+                run_link=link(entry, registered) if own else None,
                 description=markdown(entry) if own else "No entry: the log that is being imported has none here.",
                 model_id=_logged_model(entry.source),
                 await_creation_for=0,

@@ -79,8 +79,17 @@ def export(models: Iterable[str], files: Path | None = None, store: Store | None
         if not environments:
             require_model(store, model)
         for environment in environments:
-            for entry in store.log(environment, model).entries():
-                lines.append(Line(**{**entry.model_dump(), "source": "", "environment": environment, "model": model}))
+            log = store.log(environment, model)
+            for entry in log.entries():
+                counted = entry in log.line.counted
+                try:
+                    line = Line(**{**entry.model_dump(), "source": "", "environment": environment, "model": model})
+                except ValidationError as error:
+                    if not counted:
+                        continue  # a row that never counted and that no Onward wrote
+                    what = f"entry {entry.number} of {registered_name(environment, model)}"
+                    raise Refused(f"{what} cannot be moved: {error.errors()[0]['msg']}") from None
+                lines.append(line)
                 if files is not None and entry.kind != "approve":
                     _save(store, environment, model, entry, files / _folder(entry))
     return lines
@@ -229,7 +238,7 @@ def _gaps(lines: list[Line]) -> set[int]:
 
 
 def _fields(entry: Entry) -> dict[str, object]:
-    return {name: getattr(entry, name) for name in Entry.model_fields if name != "source"}
+    return {name: getattr(entry, name) for name in Entry.model_fields if name not in ("source", "link")}
 
 
 def _folders(

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from registry.connection import reachable
+from registry.errors import Refused
 from registry.layout import Overview
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 _PAGE = 1000
+_PROMPT = "mlflow.prompt.is_prompt"
 # What is live is told from the entries since the last that counted: one, where nobody raced for it.
 _FIRST_PAGE = 3
 
@@ -86,12 +88,30 @@ class Versions:
             wanted = f"name = '{registered}'" + (f" and version_number < {below}" if below else "")
             with reachable():
                 page = self._client.search_model_versions(wanted, max_results=size, order_by=["version_number DESC"])
+            if not page and not below:
+                self._require_visible(registered)
             if len(page) < size:
                 yield list(page), 0
                 return
             below = int(page[-1].version)
             yield list(page), below - 1
             size = min(10 * size, _PAGE)
+
+    def _require_visible(self, registered: str) -> None:
+        """Check that MLflow hides no versions. It takes a registered model for a prompt, and leaves all versions of it
+        out of its answers, where one of them carries a certain tag; EDIT allows to set that.
+
+        Raises:
+            Refused: it hides them.
+        """
+        wanted = f"name = '{registered}' and tags.`{_PROMPT}` = 'true'"
+        with reachable():
+            hidden = self._client.search_model_versions(wanted, max_results=1)
+        if hidden:
+            raise Refused(
+                f"MLflow hides the versions of {registered}, because version {hidden[0].version} carries the tag "
+                f"{_PROMPT}: delete that tag, and ask who set it"
+            )
 
     def tagged(self, registered: str, **tags: str) -> list[ModelVersion]:
         """The versions of a registered model that carry all these tags; a thousand at most."""

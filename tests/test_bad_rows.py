@@ -29,6 +29,7 @@ def store(tmp_path, monkeypatch):
 
 class Row:
     name, version, source, creation_timestamp, current_stage = "staging.cnn", 1, "models:/m-1", 0, None
+    run_link = None
 
     def __init__(self, **tags: str) -> None:
         self.tags = {**TAGS, **tags}

@@ -404,10 +404,10 @@ def test_a_log_that_was_cut_off_at_its_end_raises_an_alarm_where_it_was_seen_who
     store._client.delete_model_version("staging.cnn", "2")
     assert live(store) == 1
     [alarm] = store.head("staging", "cnn").alarm
-    assert alarm.startswith("entry 2 was seen here as live, and the log ends before it: it was deleted")
+    assert alarm.startswith("entry 2 was seen here as live, and now an older entry, or another one, is")
     assert "ALARM: entry 2 was seen here as live" in onward("status")[1]
     assert "entry 2 was seen here" in onward("reconcile")[2]
-    with pytest.raises(Refused, match=r"entry 2 is gone from the log, and version 2 stays loaded"):
+    with pytest.raises(Refused, match=r"raises an alarm \(entry 2 was seen here .*\), and version 2 stays loaded"):
         session.refresh()
     with pytest.raises(Refused, match=r"raises an alarm: entry 2 was seen here"):
         InferenceSession("cnn@staging", require_signed=True)
@@ -420,3 +420,58 @@ def test_a_host_that_can_write_nothing_reads_signed_logs_all_the_same(store, key
     monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")
     promote(store, 1)
     assert (live(store), store.head("staging", "cnn").alarm) == (1, ())
+
+
+def test_a_prompts_tag_hides_no_log_in_silence(store, keys, be, environment, onward):
+    environment(signers=keys)
+    promote(store, 1)
+    store._client.set_model_version_tag("staging.cnn", "1", "mlflow.prompt.is_prompt", "true")
+    code, _, err = onward("history", "cnn", "--env", "staging")
+    assert code == 1
+    assert "MLflow hides the versions of staging.cnn, because version 1 carries the tag" in err
+    with pytest.raises(Refused, match=r"MLflow hides the versions of staging\.cnn"):
+        InferenceSession("cnn@staging")
+
+
+def test_what_a_newer_onward_seems_to_have_signed_stops_no_service(store, keys, be, environment):
+    environment(signers=keys)
+    promote(store, 1)
+    tags = {"schema": "99", "signature": "x"}
+    store._client.create_model_version("staging.cnn", source="models:/cnn/2", tags=tags)
+    with pytest.warns(UnprovenLog, match="row 2 is of a newer Onward"):
+        assert InferenceSession("cnn@staging").metadata.version == 1
+    assert promote(store, 2, force=True).entry.base == 1
+
+
+def test_an_approval_of_other_files_with_the_same_model_is_none(store, keys, be, environment):
+    environment(four_eyes=True, signers=keys)
+    other = add_candidate(store, "cnn", 1, recorded_factor=1.0001, manifest=None)
+    assert store.candidate("cnn", other).sha256 == store.candidate("cnn", 1).sha256
+    be("bob")
+    approvals.approve("cnn", 1, "staging", reason="looked at it", store=store)
+    be("ann")
+    with pytest.raises(Refused, match="somebody else has to approve"):
+        promote(store, other)
+
+
+def test_the_memory_of_logs_is_not_written_where_others_can_write(store, keys, be, environment, tmp_path):
+    from registry.cache import cache
+
+    environment(signers=keys)
+    cache().mkdir(parents=True)
+    cache().chmod(0o777)
+    promote(store, 1)
+    assert list(cache().iterdir()) == []
+    cache().chmod(0o700)
+    (tmp_path / "victim").mkdir()
+    (cache() / "logs").symlink_to(tmp_path / "victim")
+    promote(store, 2)
+    assert list((tmp_path / "victim").iterdir()) == []
+
+
+def test_clocks_that_differ_change_no_order(store, keys, be, environment, monkeypatch):
+    environment(signers=keys)
+    monkeypatch.setattr(operations, "now", lambda: "2026-01-02T03:04:30+00:00")
+    first = promote(store, 1).entry
+    monkeypatch.setattr(operations, "now", lambda: "2026-01-02T03:04:05+00:00")
+    assert promote(store, 2).entry.at == first.at
