@@ -300,6 +300,13 @@ def test_the_newest_fit_version_is_chosen_by_force_the_newest_and_never_one_of_s
     assert "quality" not in str(no.value)
 
 
+def test_version_0_is_none(store):
+    add_candidate(store, "cnn", 1)
+    for to in ("staging", "production"):
+        with pytest.raises(UsageError, match="no version 0 of cnn"):
+            promote("cnn", to, 0, reason="x", store=store)
+
+
 def test_what_was_tried_before_is_promoted_with_the_evidence_of_its_candidate_as_it_is_now(store):
     add_candidate(store, "cnn", 1, data="failed")
     promote("cnn", "staging", 1, reason="x", force=True, store=store)
