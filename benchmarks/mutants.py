@@ -47,7 +47,7 @@ MODULES: dict[str, list[str]] = {
     "registry/policy.py": ["test_policy"],
     "registry/signatures.py": ["test_signatures"],
     "registry/four_eyes.py": ["test_four_eyes"],
-    "registry/choosing.py": STORE[:2],
+    "registry/choosing.py": ["test_operations", "test_store", "test_suites"],
     "registry/operations.py": STORE,
     "registry/store.py": STORE,
     "stages/parity/compare.py": ["test_compare"],
