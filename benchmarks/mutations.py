@@ -70,7 +70,10 @@ def _offset(lines: list[str], line: int, column: int) -> int:
 
 
 def _span(statement: ast.stmt) -> tuple[int, int]:
-    """The lines of a statement; of a compound one, those of its head."""
+    """The lines of a statement; of a compound one, those of its head; for the default of an argument, all of its
+    function, which is what runs with it."""
+    if isinstance(statement, ast.FunctionDef):
+        return statement.lineno, statement.end_lineno or statement.lineno
     body = getattr(statement, "body", None)
     last = body[0].lineno - 1 if body else statement.end_lineno or statement.lineno
     return statement.lineno, max(statement.lineno, last)
@@ -130,7 +133,7 @@ class _Faults:
         if isinstance(node, ast.FunctionDef):
             known = {argument.arg for argument in (*node.args.args, *node.args.kwonlyargs)}
             for default in filter(None, (*node.args.defaults, *node.args.kw_defaults)):
-                yield from self._expression(default, "module", node)
+                yield from self._expression(default, node.name, node)
         # What stands in a class, but in none of its methods, runs when its module is imported, by no test.
         inside = isinstance(node, ast.FunctionDef)
         for statement in node.body:

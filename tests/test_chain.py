@@ -317,6 +317,16 @@ def test_what_a_later_signer_rested_on_is_decided_whatever_became_of_the_rows_be
     assert (judged(book, only_ann).undecided, log.alarm) == (frozenset(), ())
 
 
+def test_to_have_seen_a_row_is_not_to_vouch_for_it():
+    book = Book()
+    book.promote("ann")
+    book.write(approval(book, "eve", book.read()))
+    book.promote("ann")
+    log = book.read()
+    assert (log.line.base, log.line.live.seen) == (3, 2)
+    assert (log.approvals, [e.number for e in log.unproven]) == ((), [2])
+
+
 def test_an_approval_has_nobody_to_race_with():
     book = Book()
     book.promote("ann")

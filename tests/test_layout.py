@@ -24,6 +24,7 @@ from registry.layout import (
     to_candidate,
     to_tags,
 )
+from registry.signatures import Signer
 
 AT = "2026-01-02T03:04:05+00:00"
 NAME = "staging.cnn"
@@ -178,6 +179,11 @@ def test_an_entry_of_a_newer_onward_stops_whoever_acts_where_it_is_newer_than_wh
     new = parse_log(NAME, [row(2, 0), Row(4, {"schema": "3"}), Row(3, {"schema": "3"})], {})
     with pytest.raises(UsageError, match=r"staging\.cnn: entry 4 was written by a newer Onward"):
         new.require_known(NAME)
+    signer = {"ann": Signer(key="A" * 43 + "=")}
+    unproven = parse_log(NAME, [row(2, 0), Row(4, {"schema": "3"})], signer)
+    assert (unproven.newer, unproven.signed) == ((4,), True)
+    unproven.require_known(NAME)  # it raises an alarm instead
+    assert len(unproven.alarm) == 2
 
 
 ALIASES = st.one_of(st.none(), st.integers(1, 6))
@@ -231,6 +237,20 @@ def test_a_candidate_is_what_the_pipeline_registered():
     assert to_candidate(version).stage == "Staging"
     bare = Candidate("cnn", 1, {}, found.created)
     assert (bare.sha256, bare.manifest, bare.logged_model, bare.stage) == ("", "", "", "")
+
+
+@pytest.mark.parametrize(
+    ("sha256", "manifest", "known"),
+    [
+        ("a" * 64, "b" * 64, True), ("a" * 64, "", True), ("a" * 64, None, True), (None, "b" * 64, False),
+        ("A" * 64, "b" * 64, False), ("a" * 63, "", False), ("a" * 65, "", False), ("a" * 64, "B" * 64, False),
+        ("a" * 64, "x", False), ("x", "", False), ("x", "b" * 64, False), (None, None, False),
+    ],
+)  # fmt: skip
+def test_a_candidate_is_known_by_its_digest_where_its_digests_are_some(sha256, manifest, known):
+    said = {"sha256": sha256, "manifest": manifest}
+    found = Candidate("cnn", 1, {k: v for k, v in said.items() if v is not None}, datetime.now(UTC))
+    assert found.sha256 == (sha256 if known else "")
 
 
 def test_names_of_what_lies_in_mlflow():

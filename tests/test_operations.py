@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from registry import choosing, operations, policy
 from registry.choosing import Deployable
 from registry.deployments import Draft, Entry, GateResult, Line
-from registry.errors import LostRace, Refused, UsageError
+from registry.errors import LostRace, Refused, StoreMissing, UsageError
 from registry.layout import Log, approval_source
 from registry.operations import Outcome, promote, reconcile, rollback, valid_reason
 from registry.store import Store
@@ -104,6 +104,15 @@ def test_now_is_this_second_in_utc():
     assert before <= datetime.fromisoformat(found) <= datetime.now(UTC)
     assert len(found) == len("2026-01-02T03:04:05+00:00")
     assert found.endswith("+00:00")
+
+
+def test_an_entry_is_never_earlier_than_the_one_that_it_replaces():
+    later, earlier = "2999-01-01T00:00:00+00:00", "2026-01-01T00:00:00+00:00"
+    assert operations._after(entry(at=later)) == later
+    assert operations._after(entry(at="2998-12-31T23:59:59-02:00")) == "2998-12-31T23:59:59-02:00"
+    for live in (None, entry(at=earlier)):
+        before = operations.now()
+        assert before <= operations._after(live) <= operations.now()
 
 
 def test_an_author_is_who_is_named_else_who_is_at_the_machine(monkeypatch):
@@ -236,6 +245,38 @@ def test_where_nothing_is_live_there_is_nothing_to_roll_back_to_and_the_log_is_n
         rollback("cnn", "staging", reason=" ", store=store)
 
 
+def test_the_store_that_is_given_is_used_else_that_of_the_environment_and_none_is_made(store, tmp_path, monkeypatch):
+    for factor in (1, 2):
+        add_candidate(store, "cnn", factor)
+        assert promote("cnn", "staging", factor, reason="x").entry.number == factor
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'none' / 'mlflow.db'}")
+    (tmp_path / "none").mkdir()
+    assert rollback("cnn", "staging", reason="x", store=store).entry.number == 3
+    assert promote("cnn", "staging", 2, reason="x", store=store).entry.number == 4
+    assert reconcile(store) == []
+    for act in (
+        lambda: promote("cnn", "staging", 1, reason="x"), lambda: rollback("cnn", "staging", reason="x"), reconcile,
+    ):  # fmt: skip
+        with pytest.raises(StoreMissing):
+            act()
+    assert list((tmp_path / "none").iterdir()) == []
+
+
+def test_what_a_newer_onward_wrote_stops_whoever_would_change_something(store):
+    for factor in (1, 2):
+        add_candidate(store, "cnn", factor)
+        promote("cnn", "staging", factor, reason="x", store=store)
+    store._client.create_model_version("staging.cnn", source="x", tags={"schema": "9"})
+    for act in (
+        lambda: promote("cnn", "staging", 1, reason="x", force=True, store=store),
+        lambda: promote("cnn", "staging", 2, reason="x", dry_run=True, store=store),
+        lambda: rollback("cnn", "staging", reason="x", store=store),
+        lambda: rollback("cnn", "staging", reason="x", to=2, store=store),
+    ):
+        with pytest.raises(UsageError, match=r"staging\.cnn: entry 3 was written by a newer Onward"):
+            act()
+
+
 # What is chosen
 
 
@@ -257,6 +298,13 @@ def test_the_newest_fit_version_is_chosen_by_force_the_newest_and_never_one_of_s
     ) as no:
         promote("cnn", "staging", reason="x", store=store)
     assert "quality" not in str(no.value)
+
+
+def test_version_0_is_none(store):
+    add_candidate(store, "cnn", 1)
+    for to in ("staging", "production"):
+        with pytest.raises(UsageError, match="no version 0 of cnn"):
+            promote("cnn", to, 0, reason="x", store=store)
 
 
 def test_what_was_tried_before_is_promoted_with_the_evidence_of_its_candidate_as_it_is_now(store):

@@ -46,6 +46,7 @@ def signed(name: str = "ann", draft: Draft = DRAFT) -> Draft:
 
 def test_a_signature_of_today_is_valid_in_every_release_to_come():
     assert digest(DRAFT, LOG) == "3b3b670a704a3b91d256af5acabfd9dcc51d0932d100746ae3ad96146e30b309"
+    assert signatures.link(DRAFT, LOG) == f"onward:{digest(DRAFT, LOG)}"
     assert signatures._content(DRAFT, LOG) == (
         b'{"actor":"ann","at":"2026-01-02T03:04:05+00:00","base":3,"candidate_version":4,'
         b'"evidence":{"quality":"0.9"},"key":"k","kind":"promote","log":"production.cnn","reason":"because",'
