@@ -138,6 +138,13 @@ def _require_private(folder: Path) -> None:
             f"the cache {folder} can be written by others, who could change a model after it was checked: "
             f"`chmod 700 {folder}`"
         )
+    above = folder.resolve().parent
+    mode = above.stat().st_mode
+    if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+        raise UsageError(
+            f"{above} can be written by everybody, who could put another folder in the place of the cache in it: "
+            f"`chmod o-w {above}`, or set XDG_CACHE_HOME to a folder of your own"
+        )
 
 
 def _require_own(folder: Path) -> None:

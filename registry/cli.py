@@ -394,6 +394,9 @@ app.add_typer(cli_signing.keys, name="keys")
 def main() -> None:
     """The console entry point: one line on stderr and the error's exit code where a command fails."""
     connection.settle_process()
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the caller (`>&-`)
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
     gc.set_threshold(50_000, 20, 20)  # what imports make, stays: to look through it again and again takes its time
     prepare_output()
     _debug.set(os.environ.get(DEBUG, "0") not in ("", "0"))

@@ -20,6 +20,7 @@ from registry import gates, yaml_text
 from registry.connection import checkout
 from registry.errors import UsageError
 from registry.signatures import ReadSigner, is_public_key
+from registry.text import one_line
 
 CANDIDATE = "candidate"
 DEFAULT = {
@@ -179,7 +180,7 @@ def _section(path: Path) -> Any:
     import yaml
 
     try:
-        content = yaml_text.load(path, yaml.safe_load) or {}
+        content = yaml_text.load(path, yaml_text.parse) or {}
     except (yaml.YAMLError, ValueError) as error:  # ValueError: of a date or a number that is none
         raise UsageError(f"{path.name}: is not YAML: {' '.join(str(error).split())}") from None
     return content.get("environments") if isinstance(content, dict) else None
@@ -202,6 +203,8 @@ def _environment(name: str, value: Any) -> Environment:
     if found.files_key:
         _check_inside(found.files_key, f"params.yaml: environments.{name}.files_key")
     for signer, said in found.signers.items():
+        if not signer or signer != one_line(signer):
+            raise UsageError(f"params.yaml: environments.{name}.signers: {signer!r} is no name: one line that shows")
         if not is_public_key(said.key):
             raise UsageError(
                 f"params.yaml: environments.{name}.signers.{signer}: no public key as `onward keys create` prints it"

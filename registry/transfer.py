@@ -72,6 +72,8 @@ def export(models: Iterable[str], files: Path | None = None, store: Store | None
         Refused: the files of an entry are gone, or not those that were published.
     """
     store = store or Store(create=False)
+    if files is not None and files.exists() and not files.is_dir():
+        raise UsageError(f"--files {files}: is a file; give a folder")
     lines = []
     for model in models:
         policy.valid_name(model, "a model")

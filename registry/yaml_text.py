@@ -31,6 +31,37 @@ def load(path: Path, parse: Callable[[str], Any]) -> Any:
     return found
 
 
+def parse(text: str) -> Any:
+    """What YAML says, every key once: of a name that stands twice, the last would win unnoticed.
+
+    Raises:
+        yaml.YAMLError: it is no YAML, or a key stands twice in one mapping.
+    """
+    import yaml
+
+    _require_once(yaml.compose(text, Loader=yaml.SafeLoader), set())
+    return yaml.safe_load(text)
+
+
+def _require_once(node: Any, known: set[int]) -> None:
+    import yaml
+
+    if node is None or id(node) in known or isinstance(node, yaml.ScalarNode):
+        return
+    known.add(id(node))
+    if not isinstance(node, yaml.MappingNode):
+        for item in node.value:
+            _require_once(item, known)
+        return
+    seen = set()
+    for key, value in node.value:
+        if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(None, None, f"the key {key.value} stands twice", key.start_mark)
+            seen.add(key.value)
+        _require_once(value, known)
+
+
 def _is_circular(value: Any, above: set[int], known: set[int]) -> bool:
     """Whether a container holds itself. `known` are those that were looked through: an alias may be used often."""
     if not isinstance(value, dict | list) or id(value) in known:

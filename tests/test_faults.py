@@ -262,6 +262,12 @@ def test_a_reader_that_has_seen_enough_is_no_fault(store):
     assert (process.communicate()[1], process.returncode) == (b"", 141)
 
 
+def test_output_that_was_closed_before_is_no_fault(store):
+    command = f"{sys.executable} -m registry.cli status >&-"
+    done = subprocess.run(command, shell=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 @pytest.mark.parametrize("arguments", [["status"], ["status", "--json"], ["--help"]])
 def test_output_that_cannot_be_written_is_told(store, arguments):

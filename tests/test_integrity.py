@@ -194,6 +194,15 @@ def test_the_cache_is_for_its_user_alone(store):
         InferenceSession("cnn@staging")
 
 
+def test_a_cache_below_a_folder_of_everybody_is_refused(store):
+    cached()
+    cache.cache().parent.chmod(0o777)
+    with pytest.raises(UsageError, match="can be written by everybody"):
+        InferenceSession("cnn@staging")
+    cache.cache().parent.chmod(0o1777)
+    InferenceSession("cnn@staging")
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
 def test_a_cache_of_another_user_is_refused(store):
     cached()

@@ -236,3 +236,18 @@ def test_a_file_that_is_no_yaml_is_said_so(place, text):
     (place / "params.yaml").write_text(text)
     with pytest.raises(UsageError, match=r"params\.yaml: is not YAML"):
         read()
+
+
+def test_a_key_that_stands_twice_is_refused_with_its_line(tmp_path, monkeypatch):
+    path = tmp_path / "signers.yaml"
+    path.write_text("environments:\n  staging:\n    from: candidate\n    require: []\n    from: production\n")
+    monkeypatch.setenv("ONWARD_PARAMS", str(path))
+    with pytest.raises(UsageError, match=r"the key from stands twice.*line 5"):
+        policy.read()
+
+
+@pytest.mark.parametrize("name", ["", " ", "a\nb", "\u200b"])
+def test_a_signer_has_a_name_that_shows(name):
+    key = "A" * 43 + "="
+    with pytest.raises(UsageError, match="is no name"):
+        policy.parse({"staging": {"from": "candidate", "require": [], "signers": {name: key}}})
