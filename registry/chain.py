@@ -105,11 +105,11 @@ def judge(entries: Iterable[Entry], rows: Collection[int], registered: str, sign
         and entry.seen >= 0
         and not good.issuperset(range(max(entry.seen, floor) + 1, entry.number))
     }
-    passed = {
-        entry.number
-        for entry in deployments
-        if any(later.base == entry.base and entry.number <= later.seen < later.number for later in deployments)
-    }
+    furthest: dict[int, int] = {}  # by base, the newest row that the author of an entry with this base saw
+    for entry in deployments:
+        if entry.seen < entry.number:
+            furthest[entry.base] = max(entry.seen, furthest.get(entry.base, 0))
+    passed = {entry.number for entry in deployments if entry.number <= furthest.get(entry.base, 0)}
     return Judged(frozenset(good - passed), frozenset(undecided), tuple(damage[n] for n in sorted(damage)), unread)
 
 

@@ -41,12 +41,12 @@ def ui(
     """
     from registry import relocate
     from registry.connection import require_store, tracking_uri
-    from registry.reach import SERVERS
+    from registry.reach import is_server
     from registry.uri import without_credentials
 
     uri = tracking_uri()
     relocate.require_here(uri)
-    served = uri.startswith(SERVERS)
+    served = is_server(uri)
     if not served:
         require_store()
     url = without_credentials(uri) if served else f"http://127.0.0.1:{port}"

@@ -150,7 +150,7 @@ def connect(uri: str | None = None, create: bool = True) -> MlflowClient:
     with reachable():
         from mlflow import MlflowClient
 
-        if _settled and not uri.startswith(reach.SERVERS):
+        if _settled and not reach.is_server(uri):
             from mlflow.store.db import utils
 
             utils.MAX_RETRY_COUNT = 2  # ten tries take more than a minute and a half
@@ -243,7 +243,7 @@ def reachable() -> Iterator[None]:
 
 def _misread(error: Exception) -> bool:
     """Whether MLflow's client stumbled over what a server answered."""
-    if not tracking_uri().startswith(reach.SERVERS) or not isinstance(error, (AttributeError, KeyError, TypeError)):
+    if not reach.is_server(tracking_uri()) or not isinstance(error, (AttributeError, KeyError, TypeError)):
         return False
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     return str(frame.f_globals.get("__name__", "")).startswith(("mlflow.", "google.protobuf."))

@@ -18,12 +18,11 @@ from types import ModuleType
 
 from registry import policy
 from registry.errors import Refused, UsageError
+from registry.integrity import NOT_OURS
 from registry.signatures import write_private
 
 # The tag of a version, and so of an entry's evidence, that holds the signature.
 TAG = "files_signature"
-# MLflow writes this beside a registered version when it is downloaded; it is no part of what was published.
-_NOT_OURS = "registered_model_meta"
 
 
 def create_key(path: Path) -> Path:
@@ -49,7 +48,7 @@ def sign(folder: Path, key: Path) -> str:
         UsageError: model-signing is not installed, or `key` holds no private key that it takes.
     """
     model_signing = _package()
-    hashing = model_signing.hashing.Config().set_ignored_paths(paths=[folder / _NOT_OURS], ignore_git_paths=False)
+    hashing = model_signing.hashing.Config().set_ignored_paths(paths=[folder / NOT_OURS], ignore_git_paths=False)
     with tempfile.TemporaryDirectory(prefix="onward-") as temporary:
         file = Path(temporary) / "signature"
         try:

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from registry.disk import sha256_file, write_atomically
+from registry.disk import write_atomically
 from registry.errors import Refused, UsageError
 from registry.vocabulary import FileDigest
 
@@ -61,8 +61,12 @@ def manifest_digest(folder: Path) -> str:
     Raises:
         Refused: there is none.
     """
+    return hashlib.sha256(_manifest(folder)).hexdigest()
+
+
+def _manifest(folder: Path) -> bytes:
     try:
-        return sha256_file(_plain(folder / MANIFEST))
+        return _plain(folder / MANIFEST).read_bytes()
     except FileNotFoundError:
         raise Refused(f"{folder.name}: {MANIFEST} is missing, so nothing says what the files should be") from None
 
@@ -74,9 +78,7 @@ def read_manifest(folder: Path) -> list[FileDigest]:
         Refused: there is none, or it cannot be read.
     """
     try:
-        return _digests.validate_json(_plain(folder / MANIFEST).read_bytes())
-    except FileNotFoundError:
-        raise Refused(f"{folder.name}: {MANIFEST} is missing, so nothing says what the files should be") from None
+        return _digests.validate_json(_manifest(folder))
     except ValueError as error:
         raise Refused(f"{folder.name}/{MANIFEST} cannot be read: {str(error).splitlines()[0]}") from None
 
@@ -96,10 +98,9 @@ def check_folder(folder: Path, sha256: str | None = None, manifest: str = "") ->
     Raises:
         Refused: a file is missing, added or changed, or is a link; the manifest or the model is another one.
     """
-    if manifest and manifest_digest(folder) != manifest:
+    if manifest and (here := manifest_digest(folder)) != manifest:
         raise Refused(
-            f"the files are not those that were published: {MANIFEST} has sha256 {manifest_digest(folder)}, "
-            f"but {manifest} was recorded"
+            f"the files are not those that were published: {MANIFEST} has sha256 {here}, but {manifest} was recorded"
         )
     expected = {file.path: file for file in read_manifest(folder)}
     found = {path.relative_to(folder).as_posix(): path for path in _files(folder)}

@@ -227,13 +227,14 @@ def parse_log(registered: str, versions: Iterable[Version], signers: Signers, fl
     newer: list[int] = []
     for version in versions:
         number = int(version.version)
-        entry = None if is_newer(version) else from_version(version)
+        unknown = is_newer(version)
+        entry = None if unknown else from_version(version)
         if entry is not None:
             entries[number] = entry
             if LOST in version.tags:
                 marked.add(number)
         else:
-            (newer if is_newer(version) else foreign).append(number)
+            (newer if unknown else foreign).append(number)
     rows = {*entries, *foreign, *newer}
     judged = chain.Judged(frozenset(entries), frozenset(), ())
     if signers:

@@ -31,9 +31,9 @@ def gone(uri: str, registered: str, log: Log) -> str:
     Returns:
         in words, that an entry which counted is gone or another one; empty where all is there.
     """
-    if not is_private(cache()):
-        return ""
     file = _file(uri, registered)
+    if not is_private(cache()) or file.is_symlink() or file.parent.is_symlink():
+        return ""
     number, known = _read(file)
     live = log.line.live
     if live is not None and live.number > number:
@@ -54,8 +54,6 @@ def _file(uri: str, registered: str) -> Path:
 def _read(file: Path) -> tuple[int, str]:
     """The number and the digest of what was live; 0 where nothing is known."""
     try:
-        if file.is_symlink() or file.parent.is_symlink():
-            return 0, ""
         said = json.loads(file.read_bytes())
         return int(said["number"]), str(said["digest"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -66,8 +64,7 @@ def _write(file: Path, uri: str, registered: str, number: int, known: str) -> No
     said = {"store": without_credentials(uri), "log": registered, "number": number, "digest": known}
     try:
         cache().mkdir(mode=0o700, parents=True, exist_ok=True)
-        linked = file.is_symlink() or file.parent.is_symlink()
-        if os.access(cache(), os.W_OK) and not linked:
+        if os.access(cache(), os.W_OK):
             write_atomically(file, json.dumps(said).encode() + b"\n")
     except OSError:
         return  # a host that can write nothing remembers nothing

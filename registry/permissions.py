@@ -9,6 +9,7 @@ from registry import policy
 from registry.connection import http_status, reachable
 from registry.errors import Refused, UsageError, saying
 from registry.files import experiment_name
+from registry.reach import is_server
 from registry.store import Store
 from registry.uri import without_credentials
 
@@ -40,7 +41,7 @@ def grant(environment: str, user: str, store: Store | None = None) -> list[Grant
     policy.environment(policy.read(), environment)
     store = store or Store()
     uri = store.uri
-    if not uri.startswith(("http://", "https://")):
+    if not is_server(uri):
         raise UsageError(f"{without_credentials(uri)} has no users: only an MLflow server with basic auth has")
     from mlflow.server.auth.client import AuthServiceClient
 

@@ -25,6 +25,11 @@ _ENCODE = "in a user's name or a password, write @ as %40, / as %2F, # as %23, ?
 ADVICE = "Check MLFLOW_TRACKING_URI and that the server is up"
 
 
+def is_server(uri: str) -> bool:
+    """Whether a store is an MLflow server, and not a file or a database of its own."""
+    return scheme(uri) in SERVERS
+
+
 def check(uri: str, create: bool) -> None:
     """Look whether a store can be there.
 

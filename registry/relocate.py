@@ -18,12 +18,10 @@ from urllib.parse import quote, unquote_to_bytes
 
 from registry.connection import ARTIFACTS, tracking_uri
 from registry.errors import Refused, StoreUnreachable, UsageError
+from registry.glance import REVISION
 from registry.uri import sqlite_file
 
-# Of MLflow 3.17.2, by its table alembic_version: the tables that _COLUMNS was written for. As glance.REVISION.
-REVISION = "dc11669786a5"
-
-# Every column that holds a location of files; of trace_tags, those rows alone that do.
+# Every column that holds a location of files, in the tables of REVISION; of trace_tags, those rows alone that do.
 _COLUMNS = (
     ("experiments", "artifact_location", ""),
     ("runs", "artifact_uri", ""),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from registry.connection import http_status, reachable, tracking_uri
 from registry.errors import UsageError
+from registry.reach import is_server
 from registry.uri import without_credentials
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def ensure(client: MlflowClient, environment: str, address: str) -> list[str]:
     """
     name = f"onward.{environment}"
     where = f"params.yaml: environments.{environment}.notify.server_webhook"
-    if not tracking_uri().startswith(("http://", "https://")):
+    if not is_server(tracking_uri()):
         raise UsageError(f"{where}: the store is a database without a server, which sends nothing: use `webhook`")
     from mlflow.exceptions import MlflowException
 

@@ -74,6 +74,16 @@ class Book:
             self.write(self.draft(name))
 
 
+def raced() -> Book:
+    """A log in which row 3, by bob, lost to row 2, by ann: both saw row 1 as live."""
+    book = Book()
+    book.promote("ann")
+    late = book.draft("bob")
+    book.promote("ann")
+    book.write(late)
+    return book
+
+
 def test_a_changed_newest_entry_raises_an_alarm_and_the_last_proven_one_stays():
     book = Book()
     book.promote("ann", "bob", "ann")
@@ -97,11 +107,7 @@ def test_a_changed_newest_entry_raises_an_alarm_and_the_last_proven_one_stays():
     ],
 )
 def test_an_entry_that_lost_a_race_never_goes_live_because_the_winner_was_damaged(damage, sentence):
-    book = Book()
-    book.promote("ann")
-    late = book.draft("bob")
-    book.promote("ann")
-    book.write(late)
+    book = raced()
     assert book.live() == 2
     damage(book.rows)
     log = book.read()
@@ -160,11 +166,7 @@ def test_deleted_and_changed_entries_of_the_past_are_named():
 
 
 def test_the_words_of_one_row_put_into_another_are_not_proven():
-    book = Book()
-    book.promote("ann")
-    late = book.draft("bob")
-    book.promote("ann")
-    book.write(late)
+    book = raced()
     book.rows[2], book.rows[3] = book.rows[3], book.rows[2]
     assert (book.live(), len(book.read().alarm)) == (1, 2)
     book.rows[2] = book.rows[3] = book.rows[1]
@@ -206,11 +208,7 @@ def test_a_draft_is_tied_to_its_base_and_to_the_newest_row_that_its_author_saw()
     ("how", "words"), [("change", "was changed"), ("delete", "was deleted"), ("garble", "was changed")]
 )
 def test_a_lost_entry_that_later_authors_saw_is_missed_as_well(how, words):
-    book = Book()
-    book.promote("ann")
-    late = book.draft("bob")
-    book.promote("ann")
-    book.write(late)
+    book = raced()
     book.promote("ann", "bob")
     assert book.read().damage == ()
     if how == "delete":

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from registry import cache, operations, overview
+from registry.disk import sha256_file
 from registry.errors import Refused, UsageError
 from registry.integrity import MANIFEST, check_folder, manifest_digest, write_manifest
 from registry.session import InferenceSession
@@ -76,16 +77,10 @@ def rewrite_manifest(folder: Path) -> None:
     """As somebody would who knows how: over what lies there, links followed."""
     write_over = [path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / MANIFEST]
     lines = [
-        {"path": p.relative_to(folder).as_posix(), "sha256": _sha(p), "size_bytes": p.stat().st_size}
+        {"path": p.relative_to(folder).as_posix(), "sha256": sha256_file(p), "size_bytes": p.stat().st_size}
         for p in write_over
     ]
     (folder / MANIFEST).write_text(json.dumps(lines))
-
-
-def _sha(path: Path) -> str:
-    from registry.disk import sha256_file
-
-    return sha256_file(path)
 
 
 @pytest.mark.parametrize("spoil", SPOILS, ids=lambda spoil: spoil.__name__)
