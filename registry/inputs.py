@@ -79,6 +79,7 @@ class Input:
             ]
         self.limits = limits
         self._bounds = None if limits is None else _representable(limits, self.dtype)
+        self._from_zero = None if self._bounds is None else _from_zero(self._bounds, self.dtype)
         self._may_be_empty = may_be_empty
         self._takes_arrays = self.dtype != object  # strings are looked at one by one
 
@@ -108,8 +109,12 @@ class Input:
         if self._bounds is None or array.size == 0:
             return
         low, high = self._bounds
-        # A third of what min() and max() take. Either finds NaN where there is one, and no comparison with it holds.
         flat = array.ravel()
+        if self._from_zero is not None:
+            bits = flat.view(self._from_zero[0])
+            if bits.item(bits.argmax()) <= self._from_zero[1]:
+                return
+        # Two thirds of what min() and max() take. Either finds NaN if there is one, and no comparison with NaN holds.
         if not (flat.item(flat.argmin()) >= low and flat.item(flat.argmax()) <= high):
             at = np.unravel_index(int(np.argmin((array >= low) & (array <= high))), array.shape)
             least, most = self.limits or self._bounds
@@ -276,6 +281,18 @@ def _limits(said: Mapping[str, Any] | None) -> Limits | None:
     if not isinstance(found, list) or len(found) != 2 or not all(type(end) in (int, float) for end in found):
         return None
     return None if any(math.isnan(end) for end in found) else (found[0], found[1])
+
+
+def _from_zero(bounds: Limits, dtype: np.dtype[Any]) -> tuple[np.dtype[Any], int] | None:
+    """An unsigned dtype, and the upper end of a range of floats from 0 read as that dtype; None for other ranges.
+
+    Read as unsigned integers, floats from +0 up keep their order, and -0, negative floats and NaN are greater. So one
+    search for the greatest integer shows that all values are in the range. Other ranges need two searches.
+    """
+    if dtype.kind != "f" or bounds[0] != 0 or bounds[1] < 0:
+        return None
+    unsigned = np.dtype(f"u{dtype.itemsize}")
+    return unsigned, int(dtype.type(abs(bounds[1])).view(unsigned))
 
 
 def _representable(limits: Limits, dtype: np.dtype[Any]) -> Limits | None:

@@ -7,6 +7,7 @@ import math
 import tempfile
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from registry.conversion import to_dtype
 from registry.errors import OnwardError, UsageError
-from registry.inputs import Inputs
+from registry.inputs import Input, Inputs
 from registry.session import InferenceSession
 
 MODES = ["strict", "shape", "off"]
@@ -88,6 +89,23 @@ def test_a_value_outside_the_documented_range_is_refused_with_its_place(
 def test_both_ends_of_a_range_are_valid_as_the_dtype_has_them(picture: Path, value: float) -> None:
     for dtype in (np.float32, np.float64):
         assert InferenceSession(picture).predict(with_value(value, dtype))[1, 2] == np.float32(value)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_a_range_of_floats_admits_the_values_between_its_ends_and_no_others(dtype: Any, data: st.DataObject) -> None:
+    low = data.draw(st.sampled_from([0, -1, 0.25]))
+    high = data.draw(st.sampled_from([0.25, 1, 3]))
+    width = np.finfo(dtype).bits
+    x = data.draw(arrays.arrays(dtype, (2, 3), elements=st.floats(width=width) | st.sampled_from([-0.0, low, high])))
+    kind = {16: "tensor(float16)", 32: "tensor(float)", 64: "tensor(double)"}[width]
+    spec = Input(SimpleNamespace(name="x", type=kind, shape=[2, 3]), limits=(low, high), strict=True)
+    if all(low <= float(value) <= high for value in x.ravel()):
+        spec.check_values(x)
+    else:
+        with pytest.raises(UsageError, match="the model documents"):
+            spec.check_values(x)
 
 
 def test_batches_keep_to_the_documented_sizes(picture: Path) -> None:
