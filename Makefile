@@ -37,7 +37,7 @@ test: setup postgres  ## the whole test suite, on two cores
 lint: setup  ## ruff, mypy
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
-mutants: setup  ## do the tests notice faults? writes benchmarks/mutants.md (ONLY=registry/chain.py for one module)
+mutants: setup  ## do the tests notice faults? writes benchmarks/mutants.md (ONLY=registry/trust/chain.py for one module)
 	@nice -n 10 $(BIN)/python -m benchmarks.mutants $(ONLY)
 
 constraints: setup  ## write constraints.txt anew from what .venv holds

@@ -25,8 +25,8 @@ from benchmarks.peers.judging import REPEATS, rows
 from benchmarks.peers.recipes import ARCHITECTURES, FROM_HUB, OLIVE, PEERS, recipes
 from benchmarks.peers.results import Measured
 from benchmarks.peers.writing import report
-from registry.disk import write_atomically
-from registry.errors import OnwardError
+from onward.registry.errors import OnwardError
+from onward.registry.files import write_atomically
 
 HERE = Path(__file__).parent
 RESULTS, TABLE = HERE / "against_peers.json", HERE / "against_peers.md"
@@ -71,7 +71,7 @@ def _arguments() -> argparse.Namespace:
 
 def _measure(measured: Measured, arguments: argparse.Namespace, folder: Path) -> None:
     place = folder / "project"
-    os.environ["DVC_ROOT"] = str(place)  # the stages' code, in this process too, looks at that project
+    os.environ["ONWARD_PROJECT"] = str(place)  # the stages' code, in this process too, looks at that project
     hub = _attempt(measured, "minilm", lambda: environments.hub_folder(folder))
     pipeline.lay(place, hub)
     pythons: dict[str, Path] = {}

@@ -2,7 +2,7 @@
 fail?
 
     python -m benchmarks.mutants                     # every module of MODULES: benchmarks/mutants.md and mutants.json
-    python -m benchmarks.mutants registry/chain.py   # one module: its survivors, and its line of both files
+    python -m benchmarks.mutants registry/trust/chain.py   # one module: its survivors, and its line of both files
     python -m benchmarks.mutants --again             # after tests were added: only what survived the last run
 
 For each module its tests run once, unchanged, and it is seen which test runs which line. Each fault is then tried by
@@ -39,20 +39,20 @@ HERE = ROOT / "benchmarks"
 STORE = ["test_operations", "test_store", "test_copies", "test_signing"]
 # The tests of each module.
 MODULES: dict[str, list[str]] = {
-    "registry/deployments.py": ["test_deployments"],
-    "registry/chain.py": ["test_chain", "test_layout"],
-    "registry/layout.py": ["test_layout", "test_chain"],
-    "registry/integrity.py": ["test_manifest", "test_external_data"],
-    "registry/gates.py": ["test_gates"],
-    "registry/policy.py": ["test_policy"],
-    "registry/signatures.py": ["test_signatures"],
-    "registry/four_eyes.py": ["test_four_eyes"],
-    "registry/choosing.py": ["test_operations", "test_store", "test_suites"],
-    "registry/operations.py": STORE,
-    "registry/store.py": STORE,
+    "registry/log/entries.py": ["test_deployments"],
+    "registry/trust/chain.py": ["test_chain", "test_layout"],
+    "registry/store/schema.py": ["test_layout", "test_chain"],
+    "registry/artifact/manifest.py": ["test_manifest", "test_external_data"],
+    "registry/gates/builtin.py": ["test_gates"],
+    "registry/gates/policy.py": ["test_policy"],
+    "registry/trust/entry_signatures.py": ["test_signatures"],
+    "registry/gates/four_eyes.py": ["test_four_eyes"],
+    "registry/operations/choice.py": ["test_operations", "test_store", "test_suites"],
+    "registry/operations/promotion.py": STORE,
+    "registry/store/store.py": STORE,
     "stages/parity/compare.py": ["test_compare"],
     "stages/select.py": ["test_select", "test_choice"],
-    "stages/statistics.py": ["test_choice"],
+    "stages/measuring/statistics.py": ["test_choice"],
 }
 # Functions that only put words together.
 TEXTS = {

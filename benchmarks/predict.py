@@ -26,9 +26,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from registry import hostinfo
-from registry.inputs import Inputs, Validate
-from registry.session import InferenceSession
+from onward.registry.host import hardware
+from onward.registry.inference.inputs import Inputs, Validate
+from onward.registry.inference.session import InferenceSession
 
 RESULTS = Path(__file__).parent / "predict.md"
 WANTED_US = 15.0
@@ -165,11 +165,11 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=RESULTS, help="the file that the table goes to")
     arguments = parser.parse_args()
     called, checked = measure(arguments.rounds), measure_checks(arguments.rounds)
-    machine = hostinfo.describe()
+    machine = hardware.describe()
     lines = [
         "# What `InferenceSession.predict` costs",
         "",
-        f"`python -m benchmarks.predict --rounds {arguments.rounds}` on {machine.cpu} ({hostinfo.kind(machine)}, "
+        f"`python -m benchmarks.predict --rounds {arguments.rounds}` on {machine.cpu} ({hardware.kind(machine)}, "
         f"{machine.cores} cores): microseconds more than a bare `session.run` on the MLP, median over the rounds and "
         f"its 95 % interval. Wanted: at most {arguments.wanted:g}.",
         "",

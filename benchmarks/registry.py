@@ -67,7 +67,7 @@ def _in_use(uri: str) -> Iterator[None]:
 def run(arguments: argparse.Namespace) -> Iterator[tuple[str, Finding]]:
     """Every finding, with the store that it was made on."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["mlflow", "registry.operations"])
+    context.set_forkserver_preload(["mlflow", "onward.registry.operations.promotion"])
 
     def races() -> Iterator[Finding]:
         registry_races.prepare()

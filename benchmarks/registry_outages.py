@@ -22,9 +22,9 @@ from typing import Any
 
 from benchmarks.findings import Finding
 from benchmarks.registry_races import ENVIRONMENT, MODEL, change, prepare
-from registry import overview
-from registry.errors import StoreUnreachable
-from registry.store import Store
+from onward.registry.errors import StoreUnreachable
+from onward.registry.operations import overview
+from onward.registry.store.store import Store
 from tests.servers import free_port, wait_until
 
 # Seconds that one request may take, and how often it is tried again: what MLFLOW_HTTP_REQUEST_* are set to.

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.findings import Finding
-from registry import operations, overview
-from registry.errors import LostRace, Refused
-from registry.integrity import check_folder
-from registry.store import Store
+from onward.registry.artifact.manifest import check_folder
+from onward.registry.errors import LostRace, Refused
+from onward.registry.operations import overview, promotion
+from onward.registry.store.resolve import resolve
+from onward.registry.store.store import Store
 from tests.store_factory import add_candidate
 
 MODEL = "cnn"
@@ -34,11 +35,11 @@ def change(store: Store, number: int, actor: str) -> str:
     """Promote or roll back, by turns, and return what was said."""
     try:
         if number % 3 == 2:
-            done = operations.rollback(MODEL, ENVIRONMENT, reason="benchmark", actor=actor, store=store)
+            done = promotion.rollback(MODEL, ENVIRONMENT, reason="benchmark", actor=actor, store=store)
         else:
             live = store.head(ENVIRONMENT, MODEL).line.live
             version = 1 + (live.candidate_version if live else 0) % VERSIONS
-            done = operations.promote(MODEL, ENVIRONMENT, version, reason="benchmark", actor=actor, store=store)
+            done = promotion.promote(MODEL, ENVIRONMENT, version, reason="benchmark", actor=actor, store=store)
     except LostRace:
         return "lost"
     except Refused:  # a rollback where nothing was before
@@ -110,7 +111,7 @@ def race(context: Any, processes: int, changes: int) -> Iterator[Finding]:
     yield Finding(title, "every reader agrees", f"{agree} of {len(seen)} views", agree == len(seen))
     marked = {entry.number for entry in log.line.lost} == log.marked
     yield Finding(title, "every lost entry is marked", f"{len(log.marked)} of {len(log.line.lost)}", marked)
-    operations.reconcile()
+    promotion.reconcile()
     drift = overview.status()[0].environments[0].drift
     yield Finding(title, "aliases agree at the end", f"{len(drift)} drifts", not drift)
     times = sorted(took for _, answer, took in told if answer == "won")
@@ -165,7 +166,7 @@ def kill(context: Any, kills: int, seed: int) -> Iterator[Finding]:
 
 def _loads(store: Store) -> bool:
     """Whether what is live can be fetched, byte for byte."""
-    target = overview.resolve(f"{MODEL}@{ENVIRONMENT}", store)
+    target = resolve(f"{MODEL}@{ENVIRONMENT}", store)
     with tempfile.TemporaryDirectory() as temporary:
         check_folder(store.files.fetch(target.source, Path(temporary)), target.sha256)
     return True

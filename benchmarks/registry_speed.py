@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from benchmarks.findings import Finding
-from registry import operations, overview
-from registry.layout import registered_name
-from registry.store import Store
+from onward.registry.operations import overview, promotion
+from onward.registry.store.schema import registered_name
+from onward.registry.store.store import Store
 from tests.store_factory import add_candidate
 
 ENVIRONMENT = "staging"
@@ -23,7 +23,7 @@ def grow(store: Store, model: str, entries: int) -> None:
     """A log of so many entries, on two versions of a model."""
     for version in (1, 2):
         add_candidate(store, model, version)
-        operations.promote(model, ENVIRONMENT, version, reason="benchmark", store=store)
+        promotion.promote(model, ENVIRONMENT, version, reason="benchmark", store=store)
     line = store.log(ENVIRONMENT, model).line
     first, base = line.counted, line.base
     for number in range(entries - 2):
@@ -31,7 +31,7 @@ def grow(store: Store, model: str, entries: int) -> None:
         store._try_append(registered_name(ENVIRONMENT, model), draft)
         base += 1
     assert store.head(ENVIRONMENT, model).line.base == entries
-    operations.reconcile(store)
+    promotion.reconcile(store)
 
 
 def latencies(lengths: tuple[int, ...], rounds: int) -> Iterator[Finding]:
@@ -45,11 +45,11 @@ def latencies(lengths: tuple[int, ...], rounds: int) -> Iterator[Finding]:
     for _ in range(rounds):
         for length in lengths:
             model = f"long{length}"
-            took = _both(partial(operations.rollback, model, ENVIRONMENT, reason="benchmark", store=store))
+            took = _both(partial(promotion.rollback, model, ENVIRONMENT, reason="benchmark", store=store))
             times.setdefault(("rollback", length), []).append(took)
             live = store.head(ENVIRONMENT, model).line.live
             other = 3 - live.candidate_version if live else 1
-            took = _both(partial(operations.promote, model, ENVIRONMENT, other, reason="benchmark", store=store))
+            took = _both(partial(promotion.promote, model, ENVIRONMENT, other, reason="benchmark", store=store))
             times.setdefault(("promote", length), []).append(took)
     for command, limit in (("rollback", 0.15), ("promote", 1.0)):
         p50 = {length: statistics.median(wall for wall, _ in times[command, length]) for length in lengths}
@@ -69,7 +69,7 @@ def status_of_many(models: int) -> Iterator[Finding]:
         model = f"many{number}"
         add_candidate(store, model, 1)
         for environment in ("staging", "production"):
-            operations.promote(model, environment, 1, reason="benchmark", force=True, store=store)
+            promotion.promote(model, environment, 1, reason="benchmark", force=True, store=store)
     took = min(_seconds(lambda: overview.status(store)) for _ in range(3))
     yield Finding(f"status of {models} models", "under 3 s", f"{took:.2f} s", took < 3)
 
@@ -83,7 +83,7 @@ def cold_starts() -> Iterator[Finding]:
 
 
 def _command(arguments: str) -> None:
-    subprocess.run([sys.executable, "-m", "registry.cli", arguments], check=True, capture_output=True)
+    subprocess.run([sys.executable, "-m", "onward.registry.cli.main", arguments], check=True, capture_output=True)
 
 
 def _both(call: Callable[[], object]) -> tuple[float, float]:

@@ -19,18 +19,19 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from stages import exporters, paths
-from stages.export import finish
-from stages.params import read, section
-from stages.parity import localize
-from stages.parity.answers import cases
-from stages.parity.cases import all_cases
-from stages.parity.check import Expected, answers, check
-from stages.parity.graphs import origin
-from stages.reference import reference_worker
-from stages.runtime import isolate
-from stages.runtime.pool import Worker
-from stages.settings import ModelParams
+from onward.registry.artifact.graph_nodes import origin
+from onward.stages.config import paths
+from onward.stages.config.load import read, section
+from onward.stages.config.schema import ModelParams
+from onward.stages.export import finish
+from onward.stages.exporting import torch_exporters
+from onward.stages.parity import localize
+from onward.stages.parity.cases import all_cases
+from onward.stages.parity.check import Expected, answers, check
+from onward.stages.parity.reference import reference_worker
+from onward.stages.parity.reference_answers import cases
+from onward.stages.workers import isolated_call
+from onward.stages.workers.worker import Worker
 
 RESULTS = Path(__file__).parent / "verification.md"
 BLOCKS, SPOILED = 12, 7
@@ -78,7 +79,7 @@ def localisation() -> dict[str, Any]:
     settings = whole.model_copy(update={"build": "benchmarks.verification:twelve"})
     with tempfile.TemporaryDirectory() as temporary:
         weights, target = Path(temporary) / "model.safetensors", Path(temporary) / "model.onnx"
-        isolate.call(600, _export, settings, weights, target)
+        isolated_call.call(600, _export, settings, weights, target)
         finish("transformer", settings, target, "")
         _spoil(target)
         made = [case for case in all_cases(settings.inputs, settings.dims, 2, 0, _own(settings)) if not case.probe][:2]
@@ -90,13 +91,13 @@ def localisation() -> dict[str, Any]:
             worst = localize.pick(expected, check(candidate, expected, settings.tolerance))
         assert worst is not None, "the spoiled weight did not show"
         began = time.perf_counter()
-        found = isolate.call(600, _against_torch, settings, weights, target, worst.case)
+        found = isolated_call.call(600, _against_torch, settings, weights, target, worst.case)
         seconds = time.perf_counter() - began
     return {"seconds": seconds, "found": localize.sentence(found)}
 
 
 def _own(settings: ModelParams) -> Any:
-    from stages.params import resolve
+    from onward.stages.config.load import resolve
 
     return resolve(settings.cases) if settings.cases else None
 
@@ -105,14 +106,14 @@ def _export(settings: ModelParams, weights: Path, target: Path) -> None:
     from safetensors.torch import save_file
 
     save_file(twelve().state_dict(), weights)
-    exporters.write("dynamo", settings, weights, target, exporters.example(settings))
+    torch_exporters.write("dynamo", settings, weights, target, torch_exporters.example(settings))
 
 
 def _against_torch(*arguments: Any) -> Any:
-    from stages.parity.localize_torch import against_torch
+    from onward.stages.exporting.localize_torch import against_torch
 
     settings, weights, target, case = arguments
-    return against_torch(settings, weights, target, "dynamo", case, exporters.example(settings))
+    return against_torch(settings, weights, target, "dynamo", case, torch_exporters.example(settings))
 
 
 def _spoil(path: Path) -> None:

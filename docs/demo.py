@@ -43,7 +43,7 @@ def main() -> None:
         run(f'onward rollback {MODEL} --env production --reason "users report wrong digits"')
 
     say("What happened")
-    run("python -m stages.verdict")
+    run("python -m onward.stages.verdict")
     run(f"onward history {MODEL}")
     run("onward status")
     print(
@@ -73,7 +73,7 @@ def retrain() -> None:
     params = (ROOT / "params.yaml").read_text()
     (copy / "params.yaml").write_text(params.replace("seed: 17", f"seed: {RETRAINED_SEED}"))
     store = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{ROOT / 'mlflow.db'}"
-    environment = {**os.environ, "MLFLOW_TRACKING_URI": store, "DVC_ROOT": str(copy)}
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": store, "ONWARD_PROJECT": str(copy)}
     for stage in ("params", *(f"{stage} {MODEL}" for stage in STAGES)):
         run(f"python -m stages.{stage}", cwd=copy, env=environment)
     shutil.rmtree(copy)

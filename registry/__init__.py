@@ -1,1 +1,1 @@
-"""What was measured, recorded; what is live, decided. Needs MLflow, never torch: a serving host installs it alone."""
+"""Records what was measured and decides what is live. Needs MLflow, never torch."""

@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import onward
+
 
 class Died(Exception):
     """The process gave no answer; the message says why. `last` is the last line that it printed."""
@@ -20,17 +22,17 @@ class Died(Exception):
 
 
 def ask(module: str, *arguments: str, timeout_s: float) -> dict[str, Any]:
-    """Run `python -m registry.MODULE ARGUMENTS` and return the JSON object that it prints last.
+    """Run `python -m onward.registry.MODULE ARGUMENTS` and return the JSON object that it prints last.
 
     Raises:
         Died: it was killed by a signal, did not finish within `timeout_s`, or printed no such object.
     """
-    package = str(Path(__file__).resolve().parent.parent)
+    package = str(Path(onward.__file__).resolve().parent.parent)
     path = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
     try:
         done = subprocess.run(
             # -P: a folder that the command happens to run in must not lend its modules.
-            [sys.executable, "-P", "-m", f"registry.{module}", *arguments],
+            [sys.executable, "-P", "-m", f"onward.registry.{module}", *arguments],
             capture_output=True,
             timeout=timeout_s,
             env={**os.environ, "PYTHONPATH": path},

@@ -1,244 +1,279 @@
-"""The files of versions: fetched, and kept as an environment's own copies.
-
-An environment owns its bytes: promotion copies a version's files once per sha256 into the environment's experiment,
-and entries point there. So deleting the candidate, its run or its whole experiment takes nothing down.
-"""
+"""Files and folders as wholes: what a file's bytes are, and writing either so that no reader ever sees half of it."""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import errno
+import functools
 import hashlib
-import json
+import os
+import platform
+import re
+import secrets
 import shutil
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Any
 
-from registry import relocate, suites
-from registry.connection import ensure_experiment, http_status, reachable
-from registry.errors import Refused
-from registry.integrity import NOT_OURS, check_folder, manifest_digest
-from registry.serving import SERVING
-from registry.vocabulary import FileDigest
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-
-    from registry.deployments import GateResult
+# Linux's renameat2: the flag that swaps two names, and the folder that relative paths start from.
+_RENAME_EXCHANGE = 2
+_AT_FDCWD = -100
+# What is answered where a file or a folder cannot be synced, or not by this user.
+_NO_SYNC = {errno.EINVAL, errno.EBADF, errno.ENOSYS, errno.ENOTSUP, errno.EACCES, errno.EPERM}
+# What another machine made counts as abandoned after this long: a folder that is written to, and an old one that stands
+# aside for the moment between two renames. In seconds.
+_DAY, _MINUTE = 86400.0, 60.0
 
 
-# The tag of a version that says how it was served when it was measured.
-SERVED_AS = "serving"
+def sha256_file(path: Path) -> str:
+    """Hex sha256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-class Deployed(Protocol):
-    """What says which bytes are meant, and where they are: an entry of a log, or what names one."""
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write `content` so that `path` holds either all of it or what it held before, even after a power failure.
 
-    @property
-    def sha256(self) -> str: ...
-    @property
-    def manifest(self) -> str: ...
-    @property
-    def source(self) -> str: ...
-    @property
-    def evidence(self) -> Mapping[str, str]: ...
-
-
-@dataclass(frozen=True)
-class Found:
-    """Files that were downloaded and checked: where from, the folder that they are in, and the model's own."""
-
-    source: str
-    folder: Path
-    model: list[FileDigest]
-
-
-class Files:
-    """The files in the store. Every method raises StoreUnreachable where the store does not answer.
+    A file that is there keeps its mode; a new one gets what the umask leaves. Where `path` is a link, the file that it
+    names is replaced and the link stays.
 
     Raises:
-        UsageError: the embedded store was moved or copied (registry/relocate.py).
+        OSError: it cannot be written; the message names `path`.
     """
-
-    def __init__(self, client: MlflowClient) -> None:
-        relocate.require_here(client.tracking_uri)
-        self._client = client
-
-    def prepare(self, environment: str) -> list[str]:
-        """Make an environment's experiment, and return its name if it was not there."""
-        name = experiment_name(environment)
-        with reachable():
-            there = self._client.get_experiment_by_name(name) is not None
-        ensure_experiment(self._client, name)
-        return [] if there else [name]
-
-    def fetch(self, source: str, folder: Path) -> Path:
-        """Download what `source` (a models:/ URI) points to into `folder`, and return the folder it is in.
-
-        Raises:
-            Refused: its files are gone from the store, or cannot be read.
-        """
-        from mlflow.exceptions import MlflowException
-
-        gone = Refused(f"{source}: the store no longer has its files")
-        folder.mkdir(parents=True, exist_ok=True)
-        with reachable():
-            try:
-                found = self._download(self._location(source), folder)
-            except FileNotFoundError:
-                raise gone from None
-            except MlflowException as error:
-                if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND"):
-                    raise gone from None
-                raise
-            except (PermissionError, NotADirectoryError, shutil.Error) as error:
-                raise Refused(f"{source}: its files cannot be read: {error}") from error
-            except OSError as error:
-                if "No such file" in str(error) or http_status(error) == 404:
-                    raise gone from None
-                raise
-        (found / NOT_OURS).unlink(missing_ok=True)
-        if not any(found.iterdir()):  # what a server answers about a folder that is not there
-            raise gone
-        return found
-
-    def _download(self, location: str, folder: Path) -> Path:
-        # Not mlflow.artifacts.download_artifacts: it looks a models:/ URI up in the store of this process, whichever
-        # store it is told.
-        if location.startswith(("file:", "/")):
-            from mlflow.utils.file_utils import local_file_uri_to_path
-
-            local = local_file_uri_to_path(location)  # type: ignore[no-untyped-call]
-            return Path(shutil.copytree(local, folder, copy_function=shutil.copyfile, dirs_exist_ok=True))
-        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-
-        uri = self._client.tracking_uri
-        there = get_artifact_repository(location, tracking_uri=uri, registry_uri=uri)
-        return Path(there.download_artifacts("", dst_path=str(folder)))  # type: ignore[no-untyped-call]
-
-    def _location(self, source: str) -> str:
-        """Where the files of a models:/ URI are, as the client's own store has it."""
-        while source.startswith("models:/"):
-            name, _, version = source.removeprefix("models:/").partition("/")
-            if version:
-                source = str(self._client.get_model_version_download_uri(name, version))
-            else:
-                source = str(self._client.get_logged_model(name).artifact_location)
-        return source
-
-    def experiment(self, environment: str) -> str | None:
-        """Id of the experiment that holds an environment's own copies, None where it was not made yet."""
-        with reachable():
-            found = self._client.get_experiment_by_name(experiment_name(environment))
-        return str(found.experiment_id) if found is not None else None
-
-    def own_copies(self, environment: str, model: str, sha256: str) -> list[str]:
-        """The sources of an environment's own copies of these bytes, the newest first. There is one, unless one was
-        lost and another took its place."""
-        from mlflow.entities import LoggedModelStatus
-
-        experiment = self.experiment(environment)
-        if experiment is None:
-            return []
-        with reachable():
-            found = self._client.search_logged_models(
-                [experiment], filter_string=f"name = '{model}' and tags.sha256 = '{sha256}'"
-            )
-        whole = [logged for logged in found if logged.status == LoggedModelStatus.READY]
-        whole.sort(key=lambda logged: -int(logged.creation_timestamp))
-        return [f"models:/{logged.model_id}" for logged in whole]
-
-    def obtain(self, sources: Iterable[str], wanted: Deployed, folder: Path) -> Found:
-        """Download the first of these sources that still has the files that `wanted` pins, to a folder below `folder`.
-        Every file was checked.
-
-        Raises:
-            Refused: none of them has; the message says of each what is wrong with it.
-        """
-        problems = []
-        for number, source in enumerate(unique(sources)):
-            try:
-                found = self.fetch(source, folder / str(number))
-                model = check_folder(found, wanted.sha256, wanted.manifest)
-                require_served(found, wanted.evidence)
-                return Found(source, found, model)
-            except Refused as refused:
-                problems.append(str(refused) if source in str(refused) else f"{source}: {refused}")
-        raise Refused("; ".join(problems) or "the store no longer has its files")
-
-    def copy_of(self, environment: str, model: str, entry: Deployed, folder: Path) -> Found:
-        """The files of an entry, from the copy that it names, else from another own copy that its environment has. Of a
-        version, which is in no environment (""), those that it names.
-
-        Raises:
-            Refused: as `obtain`.
-        """
-        return self.obtain(self._copies(environment, model, entry), entry, folder)
-
-    def _copies(self, environment: str, model: str, entry: Deployed) -> Iterator[str]:
-        yield entry.source
-        if environment:
-            yield from self.own_copies(environment, model, entry.sha256)
-
-    def keep(self, environment: str, model: str, sha256: str, folder: Path, scratch: Path) -> str:
-        """Make `folder` the environment's own copy, and return its source. Read back: what a consumer will load has
-        to be what was uploaded, to the last file."""
-        from mlflow.entities import LoggedModelStatus
-
-        experiment = ensure_experiment(self._client, experiment_name(environment))
-        with reachable():
-            logged = self._client.create_logged_model(
-                experiment, name=model, tags={"sha256": sha256, "onward.environment": environment}, model_type="onnx"
-            )
-            source = f"models:/{logged.model_id}"
-            try:
-                self._client.log_model_artifacts(logged.model_id, str(folder))
-                check_folder(self.fetch(source, scratch), sha256, manifest_digest(folder))
-            except BaseException:
-                self._client.finalize_logged_model(logged.model_id, LoggedModelStatus.FAILED)
-                raise
-            self._client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
-        return source
-
-    def keep_gates(self, environment: str, model: str, gates: Iterable[GateResult], pages: Mapping[str, str]) -> str:
-        """Record what suites said of a promotion, as a run of the environment's experiment, and return the run's id."""
-        experiment = ensure_experiment(self._client, experiment_name(environment))
-        with reachable(), tempfile.TemporaryDirectory(prefix="onward-") as temporary:
-            suites.write(Path(temporary), pages)
-            run = self._client.create_run(experiment, run_name=f"{model}: gates", tags={"onward.model": model})
-            self._client.log_artifacts(run.info.run_id, temporary, "gates")
-            results = [gate.model_dump() for gate in gates]
-            self._client.log_text(run.info.run_id, json.dumps(results, indent=2), "gates/results.json")
-            self._client.set_terminated(run.info.run_id)
-        return str(run.info.run_id)
+    target = Path(os.path.realpath(path))
+    with _naming(path):
+        if target.exists() and not target.is_file():  # a pipe or a device is written to, and not replaced
+            target.write_bytes(content)
+            return
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+                file.flush()
+                _keep_mode(target, temporary)
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        _sync_one(target.parent)
 
 
-def unique(sources: Iterable[str]) -> Iterator[str]:
-    """Each source once, and the next one only when it is asked for."""
-    seen = set()
-    for source in sources:
-        if source not in seen:
-            seen.add(source)
-            yield source
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """A fresh folder to write to, which takes `folder`'s place when all went well and vanishes when not.
 
-
-def served(folder: Path) -> str:
-    """What tells how a version is served: the sha256 of its serving.json, empty where it has none."""
-    file = folder / SERVING
-    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
-
-
-def require_served(folder: Path, evidence: Mapping[str, str]) -> None:
-    """Make sure that a version's folder is served as it was when `evidence` was measured, where that says how.
+    At every moment the old folder or the new one is complete: at its place where the file system can swap two names
+    (Linux's renameat2); elsewhere it is beside its place for the moment between two renames, and the next call puts
+    back what a process that was killed in that moment left. Other leavings of killed processes are deleted, but only
+    while there is a folder at the place. A folder keeps its mode; a new one gets what the umask leaves. Where `folder`
+    is a link, the folder that it names is replaced and the link stays.
 
     Raises:
-        Refused: its session options, or the files for the providers, are others.
+        OSError: it cannot be written; the message names `folder`, and what was there is there.
     """
-    if SERVED_AS in evidence and served(folder) != evidence[SERVED_AS]:
-        raise Refused(f"{SERVING} is another one than its evidence was measured with")
+    place = Path(os.path.realpath(folder))
+    with _naming(folder):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with _alone_in(place.parent):
+            _tidy(place)
+            fresh = _beside(place)
+            fresh.mkdir()
+            lock = _lock(fresh)
+    try:
+        yield fresh
+        with _naming(folder):
+            _sync(fresh)
+            with _alone_in(place.parent):
+                _keep_mode(place, fresh)
+                _put(fresh, place)
+                _tidy(place)
+                _sync_one(place.parent)
+    finally:
+        _delete(fresh)  # what was at the place before, or what was not finished
+        _unlock(lock)
 
 
-def experiment_name(environment: str) -> str:
-    """The experiment that holds an environment's own copies."""
-    return f"environments/{environment}"
+def _put(fresh: Path, place: Path) -> None:
+    """Move a folder to its place; what was there is then at `fresh`, to be deleted."""
+    if not os.path.lexists(place):
+        os.rename(fresh, place)
+    elif not _exchange(fresh, place):
+        old = fresh.with_name(f"{fresh.name}.old")
+        os.rename(place, old)
+        try:
+            os.rename(fresh, place)
+        except BaseException:
+            os.rename(old, place)
+            raise
+        _delete(old)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two names in one step; False where this system or this file system cannot."""
+    swap = _renameat2()
+    if swap is None:
+        return False
+    return bool(swap(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0)
+
+
+@functools.cache
+def _renameat2() -> Any:
+    """The C library's function, None where there is none."""
+    try:
+        found = ctypes.CDLL(None).renameat2
+    except (AttributeError, OSError, TypeError):  # no Linux, or a C library that does not have it
+        return None
+    found.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
+    return found
+
+
+def _tidy(place: Path) -> None:
+    """Put back an old folder whose process was killed between two renames; delete what else is abandoned."""
+    names = re.compile(rf"\.{re.escape(place.name)}\.[0-9a-f]{{8}}\.[0-9a-f]{{16}}(\.old)?")
+    left = [path for path in place.parent.iterdir() if names.fullmatch(path.name)]
+    if not os.path.lexists(place):
+        old = [path for path in left if path.suffix == ".old" and _is_abandoned(path)]
+        if not old:
+            return  # nothing is deleted while nothing is at the place
+        newest = max(old, key=lambda path: path.lstat().st_ctime)
+        os.rename(newest, place)
+        left.remove(newest)
+    for path in left:
+        if _is_abandoned(path):
+            _delete(path)
+
+
+def _beside(place: Path) -> Path:
+    """A new name beside a folder, which says which machine made it."""
+    return place.with_name(f".{place.name}.{_machine()}.{secrets.token_hex(8)}")
+
+
+@functools.cache
+def _machine() -> str:
+    """This machine since it started: all of its processes, in whatever container, see each other's locks."""
+    try:
+        said = Path("/proc/sys/kernel/random/boot_id").read_text()
+    except OSError:
+        said = platform.node()
+    return hashlib.sha256(said.encode()).hexdigest()[:8]
+
+
+def _is_abandoned(path: Path) -> bool:
+    """Whether no process works any more on a folder that `replacing` made.
+
+    The process that does holds a lock on it, which ends with the process. Its id would say nothing: ids are given
+    again, and differ between containers. Where another machine made the folder, or where there are no locks, its age
+    decides: a folder that nothing was changed in for a day, or that was moved aside more than a minute ago.
+    """
+    try:
+        if f".{_machine()}." in path.name:
+            lock = _lock(path)
+            if lock is not None:
+                _unlock(lock)
+                return True
+        if path.suffix == ".old":
+            return time.time() - path.lstat().st_ctime > _MINUTE
+        newest = max((entry.lstat().st_ctime for entry in path.rglob("*")), default=0.0)
+        return time.time() - max(newest, path.lstat().st_ctime) > _DAY
+    except (BlockingIOError, FileNotFoundError):  # its process holds the lock, or deletes it
+        return False
+
+
+@contextmanager
+def _alone_in(parent: Path) -> Iterator[None]:
+    """No other process is here for the same parent folder at once, where the file system has locks."""
+    lock = _lock(parent, wait=True)
+    try:
+        yield
+    finally:
+        _unlock(lock)
+
+
+def _lock(folder: Path, wait: bool = False) -> int | None:
+    """Lock a folder until `_unlock`, or until this process ends; None where there are no locks.
+
+    Raises:
+        BlockingIOError: another process has it locked, and this one is not to wait.
+    """
+    try:
+        import fcntl
+
+        handle = os.open(folder, os.O_RDONLY)
+    except (ImportError, PermissionError):  # Windows; or a folder that may be written to and not read
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError as error:
+        os.close(handle)
+        if isinstance(error, BlockingIOError):
+            raise
+        return None  # a network's file system
+    return handle
+
+
+def _unlock(handle: int | None) -> None:
+    if handle is not None:
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_UN)  # for forked processes, too, which closing leaves locked
+        os.close(handle)
+
+
+def _delete(path: Path) -> None:
+    """Delete a file or folder, as far as that can be done. An old folder is first given a name that is never put back,
+    so that no half of it is."""
+    with contextlib.suppress(OSError):
+        if path.suffix == ".old":
+            path = path.rename(path.with_name(f"{path.name[: -len('.old') - 16]}{secrets.token_hex(8)}"))
+        if path.is_symlink() or not path.is_dir():
+            path.unlink(missing_ok=True)
+            return
+        path.chmod(0o700)
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _keep_mode(place: Path, fresh: Path) -> None:
+    """Give `fresh` the mode of what it replaces, where both are files or both are folders."""
+    with contextlib.suppress(FileNotFoundError):
+        mode = place.stat().st_mode
+        if stat.S_IFMT(mode) == stat.S_IFMT(fresh.stat().st_mode):
+            fresh.chmod(stat.S_IMODE(mode))
+
+
+def _sync(folder: Path) -> None:
+    """Have the file system write down a folder and all that is in it, so that no rename outlives what was renamed."""
+    for path in folder.rglob("*"):
+        kind = path.lstat().st_mode
+        if stat.S_ISREG(kind) or stat.S_ISDIR(kind):
+            _sync_one(path)
+    _sync_one(folder)
+
+
+def _sync_one(path: Path) -> None:
+    try:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Errors of the system say which path could not be written, and not which temporary one; their number stays."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, f"{path} cannot be written: {error.strerror}") from error

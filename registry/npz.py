@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from registry.errors import UsageError
+from onward.registry.errors import UsageError
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""What both readers of params.yaml (registry/policy.py, stages/params.py) refuse before they look at what it says."""
+"""What both readers of params.yaml (registry/gates/policy.py, stages/params.py) refuse before they look at what it
+says."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from registry.errors import UsageError
+from onward.registry.errors import UsageError
 
 
 def load(path: Path, parse: Callable[[str], Any]) -> Any:

@@ -19,13 +19,16 @@ from pathlib import Path
 
 import numpy as np
 
-from registry.evidence import BenchmarkReport, ExportReport, OptimizeReport, QuantizeReport, load
-from registry.runtimes import PROVIDERS, python
-from registry.text import printable
-from registry.vocabulary import PLAIN, REFERENCE, FileDigest, Latency, Measurement, RuntimeState
-from stages import command, host, paths
-from stages.measuring import scenarios
-from stages.measuring.contest import (
+from onward.registry.evidence.records import PLAIN, REFERENCE, FileDigest, Latency, Measurement, RuntimeState
+from onward.registry.evidence.reports import BenchmarkReport, ExportReport, OptimizeReport, QuantizeReport, load
+from onward.registry.host.runtimes import PROVIDERS, python
+from onward.registry.text import printable
+from onward.stages import command, host
+from onward.stages.config import paths
+from onward.stages.config.load import resolve, section
+from onward.stages.config.schema import Dim
+from onward.stages.measuring import scenarios
+from onward.stages.measuring.race import (
     LONG_CALL,
     Contestant,
     Feed,
@@ -38,20 +41,18 @@ from stages.measuring.contest import (
     told,
     turns_of,
 )
-from stages.measuring.samples import Samples
-from stages.measuring.screening import Deadline, screen, why_out
-from stages.measuring.tuning import tune
-from stages.params import resolve, section
-from stages.parity.answers import recorded_answers, recorded_kinds, recorded_outputs
-from stages.parity.cases import Source
-from stages.parity.evaluate import quality_of
-from stages.parity.quality import Judgement, ceiling_faults
-from stages.parity.sizes import size_key, typical_sizes
-from stages.reference import reference_worker, split
-from stages.reports import blocked
-from stages.runtime.pool import Worker, WorkerFailure
-from stages.settings import Dim
-from stages.variants import placed
+from onward.stages.measuring.samples import Samples
+from onward.stages.measuring.screening import Deadline, screen, why_out
+from onward.stages.measuring.tuning import tune
+from onward.stages.parity.budget import Judgement, ceiling_faults
+from onward.stages.parity.cases import Source
+from onward.stages.parity.evaluate import quality_of
+from onward.stages.parity.reference import reference_worker, split
+from onward.stages.parity.reference_answers import recorded_answers, recorded_kinds, recorded_outputs
+from onward.stages.parity.sizes import size_key, typical_sizes
+from onward.stages.reports import blocked
+from onward.stages.transforms.builder import placed
+from onward.stages.workers.worker import Worker, WorkerFailure
 
 COMPILED = "torch.compile"
 

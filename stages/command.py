@@ -17,12 +17,12 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from registry.disk import replacing
-from registry.errors import NotReady, OnwardError, UsageError
-from registry.evidence import REPORTS, Report, save
-from registry.text import printable
-from stages import paths
-from stages.runtime.pool import OPERATORS, WorkerFailure
+from onward.registry.errors import NotReady, OnwardError, UsageError
+from onward.registry.evidence.reports import REPORTS, Report, save
+from onward.registry.files import replacing
+from onward.registry.text import printable
+from onward.stages.config import paths
+from onward.stages.workers.worker import OPERATORS, WorkerFailure
 
 TRACEBACK = "traceback.txt"
 
@@ -59,7 +59,7 @@ def one(stage: str, model: str, compute: Callable[[str, Path], Report]) -> Repor
         OnwardError: a mistake in params.yaml, or an operator's fault; the folder is as it was before.
         OSError: an operator's fault, such as a full disk.
     """
-    from stages.params import section  # which is a stage, too
+    from onward.stages.config.load import section
 
     section(model, stage)
     with replacing(paths.build(model, stage)) as folder:
@@ -108,7 +108,7 @@ def run_plain(main: Callable[[], None]) -> None:
 
 def _parser(stage: str, function: Callable[..., object]) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(
-        prog=f"python -m stages.{stage}",
+        prog=f"python -m onward.stages.{stage}",
         description=inspect.getdoc(function),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

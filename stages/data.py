@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from registry.errors import UsageError
-from registry.evidence import DataReport
-from registry.vocabulary import Expectation, FileDigest, Split
-from stages import command, paths
-from stages.params import resolve, section
-from stages.parity.labels import without_labels
-from stages.settings import ModelParams
+from onward.registry.errors import UsageError
+from onward.registry.evidence.records import Expectation, FileDigest, Split
+from onward.registry.evidence.reports import DataReport
+from onward.stages import command
+from onward.stages.config import paths
+from onward.stages.config.load import resolve, section
+from onward.stages.config.schema import ModelParams
+from onward.stages.parity.labels import without_labels
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -20,25 +20,26 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import onnx
 
-from registry import onnx_file
-from registry.disk import sha256_file
-from registry.errors import UsageError
-from registry.evidence import ExportReport, load
-from registry.evidence import TrainReport as Trained
-from registry.vocabulary import GraphInfo, Rung
-from stages import command, exporters, paths, pitfalls
-from stages.params import section
-from stages.parity import graphs
-from stages.parity.answers import cases, real_example, real_inputs
-from stages.parity.check import answers, check, misdeclared, recall, record, sentence
-from stages.reference import trained_file
-from stages.reports import blocked
-from stages.runtime import isolate
-from stages.runtime.pool import Tensors, Worker, WorkerFailure
-from stages.settings import ModelParams, Tolerance, Verify
+from onward.registry.artifact import graph_nodes, onnx_file
+from onward.registry.errors import UsageError
+from onward.registry.evidence.records import GraphInfo, Rung
+from onward.registry.evidence.reports import ExportReport, load
+from onward.registry.evidence.reports import TrainReport as Trained
+from onward.registry.files import sha256_file
+from onward.stages import command
+from onward.stages.config import paths
+from onward.stages.config.load import section
+from onward.stages.config.schema import ModelParams, Tolerance, Verify
+from onward.stages.exporting import diagnostics, torch_exporters
+from onward.stages.parity.check import answers, check, misdeclared, recall, record, sentence
+from onward.stages.parity.reference import trained_file
+from onward.stages.parity.reference_answers import cases, real_example, real_inputs
+from onward.stages.reports import blocked
+from onward.stages.workers import isolated_call
+from onward.stages.workers.worker import Tensors, Worker, WorkerFailure
 
 if TYPE_CHECKING:
-    from stages.runtime.original import Original
+    from onward.stages.workers.torch_reference import Original
 
 T = TypeVar("T")
 
@@ -70,7 +71,7 @@ def export(model: str, folder: Path) -> ExportReport:
     target = folder / "model.onnx"
     if settings.is_torch:
         made, rungs = _ladder(model, settings, folder)
-        how = exporters.HOW[made.rung.strategy]
+        how = torch_exporters.HOW[made.rung.strategy]
     else:
         made, rungs, how = _taken(model, settings, folder), [], _origin(model)
     if not made.sound:
@@ -84,7 +85,7 @@ def export(model: str, folder: Path) -> ExportReport:
         files=onnx_file.digests(target),
         graph=made.graph,
         warnings=list(made.warnings),
-        findings=[*made.findings, *pitfalls.findings(onnx_file.load_graph(target))],
+        findings=[*made.findings, *diagnostics.findings(onnx_file.load_graph(target))],
     )
 
 
@@ -92,7 +93,7 @@ def _ladder(model: str, settings: ModelParams, folder: Path) -> tuple[Made, list
     """The first way whose file answers as the module does, now in `folder`; where none does, the first whose file is
     sound, for verify to judge; where none is, the first."""
     pinned = settings.export.strategy
-    strategies = exporters.STRATEGIES if pinned == "auto" else (pinned,)
+    strategies = torch_exporters.STRATEGIES if pinned == "auto" else (pinned,)
     tried: list[Made] = []
     with tempfile.TemporaryDirectory(dir=folder, prefix=".rungs-") as temporary:
         for strategy in strategies:
@@ -115,13 +116,13 @@ def _attempt(model: str, settings: ModelParams, strategy: str, folder: Path, ans
     weights = trained_file(model, settings)
     target = folder / "model.onnx"
     try:
-        written = isolate.call(TIMEOUT, _export, model, settings, strategy, weights, target, answered)
-        held = pitfalls.traced(written.baked)
+        written = isolated_call.call(TIMEOUT, _export, model, settings, strategy, weights, target, answered)
+        held = diagnostics.traced(written.baked)
         if held and not settings.export.allow_traced_constants:
-            return Made(Rung(strategy=strategy, status="failed", reason=f"{held}: {pitfalls.UNTRACED}"))
+            return Made(Rung(strategy=strategy, status="failed", reason=f"{held}: {diagnostics.UNTRACED}"))
         graph = _sound(model, settings, target, weights)
     except WorkerFailure as failure:
-        return Made(Rung(strategy=strategy, status="failed", reason=pitfalls.explain(failure.reason)))
+        return Made(Rung(strategy=strategy, status="failed", reason=diagnostics.explain(failure.reason)))
     except _Unsound as found:
         return Made(Rung(strategy=strategy, status="failed", reason=str(found)))
     findings = (f"{held}; export.allow_traced_constants allows it",) if held else ()
@@ -149,11 +150,11 @@ def _taken(model: str, settings: ModelParams, folder: Path) -> Made:
 
 def _export(
     model: str, settings: ModelParams, strategy: str, weights: Path, target: Path, answered: Path | None
-) -> exporters.Written:
+) -> torch_exporters.Written:
     """In a process of its own: export, and ask the module what it answers to every case, unless that is known."""
-    written = exporters.write(strategy, settings, weights, target, real_example(model, settings))
+    written = torch_exporters.write(strategy, settings, weights, target, real_example(model, settings))
     if answered is not None and not answered.exists():
-        from stages.runtime.original import Original
+        from onward.stages.workers.torch_reference import Original
 
         assert settings.build is not None
         original = Original(settings.build, weights, list(settings.inputs), list(settings.outputs))
@@ -199,9 +200,9 @@ def _sound(model: str, settings: ModelParams, target: Path, weights: Path) -> Gr
         finish(model, settings, target, sha256_file(weights))
         onnx_file.check(target)
     except UsageError as error:  # about a file that we made: a verdict on the export, not a user's mistake
-        raise _Unsound(pitfalls.explain(str(error), "the checker")) from error
+        raise _Unsound(diagnostics.explain(str(error), "the checker")) from error
     graph = onnx_file.describe(target)
-    found = [*_differences(settings, graph), *pitfalls.problems(onnx_file.load_graph(target))]
+    found = [*_differences(settings, graph), *diagnostics.problems(onnx_file.load_graph(target))]
     if found:
         raise _Unsound("; ".join(found))
     return graph
@@ -211,7 +212,7 @@ def finish(model: str, settings: ModelParams, path: Path, weights: str) -> None:
     """Make source paths relative, and write into the model what it is: name, inputs, outputs, digest of its weights."""
     onnx_file.files(path)  # readable, and nothing missing
     graph = onnx_file.load_graph(path)
-    for node in graphs.nodes(graph):
+    for node in graph_nodes.nodes(graph):
         for entry in node.metadata_props:
             if entry.key.endswith("stack_trace"):
                 entry.value = paths.without_paths(entry.value)

@@ -13,12 +13,13 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from registry import hostinfo, runtimes
-from registry.disk import replacing, write_atomically
-from registry.errors import NotReady
-from registry.vocabulary import Machine, RuntimeState
-from stages import command, paths
-from stages.params import read
+from onward.registry.errors import NotReady
+from onward.registry.evidence.records import Machine, RuntimeState
+from onward.registry.files import replacing, write_atomically
+from onward.registry.host import hardware, runtimes
+from onward.stages import command
+from onward.stages.config import paths
+from onward.stages.config.load import read
 
 TOOLCHAIN = (
     "torch",
@@ -62,13 +63,15 @@ def load() -> tuple[Host, dict[str, str]]:
         versions: dict[str, str] = json.loads((folder / "toolchain.json").read_text())
         return Host.model_validate_json((folder / "machine.json").read_text()), versions
     except FileNotFoundError as error:
-        raise NotReady(f"build/host/{Path(error.filename).name} is missing: run `python -m stages.host`") from None
+        raise NotReady(
+            f"build/host/{Path(error.filename).name} is missing: run `python -m onward.stages.host`"
+        ) from None
 
 
 def main() -> None:
     """Describe the machine and the toolchain in build/host/machine.json and build/host/toolchain.json."""
     host = Host(
-        machine=hostinfo.describe(),
+        machine=hardware.describe(),
         runtimes=[runtimes.state(name, paths.root()) for name in read().runtimes],
     )
     with replacing(paths.root() / "build" / "host") as folder:

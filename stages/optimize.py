@@ -7,19 +7,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from registry.evidence import OptimizeReport
-from registry.hostinfo import processors
-from registry.session_options import SessionOptions
-from registry.vocabulary import PLAIN, Variant
-from stages import command, paths, techniques, traits
-from stages.params import read, section
-from stages.parity import localize
-from stages.parity.answers import recorded_answers
-from stages.parity.check import Expected, check, sentence, without_the_largest
-from stages.parity.sizes import typical_sizes
-from stages.reports import blocked
-from stages.runtime.pool import Worker, WorkerFailure
-from stages.variants import Job, Workshop, placed, plain_words
+from onward.registry import processors
+from onward.registry.evidence.records import PLAIN, Variant
+from onward.registry.evidence.reports import OptimizeReport
+from onward.registry.evidence.session_options import SessionOptions
+from onward.stages import command
+from onward.stages.config import paths, techniques
+from onward.stages.config.load import read, section
+from onward.stages.parity import localize
+from onward.stages.parity.check import Expected, check, sentence, without_the_largest
+from onward.stages.parity.reference_answers import recorded_answers
+from onward.stages.parity.sizes import typical_sizes
+from onward.stages.reports import blocked
+from onward.stages.transforms import graph_profile
+from onward.stages.transforms.builder import Job, Workshop, placed, plain_words
+from onward.stages.workers.worker import Worker, WorkerFailure
 
 
 def optimize(model: str, folder: Path) -> OptimizeReport:
@@ -32,7 +34,7 @@ def optimize(model: str, folder: Path) -> OptimizeReport:
     if reason:
         return OptimizeReport(model=model, status="not attempted", reason=reason)
     plain = paths.build(model, "export") / "model.onnx"
-    graph = traits.describe(plain, typical_sizes(settings.dims)[-1])
+    graph = graph_profile.describe(plain, typical_sizes(settings.dims)[-1])
     runtimes = list(read().runtimes)
     jobs: list[Job] = []
     refused: dict[str, Variant] = {}
@@ -90,7 +92,7 @@ def optimize(model: str, folder: Path) -> OptimizeReport:
 def _beside() -> SessionOptions:
     """Threads for a session beside which another process works: two that wait for each other on one processor wait
     long, so that checking took twice as long as it does with one thread fewer."""
-    return SessionOptions(threads=max(1, processors() - 1))
+    return SessionOptions(threads=max(1, processors.count() - 1))
 
 
 if __name__ == "__main__":

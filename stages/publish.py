@@ -10,19 +10,20 @@ from typing import Any
 
 import numpy as np
 
-from registry.errors import NotReady, UsageError
-from registry.evidence import Evidence, PublishReport
-from registry.record import Publication, publish
-from registry.replay import Recorded
-from registry.runtimes import python
-from stages import command, host, paths
-from stages.params import read, section
-from stages.parity.answers import recorded_kinds, recorded_outputs
-from stages.parity.evaluate import batches
-from stages.reference import split
-from stages.reports import read_evidence
-from stages.runtime.pool import Worker, WorkerFailure
-from stages.settings import ModelParams
+from onward.registry.artifact.replay import Recorded
+from onward.registry.errors import NotReady, UsageError
+from onward.registry.evidence.reports import Evidence, PublishReport
+from onward.registry.host.runtimes import python
+from onward.registry.tracking.recorder import Publication, publish
+from onward.stages import command, host
+from onward.stages.config import paths
+from onward.stages.config.load import read, section
+from onward.stages.config.schema import ModelParams
+from onward.stages.parity.evaluate import batches
+from onward.stages.parity.reference import split
+from onward.stages.parity.reference_answers import recorded_kinds, recorded_outputs
+from onward.stages.reports import read_evidence
+from onward.stages.workers.worker import Worker, WorkerFailure
 
 # Enough to notice a wrong answer, few enough to be run before every promotion.
 BUNDLE_SAMPLES = 16
@@ -64,7 +65,7 @@ def record(model: str, folder: Path) -> PublishReport:
 
 def _write_bundle(model: str, settings: ModelParams, evidence: Evidence, folder: Path) -> None:
     """Recorded inputs, what the original answers to them, and what the chosen bytes answer on this machine; see
-    registry/replay.py."""
+    registry/artifact/replay.py."""
     selected = evidence.select
     precisions = {(m.variant, m.runtime): m.precision for m in evidence.benchmark.measurements}
     inputs = next(batches(settings, split(model, "evaluation"), BUNDLE_SAMPLES))

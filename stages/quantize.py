@@ -12,24 +12,26 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from registry import onnx_file
-from registry.evidence import OptimizeReport, QuantizeReport, load
-from registry.vocabulary import PLAIN, TradeOff, TradePoint, Variant
-from stages import command, paths, techniques, traits
-from stages.params import read, section
-from stages.parity.answers import recorded_kinds, recorded_outputs
-from stages.parity.evaluate import Arrays, batch_size, batches, quality_of, weigh
-from stages.parity.quality import Judgement
-from stages.parity.sizes import typical_sizes
-from stages.quantizers import prepare
-from stages.reference import split
-from stages.reports import blocked
-from stages.runtime import isolate
-from stages.runtime.pool import Worker, WorkerFailure
-from stages.sensitivity import fewest, layer_costs
-from stages.settings import Candidate, ModelParams
-from stages.traits import Traits
-from stages.variants import Feed, Job, Workshop, placed, plain_words
+from onward.registry.artifact import onnx_file
+from onward.registry.evidence.records import PLAIN, TradeOff, TradePoint, Variant
+from onward.registry.evidence.reports import OptimizeReport, QuantizeReport, load
+from onward.stages import command
+from onward.stages.config import paths, techniques
+from onward.stages.config.load import read, section
+from onward.stages.config.schema import Candidate, ModelParams
+from onward.stages.parity.budget import Judgement
+from onward.stages.parity.evaluate import Arrays, batch_size, batches, quality_of, weigh
+from onward.stages.parity.reference import split
+from onward.stages.parity.reference_answers import recorded_kinds, recorded_outputs
+from onward.stages.parity.sizes import typical_sizes
+from onward.stages.reports import blocked
+from onward.stages.transforms import graph_profile
+from onward.stages.transforms.builder import Feed, Job, Workshop, placed, plain_words
+from onward.stages.transforms.graph_profile import Traits
+from onward.stages.transforms.quantizers import prepare
+from onward.stages.transforms.sensitivity import fewest, layer_costs
+from onward.stages.workers import isolated_call
+from onward.stages.workers.worker import Worker, WorkerFailure
 
 # Kernels with the activation fused in, for which there is no int8 form: quantising around them keeps them float.
 FLOAT_ONLY = {"com.microsoft.FusedConv", "com.microsoft.FusedGemm", "com.microsoft.FusedMatMul"}
@@ -50,7 +52,7 @@ def quantize(model: str, folder: Path) -> QuantizeReport:
     if reason:
         return QuantizeReport(model=model, status="not attempted", reason=reason)
     plain = paths.build(model, "export") / "model.onnx"
-    graph = traits.describe(plain, typical_sizes(settings.dims)[-1])
+    graph = graph_profile.describe(plain, typical_sizes(settings.dims)[-1])
     bases = choose_bases(model, graph)
     feeds = _feeds(settings, split(model, "calibration"))
     wanted, samples = recorded_outputs(model), split(model, "evaluation")
@@ -171,7 +173,7 @@ class _Stage:
         if base not in self.prepared:
             target = self.scratch / f"{base}.onnx"
             try:
-                isolate.call(self.settings.quantize.timeout, prepare, path, target)
+                isolated_call.call(self.settings.quantize.timeout, prepare, path, target)
                 self.prepared[base] = target
             except WorkerFailure as failure:
                 self.prepared[base] = f"pre-processing failed: {plain_words(str(failure))}"

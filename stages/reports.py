@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from registry.errors import NotReady
-from registry.evidence import REPORTS, Evidence, Report, load
-from stages import paths
+from onward.registry.errors import NotReady
+from onward.registry.evidence.reports import REPORTS, Evidence, Report, load
+from onward.stages.config import paths
 
 
 def read_evidence(model: str) -> Evidence:

@@ -7,13 +7,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from registry.evidence import BenchmarkReport, SelectReport, load
-from registry.session_options import SessionOptions
-from registry.vocabulary import PLAIN, Choice, Measurement, Winner
-from stages import command, paths
-from stages.params import section
-from stages.parity.answers import recorded_kinds
-from stages.parity.quality import Judgement, Loss, ceiling_faults
+from onward.registry.evidence.records import PLAIN, Choice, Measurement, Winner
+from onward.registry.evidence.reports import BenchmarkReport, SelectReport, load
+from onward.registry.evidence.session_options import SessionOptions
+from onward.stages import command
+from onward.stages.config import paths
+from onward.stages.config.load import section
+from onward.stages.parity.budget import Judgement, Loss, ceiling_faults
+from onward.stages.parity.reference_answers import recorded_kinds
 
 # A gain under 2 % is not worth another graph: with ten variants, chance alone makes one look that much faster.
 WORTHWHILE = 0.98

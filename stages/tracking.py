@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 
-from registry.disk import replacing, write_atomically
-from stages import command, paths
-from stages.params import read
+from onward.registry.files import replacing, write_atomically
+from onward.stages import command
+from onward.stages.config import paths
+from onward.stages.config.load import read
 
 
 def main() -> None:
     """Write the identity of the tracking store (never a credential) to build/tracking/store.json."""
-    from registry.record import store_identity
+    from onward.registry.tracking.recorder import store_identity
 
     identity = store_identity(read().tracking.experiment)
     with replacing(paths.root() / "build" / "tracking") as folder:

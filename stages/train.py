@@ -11,23 +11,24 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from registry import onnx_file
-from registry.errors import UsageError
-from registry.evidence import TrainReport
-from registry.vocabulary import FileDigest
-from stages import command, paths
-from stages.params import resolve, section
-from stages.parity.evaluate import Arrays, batches, outputs_over, quality_of
-from stages.parity.labels import label_findings
-from stages.runtime import isolate
-from stages.runtime.module import fit, load_module, read_weights
-from stages.runtime.pool import AS_IT_IS, Worker, WorkerFailure
-from stages.settings import ModelParams
+from onward.registry.artifact import onnx_file
+from onward.registry.errors import UsageError
+from onward.registry.evidence.records import FileDigest
+from onward.registry.evidence.reports import TrainReport
+from onward.stages import command
+from onward.stages.config import paths
+from onward.stages.config.load import resolve, section
+from onward.stages.config.schema import ModelParams
+from onward.stages.parity.evaluate import Arrays, batches, outputs_over, quality_of
+from onward.stages.parity.labels import label_findings
+from onward.stages.workers import isolated_call
+from onward.stages.workers.torch_module import fit, load_module, read_weights
+from onward.stages.workers.worker import AS_IT_IS, Worker, WorkerFailure
 
 if TYPE_CHECKING:
     import torch
 
-    from stages.runtime.signature import Named
+    from onward.stages.workers.signature import Named
 
 # Training is the user's own code and may take as long as it likes; a week is no budget but an end to a hang.
 PATIENCE = 7 * 24 * 3600.0
@@ -58,7 +59,7 @@ def train(model: str, folder: Path) -> TrainReport:
     settings = section(model, "train")
     file = folder / ("model.safetensors" if settings.is_torch else "model.onnx")
     try:
-        found = isolate.call(PATIENCE, _obtain, model, settings, file)
+        found = isolated_call.call(PATIENCE, _obtain, model, settings, file)
     except WorkerFailure as failure:
         return TrainReport(model=model, status="failed", reason=f"training {failure.kind}: {failure.reason}")
     report = TrainReport(
@@ -88,7 +89,7 @@ def _module(settings: ModelParams, file: Path, key: str) -> Obtained:
     import torch
     from safetensors.torch import save
 
-    from stages.runtime.rebuilt import differences
+    from onward.stages.workers.rebuilt import differences
 
     torch.set_num_threads(1)  # sums in one order: the same weights on every machine of one kind, whatever its cores
     torch.manual_seed(settings.seed)
@@ -193,7 +194,7 @@ def _difference(wanted: Arrays, got: Arrays) -> str:
 
 def _lost(settings: ModelParams, module: torch.nn.Module, released: torch.nn.Module) -> str:
     """What may have made the difference, and what to do."""
-    from stages.runtime.rebuilt import differences
+    from onward.stages.workers.rebuilt import differences
 
     found = differences(module, released, plain=True)
     remedy = "keep it in the state dict (self.register_buffer), or set it in build()"
@@ -257,7 +258,7 @@ def _forward(settings: ModelParams, module: torch.nn.Module, batch: Arrays) -> A
 def _named(settings: ModelParams, module: torch.nn.Module, batch: Arrays) -> Named:
     import torch
 
-    from stages.runtime.signature import bind, name_outputs
+    from onward.stages.workers.signature import bind, name_outputs
 
     binding = bind(module, list(settings.inputs))
     # Copies: a module may write to its inputs.

@@ -9,13 +9,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from registry.evidence import REPORTS, BenchmarkReport, PublishReport, Report, SelectReport, TrainReport
-from registry.text import printable
-from registry.vocabulary import Ratio
-from stages import command
-from stages.params import read
-from stages.reports import found
-from stages.statistics import quotient
+from onward.registry.evidence.records import Ratio
+from onward.registry.evidence.reports import REPORTS, BenchmarkReport, PublishReport, Report, SelectReport, TrainReport
+from onward.registry.text import printable
+from onward.stages import command
+from onward.stages.config.load import read
+from onward.stages.measuring.statistics import quotient
+from onward.stages.reports import found
 
 # Of an interval whose ends differ by more than this factor, no figure is shown.
 WIDE = 1.5

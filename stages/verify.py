@@ -12,25 +12,37 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from registry.evidence import ExportReport, TrainReport, VerifyReport, load
-from registry.text import printable
-from registry.vocabulary import CaseResult, CaseVerdict, OutputKind, Parting
-from stages import command, exporters, paths, pitfalls
-from stages.params import section
-from stages.parity import localize
-from stages.parity.answers import cases, real_example, real_inputs
-from stages.parity.cases import Case, find
-from stages.parity.check import Expected, answers, check, compare_outputs, findings, misdeclared, record, sentence
-from stages.parity.evaluate import Arrays, judged_by_quality, outputs_over, quality_of
-from stages.parity.kinds import kinds_of
-from stages.reference import OnnxOriginal, reference_worker, split, trained_file
-from stages.reports import blocked
-from stages.runtime import isolate
-from stages.runtime.pool import CPU, Worker, WorkerFailure
-from stages.settings import ModelParams, Tolerance
+from onward.registry.evidence.records import CaseResult, CaseVerdict, OutputKind, Parting
+from onward.registry.evidence.reports import ExportReport, TrainReport, VerifyReport, load
+from onward.registry.evidence.session_options import CPU
+from onward.registry.text import printable
+from onward.stages import command
+from onward.stages.config import paths
+from onward.stages.config.load import section
+from onward.stages.config.schema import ModelParams, Tolerance
+from onward.stages.exporting import diagnostics, torch_exporters
+from onward.stages.parity import localize
+from onward.stages.parity.cases import Case, find
+from onward.stages.parity.check import (
+    Expected,
+    answers,
+    check,
+    compare_outputs,
+    findings,
+    misdeclared,
+    record,
+    sentence,
+)
+from onward.stages.parity.evaluate import Arrays, judged_by_quality, outputs_over, quality_of
+from onward.stages.parity.kinds import kinds_of
+from onward.stages.parity.reference import OnnxOriginal, reference_worker, split, trained_file
+from onward.stages.parity.reference_answers import cases, real_example, real_inputs
+from onward.stages.reports import blocked
+from onward.stages.workers import isolated_call
+from onward.stages.workers.worker import Worker, WorkerFailure
 
 if TYPE_CHECKING:
-    from stages.parity.opinions import Dissent
+    from onward.stages.parity.opinions import Dissent
 
 # Cases on which a file from elsewhere is held to a second implementation, the smallest ones.
 EVALUATED = 8
@@ -67,7 +79,7 @@ def verify(model: str, folder: Path) -> VerifyReport:
                 disagree = _opinions(reference, expected, settings, report)
             wanted = outputs_over(reference.run, settings, split(model, "evaluation"))
         except WorkerFailure as failure:
-            report.reason = pitfalls.explain(failure.reason, "the original does not answer")
+            report.reason = diagnostics.explain(failure.reason, "the original does not answer")
     if report.reason:
         return report
     report.kinds = _kinds(model, settings, wanted)
@@ -77,7 +89,7 @@ def verify(model: str, folder: Path) -> VerifyReport:
         try:
             candidate.start()
         except WorkerFailure as failure:
-            report.reason = pitfalls.explain(failure.reason, "the runtime refused the model")
+            report.reason = diagnostics.explain(failure.reason, "the runtime refused the model")
             return report
         report.cases = check(candidate, expected, settings.tolerance)
         report.reason = sentence(report.cases)
@@ -86,7 +98,7 @@ def verify(model: str, folder: Path) -> VerifyReport:
         again = next(case.case for case in report.cases if case.failed)
         report.parting = _parting(model, settings, expected, report.cases)
         where = f"; it {localize.sentence(report.parting)}" if report.parting and report.parting.value else ""
-        report.reason += f"{where}; that case alone: python -m stages.verify {model} --case {again}"
+        report.reason += f"{where}; that case alone: python -m onward.stages.verify {model} --case {again}"
     elif lost:
         report.reason = lost
     report.reason = report.reason or disagree
@@ -171,17 +183,21 @@ def _parting(model: str, settings: ModelParams, expected: list[Expected], result
     if worst is None or not settings.is_torch:
         return None
     report = load(ExportReport, paths.build(model, "export") / "report.json")
-    strategy = next((name for name, how in exporters.HOW.items() if how == report.how), "trace")
+    strategy = next((name for name, how in torch_exporters.HOW.items() if how == report.how), "trace")
     weights, plain = trained_file(model, settings), paths.build(model, "export") / "model.onnx"
     real = real_example(model, settings)
     try:
-        return isolate.call(LOCALIZE_SECONDS, _against_torch, settings, weights, plain, strategy, worst.case, real)
+        return isolated_call.call(
+            LOCALIZE_SECONDS, _against_torch, settings, weights, plain, strategy, worst.case, real
+        )
     except WorkerFailure as failure:
         return Parting(case=worst.case.name, reason=f"where they part could not be found: {failure.reason[:300]}")
 
 
 def _against_torch(*arguments: Any) -> Parting:
-    from stages.parity.localize_torch import against_torch  # torch belongs in the process that this is called in
+    from onward.stages.exporting.localize_torch import (
+        against_torch,  # torch belongs in the process that this is called in
+    )
 
     return against_torch(*arguments)
 
@@ -230,7 +246,7 @@ def _settled(reference: OnnxOriginal, differing: list[Expected], settings: Model
     """Who is wrong where ONNX Runtime and the evaluator differ: another than ONNX Runtime is a finding."""
     print(f"verify {report.model}: ONNX Runtime and the evaluator differ; looking for the node", file=sys.stderr)
     try:
-        found = isolate.call(
+        found = isolated_call.call(
             settings.verify.evaluator_seconds, _dissents, reference.file, differing, settings.tolerance
         )
     except WorkerFailure as failure:
@@ -249,7 +265,7 @@ def _settled(reference: OnnxOriginal, differing: list[Expected], settings: Model
 
 
 def _dissents(file: Path, differing: list[Expected], tolerance: Tolerance) -> list[Dissent]:
-    from stages.parity.opinions import Question, settle  # torch belongs in the process that this is called in
+    from onward.stages.parity.opinions import Question, settle  # torch belongs in the process that this is called in
 
     asked = [Question(item.case.name, dict(item.case.inputs), item.outputs, item.spread) for item in differing]
     return settle(file, asked, tolerance.rtol, tolerance.atol)

@@ -50,7 +50,7 @@ LAST = ("test_tracing", "test_opinions", "test_signature", "test_rebuilt", "test
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if "torch" in sys.modules:  # its threads do not survive a fork (stages/runtime/isolate.py)
+    if "torch" in sys.modules:  # its threads do not survive a fork (stages/workers/isolated_call.py)
         sys.modules["torch"].set_num_threads(1)
     items.sort(key=lambda item: _place(item.path.stem))
 
@@ -89,7 +89,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (root / "models").mkdir(parents=True)
     (root / "models" / "__init__.py").write_text("")
     shutil.copy(ROOT / "dvc.yaml", root)
-    monkeypatch.setenv("DVC_ROOT", str(root))
+    monkeypatch.setenv("ONWARD_PROJECT", str(root))
     monkeypatch.chdir(root)
     forget_models()
     monkeypatch.syspath_prepend(str(root))
@@ -105,14 +105,14 @@ def _forget_models_afterwards() -> Iterator[None]:
 @pytest.fixture
 def onward(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
     """Run the console entry point: (exit code, stdout, stderr)."""
-    from registry import cli
+    from onward.registry.cli import main
 
     def run(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["onward", *arguments])
         capsys.readouterr()
         code = 0
         try:
-            cli.main()
+            main.main()
         except SystemExit as ended:
             code = int(ended.code or 0)
         out, err = capsys.readouterr()

@@ -9,21 +9,8 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from registry import onnx_file
-from registry.evidence import (
-    BenchmarkReport,
-    DataReport,
-    Evidence,
-    ExportReport,
-    OptimizeReport,
-    QuantizeReport,
-    SelectReport,
-    TrainReport,
-    VerifyReport,
-    save,
-)
-from registry.record import Publication, publish
-from registry.vocabulary import (
+from onward.registry.artifact import onnx_file
+from onward.registry.evidence.records import (
     CaseResult,
     Choice,
     FileDigest,
@@ -35,6 +22,19 @@ from registry.vocabulary import (
     Variant,
     Winner,
 )
+from onward.registry.evidence.reports import (
+    BenchmarkReport,
+    DataReport,
+    Evidence,
+    ExportReport,
+    OptimizeReport,
+    QuantizeReport,
+    SelectReport,
+    TrainReport,
+    VerifyReport,
+    save,
+)
+from onward.registry.tracking.recorder import Publication, publish
 from tests.onnx_models import linear
 
 CPU = "CPUExecutionProvider"

@@ -23,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from registry import disk
+from onward.registry import files
 
 NAMES = ("a.txt", "sub/b.txt", "sub/deeper/c.txt")
 SYSTEM_CALLS = "rename,renameat2,mkdir,unlink,unlinkat,rmdir,chmod,fchmodat,openat,write,fsync,flock"
@@ -44,14 +44,14 @@ def state(folder: Path) -> str:
 
 
 def replace(folder: Path, word: str) -> None:
-    with disk.replacing(folder) as fresh:
+    with files.replacing(folder) as fresh:
         fill(fresh, word)
 
 
 def recover(folder: Path) -> None:
     """The next call, which fails by itself, so that it changes nothing but what it puts back."""
     try:
-        with disk.replacing(folder):
+        with files.replacing(folder):
             raise KeyError
     except KeyError:
         pass
@@ -63,7 +63,7 @@ def prepare(folder: Path, start: str) -> None:
     if start in ("old", "removed"):
         fill(folder, "old")
     elif start == "between":
-        fresh = disk._beside(folder)
+        fresh = files._beside(folder)
         fill(fresh, "lost")
         fill(fresh.with_name(f"{fresh.name}.old"), "old")
 
@@ -87,10 +87,10 @@ def hooked(at: int, action: Callable[[], None]) -> list[int]:
 
     sys.addaudithook(step)
     os.fsync = counted("os.fsync", os.fsync)  # these two tell no audit hook
-    found = disk._renameat2()
+    found = files._renameat2()
     if found is not None:
         swap = counted("os.renameat2", found)
-        disk._renameat2 = lambda: swap  # type: ignore[assignment]
+        files._renameat2 = lambda: swap  # type: ignore[assignment]
     return count
 
 
@@ -179,8 +179,8 @@ def main() -> None:
     base, way, fault, start = sys.argv[1:]
     folder = Path(base) / "parent" / "kept.dir"
     if way == "renames":
-        disk._renameat2 = lambda: None  # type: ignore[assignment]
-    disk._machine()
+        files._renameat2 = lambda: None  # type: ignore[assignment]
+    files._machine()
     allowed = {"new", "none"} if start == "none" else {"new", "old"}
     tried = 0
     for step in steps(folder, fault, start):

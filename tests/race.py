@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import signal
 
-from registry import operations
-from registry.errors import LostRace, Refused
-from registry.store import Store
+from onward.registry.errors import LostRace, Refused
+from onward.registry.operations import promotion
+from onward.registry.store.store import Store
 
 
 def promote_and_roll_back(seed: int, attempts: int) -> list[str]:
@@ -17,10 +17,10 @@ def promote_and_roll_back(seed: int, attempts: int) -> list[str]:
     for attempt in range(attempts):
         try:
             if (seed + attempt) % 3 == 2:
-                done = operations.rollback("cnn", "staging", reason="race", actor=f"p{seed}", store=store)
+                done = promotion.rollback("cnn", "staging", reason="race", actor=f"p{seed}", store=store)
             else:
                 version = 1 + (seed + attempt) % 3
-                done = operations.promote("cnn", "staging", version, reason="race", actor=f"p{seed}", store=store)
+                done = promotion.promote("cnn", "staging", version, reason="race", actor=f"p{seed}", store=store)
             told.append("won" if done.changed else "already live")
         except LostRace:
             told.append("lost")
@@ -35,4 +35,4 @@ class _Killed(Store):
 
 
 def promote_and_die_before_the_alias(version: int) -> None:
-    operations.promote("cnn", "staging", version, reason="doomed", store=_Killed())
+    promotion.promote("cnn", "staging", version, reason="doomed", store=_Killed())

@@ -14,14 +14,14 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from registry.connection import as_default, connect, ensure_experiment
-from registry.flavor import build_folder
-from registry.integrity import content_digest, manifest_digest
-from registry.onnx_file import digests
-from registry.serving import CPU, MODEL, Served, Serving
-from registry.session_options import SessionOptions
-from registry.store import Store
-from registry.vocabulary import TensorSpec
+from onward.registry.artifact.manifest import content_digest, manifest_digest
+from onward.registry.artifact.mlflow_model import build_folder
+from onward.registry.artifact.onnx_file import digests
+from onward.registry.artifact.serving_plan import MODEL, Served, Serving
+from onward.registry.evidence.records import TensorSpec
+from onward.registry.evidence.session_options import CPU, SessionOptions
+from onward.registry.store.connection import as_default, connect, ensure_experiment
+from onward.registry.store.store import Store
 
 GOOD = {
     "variant": "int8-dynamic",

@@ -11,7 +11,7 @@ import yaml
 from benchmarks.peers import judging, making, writing
 from benchmarks.peers.recipes import ARCHITECTURES, OLIVE, OPTIMUM, PEERS, olive_config, recipes
 from benchmarks.peers.results import EAGER, ONWARD, Entry, Measured, Repeat, Result, Speed
-from stages.params import read
+from onward.stages.config.load import read
 from tests.conftest import ROOT
 
 PARAMS = ROOT / "benchmarks" / "peers" / "project" / "params.yaml"

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from registry import layout, operations, prune, transfer
-from registry.errors import UsageError
+from onward.registry.errors import UsageError
+from onward.registry.operations import promotion, pruning, transfer
+from onward.registry.store import schema
 from tests.store_factory import add_candidate, fresh_store
 
 TAGS = {
@@ -23,7 +24,7 @@ def store(tmp_path, monkeypatch):
     store = fresh_store(tmp_path, monkeypatch)
     for factor in (1, 2):
         add_candidate(store, "cnn", factor)
-    operations.promote("cnn", "staging", 1, reason="because", store=store)
+    promotion.promote("cnn", "staging", 1, reason="because", store=store)
     return store
 
 
@@ -45,24 +46,24 @@ class Row:
     ],
 )  # fmt: skip
 def test_tags_that_cannot_be_right_are_no_entry(tags):
-    entry = layout.from_version(Row(**tags))
+    entry = schema.from_version(Row(**tags))
     if "schema" in tags:
         assert entry is not None
     else:
         assert entry is None
-    log = layout.parse_log("staging.cnn", [Row(**tags)], {})
+    log = schema.parse_log("staging.cnn", [Row(**tags)], {})
     assert log.line.live == entry
 
 
 @given(st.dictionaries(st.sampled_from([*TAGS, "gates", "restores", "seen", "manifest", "signature"]), st.text()))
 def test_no_tags_at_all_break_a_log(tags):
     for signers in ({}, {"ann": {}}):
-        log = layout.parse_log("staging.cnn", [Row(**tags)], {} if not signers else _signers())
+        log = schema.parse_log("staging.cnn", [Row(**tags)], {} if not signers else _signers())
         assert len(log.entries()) + len(log.foreign) + len(log.newer) == 1
 
 
 def _signers():
-    from registry.signatures import Signer
+    from onward.registry.trust.entry_signatures import Signer
 
     return {"ann": Signer(key="A" * 43 + "=")}
 
@@ -80,13 +81,13 @@ def test_another_teams_model_is_listed_as_foreign_and_harms_nobody(store, onward
     assert [model for model in json.loads(onward("status", "--json")[1]) if model["foreign"]]
     assert onward("reconcile")[:2] == (0, "Everything agrees with the logs.\n")
     assert onward("prune", "cnn", "--older-than", "1h")[0] == 0
-    assert operations.promote("cnn", "staging", 2, reason="because", store=store).changed
+    assert promotion.promote("cnn", "staging", 2, reason="because", store=store).changed
 
 
 def test_environments_of_names_that_are_none_are_left_out(store):
     store._client.create_registered_model("o'brien.cnn")
     assert store.environments("cnn") == ["staging"]
-    assert prune.prune("cnn", "1h", dry_run=True, store=store).deleted == ()
+    assert pruning.prune("cnn", "1h", dry_run=True, store=store).deleted == ()
     assert len(transfer.export(["cnn"], store=store)) == 1
 
 
@@ -99,7 +100,7 @@ def test_tags_edited_by_hand_make_a_row_foreign_for_every_command(store, onward,
     assert onward("reconcile")[0] == 0
     assert onward("prune", "cnn", "--older-than", "1h")[0] == 0
     assert onward("history", "cnn")[0] == 0
-    assert operations.promote("cnn", "staging", 2, reason="because", store=store).entry.number == 2
+    assert promotion.promote("cnn", "staging", 2, reason="because", store=store).entry.number == 2
 
 
 @pytest.mark.parametrize(

@@ -9,17 +9,17 @@ from pathlib import Path
 import pytest
 from pyarrow import parquet
 
-from registry.evidence import BenchmarkReport, QuantizeReport, SelectReport, load
-from registry.vocabulary import PLAIN
-from stages import command, host
-from stages.benchmark import TUNED, benchmark
-from stages.data import data
-from stages.export import export
-from stages.optimize import optimize
-from stages.quantize import quantize
-from stages.select import select
-from stages.train import train
-from stages.verify import verify
+from onward.registry.evidence.records import PLAIN
+from onward.registry.evidence.reports import BenchmarkReport, QuantizeReport, SelectReport, load
+from onward.stages import command, host
+from onward.stages.benchmark import TUNED, benchmark
+from onward.stages.data import data
+from onward.stages.export import export
+from onward.stages.optimize import optimize
+from onward.stages.quantize import quantize
+from onward.stages.select import select
+from onward.stages.train import train
+from onward.stages.verify import verify
 from tests.toy import WIDE, many_rows, toy_params, write_project
 
 BEFORE = {

@@ -9,10 +9,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from registry import chain
-from registry.deployments import Draft
-from registry.layout import Log, from_version, parse_log, to_tags
-from registry.signatures import Key, Signer, digest, link, sign
+from onward.registry.log.entries import Draft
+from onward.registry.store.schema import Log, from_version, parse_log, to_tags
+from onward.registry.trust import chain
+from onward.registry.trust.entry_signatures import Key, Signer, digest, link, sign
 
 LOG = "production.cnn"
 KEYS = {name: Ed25519PrivateKey.from_private_bytes(bytes([n]) * 32) for n, name in enumerate(("ann", "bob", "eve"))}

@@ -12,12 +12,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy import stats
 
-from registry.session_options import SessionOptions
-from registry.vocabulary import FileDigest, Latency, Measurement, Ratio
-from stages.parity.quality import Judgement
-from stages.select import WORTHWHILE, choose, pareto
-from stages.settings import Budget
-from stages.statistics import (
+from onward.registry.evidence.records import FileDigest, Latency, Measurement, Ratio
+from onward.registry.evidence.session_options import SessionOptions
+from onward.stages.config.schema import Budget
+from onward.stages.measuring.statistics import (
     FEWEST_FOR_P90,
     FEWEST_FOR_P95,
     FEWEST_FOR_P99,
@@ -28,6 +26,8 @@ from stages.statistics import (
     summarize,
     undisturbed,
 )
+from onward.stages.parity.budget import Judgement
+from onward.stages.select import WORTHWHILE, choose, pareto
 
 
 @pytest.mark.parametrize("count", [1, 63, 64, 129, 130, 661, 662])

@@ -10,16 +10,18 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from registry import cli, gates, operations
-from registry.actor import who
-from registry.evidence import VerifyReport, save
-from registry.vocabulary import CaseResult, OutputComparison, Parting
+from onward.registry.cli import main
+from onward.registry.evidence.records import CaseResult, OutputComparison, Parting
+from onward.registry.evidence.reports import VerifyReport, save
+from onward.registry.gates import builtin
+from onward.registry.operations import promotion
+from onward.registry.trust.identity import who
 from tests.store_factory import add_candidate, artifacts_of, fresh_store, scale_model
 
-COMMANDS = [command.name or command.callback.__name__ for command in cli.app.registered_commands]
+COMMANDS = [command.name or command.callback.__name__ for command in main.app.registered_commands]
 SUBCOMMANDS = [
     f"{group.name} {command.name}"
-    for group in cli.app.registered_groups
+    for group in main.app.registered_groups
     for command in group.typer_instance.registered_commands
 ]
 
@@ -34,11 +36,12 @@ def promote(onward, to, *arguments):
 
 
 def test_help_is_quick_and_teaches():
-    shown = subprocess.run([sys.executable, "-m", "registry.cli", "--help"], capture_output=True, text=True)
+    shown = subprocess.run([sys.executable, "-m", "onward.registry.cli.main", "--help"], capture_output=True, text=True)
     assert shown.returncode == 0
     for command in (*COMMANDS, *(name.split()[0] for name in SUBCOMMANDS)):
         assert f"\n  {command}" in shown.stdout
-    script = "import sys, registry.cli; print([m for m in ('mlflow', 'numpy', 'onnx', 'torch') if m in sys.modules])"
+    heavy = ("mlflow", "numpy", "onnx", "torch")
+    script = f"import sys, onward.registry.cli.main; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "[]\n"
 
 
@@ -126,7 +129,7 @@ def test_a_gate_that_says_no_exits_1_and_lists_all(store, onward):
 )
 def test_wrong_usage_exits_2(store, onward, tmp_path, arguments):
     promote_version = add_candidate(store, "cnn")
-    operations.promote("cnn", "staging", promote_version, reason="because", store=store)
+    promotion.promote("cnn", "staging", promote_version, reason="because", store=store)
     np.savez(tmp_path / "x.npz", x=np.ones((2, 4), np.float32))
     code, out, err = onward(*arguments)
     assert (code, out) == (2, "")
@@ -137,14 +140,14 @@ def test_wrong_usage_exits_2(store, onward, tmp_path, arguments):
 def test_a_lost_race_exits_3(store, onward, monkeypatch):
     for factor in (1, 2):
         add_candidate(store, "cnn", factor)
-    judge = gates.judge
+    judge = builtin.judge
 
     def somebody_is_quicker(*arguments):
-        monkeypatch.setattr(gates, "judge", judge)
-        operations.promote("cnn", "staging", 1, reason="quicker", actor="bob", store=store)
+        monkeypatch.setattr(builtin, "judge", judge)
+        promotion.promote("cnn", "staging", 1, reason="quicker", actor="bob", store=store)
         return judge(*arguments)
 
-    monkeypatch.setattr(gates, "judge", somebody_is_quicker)
+    monkeypatch.setattr(builtin, "judge", somebody_is_quicker)
     code, out, err = promote(onward, "staging", "2")
     assert (code, out) == (3, "")
     assert "somebody else got there first" in err

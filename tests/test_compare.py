@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.parity.compare import ROUNDING, SPREAD, compare, squared_change, unexplained
+from onward.stages.parity.compare import ROUNDING, SPREAD, compare, squared_change, unexplained
 
 Array = np.ndarray[Any, np.dtype[Any]]
 F = np.float32

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from registry import operations, overview
-from registry.connection import as_default, connect
-from registry.errors import StoreUnreachable, UsageError
-from registry.record import publish
-from registry.session import InferenceSession
-from registry.store import Store
+from onward.registry.errors import StoreUnreachable, UsageError
+from onward.registry.inference.session import InferenceSession
+from onward.registry.operations import overview, promotion
+from onward.registry.store.connection import as_default, connect
+from onward.registry.store.store import Store
+from onward.registry.tracking.recorder import publish
 from tests.conftest import ROOT, Command
 from tests.evidence_factory import make_publication
 from tests.store_factory import _empty_database, add_candidate, fresh_store
@@ -23,7 +23,7 @@ from tests.store_factory import _empty_database, add_candidate, fresh_store
 SERVICE = """
 import logging, os, sys
 import mlflow, numpy as np
-from registry.session import InferenceSession
+from onward.registry.inference.session import InferenceSession
 own, checkout, environment = sys.argv[1:]
 logging.getLogger("mlflow").setLevel(logging.DEBUG)
 mlflow.set_tracking_uri(own)
@@ -57,7 +57,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     store = fresh_store(tmp_path / "checkout", monkeypatch)
     (tmp_path / "checkout" / "dvc.yaml").write_text("stages: {}\n")
     add_candidate(store, "cnn", 1.0)
-    operations.promote("cnn", "staging", reason="x", store=store)
+    promotion.promote("cnn", "staging", reason="x", store=store)
     return store
 
 
@@ -90,8 +90,8 @@ def test_what_is_written_goes_to_the_store_in_use_whatever_the_process_uses(
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
         fresh = Store()
         add_candidate(fresh, "cnn", 2.0)
-        assert operations.promote("cnn", "staging", reason="x").version == 2
-        assert operations.rollback("cnn", "staging", reason="x").version == 1
+        assert promotion.promote("cnn", "staging", reason="x").version == 2
+        assert promotion.rollback("cnn", "staging", reason="x").version == 1
         assert publish(make_publication(tmp_path)).version == 1
         assert overview.check("cnn", "staging").met
         assert InferenceSession("toy/1").metadata.version == 1

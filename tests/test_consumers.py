@@ -12,8 +12,8 @@ import urllib.request
 import mlflow
 import numpy as np
 
-from registry import operations
-from registry.session import InferenceSession
+from onward.registry.inference.session import InferenceSession
+from onward.registry.operations import promotion
 from tests.servers import answers, free_port, wait_until
 from tests.store_factory import add_candidate, fresh_store
 
@@ -43,9 +43,9 @@ def test_onward_pyfunc_and_mlflow_models_serve_all_answer_the_same(tmp_path, mon
     store = fresh_store(tmp_path, monkeypatch)
     for factor in (2, 3):
         add_candidate(store, "cnn", factor)
-        operations.promote("cnn", "staging", factor - 1, reason="because", store=store)
-        operations.promote("cnn", "production", reason="because", store=store)
-    operations.rollback("cnn", "production", reason="because", store=store)
+        promotion.promote("cnn", "staging", factor - 1, reason="because", store=store)
+        promotion.promote("cnn", "production", reason="because", store=store)
+    promotion.rollback("cnn", "production", reason="because", store=store)
     x = np.arange(8, dtype=np.float32).reshape(2, 4)
     wanted = InferenceSession("cnn@production").predict(x)
     assert np.array_equal(wanted, 2 * x)

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from registry import operations, overview, transfer
-from registry.errors import Refused
-from registry.session import InferenceSession
-from registry.store import Store
+from onward.registry.errors import Refused
+from onward.registry.inference.session import InferenceSession
+from onward.registry.operations import overview, promotion, transfer
+from onward.registry.store.store import Store
 from tests.store_factory import add_candidate, artifacts_of, fresh_store
 
 X = np.ones((1, 4), np.float32)
@@ -26,8 +26,8 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     return store
 
 
-def promote(store: Store, to: str, version: int | None = None) -> operations.Outcome:
-    return operations.promote("cnn", to, version, reason="because", store=store)
+def promote(store: Store, to: str, version: int | None = None) -> promotion.Outcome:
+    return promotion.promote("cnn", to, version, reason="because", store=store)
 
 
 def live(store: Store, environment: str = "staging"):
@@ -86,7 +86,7 @@ def test_promoting_again_what_was_live_before_makes_a_lost_copy_anew(store: Stor
     assert overview.check("cnn", "staging", store).met
     # The old entry of the same bytes can be gone back to as well.
     promote(store, "staging", 2)
-    assert operations.rollback("cnn", "staging", reason="x", to=1, store=store).changed
+    assert promotion.rollback("cnn", "staging", reason="x", to=1, store=store).changed
     assert overview.check("cnn", "staging", store).met
 
 
@@ -95,7 +95,7 @@ def test_rollback_to_a_lost_copy_takes_the_candidates_files(store: Store, lose) 
     add_candidate(store, "cnn", 2.0)
     promote(store, "staging", 2)
     lose(store, "staging", 1)
-    assert operations.rollback("cnn", "staging", reason="x", store=store).version == 1
+    assert promotion.rollback("cnn", "staging", reason="x", store=store).version == 1
     assert overview.check("cnn", "staging", store).met
     assert np.array_equal(InferenceSession("cnn@staging").predict(X), X)
 

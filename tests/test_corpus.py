@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 from safetensors.torch import save_file
 
-from stages import paths
-from stages.export import _attempt, _export, _ladder, _sound, _Unsound
-from stages.exporters import example
-from stages.parity import localize
-from stages.parity.answers import cases
-from stages.parity.cases import draw
-from stages.parity.check import check, recall, sentence
-from stages.parity.localize_torch import against_torch
-from stages.runtime import isolate
-from stages.runtime.module import load_module
-from stages.runtime.pool import Worker, WorkerFailure
-from stages.settings import ModelParams, Tolerance, Verify
+from onward.stages.config import paths
+from onward.stages.config.schema import ModelParams, Tolerance, Verify
+from onward.stages.export import _attempt, _export, _ladder, _sound, _Unsound
+from onward.stages.exporting.localize_torch import against_torch
+from onward.stages.exporting.torch_exporters import example
+from onward.stages.parity import localize
+from onward.stages.parity.cases import draw
+from onward.stages.parity.check import check, recall, sentence
+from onward.stages.parity.reference_answers import cases
+from onward.stages.workers import isolated_call
+from onward.stages.workers.torch_module import load_module
+from onward.stages.workers.worker import Worker, WorkerFailure
 from tests.architectures import MODELS
 from tests.conftest import ROOT
 from tests.mutations import MUTATIONS
@@ -52,10 +52,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     for torch takes its time to start."""
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("corpus")
-        patch.setenv("DVC_ROOT", str(folder))
+        patch.setenv("ONWARD_PROJECT", str(folder))
         for name in MODELS:
             settle(name)
-        isolate.call(600, export_all, folder)
+        isolated_call.call(600, export_all, folder)
         yield folder
 
 
@@ -149,7 +149,7 @@ def test_the_report_names_the_node_the_module_and_the_line_where_they_part(
     with Worker.onnx(path, name) as worker:
         worst = localize.pick(expected, check(worker, expected, Tolerance()))
     assert worst is not None
-    found = isolate.call(
+    found = isolated_call.call(
         120, against_torch, settings, weights / "model.safetensors", path, "dynamo", worst.case, example(settings)
     )
     assert found.operator.startswith(operator)

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from registry.deployments import Draft, Entry, GateResult, Line, deployment, fold, last_live, plan_rollback
-from registry.errors import Refused, UsageError
+from onward.registry.errors import Refused, UsageError
+from onward.registry.log.entries import Draft, Entry, GateResult, Line, deployment, fold, last_live, plan_rollback
 
 
 def entry(number: int, base: int, kind: str = "promote", restores: int = 0, version: int | None = None) -> Entry:

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from registry import diff, operations
-from registry.diff import Fact
-from registry.errors import Refused, UsageError
+from onward.registry.errors import Refused, UsageError
+from onward.registry.operations import comparison as diff
+from onward.registry.operations import promotion
+from onward.registry.operations.comparison import Fact
 from tests.evidence_factory import register
 from tests.store_factory import add_candidate, fresh_store
 
@@ -27,7 +28,7 @@ def fact(comparison, name):
 def test_candidates_are_held_against_what_is_live(store, tmp_path):
     first = register(tmp_path, scale=1.0, p50=1.0)
     second = register(tmp_path, scale=2.0, p50=3.0)
-    operations.promote("toy", "staging", first, reason="because", store=store)
+    promotion.promote("toy", "staging", first, reason="because", store=store)
     found = diff.compare("toy@staging", f"toy/{second}", store)
     assert (found.left.environment, found.left.version, found.right.version) == ("staging", first, second)
     latency = fact(found, "latency_cpu/b1_p50_ms")
@@ -57,8 +58,8 @@ def test_what_is_live_is_compared_without_its_run(store, tmp_path):
     add_candidate(store, "cnn", 1, run_id="0" * 32)
     add_candidate(store, "cnn", 2, quality="0.97")
     for version, environment in ((1, "staging"), (2, "staging")):
-        operations.promote("cnn", environment, version, reason="because", store=store)
-    operations.rollback("cnn", "staging", reason="because", store=store)
+        promotion.promote("cnn", environment, version, reason="because", store=store)
+    promotion.rollback("cnn", "staging", reason="because", store=store)
     store._client.delete_model_version("cnn", "1")
     found = diff.compare("cnn@staging", "cnn/2", store)
     assert (fact(found, "quality").left, fact(found, "quality").right) == (0.98, 0.97)

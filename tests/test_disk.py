@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from registry import disk
-from registry.disk import replacing, write_atomically
+from onward.registry import files
+from onward.registry.files import replacing, write_atomically
 from tests.conftest import ROOT
 from tests.kills import fill, recover, replace, state
 
@@ -23,8 +23,8 @@ WAYS = ["exchange", "renames"]
 @pytest.fixture(params=WAYS)
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "renames":
-        monkeypatch.setattr(disk, "_renameat2", lambda: None)
-    elif disk._renameat2() is None:
+        monkeypatch.setattr(files, "_renameat2", lambda: None)
+    elif files._renameat2() is None:
         pytest.skip("this system cannot swap two names")
     return str(request.param)
 
@@ -40,7 +40,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_no_kill_and_no_error_at_any_step_loses_both_folders(tmp_path: Path, way: str, fault: str, start: str) -> None:
     if fault.startswith("strace") and shutil.which("strace") is None:
         pytest.skip("there is no strace")
-    if way == "exchange" and disk._renameat2() is None:
+    if way == "exchange" and files._renameat2() is None:
         pytest.skip("this system cannot swap two names")
     command = [sys.executable, "-m", "tests.kills", str(tmp_path / "base"), way, fault, start]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -51,7 +51,7 @@ def test_no_kill_and_no_error_at_any_step_loses_both_folders(tmp_path: Path, way
 
 
 def test_a_rename_that_fails_restores_the_old_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(disk, "_renameat2", lambda: None)
+    monkeypatch.setattr(files, "_renameat2", lambda: None)
     fill(tmp_path / "f", "old")
     rename = os.rename
 
@@ -69,7 +69,7 @@ def test_a_rename_that_fails_restores_the_old_folder(tmp_path: Path, monkeypatch
 
 
 def test_a_reader_sees_a_whole_folder_at_every_moment(tmp_path: Path) -> None:
-    if disk._renameat2() is None:
+    if files._renameat2() is None:
         pytest.skip("this system cannot swap two names")
     folder, words, over = tmp_path / "f", set(), threading.Event()
     replace(folder, "0")
@@ -126,7 +126,7 @@ def test_what_has_a_similar_name_is_left_alone(tmp_path: Path) -> None:
         ".f.json.0123456789abcdef",
         ".f.hidden",
         "f.00000000.0123456789abcdef",
-        f".f.g.{disk._machine()}.{'0' * 16}",
+        f".f.g.{files._machine()}.{'0' * 16}",
     ]
     for name in names:
         fill(tmp_path / name, "other")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from stages.settings import ModelParams, Params
+from onward.stages.config.schema import ModelParams, Params
 from tests.conftest import ROOT, clone, run
 
 # Commands of the README that are run in another way: what `make demo` runs is the fixture below, `make test` is this.
@@ -50,7 +50,7 @@ def test_a_second_demo_trains_nothing_and_appends_nothing(demo: Path) -> None:
     done = run("python docs/demo.py", demo)
     assert done.returncode == 0, done.stdout
     assert entries(demo) == before
-    assert "stages.train" not in done.stdout
+    assert "onward.stages.train" not in done.stdout
     assert "onward ui" in done.stdout
 
 

@@ -6,14 +6,15 @@ import json
 
 import pytest
 
-from registry import events, operations, policy
-from registry.errors import UsageError
+from onward.registry.errors import UsageError
+from onward.registry.gates import policy
+from onward.registry.operations import notification, promotion
 from tests.store_factory import add_candidate, fresh_store
 
 
 @pytest.fixture
 def store(tmp_path, monkeypatch):
-    monkeypatch.setattr(events, "PAUSES_S", (0.0, 0.0))
+    monkeypatch.setattr(notification, "PAUSES_S", (0.0, 0.0))
     store = fresh_store(tmp_path, monkeypatch)
     for factor in (1, 2):
         add_candidate(store, "cnn", factor)
@@ -27,7 +28,7 @@ def environments(folder, notify):
 
 
 def promote(store, version):
-    return operations.promote("cnn", "staging", version, reason="because", store=store)
+    return promotion.promote("cnn", "staging", version, reason="because", store=store)
 
 
 def test_a_command_gets_every_entry_on_stdin(store, tmp_path):
@@ -35,7 +36,7 @@ def test_a_command_gets_every_entry_on_stdin(store, tmp_path):
     promote(store, 1)
     promote(store, 2)
     assert promote(store, 2).note == ""
-    operations.rollback("cnn", "staging", reason="wrong on sevens", store=store)
+    promotion.rollback("cnn", "staging", reason="wrong on sevens", store=store)
     told = [json.loads(line) for line in (tmp_path / "told").read_text().splitlines()]
     assert [(event["number"], event["kind"], event["candidate_version"]) for event in told] == [
         (1, "promote", 1),
@@ -51,7 +52,7 @@ def test_a_webhook_gets_the_entry_as_its_body(store, tmp_path, receiver):
     entry = promote(store, 1).entry
     [(path, content, body)] = receiver.got
     assert (path, content) == ("/hook", "application/json")
-    assert body == events.event("cnn", "staging", entry)
+    assert body == notification.event("cnn", "staging", entry)
 
 
 def test_a_webhook_that_fails_for_a_while_is_tried_again(store, tmp_path, receiver):
@@ -81,7 +82,7 @@ def test_a_webhook_that_says_no_is_a_warning_and_the_entry_counts(store, tmp_pat
     ],
 )
 def test_a_command_that_fails_is_a_warning_and_the_entry_counts(store, tmp_path, onward, monkeypatch, command, message):
-    monkeypatch.setattr(events, "TIMEOUT_S", 0.2)
+    monkeypatch.setattr(notification, "TIMEOUT_S", 0.2)
     environments(tmp_path, {"command": command})
     code, out, err = onward("promote", "cnn", "1", "--to", "staging", "--reason", "because", "--json")
     assert code == 0
@@ -133,8 +134,8 @@ def test_a_webhook_of_the_server_wants_a_server(store, tmp_path, monkeypatch):
     environments(tmp_path, {"server_webhook": "$TEAM_HOOK"})
     assert promote(store, 1).note == ""
     with pytest.raises(UsageError, match="the environment variable TEAM_HOOK holds no http"):
-        operations.create_environments(["cnn"], store)
+        promotion.create_environments(["cnn"], store)
     monkeypatch.setenv("TEAM_HOOK", "https://example.invalid/hush")
     with pytest.raises(UsageError, match=r"server_webhook: the store is a database without a server") as refused:
-        operations.create_environments(["cnn"], store)
+        promotion.create_environments(["cnn"], store)
     assert "hush" not in str(refused.value)

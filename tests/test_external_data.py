@@ -12,13 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from registry import onnx_file
-from registry.errors import Refused, UsageError
-from registry.flavor import build_folder
-from registry.integrity import check_folder, content_digest, write_manifest
-from registry.serving import CPU, MODEL, Served, Serving, version_digest
-from registry.session import InferenceSession
-from registry.vocabulary import FileDigest, TensorSpec, Winner
+from onward.registry.artifact import onnx_file
+from onward.registry.artifact.manifest import check_folder, content_digest, write_manifest
+from onward.registry.artifact.mlflow_model import build_folder
+from onward.registry.artifact.serving_plan import MODEL, Served, Serving, version_digest
+from onward.registry.errors import Refused, UsageError
+from onward.registry.evidence.records import FileDigest, TensorSpec, Winner
+from onward.registry.evidence.session_options import CPU
+from onward.registry.inference.session import InferenceSession
 
 # Names of one or more files, as exporters write them: Optimum, torch, one file a tensor, a folder of them.
 LAYOUTS = {

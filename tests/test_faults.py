@@ -20,12 +20,14 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from registry import npz, operations, overview, policy, prune, transfer
-from registry.connection import reachable
-from registry.errors import MachineFault, OnwardError, StoreUnreachable, UsageError
-from registry.faults import explained
-from registry.store import Store
-from stages import params
+from onward.registry import npz
+from onward.registry.cli.faults import explained
+from onward.registry.errors import MachineFault, OnwardError, StoreUnreachable, UsageError
+from onward.registry.gates import policy
+from onward.registry.operations import overview, promotion, pruning, transfer
+from onward.registry.store.connection import reachable
+from onward.registry.store.store import Store
+from onward.stages.config import load
 from tests.conftest import ROOT
 from tests.store_factory import add_candidate, fresh_store, scale_model
 
@@ -154,7 +156,7 @@ def test_what_onnx_runtime_cannot_run_is_this_machines_fault(samples, capfd, mon
     node = helper.make_node("Reshape", ["x", "shape"], ["y"], name="bad\x1b[31m")
     graph = helper.make_graph([node], "g", [x], [y], [target])
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), "bad.onnx")
-    command = [sys.executable, "-m", "registry.cli", "predict", "bad.onnx", "--input", "x.npz"]
+    command = [sys.executable, "-m", "onward.registry.cli.main", "predict", "bad.onnx", "--input", "x.npz"]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (5, "", 1), done.stderr
     assert r"bad\x1b[31m" in done.stderr
@@ -222,7 +224,7 @@ BAD_YAML = {
 @pytest.mark.parametrize("kind", BAD_YAML)
 def test_params_that_are_no_yaml_are_a_mistake_of_usage(project, kind):
     (project / "params.yaml").write_bytes(BAD_YAML[kind])
-    for read in (policy.read, params.read):
+    for read in (policy.read, load.read):
         with pytest.raises(UsageError, match=r"\Aparams\.yaml:.*\Z"):
             read()
 
@@ -239,7 +241,10 @@ def test_an_alias_that_is_used_twice_is_no_circle(project):
 def started(*arguments: str, **streams) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
-        [sys.executable, "-m", "registry.cli", *arguments], env=environment, stderr=subprocess.PIPE, **streams
+        [sys.executable, "-m", "onward.registry.cli.main", *arguments],
+        env=environment,
+        stderr=subprocess.PIPE,
+        **streams,
     )
 
 
@@ -263,7 +268,7 @@ def test_a_reader_that_has_seen_enough_is_no_fault(store):
 
 
 def test_output_that_was_closed_before_is_no_fault(store):
-    command = f"{sys.executable} -m registry.cli status >&-"
+    command = f"{sys.executable} -m onward.registry.cli.main status >&-"
     done = subprocess.run(command, shell=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True)
     assert (done.returncode, done.stderr) == (0, b"")
 
@@ -309,9 +314,9 @@ def test_a_prune_that_breaks_off_says_what_is_deleted(store, monkeypatch):
         add_candidate(store, "cnn", factor)
     flaky = Store(Flaky(store._client, "delete_model_version", 1))
     with pytest.raises(StoreUnreachable, match="Deleted before that: 3; version 2 may be half deleted") as told:
-        prune.prune("cnn", "0h", store=flaky)
+        pruning.prune("cnn", "0h", store=flaky)
     assert "nothing was changed" not in str(told.value)
-    prune.prune("cnn", "0h", store=store)
+    pruning.prune("cnn", "0h", store=store)
     assert [candidate.version for candidate in store.candidates("cnn")] == [4]
 
 
@@ -320,13 +325,13 @@ def test_environments_that_were_made_in_part_are_named(store):
     with pytest.raises(
         StoreUnreachable, match=r"Made before that: environments/staging, staging.cnn, environments/prod"
     ):
-        operations.create_environments(["cnn"], flaky)
+        promotion.create_environments(["cnn"], flaky)
 
 
 def test_an_import_that_breaks_off_says_what_is_there(store, tmp_path):
     add_candidate(store, "cnn")
-    operations.promote("cnn", "staging", reason="because", store=store)
-    operations.promote("cnn", "production", reason="because", store=store)
+    promotion.promote("cnn", "staging", reason="because", store=store)
+    promotion.promote("cnn", "production", reason="because", store=store)
     lines = transfer.export(["cnn"], store=store)
     file = tmp_path / "log.jsonl"
     file.write_text("".join(f"{line.model_dump_json()}\n" for line in lines))
@@ -343,10 +348,10 @@ def test_an_answer_that_is_lost_is_looked_up_and_never_called_nothing(store, arr
     add_candidate(store, "cnn")
     flaky = Store(Flaky(store._client, "create_model_version", 0, also=arrives))
     if arrives:
-        assert operations.promote("cnn", "staging", reason="because", store=flaky).changed
+        assert promotion.promote("cnn", "staging", reason="because", store=flaky).changed
         return
     with pytest.raises(StoreUnreachable, match="holds no such entry now; `onward history cnn` will say") as told:
-        operations.promote("cnn", "staging", reason="because", store=flaky)
+        promotion.promote("cnn", "staging", reason="because", store=flaky)
     assert "nothing was changed" not in str(told.value)
 
 

@@ -16,11 +16,12 @@ import pytest
 import torch
 import yaml
 
-from registry.evidence import Report
-from stages import command, paths
-from stages.params import resolve
-from stages.runtime import isolate
-from stages.runtime.module import load_module
+from onward.registry.evidence.reports import Report
+from onward.stages import command
+from onward.stages.config import paths
+from onward.stages.config.load import resolve
+from onward.stages.workers import isolated_call
+from onward.stages.workers.torch_module import load_module
 from tests.toy import STAGES
 
 HERE = Path(__file__).resolve().parent / "field_cases"
@@ -53,7 +54,7 @@ def farthest(model: str, build: str, inputs: Mapping[str, np.ndarray], outputs: 
     """The largest difference between the exported file, fed by name, and the module, called by keyword."""
     session = onnxruntime.InferenceSession(str(paths.build(model, "export") / "model.onnx"))
     got = dict(zip([o.name for o in session.get_outputs()], session.run(None, dict(inputs)), strict=True))
-    wanted = isolate.call(60, called, model, build, inputs)
+    wanted = isolated_call.call(60, called, model, build, inputs)
     return max(float(np.abs(got[name] - wanted[name]).max()) for name in outputs)
 
 
@@ -165,7 +166,7 @@ def test_39_checkpoints_are_taken_as_people_have_them_or_refused_in_a_sentence(
 ) -> None:
     (project / "c39").mkdir()
     shutil.copy(HERE / "c39.py", project / "models")
-    isolate.call(60, resolve("models.c39:write"), project / "c39")
+    isolated_call.call(60, resolve("models.c39:write"), project / "c39")
     reports = case("c39", model, "train")
     said = reasons(reports) + " ".join(reports["train"].findings)
     assert (reports["train"].status == "passed") == (model != "c39w")

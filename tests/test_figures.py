@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from registry.evidence import Evidence
-from registry.figures import entries, sentence, variant_metrics, version_tags
-from registry.gates import judge
-from registry.plots import draw_plots
-from registry.vocabulary import CaseResult, OutputComparison, OutputFidelity, OutputKind
+from onward.registry.evidence.records import CaseResult, OutputComparison, OutputFidelity, OutputKind
+from onward.registry.evidence.reports import Evidence
+from onward.registry.gates.builtin import judge
+from onward.registry.tracking.metrics import entries, sentence, variant_metrics, version_tags
+from onward.registry.tracking.plots import draw_plots
 from tests.evidence_factory import make_publication
 
 

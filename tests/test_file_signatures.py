@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import yaml
 
-from registry import approvals, file_signatures, operations, overview, policy
-from registry.errors import Refused, UsageError
-from registry.integrity import MANIFEST, write_manifest
-from registry.session import InferenceSession
+from onward.registry.artifact.manifest import MANIFEST, write_manifest
+from onward.registry.errors import Refused, UsageError
+from onward.registry.gates import policy, signed_files
+from onward.registry.inference.session import InferenceSession
+from onward.registry.operations import approval, overview, promotion
+from onward.registry.trust import file_signatures
 from tests.store_factory import add_candidate, artifacts_of, fresh_store
 
 
@@ -33,7 +35,7 @@ def require(folder, key):
 
 
 def promote(store, version=1, **options):
-    return operations.promote("cnn", "staging", version, reason="because", store=store, **options)
+    return promotion.promote("cnn", "staging", version, reason="because", store=store, **options)
 
 
 @pytest.fixture
@@ -56,32 +58,32 @@ def test_only_signed_files_are_promoted_loaded_and_rolled_back_to(store, tmp_pat
     assert np.array_equal(InferenceSession("cnn@staging").predict(x), x)
     signature = overview.check("cnn", "staging", store).results[1]
     assert (signature.requirement, signature.met, signature.detail) == ("signature", True, "by release.pem.pub")
-    approvals.sign_files("cnn", add_candidate(store, "cnn", 2), tmp_path / "release.pem", store=store)
+    approval.sign_files("cnn", add_candidate(store, "cnn", 2), tmp_path / "release.pem", store=store)
     promote(store, 2)
-    assert operations.rollback("cnn", "staging", reason="because", store=store).version == 1
+    assert promotion.rollback("cnn", "staging", reason="because", store=store).version == 1
 
 
 def test_what_another_key_signed_is_refused_everywhere(store, tmp_path):
     file_signatures.create_key(tmp_path / "other.pem")
-    approvals.sign_files("cnn", 1, tmp_path / "other.pem", store=store)
+    approval.sign_files("cnn", 1, tmp_path / "other.pem", store=store)
     with pytest.raises(Refused, match=r"the signature of the files is not one by release\.pem\.pub"):
         promote(store)
-    approvals.sign_files("cnn", 1, tmp_path / "release.pem", store=store)
+    approval.sign_files("cnn", 1, tmp_path / "release.pem", store=store)
     promote(store)
     require(tmp_path, "other.pem.pub")
     with pytest.raises(Refused, match=r"not one by other\.pem\.pub"):
         InferenceSession("cnn@staging")
     assert InferenceSession("cnn/1").metadata.version == 1  # a candidate is in no environment
     assert not overview.check("cnn", "staging", store).results[1].met
-    approvals.sign_files("cnn", add_candidate(store, "cnn", 2), tmp_path / "other.pem", store=store)
+    approval.sign_files("cnn", add_candidate(store, "cnn", 2), tmp_path / "other.pem", store=store)
     promote(store, 2)
     with pytest.raises(Refused, match=r"not one by other\.pem\.pub"):
-        operations.rollback("cnn", "staging", to=1, reason="because", store=store)
+        promotion.rollback("cnn", "staging", to=1, reason="because", store=store)
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "MLmodel", "validation/outputs.npz", MANIFEST])
 def test_a_changed_byte_is_refused_with_the_files_name_even_where_the_manifest_was_made_to_fit(store, tmp_path, name):
-    approvals.sign_files("cnn", 1, tmp_path / "release.pem", store=store)
+    approval.sign_files("cnn", 1, tmp_path / "release.pem", store=store)
     promote(store)
     folder = artifacts_of(store, "staging.cnn", 1)
     content = bytearray((folder / name).read_bytes())
@@ -91,7 +93,7 @@ def test_a_changed_byte_is_refused_with_the_files_name_even_where_the_manifest_w
     if name != MANIFEST:
         write_manifest(folder)
     with pytest.raises(Refused, match=f"those that were signed: .*{name} has changed"):
-        file_signatures.require(folder, evidence, "staging")
+        signed_files.require(folder, evidence, "staging")
     with pytest.raises(Refused):
         InferenceSession("cnn@staging")
     assert not overview.check("cnn", "staging", store).met

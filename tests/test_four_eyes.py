@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from registry.deployments import Entry, GateResult
-from registry.four_eyes import ADVICE, judge
-from registry.signatures import Signer
+from onward.registry.gates.four_eyes import ADVICE, judge
+from onward.registry.log.entries import Entry, GateResult
+from onward.registry.trust.entry_signatures import Signer
 
 NOW = "2026-06-01T00:00:00+00:00"
 NAMES = ("ann", "bob", "eve")

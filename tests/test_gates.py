@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from registry import gates
-from registry.flavor import build_folder
-from registry.gates import NO_EVIDENCE, judge
-from registry.vocabulary import TensorSpec
+from onward.registry.artifact.mlflow_model import build_folder
+from onward.registry.evidence.records import TensorSpec
+from onward.registry.gates import builtin
+from onward.registry.gates.builtin import NO_EVIDENCE, judge
 from tests.store_factory import GOOD, scale_model
 
 CPU = "CPUExecutionProvider"
@@ -40,7 +40,7 @@ def test_each_requirement_is_judged_by_its_own_evidence_in_the_order_asked():
     assert [(one.requirement, one.met) for one in found] == [
         ("data", False), ("latency", False), ("parity", True), ("quality", True),
     ]  # fmt: skip
-    assert set(gates.REQUIREMENTS) == {"parity", "quality", "data", "latency", "replay"}
+    assert set(builtin.REQUIREMENTS) == {"parity", "quality", "data", "latency", "replay"}
 
 
 @given(st.integers(0, 1000), st.integers(0, 1000))

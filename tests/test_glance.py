@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from registry import glance, operations, overview
-from registry.layout import Overview, Version
-from registry.store import Store
+from onward.registry.operations import overview, promotion
+from onward.registry.store import sqlite_reader
+from onward.registry.store.schema import Overview, Version
+from onward.registry.store.store import Store
 from tests.store_factory import add_candidate, fresh_store
 
 
@@ -37,7 +38,7 @@ def told(known: dict[str, Overview]) -> dict[str, object]:
 
 
 def test_an_empty_store_holds_nothing(store: Store) -> None:
-    assert glance.read() == {} == store.versions.everything()
+    assert sqlite_reader.read() == {} == store.versions.everything()
 
 
 def test_it_tells_what_mlflow_tells(store: Store) -> None:
@@ -45,9 +46,9 @@ def test_it_tells_what_mlflow_tells(store: Store) -> None:
         add_candidate(store, "cnn", factor)
     add_candidate(store, "mlp")
     for version in (1, 2):
-        operations.promote("cnn", "staging", version, reason="test", store=store)
-    operations.rollback("cnn", "staging", reason="test", store=store)
-    operations.promote("cnn", "production", 1, reason="test", store=store)
+        promotion.promote("cnn", "staging", version, reason="test", store=store)
+    promotion.rollback("cnn", "staging", reason="test", store=store)
+    promotion.promote("cnn", "production", 1, reason="test", store=store)
     client = store._client
     store.set_stage("cnn", 2, "Staging")
     store.set_stage("cnn", 1, "Archived")
@@ -55,7 +56,7 @@ def test_it_tells_what_mlflow_tells(store: Store) -> None:
     client.create_registered_model("bare")
     client.set_registered_model_tag("bare", "kind", "none")
     client.register_prompt("hello", "Hello, {{name}}")
-    found = glance.read()
+    found = sqlite_reader.read()
     assert found is not None
     assert sorted(found) == ["bare", "cnn", "mlp", "production.cnn", "staging.cnn"]
     assert told(found) == told(store.versions.everything())
@@ -65,7 +66,7 @@ def test_it_tells_what_mlflow_tells(store: Store) -> None:
 def test_tables_of_another_revision_are_left_to_mlflow(store: Store) -> None:
     with closing(sqlite3.connect("mlflow.db")) as tables, tables:
         tables.execute("UPDATE alembic_version SET version_num = 'another'")
-    assert glance.read() is None
+    assert sqlite_reader.read() is None
 
 
 @pytest.mark.parametrize(
@@ -81,19 +82,19 @@ def test_any_other_store_is_left_to_mlflow(
     store: Store, monkeypatch: pytest.MonkeyPatch, variable: str, value: str
 ) -> None:
     monkeypatch.setenv(variable, value)
-    assert glance.read() is None
+    assert sqlite_reader.read() is None
 
 
 def test_a_file_that_is_no_database_is_left_to_mlflow(store: Store) -> None:
     Path("mlflow.db").write_bytes(b"rubbish, and enough of it to be read as the head of a file" * 10)
-    assert glance.read() is None
+    assert sqlite_reader.read() is None
 
 
 def test_status_of_the_embedded_store_imports_no_mlflow(store: Store) -> None:
     add_candidate(store, "cnn")
-    operations.promote("cnn", "staging", 1, reason="test", store=store)
+    promotion.promote("cnn", "staging", 1, reason="test", store=store)
     script = (
-        "import sys\nfrom registry.cli import app\n"
+        "import sys\nfrom onward.registry.cli.main import app\n"
         "app(['status'], standalone_mode=False)\n"
         "print([name for name in ('mlflow', 'sqlalchemy', 'numpy', 'onnxruntime') if name in sys.modules])"
     )

@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from registry import onnx_file
-from registry.errors import UsageError
-from registry.inputs import Input, documented
-from registry.session import InferenceSession
-from registry.vocabulary import dimension
+from onward.registry.artifact import onnx_file
+from onward.registry.errors import UsageError
+from onward.registry.evidence.records import dimension
+from onward.registry.inference.inputs import Input, documented
+from onward.registry.inference.session import InferenceSession
 
 PLACEHOLDERS = [None, "", "?", "-1", "*", "None", "none", "unk", "unk__12", "Unknown", "dynamic", " ? ", "0", -1]
 NAMES = ["N", "batch", "batch_size", "unk__width", "DynamicDimension.0", "s0", "2*s0", "none_left", "anything"]

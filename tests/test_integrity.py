@@ -11,11 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from registry import cache, operations, overview
-from registry.disk import sha256_file
-from registry.errors import Refused, UsageError
-from registry.integrity import MANIFEST, check_folder, manifest_digest, write_manifest
-from registry.session import InferenceSession
+from onward.registry.artifact.manifest import MANIFEST, check_folder, manifest_digest, write_manifest
+from onward.registry.errors import Refused, UsageError
+from onward.registry.files import sha256_file
+from onward.registry.inference.session import InferenceSession
+from onward.registry.operations import overview, promotion
+from onward.registry.store import download
+from onward.registry.store.resolve import resolve
 from tests.store_factory import add_candidate, artifacts_of, fresh_store, scale_model, version_for_two_providers
 
 X = np.arange(8, dtype=np.float32).reshape(2, 4)
@@ -26,12 +28,12 @@ def store(tmp_path, monkeypatch):
     store = fresh_store(tmp_path, monkeypatch)
     for factor in (1, 2, 3):
         add_candidate(store, "cnn", factor)
-    operations.promote("cnn", "staging", 3, reason="because", store=store)
+    promotion.promote("cnn", "staging", 3, reason="because", store=store)
     return store
 
 
 def cached() -> Path:
-    return cache.cache() / InferenceSession("cnn@staging").metadata.manifest
+    return download.cache() / InferenceSession("cnn@staging").metadata.manifest
 
 
 def add_link_to_folder(folder: Path, elsewhere: Path) -> None:
@@ -96,7 +98,7 @@ def test_a_cached_version_that_was_changed_is_refused(store, tmp_path, spoil, re
 
 @pytest.mark.parametrize("spoil", [widen_tolerance, nest_a_manifest, add_serving_options], ids=lambda s: s.__name__)
 def test_check_does_not_believe_a_rewritten_manifest_in_the_store(store, tmp_path, spoil, monkeypatch):
-    source = overview.resolve("cnn@staging", store).source
+    source = resolve("cnn@staging", store).source
     [folder] = [path.parent for path in Path("mlartifacts/environments/staging").rglob("MLmodel")]
     assert source.startswith("models:/m-")
     spoil(folder, tmp_path / "elsewhere")
@@ -124,8 +126,8 @@ def test_swapped_graphs_of_two_providers_are_another_version(tmp_path):
 
 
 def test_promotion_pins_the_manifest_and_rollback_pins_it_again(store):
-    operations.promote("cnn", "staging", 1, reason="because", store=store)
-    back = operations.rollback("cnn", "staging", reason="because", store=store)
+    promotion.promote("cnn", "staging", 1, reason="because", store=store)
+    back = promotion.rollback("cnn", "staging", reason="because", store=store)
     entries = store.log("staging", "cnn").entries()
     assert [entry.manifest for entry in entries] == [store.candidate("cnn", n).manifest for n in (3, 1, 3)]
     assert back.entry.manifest == manifest_digest(artifacts_of(store, "cnn", 3))
@@ -136,7 +138,7 @@ def test_a_candidate_that_was_changed_after_it_was_published_is_refused(store):
     widen_tolerance(folder, folder)
     write_manifest(folder)
     with pytest.raises(Refused, match=r"cnn version 2: .*manifest\.json has sha256"):
-        operations.promote("cnn", "staging", 2, reason="because", force=True, store=store)
+        promotion.promote("cnn", "staging", 2, reason="because", force=True, store=store)
 
 
 @pytest.mark.parametrize("spoil", [widen_tolerance, nest_a_manifest, lose_a_file], ids=lambda spoil: spoil.__name__)
@@ -150,11 +152,11 @@ def test_a_copy_that_differs_from_what_was_uploaded_is_never_deployed(store, tmp
     with monkeypatch.context() as broken:
         broken.setattr(store._client, "log_model_artifacts", upload_and_spoil)
         with pytest.raises(Refused, match="the files are not those that were published"):
-            operations.promote("cnn", "staging", 2, reason="because", store=store)
+            promotion.promote("cnn", "staging", 2, reason="because", store=store)
     assert store.log("staging", "cnn").line.live.candidate_version == 3
     sha256 = store.candidate("cnn", 2).sha256
     assert store.files.own_copies("staging", "cnn", sha256) == []
-    again = operations.promote("cnn", "staging", 2, reason="because", store=store)
+    again = promotion.promote("cnn", "staging", 2, reason="because", store=store)
     assert store.files.own_copies("staging", "cnn", sha256) == [again.entry.source]
 
 
@@ -164,44 +166,44 @@ def test_an_older_entry_is_readable_and_says_that_it_pins_less(store):
     found = overview.check("cnn", "staging", store)
     assert found.met
     assert "pins the model files alone" in found.results[0].detail
-    again = operations.promote("cnn", "staging", 3, reason="pin all of it", store=store)
+    again = promotion.promote("cnn", "staging", 3, reason="pin all of it", store=store)
     assert (again.changed, again.entry.number) == (True, 2)
     assert "pins" not in overview.check("cnn", "staging", store).results[0].detail
 
 
 def test_a_candidate_of_an_older_onward_is_pinned_when_it_is_promoted(store):
     store._client.delete_model_version_tag("cnn", "2", "manifest")
-    promoted = operations.promote("cnn", "staging", 2, reason="because", store=store).entry
+    promoted = promotion.promote("cnn", "staging", 2, reason="because", store=store).entry
     assert promoted.manifest == manifest_digest(artifacts_of(store, "cnn", 2))
-    assert not operations.promote("cnn", "staging", 2, reason="again", store=store).changed
+    assert not promotion.promote("cnn", "staging", 2, reason="again", store=store).changed
 
 
 def test_the_cache_is_for_its_user_alone(store):
     folder = cached()
-    assert stat.S_IMODE(cache.cache().stat().st_mode) == 0o700
+    assert stat.S_IMODE(download.cache().stat().st_mode) == 0o700
     assert not any(path.stat().st_mode & 0o022 for path in (folder, *folder.rglob("*")))
     (folder / "model.onnx").chmod(0o666)
     with pytest.raises(Refused, match=r"model\.onnx can be written by others than the cache's user"):
         InferenceSession("cnn@staging")
     (folder / "model.onnx").chmod(0o644)
-    cache.cache().chmod(0o777)
+    download.cache().chmod(0o777)
     with pytest.raises(UsageError, match=r"can be written by others, .*`chmod 700"):
         InferenceSession("cnn@staging")
 
 
 def test_a_cache_below_a_folder_of_everybody_is_refused(store):
     cached()
-    cache.cache().parent.chmod(0o777)
+    download.cache().parent.chmod(0o777)
     with pytest.raises(UsageError, match="can be written by everybody"):
         InferenceSession("cnn@staging")
-    cache.cache().parent.chmod(0o1777)
+    download.cache().parent.chmod(0o1777)
     InferenceSession("cnn@staging")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
 def test_a_cache_of_another_user_is_refused(store):
     cached()
-    os.chown(cache.cache(), 12345, 12345)
+    os.chown(download.cache(), 12345, 12345)
     with pytest.raises(UsageError, match="belongs to another user"):
         InferenceSession("cnn@staging")
 
@@ -212,20 +214,22 @@ def test_a_read_only_cache_serves_what_it_holds_and_the_rest_is_kept_for_the_pro
     def read_only(*_: object, **__: object) -> None:
         raise OSError(30, "Read-only file system")
 
-    before = sorted(path.name for path in cache.cache().iterdir())
-    mkdtemp = cache.tempfile.mkdtemp
+    before = sorted(path.name for path in download.cache().iterdir())
+    mkdtemp = download.tempfile.mkdtemp
     monkeypatch.setattr(
-        cache.tempfile, "mkdtemp", lambda *a, **k: read_only() if k.get("dir") == cache.cache() else mkdtemp(*a, **k)
+        download.tempfile,
+        "mkdtemp",
+        lambda *a, **k: read_only() if k.get("dir") == download.cache() else mkdtemp(*a, **k),
     )
     monkeypatch.setattr(
-        cache.tempfile,
+        download.tempfile,
         "TemporaryDirectory",
-        _refusing(cache.tempfile.TemporaryDirectory, cache.cache(), read_only),
+        _refusing(download.tempfile.TemporaryDirectory, download.cache(), read_only),
     )
     assert InferenceSession("cnn@staging").metadata.manifest == folder.name
     assert np.array_equal(InferenceSession("cnn/2").predict(X), 2 * X)
     assert np.array_equal(InferenceSession("cnn/2").predict(X), 2 * X)
-    assert sorted(path.name for path in cache.cache().iterdir()) == before
+    assert sorted(path.name for path in download.cache().iterdir()) == before
 
 
 def _refusing(original, folder, refuse):

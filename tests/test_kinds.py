@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from registry.kinds import judge, share
-from registry.vocabulary import Kind, OutputFidelity, OutputKind
-from stages.parity.kinds import kinds_of
-from stages.settings import Input, Output
+from onward.registry.evidence.kinds import judge, share
+from onward.registry.evidence.records import Kind, OutputFidelity, OutputKind
+from onward.stages.config.schema import Input, Output
+from onward.stages.parity.kinds import kinds_of
 
 RNG = np.random.default_rng(0)
 SCORES = OutputKind(output="y", kind="scores", axis=1)

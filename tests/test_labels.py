@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from registry.errors import UsageError
-from registry.evidence import DataReport, TrainReport
-from registry.inspection import lines
-from stages.parity.labels import takes_labels
+from onward.registry.cli.report_text import lines
+from onward.registry.errors import UsageError
+from onward.registry.evidence.reports import DataReport, TrainReport
+from onward.stages.parity.labels import takes_labels
 from tests.toy import SOURCE, through, toy_params, write_project
 
 NO_LABEL = SOURCE.replace(', "label": (x[:, 0] > 0).astype(np.int64) + (x[:, 1] > 0).astype(np.int64)}', "}")

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from registry.deployments import Draft, Entry, GateResult
-from registry.errors import UsageError
-from registry.layout import (
+from onward.registry.errors import UsageError
+from onward.registry.log.entries import Draft, Entry, GateResult
+from onward.registry.store.schema import (
     Candidate,
     Drift,
     Log,
@@ -24,7 +24,7 @@ from registry.layout import (
     to_candidate,
     to_tags,
 )
-from registry.signatures import Signer
+from onward.registry.trust.entry_signatures import Signer
 
 AT = "2026-01-02T03:04:05+00:00"
 NAME = "staging.cnn"

@@ -12,10 +12,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from registry.disk import sha256_file
-from registry.errors import Refused
-from registry.integrity import MANIFEST, check_folder, content_digest, manifest_digest, read_manifest, write_manifest
-from registry.vocabulary import FileDigest
+from onward.registry.artifact.manifest import (
+    MANIFEST,
+    check_folder,
+    content_digest,
+    manifest_digest,
+    read_manifest,
+    write_manifest,
+)
+from onward.registry.errors import Refused
+from onward.registry.evidence.records import FileDigest
+from onward.registry.files import sha256_file
 from tests.store_factory import scale_model
 from tests.test_external_data import scaled
 

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from registry.serving import CPU
-from registry.session_options import CUDA, SessionOptions
-from registry.vocabulary import FileDigest, Ratio, SweepPoint
-from stages.measuring.contest import (
+from onward.registry.evidence.records import FileDigest, Ratio, SweepPoint
+from onward.registry.evidence.session_options import CPU, CUDA, SessionOptions
+from onward.stages.config.schema import Dim
+from onward.stages.measuring.race import (
     LONGEST_TURN,
     WARM_CALLS,
     Contestant,
@@ -27,12 +27,11 @@ from stages.measuring.contest import (
     told,
     turns_of,
 )
-from stages.measuring.samples import Samples
-from stages.measuring.scenarios import WORTH_DOUBLING, batches, knee
-from stages.measuring.screening import HOPELESS, MOST_ROUNDS, Deadline, halve, screen, why_out
-from stages.measuring.tuning import HELPS, combine, trials
-from stages.runtime.worker import time_callers
-from stages.settings import Dim
+from onward.stages.measuring.samples import Samples
+from onward.stages.measuring.scenarios import WORTH_DOUBLING, batches, knee
+from onward.stages.measuring.screening import HOPELESS, MOST_ROUNDS, Deadline, halve, screen, why_out
+from onward.stages.measuring.tuning import HELPS, combine, trials
+from onward.stages.workers.onnx_worker import time_callers
 
 FEEDS = {"b1": Feed({"batch": 1}, {}), "b8": Feed({"batch": 8}, {})}
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from registry import operations, policy
-from registry.errors import UsageError
+from onward.registry.errors import UsageError
+from onward.registry.gates import policy
+from onward.registry.operations import promotion
 from tests.store_factory import add_candidate, fresh_store
 
 
@@ -28,7 +29,7 @@ def stages(store):
 
 
 def promote(store, environment, version=None):
-    operations.promote("cnn", environment, version, reason="because", store=store)
+    promotion.promote("cnn", environment, version, reason="because", store=store)
 
 
 @pytest.mark.filterwarnings("error::FutureWarning")
@@ -41,7 +42,7 @@ def test_stages_follow_promotions_and_rollbacks(store):
     assert stages(store) == {1: "Production", 2: "Staging"}
     promote(store, "production")
     assert stages(store) == {1: "Archived", 2: "Production"}
-    operations.rollback("cnn", "production", reason="because", store=store)
+    promotion.rollback("cnn", "production", reason="because", store=store)
     assert stages(store) == {1: "Production", 2: "Staging"}
 
 
@@ -49,18 +50,18 @@ def test_reconcile_puts_stages_right(store):
     promote(store, "staging", 1)
     store.set_stage("cnn", 1, "Archived")
     store.set_stage("cnn", 2, "Production")
-    assert sorted(str(drift) for drift in operations.reconcile(store)) == [
+    assert sorted(str(drift) for drift in promotion.reconcile(store)) == [
         "version 1 of cnn is in stage Archived and belongs in Staging",
         "version 2 of cnn is in stage Production and belongs in Archived",
     ]
-    assert operations.reconcile(store) == []
+    assert promotion.reconcile(store) == []
 
 
 def test_a_new_candidate_of_an_old_number_gets_no_stage(store):
     promote(store, "staging", 1)
     store._client.delete_registered_model("cnn")
     add_candidate(store, "cnn", 7)
-    operations.reconcile(store)
+    promotion.reconcile(store)
     assert stages(store) == {1: "None"}
 
 
@@ -68,7 +69,7 @@ def test_stages_are_left_alone_where_nobody_asks(store, tmp_path):
     (tmp_path / "params.yaml").unlink()
     store.set_stage("cnn", 2, "Staging")
     promote(store, "staging", 1)
-    operations.reconcile(store)
+    promotion.reconcile(store)
     assert stages(store) == {1: "None", 2: "Staging"}
 
 

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from registry import glance, overview
-from registry.printing import shortened
-from registry.record import publish
-from registry.store import Store
+from onward.registry.cli.output import shortened
+from onward.registry.operations import overview
+from onward.registry.store import sqlite_reader
+from onward.registry.store.store import Store
+from onward.registry.tracking.recorder import publish
 from tests.conftest import Command
 from tests.evidence_factory import make_publication, register
 
@@ -27,7 +28,7 @@ def store(store_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> St
 def failed(store: Store) -> dict[str, str]:
     """What both ways to ask agree on."""
     found = store.failures()
-    assert glance.failures() == found
+    assert sqlite_reader.failures() == found
     assert overview.status() == overview.status(store)
     return found
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from registry import onnx_file
-from registry.errors import UsageError
+from onward.registry.artifact import onnx_file
+from onward.registry.errors import UsageError
 from tests.onnx_models import linear
 
 

@@ -10,13 +10,14 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from registry import choosing, operations, policy
-from registry.choosing import Deployable
-from registry.deployments import Draft, Entry, GateResult, Line
-from registry.errors import LostRace, Refused, StoreMissing, UsageError
-from registry.layout import Log, approval_source
-from registry.operations import Outcome, promote, reconcile, rollback, valid_reason
-from registry.store import Store
+from onward.registry.errors import LostRace, Refused, StoreMissing, UsageError
+from onward.registry.gates import policy
+from onward.registry.log.entries import Draft, Entry, GateResult, Line
+from onward.registry.operations import choice, promotion
+from onward.registry.operations.choice import Deployable
+from onward.registry.operations.promotion import Outcome, promote, reconcile, rollback, valid_reason
+from onward.registry.store.schema import Log, approval_source
+from onward.registry.store.store import Store
 from tests.store_factory import add_candidate, fresh_store
 
 SHA, OTHER = "a" * 64, "b" * 64
@@ -100,7 +101,7 @@ def test_a_reason_may_have_a_thousand_characters_and_must_be_utf8():
 
 def test_now_is_this_second_in_utc():
     before = datetime.now(UTC).replace(microsecond=0)
-    found = operations.now()
+    found = promotion.now()
     assert before <= datetime.fromisoformat(found) <= datetime.now(UTC)
     assert len(found) == len("2026-01-02T03:04:05+00:00")
     assert found.endswith("+00:00")
@@ -108,20 +109,20 @@ def test_now_is_this_second_in_utc():
 
 def test_an_entry_is_never_earlier_than_the_one_that_it_replaces():
     later, earlier = "2999-01-01T00:00:00+00:00", "2026-01-01T00:00:00+00:00"
-    assert operations._after(entry(at=later)) == later
-    assert operations._after(entry(at="2998-12-31T23:59:59-02:00")) == "2998-12-31T23:59:59-02:00"
+    assert promotion._after(entry(at=later)) == later
+    assert promotion._after(entry(at="2998-12-31T23:59:59-02:00")) == "2998-12-31T23:59:59-02:00"
     for live in (None, entry(at=earlier)):
-        before = operations.now()
-        assert before <= operations._after(live) <= operations.now()
+        before = promotion.now()
+        assert before <= promotion._after(live) <= promotion.now()
 
 
 def test_an_author_is_who_is_named_else_who_is_at_the_machine(monkeypatch):
     monkeypatch.setenv("ONWARD_ACTOR", "machine")
     wanted = policy.parse(None)["staging"]
-    assert operations.author(wanted, "staging", "bob") == ("bob", None)
-    assert operations.author(wanted, "staging", " b\n ob ") == ("b ob", None)
+    assert promotion.author(wanted, "staging", "bob") == ("bob", None)
+    assert promotion.author(wanted, "staging", " b\n ob ") == ("b ob", None)
     for nobody in (None, "", " "):
-        assert operations.author(wanted, "staging", nobody) == ("machine", None)
+        assert promotion.author(wanted, "staging", nobody) == ("machine", None)
 
 
 def test_no_one_alone_forces_a_second_person_who_has_to_sign():
@@ -129,21 +130,21 @@ def test_no_one_alone_forces_a_second_person_who_has_to_sign():
     plain = policy.parse({"s": {"from": "candidate", "require": []}})["s"]
     signed = policy.parse({"s": {"from": "candidate", "require": [], "signers": {"ann": "A" * 43 + "="}}})["s"]
     for unmet, forcible in (([four], False), ([data], True), ([data, four], False), ([four, data], False)):
-        assert operations._forcible(plain, unmet)
-        assert operations._forcible(signed, unmet) == forcible
+        assert promotion._forcible(plain, unmet)
+        assert promotion._forcible(signed, unmet) == forcible
 
 
 def test_a_signed_entry_that_is_not_proven_is_unmet_where_it_is_newer_than_what_is_live():
     signed = policy.parse({"s": {"from": "candidate", "require": [], "signers": {"ann": "A" * 43 + "="}}})["s"]
     line = Line((entry(2),), ())
-    assert choosing.proof(Log(line), policy.parse(None)["staging"]) == ()
+    assert choice.proof(Log(line), policy.parse(None)["staging"]) == ()
     for unproven, met in (
         ((), True), ((entry(3, signature="s"),), False), ((entry(1, signature="s"),), True),
         ((entry(3),), True), ((entry(3, signature="s", kind="approve"),), True),
         ((entry(1, signature="s"), entry(3, signature="s")), False), ((entry(3), entry(4, signature="s")), False),
     ):  # fmt: skip
         alarm = tuple(f"row {e.number} is odd" for e in unproven if e.number > 2)
-        [found] = choosing.proof(Log(line, unproven=unproven, alarm=alarm), signed)
+        [found] = choice.proof(Log(line, unproven=unproven, alarm=alarm), signed)
         assert (found.requirement, found.met) == ("log", met)
         assert found.detail.startswith("; ".join(alarm) or "every entry that counts is proven")
         assert ("onward sign" in found.detail) == (not met)
@@ -154,7 +155,7 @@ def test_a_signed_entry_that_is_not_proven_is_unmet_where_it_is_newer_than_what_
 
 def test_a_promotion_writes_all_that_it_knows_and_answers_with_it(store):
     add_candidate(store, "cnn", 1, data="failed", published_by="eve")
-    before = operations.now()
+    before = promotion.now()
     done = promote("cnn", "staging", 1, reason=" a\nb ", force=True, actor="bob", store=store)
     [written] = store.log("staging", "cnn").entries()
     candidate = store.candidate("cnn", 1)
@@ -164,7 +165,7 @@ def test_a_promotion_writes_all_that_it_knows_and_answers_with_it(store):
         "evidence": dict(candidate.evidence), "signer": "", "signature": "", "seen": -1, "seen_digest": "",
         "base_digest": "",
     }  # fmt: skip
-    assert before <= written.at <= operations.now()
+    assert before <= written.at <= promotion.now()
     assert [(gate.requirement, gate.met) for gate in written.gates] == [
         ("parity", True),
         ("quality", True),
@@ -389,15 +390,15 @@ def test_reconcile_leaves_a_log_of_a_newer_onward_alone_and_puts_right_the_rest(
 
 
 def test_environments_are_made_before_anybody_promotes_and_only_once(store):
-    made = operations.create_environments(["cnn", "mlp"], store)
+    made = promotion.create_environments(["cnn", "mlp"], store)
     assert made == [
         "environments/staging", "staging.cnn", "staging.mlp", "environments/production", "production.cnn",
         "production.mlp",
     ]  # fmt: skip
-    assert operations.create_environments(["cnn", "mlp"], store) == []
-    assert operations.create_environments(["cnn", "new"], store) == ["staging.new", "production.new"]
+    assert promotion.create_environments(["cnn", "mlp"], store) == []
+    assert promotion.create_environments(["cnn", "new"], store) == ["staging.new", "production.new"]
     with pytest.raises(UsageError, match="no name for a model"):
-        operations.create_environments(["a", "b/c"], store)
+        promotion.create_environments(["a", "b/c"], store)
     assert "staging.a" not in store.versions.named("staging.a")
 
 

@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 from onnx import helper
 
-from stages.runtime import operators
+from onward.stages.workers import operators
 
 RNG = np.random.default_rng(0)
 

@@ -13,13 +13,14 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference.ops import _op_list
 
-from stages.parity import localize_torch, opinions
-from stages.parity.cases import Case
-from stages.parity.compare import compare
-from stages.parity.opinions import Question, settle
-from stages.runtime import evaluator, operators
-from stages.runtime.jitter import jittered_file
-from stages.settings import Tolerance
+from onward.stages.config.schema import Tolerance
+from onward.stages.exporting import localize_torch
+from onward.stages.parity import opinions
+from onward.stages.parity.cases import Case
+from onward.stages.parity.compare import compare
+from onward.stages.parity.opinions import Question, settle
+from onward.stages.workers import evaluator, operators
+from onward.stages.workers.jitter import jittered_file
 from tests.onnx_models import linear
 
 RNG = np.random.default_rng(0)

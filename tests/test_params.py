@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
-from registry.errors import UsageError
-from stages import params
-from stages.settings import ModelParams
+from onward.registry.errors import UsageError
+from onward.stages import params
+from onward.stages.config import load
+from onward.stages.config.schema import ModelParams
 from tests.conftest import ROOT, run
 from tests.toy import SOURCE, toy_params, write_project
 
@@ -115,7 +116,7 @@ def test_a_mistake_is_named_with_its_path_and_nothing_is_written(
 ) -> None:
     write_project(project, params=raw)
     with pytest.raises(UsageError) as caught:
-        params.write_sections(params.read(), project / "build" / "params")
+        params.write_sections(load.read(), project / "build" / "params")
     lines = str(caught.value).splitlines()
     assert any(line.startswith(f"params.yaml: {wanted}") for line in lines), lines
     assert caught.value.exit_code == 2
@@ -124,7 +125,7 @@ def test_a_mistake_is_named_with_its_path_and_nothing_is_written(
 
 def test_the_command_prints_one_line_and_exits_2(project: Path) -> None:
     write_project(project, params=toy_params(tolerance={"rtol": "small"}))
-    done = run("python -m stages.params", ROOT, DVC_ROOT=str(project))
+    done = run("python -m onward.stages.params", ROOT, ONWARD_PROJECT=str(project))
     assert done.returncode == 2
     assert done.stdout.startswith("params.yaml: models.toy.tolerance.rtol: ")
     assert len(done.stdout.splitlines()) == 1
@@ -134,7 +135,7 @@ def test_the_command_prints_one_line_and_exits_2(project: Path) -> None:
 def test_broken_yaml_is_one_line(project: Path, text: str) -> None:
     (project / "params.yaml").write_text(text)
     with pytest.raises(UsageError) as caught:
-        params.read()
+        load.read()
     assert str(caught.value).startswith("params.yaml:")
     assert "\n" not in str(caught.value)
 
@@ -142,20 +143,20 @@ def test_broken_yaml_is_one_line(project: Path, text: str) -> None:
 def test_a_module_that_fails_to_import_is_named(project: Path) -> None:
     write_project(project, source="import nonexistent_package\n" + SOURCE)
     with pytest.raises(UsageError, match=r"models\.toy\.build: models\.toy does not import: ModuleNotFoundError"):
-        params.write_sections(params.read(), project / "build" / "params")
+        params.write_sections(load.read(), project / "build" / "params")
 
 
 def test_defaults_reach_every_model_and_a_model_overrides_them(project: Path) -> None:
     raw = toy_params(tolerance={"atol": 0.5})
     raw["defaults"] = {"tolerance": {"rtol": 0.25, "atol": 0.1}, "export": {"opset": 18}}
     write_project(project, params=raw)
-    model = params.read().models["toy"]
+    model = load.read().models["toy"]
     assert (model.tolerance.rtol, model.tolerance.atol, model.export.opset) == (0.25, 0.5, 18)
 
 
 def test_a_stage_cannot_reach_what_it_does_not_declare(project: Path) -> None:
     write_project(project)
-    part = params.section("toy", "export")
+    part = load.section("toy", "export")
     assert part.export.opset == 20
     with pytest.raises(AttributeError):
         _ = part.tolerance
@@ -164,7 +165,7 @@ def test_a_stage_cannot_reach_what_it_does_not_declare(project: Path) -> None:
 def test_a_changed_tolerance_changes_no_section_of_export_or_train(project: Path) -> None:
     def sections() -> dict[str, bytes]:
         folder = project / "build" / "params"
-        params.write_sections(params.read(), folder)
+        params.write_sections(load.read(), folder)
         return {path.name: path.read_bytes() for path in sorted((folder / "toy").iterdir())}
 
     write_project(project)
@@ -179,7 +180,7 @@ def test_a_changed_tolerance_changes_no_section_of_export_or_train(project: Path
 def test_training_depends_on_the_limits_of_the_batch_and_on_no_other_size(project: Path) -> None:
     def section(**batch: Any) -> bytes:
         write_project(project, params=toy_params(dims={"batch": {"max": 16, "typical": [1, 4], **batch}}))
-        params.write_sections(params.read(), project / "build" / "params")
+        params.write_sections(load.read(), project / "build" / "params")
         return (project / "build/params/toy/train.json").read_bytes()
 
     before = section()
@@ -192,22 +193,22 @@ def test_a_changed_source_file_is_seen_through_what_it_imports(project: Path) ->
     (project / "models" / "helper.py").write_text("WIDTH = 16\n")
     write_project(project, source="from models.helper import WIDTH\n" + SOURCE)
     folder = project / "build" / "params"
-    params.write_sections(params.read(), folder)
+    params.write_sections(load.read(), folder)
     before = (folder / "toy" / "export.json").read_bytes()
     (project / "models" / "helper.py").write_text("WIDTH = 17\n")
-    params.write_sections(params.read(), folder)
+    params.write_sections(load.read(), folder)
     assert (folder / "toy" / "export.json").read_bytes() != before
 
 
 def test_the_shipped_params_are_right() -> None:
     raw = yaml.safe_load((ROOT / "params.yaml").read_text())
-    found = params.read(ROOT / "params.yaml")
+    found = load.read(ROOT / "params.yaml")
     assert list(found.models) == list(raw["models"])
     assert {"classifier", "cnn", "sequence", "multi-io", "transformer", "imported"} <= set(found.models)
 
 
-@pytest.mark.parametrize("stage", sorted(params.READS))
+@pytest.mark.parametrize("stage", sorted(load.READS))
 def test_a_stage_reads_no_setting_that_its_section_lacks(stage: str) -> None:
     source = (ROOT / "stages" / f"{stage}.py").read_text()
     read = set(re.findall(r"\bsettings\.(\w+)", source)) & set(ModelParams.model_fields)
-    assert read <= set(params.READS[stage])
+    assert read <= set(load.READS[stage])

@@ -10,14 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from registry.errors import UsageError
-from registry.fidelity import agreement
-from stages.parity.cases import Case, all_cases, draw, find, resized
-from stages.parity.check import Expected, answers, findings, recall, record
-from stages.parity.compare import compare
-from stages.parity.sizes import corner_sizes, example_sizes, is_prime, prime_sizes, size_key, typical_sizes
-from stages.runtime.pool import WorkerFailure
-from stages.settings import Dim, Input
+from onward.registry.errors import UsageError
+from onward.registry.evidence.similarity import agreement
+from onward.stages.config.schema import Dim, Input
+from onward.stages.parity.cases import Case, all_cases, draw, find, resized
+from onward.stages.parity.check import Expected, answers, findings, recall, record
+from onward.stages.parity.compare import compare
+from onward.stages.parity.sizes import corner_sizes, example_sizes, is_prime, prime_sizes, size_key, typical_sizes
+from onward.stages.workers.worker import WorkerFailure
 
 sizes = st.integers(0, 40).flatmap(
     lambda low: st.integers(max(1, low), 64).flatmap(

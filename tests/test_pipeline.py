@@ -225,8 +225,8 @@ def test_a_stage_run_by_hand_explains_itself(checkout: Path) -> None:
         assert done.returncode == 0, done.stdout
         assert f"python -m stages.{stage}" in done.stdout
         assert len(done.stdout.splitlines()) > 5
-    done = run("python -m stages.verify toy", checkout)
+    done = run("python -m onward.stages.verify toy", checkout)
     assert (done.returncode, done.stdout) == (0, "verify toy: passed\n")
-    done = run("python -m stages.verify tot", checkout)
+    done = run("python -m onward.stages.verify tot", checkout)
     assert done.returncode == 2
     assert "there is no such model; did you mean 'toy'?" in done.stdout

@@ -12,14 +12,15 @@ import onnx
 import pytest
 from safetensors.torch import save_file
 
-from stages import paths, pitfalls
-from stages.export import _export, _sound, _Unsound
-from stages.parity.answers import cases
-from stages.parity.check import check, misdeclared, recall, sentence
-from stages.runtime import isolate
-from stages.runtime.module import load_module
-from stages.runtime.pool import Worker
-from stages.settings import ModelParams, Tolerance, Verify
+from onward.stages.config import paths
+from onward.stages.config.schema import ModelParams, Tolerance, Verify
+from onward.stages.export import _export, _sound, _Unsound
+from onward.stages.exporting import diagnostics
+from onward.stages.parity.check import check, misdeclared, recall, sentence
+from onward.stages.parity.reference_answers import cases
+from onward.stages.workers import isolated_call
+from onward.stages.workers.torch_module import load_module
+from onward.stages.workers.worker import Worker
 from tests.conftest import ROOT, forget_models
 
 HEAD = "import numpy as np\nimport torch\nfrom torch import nn\n\n\n"
@@ -77,7 +78,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A project with every example in it, all exported as their claims say, in one process."""
     with pytest.MonkeyPatch.context() as patch:
         root = tmp_path_factory.mktemp("pitfalls")
-        patch.setenv("DVC_ROOT", str(root))
+        patch.setenv("ONWARD_PROJECT", str(root))
         patch.syspath_prepend(str(root))
         forget_models()
         (root / "models").mkdir()
@@ -89,7 +90,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             (root / "models" / f"{example.name}.py").write_text(HEAD + code + TAIL)
             paths.build(example.name, "data").mkdir(parents=True)
             np.savez(paths.build(example.name, "data") / "evaluation.npz", x=samples)
-        refusals = isolate.call(600, export_all, root)
+        refusals = isolated_call.call(600, export_all, root)
         for example in EXAMPLES.values():
             example.refused = refusals[example.name]
         yield root
@@ -116,9 +117,9 @@ def export_all(root: Path) -> dict[str, str]:
                 folder / "model.onnx",
                 folder / "answers.npz",
             )
-            refusals[example.name] = pitfalls.traced(written.baked)
+            refusals[example.name] = diagnostics.traced(written.baked)
         except Exception as error:
-            refusals[example.name] = pitfalls.explain(f"{type(error).__name__}: {error}")
+            refusals[example.name] = diagnostics.explain(f"{type(error).__name__}: {error}")
     return refusals
 
 
@@ -135,7 +136,7 @@ def verdict(example: Example, root: Path) -> tuple[str, list[str]]:
     expected = recall(folder / "answers.npz", cases(example.name, settings, Verify()))
     with Worker.onnx(target, example.name) as worker:
         fell = misdeclared(expected, settings.outputs) or sentence(check(worker, expected, Tolerance()))
-    found = list(pitfalls.findings(onnx.load(target)))
+    found = list(diagnostics.findings(onnx.load(target)))
     return fell and f"answers otherwise than the module: {fell}", found
 
 

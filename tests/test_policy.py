@@ -6,9 +6,9 @@ import os
 
 import pytest
 
-from registry import policy
-from registry.errors import UsageError
-from registry.policy import Notify, environment, is_name, parse, read, valid_name
+from onward.registry.errors import UsageError
+from onward.registry.gates import policy
+from onward.registry.gates.policy import Notify, environment, is_name, parse, read, valid_name
 
 KEY = "A" * 43 + "="
 

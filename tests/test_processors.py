@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from registry import hostinfo
-from registry.hostinfo import processors
-from registry.session import InferenceSession
-from registry.session_options import SessionOptions
-from stages.runtime.pool import Worker
+from onward.registry.evidence.session_options import SessionOptions
+from onward.registry.host.hardware import processors
+from onward.registry.inference.session import InferenceSession
+from onward.stages.workers.worker import Worker
 from tests.store_factory import scale_model
 
 
@@ -69,22 +68,22 @@ V1 = "4:cpu,cpuacct:/docker/abc\n3:memory:/docker/abc\n"
 def test_the_smallest_limit_of_the_cgroups_counts(
     tmp_path: Path, machine: pytest.MonkeyPatch, said: str, files: dict[str, str], wanted: int
 ) -> None:
-    assert processors(tree(tmp_path, said, **files)) == wanted
+    assert processors.count(tree(tmp_path, said, **files)) == wanted
 
 
 def test_without_cgroups_the_affinity_counts(tmp_path: Path, machine: pytest.MonkeyPatch) -> None:
-    assert processors(tmp_path) == 64
+    assert processors.count(tmp_path) == 64
     machine.setattr(os, "sched_getaffinity", lambda _: {3, 5, 7})
-    assert processors(tmp_path) == 3
-    assert processors(tree(tmp_path, "0::/\n", **{"cpu.max": "200000 100000"})) == 2
+    assert processors.count(tmp_path) == 3
+    assert processors.count(tree(tmp_path, "0::/\n", **{"cpu.max": "200000 100000"})) == 2
 
 
 @pytest.fixture
 def container(tmp_path: Path, machine: pytest.MonkeyPatch) -> None:
     """Two processors of 64."""
     root = tree(tmp_path / "root", "0::/\n", **{"cpu.max": "200000 100000"})
-    quotas = hostinfo._quotas
-    machine.setattr(hostinfo, "_quotas", lambda _: quotas(root))
+    quotas = processors._quotas
+    machine.setattr(processors, "_quotas", lambda _: quotas(root))
     machine.setattr("psutil.cpu_count", lambda logical=True: 64 if logical else 32)
 
 
@@ -121,6 +120,6 @@ def test_a_session_and_a_worker_have_the_threads_of_the_container(container: Non
 
 
 def test_a_whole_machine_is_left_to_onnx_runtime(machine: pytest.MonkeyPatch) -> None:
-    machine.setattr(hostinfo, "_quotas", lambda _: iter(()))
+    machine.setattr(processors, "_quotas", lambda _: iter(()))
     assert SessionOptions(threads=65).fitting_here() == SessionOptions()
     assert SessionOptions(threads=64).fitting_here() == SessionOptions(threads=64)

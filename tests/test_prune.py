@@ -8,8 +8,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from registry import operations, overview, prune
-from registry.errors import UsageError
+from onward.registry.errors import UsageError
+from onward.registry.operations import overview, promotion, pruning
 from tests.store_factory import add_candidate, fresh_store
 
 
@@ -35,7 +35,7 @@ def age(folder, versions, days):
 
 def promote(store, version, days, environment="staging"):
     """Promote a version, some days ago."""
-    entry = operations.promote("cnn", environment, version, reason="because", store=store).entry
+    entry = promotion.promote("cnn", environment, version, reason="because", store=store).entry
     at = (datetime.now(UTC) - timedelta(days=days)).isoformat(timespec="seconds")
     store._client.set_model_version_tag(f"{environment}.cnn", str(entry.number), "at", at)
 
@@ -47,7 +47,7 @@ def left(store):
 def test_what_is_or_was_lately_live_stays_and_so_does_the_newest(store):
     for version, days in ((1, 39), (2, 38), (3, 20), (4, 1)):
         promote(store, version, days)
-    found = prune.prune("cnn", "30d", store=store)
+    found = pruning.prune("cnn", "30d", store=store)
     assert {candidate.version for candidate in found.deleted} == {1, 5}
     assert {candidate.version: reason.split(" until")[0] for candidate, reason in found.kept} == {
         6: "the newest",
@@ -63,28 +63,28 @@ def test_what_is_live_in_an_environment_that_nobody_names_stays(store):
     promote(store, 1, 39, "production")
     promote(store, 2, 35)
     store._client.rename_registered_model("production.cnn", "elsewhere.cnn")
-    prune.prune("cnn", "1d", store=store)
+    pruning.prune("cnn", "1d", store=store)
     assert left(store) == {1, 2, 6}
 
 
 def test_the_young_and_those_under_an_alias_stay(store, tmp_path):
     age(tmp_path, [2], 3)
     store._client.set_registered_model_alias("cnn", "champion", "3")
-    assert {candidate.version for candidate in prune.prune("cnn", "2w", store=store).deleted} == {1, 4, 5}
+    assert {candidate.version for candidate in pruning.prune("cnn", "2w", store=store).deleted} == {1, 4, 5}
 
 
 def test_a_rollback_to_what_was_pruned_works(store):
     for version, days in ((1, 39), (2, 38)):
         promote(store, version, days)
-    prune.prune("cnn", "1h", store=store)
+    pruning.prune("cnn", "1h", store=store)
     assert 1 not in left(store)
-    assert operations.rollback("cnn", "staging", reason="because", store=store).version == 1
+    assert promotion.rollback("cnn", "staging", reason="because", store=store).version == 1
     assert overview.check("cnn", "staging", store).met
 
 
 def test_the_files_go_with_the_version(store):
     [first] = [candidate for candidate in store.candidates("cnn") if candidate.version == 1]
-    prune.prune("cnn", "30d", store=store)
+    pruning.prune("cnn", "30d", store=store)
     experiment = store._client.get_experiment_by_name("onward").experiment_id
     assert first.logged_model not in {model.model_id for model in store._client.search_logged_models([experiment])}
 
@@ -104,6 +104,6 @@ def test_a_dry_run_deletes_nothing_and_says_the_same(store, onward):
 @pytest.mark.parametrize("text", ["30", "d", "-1d", "30 d", "1y", ""])
 def test_a_time_that_is_none_is_refused(store, text):
     with pytest.raises(UsageError, match="--older-than"):
-        prune.prune("cnn", text, store=store)
+        pruning.prune("cnn", text, store=store)
     with pytest.raises(UsageError, match="no version of 'nope'"):
-        prune.prune("nope", "1d", store=store)
+        pruning.prune("nope", "1d", store=store)

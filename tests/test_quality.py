@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from registry.fidelity import fidelity
-from registry.kinds import ANSWERS
-from registry.vocabulary import OutputFidelity, OutputKind
-from stages.parity.quality import Judgement
-from stages.settings import Agreement, Budget
+from onward.registry.evidence.kinds import ANSWERS
+from onward.registry.evidence.records import OutputFidelity, OutputKind
+from onward.registry.evidence.similarity import fidelity
+from onward.stages.config.schema import Agreement, Budget
+from onward.stages.parity.budget import Judgement
 
 
 class Judged(NamedTuple):

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from stages.runtime.rebuilt import differences
+from onward.stages.workers.rebuilt import differences
 
 
 class Net(nn.Module):

@@ -14,14 +14,15 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 
-from registry import connection, operations
-from registry.errors import StoreUnreachable, UsageError
-from registry.integrity import check_folder, content_digest
-from registry.record import Publication, publish, store_identity
-from registry.serving import Serving
-from registry.session import InferenceSession
-from registry.session_options import SessionOptions
-from registry.vocabulary import FileDigest, Machine, Winner
+from onward.registry.artifact.manifest import check_folder, content_digest
+from onward.registry.artifact.serving_plan import Serving
+from onward.registry.errors import StoreUnreachable, UsageError
+from onward.registry.evidence.records import FileDigest, Machine, Winner
+from onward.registry.evidence.session_options import SessionOptions
+from onward.registry.inference.session import InferenceSession
+from onward.registry.operations import promotion
+from onward.registry.store import connection
+from onward.registry.tracking.recorder import Publication, publish, store_identity
 from tests.conftest import ROOT
 from tests.evidence_factory import make_publication
 from tests.onnx_models import linear
@@ -135,13 +136,13 @@ def test_each_version_of_the_same_bytes_is_deployed_with_its_own_options(
         publish(with_threads(make_publication(tmp_path, p50=float(threads)), threads))
     session = None
     for version in (1, 2, 1):
-        assert operations.promote("toy", "staging", version, reason="x").changed
+        assert promotion.promote("toy", "staging", version, reason="x").changed
         session = session or InferenceSession("toy@staging")
         session.refresh()
         assert session.metadata.served is not None
         assert session.metadata.served.options.threads == version
-    assert not operations.promote("toy", "staging", 1, reason="x").changed
-    assert operations.rollback("toy", "staging", reason="x").version == 2
+    assert not promotion.promote("toy", "staging", 1, reason="x").changed
+    assert promotion.rollback("toy", "staging", reason="x").version == 2
     assert InferenceSession("toy@staging").metadata.served.options.threads == 2
 
 
@@ -201,7 +202,7 @@ def test_publishing_killed_at_any_step_ends_as_if_undisturbed(
         import os, signal, sys
         from pathlib import Path
         from mlflow import MlflowClient
-        from registry.record import publish
+        from onward.registry.tracking.recorder import publish
         from tests.evidence_factory import make_publication
         original, count = MlflowClient.{step}, [0]
         def killing(*a, **k):

@@ -7,9 +7,9 @@ import threading
 import numpy as np
 import pytest
 
-from registry import operations
-from registry.errors import Refused, StoreUnreachable
-from registry.session import InferenceSession, cache
+from onward.registry.errors import Refused, StoreUnreachable
+from onward.registry.inference.session import InferenceSession, cache
+from onward.registry.operations import promotion
 from tests.store_factory import add_candidate, artifacts_of, fresh_store, scale_model
 
 X = np.arange(8, dtype=np.float32).reshape(2, 4)
@@ -25,7 +25,7 @@ def store(tmp_path, monkeypatch):
 
 
 def deploy(store, version):
-    operations.promote("cnn", "staging", version, reason="because", store=store)
+    promotion.promote("cnn", "staging", version, reason="because", store=store)
 
 
 def test_refresh_loads_what_is_live_by_now(store):
@@ -38,7 +38,7 @@ def test_refresh_loads_what_is_live_by_now(store):
     assert np.array_equal(session.predict(X), 2 * X)
     assert np.array_equal(session.predict_batches(X, 1), 2 * X)
     assert [(about.version, about.entry) for about in seen] == [(2, 2)]
-    operations.rollback("cnn", "staging", reason="because", store=store)
+    promotion.rollback("cnn", "staging", reason="because", store=store)
     assert session.refresh()
     assert (session.metadata.version, session.metadata.entry) == (1, 3)
 
@@ -46,7 +46,7 @@ def test_refresh_loads_what_is_live_by_now(store):
 def test_the_same_bytes_live_again_are_not_loaded_again(store):
     session = InferenceSession("cnn@staging")
     deploy(store, 2)
-    operations.rollback("cnn", "staging", reason="because", store=store)
+    promotion.rollback("cnn", "staging", reason="because", store=store)
     seen = []
     assert not session.refresh(seen.append)
     assert seen == []

@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 
-from registry.session import InferenceSession
+from onward.registry.inference.session import InferenceSession
 from tests.conftest import ROOT
 from tests.evidence_factory import register
 
 
 def onward(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "registry.cli", *arguments]
+    command = [sys.executable, "-m", "onward.registry.cli.main", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
@@ -91,7 +91,7 @@ def test_the_ui_opens_on_the_store_in_use(store_uri: str, tmp_path: Path) -> Non
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     process = subprocess.Popen(
-        [sys.executable, "-m", "registry.cli", "ui", "--port", str(port)],
+        [sys.executable, "-m", "onward.registry.cli.main", "ui", "--port", str(port)],
         cwd=ROOT,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,

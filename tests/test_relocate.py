@@ -16,11 +16,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from registry import glance, operations, overview, prune, relocate
-from registry.connection import connect, sqlite_file, sqlite_uri
-from registry.errors import Refused, StoreUnreachable, UsageError
-from registry.record import publish
-from registry.store import Store
+from onward.registry.errors import Refused, StoreUnreachable, UsageError
+from onward.registry.operations import overview, promotion, pruning
+from onward.registry.store import relocate, sqlite_reader
+from onward.registry.store.connection import connect, sqlite_file, sqlite_uri
+from onward.registry.store.store import Store
+from onward.registry.tracking.recorder import publish
 from tests.conftest import ROOT, Command
 from tests.evidence_factory import make_publication
 from tests.store_factory import _empty_database, add_candidate
@@ -43,7 +44,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     store = Store()
     for factor in (1.0, 2.0):
         add_candidate(store, "cnn", factor)
-        operations.promote("cnn", "staging", reason="test", store=store)
+        promotion.promote("cnn", "staging", reason="test", store=store)
     assert sorted(path.name for path in root.iterdir()) == ["dvc.yaml", "mlartifacts", "mlflow.db", "params.yaml"]
     assert sorted(path.name for path in tmp_path.iterdir()) == [AWKWARD]
     return root
@@ -134,9 +135,9 @@ def test_after_a_move_all_works_again_once_the_store_is_moved(
     assert str(home) in out
     assert not any(str(home.as_uri()) + "/" in line for line in dump(there))
     assert overview.check("cnn", "staging").met
-    assert operations.rollback("cnn", "staging", reason="x").version == 1
+    assert promotion.rollback("cnn", "staging", reason="x").version == 1
     assert overview.check("cnn", "staging").met
-    assert operations.promote("cnn", "production", reason="x").changed
+    assert promotion.promote("cnn", "production", reason="x").changed
     assert publish(make_publication(there)).version == 1
     assert not home.exists()
     code, out, _ = onward("store", "move")
@@ -148,10 +149,10 @@ def test_a_copy_becomes_independent_of_its_original(home: Path, monkeypatch: pyt
     before = snapshot(home)
     copied(home, "copy", monkeypatch)
     with pytest.raises(UsageError, match="moved or copied"):
-        prune.prune("cnn", "0h")
+        pruning.prune("cnn", "0h")
     relocate.move()
-    operations.promote("cnn", "production", reason="x")
-    operations.promote("cnn", "staging", 1, reason="x")
+    promotion.promote("cnn", "production", reason="x")
+    promotion.promote("cnn", "staging", 1, reason="x")
     shutil.rmtree("mlartifacts")
     assert not overview.check("cnn", "staging").met
     assert snapshot(home) == before
@@ -256,7 +257,7 @@ def test_tables_of_another_mlflow_are_noticed_and_not_rewritten(home: Path, monk
 
 
 def test_the_known_revision_is_that_of_status() -> None:
-    assert relocate.REVISION == glance.REVISION
+    assert relocate.REVISION == sqlite_reader.REVISION
 
 
 def test_a_server_and_a_store_that_is_not_there_have_nothing_to_move(

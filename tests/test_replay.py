@@ -13,9 +13,10 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from registry import hostinfo, operations
-from registry.replay import Recorded, measure_again, replay, replay_in_subprocess
-from registry.vocabulary import Machine
+from onward.registry.artifact.replay import Recorded, measure_again, replay, replay_in_subprocess
+from onward.registry.evidence.records import Machine
+from onward.registry.host import hardware
+from onward.registry.operations import promotion
 from tests.conftest import Command
 from tests.store_factory import add_candidate, fresh_store, version_for_two_providers
 
@@ -145,7 +146,7 @@ def test_a_version_of_an_older_release_is_replayed_by_its_tolerance(tmp_path: Pa
     [
         ({}, "no evidence says which kind of host this was measured on"),
         ({"instruction_sets": OTHER_HOST}, f"no evidence from this kind of host .*; measured on {OTHER_HOST}"),
-        ({"instruction_sets": f"{OTHER_HOST}; {hostinfo.kind(hostinfo.describe())}"}, "CPUExecutionProvider$"),
+        ({"instruction_sets": f"{OTHER_HOST}; {hardware.kind(hardware.describe())}"}, "CPUExecutionProvider$"),
     ],
 )
 def test_it_is_said_where_evidence_from_this_kind_of_host_is_missing(
@@ -161,11 +162,11 @@ def test_check_and_promotion_measure_here_and_say_what_is_missing(
 ) -> None:
     store = fresh_store(tmp_path, monkeypatch)
     add_candidate(store, "cnn", instruction_sets=OTHER_HOST)
-    operations.promote("cnn", "staging", reason="because", store=store)
+    promotion.promote("cnn", "staging", reason="because", store=store)
     code, out, err = onward("check", "cnn@staging")
     assert code == 0, err
     assert "no evidence from this kind of host" in out
-    done = operations.promote("cnn", "production", reason="because", store=store)
+    done = promotion.promote("cnn", "production", reason="because", store=store)
     replayed = next(gate for gate in done.entry.gates if gate.requirement == "replay")
     assert replayed.met
     assert f"measured on {OTHER_HOST}" in replayed.detail
@@ -173,4 +174,4 @@ def test_check_and_promotion_measure_here_and_say_what_is_missing(
 
 def test_a_machine_without_a_known_instruction_set_is_of_a_kind_too() -> None:
     machine = Machine(cpu="x", instruction_sets=[], cores=1, memory_gb=1, system="Linux riscv64")
-    assert hostinfo.kind(machine) == "Linux riscv64"
+    assert hardware.kind(machine) == "Linux riscv64"

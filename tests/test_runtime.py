@@ -17,13 +17,14 @@ import psutil
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from registry.errors import UsageError
-from registry.session_options import SessionOptions
-from stages.parity.cases import Case
-from stages.parity.check import Expected, answers, check
-from stages.runtime import isolate, pool
-from stages.runtime.pool import Killed, Worker, WorkerFailure
-from stages.settings import Tolerance
+from onward.registry.errors import UsageError
+from onward.registry.evidence.session_options import SessionOptions
+from onward.stages.config.schema import Tolerance
+from onward.stages.parity.cases import Case
+from onward.stages.parity.check import Expected, answers, check
+from onward.stages.workers import isolated_call
+from onward.stages.workers import worker as pool
+from onward.stages.workers.worker import Killed, Worker, WorkerFailure
 from tests.onnx_models import linear
 
 
@@ -145,7 +146,7 @@ def test_a_full_disk_is_nobodys_verdict(tmp_path: Path) -> None:
     with Worker("m", [sys.executable, "-c", script], {}) as worker, pytest.raises(OSError, match="No space left"):
         worker.run({"x": np.ones(1)})
     with pytest.raises(OSError, match="No space left"):
-        isolate.call(30, raises, RuntimeError("native: write failed: No space left on device"))
+        isolated_call.call(30, raises, RuntimeError("native: write failed: No space left on device"))
 
 
 def dies(number: int) -> None:
@@ -176,7 +177,7 @@ def test_who_has_been_measured_takes_no_processor_until_it_is_asked_again(tmp_pa
 @pytest.mark.skipif(not pool.STOPPABLE, reason="processes are stopped on Linux alone")
 def test_a_worker_that_is_stopped_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
     code = (
-        "import os, signal; from pathlib import Path; from stages.runtime.pool import Worker\n"
+        "import os, signal; from pathlib import Path; from onward.stages.workers.worker import Worker\n"
         f"worker = Worker.onnx(Path({str(linear(tmp_path / 'm.onnx'))!r}), 'm'); worker.start()\n"
         "print(worker._process.pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)\n"
     )
@@ -194,7 +195,7 @@ def wait_for(what: Callable[[], bool], seconds: float = 10) -> None:
 
 
 def test_an_isolated_call_returns_what_the_function_returns() -> None:
-    assert isolate.call(30, divmod, 7, 2) == (3, 1)
+    assert isolated_call.call(30, divmod, 7, 2) == (3, 1)
 
 
 @pytest.mark.parametrize(
@@ -202,7 +203,7 @@ def test_an_isolated_call_returns_what_the_function_returns() -> None:
 )
 def test_an_isolated_call_that_dies_names_the_signal(number: signal.Signals, kind: str) -> None:
     with pytest.raises(WorkerFailure, match=number.name) as caught:
-        isolate.call(30, dies, number)
+        isolated_call.call(30, dies, number)
     assert caught.value.kind == kind
 
 
@@ -214,7 +215,7 @@ def quotient(pair: tuple[int, int]) -> int:
 
 def test_calls_begun_together_end_in_order_and_one_that_dies_takes_no_other_with_it() -> None:
     pairs = [(7, 2), (1, 0), (9, 3), (8, 0), (6, 3)]
-    with isolate.Isolated(quotient, 30, "a quotient") as process:
+    with isolated_call.Isolated(quotient, 30, "a quotient") as process:
         for pair in pairs:
             process.begin(pair)
         found = [process.finish() for _ in pairs]
@@ -255,7 +256,7 @@ def test_a_kill_by_the_kernel_for_want_of_memory_is_told_from_one_by_hand(monkey
 
 def test_a_kill_from_outside_is_nobodys_verdict(tmp_path: Path) -> None:
     with pytest.raises(Killed, match="SIGKILL"):
-        isolate.call(30, dies, signal.SIGKILL)
+        isolated_call.call(30, dies, signal.SIGKILL)
     with Worker.onnx(linear(tmp_path / "m.onnx"), "m") as worker:
         worker.start()
         assert worker._process is not None
@@ -267,7 +268,7 @@ def test_a_kill_from_outside_is_nobodys_verdict(tmp_path: Path) -> None:
 def test_an_isolated_call_that_hangs_is_ended() -> None:
     began = time.monotonic()
     with pytest.raises(WorkerFailure, match="no result within"):
-        isolate.call(0.5, time.sleep, 60)
+        isolated_call.call(0.5, time.sleep, 60)
     assert time.monotonic() - began < 50  # it would have slept for 60
 
 
@@ -276,30 +277,30 @@ def test_a_process_that_nobody_waits_for_says_nothing_on_the_terminal(capfd: pyt
         time.sleep(seconds)
         return bytes(1_000_000)
 
-    with isolate.Isolated(late, 10, "late") as process:
+    with isolated_call.Isolated(late, 10, "late") as process:
         process.begin(0.05)  # it answers when the pipe is closed
-    with isolate.Isolated(lambda _: lambda: None, 10, "a function cannot be handed over") as process:
+    with isolated_call.Isolated(lambda _: lambda: None, 10, "a function cannot be handed over") as process:
         outcome = process.call(None)
-    assert isinstance(outcome, isolate.Failed)
+    assert isinstance(outcome, isolated_call.Failed)
     assert "pickle" in str(outcome.error).lower()
     with pytest.raises(WorkerFailure, match="KeyError"):
-        isolate.call(10, raises, KeyError("x"))
+        isolated_call.call(10, raises, KeyError("x"))
     assert capfd.readouterr() == ("", "")
 
 
 def test_a_failure_names_the_line_of_the_projects_own_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    monkeypatch.setenv("ONWARD_PROJECT", str(tmp_path))
     (tmp_path / "model.py").write_text("def build():\n    raise ValueError('no')\n")
     namespace: dict[str, Callable[[], None]] = {}
     exec(compile((tmp_path / "model.py").read_text(), str(tmp_path / "model.py"), "exec"), namespace)
     with pytest.raises(WorkerFailure, match=r"ValueError: no \(model\.py:2\)"):
-        isolate.call(10, namespace["build"])
+        isolated_call.call(10, namespace["build"])
 
 
 def test_an_isolated_call_hands_on_a_users_mistake_and_wraps_everything_else() -> None:
     with pytest.raises(UsageError, match="look here"):
-        isolate.call(30, raises, UsageError("look here"))
+        isolated_call.call(30, raises, UsageError("look here"))
     with pytest.raises(WorkerFailure, match="KeyError: 'x'"):
-        isolate.call(30, raises, KeyError("x"))
+        isolated_call.call(30, raises, KeyError("x"))
     with pytest.raises(OSError, match="No space left"):
-        isolate.call(30, raises, OSError(28, "No space left on device"))
+        isolated_call.call(30, raises, OSError(28, "No space left on device"))

@@ -24,23 +24,24 @@ import pytest
 import yaml
 from onnx import TensorProto, helper, numpy_helper
 
-from registry import cli_runtimes, hostinfo, runtimes
-from registry.errors import OnwardError, UsageError
-from registry.evidence import BenchmarkReport, PublishReport
-from registry.replay import replay_in_subprocess
-from registry.serving import CPU, Serving
-from registry.session_options import SessionOptions
-from stages import command, host
-from stages.benchmark import benchmark
-from stages.data import data
-from stages.export import export
-from stages.optimize import optimize
-from stages.publish import record
-from stages.quantize import quantize
-from stages.runtime.pool import Worker
-from stages.select import select
-from stages.train import train
-from stages.verify import verify
+from onward.registry.artifact.replay import replay_in_subprocess
+from onward.registry.artifact.serving_plan import Serving
+from onward.registry.cli import runtimes as cli_runtimes
+from onward.registry.errors import OnwardError, UsageError
+from onward.registry.evidence.reports import BenchmarkReport, PublishReport
+from onward.registry.evidence.session_options import CPU, SessionOptions
+from onward.registry.host import hardware, runtimes
+from onward.stages import command, host
+from onward.stages.benchmark import benchmark
+from onward.stages.data import data
+from onward.stages.export import export
+from onward.stages.optimize import optimize
+from onward.stages.publish import record
+from onward.stages.quantize import quantize
+from onward.stages.select import select
+from onward.stages.train import train
+from onward.stages.verify import verify
+from onward.stages.workers.worker import Worker
 from tests.conftest import ROOT, Command
 from tests.onnx_models import linear
 from tests.store_factory import version_for_two_providers
@@ -105,7 +106,7 @@ def test_openvino_is_tried_and_not_just_listed(openvino: Path) -> None:
 
 
 def test_this_hosts_int8_saturates_just_where_it_has_no_instructions_for_it(openvino: Path) -> None:
-    exact = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"} & set(hostinfo.instruction_sets())
+    exact = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"} & set(hardware.instruction_sets())
     assert runtimes.state("cpu", ROOT).int8_exact is bool(exact)
 
 
@@ -130,7 +131,7 @@ def test_a_real_model_is_measured_published_and_replayed_on_both_providers(
     assert isinstance(report, BenchmarkReport)
     assert report.passed, report.reason
     plain = {m.runtime: m for m in report.measurements if m.variant == "plain"}
-    assert set(plain) == {"cpu", "openvino"} | ({"cuda"} if hostinfo.accelerators() else set())
+    assert set(plain) == {"cpu", "openvino"} | ({"cuda"} if hardware.accelerators() else set())
     assert plain["openvino"].node_share == {OPENVINO: 1.0}
     assert plain["openvino"].latencies[0].p50_ms > 0
     assert {state.runtime: state.usable for state in report.runtimes}["openvino"]
@@ -143,7 +144,10 @@ def test_a_real_model_is_measured_published_and_replayed_on_both_providers(
     assert serving is not None
     assert {"cpu", "openvino"} <= set(serving.root)
     assert replay_in_subprocess(folder)[0]  # in this environment: what won on the CPU
-    assert run_on(openvino, f"from registry.replay import replay; print(replay(Path({str(folder)!r}))[0])") == "True"
+    assert (
+        run_on(openvino, f"from onward.registry.artifact.replay import replay; print(replay(Path({str(folder)!r}))[0])")
+        == "True"
+    )
 
 
 def test_a_model_that_a_provider_cannot_run_fell_back_to_the_cpu(
@@ -181,7 +185,7 @@ def test_nodes_are_counted_as_the_graph_has_them_however_a_provider_fuses_them(t
 def test_the_wrapper_serves_what_won_on_openvino_where_that_is_installed(tmp_path: Path, openvino: Path) -> None:
     version = version_for_two_providers(tmp_path)
     code = (
-        "import json, numpy as np\nfrom registry.session import InferenceSession\n"
+        "import json, numpy as np\nfrom onward.registry.inference.session import InferenceSession\n"
         f"session = InferenceSession({str(version)!r})\n"
         "answer = session.predict(np.ones((1, 4), np.float32))\n"
         "print(json.dumps([session.metadata.providers[0], session.metadata.served.file, float(answer[0, 0])]))\n"
@@ -189,20 +193,20 @@ def test_the_wrapper_serves_what_won_on_openvino_where_that_is_installed(tmp_pat
     assert json.loads(run_on(openvino, code)) == [OPENVINO, "providers/openvino/model.onnx", 3.0]
 
 
-@pytest.mark.skipif(bool(hostinfo.accelerators()), reason="there is a GPU: CUDA is tested below")
+@pytest.mark.skipif(bool(hardware.accelerators()), reason="there is a GPU: CUDA is tested below")
 @pytest.mark.parametrize("name", ["cuda", "tensorrt"])
 def test_without_a_gpu_its_runtimes_are_absent_and_say_why(name: str) -> None:
     found = runtimes.state(name, ROOT)
     assert (found.usable, found.reason) == (False, "no NVIDIA GPU here: there is no nvidia-smi that lists one")
 
 
-@pytest.mark.skipif(not hostinfo.accelerators(), reason="no NVIDIA GPU here")
+@pytest.mark.skipif(not hardware.accelerators(), reason="no NVIDIA GPU here")
 def test_cuda_really_runs_where_there_is_a_gpu() -> None:
     runtimes.install("cuda", ROOT)
     assert runtimes.state("cuda", ROOT).node_share["float32"] == 1.0
 
 
-@pytest.mark.skipif(not hostinfo.accelerators(), reason="no NVIDIA GPU here")
+@pytest.mark.skipif(not hardware.accelerators(), reason="no NVIDIA GPU here")
 def test_float32_on_cuda_repeats_what_the_cpu_computes(tmp_path: Path) -> None:
     runtimes.install("cuda", ROOT)
     path, rng = tmp_path / "product.onnx", np.random.default_rng(0)
@@ -220,7 +224,7 @@ def test_float32_on_cuda_repeats_what_the_cpu_computes(tmp_path: Path) -> None:
     assert off[None] < 1e-5 < off[True] < 1e-2
 
 
-@pytest.mark.skipif(not hostinfo.accelerators(), reason="no NVIDIA GPU here")
+@pytest.mark.skipif(not hardware.accelerators(), reason="no NVIDIA GPU here")
 def test_tensorrt_really_runs_where_its_libraries_are_and_is_no_fallback_where_they_are_not() -> None:
     runtimes.install("cuda", ROOT)
     found = runtimes.state("tensorrt", ROOT)
@@ -295,7 +299,7 @@ def test_a_probe_is_kept_until_the_environment_or_the_machine_is_another(
 
     monkeypatch.setattr(runtimes, "_probe", no_more)
     assert runtimes.state("cpu", checkout) == first
-    monkeypatch.setattr(hostinfo, "INSTRUCTION_SETS", ("sse2", "asimd"))
+    monkeypatch.setattr(hardware, "INSTRUCTION_SETS", ("sse2", "asimd"))
     with pytest.raises(AssertionError, match="probed again"):
         runtimes.state("cpu", checkout)
 
@@ -316,7 +320,7 @@ def test_the_commands_list_and_install(checkout: Path, onward: Command) -> None:
     assert "onward runtimes install openvino" in lines["openvino"]
     found = json.loads(onward("runtimes", "--json")[1])
     assert [one["runtime"] for one in found["runtimes"]] == list(runtimes.PROVIDERS)
-    assert found["machine"]["instruction_sets"] == hostinfo.instruction_sets()
+    assert found["machine"]["instruction_sets"] == hardware.instruction_sets()
     assert onward("runtimes", "install", "gpu")[0] == 2
     (checkout / "runtimes" / "cpu.txt").write_text("# nothing\n")
     code, out, _ = onward("runtimes", "install", "cpu")

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import yaml
 
-from registry.evidence import BenchmarkReport, SelectReport, VerifyReport, save
-from registry.session_options import SessionOptions
-from registry.vocabulary import Choice, FileDigest, Measurement, OutputFidelity, OutputKind, Ratio
-from stages.parity.quality import Judgement
-from stages.select import choose, pareto, select
-from stages.settings import Budget
+from onward.registry.evidence.records import Choice, FileDigest, Measurement, OutputFidelity, OutputKind, Ratio
+from onward.registry.evidence.reports import BenchmarkReport, SelectReport, VerifyReport, save
+from onward.registry.evidence.session_options import SessionOptions
+from onward.stages.config.schema import Budget
+from onward.stages.parity.budget import Judgement
+from onward.stages.select import choose, pareto, select
 from tests.test_choice import PLAIN, REFERENCE, chosen, measured
 
 

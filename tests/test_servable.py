@@ -14,13 +14,14 @@ import pytest
 from mlflow import MlflowClient
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from registry import operations, overview, servable
-from registry.errors import UsageError
-from registry.integrity import check_folder
-from registry.record import publish
-from registry.replay import Recorded
-from registry.session import InferenceSession
-from registry.store import Store
+from onward.registry.artifact.manifest import check_folder
+from onward.registry.artifact.replay import Recorded
+from onward.registry.errors import UsageError
+from onward.registry.inference import servable
+from onward.registry.inference.session import InferenceSession
+from onward.registry.operations import overview, promotion
+from onward.registry.store.store import Store
+from onward.registry.tracking.recorder import publish
 from tests.evidence_factory import make_publication
 from tests.test_external_data import scaled
 
@@ -115,7 +116,7 @@ def test_a_version_with_external_data_of_any_name_is_promoted_checked_and_loaded
     monkeypatch.setenv("ONWARD_PARAMS", str(tmp_path / "params.yaml"))
     report = publish(make_publication(tmp_path, chosen=scaled(tmp_path / "chosen", locations)))
     assert report.version == 1, report.reason
-    outcome = operations.promote("toy", "staging", 1, reason="test")
+    outcome = promotion.promote("toy", "staging", 1, reason="test")
     assert outcome.sha256 == report.sha256
     assert overview.check("toy", "staging", Store()).met
     for target in ("toy/1", "toy@staging"):
@@ -166,7 +167,7 @@ def test_batches_are_the_rule(store_uri: str, tmp_path: Path) -> None:
 
 def prepared(tmp_path: Path, **recorded: Any) -> tuple[Path, str]:
     """A version's folder, and its sha256."""
-    from registry.record import _prepare
+    from onward.registry.tracking.recorder import _prepare
 
     publication = make_publication(tmp_path)
     assert publication.bundle is not None

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from registry import operations, overview
-from registry.errors import Refused, StoreUnreachable, UsageError
-from registry.layout import Drift
-from registry.session import InferenceSession
-from registry.store import Store
+from onward.registry.errors import Refused, StoreUnreachable, UsageError
+from onward.registry.inference.session import InferenceSession
+from onward.registry.operations import overview, promotion
+from onward.registry.store.schema import Drift
+from onward.registry.store.store import Store
 from tests import race
 from tests.conftest import ROOT
 from tests.servers import (
@@ -82,9 +82,9 @@ def users(server):
         patch.setenv("MLFLOW_TRACKING_URI", server.url)
         patch.setenv("MLFLOW_TRACKING_USERNAME", ADMIN[0])
         patch.setenv("MLFLOW_TRACKING_PASSWORD", ADMIN[1])
-        made = operations.create_environments(["cnn"])
+        made = promotion.create_environments(["cnn"])
         assert made == ["environments/staging", "staging.cnn", "environments/production", "production.cnn"]
-        assert operations.create_environments(["cnn"]) == []
+        assert promotion.create_environments(["cnn"]) == []
         client, store = get_app_client("basic-auth", server.url), Store()
         add_candidate(store, "cnn", 1)
         # What the page says makes bob, to the letter; ann is the one who may promote to staging alone.
@@ -101,18 +101,18 @@ def users(server):
 def test_each_may_do_what_the_administrator_granted(login):
     for version in (1, 2):
         ann = login("ann")
-        operations.promote("cnn", "staging", version, reason="because", store=ann)
+        promotion.promote("cnn", "staging", version, reason="because", store=ann)
         before = ann.log("production", "cnn")
         with pytest.raises(Refused, match="does not allow ann to do this"):
-            operations.promote("cnn", "production", reason="because", store=ann)
+            promotion.promote("cnn", "production", reason="because", store=ann)
         assert ann.log("production", "cnn") == before
-        outcome = operations.promote("cnn", "production", reason="because", store=login("bob"))
+        outcome = promotion.promote("cnn", "production", reason="because", store=login("bob"))
         assert (outcome.entry.actor, outcome.note) == ("bob", "")
     eve = login("eve")
     with pytest.raises(Refused, match="does not allow eve to do this"):
-        operations.rollback("cnn", "production", reason="because", store=eve)
+        promotion.rollback("cnn", "production", reason="because", store=eve)
     assert np.array_equal(InferenceSession("cnn@production").predict(X), 2 * X)
-    assert operations.rollback("cnn", "production", reason="because", store=login("bob")).version == 1
+    assert promotion.rollback("cnn", "production", reason="because", store=login("bob")).version == 1
     eve = login("eve")
     assert overview.check("cnn", "production", eve).met
     assert np.array_equal(InferenceSession("cnn@production").predict(X), X)
@@ -138,7 +138,7 @@ def test_the_command_says_no_in_one_line(login, onward):
 @pytest.mark.usefixtures("users")
 def test_what_the_administrator_made_is_nobody_elses(login):
     eve = login("eve")
-    assert operations.create_environments(["cnn"], eve) == []
+    assert promotion.create_environments(["cnn"], eve) == []
     with pytest.raises(Refused, match="does not allow eve"):
         eve._write(Drift("production.cnn", "live", 1, None))
 
@@ -154,13 +154,13 @@ def test_an_alias_that_its_author_may_not_write_does_not_undo_the_entry(login, s
         bob = login("bob")
         live = bob.log("staging", "cnn").line.live
         other = 1 if live is None or live.candidate_version == 2 else 2
-        outcome = operations.promote("cnn", "staging", other, reason="because", store=bob)
+        outcome = promotion.promote("cnn", "staging", other, reason="because", store=bob)
         assert outcome.changed
         assert "not all aliases could be written" in outcome.note
     finally:
         login(*ADMIN)
         client.grant_user_permission("bob", "registered_model", "cnn", "EDIT")
-    assert [drift.registered for drift in operations.reconcile()] == ["cnn"]
+    assert [drift.registered for drift in promotion.reconcile()] == ["cnn"]
 
 
 @pytest.mark.usefixtures("users")
@@ -170,7 +170,7 @@ def test_an_administrator_grants_an_environment_by_one_command(login, server, on
     login(*ADMIN)
     client = get_app_client("basic-auth", server.url)
     client.create_user("dora", PASSWORD)
-    before = operations.create_environments(["cnn"])
+    before = promotion.create_environments(["cnn"])
     assert before == []
     code, out, err = onward("environments", "grant", "staging", "--to", "dora", "--json")
     assert code == 0, err
@@ -183,7 +183,7 @@ def test_an_administrator_grants_an_environment_by_one_command(login, server, on
     dora = login("dora")
     live = dora.log("staging", "cnn").line.live
     other = 1 if live is None or live.candidate_version == 2 else 2
-    outcome = operations.promote("cnn", "staging", other, reason="because", store=dora)
+    outcome = promotion.promote("cnn", "staging", other, reason="because", store=dora)
     assert (outcome.changed, outcome.note) == (True, "")
     with pytest.raises(Refused, match="does not allow dora"):
         dora.tag("production.cnn", 1, "colour", "blue")
@@ -216,17 +216,17 @@ def test_the_servers_own_webhook_tells_of_entries_and_of_what_is_live(login, rec
     with pytest.raises(UsageError, match="the server takes no such address") as refused:
         admin.prepare_webhook("hooked", "ftp://hush")
     assert "hush" not in str(refused.value)
-    assert "webhook onward.hooked" in operations.create_environments(["cnn"], admin)
-    assert operations.create_environments(["cnn"], admin) == []
+    assert "webhook onward.hooked" in promotion.create_environments(["cnn"], admin)
+    assert promotion.create_environments(["cnn"], admin) == []
     receiver.codes[:] = [503, 204]  # the server tries again
-    entry = operations.promote("cnn", "hooked", 1, reason="because", store=admin).entry
+    entry = promotion.promote("cnn", "hooked", 1, reason="because", store=admin).entry
     wait_until(lambda: len(receiver.got) == 4, 60)  # an entry, two aliases, and one of these again
     told = {body["entity"]: body["data"] for _, _, body in receiver.got if body["data"]["name"] == "hooked.cnn"}
     made, live = told["model_version"], told["model_version_alias"]
     assert (made["tags"]["actor"], made["tags"]["reason"], made["description"]) == (entry.actor, "because", str(entry))
     assert (live["alias"], live["version"]) == ("live", str(entry.number))
     monkeypatch.setenv("TEAM_HOOK", address + "-moved")
-    assert operations.create_environments(["cnn"], admin) == ["webhook onward.hooked"]
+    assert promotion.create_environments(["cnn"], admin) == ["webhook onward.hooked"]
 
 
 @pytest.mark.usefixtures("users")
@@ -239,7 +239,7 @@ def test_processes_that_race_on_postgres_are_all_told_the_truth(login):
     log = store.log("staging", "cnn")
     answers = [answer for answers in told for answer in answers]
     assert len(log.line.counted) - before == answers.count("won") > 0
-    operations.reconcile(store)
+    promotion.reconcile(store)
     assert store.versions.aliases("staging.cnn") == {"live": log.line.live.number}
 
 
@@ -252,7 +252,7 @@ def test_files_that_are_gone_are_told_from_a_server_that_is_down(login, server):
     for item in files:
         item.delete()
     with pytest.raises(Refused, match="the store no longer has its files"):
-        operations.promote("lost", "staging", 1, reason="because")
+        promotion.promote("lost", "staging", 1, reason="because")
 
 
 def test_a_server_that_is_down_is_told_from_one_that_says_no(login, monkeypatch):
@@ -267,7 +267,7 @@ def test_a_server_that_is_down_is_told_from_one_that_says_no(login, monkeypatch)
 def test_an_environment_of_no_model_is_not_made(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match="no name for a model"):
-        operations.create_environments([name])
+        promotion.create_environments([name])
 
 
 def test_the_compose_file_hangs_together():

@@ -12,13 +12,13 @@ import onnxruntime
 import pytest
 from pydantic import ValidationError
 
-from registry.errors import Refused, UsageError
-from registry.integrity import MANIFEST, check_folder, content_digest
-from registry.serving import CPU, MODEL, SERVING, Served, Serving
-from registry.session import InferenceSession, ProviderFallback
-from registry.session_options import SessionOptions
-from stages.runtime import worker
-from stages.runtime.pool import Worker
+from onward.registry.artifact.manifest import MANIFEST, check_folder, content_digest
+from onward.registry.artifact.serving_plan import MODEL, SERVING, Served, Serving
+from onward.registry.errors import Refused, UsageError
+from onward.registry.evidence.session_options import CPU, SessionOptions
+from onward.registry.inference.session import InferenceSession, ProviderFallback
+from onward.stages.workers import onnx_worker
+from onward.stages.workers.worker import Worker
 from tests.store_factory import scale_model, version_for_two_providers
 
 X = np.arange(8, dtype=np.float32).reshape(2, 4)
@@ -51,14 +51,14 @@ def seen(options: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("options", [SessionOptions(), *ONE_BY_ONE, ALL], ids=str)
 def test_the_worker_and_the_wrapper_make_the_same_of_session_options(options: SessionOptions) -> None:
-    assert seen(options.to_onnxruntime()) == seen(worker.session_options(**options.to_load()))
+    assert seen(options.to_onnxruntime()) == seen(onnx_worker.session_options(**options.to_load()))
     assert options == SessionOptions() or seen(options.to_onnxruntime()) != seen(onnxruntime.SessionOptions())
 
 
 @pytest.mark.parametrize("options", [SessionOptions(), SessionOptions(tf32=True), SessionOptions(nhwc=True)], ids=str)
 @pytest.mark.parametrize("provider", ["CPUExecutionProvider", "CUDAExecutionProvider"])
 def test_the_worker_and_the_wrapper_ask_the_same_of_a_provider(provider: str, options: SessionOptions) -> None:
-    assert options.to_provider(provider) == worker.provider_of(provider, options.tf32, options.nhwc)
+    assert options.to_provider(provider) == onnx_worker.provider_of(provider, options.tf32, options.nhwc)
 
 
 def test_float32_is_float32_on_cuda_unless_a_variant_says_otherwise() -> None:

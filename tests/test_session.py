@@ -11,9 +11,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from registry import operations, session
-from registry.errors import Refused, UsageError
-from registry.session import InferenceSession, ProviderFallback
+from onward.registry.errors import Refused, UsageError
+from onward.registry.inference import session
+from onward.registry.inference.session import InferenceSession, ProviderFallback
+from onward.registry.operations import promotion
 from tests.store_factory import add_candidate, fresh_store, scale_model
 
 X = np.arange(12, dtype=np.float32).reshape(3, 4)
@@ -245,7 +246,7 @@ def test_loads_by_environment_by_version_and_by_folder(tmp_path, monkeypatch):
     store = fresh_store(tmp_path, monkeypatch)
     for factor in (1, 2):
         add_candidate(store, "cnn", factor)
-    operations.promote("cnn", "staging", 2, reason="because", store=store)
+    promotion.promote("cnn", "staging", 2, reason="because", store=store)
     live = InferenceSession("cnn@staging")
     assert np.array_equal(live.predict(X), 2 * X)
     about = live.metadata
@@ -258,7 +259,7 @@ def test_loads_by_environment_by_version_and_by_folder(tmp_path, monkeypatch):
 def test_changed_bytes_are_refused_by_file_name(tmp_path, monkeypatch):
     store = fresh_store(tmp_path, monkeypatch)
     add_candidate(store, "cnn")
-    operations.promote("cnn", "staging", reason="because", store=store)
+    promotion.promote("cnn", "staging", reason="because", store=store)
     folder = session.cache() / InferenceSession("cnn@staging").metadata.manifest
     with open(folder / "MLmodel", "a") as file:
         file.write("\n")
@@ -290,5 +291,6 @@ def test_without_onnxruntime_the_message_says_what_installs_it(tmp_path, monkeyp
 
 
 def test_importing_a_session_imports_neither_torch_nor_mlflow_nor_onnxruntime():
-    code = "import registry.session, sys; print([m for m in ('torch', 'mlflow', 'onnxruntime') if m in sys.modules])"
+    heavy = ("torch", "mlflow", "onnxruntime")
+    code = f"import onward.registry.inference.session, sys; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

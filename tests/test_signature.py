@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from stages.runtime.signature import Mismatch, bind, exportable, name_outputs
+from onward.stages.workers.signature import Mismatch, bind, exportable, name_outputs
 
 ONE, TWO = torch.ones(2, 3), torch.full((2, 3), 2.0)
 

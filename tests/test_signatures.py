@@ -20,10 +20,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from registry import signatures
-from registry.deployments import Draft
-from registry.errors import Refused, UsageError
-from registry.signatures import Key, ReadSigner, Signer, digest, is_public_key, own_key, proven, sign
+from onward.registry.errors import Refused, UsageError
+from onward.registry.log.entries import Draft
+from onward.registry.trust import entry_signatures
+from onward.registry.trust.entry_signatures import Key, ReadSigner, Signer, digest, is_public_key, own_key, proven, sign
 
 LOG = "production.cnn"
 PRIVATE = {name: Ed25519PrivateKey.from_private_bytes(bytes([n]) * 32) for n, name in enumerate(("ann", "bob"), 1)}
@@ -46,8 +46,8 @@ def signed(name: str = "ann", draft: Draft = DRAFT) -> Draft:
 
 def test_a_signature_of_today_is_valid_in_every_release_to_come():
     assert digest(DRAFT, LOG) == "3b3b670a704a3b91d256af5acabfd9dcc51d0932d100746ae3ad96146e30b309"
-    assert signatures.link(DRAFT, LOG) == f"onward:{digest(DRAFT, LOG)}"
-    assert signatures._content(DRAFT, LOG) == (
+    assert entry_signatures.link(DRAFT, LOG) == f"onward:{digest(DRAFT, LOG)}"
+    assert entry_signatures._content(DRAFT, LOG) == (
         b'{"actor":"ann","at":"2026-01-02T03:04:05+00:00","base":3,"candidate_version":4,'
         b'"evidence":{"quality":"0.9"},"key":"k","kind":"promote","log":"production.cnn","reason":"because",'
         b'"sha256":"' + b"a" * 64 + b'"}'
@@ -120,17 +120,17 @@ def test_what_is_no_base64_is_no_public_key(text):
 
 def test_a_key_file_is_its_owners_alone_and_never_overwritten(tmp_path):
     file = tmp_path / "ann.pem"
-    public = signatures.create_key(file)
+    public = entry_signatures.create_key(file)
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     private = load_pem_private_key(file.read_bytes(), None)
     assert base64.b64decode(public) == private.public_key().public_bytes_raw()
     assert is_public_key(public)
     before = file.read_bytes()
     with pytest.raises(UsageError, match="there is a file already"):
-        signatures.create_key(file)
+        entry_signatures.create_key(file)
     assert file.read_bytes() == before
     with pytest.raises(UsageError, match="cannot be written: No such file"):
-        signatures.create_key(tmp_path / "nowhere" / "ann.pem")
+        entry_signatures.create_key(tmp_path / "nowhere" / "ann.pem")
 
 
 @pytest.fixture

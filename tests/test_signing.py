@@ -9,11 +9,15 @@ import stat
 import pytest
 import yaml
 
-from registry import approvals, operations, overview, policy, signatures, transfer
-from registry.errors import Refused, UsageError
-from registry.four_eyes import judge
-from registry.session import InferenceSession, UnprovenLog
-from registry.signatures import Signer
+from onward.registry.errors import Refused, UsageError
+from onward.registry.gates import policy
+from onward.registry.gates.four_eyes import judge
+from onward.registry.inference.session import InferenceSession, UnprovenLog
+from onward.registry.operations import approval as approvals
+from onward.registry.operations import overview, promotion, transfer
+from onward.registry.store.resolve import resolve
+from onward.registry.trust import entry_signatures
+from onward.registry.trust.entry_signatures import Signer
 from tests.store_factory import add_candidate, fresh_store
 
 
@@ -29,7 +33,7 @@ def store(tmp_path, monkeypatch):
 @pytest.fixture
 def keys(tmp_path):
     """ann's and bob's public keys; the private ones are files."""
-    return {name: signatures.create_key(tmp_path / f"{name}.pem") for name in ("ann", "bob")}
+    return {name: entry_signatures.create_key(tmp_path / f"{name}.pem") for name in ("ann", "bob")}
 
 
 @pytest.fixture
@@ -56,7 +60,7 @@ def environment(tmp_path):
 
 
 def promote(store, version, **options):
-    return operations.promote("cnn", "staging", version, reason="because", store=store, **options)
+    return promotion.promote("cnn", "staging", version, reason="because", store=store, **options)
 
 
 def live(store):
@@ -90,7 +94,7 @@ def test_entries_of_signers_count_and_others_do_not(store, keys, be, environment
     assert promote(store, 2, force=True).entry.base == 1
     assert store.head("staging", "cnn").alarm == ()
     assert live(store) == 2
-    assert operations.rollback("cnn", "staging", reason="because", store=store).version == 1
+    assert promotion.rollback("cnn", "staging", reason="because", store=store).version == 1
     assert store.versions.aliases("staging.cnn") == {"live": 5}
 
 
@@ -98,30 +102,30 @@ def test_a_signature_is_over_every_word_of_an_entry(store, keys, be, environment
     environment(signers=keys)
     entry = promote(store, 1).entry
     signers = policy.read()["staging"].signers
-    assert signatures.proven(entry, "staging.cnn", signers)
+    assert entry_signatures.proven(entry, "staging.cnn", signers)
     for change in (
         {"base": 7}, {"sha256": "0" * 64}, {"candidate_version": 2}, {"actor": "bob"}, {"reason": "other"},
         {"at": "2030-01-01T00:00:00+00:00"}, {"forced": True}, {"evidence": {}}, {"signer": "bob"}, {"key": "other"},
         {"kind": "approve"}, {"restores": 1}, {"gates_run": "other"}, {"signature": "bm9uZQ=="}, {"signature": "!"},
         {"manifest": "0" * 64}, {"manifest": ""}, {"seen": 7}, {"seen_digest": "0" * 64}, {"base_digest": "0" * 64},
     ):  # fmt: skip
-        assert not signatures.proven(entry.model_copy(update=change), "staging.cnn", signers), change
-    assert not signatures.proven(entry, "production.cnn", signers)
+        assert not entry_signatures.proven(entry.model_copy(update=change), "staging.cnn", signers), change
+    assert not entry_signatures.proven(entry, "production.cnn", signers)
     elsewhere = {"number": 9, "source": "models:/m-elsewhere"}
-    assert signatures.proven(entry.model_copy(update=elsewhere), "staging.cnn", signers)
+    assert entry_signatures.proven(entry.model_copy(update=elsewhere), "staging.cnn", signers)
 
 
 def test_who_has_no_key_of_a_signer_is_told_before_anything_is_done(
     store, keys, be, environment, tmp_path, monkeypatch
 ):
     environment(signers=keys)
-    signatures.create_key(tmp_path / "eve.pem")
+    entry_signatures.create_key(tmp_path / "eve.pem")
     be("eve")
     with pytest.raises(Refused, match=r"counts only what ann, bob signed, and the key in .*eve\.pem is none of theirs"):
         promote(store, 1, force=True)
     monkeypatch.delenv("ONWARD_SIGNING_KEY")
     with pytest.raises(Refused, match="set ONWARD_SIGNING_KEY"):
-        operations.rollback("cnn", "staging", reason="because", store=store)
+        promotion.rollback("cnn", "staging", reason="because", store=store)
     (tmp_path / "no.pem").write_text("no key")
     be("no")
     with pytest.raises(UsageError, match=r"no\.pem holds no key"):
@@ -136,7 +140,7 @@ def test_a_history_from_before_the_signers_counts_once_one_of_them_has_signed_it
     environment(signers=keys)
     assert live(store) is None
     with pytest.raises(Refused, match=r"nothing is live in staging of cnn \(2 entries count for nothing: no signer"):
-        overview.resolve("cnn@staging", store)
+        resolve("cnn@staging", store)
     assert "ALARM: row 2 is not signed by any of the signers" in onward("status")[1]
     assert onward("sign", "cnn", "--env", "staging", "--dry-run")[1].startswith("would sign entry 1: ann promoted")
     assert live(store) is None
@@ -145,7 +149,7 @@ def test_a_history_from_before_the_signers_counts_once_one_of_them_has_signed_it
     assert [entry["number"] for entry in json.loads(out)["signed"]] == [1, 2]
     assert live(store) == 2
     assert onward("sign", "cnn", "--env", "staging")[1] == "There is nothing to sign.\n"
-    assert operations.rollback("cnn", "staging", reason="because", store=store).version == 1
+    assert promotion.rollback("cnn", "staging", reason="because", store=store).version == 1
 
 
 def test_a_host_without_a_checkout_knows_the_signers_from_a_file(store, keys, be, environment, tmp_path, monkeypatch):
@@ -163,7 +167,7 @@ def test_a_host_without_a_checkout_knows_the_signers_from_a_file(store, keys, be
         assert InferenceSession("cnn@staging").metadata.entry == 1
     monkeypatch.setenv("ONWARD_PARAMS", str(host / "nowhere.yaml"))
     with pytest.raises(UsageError, match=r"ONWARD_PARAMS: .*nowhere\.yaml cannot be read"):
-        overview.resolve("cnn@staging", store)
+        resolve("cnn@staging", store)
 
 
 def test_without_signers_two_names_are_advice(store, be, environment):
@@ -202,7 +206,7 @@ def test_with_signers_a_second_key_has_to_approve_and_force_does_not_help(store,
     be("bob")
     with pytest.raises(Refused, match="somebody else has to approve"):
         promote(store, 1)
-    keys["carl"] = signatures.create_key(store_path(store) / "carl.pem")
+    keys["carl"] = entry_signatures.create_key(store_path(store) / "carl.pem")
     environment(four_eyes=True, signers=keys)
     be("carl")
     approvals.approve("cnn", 1, "staging", reason="fine", store=store)
@@ -226,14 +230,14 @@ def test_an_approval_changes_nothing_that_is_live_and_takes_nobodys_place(store,
     assert json.loads(out)["number"] == 2
     assert live(store) == 1
     promote(store, 2)
-    assert operations.rollback("cnn", "staging", reason="because", store=store).version == 1
+    assert promotion.rollback("cnn", "staging", reason="because", store=store).version == 1
     states = [line["kind"] for line in json.loads(onward("history", "cnn", "--json")[1])["staging"]]
     assert states == ["promote", "approve", "promote", "rollback"]
     assert overview.status(store)[0].environments[0].drift == ()
 
 
 def test_signatures_and_approvals_move_to_another_server(store, keys, be, environment, tmp_path, monkeypatch):
-    environment(four_eyes=True, signers={**keys, "carl": signatures.create_key(tmp_path / "carl.pem")})
+    environment(four_eyes=True, signers={**keys, "carl": entry_signatures.create_key(tmp_path / "carl.pem")})
     be("carl")
     approvals.approve("cnn", 1, "staging", reason="fine", store=store)
     approvals.approve("cnn", 3, "staging", reason="deployed nowhere", store=store)
@@ -354,7 +358,7 @@ def test_one_unsigned_row_of_a_newer_schema_blocks_nothing(store, keys, be, envi
     assert live(store) == 1
     assert onward("status")[0] == 0
     assert promote(store, 2).entry.base == 1
-    assert operations.rollback("cnn", "staging", reason="because", store=store).version == 1
+    assert promotion.rollback("cnn", "staging", reason="because", store=store).version == 1
     assert overview.check("cnn", "staging", store).met
 
 
@@ -365,7 +369,7 @@ def test_a_signer_leaves_and_what_they_signed_goes_on_counting(store, keys, be, 
     promote(store, 2)
     environment(signers={"bob": keys["bob"]})
     assert live(store) == 2
-    assert operations.rollback("cnn", "staging", reason="because", store=store).version == 1
+    assert promotion.rollback("cnn", "staging", reason="because", store=store).version == 1
     be("ann")
     with pytest.raises(Refused, match=r"counts only what bob signed"):
         promote(store, 3)
@@ -455,7 +459,7 @@ def test_an_approval_of_other_files_with_the_same_model_is_none(store, keys, be,
 
 
 def test_the_memory_of_logs_is_not_written_where_others_can_write(store, keys, be, environment, tmp_path):
-    from registry.cache import cache
+    from onward.registry.store.download import cache
 
     environment(signers=keys)
     cache().mkdir(parents=True)
@@ -471,7 +475,7 @@ def test_the_memory_of_logs_is_not_written_where_others_can_write(store, keys, b
 
 def test_clocks_that_differ_change_no_order(store, keys, be, environment, monkeypatch):
     environment(signers=keys)
-    monkeypatch.setattr(operations, "now", lambda: "2026-01-02T03:04:30+00:00")
+    monkeypatch.setattr(promotion, "now", lambda: "2026-01-02T03:04:30+00:00")
     first = promote(store, 1).entry
-    monkeypatch.setattr(operations, "now", lambda: "2026-01-02T03:04:05+00:00")
+    monkeypatch.setattr(promotion, "now", lambda: "2026-01-02T03:04:05+00:00")
     assert promote(store, 2).entry.at == first.at

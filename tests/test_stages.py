@@ -14,15 +14,23 @@ import torch
 from onnx import helper
 from safetensors.torch import save_file
 
-from registry import onnx_file
-from registry.errors import NotReady, StoreUnreachable, UsageError
-from registry.evidence import DataReport, ExportReport, QuantizeReport, Report, TrainReport, VerifyReport, save
-from stages import command
-from stages.benchmark import benchmark
-from stages.params import section
-from stages.parity.evaluate import batches
-from stages.runtime.module import fit, read_weights
-from stages.runtime.pool import WorkerFailure
+from onward.registry.artifact import onnx_file
+from onward.registry.errors import NotReady, StoreUnreachable, UsageError
+from onward.registry.evidence.reports import (
+    DataReport,
+    ExportReport,
+    QuantizeReport,
+    Report,
+    TrainReport,
+    VerifyReport,
+    save,
+)
+from onward.stages import command
+from onward.stages.benchmark import benchmark
+from onward.stages.config.load import section
+from onward.stages.parity.evaluate import batches
+from onward.stages.workers.torch_module import fit, read_weights
+from onward.stages.workers.worker import WorkerFailure
 from tests.conftest import forget_models
 from tests.onnx_models import linear
 from tests.toy import SOURCE, WIDE, many_rows, through, toy_params, write_project
@@ -66,7 +74,7 @@ def test_the_same_model_is_the_same_bytes_wherever_the_project_lies(
     project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def variants(root: Path) -> dict[str, bytes]:
-        monkeypatch.setenv("DVC_ROOT", str(root))
+        monkeypatch.setenv("ONWARD_PROJECT", str(root))
         monkeypatch.syspath_prepend(str(root))
         through("train", "data", "export", "verify", "optimize", "quantize")
         files = sorted((root / "build").rglob("*.onnx")) + sorted((root / "build").rglob("report.json"))

@@ -10,9 +10,11 @@ import sys
 
 import pytest
 
-from registry import operations, overview, policy
-from registry.errors import LostRace, Refused, StoreUnreachable, UsageError
-from registry.store import Store
+from onward.registry.errors import LostRace, Refused, StoreUnreachable, UsageError
+from onward.registry.gates import policy
+from onward.registry.operations import overview, promotion
+from onward.registry.store.resolve import resolve
+from onward.registry.store.store import Store
 from tests import race
 from tests.store_factory import add_candidate, artifacts_of, fresh_store
 
@@ -23,11 +25,11 @@ def store(tmp_path, monkeypatch) -> Store:
 
 
 def promote(store, to, version=None, **options):
-    return operations.promote("cnn", to, version, reason="because", store=store, **options)
+    return promotion.promote("cnn", to, version, reason="because", store=store, **options)
 
 
 def rollback(store, environment="staging", **options):
-    return operations.rollback("cnn", environment, reason="because", store=store, **options)
+    return promotion.rollback("cnn", environment, reason="because", store=store, **options)
 
 
 def live(store, environment="staging"):
@@ -186,7 +188,7 @@ def test_a_new_candidate_of_an_old_number_is_not_mistaken_for_it(store):
     promote(store, "staging", add_candidate(store, "cnn", 1))
     store._client.delete_registered_model("cnn")
     assert add_candidate(store, "cnn", 2) == 1
-    operations.reconcile(store)
+    promotion.reconcile(store)
     assert store.versions.aliases("cnn") == {}
 
 
@@ -218,7 +220,7 @@ def test_processes_that_race_are_all_told_the_truth(store):
         mine = [entry for entry in log.line.counted if entry.actor == f"p{number}"]
         assert len(mine) == answers.count("won")
     assert log.marked == {entry.number for entry in log.line.lost}
-    operations.reconcile(store)
+    promotion.reconcile(store)
     assert store.versions.aliases("staging.cnn") == {"live": log.line.live.number}
     assert store.versions.aliases("cnn") == {"staging": log.line.live.candidate_version}
 
@@ -238,7 +240,7 @@ def test_a_kill_between_entry_and_alias_is_healed(store):
     assert promote(store, "production").version == 2
     promote(store, "staging", 2)
     assert store.versions.aliases("staging.cnn") == {"live": 2}
-    assert operations.reconcile(store) == []
+    assert promotion.reconcile(store) == []
 
 
 def test_an_entry_whose_answer_was_lost_counts(store, monkeypatch):
@@ -265,7 +267,7 @@ def test_aliases_that_cannot_be_written_do_not_undo_the_entry(store, monkeypatch
         outcome = promote(store, "staging", version)
     assert outcome.changed
     assert "onward reconcile" in outcome.note
-    assert len(operations.reconcile(store)) == 2
+    assert len(promotion.reconcile(store)) == 2
 
 
 def test_reconcile_puts_right_what_a_hand_changed(store):
@@ -273,9 +275,9 @@ def test_reconcile_puts_right_what_a_hand_changed(store):
         promote(store, "staging", add_candidate(store, "cnn", factor))
     store._client.set_registered_model_alias("staging.cnn", "live", "1")
     store._client.delete_registered_model_alias("cnn", "staging")
-    assert len(operations.reconcile(store)) == 2
+    assert len(promotion.reconcile(store)) == 2
     assert store.versions.aliases("staging.cnn") == {"live": 2}
-    assert operations.reconcile(store) == []
+    assert promotion.reconcile(store) == []
 
 
 @pytest.mark.parametrize("overtakings", [1, 3])
@@ -341,7 +343,7 @@ def test_a_version_registered_by_hand_counts_for_nothing(store):
 def test_an_entry_of_a_newer_onward_is_not_guessed_at(store):
     promote(store, "staging", add_candidate(store, "cnn"))
     store._client.set_model_version_tag("staging.cnn", "1", "schema", "3")
-    for look in (lambda: overview.resolve("cnn@staging", store), lambda: promote(store, "staging", 1)):
+    for look in (lambda: resolve("cnn@staging", store), lambda: promote(store, "staging", 1)):
         with pytest.raises(UsageError, match="newer Onward"):
             look()
     assert overview.status(store)[0].environments[0].newer == (1,)
@@ -350,7 +352,7 @@ def test_an_entry_of_a_newer_onward_is_not_guessed_at(store):
 def test_wrong_names_reach_neither_paths_nor_filters(store):
     for name in ("../cnn", "cnn' or '1'='1", "a.b", "", "-x", "cnn/1"):
         with pytest.raises(UsageError, match="no name for a model"):
-            operations.promote(name, "staging", reason="because", store=store)
+            promotion.promote(name, "staging", reason="because", store=store)
     with pytest.raises(UsageError, match=r"no environment 'moon'; params\.yaml has staging, production"):
         promote(store, "moon")
     with pytest.raises(UsageError, match="no version of 'cnn'"):
@@ -363,7 +365,7 @@ def test_wrong_names_reach_neither_paths_nor_filters(store):
 @pytest.mark.parametrize("reason", ["", "  \n", "x" * 1001])
 def test_a_reason_is_needed(store, reason):
     with pytest.raises(UsageError, match="--reason"):
-        operations.promote("cnn", "staging", reason=reason, store=store)
+        promotion.promote("cnn", "staging", reason=reason, store=store)
 
 
 def test_a_store_that_cannot_be_opened_is_said_so(tmp_path, monkeypatch):

@@ -8,8 +8,10 @@ import sys
 
 import pytest
 
-from registry import operations, policy, suites
-from registry.errors import Refused, UsageError
+from onward.registry.errors import Refused, UsageError
+from onward.registry.gates import expectations as suites
+from onward.registry.gates import policy
+from onward.registry.operations import promotion
 from tests.evidence_factory import register
 from tests.store_factory import add_candidate, fresh_store
 
@@ -37,7 +39,7 @@ def require(folder, *expectations):
 
 
 def promote(store, version=None, **options):
-    return operations.promote("cnn", "staging", version, reason="because", store=store, **options)
+    return promotion.promote("cnn", "staging", version, reason="because", store=store, **options)
 
 
 def test_what_a_suite_says_is_kept_with_the_entry(store, tmp_path):
@@ -151,7 +153,7 @@ def test_great_expectations_adds_nothing_to_what_a_command_says(store, tmp_path)
     command = [
         sys.executable,
         "-m",
-        "registry.cli",
+        "onward.registry.cli.main",
         "promote",
         "cnn",
         "--to",

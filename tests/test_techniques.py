@@ -16,20 +16,21 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from registry.evidence import QuantizeReport
-from registry.onnx_file import save
-from registry.plots import draw_plots
-from registry.vocabulary import LayerCost, Status, TradeOff, TradePoint, Variant
-from stages import techniques, traits
-from stages.fingerprint import structure
-from stages.optimizers import onnxsim, ort_fusions
-from stages.quantize import to_spare
-from stages.quantizers import bfloat16, dynamic, static, weight_only
-from stages.runtime import isolate
-from stages.runtime.pool import Worker
-from stages.sensitivity import fewest, layer_costs
-from stages.settings import Candidate, Optimize, Quantize, candidates
-from stages.variants import Job
+from onward.registry.artifact.onnx_file import save
+from onward.registry.evidence.records import LayerCost, Status, TradeOff, TradePoint, Variant
+from onward.registry.evidence.reports import QuantizeReport
+from onward.registry.tracking.plots import draw_plots
+from onward.stages.config import techniques
+from onward.stages.config.schema import Candidate, Optimize, Quantize, candidates
+from onward.stages.quantize import to_spare
+from onward.stages.transforms import graph_profile
+from onward.stages.transforms.builder import Job
+from onward.stages.transforms.graph_hash import structure
+from onward.stages.transforms.optimizers import onnxsim, ort_fusions
+from onward.stages.transforms.quantizers import bfloat16, dynamic, static, weight_only
+from onward.stages.transforms.sensitivity import fewest, layer_costs
+from onward.stages.workers import isolated_call
+from onward.stages.workers.worker import Worker
 from tests.evidence_factory import make_publication
 from tests.toy import through, toy_params, write_project
 
@@ -113,11 +114,11 @@ def test_the_layer_that_quantising_hurts_most_comes_first(tmp_path: Path) -> Non
     source, target = tmp_path / "float.onnx", tmp_path / "int8.onnx"
     save(two_products(), source)
     options = {"scales": "per_channel", "reduce_range": True}
-    isolate.call(60, dynamic.quantize, source, target, [], [], options)
+    isolated_call.call(60, dynamic.quantize, source, target, [], [], options)
     costs = layer_costs(source, target, dynamic.OPERATORS, [{"x": normal(32, 64, seed=5)}])
     assert [cost.value for cost in costs] == ["y", "h"]
     assert costs[0].snr_db < 15 < 25 < costs[1].snr_db
-    isolate.call(60, dynamic.quantize, source, target, [], ["y"], options)
+    isolated_call.call(60, dynamic.quantize, source, target, [], ["y"], options)
     kinds = {node.op_type for node in onnx.load(target).graph.node}
     assert {"MatMul", "MatMulInteger"} <= kinds
 
@@ -132,7 +133,7 @@ def test_a_small_table_of_embeddings_stays_float(tmp_path: Path, rows: int, type
     ]
     save(graph(nodes, {"table": normal(rows, 64), "weight": normal(64, 256)}, ["batch"]), source)
     options = {"scales": "per_channel", "reduce_range": True}
-    isolate.call(60, dynamic.quantize, source, target, [], [], options)
+    isolated_call.call(60, dynamic.quantize, source, target, [], [], options)
     tables = [weight for weight in onnx.load(target).graph.initializer if weight.dims[:1] == [rows]]
     assert [weight.data_type for weight in tables] == [type_of_table]
 
@@ -259,7 +260,7 @@ def test_layers_are_left_in_float_on_each_base_where_no_form_holds_the_budget_on
 def test_what_cannot_help_a_graph_is_not_attempted_and_says_why(tmp_path: Path) -> None:
     path = tmp_path / "small.onnx"
     save(graph([helper.make_node("MatMul", ["x", "a"], ["y"])], {"a": normal(8, 8)}, ["batch", 8]), path)
-    small = traits.describe(path, {"batch": 4})
+    small = graph_profile.describe(path, {"batch": 4})
     assert (small.kind, small.products, small.multiplications) == ("matrix products", 4 * 64, 4 * 64)
     assert "too small" in dynamic.unfit(small, {}, ["cpu"])
     assert "fit in a CPU's cache" in weight_only.unfit(small, {}, ["cpu"])
@@ -268,13 +269,15 @@ def test_what_cannot_help_a_graph_is_not_attempted_and_says_why(tmp_path: Path) 
     exported = graph([helper.make_node("MatMul", ["x", "a"], ["y"])], {"a": normal(8, 8)}, ["batch", 8])
     exported.producer_name = "pytorch"
     save(exported, path)
-    assert "no node follows from weights alone" in onnxsim.unfit(traits.describe(path, {"batch": 4}), {}, ["cpu"])
+    assert "no node follows from weights alone" in onnxsim.unfit(
+        graph_profile.describe(path, {"batch": 4}), {}, ["cpu"]
+    )
     exported.graph.node.insert(0, helper.make_node("Transpose", ["a"], ["t"]))
     save(exported, path)
-    assert onnxsim.unfit(traits.describe(path, {"batch": 4}), {}, ["cpu"]) == ""
+    assert onnxsim.unfit(graph_profile.describe(path, {"batch": 4}), {}, ["cpu"]) == ""
     images = graph([helper.make_node("Conv", ["x", "k"], ["y"])], {"k": normal(16, 3, 3, 3)}, ["batch", 3, 34, 34])
     save(images, path)
-    found = traits.describe(path, {"batch": 2})
+    found = graph_profile.describe(path, {"batch": 2})
     assert (found.kind, found.multiplications) == ("convolutional", 16 * 3 * 9 * 32 * 32 * 2)
     assert "only 0% of the weights are matrix products" in dynamic.unfit(found, {}, ["cpu"])
 
@@ -312,11 +315,11 @@ def test_calls_share_one_process_until_one_takes_it_down() -> None:
             os.abort()
         return os.getpid()
 
-    with isolate.Isolated(process_id, 10, "a test") as process:
+    with isolated_call.Isolated(process_id, 10, "a test") as process:
         first = process.call(False)
         assert first == process.call(False) != os.getpid()
         died = process.call(True)
-        assert isinstance(died, isolate.Failed)
+        assert isinstance(died, isolated_call.Failed)
         assert "SIGABRT" in str(died.error)
         assert isinstance(process.call(False), int)
         assert process.call(False) != first

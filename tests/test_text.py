@@ -13,11 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from registry import actor, operations
-from registry.deployments import Entry, GateResult
-from registry.errors import UsageError
-from registry.text import is_unicode, is_visible, markdown, mathtext, one_line, printable
-from stages import verdict
+from onward.registry.errors import UsageError
+from onward.registry.log.entries import Entry, GateResult
+from onward.registry.operations import promotion
+from onward.registry.text import is_unicode, is_visible, markdown, mathtext, one_line, printable
+from onward.registry.trust import identity
+from onward.stages import verdict
 from tests.conftest import ROOT
 from tests.store_factory import add_candidate, fresh_store
 
@@ -52,25 +53,25 @@ def test_a_reason_that_shows_nothing_is_none(text):
     assert not is_visible(text)
     assert one_line(text) == ""
     with pytest.raises(UsageError, match="say why"):
-        operations.valid_reason(text)
+        promotion.valid_reason(text)
 
 
 def test_a_reason_whose_bytes_are_no_utf8_is_refused():
     with pytest.raises(UsageError, match="no UTF-8"):
-        operations.valid_reason("caf\udce9")
+        promotion.valid_reason("caf\udce9")
 
 
 def test_who_acts_is_one_line_whoever_says_it(monkeypatch, tmp_path):
     monkeypatch.setenv("ONWARD_ACTOR", "mallory\n    9  live      boss\x1b[2K")
-    assert actor.who() == r"mallory 9 live boss\x1b[2K"
+    assert identity.who() == r"mallory 9 live boss\x1b[2K"
     monkeypatch.setenv("ONWARD_ACTOR", "\u200b")
-    assert actor.who() not in ("", "\u200b")
+    assert identity.who() not in ("", "\u200b")
     monkeypatch.delenv("ONWARD_ACTOR")
     git = tmp_path / "git"
     git.write_text("#!/bin/sh\nprintf 'b\\351b@x\\nboss\\n'\n")
     git.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
-    assert actor.who() == r"b\xe9b@x boss"
+    assert identity.who() == r"b\xe9b@x boss"
 
 
 def test_an_entry_is_a_sentence_in_one_line():
@@ -184,7 +185,7 @@ def test_commands_print_through_printing_alone(path):
 
 
 def test_a_terminal_that_lacks_a_character_is_no_error(tmp_path):
-    command = [sys.executable, "-m", "registry.cli", "inspect", "\N{SNOWMAN}.onnx"]
+    command = [sys.executable, "-m", "onward.registry.cli.main", "inspect", "\N{SNOWMAN}.onnx"]
     environment = {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii", "PATH": "/usr/bin:/bin"}
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert done.returncode == 2

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from stages import tracing
+from onward.stages.exporting import tracing
 
 # (batch, time) of three traces: the first one is exported.
 SIZES = [(2, 5), (1, 1), (4, 24)]

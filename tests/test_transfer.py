@@ -7,10 +7,10 @@ import os
 
 import pytest
 
-from registry import operations, overview, transfer
-from registry.errors import LostRace, Refused, UsageError
-from registry.integrity import check_folder
-from registry.store import Store
+from onward.registry.artifact.manifest import check_folder
+from onward.registry.errors import LostRace, Refused, UsageError
+from onward.registry.operations import overview, promotion, transfer
+from onward.registry.store.store import Store
 from tests.store_factory import add_candidate, fresh_store
 
 
@@ -22,13 +22,13 @@ def old(tmp_path, monkeypatch) -> Store:
     for factor in (1, 2, 3):
         add_candidate(store, "cnn", factor)
     for version in (1, 2):
-        operations.promote("cnn", "staging", version, reason="because", store=store)
-        operations.promote("cnn", "production", reason="because", store=store)
+        promotion.promote("cnn", "staging", version, reason="because", store=store)
+        promotion.promote("cnn", "production", reason="because", store=store)
     stale = store.log("staging", "cnn").line.live.model_copy(update={"key": "stale", "base": 0})
     with pytest.raises(LostRace):
         store.append("staging", "cnn", stale)
-    operations.promote("cnn", "staging", 3, reason="because", store=store)
-    operations.rollback("cnn", "staging", reason="wrong on sevens", store=store)
+    promotion.promote("cnn", "staging", 3, reason="because", store=store)
+    promotion.rollback("cnn", "staging", reason="wrong on sevens", store=store)
     return store
 
 
@@ -63,12 +63,12 @@ def test_a_history_arrives_whole_with_its_bytes(old, new, exported, tmp_path):
     assert new.log("staging", "cnn").marked == {3}
     assert new.versions.aliases("staging.cnn") == {"live": 5}
     assert overview.check("cnn", "production", new).met
-    assert operations.rollback("cnn", "staging", reason="one further", store=new).version == 1
+    assert promotion.rollback("cnn", "staging", reason="one further", store=new).version == 1
 
 
 def test_importing_twice_changes_nothing_even_after_another_deployment(new, exported, tmp_path):
     transfer.import_(exported, tmp_path / "files", new)
-    operations.rollback("cnn", "staging", reason="because", store=new)
+    promotion.rollback("cnn", "staging", reason="because", store=new)
     before = facts(new)
     assert {log.added for log in transfer.import_(exported, tmp_path / "files", new)} == {0}
     assert facts(new) == before
@@ -105,7 +105,7 @@ def test_numbers_of_deleted_entries_stay_free(old, exported, tmp_path, monkeypat
 
 def test_a_number_that_is_used_up_is_said(new, exported, tmp_path):
     add_candidate(new, "cnn", 1)
-    operations.promote("cnn", "staging", reason="because", store=new)
+    promotion.promote("cnn", "staging", reason="because", store=new)
     new._client.delete_model_version("staging.cnn", "1")
     with pytest.raises(LostRace, match=r"staging\.cnn: number 1 is taken.*delete the registered model"):
         transfer.import_(exported, tmp_path / "files", new)
@@ -141,7 +141,7 @@ def test_files_under_another_digest_are_refused(new, exported, tmp_path):
 
 def test_another_history_is_not_overwritten(new, exported, tmp_path):
     add_candidate(new, "cnn", 7)
-    operations.promote("cnn", "staging", reason="mine", store=new)
+    promotion.promote("cnn", "staging", reason="mine", store=new)
     before = facts(new)
     with pytest.raises(Refused, match=r"staging\.cnn has another history here, from entry 1 on; nothing was imported"):
         transfer.import_(exported, tmp_path / "files", new)

@@ -11,12 +11,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from registry import events, reach
-from registry.connection import connect, nothing_yet, reachable
-from registry.errors import MachineFault, StoreMissing, StoreUnreachable, UsageError
-from registry.policy import Notify
-from registry.store import Store
-from registry.uri import hidden, host, scheme, sqlite_file, without_credentials
+from onward.registry.errors import MachineFault, StoreMissing, StoreUnreachable, UsageError
+from onward.registry.gates.policy import Notify
+from onward.registry.operations import notification
+from onward.registry.store import reach
+from onward.registry.store.connection import connect, nothing_yet, reachable
+from onward.registry.store.store import Store
+from onward.registry.uri import hidden, host, scheme, sqlite_file, without_credentials
 from tests.store_factory import fresh_store
 
 # A secret cannot stand in the rest of a message by chance.
@@ -102,12 +103,12 @@ def test_a_store_that_cannot_be_used_is_told_without_what_is_secret(uri):
 @given(ADDRESSES)
 def test_a_webhook_that_fails_is_told_without_what_is_secret(uri):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(events, "PAUSES_S", ())
-        patch.setattr(events, "TIMEOUT_S", 0.01)
+        patch.setattr(notification, "PAUSES_S", ())
+        patch.setattr(notification, "TIMEOUT_S", 0.01)
         patch.setattr(socket, "create_connection", lambda *_, **__: (_ for _ in ()).throw(OSError(f"no {uri}")))
         patch.setenv("HOOK", uri)
         entry = type("Entry", (), {"model_dump": lambda *_, **__: {}})()
-        assert not leaks(events.announce(Notify(webhook="$HOOK"), "cnn", "staging", entry))
+        assert not leaks(notification.announce(Notify(webhook="$HOOK"), "cnn", "staging", entry))
 
 
 def test_what_is_no_secret_is_kept():

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from onnx import TensorProto, helper, numpy_helper
 
-from registry.conversion import to_dtype
-from registry.errors import OnwardError, UsageError
-from registry.inputs import Input, Inputs
-from registry.session import InferenceSession
+from onward.registry.errors import OnwardError, UsageError
+from onward.registry.inference.conversion import to_dtype
+from onward.registry.inference.inputs import Input, Inputs
+from onward.registry.inference.session import InferenceSession
 
 MODES = ["strict", "shape", "off"]
 KINDS = {

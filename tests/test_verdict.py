@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from registry.evidence import PublishReport, save
-from registry.vocabulary import FileDigest, Ratio
-from stages import verdict
+from onward.registry.evidence.records import FileDigest, Ratio
+from onward.registry.evidence.reports import PublishReport, save
+from onward.stages import verdict
 from tests.evidence_factory import make_publication
 from tests.toy import toy_params, write_project
 

@@ -12,14 +12,14 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from registry.errors import UsageError
-from registry.evidence import ExportReport, OptimizeReport, VerifyReport
-from registry.vocabulary import CaseResult
-from stages import verify
-from stages.optimizers import onnxsim
-from stages.params import read as read_params
-from stages.params import section, write_sections
-from stages.parity.answers import cases, recorded_answers, recorded_outputs
+from onward.registry.errors import UsageError
+from onward.registry.evidence.records import CaseResult
+from onward.registry.evidence.reports import ExportReport, OptimizeReport, VerifyReport
+from onward.stages import verify
+from onward.stages.config.load import read as read_params
+from onward.stages.config.load import section, write_sections
+from onward.stages.parity.reference_answers import cases, recorded_answers, recorded_outputs
+from onward.stages.transforms.optimizers import onnxsim
 from tests.conftest import ROOT, run
 from tests.onnx_models import linear
 from tests.toy import SOURCE, through, toy_params, write_project
@@ -67,7 +67,7 @@ def test_a_failed_report_names_the_case_the_node_the_module_and_the_line(project
     )
     assert report.parting.source == f"models/toy.py:{line}"
     failed = next(case.case for case in report.cases if case.failed)
-    assert f"python -m stages.verify toy --case {failed}" in report.reason
+    assert f"python -m onward.stages.verify toy --case {failed}" in report.reason
     assert f"in a (models/toy.py:{line})" in report.reason
 
 
@@ -91,8 +91,8 @@ def test_the_command_for_one_case_exits_by_its_verdict(project: Path) -> None:
     write_project(project)
     through("train", "data", "export")
     here = {"PYTHONPATH": str(ROOT)}
-    assert run("python -m stages.verify toy --case zeros@b3", project, **here).returncode == 0
-    assert run("python -m stages.verify toy --case nonsense", project, **here).returncode == 2
+    assert run("python -m onward.stages.verify toy --case zeros@b3", project, **here).returncode == 0
+    assert run("python -m onward.stages.verify toy --case nonsense", project, **here).returncode == 2
 
 
 def test_an_original_that_answers_by_chance_is_told_so(project: Path) -> None:

@@ -7,13 +7,13 @@ from typing import Any
 
 import yaml
 
-from stages import command
-from stages.data import data
-from stages.export import export
-from stages.optimize import optimize
-from stages.quantize import quantize
-from stages.train import train
-from stages.verify import verify
+from onward.stages import command
+from onward.stages.data import data
+from onward.stages.export import export
+from onward.stages.optimize import optimize
+from onward.stages.quantize import quantize
+from onward.stages.train import train
+from onward.stages.verify import verify
 
 SOURCE = """
 import numpy as np

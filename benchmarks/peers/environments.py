@@ -9,8 +9,8 @@ import sys
 import venv
 from pathlib import Path
 
-from registry.disk import sha256_file, write_atomically
-from registry.errors import OnwardError
+from onward.registry.errors import OnwardError
+from onward.registry.files import sha256_file, write_atomically
 
 HERE = Path(__file__).parent
 WEIGHTS = HERE / "weights.txt"

@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from benchmarks.peers.recipes import OLIVE, Recipe, olive_config
-from registry.disk import sha256_file, write_atomically
-from registry.errors import OnwardError
+from onward.registry.errors import OnwardError
+from onward.registry.files import sha256_file, write_atomically
 
 HERE = Path(__file__).parent
 TIMEOUT = 900.0
@@ -137,5 +137,5 @@ def _optimum(recipe: Recipe, given: Given, python: Path, folder: Path) -> list[s
 
 def _offline() -> dict[str, str]:
     """The surroundings of a peer's command: nothing of ours on its path, no hub, no telemetry."""
-    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "DVC_ROOT")}
+    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "ONWARD_PROJECT")}
     return {**kept, "HF_HUB_OFFLINE": "1", "OLIVE_DISABLE_TELEMETRY": "1"}

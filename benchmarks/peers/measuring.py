@@ -17,22 +17,23 @@ import numpy as np
 
 from benchmarks.peers.making import Outcome
 from benchmarks.peers.results import EAGER, ONWARD, Entry, Result, Speed
-from registry.evidence import BenchmarkReport, ExportReport, SelectReport, load
-from registry.runtimes import python
-from registry.vocabulary import PLAIN, REFERENCE, FileDigest, Ratio
-from stages import paths
-from stages.measuring.contest import Contestant, Feed, Questions, Turn, blank, race, turns_of
-from stages.measuring.samples import Samples
-from stages.params import read, resolve
-from stages.parity.answers import recorded_answers, recorded_kinds, recorded_outputs
-from stages.parity.cases import Source
-from stages.parity.evaluate import quality_of
-from stages.parity.quality import Judgement
-from stages.parity.sizes import size_key, typical_sizes
-from stages.reference import reference_worker, split
-from stages.runtime.pool import CPU, Tensors, Worker
-from stages.settings import ModelParams
-from stages.statistics import undisturbed
+from onward.registry.evidence.records import PLAIN, REFERENCE, FileDigest, Ratio
+from onward.registry.evidence.reports import BenchmarkReport, ExportReport, SelectReport, load
+from onward.registry.evidence.session_options import CPU
+from onward.registry.host.runtimes import python
+from onward.stages.config import paths
+from onward.stages.config.load import read, resolve
+from onward.stages.config.schema import ModelParams
+from onward.stages.measuring.race import Contestant, Feed, Questions, Turn, blank, race, turns_of
+from onward.stages.measuring.samples import Samples
+from onward.stages.measuring.statistics import undisturbed
+from onward.stages.parity.budget import Judgement
+from onward.stages.parity.cases import Source
+from onward.stages.parity.evaluate import quality_of
+from onward.stages.parity.reference import reference_worker, split
+from onward.stages.parity.reference_answers import recorded_answers, recorded_kinds, recorded_outputs
+from onward.stages.parity.sizes import size_key, typical_sizes
+from onward.stages.workers.worker import Tensors, Worker
 
 # Of the sizes that are typical for an architecture, those that are not among the figures wanted.
 LEFT_OUT = {"minilm": ({"batch": 8, "sequence": 16},)}
@@ -52,7 +53,8 @@ class Lenient(Worker):
 
 
 def measure(architecture: str, outcomes: Sequence[Outcome], rounds: int) -> Result:
-    """Judge and time everything of an architecture whose stages have run in the project at `stages.paths.root()`."""
+    """Judge and time everything of an architecture whose stages have run in the project at
+    `onward.stages.config.paths.root()`."""
     settings = read().models[architecture]
     feeds = feeds_of(architecture, settings)
     questions, reference_quality = questions_of(architecture, settings)

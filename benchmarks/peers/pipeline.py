@@ -16,9 +16,9 @@ from typing import Any
 
 import yaml
 
-from registry.disk import write_atomically
-from registry.errors import OnwardError
-from registry.runtimes import install
+from onward.registry.errors import OnwardError
+from onward.registry.files import write_atomically
+from onward.registry.host.runtimes import install
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).parent
@@ -115,7 +115,7 @@ def _dvc(project: Path, *arguments: str) -> str:
 
 
 def _run(project: Path, command: list[str]) -> str:
-    surroundings = {**os.environ, "PYTHONPATH": str(project), "DVC_ROOT": str(project), "DVC_NO_ANALYTICS": "1"}
+    surroundings = {**os.environ, "PYTHONPATH": str(project), "ONWARD_PROJECT": str(project), "DVC_NO_ANALYTICS": "1"}
     surroundings["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(command, cwd=project, env=surroundings, capture_output=True, text=True)
     if done.returncode:

@@ -10,16 +10,16 @@ from pathlib import Path
 from benchmarks.peers import measuring, pipeline
 from benchmarks.peers.measuring import undisturbed_p50
 from benchmarks.peers.results import Repeat
-from registry.evidence import BenchmarkReport, SelectReport, load
-from registry.session_options import SessionOptions
-from registry.vocabulary import FileDigest, Winner
-from stages import paths
-from stages.benchmark import candidates
-from stages.measuring.contest import Contestant, Turn, blank, race
-from stages.measuring.samples import Samples
-from stages.params import read
-from stages.parity.quality import Judgement
-from stages.runtime.pool import CPU, Worker
+from onward.registry.evidence.records import FileDigest, Winner
+from onward.registry.evidence.reports import BenchmarkReport, SelectReport, load
+from onward.registry.evidence.session_options import CPU, SessionOptions
+from onward.stages.benchmark import candidates
+from onward.stages.config import paths
+from onward.stages.config.load import read
+from onward.stages.measuring.race import Contestant, Turn, blank, race
+from onward.stages.measuring.samples import Samples
+from onward.stages.parity.budget import Judgement
+from onward.stages.workers.worker import Worker
 
 # A long run: so many times the rounds of a race between peers.
 LONG = 3

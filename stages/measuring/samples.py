@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from registry.vocabulary import Measurement
+from onward.registry.evidence.records import Measurement
 
 FILE = "samples.parquet"
 

@@ -6,13 +6,13 @@ import statistics as plain_statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 
-from registry.vocabulary import Callers, Scenarios, SweepPoint
-from stages import statistics
-from stages.measuring.contest import Contestant, Feed
-from stages.measuring.samples import Samples
-from stages.parity.sizes import size_key
-from stages.runtime.pool import Worker
-from stages.settings import Benchmark, Dim
+from onward.registry.evidence.records import Callers, Scenarios, SweepPoint
+from onward.stages.config.schema import Benchmark, Dim
+from onward.stages.measuring import statistics
+from onward.stages.measuring.race import Contestant, Feed
+from onward.stages.measuring.samples import Samples
+from onward.stages.parity.sizes import size_key
+from onward.stages.workers.worker import Worker
 
 # Twice the batch for less than this much more throughput is past the knee.
 WORTH_DOUBLING = 1.10

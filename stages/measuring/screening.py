@@ -13,8 +13,8 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from stages.measuring.contest import Contestant, Feed, Turn, race, sitting_of
-from stages.measuring.samples import Samples
+from onward.stages.measuring.race import Contestant, Feed, Turn, race, sitting_of
+from onward.stages.measuring.samples import Samples
 
 # Rounds of a rung: of three, one is likely to be undisturbed, unless they are so short that a neighbour on the machine
 # outlasts them all. So a rung has as many as fit its seconds, up to a limit.

@@ -10,13 +10,13 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
-from registry.hostinfo import processors, usable_processors
-from registry.session_options import CUDA, SessionOptions
-from registry.vocabulary import Measurement, Ratio
-from stages.measuring.contest import Contestant, Feed, Turn, sitting_of
-from stages.measuring.samples import Samples
-from stages.measuring.screening import Deadline, run_rung
-from stages.runtime.pool import Worker
+from onward.registry import processors
+from onward.registry.evidence.records import Measurement, Ratio
+from onward.registry.evidence.session_options import CUDA, SessionOptions
+from onward.stages.measuring.race import Contestant, Feed, Turn, sitting_of
+from onward.stages.measuring.samples import Samples
+from onward.stages.measuring.screening import Deadline, run_rung
+from onward.stages.workers.worker import Worker
 
 # An option that gains less than this alone is left as ONNX Runtime has it.
 HELPS = 0.97
@@ -75,7 +75,7 @@ def tune(
     `start` makes a worker for a measurement's file and options.
     """
     default = _variation(finalist, finalist.name, SessionOptions(), start)
-    alone = trials(finalist.result.provider, sorted(usable_processors())[: processors()])
+    alone = trials(finalist.result.provider, sorted(processors.usable())[: processors.count()])
     tried = [_variation(finalist, f"{finalist.name} ({options})", options, start) for options in alone]
     sitting, left = sitting_of([finalist], turns), tried
     try:

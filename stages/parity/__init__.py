@@ -1,0 +1,1 @@
+"""Whether two implementations compute the same: test cases, comparison, references, quality."""

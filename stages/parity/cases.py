@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from registry.errors import UsageError
-from stages.parity.sizes import Sizes, corner_sizes, prime_sizes, size_key, typical_sizes
-from stages.runtime import jitter
-from stages.settings import Dim, Input, suggestion
+from onward.registry.errors import UsageError
+from onward.stages.config.schema import Dim, Input, suggestion
+from onward.stages.parity.sizes import Sizes, corner_sizes, prime_sizes, size_key, typical_sizes
+from onward.stages.workers import jitter
 
 Array = npt.NDArray[Any]
 Tensors = dict[str, Array]

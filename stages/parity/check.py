@@ -12,12 +12,12 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from registry.errors import NotReady
-from registry.vocabulary import CRASHES, CaseResult, CaseVerdict, OutputComparison
-from stages.parity.cases import Case, jittered, shaken
-from stages.parity.compare import compare, squared_change, unexplained
-from stages.runtime.pool import FailureKind, Tensors, Worker, WorkerFailure
-from stages.settings import Output, Tolerance
+from onward.registry.errors import NotReady
+from onward.registry.evidence.records import CRASHES, CaseResult, CaseVerdict, OutputComparison
+from onward.stages.config.schema import Output, Tolerance
+from onward.stages.parity.cases import Case, jittered, shaken
+from onward.stages.parity.compare import compare, squared_change, unexplained
+from onward.stages.workers.worker import FailureKind, Tensors, Worker, WorkerFailure
 
 Answers = dict[str, npt.NDArray[Any]]
 
@@ -341,7 +341,9 @@ def recall(path: Path, cases: Iterable[Case]) -> list[Expected]:
                 found.append(Expected(case, outputs, truth, spread, ended, entry["steady"], entry["refused"]))
             return found
     except (FileNotFoundError, ValueError) as error:
-        raise NotReady(f"{path.name}: is not of these cases ({error}): run `python -m stages.verify` again") from None
+        raise NotReady(
+            f"{path.name}: is not of these cases ({error}): run `python -m onward.stages.verify` again"
+        ) from None
 
 
 def _result(

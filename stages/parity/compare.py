@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from registry.fidelity import agreement, cosine, signal_to_noise
-from registry.vocabulary import CaseVerdict, OutputComparison
+from onward.registry.evidence.records import CaseVerdict, OutputComparison
+from onward.registry.evidence.similarity import agreement, cosine, signal_to_noise
 
 Array = npt.NDArray[Any]
 

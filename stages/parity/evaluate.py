@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from registry.errors import UsageError
-from registry.fidelity import fidelity
-from registry.kinds import agreement, judge
-from registry.vocabulary import OutputFidelity, OutputKind
-from stages.parity.labels import asked, measure
-from stages.runtime.pool import WorkerFailure
-from stages.settings import ModelParams
+from onward.registry.errors import UsageError
+from onward.registry.evidence.kinds import agreement, judge
+from onward.registry.evidence.records import OutputFidelity, OutputKind
+from onward.registry.evidence.similarity import fidelity
+from onward.stages.config.schema import ModelParams
+from onward.stages.parity.labels import asked, measure
+from onward.stages.workers.worker import WorkerFailure
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -100,7 +100,8 @@ def judged_by_quality(settings: ModelParams, wanted: Arrays, samples: Arrays, ke
 
 
 class Weighed(NamedTuple):
-    """What answers over the evaluation set are worth; the fields are those of registry.vocabulary.Variant."""
+    """What answers over the evaluation set are worth; the fields are those of
+    onward.registry.evidence.records.Variant."""
 
     quality: float | None
     agreement: float | None

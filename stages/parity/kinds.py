@@ -1,7 +1,7 @@
 """Tells what each output of a model is: as params.yaml states it, or guessed from the original's answers.
 
 A wrong guess must not let a broken graph pass. So an output counts as values, each channel of which is judged, unless
-its numbers, its name or the labels say what else it is. registry/kinds.py holds the measure of each kind.
+its numbers, its name or the labels say what else it is. registry/evidence/kinds.py holds the measure of each kind.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from registry.kinds import NEARLY, sums_to_one
-from registry.vocabulary import OutputKind
-from stages.settings import Input, Output
+from onward.registry.evidence.kinds import NEARLY, sums_to_one
+from onward.registry.evidence.records import OutputKind
+from onward.stages.config.schema import Input, Output
 
 Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]

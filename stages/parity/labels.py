@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from registry.errors import UsageError
-from stages.params import resolve
-from stages.runtime.pool import WorkerFailure
-from stages.settings import ModelParams
+from onward.registry.errors import UsageError
+from onward.stages.config.load import resolve
+from onward.stages.config.schema import ModelParams
+from onward.stages.workers.worker import WorkerFailure
 
 Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]

@@ -15,12 +15,12 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from registry import onnx_file
-from registry.vocabulary import CaseResult, Parting
-from stages.parity.cases import Case
-from stages.parity.check import Expected
-from stages.parity.graphs import origin
-from stages.runtime.pool import AS_IT_IS, Worker, WorkerFailure
+from onward.registry.artifact import onnx_file
+from onward.registry.artifact.graph_nodes import origin
+from onward.registry.evidence.records import CaseResult, Parting
+from onward.stages.parity.cases import Case
+from onward.stages.parity.check import Expected
+from onward.stages.workers.worker import AS_IT_IS, Worker, WorkerFailure
 
 Array = npt.NDArray[Any]
 Values = dict[str, Array]

@@ -20,12 +20,12 @@ import onnxruntime
 from onnx import helper, numpy_helper, version_converter
 from onnx.reference import ReferenceEvaluator
 
-from registry.vocabulary import OutputComparison
-from stages.parity.check import SHAKES
-from stages.parity.compare import compare, squared_change
-from stages.runtime import operators
-from stages.runtime.evaluator import Evaluation, Own, Values, compute, read, wide_step
-from stages.runtime.jitter import PLACES, graphs, moved
+from onward.registry.evidence.records import OutputComparison
+from onward.stages.parity.check import SHAKES
+from onward.stages.parity.compare import compare, squared_change
+from onward.stages.workers import operators
+from onward.stages.workers.evaluator import Evaluation, Own, Values, compute, read, wide_step
+from onward.stages.workers.jitter import PLACES, graphs, moved
 
 Array = npt.NDArray[Any]
 RUNTIME, TORCH, EVALUATOR = "ONNX Runtime", "PyTorch", "ONNX's reference evaluator"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 
-from stages.settings import Dim
+from onward.stages.config.schema import Dim
 
 Sizes = dict[str, int]
 

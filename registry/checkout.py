@@ -1,0 +1,83 @@
+"""Where the project lies: the folder with Onward's `dvc.yaml` and `params.yaml`.
+
+The project is the folder that ONWARD_PROJECT names, else the nearest one at or above the working directory. In a
+repository with pipelines of its own, the file `.onward` at the top names the project's folder (`onward init` writes
+it), and Onward's commands work from every folder of the repository.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from onward.registry.errors import UsageError
+
+PROJECT = "ONWARD_PROJECT"
+POINTER = ".onward"
+PIPELINE = "dvc.yaml"
+# What Onward's own dvc.yaml contains and no other does.
+_OURS = "onward.stages"
+
+
+def root(start: Path | None = None) -> Path:
+    """The project's folder.
+
+    Args:
+        start: where to begin the search; the working directory if not given.
+
+    Raises:
+        UsageError: there is no project at or above `start`, or ONWARD_PROJECT or `.onward` names a folder without
+            dvc.yaml.
+    """
+    if named := os.environ.get(PROJECT):
+        return _named(Path(named).resolve(), PROJECT)
+    here = (start or Path.cwd()).resolve()
+    for folder in (here, *here.parents):
+        if _is_ours(folder / PIPELINE):
+            return folder
+        if (folder / POINTER).is_file():
+            return _named(folder / _content(folder / POINTER), str(folder / POINTER))
+    if other := next(_pipelines(here), None):
+        return other
+    raise UsageError(
+        f"no dvc.yaml in {here} or above it: run the command inside a project, name one with {PROJECT}, or make one "
+        "with `onward init`"
+    )
+
+
+def home() -> Path:
+    """The project's folder in the checkout that people work in.
+
+    Inside `dvc exp run --temp` or `--queue`, which work in a temporary copy of the repository, it is the folder that
+    the experiment was started from. Elsewhere it is `root()`.
+
+    Raises:
+        UsageError: as root.
+    """
+    here = root()
+    origin = os.environ.get("DVC_EXP_GIT_REMOTE")
+    if not origin or not Path(origin).is_dir():
+        return here
+    git = Path(origin)
+    repository = git.parent if git.name == ".git" else git
+    copy = Path(os.environ.get("DVC_ROOT") or here).resolve()
+    return repository / (here.relative_to(copy) if here.is_relative_to(copy) else "")
+
+
+def _pipelines(here: Path) -> Iterator[Path]:
+    return (folder for folder in (here, *here.parents) if (folder / PIPELINE).is_file())
+
+
+def _is_ours(pipeline: Path) -> bool:
+    return pipeline.is_file() and _OURS in _content(pipeline)
+
+
+def _content(path: Path) -> str:
+    return path.read_text(errors="replace").strip()
+
+
+def _named(folder: Path, by: str) -> Path:
+    if not (folder / PIPELINE).is_file():
+        raise UsageError(f"{by} names {folder}, which holds no dvc.yaml")
+    return folder.resolve()

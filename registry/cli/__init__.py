@@ -1,0 +1,1 @@
+"""The `onward` command: it parses arguments, calls an operation, and prints."""

@@ -1,0 +1,448 @@
+"""`onward`: what is live, and how that is changed. This file parses and prints; registry/operations/promotion.py and
+registry/operations/overview.py do.
+
+Nothing heavy is imported before a command needs it: `onward --help` is asked more often than anything else.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+import traceback
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from onward.registry.cli import maintenance, runtimes, signing
+from onward.registry.cli.faults import explained
+from onward.registry.cli.output import (
+    Json,
+    Model,
+    Reason,
+    entry_facts,
+    entry_state,
+    environment_cell,
+    newest_cell,
+    prepare_output,
+    print_comparison,
+    print_error,
+    print_gates,
+    print_json,
+    print_note,
+    print_outcome,
+    print_table,
+    run_cell,
+    say,
+    short_time,
+    trouble_lines,
+)
+from onward.registry.errors import Refused, UsageError
+from onward.registry.store import connection
+from onward.registry.uri import hidden
+
+DEBUG = "ONWARD_DEBUG"
+# What shells expect of a program that Ctrl-C or a closed pipe ends: 128 and the signal's number.
+INTERRUPTED, READER_GONE = 130, 141
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="See what is live, promote model versions from environment to environment, and roll them back.\n\n"
+    "The store is MLFLOW_TRACKING_URI, else mlflow.db beside dvc.yaml.\n\n"
+    "Exit codes: 0 done, 1 a gate or check said no, 2 wrong usage or configuration, 3 somebody else got there first, "
+    "4 the store could not be reached or answers nonsense, 5 this machine is at fault (disk, permissions, memory, ONNX "
+    "Runtime), 130 Ctrl-C.",
+)
+
+_debug: ContextVar[bool] = ContextVar("debug", default=False)
+
+
+@app.callback()
+def options(
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Print the traceback of an error, too; ONWARD_DEBUG=1 does the same.")
+    ] = False,
+) -> None:
+    if debug:
+        _debug.set(True)
+
+
+Target = Annotated[str, typer.Argument(metavar="TARGET", help="MODEL@ENVIRONMENT, MODEL/VERSION, or an .onnx file.")]
+
+
+@app.command()
+def status(as_json: Json = False) -> None:
+    """Every model and environment at a glance, and the models whose newest pipeline run failed. Changes nothing.
+
+    Example: onward status
+    """
+    from onward.registry.operations import overview
+    from onward.registry.store import relocate
+
+    found = overview.status()
+    elsewhere = relocate.find()
+    if as_json:
+        print_note(str(elsewhere or ""))
+        print_json(
+            [
+                {
+                    "model": model.model,
+                    "newest": model.newest.version if model.newest else None,
+                    "failed": model.failed or None,
+                    "foreign": model.foreign,
+                    "environments": {
+                        state.environment: {
+                            "live": entry_facts(state.live) if state.live else None,
+                            "drift": [str(drift) for drift in state.drift],
+                            "not_entries": state.foreign,
+                            "not_signed": [entry.number for entry in state.unproven],
+                            "of_a_newer_onward": state.newer,
+                            "alarm": state.alarm,
+                        }
+                        for state in model.environments
+                    },
+                }
+                for model in found
+            ]
+        )
+        return
+    moved = f"! {elsewhere}" if elsewhere else ""
+    if not found:
+        say("No model is registered yet: `dvc repro` registers those that are fit.", *filter(None, [moved]))
+        return
+    ours = [model for model in found if not model.foreign]
+    if ours:
+        environments = [state.environment for state in ours[0].environments]
+        rows = [
+            (m.model, newest_cell(m), *(environment_cell(state) for state in m.environments), run_cell(m)) for m in ours
+        ]
+        # The last column is there where a run failed.
+        runs = ["newest run"] if any(model.failed for model in ours) else []
+        columns = ["model", "newest version", *environments, *runs]
+        print_table(columns, (row[: len(columns)] for row in rows))
+    for model in found:
+        if model.foreign:
+            say(f"! the registered model {model.model!r} is not Onward's, and is left alone")
+        for state in model.environments:
+            for line in trouble_lines(model.model, state):
+                say(f"! {line}")
+    if moved:
+        say(moved)
+
+
+@app.command()
+def history(
+    model: Model,
+    env: Annotated[str | None, typer.Option("--env", help="One environment; all if left out.")] = None,
+    as_json: Json = False,
+) -> None:
+    """The whole line of each environment: when, who, what, why, and what the gates said.
+
+    Example: onward history cnn --env production
+    """
+    from onward.registry.operations import overview
+
+    logs = overview.history(model, env)
+    if as_json:
+        print_json(
+            {
+                name: [{**entry_facts(entry), "state": entry_state(log, entry)} for entry in log.entries()]
+                for name, log in logs.items()
+            }
+        )
+        return
+    for name, log in logs.items():
+        say(f"{name} of {model}" + (":" if log.entries() else ": nothing yet"))
+        for entry in log.entries():
+            say(f"{entry.number:>5}  {short_time(entry.at)}  {entry_state(log, entry):<8}  {entry}")
+            if gates := ", ".join(f"{gate.requirement} {'met' if gate.met else 'NOT MET'}" for gate in entry.gates):
+                say(f"{'':>35}{gates}")
+        for sentence in log.damage:
+            say(f"! {sentence}")
+
+
+@app.command()
+def promote(
+    model: Model,
+    to: Annotated[str, typer.Option("--to", help="The environment to deploy to, e.g. staging.")],
+    reason: Reason,
+    version: Annotated[
+        int | None,
+        typer.Argument(
+            metavar="VERSION",
+            help="Left out: what is live in the environment before, or the newest version that is fit.",
+        ),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Deploy against unmet requirements; the history keeps that for ever.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Judge everything and change nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Deploy a version to an environment, if it meets what params.yaml requires there.
+
+    Example: onward promote cnn 3 --to staging --reason "better on sevens"
+    """
+    from onward.registry.operations import promotion
+
+    print_outcome(promotion.promote(model, to, version, reason=reason, force=force, dry_run=dry_run), as_json)
+
+
+@app.command()
+def rollback(
+    model: Model,
+    env: Annotated[str, typer.Option("--env", help="The environment, e.g. production.")],
+    reason: Reason,
+    to: Annotated[
+        int | None, typer.Option("--to", help="Number of the entry to go back to; left out: the deployment before.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Bring back what was live before. Twice goes two back. Needs no candidate and no run, only the environment.
+
+    Example: onward rollback cnn --env production --reason "wrong on sevens"
+    """
+    from onward.registry.operations import promotion
+
+    print_outcome(promotion.rollback(model, env, reason=reason, to=to), as_json)
+
+
+@app.command()
+def check(
+    target: Annotated[str, typer.Argument(metavar="MODEL@ENV", help="What is live where, e.g. cnn@production.")],
+    as_json: Json = False,
+) -> None:
+    """Check what is live: every file against its digest, and the recorded inputs run on this host.
+
+    Example: onward check cnn@production
+    """
+    from onward.registry.operations import overview
+
+    model, at, environment = target.partition("@")
+    if not at:
+        raise UsageError(f"{target!r}: `check` takes MODEL@ENVIRONMENT, e.g. cnn@production")
+    found = overview.check(model, environment)
+    if as_json:
+        print_json(
+            {
+                "target": target,
+                "met": found.met,
+                "entry": entry_facts(found.entry),
+                "results": [result.model_dump() for result in found.results],
+            }
+        )
+    else:
+        say(f"{target}: version {found.entry.candidate_version}, entry {found.entry.number}")
+        print_gates(found.results)
+    if not found.met:
+        failed = "; ".join(str(result) for result in found.results if not result.met)
+        raise Refused(f"{target} is not what was published, or does not work here: {failed}")
+
+
+@app.command()
+def diff(
+    left: Annotated[str, typer.Argument(metavar="LEFT", help="MODEL@ENVIRONMENT or MODEL/VERSION.")],
+    right: Annotated[str, typer.Argument(metavar="RIGHT", help="The same, to be held against it.")],
+    as_json: Json = False,
+) -> None:
+    """What differs between two versions: parameters, opset, operators, evidence, metrics, latencies.
+
+    Example: onward diff cnn@staging cnn@production
+    """
+    from onward.registry.operations.comparison import compare
+
+    print_comparison(compare(left, right), as_json)
+
+
+@app.command()
+def compare(
+    model: Model,
+    left: Annotated[int, typer.Argument(metavar="V1", help="A version's number.")],
+    right: Annotated[int, typer.Argument(metavar="V2", help="Another's.")],
+    as_json: Json = False,
+) -> None:
+    """What differs between two versions of one model: `onward diff MODEL/V1 MODEL/V2`.
+
+    Example: onward compare cnn 3 4
+    """
+    from onward.registry.operations.comparison import compare
+
+    print_comparison(compare(f"{model}/{left}", f"{model}/{right}"), as_json)
+
+
+@app.command()
+def predict(
+    target: Target,
+    input_: Annotated[Path, typer.Option("--input", help="An .npz file: one array an input, samples first.")],
+    output: Annotated[Path | None, typer.Option("--output", help="An .npz file to write the answers to.")] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Samples run at once.")] = 32,
+    as_json: Json = False,
+) -> None:
+    """Run a model over the samples of an .npz file.
+
+    Example: onward predict cnn@production --input digits.npz --output answers.npz
+    """
+    import numpy as np
+
+    from onward.registry import npz
+    from onward.registry.files import write_atomically
+    from onward.registry.inference.session import InferenceSession
+
+    arrays = npz.read(input_)
+    _silence_onnxruntime()
+    session = InferenceSession(target)
+    answers = session.predict_batches(arrays, batch_size)
+    if not isinstance(answers, dict):
+        answers = {session.metadata.outputs[0].name: answers}
+    if output is not None:
+        import io
+
+        buffer = io.BytesIO()
+        np.savez(buffer, **answers)
+        try:
+            write_atomically(output, buffer.getvalue())
+        except (FileExistsError, IsADirectoryError, NotADirectoryError) as error:
+            raise UsageError(f"--output {output}: {error.strerror}") from None
+    if as_json:
+        print_json(
+            {name: {"shape": a.shape, "dtype": str(a.dtype), "values": a.tolist()} for name, a in answers.items()}
+        )
+        return
+    for name, array in answers.items():
+        shape = ", ".join(str(size) for size in array.shape)
+        say(f"{name} {array.dtype}[{shape}]{f' -> {output}' if output else ''}")
+        if output is None:
+            say(*np.array2string(array, threshold=64, precision=6).split("\n"))
+
+
+@app.command()
+def inspect(target: Target, as_json: Json = False) -> None:
+    """What an ONNX model says of itself: opsets, inputs and outputs, parameters, operators, size, metadata.
+
+    Of a stage's report (build/MODEL/verify/report.json): what failed, and the node, module and source line where the
+    export and PyTorch part.
+
+    Example: onward inspect model.onnx
+    """
+    from onward.registry.artifact import onnx_file
+    from onward.registry.artifact.manifest import content_digest
+    from onward.registry.cli import report_text
+    from onward.registry.inference.session import locate
+
+    if target.endswith(".json"):
+        report = report_text.read(Path(target))
+        if as_json:
+            print_json(report.model_dump(mode="json"))
+        else:
+            say(*report_text.lines(report))
+        return
+    path, origin, _ = locate(target)
+    onnx_file.check(path, target)
+    graph = onnx_file.describe(path)
+    digests = onnx_file.digests(path)
+    if as_json:
+        files = [file.model_dump() for file in digests]
+        print_json({**origin, "sha256": content_digest(digests), **graph.model_dump(), "files": files})
+        return
+    facts = {
+        "sha256": content_digest(digests),
+        "producer": graph.producer or "not said",
+        "IR version": graph.ir_version,
+        "opsets": ", ".join(f"{domain} {number}" for domain, number in graph.opsets.items()),
+        "parameters": f"{graph.parameters:,}",
+        "size": f"{graph.size_bytes:,} bytes in {len(digests)} file{'s' if len(digests) > 1 else ''}",
+    }
+    say(target)
+    for name, value in facts.items():
+        say(f"  {name:<11} {value}")
+    for kind, specs in (("input", graph.inputs), ("output", graph.outputs)):
+        for spec in specs:
+            say(f"  {kind:<11} {spec.name} {spec.dtype}[{', '.join(str(dim) for dim in spec.shape)}]")
+    say(f"  {'nodes':<11} {graph.nodes}")
+    most = max((len(name) for name in graph.operators), default=0)
+    for name, count in sorted(graph.operators.items(), key=lambda item: (-item[1], item[0])):
+        say(f"  {'':<11} {name:<{most}} {count:>5}")
+    for name, value in graph.metadata.items():
+        say(f"  {'metadata':<11} {name}: {value}")
+
+
+def _silence_onnxruntime() -> None:
+    """What ONNX Runtime logs of an error is in the error, too; its log prints names from the model as they are."""
+    try:
+        import onnxruntime
+    except ImportError:
+        return  # the session says so
+    onnxruntime.set_default_logger_severity(4)
+
+
+app.command("reconcile")(maintenance.reconcile)
+app.command("ui")(maintenance.ui)
+app.command("export-log")(maintenance.export_log)
+app.command("import-log")(maintenance.import_log)
+app.command("prune")(maintenance.prune)
+app.add_typer(maintenance.environments, name="environments")
+app.add_typer(maintenance.stores, name="store")
+app.add_typer(runtimes.runtimes, name="runtimes")
+app.command("approve")(signing.approve)
+app.command("sign")(signing.sign)
+app.command("sign-files")(signing.sign_files)
+app.add_typer(signing.keys, name="keys")
+
+
+def main() -> None:
+    """The console entry point: one line on stderr and the error's exit code where a command fails."""
+    connection.settle_process()
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the caller (`>&-`)
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
+    gc.set_threshold(50_000, 20, 20)  # what imports make, stays: to look through it again and again takes its time
+    prepare_output()
+    _debug.set(os.environ.get(DEBUG, "0") not in ("", "0"))
+    try:
+        code = _run(sys.argv[1:])
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        print_error("interrupted")
+        code = INTERRUPTED
+    except BrokenPipeError:  # whoever read the output has seen enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nor is anything to be said when Python ends
+        code = READER_GONE
+    except Exception as error:
+        code = _failed(error)
+    sys.exit(code)
+
+
+def _run(arguments: list[str]) -> int:
+    """Run a command. Not by typer's own entry, which prints errors as they are and turns others into exit codes."""
+    command = typer.main.get_command(app)
+    try:
+        with command.make_context("onward", arguments) as context:
+            command.invoke(context)
+    except typer.Exit as ended:
+        return ended.exit_code
+    return 0
+
+
+def _failed(error: Exception) -> int:
+    """Say what went wrong, and return the exit code."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        say(*str(error).split("\n"), stream=sys.stderr)
+        return UsageError.exit_code
+    if hasattr(error, "format_message"):  # typer's own, of an argument
+        error = UsageError(
+            f"{error.format_message().rstrip('.')}: `onward --help`, or --help after the command, says more"
+        )
+    if _debug.get():
+        say(*hidden("".join(traceback.format_exception(error))).rstrip().split("\n"), stream=sys.stderr)
+    fault = explained(error)
+    print_error(fault)
+    return fault.exit_code
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""`onward runtimes`: which builds of ONNX Runtime there are here, and what they can do. registry/cli/main.py mounts
+it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from onward.registry import checkout
+from onward.registry.cli.output import Json, print_json, print_table, say
+from onward.registry.errors import Refused
+
+if TYPE_CHECKING:
+    from onward.registry.evidence.records import RuntimeState
+
+runtimes = typer.Typer(invoke_without_command=True, help="The runtimes of this checkout, and what they can do here.")
+
+
+@runtimes.callback(invoke_without_command=True)
+def list_runtimes(context: typer.Context, as_json: Json = False) -> None:
+    """What each runtime can do on this host: small models are run on it. `install` makes a runtime's environment.
+
+    Example: onward runtimes
+    """
+    if context.invoked_subcommand is not None:
+        return
+    from onward.registry.host import hardware
+    from onward.registry.host.runtimes import PROVIDERS, state
+
+    root = checkout.root()
+    machine = hardware.describe()
+    found = [state(name, root) for name in PROVIDERS]
+    if as_json:
+        print_json({"machine": machine.model_dump(), "runtimes": [one.model_dump() for one in found]})
+        return
+    has = [f"{machine.cores} core{'s' if machine.cores > 1 else ''}", *machine.instruction_sets, *machine.accelerators]
+    say(f"{machine.cpu}: {', '.join(has)}")
+    rows = [(one.runtime, one.version or "-", PROVIDERS[one.runtime], describe(one)) for one in found]
+    print_table(("runtime", "ONNX Runtime", "provider", "here"), rows)
+
+
+@runtimes.command("install")
+def install_runtime(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A file of runtimes/, e.g. openvino.")],
+    as_json: Json = False,
+) -> None:
+    """Make a runtime's environment in .runtimes/NAME from the pins in runtimes/NAME.txt, and try it.
+
+    Example: onward runtimes install openvino
+    """
+    from onward.registry.host.runtimes import install, state
+
+    root = checkout.root()
+    done = install(name, root)
+    found = state(name, root)
+    if as_json:
+        print_json({"installed": done, **found.model_dump()})
+    else:
+        say(f"{name}: {'installed' if done else 'nothing to install'}; {describe(found)}")
+    if not found.usable:
+        raise Refused(f"{name} cannot be used on this host: {found.reason}")
+
+
+def describe(found: RuntimeState) -> str:
+    """What a runtime can do, in words."""
+    if not found.usable:
+        return f"cannot be used: {found.reason}"
+    parts = []
+    for kind, share in found.node_share.items():
+        words = kind if share == 1 else f"{kind} ({share:.0%} of the nodes)" if share else f"no {kind}"
+        if kind == "int8" and found.int8_exact is not None:
+            words += ", exact" if found.int8_exact else ", saturating (reduce_range helps)"
+        parts.append(words)
+    return "; ".join(parts)

@@ -1,0 +1,1 @@
+"""What this machine is, and which ONNX Runtime builds it can run."""

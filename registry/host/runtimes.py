@@ -1,0 +1,257 @@
+"""Which Python runs which runtime: ONNX Runtime's builds cannot share one environment, so each has its own.
+
+`cpu` is the environment that Onward itself runs in. The others are made from the pins in `runtimes/NAME.txt` and lie
+in `.runtimes/NAME` below the repository. What a runtime can do here is found out by running small models on it: a
+provider that is in ONNX Runtime's list may still hand every node to the CPU. That is kept for the next time, under a
+digest of the environment and the machine, where it went well; what failed is tried again.
+
+    python("openvino", root)    # the interpreter
+    state("openvino", root)     # a RuntimeState: usable, or why not and what installs it
+    install("openvino", root)   # make its environment; nothing to do where it is there already
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import platform
+import signal
+import subprocess
+import sys
+import tempfile
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from onward.registry.errors import OnwardError, UsageError
+from onward.registry.evidence.records import Record, RuntimeState
+from onward.registry.evidence.session_options import CPU, CUDA
+from onward.registry.files import replacing, sha256_file, write_atomically
+from onward.registry.host import hardware
+
+# What each runtime is for: the execution provider that must really run the nodes.
+PROVIDERS = {
+    "cpu": CPU,
+    "openvino": "OpenVINOExecutionProvider",
+    "cuda": CUDA,
+    "tensorrt": "TensorrtExecutionProvider",
+}
+# TensorRT is another provider of CUDA's build of ONNX Runtime.
+_ENVIRONMENT = {"tensorrt": "cuda"}
+_NVIDIA = ("cuda", "tensorrt")
+_BUILDS = ("onnxruntime", "onnxruntime-openvino", "onnxruntime-gpu")
+_HERE = Path(__file__).resolve().parent
+_FOLDER = ".runtimes"
+_MARKER = "onward.json"
+_PROBE_S = 180
+# Of the largest magnitude: the small models' answers are off by 1e-7 (float32) or 1e-3 (float16, int8) if all is well.
+_NEAR = 0.02
+
+
+class _Kept(Record):
+    """What a probe found, and of which environment on which machine."""
+
+    key: str
+    state: RuntimeState
+
+
+def python(name: str, root: Path) -> Path:
+    """The interpreter of a runtime's environment: this one for cpu, `.runtimes/NAME` below `root` for the others."""
+    return Path(sys.executable) if name == "cpu" else _environment(name, root) / "bin" / "python"
+
+
+def state(name: str, root: Path) -> RuntimeState:
+    """Whether a runtime can be used on this host and what for, or why not and what installs it."""
+    machine = hardware.describe()
+    if name in _NVIDIA and not machine.accelerators:
+        return _absent(name, "no NVIDIA GPU here: there is no nvidia-smi that lists one")
+    made = _made_of(name, root)
+    if made is None:
+        return _absent(name, f"not installed: onward runtimes install {_ENVIRONMENT.get(name, name)}")
+    if name != "cpu" and made != _wanted(name, root):
+        return _absent(name, f"made of other pins than runtimes/{name}.txt has now: onward runtimes install {name}")
+    host = [machine.cpu, *machine.instruction_sets, *machine.accelerators]
+    code = [sha256_file(Path(__file__)), sha256_file(_HERE / "runtime_probe.py")]
+    key = hashlib.sha256(json.dumps([name, made, host, code], sort_keys=True).encode()).hexdigest()
+    kept = root / _FOLDER / f"{name}.json"
+    try:
+        found = _Kept.model_validate_json(kept.read_bytes())
+        if found.key == key:
+            return found.state
+    except (FileNotFoundError, ValidationError):
+        pass  # never probed, or by another release: probe
+    probed = _probe(name, root)
+    if probed.usable:
+        with contextlib.suppress(PermissionError):  # somebody else's checkout: it is probed again next time
+            write_atomically(kept, (_Kept(key=key, state=probed).model_dump_json(indent=2) + "\n").encode())
+    return probed
+
+
+def install(name: str, root: Path) -> bool:
+    """Make the environment of a runtime from the pins in runtimes/NAME.txt, unless it is there.
+
+    It is made beside its place and moved there when it is whole: an installation that is killed or fails leaves what
+    was there before.
+
+    Returns:
+        whether there was anything to do.
+
+    Raises:
+        UsageError: there is no such runtime, or it has no environment of its own.
+        OnwardError: pip could not install it.
+    """
+    installable = sorted(path.stem for path in (root / "runtimes").glob("*.txt"))
+    if name in _ENVIRONMENT:
+        raise UsageError(
+            f"{name} has no environment of its own: it runs in that of {_ENVIRONMENT[name]} where NVIDIA's TensorRT 10 "
+            f"libraries are on LD_LIBRARY_PATH; onward runtimes install {_ENVIRONMENT[name]}"
+        )
+    if name not in installable:
+        raise UsageError(f"there is no runtime {name!r}: runtimes/ has {', '.join(installable) or 'none'}")
+    if name == "cpu" or _made_of(name, root) == _wanted(name, root):
+        return False
+    with replacing(root / _FOLDER / name) as fresh:
+        _call([sys.executable, "-m", "venv", "--without-pip", str(fresh)], name)
+        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(fresh / "bin" / "python")]
+        _call([*pip, "install", "--quiet", "-r", str(root / "runtimes" / f"{name}.txt")], name)
+        write_atomically(fresh / _MARKER, (json.dumps(_wanted(name, root), indent=2) + "\n").encode())
+    return True
+
+
+def _environment(name: str, root: Path) -> Path:
+    return root / _FOLDER / _ENVIRONMENT.get(name, name)
+
+
+def _absent(name: str, reason: str) -> RuntimeState:
+    return RuntimeState(runtime=name, usable=False, reason=reason)
+
+
+def _wanted(name: str, root: Path) -> dict[str, str]:
+    """What an environment is made of, by its pins."""
+    pins = root / "runtimes" / f"{_ENVIRONMENT.get(name, name)}.txt"
+    return {"pins": sha256_file(pins) if pins.is_file() else "", "python": platform.python_version()}
+
+
+def _made_of(name: str, root: Path) -> dict[str, str] | None:
+    """What an environment was made of; None where there is none that is whole."""
+    if name == "cpu":
+        return {"python": platform.python_version(), **{build: _version(build) for build in (*_BUILDS, "numpy")}}
+    try:
+        found: dict[str, str] = json.loads((_environment(name, root) / _MARKER).read_text())
+        return found
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "absent"
+
+
+def _probe(name: str, root: Path) -> RuntimeState:
+    provider = PROVIDERS[name]
+    with tempfile.TemporaryDirectory(prefix="onward-") as temporary:
+        _write_models(Path(temporary))
+        command = [str(python(name, root)), str(_HERE / "runtime_probe.py"), provider, temporary]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=_PROBE_S, check=False)
+        except (subprocess.TimeoutExpired, OSError) as error:
+            return _absent(name, f"does not start: {error}")
+    if done.returncode < 0:
+        return _absent(name, f"died of {signal.Signals(-done.returncode).name} on a small model")
+    if done.returncode:
+        last = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        return _absent(name, f"does not start: {last[-1]}")
+    answer = json.loads(done.stdout)
+    found = RuntimeState(runtime=name, usable=False, providers=answer["available"], version=answer["version"])
+    if provider not in found.providers:
+        found.reason = f"this build of ONNX Runtime offers no {provider}"
+        return found
+    graphs: dict[str, dict[str, Any]] = answer["graphs"]
+    found.node_share = {kind: _share(graph, provider) for kind, graph in graphs.items() if kind != "saturation"}
+    exact = graphs["saturation"]
+    if found.node_share["int8"] > 0 and "off" in exact:
+        found.int8_exact = exact["off"] < _NEAR
+    found.usable = found.node_share["float32"] > 0
+    if not found.usable:
+        plain = graphs["float32"]
+        fell = f"fell back to CPU: no node ran on {provider}"
+        wrong = f"computes wrong numbers, off by {plain.get('off', 0):.1%} of the largest"
+        found.reason = plain.get("reason") or (fell if provider not in plain["nodes"] else wrong)
+    return found
+
+
+def _share(graph: dict[str, Any], provider: str) -> float:
+    """The share of a graph's nodes that ran on the provider; 0 where it cannot run it, or gives wrong numbers."""
+    nodes = graph.get("nodes", {})
+    return nodes.get(provider, 0) / sum(nodes.values()) if nodes and graph["off"] < _NEAR else 0.0
+
+
+def _write_models(folder: Path) -> None:
+    """A convolution and a matrix product, in float32 and float16; a matrix product in int8 (QDQ, uint8 x int8); and the
+    same with the largest numbers there are, whose sums of two products overflow int16 where a CPU lacks VNNI."""
+    import numpy as np
+    import onnx
+    from onnx import helper, numpy_helper
+
+    rng = np.random.default_rng(0)
+
+    def write(name: str, nodes: list[Any], x: Any, expected: Any, **weights: Any) -> None:
+        kind = helper.np_dtype_to_tensor_dtype(x.dtype)
+        values = [helper.make_tensor_value_info("x", kind, x.shape)]
+        results = [helper.make_tensor_value_info("y", kind, expected.shape)]
+        stored = [numpy_helper.from_array(np.asarray(value), key) for key, value in weights.items()]
+        graph = helper.make_graph(nodes, name, values, results, stored)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        onnx.save(model, folder / f"{name}.onnx")
+        np.savez(folder / f"{name}.npz", x=x, expected=expected)
+
+    image, kernel = rng.random((1, 3, 8, 8)), rng.standard_normal((8, 3, 1, 1)) / 2
+    matrix = rng.standard_normal((512, 16)) / 16
+    hidden = np.maximum(np.einsum("nchw,kc->nkhw", image, kernel[:, :, 0, 0]), 0)
+    for dtype in (np.float32, np.float16):
+        write(
+            np.dtype(dtype).name,
+            [
+                helper.make_node("Conv", ["x", "kernel"], ["c"]),
+                helper.make_node("Relu", ["c"], ["r"]),
+                helper.make_node("Flatten", ["r"], ["f"]),
+                helper.make_node("MatMul", ["f", "matrix"], ["y"]),
+            ],
+            image.astype(dtype),
+            (hidden.reshape(1, -1) @ matrix).astype(dtype),
+            kernel=kernel.astype(dtype),
+            matrix=matrix.astype(dtype),
+        )
+    quantised = [
+        helper.make_node("QuantizeLinear", ["x", "one", "zero"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "one", "zero"], ["d"]),
+        helper.make_node("DequantizeLinear", ["w", "one", "zero_w"], ["v"]),
+        helper.make_node("MatMul", ["d", "v"], ["m"]),
+        helper.make_node("QuantizeLinear", ["m", "scale", "middle"], ["p"]),
+        helper.make_node("DequantizeLinear", ["p", "scale", "middle"], ["y"]),
+    ]
+    largest = np.full((64, 16), 127, np.int8)
+    small = rng.integers(-60, 60, (64, 16)).astype(np.int8)
+    for name, x, w in (
+        ("int8", rng.integers(0, 120, (4, 64)).astype(np.float32), small),
+        ("saturation", np.full((4, 64), 255, np.float32), largest),
+    ):
+        exact = x @ w.astype(np.float32)
+        scale = np.float32(np.abs(exact).max() / 120)
+        write(
+            name, quantised, x, exact, w=w, one=np.float32(1), zero=np.uint8(0), zero_w=np.int8(0), scale=scale,
+            middle=np.uint8(128),
+        )  # fmt: skip
+
+
+def _call(command: list[str], name: str) -> None:
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    if done.returncode:
+        lines = [line for line in done.stdout.splitlines() if line.startswith("ERROR")] or done.stdout.splitlines()
+        raise OnwardError(f"runtimes/{name}.txt cannot be installed: {lines[0] if lines else 'pip said nothing'}")

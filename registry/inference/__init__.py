@@ -1,0 +1,1 @@
+"""`InferenceSession`: loads a registered version and runs it."""

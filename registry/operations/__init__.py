@@ -1,0 +1,1 @@
+"""What people do with versions: promote, roll back, approve, compare, transfer, prune."""

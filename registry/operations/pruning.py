@@ -1,0 +1,97 @@
+"""Deletes old candidates: versions that the pipeline registered, and that nobody will want again.
+
+What is live, or was live within the time that is given, stays; so do the newest version and those under an alias.
+Environments own their bytes, so that nothing deleted here is missed by a rollback.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from onward.registry.errors import UsageError, saying
+from onward.registry.gates import policy
+from onward.registry.log.entries import last_live
+from onward.registry.store.resolve import require_model
+from onward.registry.store.schema import Candidate
+from onward.registry.store.store import Store
+
+_UNITS = {"h": "hours", "d": "days", "w": "weeks"}
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """Which versions were deleted (would be, in a dry run), and why each of the others stays."""
+
+    model: str
+    deleted: tuple[Candidate, ...]
+    kept: tuple[tuple[Candidate, str], ...]
+    dry_run: bool
+
+
+def prune(model: str, older_than: str, *, dry_run: bool = False, store: Store | None = None) -> Pruned:
+    """Delete the candidates of `model` that are older than `older_than` (30d, 12h, 2w). Their runs stay; `mlflow gc`
+    frees the space of the files.
+
+    Raises:
+        UsageError: there is no such model, or `older_than` is no time.
+        StoreUnreachable: the store did not answer; what was deleted until then is, and the next call goes on.
+    """
+    policy.valid_name(model, "a model")
+    before = datetime.now(UTC) - _duration(older_than)
+    store = store or Store(create=False)
+    require_model(store, model)
+    candidates = [candidate for candidate in store.candidates(model) if candidate.sha256]
+    reasons = _reasons(store, model, candidates, before)
+    deleted = [candidate for candidate in candidates if candidate.version not in reasons]
+    if not dry_run:
+        _delete(store, deleted)
+    kept = [(candidate, reasons[candidate.version]) for candidate in candidates if candidate.version in reasons]
+    return Pruned(model, tuple(deleted), tuple(kept), dry_run)
+
+
+def _delete(store: Store, candidates: Iterable[Candidate]) -> None:
+    done: list[str] = []
+    current = ""
+
+    def words() -> str:
+        before = f"Deleted before that: {', '.join(done) or 'none'}"
+        return f"{before}; version {current} may be half deleted. The same command again goes on"
+
+    with saying(words):
+        for candidate in candidates:
+            current = str(candidate.version)
+            store.delete_candidate(candidate)
+            done.append(current)
+
+
+def _reasons(store: Store, model: str, candidates: Iterable[Candidate], before: datetime) -> dict[int, str]:
+    """Why each version that stays does."""
+    reasons: dict[int, str] = {}
+    used: dict[str, str] = {}
+    for environment in store.environments(model):
+        for sha256, end in last_live(store.log(environment, model).line).items():
+            if not end:
+                used[sha256] = f"live in {environment}"
+            elif datetime.fromisoformat(end) >= before:
+                used.setdefault(sha256, f"was live in {environment} until {end}")
+    named = {version: alias for alias, version in store.versions.aliases(model).items()}
+    for position, candidate in enumerate(candidates):
+        if candidate.sha256 in used:
+            reasons[candidate.version] = used[candidate.sha256]
+        elif position == 0:
+            reasons[candidate.version] = "the newest"
+        elif candidate.version in named:
+            reasons[candidate.version] = f"has the alias {named[candidate.version]}"
+        elif candidate.created >= before:
+            reasons[candidate.version] = f"is from {candidate.created.isoformat(timespec='seconds')}"
+    return reasons
+
+
+def _duration(text: str) -> timedelta:
+    match = re.fullmatch(r"(\d{1,5})([hdw])", text)
+    if not match:
+        raise UsageError(f"--older-than {text}: give a number and a unit, h(ours), d(ays) or w(eeks), e.g. 30d")
+    return timedelta(**{_UNITS[match[2]]: int(match[1])})

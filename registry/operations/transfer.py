@@ -1,0 +1,284 @@
+"""Moves a deployment log from one MLflow server to another, as JSON lines: one entry a line, oldest first.
+
+Entries keep their numbers, so that what people wrote about "entry 7" stays true. Where an entry's files are is the
+server's own business and does not travel: an import finds them beside the log (`export(files=...)`), or on the new
+server among its candidates, and checks them against the sha256 that the entry names.
+"""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import ConfigDict, ValidationError, model_validator
+
+from onward.registry.artifact.manifest import check_folder
+from onward.registry.errors import OnwardError, Refused, UsageError, saying
+from onward.registry.gates import policy
+from onward.registry.log.entries import Entry
+from onward.registry.store.resolve import require_model
+from onward.registry.store.schema import approval_source, registered_name
+from onward.registry.store.store import Store
+
+# Each number that belongs to no entry costs two requests, which take about 60 ms on a store beside the command.
+_MOST_GAPS = 100
+
+
+class Line(Entry):
+    """One line: an entry, and the log that it is of. An entry rests on earlier ones alone, and says who and why in one
+    line each."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: Literal[1] = 1
+    environment: str
+    model: str
+    source: Literal[""] = ""
+
+    @model_validator(mode="after")
+    def _sound(self) -> Line:
+        for name in ("base", "restores", "seen"):
+            if getattr(self, name) >= self.number:
+                raise ValueError(f"{name} is {getattr(self, name)}, and only earlier entries can be named")
+        if (self.kind == "rollback") != bool(self.restores):
+            raise ValueError("a rollback names what it restores, and nothing else does")
+        for name in ("actor", "reason"):
+            if getattr(self, name) != " ".join(getattr(self, name).split()):
+                raise ValueError(f"{name} has to be one line")
+        return self
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What became of one log: how many of its entries were added, and how many were there already."""
+
+    environment: str
+    model: str
+    added: int
+    present: int
+
+
+def export(models: Iterable[str], files: Path | None = None, store: Store | None = None) -> list[Line]:
+    """The logs of all environments of these models; the files of what they deployed go to `files`, a folder for each
+    manifest.
+
+    Raises:
+        UsageError: nothing is known of a model.
+        Refused: the files of an entry are gone, or not those that were published.
+    """
+    store = store or Store(create=False)
+    if files is not None and files.exists() and not files.is_dir():
+        raise UsageError(f"--files {files}: is a file; give a folder")
+    lines = []
+    for model in models:
+        policy.valid_name(model, "a model")
+        environments = store.environments(model)
+        if not environments:
+            require_model(store, model)
+        for environment in environments:
+            log = store.log(environment, model)
+            for entry in log.entries():
+                counted = entry in log.line.counted
+                try:
+                    line = Line(**{**entry.model_dump(), "source": "", "environment": environment, "model": model})
+                except ValidationError as error:
+                    if not counted:
+                        continue  # a row that never counted and that no Onward wrote
+                    what = f"entry {entry.number} of {registered_name(environment, model)}"
+                    raise Refused(f"{what} cannot be moved: {error.errors()[0]['msg']}") from None
+                lines.append(line)
+                if files is not None and entry.kind != "approve":
+                    _save(store, environment, model, entry, files / _folder(entry))
+    return lines
+
+
+def _save(store: Store, environment: str, model: str, entry: Entry, folder: Path) -> None:
+    what = f"entry {entry.number} of {environment}.{model}"
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as temporary:
+            try:
+                found = store.files.copy_of(environment, model, entry, Path(temporary) / "files")
+            except Refused as error:
+                raise Refused(f"{what}: {error}") from None
+            shutil.move(found.folder, folder)
+    _check(folder, entry, what)
+
+
+def _folder(entry: Entry) -> str:
+    """The name of the folder with the files of an entry: the digest of all of them, or of the model where an older
+    Onward wrote the entry."""
+    return entry.manifest or entry.sha256
+
+
+def _check(folder: Path, entry: Entry, what: str) -> None:
+    try:
+        check_folder(folder, entry.sha256, entry.manifest)
+    except Refused as error:
+        raise Refused(f"{what}: {error}") from None
+
+
+def read(path: Path) -> list[Line]:
+    """The lines of a file that `onward export-log` wrote.
+
+    Raises:
+        UsageError: it cannot be read; the message says which line is wrong, and how.
+    """
+    try:
+        texts = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read: {error}") from None
+    lines = []
+    for number, text in enumerate(texts, 1):
+        try:
+            line = Line.model_validate_json(text)
+            policy.valid_name(line.environment, "an environment")
+            policy.valid_name(line.model, "a model")
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "the line"
+            raise UsageError(f"{path}: line {number} is no entry: {where}: {first['msg']}") from None
+        except OnwardError as error:
+            raise UsageError(f"{path}: line {number}: {error}") from None
+        lines.append(line)
+    return lines
+
+
+def import_(path: Path, files: Path | None = None, store: Store | None = None) -> list[Imported]:
+    """Append what a file holds to the logs that it names, which have to be empty or the beginning of the same.
+
+    The same file again changes nothing, and completes an import that was interrupted. Files are looked for in
+    `files`, then in the environment, then among the candidates; all is checked before anything is written.
+
+    Raises:
+        UsageError: the file is not what `onward export-log` writes.
+        Refused: a log here is another one, or files of an entry are nowhere or not those that it names.
+        LostRace: somebody deployed to one of the environments meanwhile.
+    """
+    store = store or Store()
+    logs: dict[tuple[str, str], list[Line]] = {}
+    for line in read(path):
+        logs.setdefault((line.environment, line.model), []).append(line)
+    missing = {key: _missing(store, *key, lines) for key, lines in logs.items()}
+    with tempfile.TemporaryDirectory(prefix="onward-") as temporary:
+        folders = {
+            key: dict(_folders(store, key, lines, files, Path(temporary) / ".".join(key)))
+            for key, lines in missing.items()
+        }
+        absent = [
+            f"\n  {line.environment}.{line.model}, entry {line.number}: sha256 {line.sha256}"
+            for key, lines in missing.items()
+            for line in lines
+            if line.kind != "approve" and _folder(line) not in folders[key]
+        ]
+        if absent:
+            raise Refused(
+                "nothing was imported: the files of these entries are not here. Export them with the log "
+                f"(`onward export-log ... --files FOLDER`) and name that folder:{''.join(absent)}"
+            )
+        whole: list[str] = []
+        with saying(lambda: _so_far(whole)):
+            for key, lines in missing.items():
+                scratch = Path(temporary) / "kept" / ".".join(key)
+                if lines:
+                    _append(store, key, lines, folders[key], scratch)
+                store.clear(*key, _gaps(logs[key]))
+                store.heal(*key)
+                whole.append(".".join(key))
+    return [
+        Imported(*key, added=len(missing[key]), present=len(lines) - len(missing[key])) for key, lines in logs.items()
+    ]
+
+
+def _so_far(whole: list[str]) -> str:
+    """What an import that was broken off has done."""
+    return (
+        f"Imported before that, whole: {', '.join(whole) or 'no log'}; the next may be there in part. "
+        "The same file again imports the rest"
+    )
+
+
+def _missing(store: Store, environment: str, model: str, lines: list[Line]) -> list[Line]:
+    """The lines that the log here lacks, which has to begin as they do."""
+    registered = registered_name(environment, model)
+    numbers = [line.number for line in lines]
+    if numbers != sorted(set(numbers)):
+        raise UsageError(f"the entries of {registered} are not in order, or one is there twice: nothing was imported")
+    if len(_gaps(lines)) > _MOST_GAPS:
+        raise UsageError(
+            f"{registered}: more than {_MOST_GAPS} numbers below {numbers[-1]} belong to no entry: nothing was imported"
+        )
+    log = store.log(environment, model)
+    here = [_fields(entry) for entry in log.entries()]
+    there = [_fields(line) for line in lines]
+    common = min(len(here), len(there))
+    if here[:common] != there[:common]:
+        first = next(number for number, pair in enumerate(zip(here, there, strict=False)) if pair[0] != pair[1])
+        raise Refused(
+            f"{registered} has another history here, from entry {here[first]['number']} on; nothing was imported. "
+            "A log can only be moved to where there is none"
+        )
+    by_hand = [number for number in log.foreign if number not in _gaps(lines)]
+    if by_hand:
+        raise Refused(
+            f"{registered} holds versions that are no entries ({', '.join(map(str, by_hand))}): nothing was imported. "
+            "Delete that registered model if nothing uses it"
+        )
+    return lines[common:]
+
+
+def _gaps(lines: list[Line]) -> set[int]:
+    """Numbers that are no entries: of versions that somebody deleted or registered by hand; more than a hundred of
+    them are not all listed."""
+    known = {line.number for line in lines}
+    return set(itertools.islice((n for n in range(1, lines[-1].number) if n not in known), _MOST_GAPS + 1))
+
+
+def _fields(entry: Entry) -> dict[str, object]:
+    return {name: getattr(entry, name) for name in Entry.model_fields if name not in ("source", "link")}
+
+
+def _folders(
+    store: Store, key: tuple[str, str], lines: list[Line], files: Path | None, scratch: Path
+) -> Iterator[tuple[str, tuple[str, Path]]]:
+    """The name of each folder with files, to the source that it was downloaded from, "" where it was not, and to the
+    folder, checked; for all that can be found."""
+    environment, model = key
+    candidates = list(store.candidates(model)) if lines else []
+    for name, line in {_folder(line): line for line in lines if line.kind != "approve"}.items():
+        what = f"the files of sha256 {line.sha256}"
+        if files is not None and (files / name).is_dir():
+            _check(files / name, line, what)
+            yield name, ("", files / name)
+            continue
+        sources = store.files.own_copies(environment, model, line.sha256)
+        sources += [candidate.source for candidate in candidates if candidate.sha256 == line.sha256]
+        if sources:
+            try:
+                found = store.files.obtain(sources, line, scratch / name)
+            except Refused as error:
+                raise Refused(f"{what}: {error}") from None
+            yield name, (found.source, found.folder)
+
+
+def _append(
+    store: Store, key: tuple[str, str], lines: list[Line], folders: dict[str, tuple[str, Path]], scratch: Path
+) -> None:
+    environment, model = key
+    sha256 = {_folder(line): line.sha256 for line in lines}
+    sources = {
+        name: source
+        if source in store.files.own_copies(environment, model, sha256[name])
+        else store.files.keep(environment, model, sha256[name], folder, scratch / name)
+        for name, (source, folder) in folders.items()
+    }
+    placed = [
+        {**_fields(line), "source": sources[_folder(line)] if line.kind != "approve" else approval_source(line.sha256)}
+        for line in lines
+    ]
+    store.place(environment, model, map(Entry.model_validate, placed))

@@ -1,0 +1,1 @@
+"""The log and the files of versions, kept in MLflow."""

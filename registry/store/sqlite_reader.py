@@ -1,0 +1,143 @@
+"""What `onward status` and every `dvc repro` ask of the embedded store, read from its SQLite file: in a few
+milliseconds, where importing MLflow and opening the store with it takes seconds.
+
+MLflow promises nothing of its tables, so nothing is ever written, and where they say nothing, None is the answer, and
+MLflow is asked. The registry's are read in the one revision alone that this was written for.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from onward.registry.store.connection import tracking_uri
+from onward.registry.store.newest_run import MARK, to_reason
+from onward.registry.store.schema import Overview
+from onward.registry.uri import sqlite_file
+
+Answer = TypeVar("Answer")
+
+# Of MLflow 3.17.2, by its table alembic_version; a test compares it with that of a store that MLflow makes.
+REVISION = "dc11669786a5"
+
+_ALIASES = "SELECT name, alias, version FROM registered_model_aliases WHERE workspace = 'default'"
+# Prompts are registered models to MLflow, and left out by its search, too.
+_MODELS = """
+    SELECT name FROM registered_models WHERE workspace = 'default' AND name NOT IN (
+        SELECT name FROM registered_model_tags
+        WHERE workspace = 'default' AND key = 'mlflow.prompt.is_prompt' AND lower(value) = 'true')
+"""
+_NEWEST = """
+    SELECT name, max(version) AS version, creation_time, current_stage, source, run_link FROM model_versions
+    WHERE workspace = 'default' AND current_stage <> 'Deleted_Internal' GROUP BY name, current_stage
+"""
+_TAGS = f"""
+    SELECT tag.name, tag.version, tag.key, tag.value FROM model_version_tags AS tag JOIN ({_NEWEST}) AS newest
+    ON tag.workspace = 'default' AND tag.name = newest.name AND tag.version = newest.version
+"""
+# Those that registry/store/newest_run.py asks MLflow for.
+_FAILED = f"""
+    SELECT model.value, reason.value FROM tags AS newest
+    JOIN runs ON runs.run_uuid = newest.run_uuid AND runs.lifecycle_stage = 'active'
+    JOIN experiments AS e ON e.experiment_id = runs.experiment_id AND e.lifecycle_stage = 'active'
+        AND e.workspace = 'default'
+    JOIN tags AS role ON role.key = 'onward.role' AND role.run_uuid = newest.run_uuid AND role.value = 'model'
+    JOIN tags AS status ON status.key = 'onward.status' AND status.run_uuid = newest.run_uuid
+        AND status.value = 'failed'
+    JOIN tags AS model ON model.key = 'onward.model' AND model.run_uuid = newest.run_uuid
+    LEFT JOIN tags AS reason ON reason.key = 'onward.reason' AND reason.run_uuid = newest.run_uuid
+    WHERE newest.key = '{MARK}' AND newest.value = 'true' ORDER BY runs.start_time
+"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A layout.Version, as far as a glance goes."""
+
+    name: str
+    version: int
+    creation_timestamp: int
+    current_stage: str
+    source: str
+    run_link: str | None
+    tags: Mapping[str, str]
+
+
+def read() -> dict[str, Overview] | None:
+    """The newest versions and the aliases of all registered models of the store in use, or None where the store is not
+    an SQLite file whose tables are known, or its file cannot be read just now.
+
+    Raises:
+        UsageError: no store is named, and there is no checkout to have one.
+    """
+    return _asked(_read)
+
+
+def failures() -> dict[str, str] | None:
+    """The models whose newest pipeline run failed, each with the reason; None as `read` has it.
+
+    Raises:
+        UsageError: as `read`.
+    """
+    return _asked(_failed)
+
+
+def _asked(question: Callable[[sqlite3.Connection], Answer]) -> Answer | None:
+    uri = tracking_uri()
+    elsewhere = any(os.environ.get(name) for name in ("MLFLOW_REGISTRY_URI", "MLFLOW_WORKSPACE"))
+    file = sqlite_file(uri)
+    if elsewhere or file is None or "?" in uri:
+        return None
+    try:
+        with closing(_opened(file, timeout=1)) as tables:
+            tables.execute("BEGIN")  # all that is read is of one moment
+            return question(tables) if _revision(tables) == REVISION else None
+    except sqlite3.Error:
+        return None
+
+
+def experiment(name: str) -> tuple[str, str] | None:
+    """Id and creation time of an active experiment; None where the store is no SQLite file, or has none."""
+    file = sqlite_file(tracking_uri())
+    if file is None or not file.is_file():
+        return None
+    query = "SELECT experiment_id, creation_time FROM experiments WHERE name = ? AND lifecycle_stage = 'active'"
+    try:
+        with closing(_opened(file, timeout=5)) as tables:
+            row = tables.execute(query, (name,)).fetchone()
+    except sqlite3.Error:
+        return None  # another schema than today's MLflow's: its client will know
+    return (str(row[0]), str(row[1])) if row else None
+
+
+def _opened(file: Path, timeout: float) -> sqlite3.Connection:
+    """A connection that can only read, and begins no transaction by itself."""
+    address = f"{file.absolute().as_uri()}?mode=ro"
+    return sqlite3.connect(address, uri=True, timeout=timeout, isolation_level=None)
+
+
+def _revision(tables: sqlite3.Connection) -> str:
+    return str(tables.execute("SELECT group_concat(version_num) FROM alembic_version").fetchone()[0])
+
+
+def _read(tables: sqlite3.Connection) -> dict[str, Overview]:
+    aliases: defaultdict[str, dict[str, int]] = defaultdict(dict)
+    for name, alias, version in tables.execute(_ALIASES):
+        aliases[name][alias] = version
+    tags: defaultdict[tuple[str, int], dict[str, str]] = defaultdict(dict)
+    for name, version, key, value in tables.execute(_TAGS):
+        tags[name, version][key] = value
+    newest: defaultdict[str, list[Row]] = defaultdict(list)
+    for name, version, created, stage, source, link in tables.execute(f"{_NEWEST} ORDER BY version DESC"):
+        newest[name].append(Row(name, version, created, stage, source, link, tags[name, version]))
+    return {name: Overview(tuple(newest[name]), aliases[name]) for (name,) in tables.execute(_MODELS)}
+
+
+def _failed(tables: sqlite3.Connection) -> dict[str, str]:
+    return {model: to_reason(reason) for model, reason in tables.execute(_FAILED)}

@@ -1,0 +1,373 @@
+"""Evidence into MLflow: a run a model, a child run and a logged model a variant, one version for the chosen bytes.
+
+Recording is idempotent by content, and resumes: every run, logged model and version is looked up by a tag before it is
+made, so that a process killed at any moment leaves what the next one completes, and never a finished run that is not
+whole. The parent's status FINISHED is written last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onward.registry.artifact.manifest import manifest_digest
+from onward.registry.artifact.serving_plan import MODEL, Served, Serving, of_winners, version_digest
+from onward.registry.errors import Refused, UsageError
+from onward.registry.evidence.records import TensorSpec
+from onward.registry.evidence.reports import Evidence, PublishReport
+from onward.registry.inference.servable import Servable, examine
+from onward.registry.store import newest_run, relocate, sqlite_reader
+from onward.registry.store.artifacts import SERVED_AS, Files, served
+from onward.registry.store.connection import (
+    as_default,
+    connect,
+    ensure_experiment,
+    reachable,
+    settle_process,
+    tracking_uri,
+)
+from onward.registry.text import markdown
+from onward.registry.tracking.metrics import Entry, entries, flatten, graph_params, label, sentence, version_tags
+from onward.registry.trust.identity import who
+from onward.registry.uri import without_credentials
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel, Run
+    from mlflow.entities.model_registry import ModelVersion
+
+# The store's own limits for one batch.
+_METRICS, _PARAMS, _TAGS = 1000, 100, 100
+_LONGEST_PARAM, _LONGEST_TAG = 6000, 5000
+
+
+@dataclass(frozen=True)
+class Publication:
+    """What `publish` is given.
+
+    `root`: the folder that the evidence's file paths are relative to. `params`: the model's effective settings.
+    `context`: what is true of this run and not of the model (commit, machine); becomes tags. `bundle`: a folder with
+    inputs.npz, outputs.npz and tolerance.json. `reports`: the folder with a `<stage>/report.json` for each stage.
+    `fault`: why the chosen bytes gave no answers to record.
+    """
+
+    root: Path
+    experiment: str
+    evidence: Evidence
+    params: Mapping[str, Any]
+    context: Mapping[str, str]
+    bundle: Path | None
+    reports: Path
+    inputs: list[TensorSpec]
+    outputs: list[TensorSpec]
+    fault: str = ""
+
+    def content(self, fault: str = "") -> str:
+        """What makes this publication the same as another: the evidence, the settings, and why it was not registered
+        (`fault`); not the context."""
+        digest = hashlib.sha256(self.evidence.model_dump_json().encode())
+        digest.update(json.dumps(self.params, sort_keys=True, default=str).encode())
+        digest.update(fault.encode())
+        return digest.hexdigest()
+
+
+def store_identity(experiment: str) -> dict[str, str]:
+    """What identifies the tracking store in use, without credentials; the experiment is made if there is none.
+
+    A new or emptied store has another identity.
+
+    Raises:
+        StoreUnreachable: the store did not answer.
+    """
+    settle_process()
+    found = sqlite_reader.experiment(experiment)
+    if found is None:
+        relocate.require_here()
+        client = connect()
+        number = ensure_experiment(client, experiment)
+        with reachable():
+            found = number, str(client.get_experiment(number).creation_time)
+    return {
+        "store": without_credentials(tracking_uri()),
+        "experiment": experiment,
+        "experiment_id": found[0],
+        "created": found[1],
+    }
+
+
+def publish(publication: Publication) -> PublishReport:
+    """Record a model's evidence; register a version if nothing failed and its folder can be served.
+
+    The folder is checked before anything is written (registry/inference/servable.py). The same evidence again changes
+    nothing; the same bytes, served in the same way, measured again add a run, never a version.
+
+    Raises:
+        StoreUnreachable: the store did not answer; the next call completes what this one began.
+        UsageError: the model's name cannot be a registered model's.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", publication.evidence.model):
+        raise UsageError(f"{publication.evidence.model!r} is no name for a model: letters, digits, - and _")
+    settle_process()
+    relocate.require_here()
+    client = connect()
+    experiment = ensure_experiment(client, publication.experiment)
+    with tempfile.TemporaryDirectory() as temporary:
+        version = _prepare(publication, Path(temporary) / "model")
+        with reachable():
+            return _Recorder(client, experiment, publication, version).record()
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """The version as it will be uploaded: its folder, the sha256 that it carries, and whether it can be served."""
+
+    folder: Path
+    sha256: str = ""
+    servable: Servable = field(default_factory=Servable)
+
+
+def _prepare(publication: Publication, folder: Path) -> _Prepared:
+    """Build the folder of the chosen bytes with all that a version holds, and check it."""
+    evidence, chosen = publication.evidence, publication.evidence.select
+    if evidence.failures():
+        return _Prepared(folder)
+    if publication.fault:
+        return _Prepared(folder, servable=Servable(fault=publication.fault))
+    name = label(chosen.variant, chosen.runtime)
+    entry = next(entry for entry in entries(evidence, publication.root, publication.params) if entry.name == name)
+    serving, others = of_winners(chosen.winners, publication.root)
+    try:
+        _build(publication, entry, folder, publication.bundle, serving, others)
+    except Refused as error:
+        return _Prepared(folder, servable=Servable(fault=str(error)))
+    sha256 = version_digest(chosen.winners)
+    return _Prepared(folder, sha256, examine(folder, sha256, entry.provider))
+
+
+def _build(
+    publication: Publication,
+    entry: Entry,
+    folder: Path,
+    bundle: Path | None,
+    serving: Serving,
+    others: Mapping[str, Sequence[Path]],
+) -> None:
+    from onward.registry.artifact.mlflow_model import build_folder
+
+    inputs, outputs = publication.inputs, publication.outputs
+    build_folder(folder, entry.files, inputs, outputs, entry.provider, bundle, serving, others)
+
+
+class _Recorder:
+    def __init__(self, client: MlflowClient, experiment: str, publication: Publication, version: _Prepared) -> None:
+        self.client = client
+        self.experiment = experiment
+        self.publication = publication
+        self.evidence = publication.evidence
+        self.version = version
+        fault = version.servable.fault
+        self.key = publication.content(fault)
+        failures = [f"{failed.stage}: {failed.reason}" for failed in self.evidence.failures()]
+        if fault:
+            failures.append(f"publish: the version cannot be served: {fault}")
+        self.failures = "; ".join(failures)
+
+    def record(self) -> PublishReport:
+        chosen = self.evidence.select
+        servable = self.version.servable
+        parent = self._run(self.evidence.model, {"onward.role": "model"})
+        children = {}
+        report = PublishReport(
+            model=self.evidence.model, status="failed" if servable.fault else "passed", run_id=parent.info.run_id
+        )
+        finished = parent.info.status in ("FINISHED", "FAILED") and "onward.whole" in parent.data.tags
+        models: dict[str, LoggedModel] = {}
+        for entry in entries(self.evidence, self.publication.root, self.publication.params):
+            child = self._run(
+                f"{self.evidence.model} {entry.name}",
+                {"onward.role": "variant", "onward.variant": entry.name, "mlflow.parentRunId": parent.info.run_id},
+            )
+            children[entry.name] = child.info.run_id
+            is_chosen = entry.name == label(chosen.variant, chosen.runtime)
+            if not finished:
+                self._figures(child, entry)
+            if entry.files and not (is_chosen and servable.fault):
+                models[entry.name] = self._logged_model(child, entry, is_chosen and not self.failures)
+            if not finished:
+                self.client.set_terminated(child.info.run_id, "FAILED" if entry.status == "failed" else "FINISHED")
+        report.variants = children
+        if self.failures:
+            report.reason = f"{newest_run.NOTHING}{self.failures}"
+        else:
+            report.sha256 = self.version.sha256
+            if servable.batches:
+                report.findings = [f"predict_batches cannot be used: {servable.batches}"]
+            model = models[label(chosen.variant, chosen.runtime)]
+            report.version = self._version(parent.info.run_id, model, report.sha256)
+        if not finished:
+            self._parent(parent, report)
+        newest_run.mark(self.client, self.evidence.model, report.run_id)
+        return report
+
+    def _run(self, name: str, tags: dict[str, str]) -> Run:
+        """The run of this content with these tags, made if there is none."""
+        wanted = {
+            "onward.content": self.key,
+            "onward.model": self.evidence.model,
+            **tags,
+        }
+        found = self.client.search_runs(
+            [self.experiment], " and ".join(f"tags.`{key}` = '{value}'" for key, value in wanted.items()), max_results=1
+        )
+        if found:
+            return found[0]
+        return self.client.create_run(self.experiment, run_name=name, tags={**wanted, **self.publication.context})
+
+    def _figures(self, run: Run, entry: Entry) -> None:
+        tags = {"onward.status": entry.status, "onward.reason": entry.reason}
+        self._log(run.info.run_id, entry.metrics, entry.params, tags)
+
+    def _log(
+        self, run_id: str, metrics: Mapping[str, float], params: Mapping[str, str], tags: Mapping[str, str]
+    ) -> None:
+        """Log in batches, at a fixed time and step: logged again, it is the same and no second point."""
+        from mlflow.entities import Metric, Param, RunTag
+
+        unfit = sorted(key for key, value in metrics.items() if not math.isfinite(value))
+        if unfit:
+            tags = {**tags, "onward.not_finite": ", ".join(unfit)}
+        points = [Metric(key, value, 0, 0) for key, value in metrics.items() if key not in unfit]
+        settings = [Param(key, str(value)[:_LONGEST_PARAM]) for key, value in params.items()]
+        labels = [RunTag(key, str(value)[:_LONGEST_TAG]) for key, value in tags.items() if value]
+        for start in range(0, max(len(points), 1), _METRICS):
+            self.client.log_batch(run_id, metrics=points[start : start + _METRICS])
+        for start in range(0, max(len(settings), 1), _PARAMS):
+            self.client.log_batch(run_id, params=settings[start : start + _PARAMS])
+        for start in range(0, max(len(labels), 1), _TAGS):
+            self.client.log_batch(run_id, tags=labels[start : start + _TAGS])
+
+    def _logged_model(self, run: Run, entry: Entry, chosen: bool) -> LoggedModel:
+        """The variant's logged model, whole: one that an interrupted upload left is thrown away."""
+        from mlflow.entities import LoggedModelOutput, LoggedModelStatus
+
+        for model in self.client.search_logged_models(
+            [self.experiment], f"tags.`onward.content` = '{self.key}' and tags.`onward.variant` = '{entry.name}'"
+        ):
+            if model.status == LoggedModelStatus.READY:
+                return model
+            self.client.delete_logged_model(model.model_id)
+        model = self.client.create_logged_model(
+            self.experiment,
+            name=f"{self.evidence.model}-{entry.name}",
+            source_run_id=run.info.run_id,
+            tags={
+                "onward.content": self.key,
+                "onward.model": self.evidence.model,
+                "onward.variant": entry.name,
+                **({"manifest": manifest_digest(self.version.folder)} if chosen else {}),
+            },
+            params={key: value[:500] for key, value in entry.params.items()},
+            model_type="onnx",
+        )
+        if chosen:
+            self.client.log_model_artifacts(model.model_id, str(self.version.folder))
+        else:
+            serving = Serving({entry.runtime: Served(file=MODEL, provider=entry.provider, options=entry.options)})
+            with tempfile.TemporaryDirectory() as temporary:
+                folder = Path(temporary) / "model"
+                _build(self.publication, entry, folder, None, serving, {})
+                self.client.log_model_artifacts(model.model_id, str(folder))
+        self.client.log_outputs(run.info.run_id, [LoggedModelOutput(model.model_id, 0)])
+        return self.client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+
+    def _version(self, run_id: str, model: LoggedModel, sha256: str) -> int:
+        """The registered version that holds these bytes and serves them in this way, made if there is none."""
+        from mlflow.exceptions import MlflowException
+
+        name = self.evidence.model
+        try:
+            self.client.get_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            self.client.create_registered_model(name)
+        serving = served(self.version.folder)
+        tags = {**version_tags(self.evidence), "sha256": sha256, "run_id": run_id, SERVED_AS: serving}
+        if self.version.servable.batches:
+            tags["batches"] = f"no: {self.version.servable.batches}"
+        same = [v for v in self.client.search_model_versions(f"name = '{name}'") if v.tags.get("sha256") == sha256]
+        known = [version for version in same if self._served(version) == serving]
+        if known:
+            version = min(known, key=lambda v: int(v.version))
+            if "instruction_sets" in tags:  # of every kind of host that these bytes were measured on
+                before = version.tags.get("instruction_sets", "").split("; ")
+                kinds = dict.fromkeys([*filter(None, before), tags["instruction_sets"]])
+                tags["instruction_sets"] = "; ".join(kinds)
+            for key, value in tags.items():
+                if version.tags.get(key) != value:
+                    self.client.set_model_version_tag(name, version.version, key, value)
+            return int(version.version)
+        with as_default(self.client):
+            made = self.client.create_model_version(
+                name,
+                source=f"models:/{model.model_id}",
+                run_id=run_id,
+                model_id=model.model_id,
+                tags={**tags, "manifest": model.tags["manifest"], "published_by": who()},
+                description=markdown(sentence(self.evidence)),
+            )
+        return int(made.version)
+
+    def _served(self, version: ModelVersion) -> str | None:
+        """How a registered version is served: see files.served. Those of before this tag are looked at, once."""
+        if SERVED_AS in version.tags:
+            return str(version.tags[SERVED_AS])
+        with tempfile.TemporaryDirectory() as temporary:
+            try:
+                return served(Files(self.client).fetch(str(version.source), Path(temporary)))
+            except Refused:  # its files are gone: nothing can be served as it was
+                return None
+
+    def _parent(self, parent: Run, report: PublishReport) -> None:
+        from onward.registry.tracking.plots import draw_plots
+
+        evidence, run_id = self.evidence, parent.info.run_id
+        tried = list(entries(evidence, self.publication.root, self.publication.params))
+        chosen = label(evidence.select.variant, evidence.select.runtime)
+        winner = next((entry for entry in tried if entry.name == chosen), None)
+        metrics = dict(winner.metrics) if winner else {}
+        metrics["variants_tried"] = len(tried)
+        metrics["variants_fit"] = sum(entry.status == "passed" for entry in tried)
+        if evidence.train.quality is not None:
+            metrics["trained_quality"] = evidence.train.quality
+        params = {**graph_params(evidence), **flatten(self.publication.params)}
+        if winner:
+            params |= {**winner.params, "variant": evidence.select.variant}
+        tags = {
+            "onward.status": "failed" if self.failures else "passed",
+            "onward.reason": report.reason,
+            "onward.sha256": report.sha256,
+            "onward.version": str(report.version or ""),
+            "mlflow.note.content": markdown(report.reason if self.failures else sentence(evidence)),
+        }
+        self._log(run_id, metrics, params, tags)
+        for path in sorted(self.publication.reports.glob("*/report.json")):
+            if path.parent.name != "publish":
+                self.client.log_text(run_id, path.read_text(), f"reports/{path.parent.name}.json")
+        if self.publication.bundle is not None:
+            self.client.log_artifacts(run_id, str(self.publication.bundle), "validation")
+        samples = self.publication.reports / "benchmark" / "samples.parquet"
+        if samples.is_file():
+            self.client.log_artifact(run_id, str(samples), "reports")
+        with tempfile.TemporaryDirectory() as temporary:
+            for plot in draw_plots(evidence, Path(temporary)):
+                self.client.log_artifact(run_id, str(plot), "plots")
+        self.client.set_tag(run_id, "onward.whole", "true")
+        self.client.set_terminated(run_id, "FAILED" if self.failures else "FINISHED")

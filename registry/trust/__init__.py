@@ -1,0 +1,1 @@
+"""Who acted, and the signatures that prove it."""

@@ -1,0 +1,1 @@
+"""What params.yaml may contain, and how a stage reads its part of it."""

@@ -1,0 +1,194 @@
+"""Reads params.yaml, typed: every mistake in it is one line with the path into the file, before any stage computes."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from onward.registry import yaml_text
+from onward.registry.errors import NotReady, UsageError
+from onward.registry.gates import policy
+from onward.stages.config import paths
+from onward.stages.config.schema import Dim, Input, ModelParams, Output, Params, suggestion
+
+RESERVED = {"params", "host", "tracking"}
+
+_MODEL = ("build", "onnx", "inputs", "outputs", "dims", "seed")
+_CHECK = (*_MODEL, "cases", "tolerance", "verify")
+
+# What each stage reads of its model's settings: nothing else can be reached through `section`.
+READS: dict[str, tuple[str, ...]] = {
+    "train": (*_MODEL, "train", "weights", "samples", "quality", "quality_floor"),
+    "data": ("samples", "quality", "inputs", "data"),
+    "export": (*_MODEL, "cases", "export"),
+    "verify": (*_CHECK, "export", "quality", "fidelity"),
+    "optimize": (*_CHECK, "optimize"),
+    "quantize": (*_CHECK, "quality", "fidelity", "budget", "quantize"),
+    "benchmark": (*_CHECK, "quality", "fidelity", "budget", "benchmark"),
+    "select": ("budget", "tolerance", "dims", "quality", "fidelity"),
+    "publish": ("inputs", "outputs", "dims", "tolerance", "budget"),
+}
+
+
+def read(path: Path | None = None) -> Params:
+    """Read and check params.yaml.
+
+    Raises:
+        UsageError: one line for each mistake, each with the path into the file.
+    """
+    path = path or paths.root() / "params.yaml"
+    raw = _parse(path)
+    problems = _merge_defaults(raw)
+    params = None
+    try:
+        params = Params.model_validate(raw)
+    except ValidationError as error:
+        first: dict[str, str] = {}  # a union's branches each have an error: the first says enough
+        for item in error.errors(include_url=False):
+            first.setdefault(*_explain(item, raw))
+        problems += [f"{where}: {message}" for where, message in first.items()]
+    if params is not None:
+        for name, model in params.models.items():
+            problems += [f"models.{name}{'.' if at else ''}{at}: {what}" for at, what in model.problems()]
+    try:
+        policy.parse(raw.get("environments"))
+    except UsageError as error:
+        problems += [line.removeprefix("params.yaml: ") for line in str(error).splitlines()]
+    if problems or params is None:
+        raise UsageError("\n".join(f"{path.name}: {problem}" for problem in dict.fromkeys(problems)))
+    return params
+
+
+def section(model: str, stage: str, params: Params | None = None) -> ModelParams:
+    """The settings of `model` that `stage` reads; any other attribute raises AttributeError.
+
+    Raises:
+        UsageError: params.yaml is wrong, or holds no such model.
+    """
+    params = params or read()
+    if model not in params.models:
+        raise UsageError(
+            f"params.yaml: models.{model}: there is no such model"
+            + (suggestion(model, params.models) or f"; there are {', '.join(params.models)}")
+        )
+    whole = params.models[model]
+    part = ModelParams.model_construct(**{name: getattr(whole, name) for name in READS[stage]})
+    for name in set(ModelParams.model_fields) - set(READS[stage]):
+        part.__dict__.pop(name, None)
+    return part
+
+
+def resolve(name: str, key: str = "", wants: str = "a function") -> Any:
+    """Import `package.module:function`, or whatever else a key `wants` by such a name.
+
+    Raises:
+        NotReady: it does not import; `key` says where in params.yaml it was named.
+    """
+    module, _, attribute = name.partition(":")
+    where = f"params.yaml: {key}: " if key else ""
+    if str(paths.root()) not in sys.path:
+        sys.path.insert(0, str(paths.root()))
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except AttributeError:
+        raise NotReady(f"{where}{module} has no {attribute!r}; wanted: {wants}") from None
+    except Exception as error:
+        raise NotReady(f"{where}{module} does not import: {type(error).__name__}: {error}") from error
+    if wants == "a function" and not callable(found):
+        raise NotReady(f"{where}{name} is no function")
+    return found
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        raw = yaml_text.load(path, YAML(typ="safe", pure=True).load)
+    except FileNotFoundError:
+        raise UsageError(f"{path.name}: there is none in {path.parent.name}/") from None
+    except YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise UsageError(f"{path.name}:{line} {problem}") from None
+    except ValueError as error:  # of a date or a number that is none
+        raise UsageError(f"{path.name}: {error}") from None
+    if not isinstance(raw, dict):
+        raise UsageError(f"{path.name}: wants a mapping with the key models")
+    return raw
+
+
+def _merge_defaults(raw: dict[str, Any]) -> list[str]:
+    """Merge `defaults` below each model, in place; return what is wrong with them."""
+    defaults = raw.get("defaults") or {}
+    models: Any = raw.get("models")
+    problems = []
+    if not isinstance(defaults, dict):
+        return ["defaults: wants a mapping"]
+    for key in defaults:
+        if key not in ModelParams.model_fields:
+            problems.append(f"defaults.{key}: unknown key" + suggestion(str(key), ModelParams.model_fields))
+    for name in models if isinstance(models, dict) else ():
+        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", name):
+            problems.append(f"models.{name}: a model's name is letters, digits, - and _, 64 at most")
+        elif name in RESERVED:
+            problems.append(f"models.{name}: this name is taken: build/{name}/ belongs to the {name} stage")
+        if isinstance(models[name], dict):
+            models[name] = _merged(defaults, models[name])
+    return problems
+
+
+def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        old: Any = merged.get(key)
+        # inputs, outputs and dims are replaced whole: a default's dimension would haunt a model that has none.
+        nested = isinstance(old, dict) and isinstance(value, dict) and key not in ("inputs", "outputs", "dims")
+        merged[key] = _merged(old, value) if nested else value
+    return merged
+
+
+def _explain(error: Any, raw: dict[str, Any]) -> tuple[str, str]:
+    """(path into the file, what is wrong there) of one of pydantic's errors."""
+    where = ""
+    value: Any = raw
+    for part in error["loc"]:
+        if isinstance(part, int) and isinstance(value, list):
+            where += f"[{part}]"
+            value = value[part]
+        elif isinstance(value, dict):
+            where += f".{part}"
+            value = value.get(part)
+        else:
+            break  # pydantic's own name for a branch of a union, not a key of the file
+    kind, got = error["type"], error["input"]
+    if kind == "extra_forbidden":
+        message = "unknown key" + suggestion(str(error["loc"][-1]), _siblings(error["loc"]))
+    elif kind == "missing":
+        message = "this key is missing"
+    elif kind == "value_error":
+        message = error["msg"].removeprefix("Value error, ")
+    else:
+        message = error["msg"] + (f", not {got!r}" if isinstance(got, (str, int, float, type(None))) else "")
+    return where.lstrip("."), message
+
+
+def _siblings(loc: tuple[Any, ...]) -> Iterable[str]:
+    """The keys that are known where an unknown one was found."""
+    kind: Any = Params
+    if loc[0] == "models" and len(loc) == 3:
+        kind = ModelParams
+    elif loc[0] == "models" and len(loc) == 5:
+        kind = {"inputs": Input, "outputs": Output, "dims": Dim}.get(loc[2])
+    elif loc[0] == "models" and len(loc) == 4:
+        kind = ModelParams.model_fields[loc[2]].annotation
+    elif len(loc) == 2:
+        kind = Params.model_fields[loc[0]].annotation
+    return getattr(kind, "model_fields", {}).keys()

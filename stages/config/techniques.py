@@ -1,0 +1,116 @@
+"""Which techniques there are, one file each in optimizers/ and quantizers/, and what options each takes.
+
+All of it is read from their text, so that checking params.yaml imports none of them.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import functools
+import importlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from onward.stages.config.schema import Candidate
+
+Option = bool | int | float | str
+Options = Mapping[str, Option]
+
+_TRANSFORMS = Path(__file__).parent.parent / "transforms"
+FOLDERS = {"optimize": "optimizers", "quantize": "quantizers"}
+
+
+def names(stage: str) -> list[str]:
+    """The optimisers or quantisers there are."""
+    folder = _TRANSFORMS / FOLDERS[stage]
+    return sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
+
+
+def allowed(stage: str, name: str) -> dict[str, tuple[Option, ...]]:
+    """The options of a technique, each with its values, the default first. One value alone is a default that any
+    other value of its type may replace."""
+    found: dict[str, tuple[Option, ...]] = _literal(stage, name, "OPTIONS", {})
+    return found
+
+
+def accuracy_only(stage: str, name: str) -> tuple[str, ...]:
+    """The options of a technique that change what its graphs compute and not how long they take."""
+    found: tuple[str, ...] = _literal(stage, name, "ACCURACY_ONLY", ())
+    return found
+
+
+def problems(stage: str, candidates: Iterable[Candidate]) -> Iterable[tuple[str, str]]:
+    """(path below the model, message, what it should have been) of each candidate that there is not."""
+    from onward.stages.config.schema import suggestion
+
+    known = names(stage)
+    seen: list[Candidate] = []
+    for index, candidate in enumerate(candidates):
+        where = f"{stage}.candidates[{index}]"
+        if candidate in seen:
+            yield where, f"the same as {stage}.candidates[{seen.index(candidate)}]"
+        seen.append(candidate)
+        if candidate.name not in known:
+            missing = f"there is no stages/transforms/{FOLDERS[stage]}/{candidate.name}.py"
+            yield where, missing + suggestion(candidate.name, known)
+            continue
+        options = allowed(stage, candidate.name)
+        for option, value in candidate.options.items():
+            if option not in options:
+                there = f"; there are {', '.join(options)}" if options else "; it has none"
+                yield f"{where}.{option}", "no such option" + (suggestion(option, options) or there)
+            elif not _fits(value, options[option]):
+                yield f"{where}.{option}", f"{value!r} is none of {_words(options[option])}"
+
+
+def complete(stage: str, candidate: Candidate) -> dict[str, Option]:
+    """Every option of a candidate, the defaults included."""
+    defaults = {option: values[0] for option, values in allowed(stage, candidate.name).items()}
+    return defaults | candidate.options
+
+
+def label(stage: str, candidate: Candidate) -> str:
+    """The technique's name, and the options that are not at their defaults: what a variant is called."""
+    parts = [candidate.name]
+    for option, values in allowed(stage, candidate.name).items():
+        value = candidate.options.get(option, values[0])
+        if value != values[0]:
+            on_off = option if value is True else f"no_{option}"
+            parts.append(on_off if isinstance(value, bool) else value if isinstance(value, str) else f"{option}{value}")
+    return "-".join(parts)
+
+
+def module(stage: str, candidate: Candidate) -> ModuleType:
+    """The technique's own module. What it needs of other packages, it imports when it is called."""
+    return importlib.import_module(f"onward.stages.transforms.{FOLDERS[stage]}.{candidate.name}")
+
+
+def _literal(stage: str, name: str, constant: str, default: Any) -> Any:
+    return _literals(_TRANSFORMS / FOLDERS[stage] / f"{name}.py").get(constant, default)
+
+
+@functools.cache
+def _literals(path: Path) -> dict[str, Any]:
+    """The constants at a file's top level that are written out."""
+    found = {}
+    for node in ast.parse(path.read_text(), str(path)).body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id.isupper():
+            with contextlib.suppress(ValueError):  # computed: not for us
+                found[node.targets[0].id] = ast.literal_eval(node.value)
+    return found
+
+
+def _fits(value: Option, values: tuple[Option, ...]) -> bool:
+    if len(values) == 1:
+        return type(value) is type(values[0])
+    return any(type(value) is type(one) and value == one for one in values)  # True is no 1
+
+
+def _words(values: tuple[Option, ...]) -> str:
+    if len(values) == 1:
+        return f"the values of type {type(values[0]).__name__}"
+    return ", ".join(str(value).lower() if isinstance(value, bool) else str(value) for value in values)

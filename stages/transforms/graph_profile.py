@@ -1,0 +1,133 @@
+"""What kind of graph this is, and how large: which techniques are worth trying on it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+
+from onward.registry.artifact import onnx_file
+
+RECURRENT = {"LSTM", "GRU", "RNN"}
+CONVOLUTIONS = {"Conv", "ConvTranspose"}
+PRODUCTS = {"MatMul", "Gemm"}
+# What fused graphs hold in place of a softmax between two products of activations.
+ATTENTION = {"Attention", "MultiHeadAttention", "GroupQueryAttention"}
+
+
+@dataclass(frozen=True)
+class Traits:
+    """`products`, `convolutions` and `recurrent` are the bytes of their weights in float32; `multiplications` is what
+    one call costs at its typical sizes at most, weights alone (activation by activation is left out). `attention`:
+    there is a softmax, and a product of two activations. `folded`: PyTorch's exporter has left no node that follows
+    from weights alone."""
+
+    products: int = 0
+    convolutions: int = 0
+    recurrent: int = 0
+    multiplications: int = 0
+    attention: bool = False
+    softmax: bool = False
+    folded: bool = False
+    opset: int = 0
+
+    @property
+    def weights(self) -> int:
+        """Bytes of all weights that something is multiplied with."""
+        return self.products + self.convolutions + self.recurrent
+
+    @property
+    def kind(self) -> str:
+        """In a word: what most of the work is."""
+        if self.attention:
+            return "attention"
+        if self.recurrent:
+            return "recurrent"
+        if self.convolutions > self.products:
+            return "convolutional"
+        return "convolutional, then matrix products" if self.convolutions else "matrix products"
+
+    def __str__(self) -> str:
+        return (
+            f"{self.kind}; {self.weights / 1e6:.2f} MB of weights, {self.multiplications / 1e6:.3g} M multiplications"
+        )
+
+
+def describe(path: Path, sizes: Mapping[str, int]) -> Traits:
+    """Look at a graph, with its named dimensions at `sizes`."""
+    model = onnx_file.load_graph(path)
+    shapes = _shapes(model, sizes)
+    weights = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
+    constants = 0
+    for node in model.graph.node:  # what follows from weights alone is a weight that nobody has folded yet
+        if all(name in weights for name in node.input if name):
+            constants += node.op_type != "Constant"
+            weights |= {name: shapes.get(name, []) for name in node.output}
+    found = {"products": 0, "convolutions": 0, "recurrent": 0}
+    multiplications = 0
+    for node in model.graph.node:
+        group = _group(node)
+        size = sum(math.prod(weights[name]) for name in node.input if len(weights.get(name, [])) > 1)
+        if group and size:
+            found[group] += 4 * size
+            multiplications += size * _uses(group, node, shapes)
+    operators = {node.op_type for node in model.graph.node}
+    products = [node for node in model.graph.node if node.op_type == "MatMul"]
+    between = any(not set(node.input) & set(weights) for node in products)
+    return Traits(
+        **found,
+        multiplications=multiplications,
+        attention=bool(operators & ATTENTION) or ("Softmax" in operators and between),
+        softmax="Softmax" in operators,
+        folded=model.producer_name == "pytorch" and not constants,
+        opset=max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0),
+    )
+
+
+def _group(node: onnx.NodeProto) -> str:
+    if node.op_type in PRODUCTS | {"Attention"}:
+        return "products"
+    if node.op_type in CONVOLUTIONS:
+        return "convolutions"
+    return "recurrent" if node.op_type in RECURRENT else ""
+
+
+def _uses(group: str, node: onnx.NodeProto, shapes: Mapping[str, list[int]]) -> int:
+    """How often each weight is used in one call: once a row, position or step; once where a shape is unknown."""
+    if group == "convolutions":
+        shape = shapes.get(node.output[0], [])
+        return math.prod([*shape[:1], *shape[2:]])
+    shape = shapes.get(node.input[0], [])
+    return math.prod(shape[:2] if group == "recurrent" else shape[:-1])
+
+
+def _shapes(model: onnx.ModelProto, sizes: Mapping[str, int]) -> dict[str, list[int]]:
+    """Shapes of values, as far as ONNX infers them; weights' contents are of no account and left out."""
+    bare = onnx.ModelProto()
+    bare.CopyFrom(model)
+    for tensor in bare.graph.initializer:
+        if math.prod(tensor.dims) > 1024:
+            tensor.ClearField("raw_data")
+            tensor.ClearField("float_data")
+    for value in bare.graph.input:
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param in sizes:
+                dim.dim_value = sizes[dim.dim_param]
+    del bare.graph.value_info[:]
+    for value in bare.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    try:
+        bare = onnx.shape_inference.infer_shapes(bare, data_prop=True)
+    except onnx.shape_inference.InferenceError:
+        return {}
+    return dict(_known([*bare.graph.input, *bare.graph.value_info, *bare.graph.output]))
+
+
+def _known(values: Iterable[onnx.ValueInfoProto]) -> Iterable[tuple[str, list[int]]]:
+    for value in values:
+        dims = value.type.tensor_type.shape.dim
+        if value.type.tensor_type.HasField("shape") and all(dim.HasField("dim_value") for dim in dims):
+            yield value.name, [dim.dim_value for dim in dims]

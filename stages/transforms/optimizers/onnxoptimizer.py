@@ -1,0 +1,34 @@
+"""onnxoptimizer: identities out, transposes fused, BatchNorm into Conv.
+
+`guide` applies the eight passes of the ONNX export guide, `all` every fusion and elimination there is.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+
+from onward.registry.artifact.onnx_file import save
+from onward.stages.config.techniques import Options
+
+OPTIONS = {"passes": ("guide", "all")}
+
+GUIDE = [
+    "eliminate_identity",
+    "eliminate_nop_transpose",
+    "eliminate_nop_pad",
+    "eliminate_unused_initializer",
+    "fuse_consecutive_transposes",
+    "fuse_transpose_into_gemm",
+    "fuse_bn_into_conv",
+    "fuse_add_bias_into_conv",
+]
+
+
+def optimize(source: Path, target: Path, options: Options) -> None:
+    """Apply the passes, in order, once."""
+    import onnxoptimizer
+
+    passes = GUIDE if options["passes"] == "guide" else onnxoptimizer.get_fuse_and_elimination_passes()
+    save(onnxoptimizer.optimize(onnx.load(source), passes), target)

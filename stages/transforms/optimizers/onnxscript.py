@@ -1,0 +1,30 @@
+"""onnxscript's optimiser: folds constants, inlines functions, removes what is redundant.
+
+torch's exporter has applied it to its own exports already; graphs from elsewhere may gain.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+
+from onward.registry.artifact.onnx_file import save
+from onward.stages.config.techniques import Options
+from onward.stages.transforms.graph_profile import Traits
+from onward.stages.transforms.optimizers import FOLDED
+
+
+def unfit(graph: Traits, options: Options, runtimes: list[str]) -> str:
+    """Why there is nothing to fold."""
+    return FOLDED if graph.folded else ""
+
+
+def optimize(source: Path, target: Path, options: Options) -> None:
+    """Optimise a graph until nothing changes."""
+    import onnx_ir as ir
+    from onnxscript.optimizer import optimize as fold
+
+    model = ir.from_proto(onnx.load(source))
+    fold(model)
+    save(ir.to_proto(model), target)

@@ -1,0 +1,31 @@
+"""onnxsim: folds constants, infers shapes and removes what is redundant."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import onnx
+
+from onward.registry.artifact.onnx_file import save
+from onward.stages.config.techniques import Options
+from onward.stages.transforms.builder import NotApplicable
+from onward.stages.transforms.graph_profile import Traits
+from onward.stages.transforms.optimizers import FOLDED
+
+
+def unfit(graph: Traits, options: Options, runtimes: list[str]) -> str:
+    """Why there is nothing to simplify."""
+    return FOLDED if graph.folded else ""
+
+
+def optimize(source: Path, target: Path, options: Options) -> None:
+    """Simplify a graph. Its own check is one run on random inputs; the stage's checks are what counts."""
+    # Its training helpers import torch, which takes seconds and which simplifying has no use for.
+    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
+    import onnxsim
+
+    model, same = onnxsim.simplify(onnx.load(source))
+    if not same:
+        raise NotApplicable("onnxsim's own check found different outputs")
+    save(model, target)

@@ -1,0 +1,56 @@
+"""bfloat16 for matrix products, each between two casts: the range of float32, and fewer digits than float16 has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+
+from onward.registry.artifact.graph_nodes import nodes as nodes_of
+from onward.registry.artifact.onnx_file import save
+from onward.stages.config.techniques import Options
+from onward.stages.transforms.builder import NotApplicable
+from onward.stages.transforms.graph_profile import Traits
+from onward.stages.transforms.quantizers import Feed, givers, named, no_half
+
+NOT_ON_CPU = "ONNX Runtime multiplies bfloat16 on no CPU"
+
+
+def precision(options: Options) -> str:
+    return "bfloat16"
+
+
+def unfit(graph: Traits, options: Options, runtimes: list[str]) -> str:
+    """Why half precision cannot pay."""
+    return no_half(runtimes)
+
+
+def quantize(source: Path, target: Path, calibration: list[Feed], keep: list[str], options: Options) -> None:
+    """Convert the products with a constant matrix that are not kept; needs no calibration."""
+    model = named(source)
+    kept = givers(model, keep)
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    nodes = []
+    for node in model.graph.node:
+        if node.op_type != "MatMul" or node.input[1] not in weights or node.name in kept:
+            nodes.append(node)
+            continue
+        half = f"{node.input[1]}.bfloat16"
+        if half not in weights:
+            values = onnx.numpy_helper.to_array(weights[node.input[1]])
+            weights[half] = onnx.helper.make_tensor(half, onnx.TensorProto.BFLOAT16, values.shape, values.flatten())
+            model.graph.initializer.append(weights[half])
+        given, result = f"{node.output[0]}.given", f"{node.output[0]}.bfloat16"
+        cast = onnx.helper.make_node("Cast", [node.input[0]], [given], to=onnx.TensorProto.BFLOAT16)
+        back = onnx.helper.make_node("Cast", [result], [node.output[0]], to=onnx.TensorProto.FLOAT)
+        node.input[:] = [given, half]
+        node.output[:] = [result]
+        nodes += [cast, node, back]
+    if len(nodes) == len(model.graph.node):
+        raise NotApplicable("no product with a constant matrix is to be converted")
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    read = {name for node in nodes_of(model) for name in node.input}
+    for tensor in [t for t in model.graph.initializer if f"{t.name}.bfloat16" in weights and t.name not in read]:
+        model.graph.initializer.remove(tensor)
+    save(model, target)

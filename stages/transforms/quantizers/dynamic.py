@@ -1,0 +1,65 @@
+"""Dynamic int8: weights are int8 in the file, activations are quantised as they come, with a scale of their own.
+
+Convolutions are left in float: their dynamic form (ConvInteger) is slower than no quantisation. So are small tables of
+embeddings: a table of int8 makes nothing faster, only the file smaller, and all of it shares one scale. `reduce_range`
+leaves weights 7 bits, so that the sums of products cannot saturate in CPUs without VNNI.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import onnx
+
+from onward.stages.config.techniques import Options
+from onward.stages.transforms.graph_profile import Traits
+from onward.stages.transforms.quantizers import WORTHWHILE_SHARE, Feed, givers, named, quiet, too_small
+
+OPTIONS = {"scales": ("per_channel", "per_tensor"), "reduce_range": (False, True)}
+ACCURACY_ONLY = ("reduce_range",)
+COARSER = {"scales": ("per_tensor", "per_channel")}
+
+# A table with a smaller share of the weights is not worth its error.
+TABLE_SHARE = 0.05
+
+OPERATORS = ("MatMul", "Gemm", "LSTM", "Attention", "Gather", "EmbedLayerNormalization")
+
+
+def precision(options: Options) -> str:
+    return "int8"
+
+
+def unfit(graph: Traits, options: Options, runtimes: list[str]) -> str:
+    """Why int8 cannot pay."""
+    share = (graph.products + graph.recurrent) / max(graph.weights, 1)
+    if share < WORTHWHILE_SHARE:
+        return f"only {share:.0%} of the weights are matrix products; dynamic convolutions are slower than float"
+    return too_small(graph)
+
+
+def quantize(source: Path, target: Path, calibration: list[Feed], keep: list[str], options: Options) -> None:
+    """Quantise the weights of matrix products to signed int8; needs no calibration."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    quiet()
+    model = named(source)
+    quantize_dynamic(
+        model,
+        str(target),
+        per_channel=options["scales"] == "per_channel",
+        reduce_range=bool(options["reduce_range"]),
+        weight_type=QuantType.QInt8,
+        nodes_to_exclude=[*givers(model, keep), *_small_tables(model.graph)],
+        op_types_to_quantize=list(OPERATORS),
+        extra_options={"MatMulConstBOnly": True, "DefaultTensorType": 1},
+    )
+
+
+def _small_tables(graph: onnx.GraphProto) -> list[str]:
+    """Names of the Gathers that look things up in a small table."""
+    sizes = {weight.name: math.prod(weight.dims) for weight in graph.initializer}
+    smallest = TABLE_SHARE * sum(sizes.values())
+    return [
+        node.name for node in graph.node if node.op_type == "Gather" and sizes.get(node.input[0], smallest) < smallest
+    ]

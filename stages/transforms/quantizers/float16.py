@@ -1,0 +1,28 @@
+"""Half precision throughout, inputs and outputs as they were."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from onward.registry.artifact.onnx_file import save
+from onward.stages.config.techniques import Options
+from onward.stages.transforms.graph_profile import Traits
+from onward.stages.transforms.quantizers import Feed, givers, named, no_half, quiet
+
+
+def precision(options: Options) -> str:
+    return "float16"
+
+
+def unfit(graph: Traits, options: Options, runtimes: list[str]) -> str:
+    """Why half precision cannot pay."""
+    return no_half(runtimes)
+
+
+def quantize(source: Path, target: Path, calibration: list[Feed], keep: list[str], options: Options) -> None:
+    """Convert what is not kept; needs no calibration."""
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    quiet()
+    model = named(source)
+    save(convert_float_to_float16(model, keep_io_types=True, node_block_list=givers(model, keep)), target)

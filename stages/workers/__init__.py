@@ -1,0 +1,1 @@
+"""Processes of their own that run models, and the client that talks to them."""
