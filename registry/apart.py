@@ -10,8 +10,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import onward
-
 
 class Died(Exception):
     """The process gave no answer; the message says why. `last` is the last line that it printed."""
@@ -27,7 +25,7 @@ def ask(module: str, *arguments: str, timeout_s: float) -> dict[str, Any]:
     Raises:
         Died: it was killed by a signal, did not finish within `timeout_s`, or printed no such object.
     """
-    package = str(Path(onward.__file__).resolve().parent.parent)
+    package = str(Path(__file__).absolute().parents[2])
     path = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
     try:
         done = subprocess.run(
