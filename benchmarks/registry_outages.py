@@ -141,7 +141,7 @@ def outages(folder: Path, changes: int, seed: int) -> Iterator[Finding]:
 
 
 def _through(store: Store, proxy: Proxy, fault: str, count: int) -> Iterator[Finding]:
-    known = {entry.key for entry in store.log(ENVIRONMENT, MODEL).line.counted}
+    known = {entry.key for entry in store.log(ENVIRONMENT, MODEL).history.counted}
     said: dict[str, str] = {}
     longest = 0.0
     proxy.fault = fault
@@ -166,7 +166,7 @@ def _through(store: Store, proxy: Proxy, fault: str, count: int) -> Iterator[Fin
         if fault == "down":
             return
     proxy.fault = "none"
-    new = [entry for entry in store.log(ENVIRONMENT, MODEL).line.counted if entry.key not in known]
+    new = [entry for entry in store.log(ENVIRONMENT, MODEL).history.counted if entry.key not in known]
     counted = {entry.actor for entry in new}
     won = {actor for actor, answer in said.items() if answer == "won"}
     unsure = {actor for actor, answer in said.items() if answer == "unsure"}

@@ -37,7 +37,7 @@ def change(store: Store, number: int, actor: str) -> str:
         if number % 3 == 2:
             done = promotion.rollback(MODEL, ENVIRONMENT, reason="benchmark", actor=actor, store=store)
         else:
-            live = store.head(ENVIRONMENT, MODEL).line.live
+            live = store.head(ENVIRONMENT, MODEL).history.live
             version = 1 + (live.candidate_version if live else 0) % VERSIONS
             done = promotion.promote(MODEL, ENVIRONMENT, version, reason="benchmark", actor=actor, store=store)
     except LostRace:
@@ -75,7 +75,7 @@ def _read_often(place: tuple[str, str], stop: Any, answers: Any) -> None:
     seen: list[Any] = []
     while not stop.is_set():
         log = store.log(ENVIRONMENT, MODEL)
-        counted = [entry.key for entry in log.line.counted]
+        counted = [entry.key for entry in log.history.counted]
         if not seen or counted != seen[-1]:
             seen.append(counted)
     answers.put(seen)
@@ -101,16 +101,16 @@ def race(context: Any, processes: int, changes: int) -> Iterator[Finding]:
     said = Counter(answer for _, answer, _ in told)
     errors = {answer: count for answer, count in said.items() if answer.startswith("error")}
     won = Counter(actor for actor, answer, _ in told if answer == "won")
-    counted = Counter(entry.actor for entry in log.line.counted)
-    final = [entry.key for entry in log.line.counted]
+    counted = Counter(entry.actor for entry in log.history.counted)
+    final = [entry.key for entry in log.history.counted]
     agree = sum(view == final[: len(view)] for view in seen)
     title = f"{processes} processes x {changes} changes"
     yield Finding(title, "no error but a lost race", _said(said) if not errors else str(errors), not errors)
     yield Finding(title, "entries counted = changes told won", f"{len(final)} = {won.total()}", counted == won)
-    yield Finding(title, "one live deployment", f"entry {log.line.base}", log.line.live is not None)
+    yield Finding(title, "one live deployment", f"entry {log.history.base}", log.history.live is not None)
     yield Finding(title, "every reader agrees", f"{agree} of {len(seen)} views", agree == len(seen))
-    marked = {entry.number for entry in log.line.lost} == log.marked
-    yield Finding(title, "every lost entry is marked", f"{len(log.marked)} of {len(log.line.lost)}", marked)
+    marked = {entry.number for entry in log.history.lost} == log.marked
+    yield Finding(title, "every lost entry is marked", f"{len(log.marked)} of {len(log.history.lost)}", marked)
     promotion.reconcile()
     drift = overview.status()[0].environments[0].drift
     yield Finding(title, "aliases agree at the end", f"{len(drift)} drifts", not drift)
@@ -140,7 +140,7 @@ def kill(context: Any, kills: int, seed: int) -> Iterator[Finding]:
     one = time.perf_counter() - start
     without_live = drifted = unhealed = entries = 0
     for number in range(kills):
-        before = store.head(ENVIRONMENT, MODEL).line.base
+        before = store.head(ENVIRONMENT, MODEL).history.base
         started = context.Event()
         process = context.Process(target=_change_until_killed, args=(_place(), number, started))
         process.start()
@@ -150,10 +150,10 @@ def kill(context: Any, kills: int, seed: int) -> Iterator[Finding]:
         os.kill(process.pid, signal.SIGKILL)
         process.join()
         log = store.log(ENVIRONMENT, MODEL)
-        entries += sum(entry.number > before for entry in log.line.counted)
+        entries += sum(entry.number > before for entry in log.history.counted)
         # The recorded inputs are run now and then only: that takes a process of its own.
         works = _loads(store) if number % 10 else overview.check(MODEL, ENVIRONMENT, store).met
-        without_live += log.line.live is None or not works
+        without_live += log.history.live is None or not works
         drifted += bool(overview.status(store)[0].environments[0].drift)
         change(store, number, "next")
         unhealed += bool(overview.status(store)[0].environments[0].drift)

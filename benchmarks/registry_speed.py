@@ -24,13 +24,13 @@ def grow(store: Store, model: str, entries: int) -> None:
     for version in (1, 2):
         add_candidate(store, model, version)
         promotion.promote(model, ENVIRONMENT, version, reason="benchmark", store=store)
-    line = store.log(ENVIRONMENT, model).line
+    line = store.log(ENVIRONMENT, model).history
     first, base = line.counted, line.base
     for number in range(entries - 2):
         draft = first[number % 2].model_copy(update={"base": base, "key": uuid.uuid4().hex})
         store._try_append(registered_name(ENVIRONMENT, model), draft)
         base += 1
-    assert store.head(ENVIRONMENT, model).line.base == entries
+    assert store.head(ENVIRONMENT, model).history.base == entries
     promotion.reconcile(store)
 
 
@@ -47,7 +47,7 @@ def latencies(lengths: tuple[int, ...], rounds: int) -> Iterator[Finding]:
             model = f"long{length}"
             took = _both(partial(promotion.rollback, model, ENVIRONMENT, reason="benchmark", store=store))
             times.setdefault(("rollback", length), []).append(took)
-            live = store.head(ENVIRONMENT, model).line.live
+            live = store.head(ENVIRONMENT, model).history.live
             other = 3 - live.candidate_version if live else 1
             took = _both(partial(promotion.promote, model, ENVIRONMENT, other, reason="benchmark", store=store))
             times.setdefault(("promote", length), []).append(took)

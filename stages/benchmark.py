@@ -30,15 +30,15 @@ from onward.stages.config.schema import Dim
 from onward.stages.measuring import scenarios
 from onward.stages.measuring.race import (
     LONG_CALL,
-    Contestant,
+    BenchmarkedVariant,
     Feed,
     Questions,
     Turn,
     blank,
     figures,
     race,
-    sitting_of,
-    told,
+    race_is_decided,
+    session_lifetime_of,
     turns_of,
 )
 from onward.stages.measuring.samples import Samples
@@ -143,30 +143,30 @@ class _Bench:
 
     def measure(self, state: RuntimeState) -> list[Measurement]:
         """Search among the variants on one runtime, and run the race."""
-        contestants = [
-            self._contestant(blank(name, state.runtime, PROVIDERS[state.runtime], precision, files=files))
+        competitors = [
+            self._competitor(blank(name, state.runtime, PROVIDERS[state.runtime], precision, files=files))
             for name, precision, files in candidates(self.model)
         ]
-        plain = contestants[0]
+        plain = competitors[0]
         self.questions.judge(plain)
         if not plain.standing:
             return [plain.result]
         begun = time.monotonic()
         calls = self._first_calls(plain)
-        finalists = self._search(plain, contestants[1:], calls) if calls else []
+        finalists = self._search(plain, competitors[1:], calls) if calls else []
         self.search_seconds += time.monotonic() - begun
         self._race(plain, finalists, calls)
-        for contestant in [plain, *finalists, *self._originals]:
-            figures(contestant, plain, self.feeds)
+        for competitor in [plain, *finalists, *self._originals]:
+            figures(competitor, plain, self.feeds)
         self._originals = []
         self._scenarios([plain, *finalists])
         self._drifts(plain)
-        for contestant in [*contestants, *finalists]:
-            contestant.worker.close()
-        tuned = [finalist.result for finalist in finalists if finalist not in contestants]
-        return [contestant.result for contestant in contestants] + tuned
+        for competitor in [*competitors, *finalists]:
+            competitor.worker.close()
+        tuned = [finalist.result for finalist in finalists if finalist not in competitors]
+        return [competitor.result for competitor in competitors] + tuned
 
-    def _first_calls(self, plain: Contestant) -> dict[str, float]:
+    def _first_calls(self, plain: BenchmarkedVariant) -> dict[str, float]:
         """Milliseconds of one call of the plain export, per size; empty where one came to nothing."""
         try:
             return {size: plain.worker.measure(feed.tensors, 0, 1)[0] for size, feed in self.feeds.items()}
@@ -174,7 +174,9 @@ class _Bench:
             plain.fail(failure.reason)
             return {}
 
-    def _search(self, plain: Contestant, others: list[Contestant], calls: Mapping[str, float]) -> list[Contestant]:
+    def _search(
+        self, plain: BenchmarkedVariant, others: list[BenchmarkedVariant], calls: Mapping[str, float]
+    ) -> list[BenchmarkedVariant]:
         """The variants to be measured in full; every other one is told why not. `calls` of the plain export take so
         many milliseconds."""
         bench = self.settings.benchmark
@@ -184,23 +186,23 @@ class _Bench:
             others, plain, self._feeds_under(LONG_CALL, calls), Turn(bench.round_seconds * SHORT, FEW_WARMUPS),
             bench.finalists, deadline, self.order, self.samples,
         )  # fmt: skip
-        finalists: list[Contestant] = []
-        for contestant in ranked:
-            result = contestant.result
+        finalists: list[BenchmarkedVariant] = []
+        for competitor in ranked:
+            result = competitor.result
             faster = {finalist.name: finalist.result.ratios["all"].value for finalist in finalists}
             out = why_out(result.ratios["all"].value, faster, bench.finalists, deadline)
             if out:
                 result.status = "not attempted"
                 result.reason = result.reason or out
-                contestant.worker.close()
+                competitor.worker.close()
                 continue
-            self.questions.judge(contestant)
-            if contestant.standing:
+            self.questions.judge(competitor)
+            if competitor.standing:
                 result.reason = "; ".join(self._faults(result))
-            if contestant.standing and not result.reason:
-                finalists.append(contestant)
+            if competitor.standing and not result.reason:
+                finalists.append(competitor)
             else:
-                contestant.worker.close()
+                competitor.worker.close()
         finalists += self._tuned([plain, *finalists], self._feeds_under(QUICK, calls), deadline)
         if deadline.over:
             self.findings.append(
@@ -209,7 +211,9 @@ class _Bench:
             )
         return finalists
 
-    def _tuned(self, finalists: list[Contestant], feeds: Mapping[str, Feed], deadline: Deadline) -> list[Contestant]:
+    def _tuned(
+        self, finalists: list[BenchmarkedVariant], feeds: Mapping[str, Feed], deadline: Deadline
+    ) -> list[BenchmarkedVariant]:
         """The best finalists with session options that help them, where any do."""
         plain, found = finalists[0], []
         for finalist in sorted(finalists, key=lambda c: c.ratio(plain).value)[:TUNED]:
@@ -231,37 +235,39 @@ class _Bench:
         limit = max(milliseconds, min(calls.values()))
         return {size: self.feeds[size] for size, call in calls.items() if call <= limit}
 
-    def _race(self, plain: Contestant, finalists: list[Contestant], calls: Mapping[str, float]) -> None:
+    def _race(self, plain: BenchmarkedVariant, finalists: list[BenchmarkedVariant], calls: Mapping[str, float]) -> None:
         """Rounds of all, and more of the variants alone where these tell too little: no original can be chosen."""
         bench, variants = self.settings.benchmark, [plain, *finalists]
         together = [*variants, *self._originals]
         lasting = turns_of({**calls, **plain.p50_ms}, self.feeds, bench.round_seconds, bench.warmup_runs)
-        sitting = sitting_of(together, lasting)
+        session_lifetime_rounds = session_lifetime_of(together, lasting)
 
-        def raced(of: list[Contestant], rounds: Iterable[int]) -> Iterator[None]:
-            for number in race(of, self.feeds, lasting, rounds, self.order, self.samples, "single stream", sitting):
+        def raced(of: list[BenchmarkedVariant], rounds: Iterable[int]) -> Iterator[None]:
+            for number in race(
+                of, self.feeds, lasting, rounds, self.order, self.samples, "single stream", session_lifetime_rounds
+            ):
                 if number % 4 == 3:
                     self._say(f"round {number + 1}, of {bench.rounds} at least")
                 yield
 
-        for contestant in together:
-            contestant.rounds.clear()
-            contestant.warmups.clear()
+        for competitor in together:
+            competitor.rounds.clear()
+            competitor.warmups.clear()
         self._say(f"{plain.result.runtime}: {bench.rounds} rounds of {', '.join(c.name for c in together)}")
         begun = time.monotonic()
         for _ in raced(together, range(bench.rounds)):
             pass
-        if not told(plain, finalists):
+        if not race_is_decided(plain, finalists):
             self._say(f"intervals are wide: more rounds of the variants, {bench.race_seconds:g} s in all at most")
             for _ in raced(variants, itertools.count(bench.rounds)):
-                if time.monotonic() - begun > bench.race_seconds or told(plain, finalists):
+                if time.monotonic() - begun > bench.race_seconds or race_is_decided(plain, finalists):
                     break
 
-    def _scenarios(self, contestants: list[Contestant]) -> None:
+    def _scenarios(self, competitors: list[BenchmarkedVariant]) -> None:
         """The other scenarios, for the plain export and the fastest of those that may win."""
-        standing = [c for c in contestants if c.standing and c.result.ratios]
+        standing = [c for c in competitors if c.standing and c.result.ratios]
         fastest = sorted(standing, key=lambda c: c.result.ratios["all"].value)[:1]
-        for runner in [c for c in contestants if c.standing and (c in fastest or c is contestants[0])]:
+        for runner in [c for c in competitors if c.standing and (c in fastest or c is competitors[0])]:
             self._say(f"{runner.result.runtime}: other scenarios for {runner.name}")
             try:
                 runner.result.scenarios = scenarios.measure(
@@ -271,7 +277,7 @@ class _Bench:
             except WorkerFailure as failure:
                 runner.fail(failure.reason)
 
-    def _drifts(self, plain: Contestant) -> None:
+    def _drifts(self, plain: BenchmarkedVariant) -> None:
         for latency in plain.result.latencies:
             if latency.drift:
                 self.findings.append(f"{plain.result.runtime}: {_drift_words(latency)}")
@@ -291,12 +297,12 @@ class _Bench:
         tensors = Source(settings.inputs, custom).tensors(sizes, np.random.default_rng(settings.seed))
         return Feed(sizes, tensors)
 
-    def _original(self, name: str, provider: str, compiled: bool = False) -> Contestant:
+    def _original(self, name: str, provider: str, compiled: bool = False) -> BenchmarkedVariant:
         worker = self.workers.enter_context(reference_worker(self.model, self.settings, compiled))
-        return Contestant(blank(name, "cpu", provider, "float32"), worker)
+        return BenchmarkedVariant(blank(name, "cpu", provider, "float32"), worker)
 
-    def _contestant(self, result: Measurement) -> Contestant:
-        return Contestant(result, self.workers.enter_context(self._start(result)))
+    def _competitor(self, result: Measurement) -> BenchmarkedVariant:
+        return BenchmarkedVariant(result, self.workers.enter_context(self._start(result)))
 
     def _start(self, result: Measurement) -> Worker:
         """A worker for a measurement's file and session options; it starts when it is first asked."""

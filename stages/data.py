@@ -7,8 +7,6 @@ count of NaN or infinite values, and for the label its value and the share of th
 from __future__ import annotations
 
 import json
-import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +17,7 @@ import numpy.typing as npt
 from onward.registry.errors import UsageError
 from onward.registry.evidence.records import Expectation, FileDigest, Split
 from onward.registry.evidence.reports import DataReport
+from onward.registry.gates import suites
 from onward.stages import command
 from onward.stages.config import paths
 from onward.stages.config.load import resolve, section
@@ -193,47 +192,14 @@ def _disjoint(samples: dict[str, Arrays], most: float) -> Expectation:
 def _own_suite(model: str, settings: ModelParams) -> list[dict[str, Any]]:
     if settings.data.suite is None:
         return []
-    where = f"params.yaml: models.{model}.data.suite: {settings.data.suite}"
-    try:
-        suite = json.loads((paths.root() / settings.data.suite).read_text())
-        expectations = suite["expectations"]
-        if not all(isinstance(e["type"], str) and isinstance(e.get("kwargs", {}), dict) for e in expectations):
-            raise TypeError
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UsageError(
-            f'{where}: wants JSON of the form {{"expectations": [{{"type": "expect_...", "kwargs": {{...}}}}]}}'
-        ) from None
-    return list(expectations)
+    path = settings.data.suite
+    return suites.read(paths.root() / path, f"params.yaml: models.{model}.data.suite: {path}")
 
 
 def _judge(split: str, frame: pd.DataFrame, suite: list[dict[str, Any]]) -> list[Expectation]:
-    """Run a suite over a table in an ephemeral context: nothing of Great Expectations is left on disk."""
-    os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
-    logging.getLogger("great_expectations").setLevel(logging.WARNING)
-    import great_expectations as gx
-    from great_expectations.core.expectation_suite import ExpectationSuite
-    from great_expectations.data_context.types.base import (
-        DataContextConfig,
-        InMemoryStoreBackendDefaults,
-        ProgressBarsConfig,
-    )
-
-    # With a configuration of its own it makes no folder for a docs site, which nobody would remove.
-    settings = DataContextConfig(store_backend_defaults=InMemoryStoreBackendDefaults(init_temp_docs_sites=False))
-    context = gx.get_context(mode="ephemeral", project_config=settings)
-    context.variables.progress_bars = ProgressBarsConfig(globally=False)
-    batch = (
-        context.data_sources.add_pandas(split)
-        .add_dataframe_asset(split)
-        .add_batch_definition_whole_dataframe(split)
-        .get_batch({"dataframe": frame})
-    )
-    try:
-        wanted = ExpectationSuite(name=split, expectations=suite)
-    except Exception as error:  # an expectation that does not exist, or with the wrong arguments
-        raise UsageError(f"data.suite: Great Expectations refuses it: {str(error).splitlines()[0][:300]}") from error
+    """What each expectation of a suite says of a table of samples."""
     found = []
-    for result in batch.validate(wanted).results:
+    for result in suites.validate(frame, suite, "data.suite").results:
         config = result.expectation_config
         assert config is not None
         seen = result.result.get("observed_value")

@@ -22,7 +22,7 @@ import onnx
 
 from onward.registry.artifact import graph_nodes, onnx_file
 from onward.registry.errors import UsageError
-from onward.registry.evidence.records import GraphInfo, Rung
+from onward.registry.evidence.records import ExportAttempt, GraphInfo
 from onward.registry.evidence.reports import ExportReport, load
 from onward.registry.evidence.reports import TrainReport as Trained
 from onward.registry.files import sha256_file
@@ -31,7 +31,7 @@ from onward.stages.config import paths
 from onward.stages.config.load import section
 from onward.stages.config.schema import ModelParams, Tolerance, Verify
 from onward.stages.exporting import diagnostics, torch_exporters
-from onward.stages.parity.check import answers, check, misdeclared, recall, record, sentence
+from onward.stages.parity.check import answers, check, misdeclared, recall, save_answers, sentence
 from onward.stages.parity.reference import trained_file
 from onward.stages.parity.reference_answers import cases, real_example, real_inputs
 from onward.stages.reports import blocked
@@ -51,7 +51,7 @@ TIMEOUT = 1800.0
 class Made:
     """What one way of exporting gave."""
 
-    rung: Rung
+    attempt: ExportAttempt
     graph: GraphInfo | None = None
     warnings: tuple[str, ...] = ()
     findings: tuple[str, ...] = ()
@@ -70,18 +70,20 @@ def export(model: str, folder: Path) -> ExportReport:
         return ExportReport(model=model, status="not attempted", reason=reason)
     target = folder / "model.onnx"
     if settings.is_torch:
-        made, rungs = _ladder(model, settings, folder)
-        how = torch_exporters.HOW[made.rung.strategy]
+        made, attempts = _ladder(model, settings, folder)
+        how = torch_exporters.HOW[made.attempt.strategy]
     else:
-        made, rungs, how = _taken(model, settings, folder), [], _origin(model)
+        made, attempts, how = _taken(model, settings, folder), [], _origin(model)
     if not made.sound:
-        reasons = [f"{rung.strategy}: {rung.reason}" for rung in rungs[1:]]
-        return ExportReport(model=model, status="failed", reason="; ".join([made.rung.reason, *reasons]), rungs=rungs)
+        reasons = [f"{attempt.strategy}: {attempt.reason}" for attempt in attempts[1:]]
+        return ExportReport(
+            model=model, status="failed", reason="; ".join([made.attempt.reason, *reasons]), attempts=attempts
+        )
     return ExportReport(
         model=model,
         status="passed",
         how=how,
-        rungs=rungs,
+        attempts=attempts,
         files=onnx_file.digests(target),
         graph=made.graph,
         warnings=list(made.warnings),
@@ -89,7 +91,7 @@ def export(model: str, folder: Path) -> ExportReport:
     )
 
 
-def _ladder(model: str, settings: ModelParams, folder: Path) -> tuple[Made, list[Rung]]:
+def _ladder(model: str, settings: ModelParams, folder: Path) -> tuple[Made, list[ExportAttempt]]:
     """The first way whose file answers as the module does, now in `folder`; where none does, the first whose file is
     sound, for verify to judge; where none is, the first."""
     pinned = settings.export.strategy
@@ -101,14 +103,14 @@ def _ladder(model: str, settings: ModelParams, folder: Path) -> tuple[Made, list
             own.mkdir()
             answered = Path(temporary) / "answers.npz" if pinned == "auto" else None
             tried.append(_attempt(model, settings, strategy, own, answered))
-            if tried[-1].rung.status == "passed":
+            if tried[-1].attempt.status == "passed":
                 break
-        best = next((m for m in reversed(tried) if m.rung.status == "passed"), None)
+        best = next((m for m in reversed(tried) if m.attempt.status == "passed"), None)
         best = best or next((m for m in tried if m.sound), tried[0])
         if best.sound:
-            for path in (Path(temporary) / best.rung.strategy).iterdir():
+            for path in (Path(temporary) / best.attempt.strategy).iterdir():
                 path.replace(folder / path.name)
-    return best, [made.rung for made in tried]
+    return best, [made.attempt for made in tried]
 
 
 def _attempt(model: str, settings: ModelParams, strategy: str, folder: Path, answered: Path | None) -> Made:
@@ -119,21 +121,21 @@ def _attempt(model: str, settings: ModelParams, strategy: str, folder: Path, ans
         written = isolated_call.call(TIMEOUT, _export, model, settings, strategy, weights, target, answered)
         held = diagnostics.traced(written.baked)
         if held and not settings.export.allow_traced_constants:
-            return Made(Rung(strategy=strategy, status="failed", reason=f"{held}: {diagnostics.UNTRACED}"))
+            return Made(ExportAttempt(strategy=strategy, status="failed", reason=f"{held}: {diagnostics.UNTRACED}"))
         graph = _sound(model, settings, target, weights)
     except WorkerFailure as failure:
-        return Made(Rung(strategy=strategy, status="failed", reason=diagnostics.explain(failure.reason)))
+        return Made(ExportAttempt(strategy=strategy, status="failed", reason=diagnostics.explain(failure.reason)))
     except _Unsound as found:
-        return Made(Rung(strategy=strategy, status="failed", reason=str(found)))
+        return Made(ExportAttempt(strategy=strategy, status="failed", reason=str(found)))
     findings = (f"{held}; export.allow_traced_constants allows it",) if held else ()
-    made = Made(Rung(strategy=strategy, status="passed"), graph, tuple(written.warnings), findings, sound=True)
+    made = Made(ExportAttempt(strategy=strategy, status="passed"), graph, tuple(written.warnings), findings, sound=True)
     if answered is not None:
         expected = recall(answered, cases(model, settings, Verify()))
         with Worker.onnx(target, f"{model} by {strategy}", timeout=Verify().timeout) as candidate:
             fell = misdeclared(expected, settings.outputs) or sentence(check(candidate, expected, Tolerance()))
         if fell:
             reason = "; ".join(filter(None, (f"answers otherwise than the module: {fell}", held)))
-            made.rung = Rung(strategy=strategy, status="failed", reason=reason)
+            made.attempt = ExportAttempt(strategy=strategy, status="failed", reason=reason)
     return made
 
 
@@ -141,11 +143,11 @@ def _taken(model: str, settings: ModelParams, folder: Path) -> Made:
     """A file from elsewhere, copied."""
     given = trained_file(model, settings)
     onnx_file.take_in(given, folder / "model.onnx")
-    rung = Rung(strategy="taken", status="passed")
+    attempt = ExportAttempt(strategy="taken", status="passed")
     try:
-        return Made(rung, _sound(model, settings, folder / "model.onnx", given), sound=True)
+        return Made(attempt, _sound(model, settings, folder / "model.onnx", given), sound=True)
     except _Unsound as found:
-        return Made(rung.model_copy(update={"status": "failed", "reason": str(found)}))
+        return Made(attempt.model_copy(update={"status": "failed", "reason": str(found)}))
 
 
 def _export(
@@ -159,7 +161,7 @@ def _export(
         assert settings.build is not None
         original = Original(settings.build, weights, list(settings.inputs), list(settings.outputs))
         asked = answers(_InProcess(original), cases(model, settings, Verify()), real_inputs(model, settings))
-        record(asked, answered)
+        save_answers(asked, answered)
     return written
 
 

@@ -20,7 +20,7 @@ from onward.stages.parity.reference_answers import recorded_answers
 from onward.stages.parity.sizes import typical_sizes
 from onward.stages.reports import blocked
 from onward.stages.transforms import graph_profile
-from onward.stages.transforms.builder import Job, Workshop, placed, plain_words
+from onward.stages.transforms.builder import Job, VariantBuilder, placed, plain_words
 from onward.stages.workers.worker import Worker, WorkerFailure
 
 
@@ -41,8 +41,8 @@ def optimize(model: str, folder: Path) -> OptimizeReport:
     for candidate in settings.optimize.candidates:
         name = techniques.label("optimize", candidate)
         job = Job(name, PLAIN, name, "float32", "optimize", candidate, plain, folder / f"{name}.onnx")
-        unfit = getattr(techniques.module("optimize", candidate), "unfit", None)
-        pointless = unfit(graph, techniques.complete("optimize", candidate), runtimes) if unfit else ""
+        skip_reason = getattr(techniques.module("optimize", candidate), "skip_reason", None)
+        pointless = skip_reason(graph, techniques.complete("optimize", candidate), runtimes) if skip_reason else ""
         jobs.append(job)
         if pointless:
             refused[name] = job.refused(pointless)
@@ -58,24 +58,24 @@ def optimize(model: str, folder: Path) -> OptimizeReport:
         results = check(worker, expected, settings.tolerance)
         failed = sentence(results)
         worst = localize.pick(expected, results)
-        parting = None
+        divergence = None
         if worst is not None:
-            parting = localize.against_graph(plain, made, worst.case, quantised=False)
-            failed += f"; it {localize.sentence(parting)}"
+            divergence = localize.against_graph(plain, made, worst.case, quantised=False)
+            failed += f"; it {localize.sentence(divergence)}"
         return variant.model_copy(
             update={
                 "parity": results,
-                "parting": parting,
+                "divergence": divergence,
                 "status": "failed" if failed else "passed",
                 "reason": failed,
             }
         )
 
     with (
-        Workshop(plain, settings.optimize.timeout) as workshop,
+        VariantBuilder(plain, settings.optimize.timeout) as builder,
         Worker.onnx(plain, PLAIN, options=_beside(), timeout=settings.verify.timeout) as worker,
     ):
-        making = workshop.make_all([job for job in jobs if job.name not in refused])
+        making = builder.make_all([job for job in jobs if job.name not in refused])
         expected = without_the_largest(recorded_answers(model, settings))
         made = {variant.name: checked(variant, worker, expected) for variant in making}
     variants = [(refused | made)[job.name] for job in jobs]

@@ -14,7 +14,8 @@ from onward.registry.artifact.replay import Recorded
 from onward.registry.errors import NotReady, UsageError
 from onward.registry.evidence.reports import Evidence, PublishReport
 from onward.registry.host.runtimes import python
-from onward.registry.tracking.recorder import Publication, publish
+from onward.registry.tracking import recorder
+from onward.registry.tracking.recorder import Publication
 from onward.stages import command, host
 from onward.stages.config import paths
 from onward.stages.config.load import read, section
@@ -29,7 +30,7 @@ from onward.stages.workers.worker import Worker, WorkerFailure
 BUNDLE_SAMPLES = 16
 
 
-def record(model: str, folder: Path) -> PublishReport:
+def publish(model: str, folder: Path) -> PublishReport:
     """Record a model's evidence in MLflow: a run, a child run and a logged model a variant, a registered version.
 
     A version is registered only if a service could load it and get the recorded answers; if not, the report says why.
@@ -58,7 +59,7 @@ def record(model: str, folder: Path) -> PublishReport:
             fault=fault,
         )
         try:
-            return publish(publication)
+            return recorder.publish(publication)
         except UsageError as error:  # about the store, and no verdict on a model
             raise NotReady(str(error)) from error
 
@@ -137,4 +138,4 @@ def _git(*arguments: str) -> str | None:
 
 
 if __name__ == "__main__":
-    command.run("publish", record)
+    command.run("publish", publish)

@@ -18,7 +18,7 @@ from onward.registry.evidence.reports import OptimizeReport, QuantizeReport, loa
 from onward.stages import command
 from onward.stages.config import paths, techniques
 from onward.stages.config.load import read, section
-from onward.stages.config.schema import Candidate, ModelParams
+from onward.stages.config.schema import ModelParams, TechniqueSpec
 from onward.stages.parity.budget import Judgement
 from onward.stages.parity.evaluate import Arrays, batch_size, batches, quality_of, weigh
 from onward.stages.parity.reference import split
@@ -26,8 +26,8 @@ from onward.stages.parity.reference_answers import recorded_kinds, recorded_outp
 from onward.stages.parity.sizes import typical_sizes
 from onward.stages.reports import blocked
 from onward.stages.transforms import graph_profile
-from onward.stages.transforms.builder import Feed, Job, Workshop, placed, plain_words
-from onward.stages.transforms.graph_profile import Traits
+from onward.stages.transforms.builder import Feed, Job, VariantBuilder, placed, plain_words
+from onward.stages.transforms.graph_profile import GraphProfile
 from onward.stages.transforms.quantizers import prepare
 from onward.stages.transforms.sensitivity import fewest, layer_costs
 from onward.stages.workers import isolated_call
@@ -60,16 +60,16 @@ def quantize(model: str, folder: Path) -> QuantizeReport:
     judgement = Judgement.of(quality, settings, recorded_kinds(model))
     with (
         tempfile.TemporaryDirectory() as scratch,
-        Workshop(plain, settings.quantize.timeout, feeds) as workshop,
+        VariantBuilder(plain, settings.quantize.timeout, feeds) as builder,
         Worker.onnx(plain, PLAIN, timeout=settings.verify.timeout) as worker,
     ):
         judge = Judge(model, settings, worker, wanted, samples, judgement)
-        stage = _Stage(settings, graph, folder, Path(scratch), workshop, judge, feeds)
+        stage = _Stage(settings, graph, folder, Path(scratch), builder, judge, feeds)
         tried: list[tuple[Job, Variant]] = []
         for number, (base, (path, _)) in enumerate(bases.items()):
             tried += stage.quantize(base, path, first=number == 0)
         for job, variant in to_spare(tried):
-            stage.spare(job, variant)
+            stage.keep_in_float(job, variant)
     return QuantizeReport(
         model=model,
         status="passed",
@@ -112,10 +112,10 @@ class _Stage:
     """The stage under way: bases in, variants out."""
 
     settings: ModelParams
-    graph: Traits
+    graph: GraphProfile
     folder: Path
     scratch: Path
-    workshop: Workshop
+    builder: VariantBuilder
     judge: Judge
     feeds: list[Feed]
     runtimes: list[str] = field(default_factory=lambda: list(read().runtimes))
@@ -143,7 +143,7 @@ class _Stage:
                 if held or hopeless or first:  # what a technique has against the graph, it has on every base: said once
                     self.variants.append(job.refused(refused))
                 continue
-            variant = self.workshop.make(job)
+            variant = self.builder.make(job)
             not_here = getattr(module, "NOT_ON_CPU", "")
             if variant.status == "passed" and not_here:
                 variant.reason = f"{not_here}: the benchmark asks it what it computes, where it is measured"
@@ -153,7 +153,7 @@ class _Stage:
             self.variants.append(variant)
         return tried
 
-    def _job(self, base: str, path: Path, candidate: Candidate) -> Job:
+    def _job(self, base: str, path: Path, candidate: TechniqueSpec) -> Job:
         module, options = techniques.module("quantize", candidate), techniques.complete("quantize", candidate)
         precision, label = module.precision(options), techniques.label("quantize", candidate)
         how = label if label.startswith(precision) else f"{precision}-{label}"
@@ -161,11 +161,11 @@ class _Stage:
         words = f"{label} {precision}" if base == PLAIN else f"{base}, then {label} {precision}"
         return Job(name, base, words, precision, "quantize", candidate, path, self.folder / f"{name}.onnx")
 
-    def _pointless(self, candidate: Candidate, held: str) -> str:
+    def _pointless(self, candidate: TechniqueSpec, held: str) -> str:
         if held:
             return f"{held} holds the quality budget, and this would be no faster"
         module = techniques.module("quantize", candidate)
-        reason: str = module.unfit(self.graph, techniques.complete("quantize", candidate), self.runtimes)
+        reason: str = module.skip_reason(self.graph, techniques.complete("quantize", candidate), self.runtimes)
         return reason
 
     def _prepare(self, base: str, path: Path) -> Path | str:
@@ -179,7 +179,7 @@ class _Stage:
                 self.prepared[base] = f"pre-processing failed: {plain_words(str(failure))}"
         return self.prepared[base]
 
-    def spare(self, job: Job, variant: Variant) -> None:
+    def keep_in_float(self, job: Job, variant: Variant) -> None:
         """Leave the costliest layers of a variant that broke the budget in float: as few as hold it."""
         module = techniques.module("quantize", job.candidate)
         try:
@@ -190,39 +190,39 @@ class _Stage:
         made: dict[int, Variant] = {}
         points = [_point(0, variant)]
 
-        def holds(kept: int) -> bool:
-            name = f"{job.name}-keep{kept}"
-            spared = replace(
+        def holds(float_layers: int) -> bool:
+            name = f"{job.name}-keep{float_layers}"
+            job_with_float_layers = replace(
                 job,
                 name=name,
-                words=f"{job.words}, {kept} of {len(layers)} layers in float",
+                words=f"{job.words}, {float_layers} of {len(layers)} layers in float",
                 target=self.folder / f"{name}.onnx",
-                keep=tuple(layer.value for layer in layers[:kept]),
+                keep=tuple(layer.value for layer in layers[:float_layers]),
             )
-            made[kept] = self.workshop.make(spared)
-            if made[kept].status == "passed":
-                made[kept] = self.judge.weigh(made[kept], spared.target)
-            points.append(_point(kept, made[kept]))
-            return made[kept].status == "passed"
+            made[float_layers] = self.builder.make(job_with_float_layers)
+            if made[float_layers].status == "passed":
+                made[float_layers] = self.judge.weigh(made[float_layers], job_with_float_layers.target)
+            points.append(_point(float_layers, made[float_layers]))
+            return made[float_layers].status == "passed"
 
-        kept = fewest(len(layers), holds)
+        float_layers = fewest(len(layers), holds)
         for number, other in made.items():
-            if number != kept and other.files:
+            if number != float_layers and other.files:
                 (self.folder / other.files[0].path).unlink()
-        chosen = made[kept].name if kept is not None else ""
+        chosen = made[float_layers].name if float_layers is not None else ""
         self.tradeoffs.append(
             TradeOff(
                 variant=variant.name,
                 chosen=chosen,
                 layers=layers,
-                points=sorted(points, key=lambda point: point.kept),
+                points=sorted(points, key=lambda point: point.float_layers),
             )
         )
-        if kept is None:
+        if float_layers is None:
             self._append(variant, f"with half of its {len(layers)} layers in float, still")
         else:
             self._append(variant, f"{chosen} holds it")
-            self.variants.append(made[kept])
+            self.variants.append(made[float_layers])
 
     def _ranked(self, job: Job, module: Any) -> Path:
         """The quantised file whose layers are ranked: the variant's own, unless its form hides them.
@@ -234,9 +234,9 @@ class _Stage:
         options = dict(job.candidate.options) | instead
         if not instead or techniques.complete("quantize", job.candidate).items() >= instead.items():
             return job.target
-        candidate = Candidate.model_validate({job.candidate.name: options})
+        candidate = TechniqueSpec.model_validate({job.candidate.name: options})
         target = self.scratch / f"{job.name}.ranked.onnx"
-        made = self.workshop.remake(replace(job, name=f"{job.name} (ranked)", candidate=candidate, target=target))
+        made = self.builder.remake(replace(job, name=f"{job.name} (ranked)", candidate=candidate, target=target))
         if made.status != "passed":
             raise WorkerFailure("error", f"the form that shows them could not be made: {made.reason}")
         return target
@@ -262,14 +262,14 @@ def to_spare(tried: list[tuple[Job, Variant]]) -> list[tuple[Job, Variant]]:
     return found
 
 
-def _family(candidate: Candidate) -> tuple[str, Any]:
+def _family(candidate: TechniqueSpec) -> tuple[str, Any]:
     """What of a candidate decides how fast its graphs are."""
     skip = techniques.accuracy_only("quantize", candidate.name)
     options = techniques.complete("quantize", candidate)
     return candidate.name, tuple((key, value) for key, value in options.items() if key not in skip)
 
 
-def _hopeless(candidate: Candidate, tried: list[tuple[Job, Variant]]) -> str:
+def _hopeless(candidate: TechniqueSpec, tried: list[tuple[Job, Variant]]) -> str:
     """Why a candidate would break the quality budget: the same with finer options did."""
     options = techniques.complete("quantize", candidate)
     coarser = getattr(techniques.module("quantize", candidate), "COARSER", {})
@@ -296,9 +296,9 @@ def _nearness(variant: Variant) -> tuple[float, float]:
     )
 
 
-def _point(kept: int, variant: Variant) -> TradePoint:
+def _point(float_layers: int, variant: Variant) -> TradePoint:
     return TradePoint(
-        kept=kept,
+        float_layers=float_layers,
         quality=variant.quality,
         snr_db=variant.snr_db,
         cosine=variant.cosine,
@@ -307,7 +307,7 @@ def _point(kept: int, variant: Variant) -> TradePoint:
     )
 
 
-def choose_bases(model: str, graph: Traits) -> dict[str, tuple[Path, str]]:
+def choose_bases(model: str, graph: GraphProfile) -> dict[str, tuple[Path, str]]:
     """The graphs to quantise, by variant name, each with its path and why: the export, and what is best of optimised
     graphs that pass parity.
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from onward.stages.workers.signature import Named
 
 # Training is the user's own code and may take as long as it likes; a week is no budget but an end to a hang.
-PATIENCE = 7 * 24 * 3600.0
+TRAIN_TIMEOUT_S = 7 * 24 * 3600.0
 
 # The same operators on the same weights: what differs by more is no rounding.
 RTOL, ATOL = 1e-4, 1e-5
@@ -59,7 +59,7 @@ def train(model: str, folder: Path) -> TrainReport:
     settings = section(model, "train")
     file = folder / ("model.safetensors" if settings.is_torch else "model.onnx")
     try:
-        found = isolated_call.call(PATIENCE, _obtain, model, settings, file)
+        found = isolated_call.call(TRAIN_TIMEOUT_S, _obtain, model, settings, file)
     except WorkerFailure as failure:
         return TrainReport(model=model, status="failed", reason=f"training {failure.kind}: {failure.reason}")
     report = TrainReport(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onward.registry.evidence.records import CaseResult, CaseVerdict, OutputKind, Parting
+from onward.registry.evidence.records import CaseResult, CaseVerdict, FirstDivergence, OutputKind
 from onward.registry.evidence.reports import ExportReport, TrainReport, VerifyReport, load
 from onward.registry.evidence.session_options import CPU
 from onward.registry.text import printable
@@ -30,7 +30,7 @@ from onward.stages.parity.check import (
     compare_outputs,
     findings,
     misdeclared,
-    record,
+    save_answers,
     sentence,
 )
 from onward.stages.parity.evaluate import Arrays, judged_by_quality, outputs_over, quality_of
@@ -83,7 +83,7 @@ def verify(model: str, folder: Path) -> VerifyReport:
     if report.reason:
         return report
     report.kinds = _kinds(model, settings, wanted)
-    record(expected, folder / "reference.npz")
+    save_answers(expected, folder / "reference.npz")
     np.savez(folder / "samples.npz", **wanted)  # type: ignore[arg-type]
     with _candidate(model, settings) as candidate:
         try:
@@ -96,8 +96,8 @@ def verify(model: str, folder: Path) -> VerifyReport:
         lost = "" if report.reason else _lost_quality(model, settings, candidate)
     if report.reason:
         again = next(case.case for case in report.cases if case.failed)
-        report.parting = _parting(model, settings, expected, report.cases)
-        where = f"; it {localize.sentence(report.parting)}" if report.parting and report.parting.value else ""
+        report.divergence = _divergence(model, settings, expected, report.cases)
+        where = f"; it {localize.sentence(report.divergence)}" if report.divergence and report.divergence.value else ""
         report.reason += f"{where}; that case alone: python -m onward.stages.verify {model} --case {again}"
     elif lost:
         report.reason = lost
@@ -129,9 +129,9 @@ def again(model: str, name: str) -> bool:
         result: CaseResult = check(candidate, expected, settings.tolerance)[0]
     print(result.model_dump_json(indent=2))
     if result.failed and result.outputs:
-        parting = _parting(model, settings, expected, [result])
-        if parting is not None:
-            print(printable(localize.sentence(parting)), file=sys.stderr)
+        divergence = _divergence(model, settings, expected, [result])
+        if divergence is not None:
+            print(printable(localize.sentence(divergence)), file=sys.stderr)
     return not result.failed
 
 
@@ -177,7 +177,9 @@ def _lost_quality(model: str, settings: ModelParams, candidate: Worker) -> str:
     )
 
 
-def _parting(model: str, settings: ModelParams, expected: list[Expected], results: list[CaseResult]) -> Parting | None:
+def _divergence(
+    model: str, settings: ModelParams, expected: list[Expected], results: list[CaseResult]
+) -> FirstDivergence | None:
     """Where the export parts from the module; None where there is no module, or nothing to compare."""
     worst = localize.pick(expected, results)
     if worst is None or not settings.is_torch:
@@ -191,10 +193,12 @@ def _parting(model: str, settings: ModelParams, expected: list[Expected], result
             LOCALIZE_SECONDS, _against_torch, settings, weights, plain, strategy, worst.case, real
         )
     except WorkerFailure as failure:
-        return Parting(case=worst.case.name, reason=f"where they part could not be found: {failure.reason[:300]}")
+        return FirstDivergence(
+            case=worst.case.name, reason=f"where they part could not be found: {failure.reason[:300]}"
+        )
 
 
-def _against_torch(*arguments: Any) -> Parting:
+def _against_torch(*arguments: Any) -> FirstDivergence:
     from onward.stages.exporting.localize_torch import (
         against_torch,  # torch belongs in the process that this is called in
     )

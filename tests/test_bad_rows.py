@@ -52,7 +52,7 @@ def test_tags_that_cannot_be_right_are_no_entry(tags):
     else:
         assert entry is None
     log = schema.parse_log("staging.cnn", [Row(**tags)], {})
-    assert log.line.live == entry
+    assert log.history.live == entry
 
 
 @given(st.dictionaries(st.sampled_from([*TAGS, "gates", "restores", "seen", "manifest", "signature"]), st.text()))

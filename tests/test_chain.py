@@ -46,14 +46,14 @@ class Book:
         return parse_log(LOG, [Row(n, t, self.links[n]) for n, t in self.rows.items() if n > floor], signers, floor)
 
     def live(self, signers=SIGNERS) -> int:
-        return self.read(signers).line.base
+        return self.read(signers).history.base
 
     def draft(self, who: str = "ann", at: str = "2026-01-02T03:04:05+00:00", seen: Log | None = None) -> Draft:
         """What `who` would append, who sees the log as it is, or as it was."""
         seen = seen or self.read()
         number = self.last + 1
         unsigned = Draft(
-            kind="promote", key=f"key{number}{who}", base=seen.line.base, sha256=f"{number:064x}",
+            kind="promote", key=f"key{number}{who}", base=seen.history.base, sha256=f"{number:064x}",
             candidate_version=number, source="models:/m", actor=who, reason="because", at=at,
         )  # fmt: skip
         return sign(chain.follow(unsigned, LOG, seen.newest, seen.entries()), LOG, Key(who, KEYS[who]))
@@ -89,10 +89,13 @@ def test_a_changed_newest_entry_raises_an_alarm_and_the_last_proven_one_stays():
     book.promote("ann", "bob", "ann")
     book.rows[3]["reason"] = "becausf"
     log = book.read()
-    assert (log.line.base, log.alarm) == (2, ("row 3 is not signed by any of the signers, or was changed after that",))
+    assert (log.history.base, log.alarm) == (
+        2,
+        ("row 3 is not signed by any of the signers, or was changed after that",),
+    )
     book.promote("bob")
     assert (book.live(), book.read().alarm) == (4, ())
-    assert book.read().line.live.base == 2
+    assert book.read().history.live.base == 2
 
 
 @pytest.mark.parametrize(
@@ -111,7 +114,7 @@ def test_an_entry_that_lost_a_race_never_goes_live_because_the_winner_was_damage
     assert book.live() == 2
     damage(book.rows)
     log = book.read()
-    assert log.line.base == 1
+    assert log.history.base == 1
     assert any(alarm.startswith(sentence) for alarm in log.alarm), log.alarm
 
 
@@ -120,7 +123,7 @@ def test_a_removed_signers_entries_go_on_counting_below_later_ones():
     book.promote("ann", "ann", "bob")
     later = {"bob": SIGNERS["bob"]}
     log = book.read(later)
-    assert [entry.number for entry in log.line.counted] == [1, 2, 3]
+    assert [entry.number for entry in log.history.counted] == [1, 2, 3]
     assert (log.unproven, log.alarm) == ((), ())
 
 
@@ -131,7 +134,7 @@ def test_a_removed_signers_last_entry_raises_an_alarm_and_what_lost_to_it_stays_
     book.promote("ann")
     book.write(late)
     log = book.read({"bob": SIGNERS["bob"]})
-    assert log.line.base == 1
+    assert log.history.base == 1
     assert [entry.number for entry in log.unproven] == [2, 3]
     assert len(log.alarm) == 2
 
@@ -149,7 +152,7 @@ def test_until_keeps_what_a_signer_wrote_while_being_one_and_nothing_later():
     book.write(book.draft("ann", at="2026-01-02T00:00:00+00:00", seen=book.read(left)))
     for floor in (0, 3, 4):
         log = book.read(left, floor)
-        assert not log.settled or log.line.base == 4
+        assert not log.settled or log.history.base == 4
 
 
 def test_deleted_and_changed_entries_of_the_past_are_named():
@@ -178,13 +181,13 @@ def test_an_entry_that_another_one_passed_over_stays_so():
     book.promote("ann", "ann")
     signature = book.rows[2].pop("signature")
     book.promote("bob")
-    assert (book.live(), book.read().line.live.base) == (3, 1)
+    assert (book.live(), book.read().history.live.base) == (3, 1)
     book.rows[2]["signature"] = signature
     log = book.read()
-    assert (log.line.base, log.alarm) == (3, ())
+    assert (log.history.base, log.alarm) == (3, ())
     assert [entry.number for entry in log.unproven] == [2]
     book.promote("ann")
-    assert [entry.number for entry in book.read().line.counted] == [1, 3, 4]
+    assert [entry.number for entry in book.read().history.counted] == [1, 3, 4]
 
 
 def test_a_draft_is_tied_to_its_base_and_to_the_newest_row_that_its_author_saw():
@@ -219,7 +222,7 @@ def test_a_lost_entry_that_later_authors_saw_is_missed_as_well(how, words):
         book.rows[3]["reason"] = "other"
     log = book.read()
     assert log.damage == (f"entry 3 {words} after entry 4 had named it",)
-    assert (log.line.base, log.alarm) == (5, ())
+    assert (log.history.base, log.alarm) == (5, ())
     assert book.read(floor=2).damage == log.damage
     assert book.read(floor=3).damage == ()
 
@@ -276,7 +279,7 @@ def test_the_first_entry_of_one_who_has_left_rests_on_nothing_older():
     book = Book()
     book.promote("ann")
     log = book.read(left)
-    assert (log.line.base, log.settled, log.open) == (1, True, False)
+    assert (log.history.base, log.settled, log.open) == (1, True, False)
 
 
 def test_an_entry_of_one_who_has_left_is_judged_with_the_entry_that_it_rests_on():
@@ -284,14 +287,14 @@ def test_an_entry_of_one_who_has_left_is_judged_with_the_entry_that_it_rests_on(
     book = Book()
     book.promote("bob", "bob", "ann")
     assert (book.read(left, floor=2).settled, book.read(left, floor=2).open) == (False, True)
-    assert (book.read(left, floor=1).line.base, book.read(left, floor=1).settled) == (3, True)
+    assert (book.read(left, floor=1).history.base, book.read(left, floor=1).settled) == (3, True)
     book.promote("ann")  # proves the one before, as far as that is read
-    assert (book.read(left, floor=2).line.base, book.read(left, floor=2).settled) == (4, True)
+    assert (book.read(left, floor=2).history.base, book.read(left, floor=2).settled) == (4, True)
     assert not book.read(left, floor=3).settled
-    assert book.read(left).line.base == 4
+    assert book.read(left).history.base == 4
     del book.rows[3]  # what was read to its beginning is not left open
     log = book.read(left)
-    assert (log.line.base, log.settled) == (2, True)
+    assert (log.history.base, log.settled) == (2, True)
     assert [alarm.split()[1] for alarm in log.alarm] == ["4"]
 
 
@@ -308,10 +311,10 @@ def test_what_a_later_signer_rested_on_is_decided_whatever_became_of_the_rows_be
     book.write(book.draft("ann", seen=seen))
     only_ann = {"ann": SIGNERS["ann"]}
     log = book.read(only_ann)  # bob's row may have been an entry that won
-    assert (log.line.base, [e.number for e in log.unproven]) == (1, [2, 3])
+    assert (log.history.base, [e.number for e in log.unproven]) == (1, [2, 3])
     book.promote("ann")
     log = book.read(only_ann)
-    assert [e.number for e in log.line.counted] == [1, 3, 4]
+    assert [e.number for e in log.history.counted] == [1, 3, 4]
     assert (judged(book, only_ann).undecided, log.alarm) == (frozenset(), ())
 
 
@@ -321,7 +324,7 @@ def test_to_have_seen_a_row_is_not_to_vouch_for_it():
     book.write(approval(book, "eve", book.read()))
     book.promote("ann")
     log = book.read()
-    assert (log.line.base, log.line.live.seen) == (3, 2)
+    assert (log.history.base, log.history.live.seen) == (3, 2)
     assert (log.approvals, [e.number for e in log.unproven]) == ((), [2])
 
 
@@ -332,7 +335,7 @@ def test_an_approval_has_nobody_to_race_with():
     book.put({})
     book.write(approval(book, "bob", seen))
     assert [e.number for e in book.read().approvals] == [3]
-    assert [e.number for e in book.read().line.counted] == [1]
+    assert [e.number for e in book.read().history.counted] == [1]
 
 
 def test_whatever_is_no_proven_entry_is_told_in_the_order_of_the_log_however_it_was_read():
@@ -370,7 +373,7 @@ def test_of_several_entries_one_that_rests_on_what_was_not_read_leaves_the_log_o
     del book.rows[4]
     log = book.read(left, floor=2)
     assert log.open
-    assert [e.number for e in log.line.counted] == [3]
+    assert [e.number for e in log.history.counted] == [3]
 
 
 def test_one_who_is_no_signer_changes_nothing_and_is_named():
@@ -381,7 +384,7 @@ def test_one_who_is_no_signer_changes_nothing_and_is_named():
     book.put({"schema": "2"})
     book.put({})
     log = book.read()
-    assert log.line.base == 1
+    assert log.history.base == 1
     assert [alarm.split()[1] for alarm in log.alarm] == ["2", "3", "4", "5"]
     assert [entry.number for entry in log.unproven] == [2, 3]
 
@@ -421,11 +424,11 @@ def test_whoever_has_no_key_can_at_most_go_back_to_what_was_live_before_and_neve
                 name = data.draw(st.sampled_from(["base", "seen", "reason", "kind", "signature", "at", "key", "actor"]))
                 book.rows[number][name] = data.draw(st.sampled_from(["0", "1", "2", "approve", "9999"]))
     log = book.read()
-    assert log.line.base in was_live
-    if log.line.base != intact.line.base and intact.line.base in book.rows:
+    assert log.history.base in was_live
+    if log.history.base != intact.history.base and intact.history.base in book.rows:
         assert log.alarm
     newest_left = max(book.rows, default=0)
-    if log.line.base != intact.line.base and newest_left > intact.line.base:
+    if log.history.base != intact.history.base and newest_left > intact.history.base:
         assert log.alarm or log.damage
 
 
@@ -445,7 +448,7 @@ def test_the_newest_rows_alone_say_what_the_whole_log_says(data):
         for floor in range(book.last):
             part = book.read(signers, floor)
             if part.settled:
-                assert (part.line.base, part.alarm) == (whole.line.base, whole.alarm)
+                assert (part.history.base, part.alarm) == (whole.history.base, whole.alarm)
 
 
 def test_without_signers_everything_is_taken_at_its_word():

@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onward.registry.cli import main
-from onward.registry.evidence.records import CaseResult, OutputComparison, Parting
+from onward.registry.evidence.records import CaseResult, FirstDivergence, OutputComparison
 from onward.registry.evidence.reports import VerifyReport, save
 from onward.registry.gates import builtin
 from onward.registry.operations import promotion
@@ -252,7 +252,7 @@ def test_inspect_of_a_report_says_what_failed_and_where_they_part(onward, tmp_pa
             CaseResult(case="zeros@b3", seed=2, sizes={}, verdict="out of tolerance", outputs=[difference]),
             CaseResult(case="empty@b0", seed=3, sizes={}, verdict="aborted", probe=True, reason="died of SIGABRT"),
         ],
-        parting=Parting(
+        divergence=FirstDivergence(
             case="zeros@b3",
             value="h",
             operator="Gemm",
@@ -271,7 +271,7 @@ def test_inspect_of_a_report_says_what_failed_and_where_they_part(onward, tmp_pa
         "0.5 where values reach 2",
     ):  # fmt: skip
         assert words in out
-    assert json.loads(onward("inspect", "report.json", "--json")[1])["parting"]["module"] == "head"
+    assert json.loads(onward("inspect", "report.json", "--json")[1])["divergence"]["module"] == "head"
     (tmp_path / "odd.json").write_text('{"stage": "magic"}')
     assert onward("inspect", "odd.json")[0] == 2
 

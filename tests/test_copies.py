@@ -31,7 +31,7 @@ def promote(store: Store, to: str, version: int | None = None) -> promotion.Outc
 
 
 def live(store: Store, environment: str = "staging"):
-    return store.log(environment, "cnn").line.live
+    return store.log(environment, "cnn").history.live
 
 
 def delete_files(store: Store, environment: str, number: int) -> None:

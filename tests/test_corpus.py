@@ -77,10 +77,10 @@ def test_a_good_model_of_any_kind_passes(name: str, root: Path, tmp_path: Path) 
 def test_the_ladder_finds_the_way_that_works_and_says_why_the_others_fell(
     name: str, strategy: str, root: Path, tmp_path: Path
 ) -> None:
-    made, rungs = _ladder(name, settle(name), tmp_path)
-    assert (made.rung.strategy, made.rung.status) == (strategy, "passed")
-    assert [rung.status for rung in rungs] == ["failed"] * (len(rungs) - 1) + ["passed"]
-    assert all(rung.reason for rung in rungs[:-1])
+    made, attempts = _ladder(name, settle(name), tmp_path)
+    assert (made.attempt.strategy, made.attempt.status) == (strategy, "passed")
+    assert [attempt.status for attempt in attempts] == ["failed"] * (len(attempts) - 1) + ["passed"]
+    assert all(attempt.reason for attempt in attempts[:-1])
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
 
 
@@ -112,13 +112,13 @@ def test_a_tracer_that_baked_one_branch_falls(root: Path) -> None:
     folder = root / "baked"
     folder.mkdir()
     made = _attempt("branching", settings, "trace", folder, root / "baked.npz")
-    assert made.rung.status == "failed"
-    assert "makes a Python boolean of an input's values" in made.rung.reason
-    assert "architectures.py:" in made.rung.reason
+    assert made.attempt.status == "failed"
+    assert "makes a Python boolean of an input's values" in made.attempt.reason
+    assert "architectures.py:" in made.attempt.reason
     assert not made.sound
     settings = settle("branching", export={"strategy": "trace", "allow_traced_constants": True})
     made = _attempt("branching", settings, "trace", folder, root / "baked.npz")
-    assert "answers otherwise than the module" in made.rung.reason
+    assert "answers otherwise than the module" in made.attempt.reason
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,16 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from onward.registry.errors import Refused, UsageError
-from onward.registry.log.entries import Draft, Entry, GateResult, Line, deployment, fold, last_live, plan_rollback
+from onward.registry.log.entries import (
+    DeploymentHistory,
+    Draft,
+    Entry,
+    GateResult,
+    deployment,
+    fold,
+    last_live,
+    plan_rollback,
+)
 
 
 def entry(number: int, base: int, kind: str = "promote", restores: int = 0, version: int | None = None) -> Entry:
@@ -45,7 +54,7 @@ def forwards(entries: list[Entry]) -> tuple[list[int], list[int]]:
     return counted, lost
 
 
-def newest(log: list[Entry], first_page: int) -> Line:
+def newest(log: list[Entry], first_page: int) -> DeploymentHistory:
     """What a reader finds who reads from the end, in pages that grow, until what is live is settled."""
     size = first_page
     while True:
@@ -290,7 +299,7 @@ def test_an_attempt_is_found_by_its_key_where_it_counted():
     assert line.won("key1").number == 1
     assert line.won("key3") is None
     assert line.won("other") is None
-    assert fold([]) == Line((), ())
+    assert fold([]) == DeploymentHistory((), ())
     assert (fold([]).live, fold([]).base, fold([]).settled) == (None, 0, True)
 
 

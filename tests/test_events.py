@@ -69,7 +69,7 @@ def test_a_webhook_that_says_no_is_a_warning_and_the_entry_counts(store, tmp_pat
     outcome = promote(store, 1)
     assert outcome.note.endswith(f"the hook of staging failed: the webhook at 127.0.0.1 answered {code}")
     assert [got[0] for got in receiver.got] == ["/"] * tries
-    assert store.log("staging", "cnn").line.live.candidate_version == 1
+    assert store.log("staging", "cnn").history.live.candidate_version == 1
     assert store.versions.aliases("staging.cnn") == {"live": 1}
 
 
@@ -90,7 +90,7 @@ def test_a_command_that_fails_is_a_warning_and_the_entry_counts(store, tmp_path,
     assert answer["changed"]
     assert answer["note"] in err
     assert message in answer["note"]
-    assert store.log("staging", "cnn").line.live.candidate_version == 1
+    assert store.log("staging", "cnn").history.live.candidate_version == 1
 
 
 def test_what_a_command_prints_does_not_spoil_the_answer(store, tmp_path, capfd):

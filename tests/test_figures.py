@@ -10,7 +10,7 @@ import pytest
 from onward.registry.evidence.records import CaseResult, OutputComparison, OutputFidelity, OutputKind
 from onward.registry.evidence.reports import Evidence
 from onward.registry.gates.builtin import judge
-from onward.registry.tracking.metrics import entries, sentence, variant_metrics, version_tags
+from onward.registry.tracking.metrics import run_records, sentence, variant_metrics, version_tags
 from onward.registry.tracking.plots import draw_plots
 from tests.evidence_factory import make_publication
 
@@ -84,7 +84,7 @@ def test_what_the_budget_limits_is_shown_and_takes_the_place_of_kinds(tmp_path: 
 
 
 def test_every_child_run_gets_the_figures_of_its_precision(tmp_path: Path) -> None:
-    runs = {entry.name: entry.metrics for entry in entries(int8_evidence(tmp_path), tmp_path, {})}
+    runs = {run_record.name: run_record.metrics for run_record in run_records(int8_evidence(tmp_path), tmp_path, {})}
     assert {name for name, metrics in runs.items() if any(key.startswith("parity/") for key in metrics)} == {
         "reference", "plain"
     }  # fmt: skip

@@ -89,7 +89,7 @@ def test_a_changed_byte_is_refused_with_the_files_name_even_where_the_manifest_w
     content = bytearray((folder / name).read_bytes())
     content[-1] ^= 1
     (folder / name).write_bytes(content)
-    evidence = store.head("staging", "cnn").line.live.evidence
+    evidence = store.head("staging", "cnn").history.live.evidence
     if name != MANIFEST:
         write_manifest(folder)
     with pytest.raises(Refused, match=f"those that were signed: .*{name} has changed"):

@@ -153,7 +153,7 @@ def test_a_copy_that_differs_from_what_was_uploaded_is_never_deployed(store, tmp
         broken.setattr(store._client, "log_model_artifacts", upload_and_spoil)
         with pytest.raises(Refused, match="the files are not those that were published"):
             promotion.promote("cnn", "staging", 2, reason="because", store=store)
-    assert store.log("staging", "cnn").line.live.candidate_version == 3
+    assert store.log("staging", "cnn").history.live.candidate_version == 3
     sha256 = store.candidate("cnn", 2).sha256
     assert store.files.own_copies("staging", "cnn", sha256) == []
     again = promotion.promote("cnn", "staging", 2, reason="because", store=store)

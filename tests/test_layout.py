@@ -12,16 +12,16 @@ from hypothesis import strategies as st
 from onward.registry.errors import UsageError
 from onward.registry.log.entries import Draft, Entry, GateResult
 from onward.registry.store.schema import (
-    Candidate,
     Drift,
     Log,
+    RegisteredVersion,
     approval_source,
     find_drift,
     from_version,
     is_newer,
     parse_log,
     registered_name,
-    to_candidate,
+    to_registered_version,
     to_tags,
 )
 from onward.registry.trust.entry_signatures import Signer
@@ -136,7 +136,7 @@ def test_a_row_is_newer_where_its_schema_is_a_higher_number(schema, newer):
     assert is_newer(found) == newer
     log = parse_log(NAME, [found], {})
     assert (log.newer, log.foreign) == (((1,), ()) if newer else ((), ()))
-    assert (log.line.live is None) == newer
+    assert (log.history.live is None) == newer
 
 
 def test_a_log_is_parted_into_what_counts_and_what_does_not():
@@ -146,8 +146,8 @@ def test_a_log_is_parted_into_what_counts_and_what_does_not():
         row(10, 0, kind="approve"),
     ]  # fmt: skip
     log = parse_log(NAME, rows, {})
-    assert [e.number for e in log.line.counted] == [1, 2, 3, 5]
-    assert [e.number for e in log.line.lost] == [6, 7]
+    assert [e.number for e in log.history.counted] == [1, 2, 3, 5]
+    assert [e.number for e in log.history.lost] == [6, 7]
     assert (log.marked, log.foreign, log.newer, log.newest) == (frozenset({7}), (4,), (9,), 10)
     assert [e.number for e in log.approvals] == [8, 10]
     assert (log.unproven, log.alarm, log.damage, log.open) == ((), (), (), False)
@@ -162,9 +162,9 @@ def test_approvals_and_unproven_entries_stand_among_the_others_in_the_order_of_t
 
 def test_an_empty_log_has_nothing():
     log = parse_log(NAME, [], {})
-    assert (log.line.live, log.newest, log.settled, log.entries()) == (None, 0, True, [])
-    assert log == Log(log.line)
-    assert not Log(log.line, open=True).settled
+    assert (log.history.live, log.newest, log.settled, log.entries()) == (None, 0, True, [])
+    assert log == Log(log.history)
+    assert not Log(log.history, open=True).settled
 
 
 def test_part_of_a_log_says_whether_it_is_enough():
@@ -174,7 +174,7 @@ def test_part_of_a_log_says_whether_it_is_enough():
 
 def test_an_entry_of_a_newer_onward_stops_whoever_acts_where_it_is_newer_than_what_is_live():
     old = parse_log(NAME, [Row(1, {"schema": "3"}), row(2, 0)], {})
-    assert (old.newer, old.line.base) == ((1,), 2)
+    assert (old.newer, old.history.base) == ((1,), 2)
     old.require_known(NAME)
     new = parse_log(NAME, [row(2, 0), Row(4, {"schema": "3"}), Row(3, {"schema": "3"})], {})
     with pytest.raises(UsageError, match=r"staging\.cnn: entry 4 was written by a newer Onward"):
@@ -198,13 +198,13 @@ def test_a_view_is_put_right_exactly_where_it_disagrees(bases, candidate, live_a
         if drift.alias != "lost":
             assert found[drift.registered] == drift.found
             found[drift.registered] = drift.wanted
-    assert found == {NAME: log.line.base or None, "cnn": candidate}
+    assert found == {NAME: log.history.base or None, "cnn": candidate}
     assert [d for d in find_drift("staging", "cnn", log, candidate, found) if d.alias != "lost"] == []
-    assert len([d for d in drifts if d.alias != "lost"]) == (live_at != (log.line.base or None)) + (
+    assert len([d for d in drifts if d.alias != "lost"]) == (live_at != (log.history.base or None)) + (
         candidate_at != candidate
     )
     assert {d.alias for d in drifts} <= {"live", "staging", "lost"}
-    assert [d.wanted for d in drifts if d.alias == "lost"] == [e.number for e in log.line.lost]
+    assert [d.wanted for d in drifts if d.alias == "lost"] == [e.number for e in log.history.lost]
 
 
 def test_only_entries_without_a_mark_are_marked_as_lost():
@@ -227,15 +227,15 @@ def test_a_drift_reads_as_a_sentence(drift, sentence):
 
 def test_a_candidate_is_what_the_pipeline_registered():
     version = Row("12", {"sha256": "a" * 64, "manifest": "b" * 64}, "models:/m-0123")
-    found = to_candidate(version)
+    found = to_registered_version(version)
     assert (found.model, found.version, found.logged_model, found.stage) == (NAME, 12, "m-0123", "")
     assert (found.sha256, found.manifest, found.source) == ("a" * 64, "b" * 64, "models:/staging.cnn/12")
     assert found.created == datetime.fromtimestamp(1_700_000_000.123, UTC)
     for source in (None, "", "runs:/x/model", "s3://bucket/m-1"):
-        assert to_candidate(Row(1, {}, source)).logged_model == ""
+        assert to_registered_version(Row(1, {}, source)).logged_model == ""
     version.current_stage = "Staging"
-    assert to_candidate(version).stage == "Staging"
-    bare = Candidate("cnn", 1, {}, found.created)
+    assert to_registered_version(version).stage == "Staging"
+    bare = RegisteredVersion("cnn", 1, {}, found.created)
     assert (bare.sha256, bare.manifest, bare.logged_model, bare.stage) == ("", "", "", "")
 
 
@@ -249,7 +249,7 @@ def test_a_candidate_is_what_the_pipeline_registered():
 )  # fmt: skip
 def test_a_candidate_is_known_by_its_digest_where_its_digests_are_some(sha256, manifest, known):
     said = {"sha256": sha256, "manifest": manifest}
-    found = Candidate("cnn", 1, {k: v for k, v in said.items() if v is not None}, datetime.now(UTC))
+    found = RegisteredVersion("cnn", 1, {k: v for k, v in said.items() if v is not None}, datetime.now(UTC))
     assert found.sha256 == (sha256 if known else "")
 
 

@@ -18,13 +18,13 @@ from onward.stages.config.schema import Dim
 from onward.stages.measuring.race import (
     LONGEST_TURN,
     WARM_CALLS,
-    Contestant,
+    BenchmarkedVariant,
     Feed,
     Turn,
     blank,
     race,
-    sitting_of,
-    told,
+    race_is_decided,
+    session_lifetime_of,
     turns_of,
 )
 from onward.stages.measuring.samples import Samples
@@ -60,10 +60,10 @@ class Simulated:
         self.calls.append(f"{self.name} closed")
 
 
-def field(latencies: list[float], calls: list[str], seed: int = 0) -> list[Contestant]:
+def field(latencies: list[float], calls: list[str], seed: int = 0) -> list[BenchmarkedVariant]:
     noise = np.random.default_rng(seed)
     return [
-        Contestant(
+        BenchmarkedVariant(
             blank(f"v{number}", "cpu", "CPUExecutionProvider", "float32"),
             Simulated(latency, noise, calls, f"v{number}"),  # type: ignore[arg-type]
         )
@@ -71,7 +71,7 @@ def field(latencies: list[float], calls: list[str], seed: int = 0) -> list[Conte
     ]
 
 
-def screened(latencies: list[float], calls: list[str], keep: int = 3, seed: int = 0) -> list[Contestant]:
+def screened(latencies: list[float], calls: list[str], keep: int = 3, seed: int = 0) -> list[BenchmarkedVariant]:
     """`latencies[0]` is the plain export's."""
     plain, *others = field(latencies, calls, seed)
     deadline = Deadline.after(60)
@@ -149,16 +149,16 @@ def test_a_search_that_is_out_of_time_ends_with_the_round_it_is_in() -> None:
 
 def test_in_every_round_each_contestant_runs_once_a_size_in_another_order() -> None:
     calls: list[str] = []
-    contestants = field([1.0, 1.0, 1.0], calls)
+    competitors = field([1.0, 1.0, 1.0], calls)
     samples = Samples()
     lasting = dict.fromkeys(FEEDS, Turn(0.01, 3))
-    assert list(race(contestants, FEEDS, lasting, range(4), random.Random(0), samples, "single stream")) == [0, 1, 2, 3]
+    assert list(race(competitors, FEEDS, lasting, range(4), random.Random(0), samples, "single stream")) == [0, 1, 2, 3]
     loaded = [f"v{number} {what}" for what in ("spawned", "loaded") for number in range(3)]
     assert calls[:6] == loaded  # a process that starts takes the processor from the one that is measured
     rounds = [calls[start : start + 6] for start in range(6, 30, 6)]
     assert all(sorted(turns) == ["v0", "v0", "v1", "v1", "v2", "v2"] for turns in rounds)
     assert len({tuple(turns) for turns in rounds}) > 1
-    assert contestants[0].warmups == {"b1": 3 + 3, "b8": 3 + 3}
+    assert competitors[0].warmups == {"b1": 3 + 3, "b8": 3 + 3}
 
 
 def test_sessions_are_made_anew_between_sittings_and_warm_up_again() -> None:
@@ -166,7 +166,16 @@ def test_sessions_are_made_anew_between_sittings_and_warm_up_again() -> None:
     plain, original = field([1.0, 1.0], calls)
     plain.result.files = [FileDigest(path="plain.onnx", sha256="0" * 64, size_bytes=1)]
     lasting = dict.fromkeys(FEEDS, Turn(0.01, 10))
-    for _ in race([plain, original], FEEDS, lasting, range(5), random.Random(0), Samples(), "single stream", sitting=2):
+    for _ in race(
+        [plain, original],
+        FEEDS,
+        lasting,
+        range(5),
+        random.Random(0),
+        Samples(),
+        "single stream",
+        session_lifetime_rounds=2,
+    ):
         pass
     assert [call for call in calls if "renewed" in call] == ["v0 renewed"] * 2  # after the second and fourth round
     assert plain.warmups["b1"] == 10 + 1 + WARM_CALLS + 1 + WARM_CALLS
@@ -179,12 +188,12 @@ def test_sessions_are_made_anew_between_sittings_and_warm_up_again() -> None:
 def test_sessions_that_take_long_to_make_or_to_warm_up_last_longer(
     session_ms: float, call_ms: float, rounds: int
 ) -> None:
-    contestants = field([1.0, 1.0], [])
-    for contestant in contestants:
-        contestant.result.files = [FileDigest(path="plain.onnx", sha256="0" * 64, size_bytes=1)]
-        contestant.result.session_ms = session_ms
-        contestant.rounds = {size: [[call_ms]] for size in FEEDS}
-    assert sitting_of(contestants, dict.fromkeys(FEEDS, Turn(0.04, 10))) == rounds
+    competitors = field([1.0, 1.0], [])
+    for competitor in competitors:
+        competitor.result.files = [FileDigest(path="plain.onnx", sha256="0" * 64, size_bytes=1)]
+        competitor.result.session_ms = session_ms
+        competitor.rounds = {size: [[call_ms]] for size in FEEDS}
+    assert session_lifetime_of(competitors, dict.fromkeys(FEEDS, Turn(0.04, 10))) == rounds
 
 
 def test_turns_are_of_enough_calls_but_short_where_calls_are_long() -> None:
@@ -199,12 +208,12 @@ def test_turns_are_of_enough_calls_but_short_where_calls_are_long() -> None:
 
 
 def test_long_calls_are_not_warmed_up_again() -> None:
-    contestants = field([1.0, 100.0], [])
+    competitors = field([1.0, 100.0], [])
     for _ in race(
-        contestants, FEEDS, dict.fromkeys(FEEDS, Turn(0.01, 3)), range(4), random.Random(0), Samples(), "single"
+        competitors, FEEDS, dict.fromkeys(FEEDS, Turn(0.01, 3)), range(4), random.Random(0), Samples(), "single"
     ):
         pass
-    assert [contestant.warmups["b1"] for contestant in contestants] == [3 + 3, 3]
+    assert [competitor.warmups["b1"] for competitor in competitors] == [3 + 3, 3]
 
 
 def gain(value: float, spread: float = 0.01) -> Ratio:
@@ -249,10 +258,10 @@ def test_a_race_has_told_enough_where_intervals_are_narrow_or_far_apart(
 ) -> None:
     rng, raced = np.random.default_rng(0), [(1.0, 0.0), *variants.values()]
     plain, *others = field([ratio for ratio, _ in raced], [])
-    for contestant, (ratio, spread) in zip([plain, *others], raced, strict=True):
-        contestant.result.files = [FileDigest(path="a.onnx", sha256="0" * 64, size_bytes=1)]
-        contestant.rounds = {"b1": [[ratio * float(np.exp(noise))] for noise in rng.normal(0, spread, 20)]}
-    assert told(plain, others) is enough
+    for competitor, (ratio, spread) in zip([plain, *others], raced, strict=True):
+        competitor.result.files = [FileDigest(path="a.onnx", sha256="0" * 64, size_bytes=1)]
+        competitor.rounds = {"b1": [[ratio * float(np.exp(noise))] for noise in rng.normal(0, spread, 20)]}
+    assert race_is_decided(plain, others) is enough
 
 
 @given(st.integers(0, 8), st.integers(1, 300))

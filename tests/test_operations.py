@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from onward.registry.errors import LostRace, Refused, StoreMissing, UsageError
 from onward.registry.gates import policy
-from onward.registry.log.entries import Draft, Entry, GateResult, Line
+from onward.registry.log.entries import DeploymentHistory, Draft, Entry, GateResult
 from onward.registry.operations import choice, promotion
 from onward.registry.operations.choice import Deployable
 from onward.registry.operations.promotion import Outcome, promote, reconcile, rollback, valid_reason
@@ -136,7 +136,7 @@ def test_no_one_alone_forces_a_second_person_who_has_to_sign():
 
 def test_a_signed_entry_that_is_not_proven_is_unmet_where_it_is_newer_than_what_is_live():
     signed = policy.parse({"s": {"from": "candidate", "require": [], "signers": {"ann": "A" * 43 + "="}}})["s"]
-    line = Line((entry(2),), ())
+    line = DeploymentHistory((entry(2),), ())
     assert choice.proof(Log(line), policy.parse(None)["staging"]) == ()
     for unproven, met in (
         ((), True), ((entry(3, signature="s"),), False), ((entry(1, signature="s"),), True),
@@ -416,6 +416,6 @@ def test_who_is_overtaken_between_the_look_and_the_entry_changes_nothing(store, 
     with pytest.raises(LostRace, match="Live now: entry 1, bob promoted version 2"):
         promote("cnn", "staging", 1, reason="second", store=store)
     log = store.log("staging", "cnn")
-    assert (log.line.live.candidate_version, log.line.live.reason) == (2, "first")
-    assert {e.number for e in log.line.lost} == log.marked
+    assert (log.history.live.candidate_version, log.history.live.reason) == (2, "first")
+    assert {e.number for e in log.history.lost} == log.marked
     assert store.versions.aliases("cnn") == {"staging": 2}

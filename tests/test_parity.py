@@ -14,7 +14,7 @@ from onward.registry.errors import UsageError
 from onward.registry.evidence.similarity import agreement
 from onward.stages.config.schema import Dim, Input
 from onward.stages.parity.cases import Case, all_cases, draw, find, resized
-from onward.stages.parity.check import Expected, answers, findings, recall, record
+from onward.stages.parity.check import Expected, answers, findings, recall, save_answers
 from onward.stages.parity.compare import compare
 from onward.stages.parity.sizes import corner_sizes, example_sizes, is_prime, prime_sizes, size_key, typical_sizes
 from onward.stages.workers.worker import WorkerFailure
@@ -294,7 +294,7 @@ def test_what_the_reference_answers_is_recorded_and_recalled_case_by_case(tmp_pa
         Expected(made[1], failure=wrong),
         Expected(made[2], y),
     ]
-    record(expected, tmp_path / "r.npz")
+    save_answers(expected, tmp_path / "r.npz")
     again = recall(tmp_path / "r.npz", made)
     assert np.array_equal(again[0].outputs["y"], y["y"], equal_nan=True)
     assert again[0].truth["y"].dtype == np.float64

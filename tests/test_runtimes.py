@@ -36,7 +36,7 @@ from onward.stages.benchmark import benchmark
 from onward.stages.data import data
 from onward.stages.export import export
 from onward.stages.optimize import optimize
-from onward.stages.publish import record
+from onward.stages.publish import publish
 from onward.stages.quantize import quantize
 from onward.stages.select import select
 from onward.stages.train import train
@@ -136,7 +136,7 @@ def test_a_real_model_is_measured_published_and_replayed_on_both_providers(
     assert plain["openvino"].latencies[0].p50_ms > 0
     assert {state.runtime: state.usable for state in report.runtimes}["openvino"]
     assert command.one("select", "toy", select).passed
-    published = command.one("publish", "toy", record)
+    published = command.one("publish", "toy", publish)
     assert isinstance(published, PublishReport)
     assert published.version == 1
     folder = Path(mlflow.artifacts.download_artifacts("models:/toy/1", dst_path=str(tmp_path / "version")))

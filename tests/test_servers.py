@@ -152,7 +152,7 @@ def test_an_alias_that_its_author_may_not_write_does_not_undo_the_entry(login, s
     client.revoke_user_permission("bob", "registered_model", "cnn")
     try:
         bob = login("bob")
-        live = bob.log("staging", "cnn").line.live
+        live = bob.log("staging", "cnn").history.live
         other = 1 if live is None or live.candidate_version == 2 else 2
         outcome = promotion.promote("cnn", "staging", other, reason="because", store=bob)
         assert outcome.changed
@@ -181,7 +181,7 @@ def test_an_administrator_grants_an_environment_by_one_command(login, server, on
     code, out, _ = onward("environments", "grant", "staging", "--to", "dora")
     assert all(line.endswith(", as before") for line in out.splitlines())
     dora = login("dora")
-    live = dora.log("staging", "cnn").line.live
+    live = dora.log("staging", "cnn").history.live
     other = 1 if live is None or live.candidate_version == 2 else 2
     outcome = promotion.promote("cnn", "staging", other, reason="because", store=dora)
     assert (outcome.changed, outcome.note) == (True, "")
@@ -233,14 +233,14 @@ def test_the_servers_own_webhook_tells_of_entries_and_of_what_is_live(login, rec
 def test_processes_that_race_on_postgres_are_all_told_the_truth(login):
     store = login(*ADMIN)
     add_candidate(store, "cnn", 3)
-    before = len(store.log("staging", "cnn").line.counted)
+    before = len(store.log("staging", "cnn").history.counted)
     with multiprocessing.get_context("spawn").Pool(3) as pool:
         told = pool.starmap(race.promote_and_roll_back, [(seed, 4) for seed in range(3)])
     log = store.log("staging", "cnn")
     answers = [answer for answers in told for answer in answers]
-    assert len(log.line.counted) - before == answers.count("won") > 0
+    assert len(log.history.counted) - before == answers.count("won") > 0
     promotion.reconcile(store)
-    assert store.versions.aliases("staging.cnn") == {"live": log.line.live.number}
+    assert store.versions.aliases("staging.cnn") == {"live": log.history.live.number}
 
 
 @pytest.mark.usefixtures("users")

@@ -64,8 +64,8 @@ def promote(store, version, **options):
 
 
 def live(store):
-    entry = store.head("staging", "cnn").line.live
-    assert entry == store.log("staging", "cnn").line.live
+    entry = store.head("staging", "cnn").history.live
+    assert entry == store.log("staging", "cnn").history.live
     return entry.candidate_version if entry else None
 
 
@@ -161,7 +161,7 @@ def test_a_host_without_a_checkout_knows_the_signers_from_a_file(store, keys, be
     (tmp_path / "params.yaml").rename(host / "signers.yaml")
     (tmp_path / "dvc.yaml").unlink()
     monkeypatch.chdir(host)
-    assert store.head("staging", "cnn").line.live.number == 2  # it takes everybody at their word
+    assert store.head("staging", "cnn").history.live.number == 2  # it takes everybody at their word
     monkeypatch.setenv("ONWARD_PARAMS", str(host / "signers.yaml"))
     with pytest.warns(UnprovenLog, match="row 2 is not signed"):
         assert InferenceSession("cnn@staging").metadata.entry == 1
@@ -252,7 +252,7 @@ def test_signatures_and_approvals_move_to_another_server(store, keys, be, enviro
         [imported] = transfer.import_(tmp_path / "cnn.jsonl", tmp_path / "files", new)
         assert (imported.added, imported.present) == (added, 3 - added)
     log = new.log("staging", "cnn")
-    assert (log.line.live.signer, len(log.approvals), log.unproven) == ("bob", 2, ())
+    assert (log.history.live.signer, len(log.approvals), log.unproven) == ("bob", 2, ())
     assert InferenceSession("cnn@staging").metadata.entry == 3
 
 

@@ -33,7 +33,7 @@ def rollback(store, environment="staging", **options):
 
 
 def live(store, environment="staging"):
-    entry = store.log(environment, "cnn").line.live
+    entry = store.log(environment, "cnn").history.live
     return entry.candidate_version if entry else None
 
 
@@ -85,7 +85,7 @@ def test_every_unmet_requirement_is_named(store):
 def test_force_is_kept_in_history(store):
     version = add_candidate(store, "cnn", data="failed")
     promote(store, "staging", version, force=True)
-    [entry] = overview.history("cnn", "staging", store)["staging"].line.entries()
+    [entry] = overview.history("cnn", "staging", store)["staging"].history.entries()
     assert entry.forced
     assert "against data" in str(entry)
     assert "against data" in store._client.get_model_version("staging.cnn", "1").description
@@ -124,7 +124,7 @@ def test_what_is_live_already_is_not_deployed_again(store):
     version = add_candidate(store, "cnn")
     assert promote(store, "staging", version).changed
     assert not promote(store, "staging", version).changed
-    assert len(store.log("staging", "cnn").line.entries()) == 1
+    assert len(store.log("staging", "cnn").history.entries()) == 1
 
 
 def test_a_dry_run_changes_nothing(store):
@@ -141,10 +141,10 @@ def test_one_copy_of_the_bytes_per_environment(store):
         add_candidate(store, "cnn", factor)
     for version in (1, 2, 1):
         promote(store, "staging", version)
-    first, second, third = store.log("staging", "cnn").line.counted
+    first, second, third = store.log("staging", "cnn").history.counted
     assert first.source == third.source != second.source
     through_staging(store, 1)
-    assert store.log("production", "cnn").line.live.source != first.source
+    assert store.log("production", "cnn").history.live.source != first.source
 
 
 def test_two_rollbacks_go_two_back(store):
@@ -196,13 +196,13 @@ def test_the_slower_of_two_authors_is_told_who_won(store):
     for factor in (1, 2):
         add_candidate(store, "cnn", factor)
     promote(store, "staging", 1)
-    stale = store.log("staging", "cnn").line.live.model_copy(update={"key": "stale", "base": 0, "actor": "bob"})
+    stale = store.log("staging", "cnn").history.live.model_copy(update={"key": "stale", "base": 0, "actor": "bob"})
     with pytest.raises(LostRace, match="somebody else got there first") as lost:
         store.append("staging", "cnn", stale)
     assert "ann promoted version 1" in str(lost.value)
     log = store.log("staging", "cnn")
     assert log.marked == {2}
-    assert log.line.base == 1
+    assert log.history.base == 1
     assert promote(store, "staging", 2).entry.number == 3
 
 
@@ -215,14 +215,14 @@ def test_processes_that_race_are_all_told_the_truth(store):
     answers = [answer for answers in told for answer in answers]
     assert len(answers) == processes * attempts
     log = store.log("staging", "cnn")
-    assert len(log.line.counted) == answers.count("won") > 0
+    assert len(log.history.counted) == answers.count("won") > 0
     for number, answers in enumerate(told):
-        mine = [entry for entry in log.line.counted if entry.actor == f"p{number}"]
+        mine = [entry for entry in log.history.counted if entry.actor == f"p{number}"]
         assert len(mine) == answers.count("won")
-    assert log.marked == {entry.number for entry in log.line.lost}
+    assert log.marked == {entry.number for entry in log.history.lost}
     promotion.reconcile(store)
-    assert store.versions.aliases("staging.cnn") == {"live": log.line.live.number}
-    assert store.versions.aliases("cnn") == {"staging": log.line.live.candidate_version}
+    assert store.versions.aliases("staging.cnn") == {"live": log.history.live.number}
+    assert store.versions.aliases("cnn") == {"staging": log.history.live.candidate_version}
 
 
 def test_a_kill_between_entry_and_alias_is_healed(store):
@@ -318,7 +318,7 @@ def test_the_cost_of_a_change_does_not_grow_with_the_log(store, monkeypatch):
         promote(store, "staging", 2)
         overview.status(store)
         costs.append((len(read), max(read)))
-    assert len(store.log("staging", "cnn").line.entries()) == 26
+    assert len(store.log("staging", "cnn").history.entries()) == 26
     assert costs[-1] == costs[-2] == costs[-3] == (costs[-1][0], 3)
 
 

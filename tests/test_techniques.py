@@ -21,7 +21,7 @@ from onward.registry.evidence.records import LayerCost, Status, TradeOff, TradeP
 from onward.registry.evidence.reports import QuantizeReport
 from onward.registry.tracking.plots import draw_plots
 from onward.stages.config import techniques
-from onward.stages.config.schema import Candidate, Optimize, Quantize, candidates
+from onward.stages.config.schema import Optimize, Quantize, TechniqueSpec, candidates
 from onward.stages.quantize import to_spare
 from onward.stages.transforms import graph_profile
 from onward.stages.transforms.builder import Job
@@ -202,9 +202,9 @@ def test_a_budget_that_int8_breaks_is_held_with_one_layer_in_float(project: Path
     assert held.snr_db >= 20
     (tradeoff,) = report.tradeoffs
     assert tradeoff.chosen == held.name
-    assert held.kept == [tradeoff.layers[0].value]
+    assert held.float_layers == [tradeoff.layers[0].value]
     assert tradeoff.layers[0].module == "narrow"
-    assert [(point.kept, point.holds) for point in tradeoff.points] == [(0, False), (1, True), (3, True)]
+    assert [(point.float_layers, point.holds) for point in tradeoff.points] == [(0, False), (1, True), (3, True)]
 
 
 def test_layers_that_no_form_shows_are_not_ranked_and_the_variant_says_so(
@@ -218,7 +218,7 @@ def test_layers_that_no_form_shows_are_not_ranked_and_the_variant_says_so(
         made(source, target, feeds, keep, options)
 
     monkeypatch.setattr(static, "quantize", one_form_alone)
-    monkeypatch.setattr(static, "unfit", lambda *_: "")
+    monkeypatch.setattr(static, "skip_reason", lambda *_: "")
     params = toy_params(
         quality=None,
         budget={"min_snr_db": 90},
@@ -248,7 +248,7 @@ def test_layers_are_left_in_float_on_each_base_where_no_form_holds_the_budget_on
     tried = []
     for name, snr_db in nearness.items():
         base, scales = name.split("-")
-        candidate = Candidate.model_validate({"dynamic": {"scales": scales}})
+        candidate = TechniqueSpec.model_validate({"dynamic": {"scales": scales}})
         status: Status = "passed" if name in holding else "failed"
         variant = Variant(name=name, base=base, technique="dynamic", status=status, snr_db=snr_db)
         tried.append((Job(name, base, "", "int8", "quantize", candidate, Path("a"), Path("b")), variant))
@@ -262,24 +262,24 @@ def test_what_cannot_help_a_graph_is_not_attempted_and_says_why(tmp_path: Path) 
     save(graph([helper.make_node("MatMul", ["x", "a"], ["y"])], {"a": normal(8, 8)}, ["batch", 8]), path)
     small = graph_profile.describe(path, {"batch": 4})
     assert (small.kind, small.products, small.multiplications) == ("matrix products", 4 * 64, 4 * 64)
-    assert "too small" in dynamic.unfit(small, {}, ["cpu"])
-    assert "fit in a CPU's cache" in weight_only.unfit(small, {}, ["cpu"])
-    assert "no Softmax" in ort_fusions.unfit(small, {"attention": "whole", "norms": "apart"}, ["cpu"])
-    assert onnxsim.unfit(small, {}, ["cpu"]) == ""  # nobody knows who made it
+    assert "too small" in dynamic.skip_reason(small, {}, ["cpu"])
+    assert "fit in a CPU's cache" in weight_only.skip_reason(small, {}, ["cpu"])
+    assert "no Softmax" in ort_fusions.skip_reason(small, {"attention": "whole", "norms": "apart"}, ["cpu"])
+    assert onnxsim.skip_reason(small, {}, ["cpu"]) == ""  # nobody knows who made it
     exported = graph([helper.make_node("MatMul", ["x", "a"], ["y"])], {"a": normal(8, 8)}, ["batch", 8])
     exported.producer_name = "pytorch"
     save(exported, path)
-    assert "no node follows from weights alone" in onnxsim.unfit(
+    assert "no node follows from weights alone" in onnxsim.skip_reason(
         graph_profile.describe(path, {"batch": 4}), {}, ["cpu"]
     )
     exported.graph.node.insert(0, helper.make_node("Transpose", ["a"], ["t"]))
     save(exported, path)
-    assert onnxsim.unfit(graph_profile.describe(path, {"batch": 4}), {}, ["cpu"]) == ""
+    assert onnxsim.skip_reason(graph_profile.describe(path, {"batch": 4}), {}, ["cpu"]) == ""
     images = graph([helper.make_node("Conv", ["x", "k"], ["y"])], {"k": normal(16, 3, 3, 3)}, ["batch", 3, 34, 34])
     save(images, path)
     found = graph_profile.describe(path, {"batch": 2})
     assert (found.kind, found.multiplications) == ("convolutional", 16 * 3 * 9 * 32 * 32 * 2)
-    assert "only 0% of the weights are matrix products" in dynamic.unfit(found, {}, ["cpu"])
+    assert "only 0% of the weights are matrix products" in dynamic.skip_reason(found, {}, ["cpu"])
 
 
 def test_a_graph_is_the_same_whatever_its_values_are_called_and_another_with_another_weight() -> None:
@@ -336,8 +336,8 @@ def test_a_trade_off_is_drawn(tmp_path: Path) -> None:
                 LayerCost(value="h", operator="MatMul", snr_db=np.inf),
             ],
             points=[
-                TradePoint(kept=0, snr_db=8.0, holds=False),
-                TradePoint(kept=1, snr_db=30.0, quality=0.9, holds=True),
+                TradePoint(float_layers=0, snr_db=8.0, holds=False),
+                TradePoint(float_layers=1, snr_db=30.0, quality=0.9, holds=True),
             ],
         )
     ]

@@ -24,7 +24,7 @@ def old(tmp_path, monkeypatch) -> Store:
     for version in (1, 2):
         promotion.promote("cnn", "staging", version, reason="because", store=store)
         promotion.promote("cnn", "production", reason="because", store=store)
-    stale = store.log("staging", "cnn").line.live.model_copy(update={"key": "stale", "base": 0})
+    stale = store.log("staging", "cnn").history.live.model_copy(update={"key": "stale", "base": 0})
     with pytest.raises(LostRace):
         store.append("staging", "cnn", stale)
     promotion.promote("cnn", "staging", 3, reason="because", store=store)
@@ -51,7 +51,7 @@ def write(path, lines):
 
 
 def facts(store, environment="staging"):
-    line = store.log(environment, "cnn").line
+    line = store.log(environment, "cnn").history
     return [entry.model_dump(exclude={"source"}) for entry in (*line.counted, *line.lost)]
 
 

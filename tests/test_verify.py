@@ -60,12 +60,12 @@ def test_a_failed_report_names_the_case_the_node_the_module_and_the_line(project
     spoil(project / "build/toy/export/model.onnx", nudge)
     report: VerifyReport = through("verify")["verify"]
     assert report.status == "failed"
-    assert report.parting is not None
-    assert (report.parting.operator, report.parting.module) == ("Gemm (of aten.linear.default)", "a")
+    assert report.divergence is not None
+    assert (report.divergence.operator, report.divergence.module) == ("Gemm (of aten.linear.default)", "a")
     line = next(
         n for n, text in enumerate((project / "models/toy.py").read_text().splitlines(), 1) if "self.a(x)" in text
     )
-    assert report.parting.source == f"models/toy.py:{line}"
+    assert report.divergence.source == f"models/toy.py:{line}"
     failed = next(case.case for case in report.cases if case.failed)
     assert f"python -m onward.stages.verify toy --case {failed}" in report.reason
     assert f"in a (models/toy.py:{line})" in report.reason
@@ -109,10 +109,10 @@ def test_what_torch_export_refuses_another_way_gets_right_and_the_report_says_bo
     write_project(project, source=source, params=toy_params(quality=None))
     reports = through("train", "data", "export", "verify")
     report: ExportReport = reports["export"]
-    assert [(rung.strategy, rung.status) for rung in report.rungs] == [
+    assert [(attempt.strategy, attempt.status) for attempt in report.attempts] == [
         ("dynamo", "failed"), ("dynamo-auto", "failed"), ("script", "passed"),
     ]  # fmt: skip
-    assert "torch.where" in report.rungs[0].reason
+    assert "torch.where" in report.attempts[0].reason
     assert report.how.startswith("torch.jit.script")
     assert reports["verify"].status == "passed"
     assert sorted(path.name for path in (project / "build/toy/export").iterdir()) == ["model.onnx", "report.json"]
@@ -129,8 +129,8 @@ def test_where_every_way_falls_the_report_says_why_of_each(project: Path) -> Non
     assert report.status == "failed"
     assert "no ONNX translation" in report.reason
     assert "export.custom_translations" in report.reason
-    assert len(report.rungs) == 4
-    assert all(rung.reason and str(project) not in rung.reason for rung in report.rungs)
+    assert len(report.attempts) == 4
+    assert all(attempt.reason and str(project) not in attempt.reason for attempt in report.attempts)
 
 
 def test_a_table_of_translations_is_checked_before_anything_computes_and_part_of_what_export_depends_on(
@@ -278,13 +278,13 @@ def test_a_variant_that_departs_names_the_first_value_that_does(project: Path, m
 
     write_project(project, params=toy_params(optimize={"candidates": ["onnxsim"]}))
     monkeypatch.setattr(onnxsim, "optimize", careless)
-    monkeypatch.setattr(onnxsim, "unfit", lambda *_: "")
+    monkeypatch.setattr(onnxsim, "skip_reason", lambda *_: "")
     report: OptimizeReport = through("train", "data", "export", "verify", "optimize")["optimize"]
     assert report.status == "passed"
     (variant,) = report.variants
     assert variant.status == "failed"
-    assert variant.parting is not None
-    assert (variant.parting.value, variant.parting.module) == ("linear", "0")
+    assert variant.divergence is not None
+    assert (variant.divergence.value, variant.divergence.module) == ("linear", "0")
     assert "parts first at Gemm giving 'linear' in 0" in variant.reason
 
 

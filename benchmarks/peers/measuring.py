@@ -24,7 +24,7 @@ from onward.registry.host.runtimes import python
 from onward.stages.config import paths
 from onward.stages.config.load import read, resolve
 from onward.stages.config.schema import ModelParams
-from onward.stages.measuring.race import Contestant, Feed, Questions, Turn, blank, race, turns_of
+from onward.stages.measuring.race import BenchmarkedVariant, Feed, Questions, Turn, blank, race, turns_of
 from onward.stages.measuring.samples import Samples
 from onward.stages.measuring.statistics import undisturbed
 from onward.stages.parity.budget import Judgement
@@ -59,23 +59,25 @@ def measure(architecture: str, outcomes: Sequence[Outcome], rounds: int) -> Resu
     feeds = feeds_of(architecture, settings)
     questions, reference_quality = questions_of(architecture, settings)
     with ExitStack() as stack:
-        contestants = dict(_contestants(architecture, settings, outcomes, stack))
-        for name, contestant in contestants.items():
+        competitors = dict(_competitors(architecture, settings, outcomes, stack))
+        for name, competitor in competitors.items():
             if name != EAGER:
-                questions.judge(contestant)
-        plain = contestants[PLAIN]
+                questions.judge(competitor)
+        plain = competitors[PLAIN]
         order, kept = random.Random(settings.seed), Samples()
-        standing = [contestant for contestant in contestants.values() if contestant.standing]
+        standing = [competitor for competitor in competitors.values() if competitor.standing]
         least = dict.fromkeys(feeds, Turn(TURN_SECONDS / 4, WARMUP))
         for _ in race(standing, feeds, least, range(1), order, kept, "warm-up"):
             pass
         lasting = turns_of(plain.p50_ms, feeds, TURN_SECONDS, 1)
-        for contestant in standing:
-            contestant.rounds.clear()
-        for number in race(standing, feeds, lasting, range(rounds), order, kept, "single stream", sitting=1):
+        for competitor in standing:
+            competitor.rounds.clear()
+        for number in race(
+            standing, feeds, lasting, range(rounds), order, kept, "single stream", session_lifetime_rounds=1
+        ):
             print(f"{architecture}: round {number + 1} of {rounds}", file=sys.stderr, flush=True)
         judgement = Judgement.of(reference_quality, settings, questions.kinds)
-        entries = [_entry(name, contestant, contestants, judgement, feeds) for name, contestant in contestants.items()]
+        entries = [_entry(name, competitor, competitors, judgement, feeds) for name, competitor in competitors.items()]
     failed = [
         Entry(name=f"{o.peer} {o.recipe}", peer=o.peer, reason=o.reason, seconds=o.seconds)
         for o in outcomes
@@ -104,9 +106,9 @@ def fidelity_of_fastest(architecture: str, outcomes: Sequence[Outcome]) -> float
     feeds = feeds_of(architecture, settings)
     questions, _ = questions_of(architecture, settings)
     with ExitStack() as stack:
-        peers = [contestant for _, contestant in _peers(settings, outcomes, stack)]
-        for contestant in peers:
-            questions.judge(contestant)
+        peers = [competitor for _, competitor in _peers(settings, outcomes, stack)]
+        for competitor in peers:
+            questions.judge(competitor)
         lasting = dict.fromkeys(feeds, Turn(TURN_SECONDS, WARMUP))
         for _ in race(peers, feeds, lasting, range(FEW_ROUNDS), random.Random(0), Samples(), "peers alone"):
             pass
@@ -114,9 +116,9 @@ def fidelity_of_fastest(architecture: str, outcomes: Sequence[Outcome]) -> float
         return None if fastest is None else fastest.result.cosine
 
 
-def undisturbed_p50(contestant: Contestant) -> float:
+def undisturbed_p50(competitor: BenchmarkedVariant) -> float:
     """Of the rounds that nobody disturbed; geometric mean over sizes, in milliseconds."""
-    return float(np.exp(np.mean([undisturbed(np.log(contestant.medians(size))) for size in contestant.rounds])))
+    return float(np.exp(np.mean([undisturbed(np.log(competitor.medians(size))) for size in competitor.rounds])))
 
 
 def questions_of(architecture: str, settings: ModelParams) -> tuple[Questions, float | None]:
@@ -140,19 +142,23 @@ def feeds_of(architecture: str, settings: ModelParams) -> dict[str, Feed]:
     }
 
 
-def _contestants(
+def _competitors(
     architecture: str, settings: ModelParams, outcomes: Sequence[Outcome], stack: ExitStack
-) -> list[tuple[str, Contestant]]:
+) -> list[tuple[str, BenchmarkedVariant]]:
     export = load(ExportReport, paths.build(architecture, "export") / "report.json")
     select = load(SelectReport, paths.build(architecture, "select") / "report.json")
     timeout = settings.verify.timeout
     plain = paths.build(architecture, "export") / export.files[0].path
 
-    def contestant(name: str, precision: str, worker: Worker, files: list[FileDigest]) -> tuple[str, Contestant]:
-        return name, Contestant(blank(name, "cpu", CPU, precision, files=files), stack.enter_context(worker))
+    def competitor(
+        name: str, precision: str, worker: Worker, files: list[FileDigest]
+    ) -> tuple[str, BenchmarkedVariant]:
+        return name, BenchmarkedVariant(blank(name, "cpu", CPU, precision, files=files), stack.enter_context(worker))
 
-    made = [contestant(PLAIN, "float32", Worker.onnx(plain, "the plain export", timeout=timeout), export.files)]
-    eager = Contestant(blank(REFERENCE, "cpu", "PyTorch eager", "float32"), reference_worker(architecture, settings))
+    made = [competitor(PLAIN, "float32", Worker.onnx(plain, "the plain export", timeout=timeout), export.files)]
+    eager = BenchmarkedVariant(
+        blank(REFERENCE, "cpu", "PyTorch eager", "float32"), reference_worker(architecture, settings)
+    )
     stack.enter_context(eager.worker)
     made.append((EAGER, eager))
     for winner in select.winners:
@@ -168,11 +174,13 @@ def _contestants(
             ONWARD, winner.runtime, winner.provider, _precision(architecture, winner.variant), files=winner.files
         )
         name = ONWARD if winner.runtime == "cpu" else f"{ONWARD} on {winner.runtime}"
-        made.append((name, Contestant(blanked, stack.enter_context(worker))))
+        made.append((name, BenchmarkedVariant(blanked, stack.enter_context(worker))))
     return made + _peers(settings, outcomes, stack)
 
 
-def _peers(settings: ModelParams, outcomes: Sequence[Outcome], stack: ExitStack) -> list[tuple[str, Contestant]]:
+def _peers(
+    settings: ModelParams, outcomes: Sequence[Outcome], stack: ExitStack
+) -> list[tuple[str, BenchmarkedVariant]]:
     made = []
     for outcome in outcomes:
         if outcome.file:
@@ -180,7 +188,9 @@ def _peers(settings: ModelParams, outcomes: Sequence[Outcome], stack: ExitStack)
             given = Worker.onnx(Path(outcome.file), name, timeout=settings.verify.timeout)
             lenient = Lenient(given.label, given.command, given.load, given.timeout, given.memory_bytes)
             file = FileDigest.of(Path(outcome.file), Path(outcome.file).parent)
-            made.append((name, Contestant(blank(name, "cpu", CPU, "int8", files=[file]), stack.enter_context(lenient))))
+            made.append(
+                (name, BenchmarkedVariant(blank(name, "cpu", CPU, "int8", files=[file]), stack.enter_context(lenient)))
+            )
     return made
 
 
@@ -191,28 +201,28 @@ def _precision(architecture: str, variant: str) -> str:
 
 def _entry(
     name: str,
-    contestant: Contestant,
-    contestants: dict[str, Contestant],
+    competitor: BenchmarkedVariant,
+    competitors: dict[str, BenchmarkedVariant],
     judgement: Judgement,
     feeds: dict[str, Feed],
 ) -> Entry:
-    result = contestant.result
-    entry = Entry(name=name, reason=result.reason if not contestant.standing else "")
+    result = competitor.result
+    entry = Entry(name=name, reason=result.reason if not competitor.standing else "")
     entry.quality, entry.cosine, entry.snr_db = result.quality, result.cosine, result.snr_db
     entry.size_mb = sum(file.size_bytes for file in result.files) / 1e6 or None
-    if not contestant.standing:
+    if not competitor.standing:
         return entry
     if name != EAGER:
         entry.faults = "; ".join(judgement.faults(result))
-    p50_ms = contestant.p50_ms
+    p50_ms = competitor.p50_ms
     entry.p50_ms = {size: p50_ms[size] for size in feeds}
-    entry.to_plain = _speeds(contestant, contestants[PLAIN])
-    if contestants[ONWARD].standing:
-        entry.onward_to_it = _speeds(contestants[ONWARD], contestant)
+    entry.to_plain = _speeds(competitor, competitors[PLAIN])
+    if competitors[ONWARD].standing:
+        entry.onward_to_it = _speeds(competitors[ONWARD], competitor)
     return entry
 
 
-def _speeds(one: Contestant, other: Contestant) -> dict[str, Speed]:
+def _speeds(one: BenchmarkedVariant, other: BenchmarkedVariant) -> dict[str, Speed]:
     if not other.standing:
         return {}
     return {size: _speed(found) for size, found in one.ratios(other).items()}

@@ -16,7 +16,7 @@ from onward.registry.evidence.session_options import CPU, SessionOptions
 from onward.stages.benchmark import candidates
 from onward.stages.config import paths
 from onward.stages.config.load import read
-from onward.stages.measuring.race import Contestant, Turn, blank, race
+from onward.stages.measuring.race import BenchmarkedVariant, Turn, blank, race
 from onward.stages.measuring.samples import Samples
 from onward.stages.parity.budget import Judgement
 from onward.stages.workers.worker import Worker
@@ -65,16 +65,18 @@ def _long_run(architecture: str, choices: list[Winner], rounds: int) -> dict[tup
         for (name, options), (precision, files) in field.items():
             made = blank(name, "cpu", CPU, precision, files=files, options=options)
             worker = Worker.onnx(paths.root() / files[0].path, name, options=options, timeout=settings.verify.timeout)
-            contestant = Contestant(made, stack.enter_context(worker))
-            questions.judge(contestant)
+            competitor = BenchmarkedVariant(made, stack.enter_context(worker))
+            questions.judge(competitor)
             judgement = Judgement.of(reference_quality, settings, questions.kinds)
             faults = list(judgement.faults(made))
-            if contestant.standing and not faults:
-                able.append(contestant)
+            if competitor.standing and not faults:
+                able.append(competitor)
             else:
                 worker.close()
         lasting = dict.fromkeys(feeds, Turn(TURN_SECONDS, WARMUP))
-        for number in race(able, feeds, lasting, range(rounds), random.Random(0), Samples(), "long run", sitting=1):
+        for number in race(
+            able, feeds, lasting, range(rounds), random.Random(0), Samples(), "long run", session_lifetime_rounds=1
+        ):
             if number % 10 == 9:
                 print(f"{architecture}: long run, round {number + 1} of {rounds}", file=sys.stderr, flush=True)
         return {(c.result.variant, c.result.options): undisturbed_p50(c) for c in able if c.standing}

@@ -26,6 +26,7 @@ from onward.registry.artifact.serving_plan import MODEL, Served, Serving, preloa
 from onward.registry.evidence.records import OutputKind, Record
 from onward.registry.evidence.session_options import CPU
 from onward.registry.files import write_atomically
+from onward.registry.npz import arrays
 
 if TYPE_CHECKING:
     from onward.registry.evidence.similarity import Array, Arrays
@@ -157,14 +158,6 @@ def _answers(folder: Path, served: Served, inputs: Arrays) -> tuple[Arrays, str]
     running = session.get_providers()[0]
     used = running if running == served.provider else f"{running}: {served.provider} fell back to CPU"
     return dict(zip(names, session.run(names, dict(inputs)), strict=True)), used
-
-
-def arrays(path: Path) -> Arrays:
-    """What an .npz file holds, by name."""
-    import numpy as np
-
-    with np.load(path, allow_pickle=False) as stored:
-        return dict(stored)
 
 
 def _repeated(expected: Arrays) -> str:

@@ -131,11 +131,11 @@ def entry_facts(entry: Entry) -> dict[str, Any]:
 
 def entry_state(log: Log, entry: Entry) -> str:
     """`live`, `lost`, `unsigned` (by who may sign), or nothing, where it is none of these."""
-    if entry in log.line.lost:
+    if entry in log.history.lost:
         return "lost"
     if entry in log.unproven:
         return "unsigned"
-    return "live" if entry == log.line.live else ""
+    return "live" if entry == log.history.live else ""
 
 
 def newest_cell(status: ModelStatus) -> str:

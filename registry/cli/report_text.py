@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from onward.registry.errors import UsageError
-from onward.registry.evidence.records import CaseResult, Parting
+from onward.registry.evidence.records import CaseResult, FirstDivergence
 from onward.registry.evidence.reports import (
     REPORTS,
     ExportReport,
@@ -42,17 +42,17 @@ def lines(report: Report) -> Iterator[str]:
     if report.reason:
         yield f"  {report.reason}"
     if isinstance(report, ExportReport):
-        yield from (f"  tried {r.strategy}: {r.status}{': ' if r.reason else ''}{r.reason}" for r in report.rungs)
+        yield from (f"  tried {r.strategy}: {r.status}{': ' if r.reason else ''}{r.reason}" for r in report.attempts)
     yield from (f"  found: {finding}" for finding in getattr(report, "findings", []))
     if isinstance(report, VerifyReport):
         yield from _cases(report.cases)
-        if report.parting is not None:
-            yield from _parting(report.parting)
+        if report.divergence is not None:
+            yield from _divergence(report.divergence)
     if isinstance(report, OptimizeReport | QuantizeReport):
         for variant in report.variants:
             yield f"  {variant.name}: {variant.status}{': ' if variant.reason else ''}{variant.reason}"
-            if variant.parting is not None:
-                yield from _parting(variant.parting)
+            if variant.divergence is not None:
+                yield from _divergence(variant.divergence)
 
 
 def _cases(cases: list[CaseResult]) -> Iterator[str]:
@@ -70,15 +70,15 @@ def _cases(cases: list[CaseResult]) -> Iterator[str]:
         yield f"  {'probe ' if case.probe else ''}{case.case}: {case.verdict}{': ' if detail else ''}{detail}"
 
 
-def _parting(parting: Parting) -> Iterator[str]:
-    if not parting.value:
-        yield f"    {parting.reason}"
+def _divergence(divergence: FirstDivergence) -> Iterator[str]:
+    if not divergence.value:
+        yield f"    {divergence.reason}"
         return
-    yield f"    parts first at  {parting.operator} giving {parting.value!r} (case {parting.case})"
-    if parting.module:
-        yield f"    module          {parting.module}"
-    if parting.source:
-        yield f"    source          {parting.source}"
-    yield f"    off by          {parting.difference:.3g} where values reach {parting.scale:.3g}"
-    if parting.reason:
-        yield f"    that is         {parting.reason}"
+    yield f"    parts first at  {divergence.operator} giving {divergence.value!r} (case {divergence.case})"
+    if divergence.module:
+        yield f"    module          {divergence.module}"
+    if divergence.source:
+        yield f"    source          {divergence.source}"
+    yield f"    off by          {divergence.difference:.3g} where values reach {divergence.scale:.3g}"
+    if divergence.reason:
+        yield f"    that is         {divergence.reason}"

@@ -171,7 +171,7 @@ class GraphInfo(Record):
     metadata: dict[str, str] = {}
 
 
-class Rung(Record):
+class ExportAttempt(Record):
     """One way of exporting that was tried, and why it fell, where it did."""
 
     strategy: str
@@ -224,7 +224,7 @@ class CaseResult(Record):
         return self.verdict != "ok" and not self.probe
 
 
-class Parting(Record):
+class FirstDivergence(Record):
     """Where two computations part: the first value that differs by more than rounding explains.
 
     `value` is its name in the graph, `module` the path of the PyTorch module that it came from, `source` the line,
@@ -247,15 +247,15 @@ class Variant(Record):
 
     Over the evaluation set: `agreement` is the least share of top-1 answers that equal the reference's (null where no
     output holds scores), `quality` the model's own measure, higher is better, `snr_db` the signal to noise against the
-    reference, `cosine` that of the worst sample, and `fidelity` what each output lost, by its kind. `kept` are the
-    values whose nodes stay in float though the technique quantises their kind.
+    reference, `cosine` that of the worst sample, and `fidelity` what each output lost, by its kind. `float_layers` are
+    the values whose nodes stay in float though the technique quantises their kind.
     """
 
     name: str
     base: str
     technique: str
     precision: str = "float32"
-    kept: list[str] = []
+    float_layers: list[str] = []
     status: Status
     reason: str = ""
     files: list[FileDigest] = []
@@ -266,7 +266,7 @@ class Variant(Record):
     reduction: float | None = Field(default=None, description="1 - size / size before; negative where it grew")
     compression: float | None = Field(default=None, description="size before / size")
     parity: list[CaseResult] = []
-    parting: Parting | None = None
+    divergence: FirstDivergence | None = None
     quality: float | None = None
     agreement: float | None = None
     snr_db: float | None = None
@@ -285,9 +285,9 @@ class LayerCost(Record):
 
 
 class TradePoint(Record):
-    """The costliest `kept` layers left in float: what the graph computes then, over the evaluation set."""
+    """The costliest `float_layers` layers left in float: what the graph computes then, over the evaluation set."""
 
-    kept: int
+    float_layers: int
     quality: float | None = None
     snr_db: float | None = None
     cosine: float | None = None

@@ -17,14 +17,14 @@ from onward.registry.evidence.records import (
     CaseResult,
     Choice,
     Expectation,
+    ExportAttempt,
     FileDigest,
+    FirstDivergence,
     GraphInfo,
     Machine,
     Measurement,
     OutputKind,
-    Parting,
     Record,
-    Rung,
     RuntimeState,
     Split,
     Status,
@@ -70,12 +70,12 @@ class DataReport(Report):
 
 
 class ExportReport(Report):
-    """`files[0]` is the .onnx; a second one, if any, is its external data. `rungs` are the ways that were tried, in
+    """`files[0]` is the .onnx; a second one, if any, is its external data. `attempts` are the ways that were tried, in
     order; `findings` what is odd about the graph without being wrong, each with its remedy."""
 
     stage: Literal["export"] = "export"
     how: str = ""
-    rungs: list[Rung] = []
+    attempts: list[ExportAttempt] = []
     files: list[FileDigest] = []
     graph: GraphInfo | None = None
     warnings: list[str] = []
@@ -93,7 +93,7 @@ class VerifyReport(Report):
     rtol: float | None = None
     atol: float | None = None
     cases: list[CaseResult] = []
-    parting: Parting | None = None
+    divergence: FirstDivergence | None = None
     evaluator: str = ""
     evaluated: list[CaseResult] = []
     findings: list[str] = []

@@ -20,10 +20,10 @@ _ROUNDING = 1e-9
 
 NO_EVIDENCE = "no evidence recorded"
 
-Evidence = Mapping[str, str]
+EvidenceTags = Mapping[str, str]
 
 
-def judge(requirements: Iterable[str], evidence: Evidence, folder: Path | None) -> tuple[GateResult, ...]:
+def judge(requirements: Iterable[str], evidence: EvidenceTags, folder: Path | None) -> tuple[GateResult, ...]:
     """Judge every requirement. `folder` holds the version's files; without it, only evidence is judged."""
     results = []
     for name in requirements:
@@ -37,21 +37,21 @@ def judge(requirements: Iterable[str], evidence: Evidence, folder: Path | None) 
     return tuple(results)
 
 
-def _parity(evidence: Evidence) -> tuple[bool, str]:
+def _parity(evidence: EvidenceTags) -> tuple[bool, str]:
     """The plain export holds the tolerances. A version of lower precision is made from it and held to `quality`."""
     return _status(evidence, "parity")
 
 
-def _data(evidence: Evidence) -> tuple[bool, str]:
+def _data(evidence: EvidenceTags) -> tuple[bool, str]:
     return _status(evidence, "data")
 
 
-def _status(evidence: Evidence, name: str) -> tuple[bool, str]:
+def _status(evidence: EvidenceTags, name: str) -> tuple[bool, str]:
     status = evidence.get(name)
     return status == "passed", status or NO_EVIDENCE
 
 
-def _quality(evidence: Evidence) -> tuple[bool, str]:
+def _quality(evidence: EvidenceTags) -> tuple[bool, str]:
     """Within the budget. The pipeline registers nothing beyond it, so `verdict` answers where no budget is recorded."""
     drop, budget = _number(evidence, "quality_drop"), _number(evidence, "quality_budget")
     passed = evidence.get("verdict") == "passed"
@@ -69,7 +69,7 @@ def _quality(evidence: Evidence) -> tuple[bool, str]:
     return passed, f"drops by {drop:g}" + ("" if passed else "; nothing recorded says that this is within the budget")
 
 
-def _latency(evidence: Evidence) -> tuple[bool, str]:
+def _latency(evidence: EvidenceTags) -> tuple[bool, str]:
     """No slower than the plain export, beyond what measuring twice differs by."""
     if evidence.get("variant") == "plain":
         return True, "is the plain export"
@@ -79,14 +79,14 @@ def _latency(evidence: Evidence) -> tuple[bool, str]:
     return ratio <= 1 + LATENCY_NOISE, f"{ratio:.3g} times the plain export's, {1 + LATENCY_NOISE:g} allowed"
 
 
-def _number(evidence: Evidence, name: str) -> float | None:
+def _number(evidence: EvidenceTags, name: str) -> float | None:
     try:
         return float(evidence[name])
     except (KeyError, ValueError):
         return None
 
 
-_OVER_EVIDENCE: dict[str, Callable[[Evidence], tuple[bool, str]]] = {
+_OVER_EVIDENCE: dict[str, Callable[[EvidenceTags], tuple[bool, str]]] = {
     "parity": _parity,
     "quality": _quality,
     "data": _data,

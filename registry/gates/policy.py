@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from onward.registry import checkout, yaml_text
 from onward.registry.errors import UsageError
 from onward.registry.gates import builtin
+from onward.registry.names import is_name
 from onward.registry.text import one_line
 from onward.registry.trust.entry_signatures import ReadSigner, is_public_key
 
@@ -32,10 +32,6 @@ SUITE = ".json"
 FILE = "ONWARD_PARAMS"
 # The environments that MLflow's deprecated stages can stand for.
 STAGES = {"staging": "Staging", "production": "Production"}
-# No dot: it parts environment and model in `production.cnn`. No slash, quote or space: names reach paths and filters.
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-
-
 _Address = Annotated[str, Field(pattern=r"^(https?://\S+|\$[A-Za-z_]\w*)$")]
 
 
@@ -87,22 +83,6 @@ class Environment(BaseModel):
 
 
 Policy = dict[str, Environment]
-
-
-def valid_name(name: str, what: str) -> str:
-    """`name`, if it can be one of a model or an environment.
-
-    Raises:
-        UsageError: it cannot.
-    """
-    if not is_name(name):
-        raise UsageError(f"{name!r} is no name for {what}: letters, digits, - and _, a letter or digit first")
-    return name
-
-
-def is_name(name: str) -> bool:
-    """Whether `name` can be one of a model or an environment, and so be part of a path or a filter."""
-    return _NAME.fullmatch(name) is not None
 
 
 def home() -> Path:
@@ -157,7 +137,7 @@ def parse(section: Any) -> Policy:
             raise UsageError(
                 f"params.yaml: environments.{name}: the name is taken: it stands for versions that are live nowhere"
             )
-        if not isinstance(name, str) or not _NAME.fullmatch(name):
+        if not isinstance(name, str) or not is_name(name):
             raise UsageError(f"params.yaml: environments.{name}: no name for an environment: letters, digits, - and _")
         policy[name] = _environment(name, value)
     for name in policy:

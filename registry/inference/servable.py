@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 from onward.registry.apart import Died, ask
 from onward.registry.artifact.manifest import check_folder, write_manifest
-from onward.registry.artifact.replay import BUNDLE, Recorded, arrays, departures, judge, replay
+from onward.registry.artifact.replay import BUNDLE, Recorded, departures, judge, replay
 from onward.registry.artifact.serving_plan import Serving
 from onward.registry.errors import OnwardError
+from onward.registry.npz import arrays
 
 if TYPE_CHECKING:
     from onward.registry.evidence.similarity import Arrays

@@ -28,13 +28,14 @@ from onward.registry.artifact.serving_plan import MODEL, Serving
 from onward.registry.errors import Refused, UsageError
 from onward.registry.inference.inputs import Validate
 from onward.registry.inference.model import Loaded, Metadata, ProviderFallback
+from onward.registry.names import PATTERN
 from onward.registry.store import connection
 from onward.registry.store.download import cache, download
 
 if TYPE_CHECKING:
     from onward.registry.store.resolve import Target
 
-_REGISTERED = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*(@[A-Za-z0-9][A-Za-z0-9_-]*|/\d+)")
+_REGISTERED = re.compile(rf"{PATTERN}(@{PATTERN}|/\d+)")
 # Set to 1 on a host that is to load nothing from a registry but what a signer deployed.
 REQUIRE_SIGNED = "ONWARD_REQUIRE_SIGNED"
 __all__ = ["InferenceSession", "Metadata", "ProviderFallback", "UnprovenLog", "cache", "download", "locate"]

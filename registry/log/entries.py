@@ -1,8 +1,8 @@
 """What is live, from a log of entries, and what a promotion or a rollback would append. Pure: no MLflow, no clock.
 
-    line = fold(entries)
-    line.live                           # the entry that counts now, or None
-    plan_rollback(line.live, line.find) # the earlier deployment that a rollback would restore
+    history = fold(entries)
+    history.live                              # the entry that counts now, or None
+    plan_rollback(history.live, history.find) # the earlier deployment that a rollback would restore
 
 The rule: an entry counts if its `base`, the entry that its author saw as live, is the last entry that counted. Else it
 lost a race and changes nothing. Every reader of the same log so finds the same answer, without a lock, and from the
@@ -115,7 +115,7 @@ class Entry(Draft):
 
 
 @dataclass(frozen=True)
-class Line:
+class DeploymentHistory:
     """A log, judged: the entries that counted and those that lost a race, each in the order of the log.
 
     floor: only entries of higher numbers were read; 0 where all were.
@@ -161,9 +161,9 @@ class Line:
         return next((entry for entry in self.counted if entry.key == key), None)
 
 
-def fold(entries: Iterable[Entry], floor: int = 0) -> Line:
+def fold(entries: Iterable[Entry], floor: int = 0) -> DeploymentHistory:
     """Judge a log, or the part of it that is newer than entry `floor`; the order in which `entries` come does not
-    matter. Of a part, what is live is right where the line is `settled`, and so is whatever else counts in it.
+    matter. Of a part, what is live is right where the history is `settled`, and so is whatever else counts in it.
 
     Entries are never deleted, but an administrator of the store can. A number that is missing and that a later entry
     names as its base did count: that entry's author saw it live. An entry that names itself or a later one is nobody's
@@ -180,7 +180,7 @@ def fold(entries: Iterable[Entry], floor: int = 0) -> Line:
             last = counted[before.number] = before
         end = bisect_left(numbers, last.base)
     lost = tuple(entry for number, entry in sorted(log.items()) if number not in counted)
-    return Line(tuple(counted[number] for number in sorted(counted)), lost, floor)
+    return DeploymentHistory(tuple(counted[number] for number in sorted(counted)), lost, floor)
 
 
 def _last(sound: Sequence[Entry]) -> Entry | None:
@@ -189,10 +189,10 @@ def _last(sound: Sequence[Entry]) -> Entry | None:
     return next((entry for entry in sound if entry.base == highest), None)
 
 
-def last_live(line: Line) -> dict[str, str]:
+def last_live(history: DeploymentHistory) -> dict[str, str]:
     """When each deployment (by sha256) was live last: the moment that the next one took its place, "" for now."""
-    until = [following.at for following in line.counted[1:]]
-    return {entry.sha256: end for entry, end in zip(line.counted, [*until, ""], strict=False)}
+    until = [following.at for following in history.counted[1:]]
+    return {entry.sha256: end for entry, end in zip(history.counted, [*until, ""], strict=False)}
 
 
 def plan_rollback(live: Entry | None, find: Callable[[int], Entry], to: Entry | None = None) -> Entry:

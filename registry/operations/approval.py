@@ -11,6 +11,7 @@ from onward.registry.artifact.manifest import check_folder
 from onward.registry.errors import Refused, UsageError
 from onward.registry.gates import policy
 from onward.registry.log.entries import Draft, Entry
+from onward.registry.names import valid_name
 from onward.registry.operations import notification
 from onward.registry.operations.promotion import author, now, tied, valid_reason
 from onward.registry.store.resolve import find_candidate
@@ -33,7 +34,7 @@ def approve(
         StoreUnreachable: the store did not answer.
     """
     wanted = policy.environment(policy.read(), environment)
-    policy.valid_name(model, "a model")
+    valid_name(model, "a model")
     reason = valid_reason(reason)
     store = store or Store(create=False)
     actor, key = author(wanted, environment, actor)
@@ -70,7 +71,7 @@ def sign(
         Refused: the environment has no signers, or the key of none of them is here.
     """
     wanted = policy.environment(policy.read(), environment)
-    policy.valid_name(model, "a model")
+    valid_name(model, "a model")
     if not wanted.signers:
         raise Refused(f"{environment} has no signers in params.yaml, so that nothing there has to be signed")
     key = entry_signatures.own_key(wanted.signers, environment)
@@ -86,7 +87,7 @@ def sign(
     if entries:
         chosen = [unsigned[number] for number in sorted(set(entries))]
     else:
-        first = min((entry.number for entry in log.line.entries()), default=log.newest + 1)
+        first = min((entry.number for entry in log.history.entries()), default=log.newest + 1)
         chosen = [entry for number, entry in sorted(unsigned.items()) if number < first]
     signed = [entry_signatures.sign(entry, registered, key) for entry in chosen]
     if not dry_run:
@@ -103,7 +104,7 @@ def sign_files(model: str, version: int, key: Path, *, store: Store | None = Non
         UsageError: no such model, version or key, or model-signing is not installed.
         Refused: the files are not those that were published, or the server does not allow it.
     """
-    policy.valid_name(model, "a model")
+    valid_name(model, "a model")
     store = store or Store(create=False)
     candidate = find_candidate(store, model, version)
     with tempfile.TemporaryDirectory(prefix="onward-") as temporary:

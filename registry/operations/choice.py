@@ -16,7 +16,7 @@ from onward.registry.gates.policy import CANDIDATE, Policy
 from onward.registry.log.entries import Entry, GateResult
 from onward.registry.store.artifacts import SERVED_AS
 from onward.registry.store.resolve import find_candidate, require_model
-from onward.registry.store.schema import Candidate, Log
+from onward.registry.store.schema import Log, RegisteredVersion
 from onward.registry.store.store import Store
 
 
@@ -48,7 +48,7 @@ def choose(
     if origin == CANDIDATE:
         found = _newest(store, model, to, rules[to], force, replaced) if version is None else None
         return _deployable(found or find_candidate(store, model, version or 0)), ()
-    live = store.head(origin, model).line.live
+    live = store.head(origin, model).history.live
     if live is not None and version in (None, live.candidate_version):
         # The very bytes that were tried there; their evidence as it is now, where the candidate still exists.
         candidate = store.candidate(model, live.candidate_version)
@@ -68,7 +68,7 @@ def choose(
 
 def _newest(
     store: Store, model: str, to: str, wanted: policy.Environment, force: bool, live: Entry | None
-) -> Candidate:
+) -> RegisteredVersion:
     """The newest version whose evidence meets what is wanted; by force, the newest."""
     newest = None
     for candidate in store.candidates(model):
@@ -85,7 +85,9 @@ def _newest(
     raise Refused(f"no version of {model} is fit for {to}; the newest, {newest.version}, does not meet:{listed}")
 
 
-def _unmet(store: Store, wanted: policy.Environment, candidate: Candidate, live: Entry | None) -> list[GateResult]:
+def _unmet(
+    store: Store, wanted: policy.Environment, candidate: RegisteredVersion, live: Entry | None
+) -> list[GateResult]:
     results, _ = judge(store, wanted, candidate.evidence, live, None)
     return [result for result in results if not result.met]
 
@@ -105,7 +107,7 @@ def judge(
     return results, pages
 
 
-def _deployable(candidate: Candidate) -> Deployable:
+def _deployable(candidate: RegisteredVersion) -> Deployable:
     return Deployable(candidate.version, candidate.sha256, candidate.manifest, candidate.source, candidate.evidence)
 
 
@@ -136,7 +138,7 @@ def proof(log: Log, wanted: policy.Environment) -> tuple[GateResult, ...]:
     if not wanted.signers:
         return ()
     signed = [entry for entry in log.unproven if entry.signature and entry.kind != "approve"]
-    broken = [entry for entry in signed if entry.number > log.line.base]
+    broken = [entry for entry in signed if entry.number > log.history.base]
     detail = "; ".join(log.alarm) or "every entry that counts is proven"
     if broken:
         detail += ": look at `onward history`, then `onward sign ... --entry N` what is right, or use --force"

@@ -11,18 +11,19 @@ from onward.registry.artifact.replay import measure_again
 from onward.registry.errors import Refused
 from onward.registry.gates import policy, signed_files
 from onward.registry.log.entries import Entry, GateResult
+from onward.registry.names import is_name, valid_name
 from onward.registry.store import sqlite_reader
 from onward.registry.store.connection import nothing_yet
 from onward.registry.store.resolve import Target, require_model, resolve
 from onward.registry.store.schema import (
     LIVE,
-    Candidate,
     Drift,
     Log,
     Overview,
+    RegisteredVersion,
     find_drift,
     registered_name,
-    to_candidate,
+    to_registered_version,
 )
 from onward.registry.store.store import Store
 
@@ -53,7 +54,7 @@ class ModelStatus:
     looks like one of ours and has a name that none of ours can have."""
 
     model: str
-    newest: Candidate | None
+    newest: RegisteredVersion | None
     environments: tuple[EnvironmentStatus, ...]
     registered: bool = True
     failed: str = ""
@@ -81,7 +82,7 @@ def history(model: str, environment: str | None = None, store: Store | None = No
         UsageError: no such environment, or nothing is known of the model.
     """
     rules = policy.read()
-    policy.valid_name(model, "a model")
+    valid_name(model, "a model")
     names = [environment] if environment else list(rules)
     for name in names:
         policy.environment(rules, name)
@@ -102,16 +103,16 @@ def status(store: Store | None = None) -> list[ModelStatus]:
     store = store or Store(create=False)
     known = store.versions.everything() if known is None else known
     failed = store.failures() if failed is None else failed
-    newest: dict[str, Candidate | None] = {}
+    newest: dict[str, RegisteredVersion | None] = {}
     foreign = []
     for name, overview in known.items():
         environment, dot, model = name.partition(".")
-        if not policy.is_name(model if dot else name):  # another team's: no name of ours, and none for a filter
+        if not is_name(model if dot else name):  # another team's: no name of ours, and none for a filter
             foreign += [ModelStatus(name, None, (), foreign=True)] if dot and environment in rules else []
         elif dot and environment in rules:
             newest.setdefault(model, None)
         elif not dot:
-            published = [candidate for candidate in map(to_candidate, overview.newest) if candidate.sha256]
+            published = [candidate for candidate in map(to_registered_version, overview.newest) if candidate.sha256]
             if published:
                 newest[name] = published[0]
     registered = set(newest)
@@ -134,7 +135,7 @@ def _environment_status(store: Store, known: Mapping[str, Overview], environment
     floor = int(registered.newest[0].version) - 1 if registered.newest else 0
     log = store.parse(environment, model, registered.newest[:1], floor)
     log = store.remembered(environment, model, log) if log.settled else store.head(environment, model)
-    live = log.line.live
+    live = log.history.live
     there = known.get(model, Overview()).aliases.get(environment)
     candidate = live.candidate_version if live else None
     if there != candidate:  # where they agree, the alias says that the version exists
@@ -155,7 +156,7 @@ def check(model: str, environment: str, store: Store | None = None) -> Check:
     store = store or Store(create=False)
     target = resolve(f"{model}@{environment}", store)
     log = store.log(environment, model)
-    entry = log.line.find(target.entry)
+    entry = log.history.find(target.entry)
     logged = _logged(environment, log)
     with tempfile.TemporaryDirectory(prefix="onward-") as temporary:
         try:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from onward.registry.errors import Refused, UsageError, saying
 from onward.registry.gates import policy
+from onward.registry.names import is_name
 from onward.registry.store.artifacts import experiment_name
 from onward.registry.store.connection import http_status, reachable
 from onward.registry.store.reach import is_server
@@ -60,7 +61,7 @@ def _resources(store: Store, environment: str) -> list[tuple[str, str, str]]:
     logs = [
         name
         for name in store.versions.named(f"{environment}.%")
-        if name.startswith(f"{environment}.") and policy.is_name(name.removeprefix(f"{environment}."))
+        if name.startswith(f"{environment}.") and is_name(name.removeprefix(f"{environment}."))
     ]
     if experiment is None or not logs:
         raise UsageError(

@@ -23,6 +23,7 @@ from onward.registry.errors import LostRace, MachineFault, OnwardError, Refused,
 from onward.registry.gates import four_eyes, policy, signed_files
 from onward.registry.gates.policy import CANDIDATE, Policy
 from onward.registry.log.entries import Draft, Entry, GateResult, plan_rollback
+from onward.registry.names import valid_name
 from onward.registry.operations import notification
 from onward.registry.operations.choice import Deployable, choose, judge, proof, second_person
 from onward.registry.operations.overview import status
@@ -83,13 +84,13 @@ def promote(
     """
     rules = policy.read()
     wanted = policy.environment(rules, to)
-    policy.valid_name(model, "a model")
+    valid_name(model, "a model")
     reason = valid_reason(reason)
     store = store or Store(create=False)
     actor, key = author(wanted, to, actor)
     log = store.head(to, model)
     log.require_known(registered_name(to, model))
-    live = log.line.live
+    live = log.history.live
     chosen, order = choose(store, rules, model, to, version, force, live)
     if live is not None and chosen.is_live_as(live):
         note = "" if dry_run else _stay(store, rules, model, to, log, live)
@@ -114,7 +115,7 @@ def promote(
     draft = Draft(
         kind="promote",
         key=uuid.uuid4().hex,
-        base=log.line.base,
+        base=log.history.base,
         sha256=chosen.sha256,
         manifest=manifest,
         candidate_version=chosen.version,
@@ -151,15 +152,15 @@ def rollback(
     """
     rules = policy.read()
     wanted = policy.environment(rules, environment)
-    policy.valid_name(model, "a model")
+    valid_name(model, "a model")
     reason = valid_reason(reason)
     store = store or Store(create=False)
     actor, key = author(wanted, environment, actor)
     log = store.head(environment, model, down_to=to)
     log.require_known(registered_name(environment, model))
-    live, find = log.line.live, partial(store.entry, environment, model)
+    live, find = log.history.live, partial(store.entry, environment, model)
     try:
-        target = plan_rollback(live, find, None if to is None else log.line.find(to))
+        target = plan_rollback(live, find, None if to is None else log.history.find(to))
     except OnwardError as error:
         raise type(error)(f"{registered_name(environment, model)}: {error}") from None
     assert live is not None
@@ -174,7 +175,7 @@ def rollback(
     draft = Draft(
         kind="rollback",
         key=uuid.uuid4().hex,
-        base=log.line.base,
+        base=log.history.base,
         sha256=target.sha256,
         manifest=manifest,
         candidate_version=target.candidate_version,
@@ -209,7 +210,7 @@ def reconcile(store: Store | None = None) -> list[Drift | StageDrift]:
                 if log.alarm or log.newer:
                     words = "; ".join(log.alarm) or f"entry {log.newer[-1]} was written by a newer Onward"
                     alarms.append(f"\n  {registered_name(environment.environment, found.model)}: {words}")
-                elif log.line.entries():
+                elif log.history.entries():
                     healed += store.heal(environment.environment, found.model, log)
             if not found.foreign and not alarms:
                 healed += stage_mirror.mirror(store, rules, found.model)
@@ -231,7 +232,7 @@ def create_environments(models: Iterable[str], store: Store | None = None) -> li
         Refused: the server does not allow it.
     """
     rules = policy.read()
-    names = [policy.valid_name(model, "a model") for model in models]
+    names = [valid_name(model, "a model") for model in models]
     store = store or Store()
     made: list[str] = []
     with saying(
@@ -334,11 +335,11 @@ def _append(
         # A signed entry does not count where a row before it is missing or unsigned. Where nothing else was deployed
         # meanwhile, that row was there before, and the next entry says that its author saw it.
         seen = store.head(environment, model)
-        if key is None or seen.line.base != draft.base:
+        if key is None or seen.history.base != draft.base:
             raise
         again = draft.model_copy(update={"key": uuid.uuid4().hex})
         log = store.append(environment, model, draft := tied(again, registered, seen, key))
-    entry = log.line.won(draft.key)
+    entry = log.history.won(draft.key)
     assert entry is not None
     notes = [_heal(store, rules, model, environment, log)]
     hook = rules[environment].notify

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from onward.registry.errors import UsageError, saying
-from onward.registry.gates import policy
 from onward.registry.log.entries import last_live
+from onward.registry.names import valid_name
 from onward.registry.store.resolve import require_model
-from onward.registry.store.schema import Candidate
+from onward.registry.store.schema import RegisteredVersion
 from onward.registry.store.store import Store
 
 _UNITS = {"h": "hours", "d": "days", "w": "weeks"}
@@ -26,8 +26,8 @@ class Pruned:
     """Which versions were deleted (would be, in a dry run), and why each of the others stays."""
 
     model: str
-    deleted: tuple[Candidate, ...]
-    kept: tuple[tuple[Candidate, str], ...]
+    deleted: tuple[RegisteredVersion, ...]
+    kept: tuple[tuple[RegisteredVersion, str], ...]
     dry_run: bool
 
 
@@ -39,7 +39,7 @@ def prune(model: str, older_than: str, *, dry_run: bool = False, store: Store | 
         UsageError: there is no such model, or `older_than` is no time.
         StoreUnreachable: the store did not answer; what was deleted until then is, and the next call goes on.
     """
-    policy.valid_name(model, "a model")
+    valid_name(model, "a model")
     before = datetime.now(UTC) - _duration(older_than)
     store = store or Store(create=False)
     require_model(store, model)
@@ -52,7 +52,7 @@ def prune(model: str, older_than: str, *, dry_run: bool = False, store: Store | 
     return Pruned(model, tuple(deleted), tuple(kept), dry_run)
 
 
-def _delete(store: Store, candidates: Iterable[Candidate]) -> None:
+def _delete(store: Store, candidates: Iterable[RegisteredVersion]) -> None:
     done: list[str] = []
     current = ""
 
@@ -67,12 +67,12 @@ def _delete(store: Store, candidates: Iterable[Candidate]) -> None:
             done.append(current)
 
 
-def _reasons(store: Store, model: str, candidates: Iterable[Candidate], before: datetime) -> dict[int, str]:
+def _reasons(store: Store, model: str, candidates: Iterable[RegisteredVersion], before: datetime) -> dict[int, str]:
     """Why each version that stays does."""
     reasons: dict[int, str] = {}
     used: dict[str, str] = {}
     for environment in store.environments(model):
-        for sha256, end in last_live(store.log(environment, model).line).items():
+        for sha256, end in last_live(store.log(environment, model).history).items():
             if not end:
                 used[sha256] = f"live in {environment}"
             elif datetime.fromisoformat(end) >= before:

@@ -19,8 +19,8 @@ from pydantic import ConfigDict, ValidationError, model_validator
 
 from onward.registry.artifact.manifest import check_folder
 from onward.registry.errors import OnwardError, Refused, UsageError, saying
-from onward.registry.gates import policy
 from onward.registry.log.entries import Entry
+from onward.registry.names import valid_name
 from onward.registry.store.resolve import require_model
 from onward.registry.store.schema import approval_source, registered_name
 from onward.registry.store.store import Store
@@ -29,7 +29,7 @@ from onward.registry.store.store import Store
 _MOST_GAPS = 100
 
 
-class Line(Entry):
+class LogRecord(Entry):
     """One line: an entry, and the log that it is of. An entry rests on earlier ones alone, and says who and why in one
     line each."""
 
@@ -41,7 +41,7 @@ class Line(Entry):
     source: Literal[""] = ""
 
     @model_validator(mode="after")
-    def _sound(self) -> Line:
+    def _sound(self) -> LogRecord:
         for name in ("base", "restores", "seen"):
             if getattr(self, name) >= self.number:
                 raise ValueError(f"{name} is {getattr(self, name)}, and only earlier entries can be named")
@@ -63,7 +63,7 @@ class Imported:
     present: int
 
 
-def export(models: Iterable[str], files: Path | None = None, store: Store | None = None) -> list[Line]:
+def export(models: Iterable[str], files: Path | None = None, store: Store | None = None) -> list[LogRecord]:
     """The logs of all environments of these models; the files of what they deployed go to `files`, a folder for each
     manifest.
 
@@ -76,16 +76,16 @@ def export(models: Iterable[str], files: Path | None = None, store: Store | None
         raise UsageError(f"--files {files}: is a file; give a folder")
     lines = []
     for model in models:
-        policy.valid_name(model, "a model")
+        valid_name(model, "a model")
         environments = store.environments(model)
         if not environments:
             require_model(store, model)
         for environment in environments:
             log = store.log(environment, model)
             for entry in log.entries():
-                counted = entry in log.line.counted
+                counted = entry in log.history.counted
                 try:
-                    line = Line(**{**entry.model_dump(), "source": "", "environment": environment, "model": model})
+                    line = LogRecord(**{**entry.model_dump(), "source": "", "environment": environment, "model": model})
                 except ValidationError as error:
                     if not counted:
                         continue  # a row that never counted and that no Onward wrote
@@ -123,7 +123,7 @@ def _check(folder: Path, entry: Entry, what: str) -> None:
         raise Refused(f"{what}: {error}") from None
 
 
-def read(path: Path) -> list[Line]:
+def read(path: Path) -> list[LogRecord]:
     """The lines of a file that `onward export-log` wrote.
 
     Raises:
@@ -136,9 +136,9 @@ def read(path: Path) -> list[Line]:
     lines = []
     for number, text in enumerate(texts, 1):
         try:
-            line = Line.model_validate_json(text)
-            policy.valid_name(line.environment, "an environment")
-            policy.valid_name(line.model, "a model")
+            line = LogRecord.model_validate_json(text)
+            valid_name(line.environment, "an environment")
+            valid_name(line.model, "a model")
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or "the line"
@@ -161,7 +161,7 @@ def import_(path: Path, files: Path | None = None, store: Store | None = None) -
         LostRace: somebody deployed to one of the environments meanwhile.
     """
     store = store or Store()
-    logs: dict[tuple[str, str], list[Line]] = {}
+    logs: dict[tuple[str, str], list[LogRecord]] = {}
     for line in read(path):
         logs.setdefault((line.environment, line.model), []).append(line)
     missing = {key: _missing(store, *key, lines) for key, lines in logs.items()}
@@ -203,7 +203,7 @@ def _so_far(whole: list[str]) -> str:
     )
 
 
-def _missing(store: Store, environment: str, model: str, lines: list[Line]) -> list[Line]:
+def _missing(store: Store, environment: str, model: str, lines: list[LogRecord]) -> list[LogRecord]:
     """The lines that the log here lacks, which has to begin as they do."""
     registered = registered_name(environment, model)
     numbers = [line.number for line in lines]
@@ -232,7 +232,7 @@ def _missing(store: Store, environment: str, model: str, lines: list[Line]) -> l
     return lines[common:]
 
 
-def _gaps(lines: list[Line]) -> set[int]:
+def _gaps(lines: list[LogRecord]) -> set[int]:
     """Numbers that are no entries: of versions that somebody deleted or registered by hand; more than a hundred of
     them are not all listed."""
     known = {line.number for line in lines}
@@ -244,7 +244,7 @@ def _fields(entry: Entry) -> dict[str, object]:
 
 
 def _folders(
-    store: Store, key: tuple[str, str], lines: list[Line], files: Path | None, scratch: Path
+    store: Store, key: tuple[str, str], lines: list[LogRecord], files: Path | None, scratch: Path
 ) -> Iterator[tuple[str, tuple[str, Path]]]:
     """The name of each folder with files, to the source that it was downloaded from, "" where it was not, and to the
     folder, checked; for all that can be found."""
@@ -267,7 +267,7 @@ def _folders(
 
 
 def _append(
-    store: Store, key: tuple[str, str], lines: list[Line], folders: dict[str, tuple[str, Path]], scratch: Path
+    store: Store, key: tuple[str, str], lines: list[LogRecord], folders: dict[str, tuple[str, Path]], scratch: Path
 ) -> None:
     environment, model = key
     sha256 = {_folder(line): line.sha256 for line in lines}

@@ -35,7 +35,7 @@ def gone(uri: str, registered: str, log: Log) -> str:
     if not is_private(cache()) or file.is_symlink() or file.parent.is_symlink():
         return ""
     number, known = _read(file)
-    live = log.line.live
+    live = log.history.live
     if live is not None and live.number > number:
         _write(file, uri, registered, live.number, digest(live, registered))
     elif number and (live is None or (live.number, digest(live, registered)) != (number, known)):

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 
 from onward.registry.errors import Refused, UsageError
 from onward.registry.gates import policy
-from onward.registry.store.schema import Candidate, registered_name
+from onward.registry.names import valid_name
+from onward.registry.store.schema import RegisteredVersion, registered_name
 from onward.registry.store.store import Store
 
 
@@ -43,11 +44,11 @@ def resolve(target: str, store: Store | None = None) -> Target:
     """
     model, at, environment = target.partition("@")
     if at:
-        policy.valid_name(model, "a model")
+        valid_name(model, "a model")
         policy.environment(policy.read(), environment)
         store = store or Store(create=False)
         log = store.head(environment, model)
-        live = log.line.live
+        live = log.history.live
         log.require_known(registered_name(environment, model))
         if live is None:
             require_model(store, model)
@@ -71,12 +72,12 @@ def resolve(target: str, store: Store | None = None) -> Target:
     model, slash, version = target.partition("/")
     if not slash or not version.isdecimal():
         raise UsageError(f"{target!r} names nothing: give MODEL@ENVIRONMENT, MODEL/VERSION, or an .onnx file")
-    policy.valid_name(model, "a model")
+    valid_name(model, "a model")
     found = find_candidate(store or Store(create=False), model, int(version))
     return Target(model, found.version, found.sha256, found.source, found.manifest, evidence=found.evidence)
 
 
-def find_candidate(store: Store, model: str, version: int) -> Candidate:
+def find_candidate(store: Store, model: str, version: int) -> RegisteredVersion:
     """One version that Onward published.
 
     Raises:

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import Protocol
 
 from onward.registry.errors import UsageError
-from onward.registry.log.entries import Draft, Entry, Line, fold
+from onward.registry.log.entries import DeploymentHistory, Draft, Entry, fold
 from onward.registry.trust import chain
 from onward.registry.trust.entry_signatures import Signers
 
@@ -45,7 +45,7 @@ class Version(Protocol):
 
 
 @dataclass(frozen=True)
-class Candidate:
+class RegisteredVersion:
     """A version that the pipeline registered. `evidence` is its tags: what was measured, as
     registry/tracking/recorder.py says. `logged_model` is the id of the one that holds its files, `stage` MLflow's own
     deprecated one."""
@@ -77,7 +77,7 @@ class Candidate:
 class Log:
     """An environment's log as it is stored, or its newest part.
 
-    line: the entries that count and those that lost a race. marked: which lost entries carry their mark.
+    history: the entries that count and those that lost a race. marked: which lost entries carry their mark.
     foreign: rows that are no entries (somebody registered them by hand); they count for nothing.
     newer: rows that a newer Onward wrote, which this one cannot read. newest: the highest number of all rows.
     unproven: where an environment has signers, entries that none of them signed, and signed ones of which nobody can
@@ -86,7 +86,7 @@ class Log:
     open: whether older rows have to be read to judge these. signed: whether the environment has signers.
     """
 
-    line: Line
+    history: DeploymentHistory
     marked: frozenset[int] = frozenset()
     foreign: tuple[int, ...] = ()
     approvals: tuple[Entry, ...] = ()
@@ -101,11 +101,11 @@ class Log:
     @property
     def settled(self) -> bool:
         """Whether enough was read to say what is live: no older row could change it."""
-        return self.line.settled and not self.open
+        return self.history.settled and not self.open
 
     def entries(self) -> list[Entry]:
         """All of them, whether they count or not, in the order of the log."""
-        return sorted((*self.line.entries(), *self.approvals, *self.unproven), key=lambda entry: entry.number)
+        return sorted((*self.history.entries(), *self.approvals, *self.unproven), key=lambda entry: entry.number)
 
     def require_known(self, registered: str) -> None:
         """Check that this Onward can read what is newest in the log. In a log with signers, what it cannot read is not
@@ -114,7 +114,7 @@ class Log:
         Raises:
             UsageError: a newer Onward wrote an entry after the one that seems to be live.
         """
-        unknown = [number for number in self.newer if number > self.line.base]
+        unknown = [number for number in self.newer if number > self.history.base]
         if unknown and not self.signed:
             raise UsageError(f"{registered}: entry {unknown[-1]} was written by a newer Onward: upgrade this one")
 
@@ -145,7 +145,7 @@ class Drift:
 
 
 def registered_name(environment: str, model: str) -> str:
-    """The registered model that holds the log. Neither name holds a dot (policy.valid_name), so it reads back."""
+    """The registered model that holds the log. Neither name holds a dot (valid_name), so it reads back."""
     return f"{environment}.{model}"
 
 
@@ -241,17 +241,17 @@ def parse_log(registered: str, versions: Iterable[Version], signers: Signers, fl
     if signers:
         judged = chain.judge(entries.values(), rows, registered, signers, floor)
     counting = judged.proven - judged.undecided
-    line = fold((e for n, e in entries.items() if n in counting and e.kind != "approve"), floor)
+    history = fold((e for n, e in entries.items() if n in counting and e.kind != "approve"), floor)
     unproven = [entry for number, entry in sorted(entries.items()) if number not in counting]
     return Log(
-        line,
-        frozenset(marked & {entry.number for entry in line.lost}),
+        history,
+        frozenset(marked & {entry.number for entry in history.lost}),
         tuple(sorted(foreign)),
         tuple(entry for number, entry in sorted(entries.items()) if number in counting and entry.kind == "approve"),
         tuple(unproven),
         tuple(sorted(newer)),
         max(rows, default=0),
-        tuple(_alarm(line.base, unproven, foreign, newer, judged)) if signers else (),
+        tuple(_alarm(history.base, unproven, foreign, newer, judged)) if signers else (),
         judged.damage,
         judged.open,
         bool(signers),
@@ -275,17 +275,17 @@ def find_drift(
     """The views that disagree with the log. `candidate` is the version that is live, if it still exists; `found` is
     where the aliases are: `live` by the name of the log's registered model, and the environment's by `model`."""
     registered = registered_name(environment, model)
-    wanted = ((registered, LIVE, log.line.base or None), (model, environment, candidate))
+    wanted = ((registered, LIVE, log.history.base or None), (model, environment, candidate))
     drifts = [Drift(name, alias, number, found[name]) for name, alias, number in wanted if found[name] != number]
-    unmarked = [entry.number for entry in log.line.lost if entry.number not in log.marked]
+    unmarked = [entry.number for entry in log.history.lost if entry.number not in log.marked]
     return drifts + [Drift(registered, LOST, number, None) for number in unmarked]
 
 
-def to_candidate(version: Version) -> Candidate:
+def to_registered_version(version: Version) -> RegisteredVersion:
     """A candidate from the version that the pipeline registered."""
     created = datetime.fromtimestamp(version.creation_timestamp / 1000, UTC)
     _, named, logged_model = (version.source or "").partition("models:/m-")  # over REST, model_id is not told
-    return Candidate(
+    return RegisteredVersion(
         version.name,
         int(version.version),
         dict(version.tags),

@@ -13,7 +13,7 @@ from onward.registry.gates.policy import STAGES, Policy
 
 if TYPE_CHECKING:
     from onward.registry.log.entries import Entry
-    from onward.registry.store.schema import Candidate
+    from onward.registry.store.schema import RegisteredVersion
     from onward.registry.store.store import Store
 
 ARCHIVED = "Archived"
@@ -32,7 +32,7 @@ class StageDrift:
         return f"version {self.version} of {self.model} is in stage {self.found} and belongs in {self.wanted}"
 
 
-def find(live: Mapping[str, Entry | None], candidates: Iterable[Candidate]) -> list[StageDrift]:
+def find(live: Mapping[str, Entry | None], candidates: Iterable[RegisteredVersion]) -> list[StageDrift]:
     """What is in the wrong stage, given what is live in the environments that are mirrored.
 
     Versions that belong somewhere come first: written in this order, no stage is ever empty for long.
@@ -57,7 +57,7 @@ def mirror(store: Store, rules: Policy, model: str) -> list[StageDrift]:
     mirrored = [name for name, environment in rules.items() if environment.mirror_stages]
     if not mirrored:
         return []
-    live = {name: store.head(name, model).line.live for name in mirrored}
+    live = {name: store.head(name, model).history.live for name in mirrored}
     drifts = find(live, store.candidates(model))
     for drift in drifts:
         store.set_stage(drift.model, drift.version, drift.wanted)

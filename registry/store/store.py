@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from onward.registry.errors import LostRace, StoreUnreachable, UsageError
 from onward.registry.gates import policy
 from onward.registry.log.entries import Draft, Entry
+from onward.registry.names import is_name
 from onward.registry.store import log_memory, newest_run, relocate, webhooks
 from onward.registry.store.artifacts import Files
 from onward.registry.store.connection import as_default, connect, reachable
@@ -26,14 +27,14 @@ from onward.registry.store.model_versions import Versions
 from onward.registry.store.schema import (
     LIVE,
     LOST,
-    Candidate,
     Drift,
     Log,
+    RegisteredVersion,
     Version,
     find_drift,
     parse_log,
     registered_name,
-    to_candidate,
+    to_registered_version,
     to_tags,
 )
 from onward.registry.text import markdown
@@ -116,7 +117,7 @@ class Store:
             log = self.head(environment, model, down_to=number)
         if any(entry.number == number for entry in log.unproven):
             raise UsageError(f"entry {number} counts for nothing: none of the signers of {environment} signed it")
-        found = next((entry for entry in log.line.entries() if entry.number == number), None)
+        found = next((entry for entry in log.history.entries() if entry.number == number), None)
         if found is None:
             raise UsageError(f"there is no entry {number} (any more); `onward history {model}` shows those there are")
         return found
@@ -126,14 +127,14 @@ class Store:
         found = self.versions.tagged(registered_name(environment, model), kind="approve", sha256=sha256)
         return self.parse(environment, model, found).approvals
 
-    def candidates(self, model: str) -> Iterator[Candidate]:
+    def candidates(self, model: str) -> Iterator[RegisteredVersion]:
         """The versions that the pipeline registered, newest first; older ones are asked for when they are wanted."""
-        return map(to_candidate, self.versions.newest_first(model))
+        return map(to_registered_version, self.versions.newest_first(model))
 
-    def candidate(self, model: str, version: int) -> Candidate | None:
+    def candidate(self, model: str, version: int) -> RegisteredVersion | None:
         """One version, or None where there is none (any more)."""
         found = self.versions.get(model, version)
-        return to_candidate(found) if found is not None else None
+        return to_registered_version(found) if found is not None else None
 
     def run(self, run_id: str) -> tuple[dict[str, str], dict[str, float]] | None:
         """Params and metrics of a run, or None where there is none (any more)."""
@@ -162,7 +163,7 @@ class Store:
     def environments(self, model: str) -> list[str]:
         """The environments in which the store has a log of `model`, those that params.yaml does not name included."""
         names = [name.partition(".") for name in self.versions.named(f"%.{model}")]
-        return sorted(environment for environment, _, name in names if name == model and policy.is_name(environment))
+        return sorted(environment for environment, _, name in names if name == model and is_name(environment))
 
     # Writing
 
@@ -178,9 +179,9 @@ class Store:
             self._create(registered)
         written = any(self._try_append(registered, draft) for _ in self._while_free(environment, model, draft))
         log = self._log_after(environment, model, draft)
-        if written and log.line.won(draft.key):
+        if written and log.history.won(draft.key):
             return log
-        for entry in log.line.lost:
+        for entry in log.history.lost:
             if entry.key == draft.key:
                 self._mark(registered, entry.number)
         got = "somebody else got there first"
@@ -188,7 +189,7 @@ class Store:
             got = f"something came in between that no signer signed ({'; '.join(log.alarm)})"
         raise LostRace(
             f"{registered}: {got}, and nothing of this counts. "
-            f"Live now: {f'entry {log.line.live.number}, {log.line.live}' if log.line.live else 'nothing'}. "
+            f"Live now: {f'entry {log.history.live.number}, {log.history.live}' if log.history.live else 'nothing'}. "
             f"Look at `onward history {model}`, then run the command again if you still want it"
         )
 
@@ -229,7 +230,7 @@ class Store:
     def _while_free(self, environment: str, model: str, draft: Draft) -> Iterator[None]:
         yield
         for _ in range(_APPENDS):
-            if self.head(environment, model).line.base != draft.base:
+            if self.head(environment, model).history.base != draft.base:
                 return
             yield
         raise StoreUnreachable(
@@ -343,7 +344,7 @@ class Store:
         with reachable(), _somebody_else_may():
             self._client.set_model_version_tag(registered, str(number), LOST, "true")
 
-    def delete_candidate(self, candidate: Candidate) -> None:
+    def delete_candidate(self, candidate: RegisteredVersion) -> None:
         """Delete a version and the logged model behind it. The version goes last: while it is there, an interrupted
         deletion is seen and done again."""
         from mlflow.exceptions import MlflowException
@@ -384,7 +385,7 @@ class Store:
             if not drifts:
                 break
             newer = self.head(environment, model)
-            if newer.alarm or newer.line.base == log.line.base:
+            if newer.alarm or newer.history.base == log.history.base:
                 break
             log = newer
         return healed
@@ -392,7 +393,7 @@ class Store:
     def live_candidate(self, model: str, log: Log) -> int | None:
         """The version that is live, if it still exists. One of the same number with other bytes belongs to a model that
         was deleted and made anew, and is not meant."""
-        live = log.line.live
+        live = log.history.live
         candidate = self.candidate(model, live.candidate_version) if live else None
         return candidate.version if live and candidate and candidate.sha256 == live.sha256 else None
 

@@ -33,7 +33,7 @@ MOST_WORDS = 5000
 
 
 @dataclass(frozen=True)
-class Entry:
+class RunRecord:
     """What one child run says: a variant's figures, or why it has none."""
 
     name: str
@@ -47,7 +47,7 @@ class Entry:
     options: SessionOptions
 
 
-def entries(evidence: Evidence, root: Path, settings: Mapping[str, Any]) -> Iterator[Entry]:
+def run_records(evidence: Evidence, root: Path, settings: Mapping[str, Any]) -> Iterator[RunRecord]:
     """One entry a child run: the reference, every variant measured, and those that were not, with the reason.
 
     Args:
@@ -64,7 +64,7 @@ def entries(evidence: Evidence, root: Path, settings: Mapping[str, Any]) -> Iter
         choice = choices.get((m.variant, m.runtime))
         reason = choice.reason if choice and not m.reason else m.reason
         variant = _graph(m, evidence)
-        yield Entry(
+        yield RunRecord(
             name=label(m.variant, m.runtime),
             status=m.status,
             reason=reason,
@@ -84,7 +84,7 @@ def entries(evidence: Evidence, root: Path, settings: Mapping[str, Any]) -> Iter
         )
     for v in variants:
         if v.name not in measured:
-            yield Entry(
+            yield RunRecord(
                 name=v.name,
                 status=v.status if v.status != "passed" else "not attempted",
                 reason=v.reason,

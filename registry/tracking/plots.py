@@ -94,11 +94,11 @@ def _tradeoff(axes: Any, tradeoff: TradeOff) -> None:
     """Signal to noise of the whole graph over the layers left in float, the costliest first, and what each of those
     costs alone."""
     points = [point for point in tradeoff.points if point.snr_db is not None]
-    axes.plot([p.kept for p in points], [p.snr_db for p in points], color="C0", label="the graph")
+    axes.plot([p.float_layers for p in points], [p.snr_db for p in points], color="C0", label="the graph")
     for point in points:
-        axes.plot(point.kept, point.snr_db, "o" if point.holds else "x", color="C2" if point.holds else "C3")
+        axes.plot(point.float_layers, point.snr_db, "o" if point.holds else "x", color="C2" if point.holds else "C3")
         if point.quality is not None:
-            axes.annotate(f"quality {point.quality:.4g}", (point.kept, point.snr_db), fontsize=8)
+            axes.annotate(f"quality {point.quality:.4g}", (point.float_layers, point.snr_db), fontsize=8)
     layers = [(rank, layer) for rank, layer in enumerate(tradeoff.layers, 1) if math.isfinite(layer.snr_db)]
     axes.plot(
         [rank for rank, _ in layers], [layer.snr_db for _, layer in layers], ":", color="grey", label="each layer"

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from onward.registry.errors import Refused, UsageError
 from onward.registry.evidence.records import TensorSpec
 from onward.registry.evidence.reports import Evidence, PublishReport
 from onward.registry.inference.servable import Servable, examine
+from onward.registry.names import is_name
 from onward.registry.store import newest_run, relocate, sqlite_reader
 from onward.registry.store.artifacts import SERVED_AS, Files, served
 from onward.registry.store.connection import (
@@ -34,7 +34,15 @@ from onward.registry.store.connection import (
     tracking_uri,
 )
 from onward.registry.text import markdown
-from onward.registry.tracking.metrics import Entry, entries, flatten, graph_params, label, sentence, version_tags
+from onward.registry.tracking.metrics import (
+    RunRecord,
+    flatten,
+    graph_params,
+    label,
+    run_records,
+    sentence,
+    version_tags,
+)
 from onward.registry.trust.identity import who
 from onward.registry.uri import without_credentials
 
@@ -112,7 +120,7 @@ def publish(publication: Publication) -> PublishReport:
         StoreUnreachable: the store did not answer; the next call completes what this one began.
         UsageError: the model's name cannot be a registered model's.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", publication.evidence.model):
+    if not is_name(publication.evidence.model):
         raise UsageError(f"{publication.evidence.model!r} is no name for a model: letters, digits, - and _")
     settle_process()
     relocate.require_here()
@@ -141,19 +149,23 @@ def _prepare(publication: Publication, folder: Path) -> _Prepared:
     if publication.fault:
         return _Prepared(folder, servable=Servable(fault=publication.fault))
     name = label(chosen.variant, chosen.runtime)
-    entry = next(entry for entry in entries(evidence, publication.root, publication.params) if entry.name == name)
+    run_record = next(
+        run_record
+        for run_record in run_records(evidence, publication.root, publication.params)
+        if run_record.name == name
+    )
     serving, others = of_winners(chosen.winners, publication.root)
     try:
-        _build(publication, entry, folder, publication.bundle, serving, others)
+        _build(publication, run_record, folder, publication.bundle, serving, others)
     except Refused as error:
         return _Prepared(folder, servable=Servable(fault=str(error)))
     sha256 = version_digest(chosen.winners)
-    return _Prepared(folder, sha256, examine(folder, sha256, entry.provider))
+    return _Prepared(folder, sha256, examine(folder, sha256, run_record.provider))
 
 
 def _build(
     publication: Publication,
-    entry: Entry,
+    run_record: RunRecord,
     folder: Path,
     bundle: Path | None,
     serving: Serving,
@@ -162,7 +174,7 @@ def _build(
     from onward.registry.artifact.mlflow_model import build_folder
 
     inputs, outputs = publication.inputs, publication.outputs
-    build_folder(folder, entry.files, inputs, outputs, entry.provider, bundle, serving, others)
+    build_folder(folder, run_record.files, inputs, outputs, run_record.provider, bundle, serving, others)
 
 
 class _Recorder:
@@ -189,19 +201,19 @@ class _Recorder:
         )
         finished = parent.info.status in ("FINISHED", "FAILED") and "onward.whole" in parent.data.tags
         models: dict[str, LoggedModel] = {}
-        for entry in entries(self.evidence, self.publication.root, self.publication.params):
+        for run_record in run_records(self.evidence, self.publication.root, self.publication.params):
             child = self._run(
-                f"{self.evidence.model} {entry.name}",
-                {"onward.role": "variant", "onward.variant": entry.name, "mlflow.parentRunId": parent.info.run_id},
+                f"{self.evidence.model} {run_record.name}",
+                {"onward.role": "variant", "onward.variant": run_record.name, "mlflow.parentRunId": parent.info.run_id},
             )
-            children[entry.name] = child.info.run_id
-            is_chosen = entry.name == label(chosen.variant, chosen.runtime)
+            children[run_record.name] = child.info.run_id
+            is_chosen = run_record.name == label(chosen.variant, chosen.runtime)
             if not finished:
-                self._figures(child, entry)
-            if entry.files and not (is_chosen and servable.fault):
-                models[entry.name] = self._logged_model(child, entry, is_chosen and not self.failures)
+                self._figures(child, run_record)
+            if run_record.files and not (is_chosen and servable.fault):
+                models[run_record.name] = self._logged_model(child, run_record, is_chosen and not self.failures)
             if not finished:
-                self.client.set_terminated(child.info.run_id, "FAILED" if entry.status == "failed" else "FINISHED")
+                self.client.set_terminated(child.info.run_id, "FAILED" if run_record.status == "failed" else "FINISHED")
         report.variants = children
         if self.failures:
             report.reason = f"{newest_run.NOTHING}{self.failures}"
@@ -230,9 +242,9 @@ class _Recorder:
             return found[0]
         return self.client.create_run(self.experiment, run_name=name, tags={**wanted, **self.publication.context})
 
-    def _figures(self, run: Run, entry: Entry) -> None:
-        tags = {"onward.status": entry.status, "onward.reason": entry.reason}
-        self._log(run.info.run_id, entry.metrics, entry.params, tags)
+    def _figures(self, run: Run, run_record: RunRecord) -> None:
+        tags = {"onward.status": run_record.status, "onward.reason": run_record.reason}
+        self._log(run.info.run_id, run_record.metrics, run_record.params, tags)
 
     def _log(
         self, run_id: str, metrics: Mapping[str, float], params: Mapping[str, str], tags: Mapping[str, str]
@@ -240,10 +252,10 @@ class _Recorder:
         """Log in batches, at a fixed time and step: logged again, it is the same and no second point."""
         from mlflow.entities import Metric, Param, RunTag
 
-        unfit = sorted(key for key, value in metrics.items() if not math.isfinite(value))
-        if unfit:
-            tags = {**tags, "onward.not_finite": ", ".join(unfit)}
-        points = [Metric(key, value, 0, 0) for key, value in metrics.items() if key not in unfit]
+        not_finite = sorted(key for key, value in metrics.items() if not math.isfinite(value))
+        if not_finite:
+            tags = {**tags, "onward.not_finite": ", ".join(not_finite)}
+        points = [Metric(key, value, 0, 0) for key, value in metrics.items() if key not in not_finite]
         settings = [Param(key, str(value)[:_LONGEST_PARAM]) for key, value in params.items()]
         labels = [RunTag(key, str(value)[:_LONGEST_TAG]) for key, value in tags.items() if value]
         for start in range(0, max(len(points), 1), _METRICS):
@@ -253,36 +265,38 @@ class _Recorder:
         for start in range(0, max(len(labels), 1), _TAGS):
             self.client.log_batch(run_id, tags=labels[start : start + _TAGS])
 
-    def _logged_model(self, run: Run, entry: Entry, chosen: bool) -> LoggedModel:
+    def _logged_model(self, run: Run, run_record: RunRecord, chosen: bool) -> LoggedModel:
         """The variant's logged model, whole: one that an interrupted upload left is thrown away."""
         from mlflow.entities import LoggedModelOutput, LoggedModelStatus
 
         for model in self.client.search_logged_models(
-            [self.experiment], f"tags.`onward.content` = '{self.key}' and tags.`onward.variant` = '{entry.name}'"
+            [self.experiment], f"tags.`onward.content` = '{self.key}' and tags.`onward.variant` = '{run_record.name}'"
         ):
             if model.status == LoggedModelStatus.READY:
                 return model
             self.client.delete_logged_model(model.model_id)
         model = self.client.create_logged_model(
             self.experiment,
-            name=f"{self.evidence.model}-{entry.name}",
+            name=f"{self.evidence.model}-{run_record.name}",
             source_run_id=run.info.run_id,
             tags={
                 "onward.content": self.key,
                 "onward.model": self.evidence.model,
-                "onward.variant": entry.name,
+                "onward.variant": run_record.name,
                 **({"manifest": manifest_digest(self.version.folder)} if chosen else {}),
             },
-            params={key: value[:500] for key, value in entry.params.items()},
+            params={key: value[:500] for key, value in run_record.params.items()},
             model_type="onnx",
         )
         if chosen:
             self.client.log_model_artifacts(model.model_id, str(self.version.folder))
         else:
-            serving = Serving({entry.runtime: Served(file=MODEL, provider=entry.provider, options=entry.options)})
+            serving = Serving(
+                {run_record.runtime: Served(file=MODEL, provider=run_record.provider, options=run_record.options)}
+            )
             with tempfile.TemporaryDirectory() as temporary:
                 folder = Path(temporary) / "model"
-                _build(self.publication, entry, folder, None, serving, {})
+                _build(self.publication, run_record, folder, None, serving, {})
                 self.client.log_model_artifacts(model.model_id, str(folder))
         self.client.log_outputs(run.info.run_id, [LoggedModelOutput(model.model_id, 0)])
         return self.client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
@@ -339,12 +353,12 @@ class _Recorder:
         from onward.registry.tracking.plots import draw_plots
 
         evidence, run_id = self.evidence, parent.info.run_id
-        tried = list(entries(evidence, self.publication.root, self.publication.params))
+        tried = list(run_records(evidence, self.publication.root, self.publication.params))
         chosen = label(evidence.select.variant, evidence.select.runtime)
-        winner = next((entry for entry in tried if entry.name == chosen), None)
+        winner = next((run_record for run_record in tried if run_record.name == chosen), None)
         metrics = dict(winner.metrics) if winner else {}
         metrics["variants_tried"] = len(tried)
-        metrics["variants_fit"] = sum(entry.status == "passed" for entry in tried)
+        metrics["variants_fit"] = sum(run_record.status == "passed" for run_record in tried)
         if evidence.train.quality is not None:
             metrics["trained_quality"] = evidence.train.quality
         params = {**graph_params(evidence), **flatten(self.publication.params)}

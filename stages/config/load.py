@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,9 +13,11 @@ from pydantic import ValidationError
 from onward.registry import yaml_text
 from onward.registry.errors import NotReady, UsageError
 from onward.registry.gates import policy
+from onward.registry.names import is_name
 from onward.stages.config import paths
 from onward.stages.config.schema import Dim, Input, ModelParams, Output, Params, suggestion
 
+LONGEST_NAME = 64
 RESERVED = {"params", "host", "tracking"}
 
 _MODEL = ("build", "onnx", "inputs", "outputs", "dims", "seed")
@@ -115,7 +116,7 @@ def _parse(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path.name}: there is none in {path.parent.name}/") from None
     except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        line = f" line {mark.line + 1}" if mark else ""
+        line = f" line {mark.history + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise UsageError(f"{path.name}:{line} {problem}") from None
     except ValueError as error:  # of a date or a number that is none
@@ -136,8 +137,8 @@ def _merge_defaults(raw: dict[str, Any]) -> list[str]:
         if key not in ModelParams.model_fields:
             problems.append(f"defaults.{key}: unknown key" + suggestion(str(key), ModelParams.model_fields))
     for name in models if isinstance(models, dict) else ():
-        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", name):
-            problems.append(f"models.{name}: a model's name is letters, digits, - and _, 64 at most")
+        if not isinstance(name, str) or not is_name(name) or len(name) > LONGEST_NAME:
+            problems.append(f"models.{name}: a model's name is letters, digits, - and _, {LONGEST_NAME} at most")
         elif name in RESERVED:
             problems.append(f"models.{name}: this name is taken: build/{name}/ belongs to the {name} stage")
         if isinstance(models[name], dict):

@@ -181,7 +181,7 @@ class Data(Section):
     suite: RepositoryPath | None = None
 
 
-class Candidate(Section):
+class TechniqueSpec(Section):
     """A technique to try, with options: `name`, or `{name: {option: value}}`. Which there are,
     stages/config/techniques.py reads from the techniques' own files."""
 
@@ -199,13 +199,13 @@ class Candidate(Section):
         raise ValueError("wants the name of a technique, or {name: {option: value}}")
 
 
-def candidates(*given: str | dict[str, Any]) -> list[Candidate]:
+def candidates(*given: str | dict[str, Any]) -> list[TechniqueSpec]:
     """Candidates written as in params.yaml."""
-    return [Candidate.model_validate(item) for item in given]
+    return [TechniqueSpec.model_validate(item) for item in given]
 
 
 class Optimize(Section):
-    candidates: list[Candidate] = candidates(
+    candidates: list[TechniqueSpec] = candidates(
         "onnxsim",
         "onnxoptimizer",
         {"onnxoptimizer": {"passes": "all"}},
@@ -220,7 +220,7 @@ class Optimize(Section):
 
 
 class Quantize(Section):
-    candidates: list[Candidate] = candidates(
+    candidates: list[TechniqueSpec] = candidates(
         "dynamic",
         {"dynamic": {"reduce_range": True}},
         {"dynamic": {"scales": "per_tensor"}},

@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from onward.stages.config.schema import Candidate
+    from onward.stages.config.schema import TechniqueSpec
 
 Option = bool | int | float | str
 Options = Mapping[str, Option]
@@ -43,12 +43,12 @@ def accuracy_only(stage: str, name: str) -> tuple[str, ...]:
     return found
 
 
-def problems(stage: str, candidates: Iterable[Candidate]) -> Iterable[tuple[str, str]]:
+def problems(stage: str, candidates: Iterable[TechniqueSpec]) -> Iterable[tuple[str, str]]:
     """(path below the model, message, what it should have been) of each candidate that there is not."""
     from onward.stages.config.schema import suggestion
 
     known = names(stage)
-    seen: list[Candidate] = []
+    seen: list[TechniqueSpec] = []
     for index, candidate in enumerate(candidates):
         where = f"{stage}.candidates[{index}]"
         if candidate in seen:
@@ -67,13 +67,13 @@ def problems(stage: str, candidates: Iterable[Candidate]) -> Iterable[tuple[str,
                 yield f"{where}.{option}", f"{value!r} is none of {_words(options[option])}"
 
 
-def complete(stage: str, candidate: Candidate) -> dict[str, Option]:
+def complete(stage: str, candidate: TechniqueSpec) -> dict[str, Option]:
     """Every option of a candidate, the defaults included."""
     defaults = {option: values[0] for option, values in allowed(stage, candidate.name).items()}
     return defaults | candidate.options
 
 
-def label(stage: str, candidate: Candidate) -> str:
+def label(stage: str, candidate: TechniqueSpec) -> str:
     """The technique's name, and the options that are not at their defaults: what a variant is called."""
     parts = [candidate.name]
     for option, values in allowed(stage, candidate.name).items():
@@ -84,7 +84,7 @@ def label(stage: str, candidate: Candidate) -> str:
     return "-".join(parts)
 
 
-def module(stage: str, candidate: Candidate) -> ModuleType:
+def module(stage: str, candidate: TechniqueSpec) -> ModuleType:
     """The technique's own module. What it needs of other packages, it imports when it is called."""
     return importlib.import_module(f"onward.stages.transforms.{FOLDERS[stage]}.{candidate.name}")
 

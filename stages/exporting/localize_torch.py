@@ -18,7 +18,7 @@ import torch
 
 from onward.registry.artifact import onnx_file
 from onward.registry.artifact.graph_nodes import origin
-from onward.registry.evidence.records import Parting
+from onward.registry.evidence.records import FirstDivergence
 from onward.registry.evidence.session_options import SessionOptions
 from onward.stages.config.schema import ModelParams
 from onward.stages.exporting import torch_exporters
@@ -31,7 +31,7 @@ from onward.stages.workers.worker import AS_IT_IS, Worker, WorkerFailure
 
 def against_torch(
     settings: ModelParams, weights: Path, plain: Path, strategy: str, case: Case, real: Values
-) -> Parting:
+) -> FirstDivergence:
     """The first node of `plain`, in the graph's order, where ONNX Runtime and PyTorch part."""
     assert settings.build is not None
     original = Original(settings.build, weights, list(settings.inputs), list(settings.outputs))
@@ -57,7 +57,7 @@ def against_torch(
         if name in seen and (found := parts(wanted, seen[name], true)):
             module, source = origin(node)
             difference, scale = found
-            return Parting(
+            return FirstDivergence(
                 case=case.name,
                 value=name,
                 operator=_operator(node),
@@ -67,7 +67,7 @@ def against_torch(
                 scale=scale,
                 reason=_whose(name, outputs, values, wanted),
             )
-    return Parting(case=case.name, reason=_by_level(plain, case, settings))
+    return FirstDivergence(case=case.name, reason=_by_level(plain, case, settings))
 
 
 def _by_level(plain: Path, case: Case, settings: ModelParams) -> str:

@@ -52,7 +52,7 @@ class Feed(NamedTuple):
 
 
 @dataclass(eq=False)
-class Contestant:
+class BenchmarkedVariant:
     """A variant under measurement: its worker, and its latencies as rounds[size][round], in milliseconds."""
 
     result: Measurement
@@ -82,19 +82,19 @@ class Contestant:
         self.result.status = "failed"
         self.result.reason = plain_words(reason)
 
-    def ratios(self, plain: Contestant) -> dict[str, Ratio]:
+    def ratios(self, plain: BenchmarkedVariant) -> dict[str, Ratio]:
         """Latency relative to the plain export's, both undisturbed, per size and over `all` sizes."""
         pairs = self._pairs(plain)
         found = {size: statistics.ratio([pair]) for size, pair in pairs.items()}
         return found | {"all": statistics.ratio(list(pairs.values()))} if pairs else {}
 
-    def ratio(self, plain: Contestant) -> Ratio:
+    def ratio(self, plain: BenchmarkedVariant) -> Ratio:
         """The same over all sizes alone; the plain export's own is 1, whether it has run or not."""
         if self is plain:
             return Ratio(value=1, low=1, high=1)
         return statistics.ratio(list(self._pairs(plain).values()))
 
-    def _pairs(self, plain: Contestant) -> dict[str, tuple[statistics.Array, statistics.Array]]:
+    def _pairs(self, plain: BenchmarkedVariant) -> dict[str, tuple[statistics.Array, statistics.Array]]:
         """Per size, the median latency of each round that both ran, its own and the plain export's."""
         count = min((len(of.rounds[size]) for of in (self, plain) for size in self.rounds), default=0)
         return {size: (self.medians(size)[:count], plain.medians(size)[:count]) for size in self.rounds}
@@ -115,10 +115,10 @@ class Questions:
     samples: Arrays
     kinds: list[OutputKind]
 
-    def judge(self, contestant: Contestant) -> None:
+    def judge(self, competitor: BenchmarkedVariant) -> None:
         """What the variant computes on this machine. A float32 graph out of tolerance fails, and so does one that gave
         no answer or ran on another provider; what a graph of lower precision lost is for select to weigh."""
-        result, worker, settings = contestant.result, contestant.worker, self.settings
+        result, worker, settings = competitor.result, competitor.worker, self.settings
         try:
             result.session_ms = worker.start()["session_ms"]
             result.parity = check(worker, self.expected, settings.tolerance)
@@ -126,17 +126,17 @@ class Questions:
             result.quality, result.agreement, result.snr_db, result.cosine, result.fidelity = weighed
             nodes = worker.profile(next(batches(settings, self.samples)))
         except WorkerFailure as failure:
-            contestant.fail(failure.reason)
+            competitor.fail(failure.reason)
             return
         result.node_share = {provider: count / sum(nodes.values()) for provider, count in nodes.items()}
         failed = sentence(result.parity if result.precision == "float32" else crashed(result.parity))
         if failed:
-            contestant.fail(failed)
+            competitor.fail(failed)
         if not result.node_share.get(result.provider):
-            contestant.fail(f"fell back to CPU: no node ran on {result.provider}")
+            competitor.fail(f"fell back to CPU: no node ran on {result.provider}")
 
 
-def told(plain: Contestant, others: Iterable[Contestant]) -> bool:
+def race_is_decided(plain: BenchmarkedVariant, others: Iterable[BenchmarkedVariant]) -> bool:
     """Whether more rounds would change little. How wide intervals are decides, or that they lie far apart, and not
     whether somebody has won: a race that went on until somebody did would always have a winner."""
     if not plain.standing:
@@ -149,85 +149,85 @@ def told(plain: Contestant, others: Iterable[Contestant]) -> bool:
 
 
 def race(
-    contestants: Sequence[Contestant],
+    competitors: Sequence[BenchmarkedVariant],
     feeds: Mapping[str, Feed],
     turns: Mapping[str, Turn],
     rounds: Iterable[int],
     order: random.Random,
     samples: Samples,
     scenario: str,
-    sitting: int = 0,
+    session_lifetime_rounds: int = 0,
 ) -> Iterable[int]:
     """Time contestants in `rounds` of these numbers, in random order at each size in turn, as long as `turns` says of
     that size.
 
     All are loaded before the first is timed: a process that starts takes the processor from the one that is measured.
     The first turn of each is preceded by calls that warm up, each later one by one, unless calls are so long that
-    waking up is nothing in them. After `sitting` rounds (0: never) every graph has its session made anew: where its
-    memory comes to lie makes some per cent of its speed, and that luck is not the graph's. Who fails leaves the race.
-    Yields the number of each round that is over, so that the caller can say so or stop.
+    waking up is nothing in them. After `session_lifetime_rounds` rounds (0: never) every graph has its session made
+    anew: where its memory comes to lie makes some per cent of its speed, and that luck is not the graph's. Who fails
+    leaves the race. Yields the number of each round that is over, so that the caller can say so or stop.
     """
-    standing = [contestant for contestant in contestants if contestant.standing]
-    for contestant in standing:
-        contestant.worker.spawn()
-    for contestant in standing:
+    standing = [competitor for competitor in competitors if competitor.standing]
+    for competitor in standing:
+        competitor.worker.spawn()
+    for competitor in standing:
         try:
-            contestant.worker.start()
+            competitor.worker.start()
         except WorkerFailure as failure:
-            contestant.fail(failure.reason)
+            competitor.fail(failure.reason)
     for number in rounds:
-        renewed = bool(sitting and number and number % sitting == 0)
+        renewed = bool(session_lifetime_rounds and number and number % session_lifetime_rounds == 0)
         if renewed:
-            for contestant in contestants:
-                _renew(contestant)
-        for contestant, size in _turns(contestants, feeds, order):
-            if not contestant.standing:
+            for competitor in competitors:
+                _renew(competitor)
+        for competitor, size in _turns(competitors, feeds, order):
+            if not competitor.standing:
                 continue
-            calls = _calls_before(contestant, size, turns[size].warmup, renewed)
+            calls = _calls_before(competitor, size, turns[size].warmup, renewed)
             try:
-                found = contestant.worker.measure(feeds[size].tensors, turns[size].seconds, calls)
+                found = competitor.worker.measure(feeds[size].tensors, turns[size].seconds, calls)
             except WorkerFailure as failure:
-                contestant.fail(failure.reason)
+                competitor.fail(failure.reason)
                 continue
-            contestant.rounds.setdefault(size, []).append(found)
-            contestant.warmups[size] = contestant.warmups.get(size, 0) + calls
-            samples.add(contestant.result, scenario, size, number, found)
+            competitor.rounds.setdefault(size, []).append(found)
+            competitor.warmups[size] = competitor.warmups.get(size, 0) + calls
+            samples.add(competitor.result, scenario, size, number, found)
         yield number
 
 
 def _turns(
-    contestants: Sequence[Contestant], sizes: Mapping[str, Any], order: random.Random
-) -> Iterable[tuple[Contestant, str]]:
+    competitors: Sequence[BenchmarkedVariant], sizes: Mapping[str, Any], order: random.Random
+) -> Iterable[tuple[BenchmarkedVariant, str]]:
     """The turns of a round: sizes in random order, and at each all contestants in random order one after the other, so
     that those that are compared are timed within a fraction of a second."""
     for size in order.sample(list(sizes), len(sizes)):
-        for contestant in order.sample(contestants, len(contestants)):
-            yield contestant, size
+        for competitor in order.sample(competitors, len(competitors)):
+            yield competitor, size
 
 
-def _renew(contestant: Contestant) -> None:
+def _renew(competitor: BenchmarkedVariant) -> None:
     """A session made anew in the same process. An original stays as it is: compiling it takes half a minute."""
-    if contestant.standing and contestant.is_graph:
+    if competitor.standing and competitor.is_graph:
         try:
-            contestant.worker.renew()
+            competitor.worker.renew()
         except WorkerFailure as failure:
-            contestant.fail(failure.reason)
+            competitor.fail(failure.reason)
 
 
-def _calls_before(contestant: Contestant, size: str, warmup: int, renewed: bool) -> int:
+def _calls_before(competitor: BenchmarkedVariant, size: str, warmup: int, renewed: bool) -> int:
     """Calls that precede a turn, of which `warmup` precede the first one."""
-    last = contestant.rounds.get(size)
+    last = competitor.rounds.get(size)
     if not last:
         return warmup
     is_long = bool(np.median(last[-1]) >= LONG_CALL)
-    if renewed and contestant.is_graph:
+    if renewed and competitor.is_graph:
         return 1 if is_long else min(WARM_CALLS, warmup)
     return int(not is_long)
 
 
-def sitting_of(contestants: Sequence[Contestant], turns: Mapping[str, Turn]) -> int:
+def session_lifetime_of(competitors: Sequence[BenchmarkedVariant], turns: Mapping[str, Turn]) -> int:
     """How many rounds sessions are to last: one, where making them anew and warming them up is quick beside a round."""
-    graphs = [contestant for contestant in contestants if contestant.standing and contestant.is_graph]
+    graphs = [competitor for competitor in competitors if competitor.standing and competitor.is_graph]
     renewing = sum((c.result.session_ms or 0.0) + WARM_CALLS * sum(c.p50_ms.values()) for c in graphs)
     measuring = 1e3 * len(graphs) * sum(turn.seconds for turn in turns.values())
     return min(RARELY, max(1, round(renewing / (RENEWING * measuring)))) if graphs else 1
@@ -244,21 +244,21 @@ def turns_of(calls: Mapping[str, float], feeds: Mapping[str, Feed], least: float
     return {size: found[size] for size in feeds}
 
 
-def figures(contestant: Contestant, plain: Contestant, feeds: Mapping[str, Feed]) -> Measurement:
+def figures(competitor: BenchmarkedVariant, plain: BenchmarkedVariant, feeds: Mapping[str, Feed]) -> Measurement:
     """The measurement with the latencies of the contestant's rounds and their ratios to the plain export's."""
-    result = contestant.result
-    if not contestant.standing:
+    result = competitor.result
+    if not competitor.standing:
         return result
     for size, feed in feeds.items():
-        warmup = contestant.warmups[size]
-        result.latencies.append(statistics.summarize(contestant.rounds[size], size, feed.sizes, warmup))
+        warmup = competitor.warmups[size]
+        result.latencies.append(statistics.summarize(competitor.rounds[size], size, feed.sizes, warmup))
     if plain.standing:
-        result.ratios = contestant.ratios(plain)
+        result.ratios = competitor.ratios(plain)
     try:
-        result.session_ms = contestant.worker.start()["session_ms"]
-        result.peak_memory_mb = contestant.worker.peak_memory_mb()
+        result.session_ms = competitor.worker.start()["session_ms"]
+        result.peak_memory_mb = competitor.worker.peak_memory_mb()
     except WorkerFailure as failure:
-        contestant.fail(failure.reason)
+        competitor.fail(failure.reason)
     return result
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from onward.registry.evidence.records import Callers, Scenarios, SweepPoint
 from onward.stages.config.schema import Benchmark, Dim
 from onward.stages.measuring import statistics
-from onward.stages.measuring.race import Contestant, Feed
+from onward.stages.measuring.race import BenchmarkedVariant, Feed
 from onward.stages.measuring.samples import Samples
 from onward.stages.parity.sizes import size_key
 from onward.stages.workers.worker import Worker
@@ -39,7 +39,7 @@ def knee(points: list[SweepPoint]) -> SweepPoint | None:
 
 
 def measure(
-    contestant: Contestant,
+    competitor: BenchmarkedVariant,
     fresh: Worker,
     feeds: Mapping[str, Feed],
     feed_of: Callable[[dict[str, int]], Feed],
@@ -62,16 +62,16 @@ def measure(
         name, dim = batch
         for size in batches(dim):
             feed = feed_of({**first.sizes, name: size})
-            latencies = contestant.worker.measure(feed.tensors, 2 * seconds, 1)
-            samples.add(contestant.result, "sweep", size_key(feed.sizes), 0, latencies)
+            latencies = competitor.worker.measure(feed.tensors, 2 * seconds, 1)
+            samples.add(competitor.result, "sweep", size_key(feed.sizes), 0, latencies)
             middle = plain_statistics.median(latencies)
             points.append(SweepPoint(sizes=feed.sizes, p50_ms=middle, throughput=size * 1e3 / middle))
             if len(points) > 2 and knee(points[-3:]) is points[-3]:
                 break  # neither of two doublings was worth it
     callers = []
     for count in settings.callers:
-        latencies, wall = contestant.worker.measure_callers(first.tensors, count, 2 * seconds)
-        samples.add(contestant.result, f"{count} callers", size_key(first.sizes), 0, latencies)
+        latencies, wall = competitor.worker.measure_callers(first.tensors, count, 2 * seconds)
+        samples.add(competitor.result, f"{count} callers", size_key(first.sizes), 0, latencies)
         described = statistics.summarize([latencies], size_key(first.sizes), first.sizes, 0)
         items = len(latencies) * next(iter(first.sizes.values()), 1)
         callers.append(

@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from onward.stages.measuring.race import Contestant, Feed, Turn, race, sitting_of
+from onward.stages.measuring.race import BenchmarkedVariant, Feed, Turn, race, session_lifetime_of
 from onward.stages.measuring.samples import Samples
 
 # Rounds of a rung: of three, one is likely to be undisturbed, unless they are so short that a neighbour on the machine
@@ -54,38 +54,38 @@ def halve(ratios: Mapping[str, float], keep: int) -> list[str]:
 
 
 def screen(
-    contestants: Sequence[Contestant],
-    plain: Contestant,
+    competitors: Sequence[BenchmarkedVariant],
+    plain: BenchmarkedVariant,
     feeds: Mapping[str, Feed],
     turn: Turn,
     keep: int,
     deadline: Deadline,
     order: random.Random,
     samples: Samples,
-) -> list[Contestant]:
+) -> list[BenchmarkedVariant]:
     """Rank contestants by speed, the fastest first, those dropped on the way behind those that were not.
 
-    `contestants` are all but `plain`, which runs in every rung for comparison. Sets each one's ratios, and the reason
+    `competitors` are all but `plain`, which runs in every rung for comparison. Sets each one's ratios, and the reason
     of those that left. The last rung ends before `deadline` is over by more than a round.
     """
-    left: list[Contestant] = [c for c in contestants if c.standing]
-    out: list[Contestant] = []
+    left: list[BenchmarkedVariant] = [c for c in competitors if c.standing]
+    out: list[BenchmarkedVariant] = []
     turns = dict.fromkeys(feeds, turn)
-    rung = 0
+    attempt = 0
     while left:
-        rung += 1
-        sitting = sitting_of([plain], turns)  # nobody else has been loaded yet
-        run_rung([plain, *left], feeds, turns, sitting, deadline, order, samples, "screening")
+        attempt += 1
+        session_lifetime_rounds = session_lifetime_of([plain], turns)  # nobody else has been loaded yet
+        run_rung([plain, *left], feeds, turns, session_lifetime_rounds, deadline, order, samples, "screening")
         left = [c for c in left if c.standing and c.rounds.keys() == feeds.keys()]
-        for contestant in left:
-            contestant.result.ratios = contestant.ratios(plain)
+        for competitor in left:
+            competitor.result.ratios = competitor.ratios(plain)
         by_name = {c.name: c for c in left}
         speeds = {name: c.result.ratios["all"].value for name, c in by_name.items()}
         kept = halve(speeds, keep)
         dropped = sorted((c for c in left if c.name not in kept), key=lambda c: speeds[c.name])
-        for contestant in dropped:
-            contestant.result.reason = f"left after rung {rung} of screening: {words(speeds[contestant.name])}"
-            contestant.worker.close()
+        for competitor in dropped:
+            competitor.result.reason = f"left after rung {attempt} of screening: {words(speeds[competitor.name])}"
+            competitor.worker.close()
         out = [*dropped, *out]
         done = len(kept) == len(left) or len(kept) <= keep
         left = [by_name[name] for name in kept]
@@ -95,10 +95,10 @@ def screen(
 
 
 def run_rung(
-    contestants: Sequence[Contestant],
+    competitors: Sequence[BenchmarkedVariant],
     feeds: Mapping[str, Feed],
     turns: Mapping[str, Turn],
-    sitting: int,
+    session_lifetime_rounds: int,
     deadline: Deadline,
     order: random.Random,
     samples: Samples,
@@ -106,7 +106,9 @@ def run_rung(
 ) -> None:
     """A few short rounds, which end with the one in which `deadline` is over."""
     begun = 0.0
-    for number in race(contestants, feeds, turns, range(MOST_ROUNDS), order, samples, scenario, sitting):
+    for number in race(
+        competitors, feeds, turns, range(MOST_ROUNDS), order, samples, scenario, session_lifetime_rounds
+    ):
         begun = begun or time.monotonic()  # all are loaded by now
         long_enough = time.monotonic() - begun >= RUNG_SECONDS
         if deadline.over or (long_enough and number + 1 >= ROUNDS_A_RUNG):

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from onward.registry import processors
 from onward.registry.evidence.records import Measurement, Ratio
 from onward.registry.evidence.session_options import CUDA, SessionOptions
-from onward.stages.measuring.race import Contestant, Feed, Turn, sitting_of
+from onward.stages.measuring.race import BenchmarkedVariant, Feed, Turn, session_lifetime_of
 from onward.stages.measuring.samples import Samples
 from onward.stages.measuring.screening import Deadline, run_rung
 from onward.stages.workers.worker import Worker
@@ -62,14 +62,14 @@ def combine(gains: Sequence[tuple[SessionOptions, Ratio]]) -> SessionOptions:
 
 
 def tune(
-    finalist: Contestant,
+    finalist: BenchmarkedVariant,
     start: Start,
     feeds: Mapping[str, Feed],
     turns: Mapping[str, Turn],
     deadline: Deadline,
     order: random.Random,
     samples: Samples,
-) -> Contestant | None:
+) -> BenchmarkedVariant | None:
     """The finalist with the session options that help it, as a contestant of its own; None where none does.
 
     `start` makes a worker for a measurement's file and options.
@@ -77,10 +77,10 @@ def tune(
     default = _variation(finalist, finalist.name, SessionOptions(), start)
     alone = trials(finalist.result.provider, sorted(processors.usable())[: processors.count()])
     tried = [_variation(finalist, f"{finalist.name} ({options})", options, start) for options in alone]
-    sitting, left = sitting_of([finalist], turns), tried
+    session_lifetime_rounds, left = session_lifetime_of([finalist], turns), tried
     try:
         for _ in range(2):
-            run_rung([default, *left], feeds, turns, sitting, deadline, order, samples, "tuning")
+            run_rung([default, *left], feeds, turns, session_lifetime_rounds, deadline, order, samples, "tuning")
             if deadline.over or not default.standing:
                 return None
             gains = {c: c.ratio(default) for c in left if c.standing}
@@ -89,14 +89,14 @@ def tune(
                 return None
         best = combine([(c.result.options, gains[c]) for c in left])
     finally:
-        for contestant in (default, *tried):
-            contestant.worker.close()
+        for competitor in (default, *tried):
+            competitor.worker.close()
     return _variation(finalist, f"{finalist.name}-tuned", best, start) if best != SessionOptions() else None
 
 
-def _variation(finalist: Contestant, name: str, options: SessionOptions, start: Start) -> Contestant:
+def _variation(finalist: BenchmarkedVariant, name: str, options: SessionOptions, start: Start) -> BenchmarkedVariant:
     changed = {"variant": name, "graph": finalist.name, "options": options, "ratios": {}, "latencies": []}
     if options.tf32 and finalist.result.precision == "float32":
         changed["precision"] = "tf32"
     result = finalist.result.model_copy(update=changed)
-    return Contestant(result, start(result))
+    return BenchmarkedVariant(result, start(result))

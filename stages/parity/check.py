@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from onward.registry import npz
 from onward.registry.errors import NotReady
 from onward.registry.evidence.records import CRASHES, CaseResult, CaseVerdict, OutputComparison
 from onward.stages.config.schema import Output, Tolerance
@@ -294,7 +295,7 @@ def sentence(results: Iterable[CaseResult]) -> str:
     return text
 
 
-def record(expected: Iterable[Expected], path: Path) -> None:
+def save_answers(expected: Iterable[Expected], path: Path) -> None:
     """Write what the reference answers, so that later stages need not ask it again."""
     arrays: dict[str, Any] = {}
     about = []
@@ -320,26 +321,26 @@ def record(expected: Iterable[Expected], path: Path) -> None:
 
 
 def recall(path: Path, cases: Iterable[Case]) -> list[Expected]:
-    """What `record` wrote of these cases.
+    """What `save_answers` wrote of these cases.
 
     Raises:
         NotReady: the file is missing, or is of other cases.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            about = json.loads(file["about"].tobytes())
-            found = []
-            for number, (case, entry) in enumerate(zip(cases, about, strict=True)):
-                if entry["case"] != case.name:
-                    raise ValueError(f"{entry['case']} stands for {case.name}")
-                failure: tuple[FailureKind, str, str] | None = entry["failure"]
-                outputs, truth, spread = (
-                    {name: file[f"{number}.{kind}.{position}"] for position, name in enumerate(entry[kind])}
-                    for kind in ("outputs", "truth", "spread")
-                )
-                ended = WorkerFailure(*failure) if failure else None
-                found.append(Expected(case, outputs, truth, spread, ended, entry["steady"], entry["refused"]))
-            return found
+        file = npz.arrays(path)
+        about = json.loads(file["about"].tobytes())
+        found = []
+        for number, (case, entry) in enumerate(zip(cases, about, strict=True)):
+            if entry["case"] != case.name:
+                raise ValueError(f"{entry['case']} stands for {case.name}")
+            failure: tuple[FailureKind, str, str] | None = entry["failure"]
+            outputs, truth, spread = (
+                {name: file[f"{number}.{kind}.{position}"] for position, name in enumerate(entry[kind])}
+                for kind in ("outputs", "truth", "spread")
+            )
+            ended = WorkerFailure(*failure) if failure else None
+            found.append(Expected(case, outputs, truth, spread, ended, entry["steady"], entry["refused"]))
+        return found
     except (FileNotFoundError, ValueError) as error:
         raise NotReady(
             f"{path.name}: is not of these cases ({error}): run `python -m onward.stages.verify` again"

@@ -17,7 +17,7 @@ import onnx
 
 from onward.registry.artifact import onnx_file
 from onward.registry.artifact.graph_nodes import origin
-from onward.registry.evidence.records import CaseResult, Parting
+from onward.registry.evidence.records import CaseResult, FirstDivergence
 from onward.stages.parity.cases import Case
 from onward.stages.parity.check import Expected
 from onward.stages.workers.worker import AS_IT_IS, Worker, WorkerFailure
@@ -39,7 +39,7 @@ def pick(expected: Iterable[Expected], results: Iterable[CaseResult]) -> Expecte
     return min(found, key=lambda item: sum(value.size for value in item.case.inputs.values()), default=None)
 
 
-def against_graph(plain: Path, variant: Path, case: Case, quantised: bool) -> Parting:
+def against_graph(plain: Path, variant: Path, case: Case, quantised: bool) -> FirstDivergence:
     """The first value of `variant`, by the graph's order, that departs from the value of the same name in `plain`;
     for a quantised graph, the first that keeps less than QUANTISED_DB of signal to noise."""
     base, made = onnx_file.load_graph(plain), onnx_file.load_graph(variant)
@@ -54,7 +54,7 @@ def against_graph(plain: Path, variant: Path, case: Case, quantised: bool) -> Pa
         if found:
             made_from = next((n for n in base.graph.node if name in n.output), node)
             module, source = origin(made_from)
-            return Parting(
+            return FirstDivergence(
                 case=case.name,
                 value=name,
                 operator=node.op_type,
@@ -64,19 +64,19 @@ def against_graph(plain: Path, variant: Path, case: Case, quantised: bool) -> Pa
                 scale=found[1],
                 reason="the first value of that name to differ from the plain export's",
             )
-    return Parting(case=case.name, reason="no inner value that both graphs name differs")
+    return FirstDivergence(case=case.name, reason="no inner value that both graphs name differs")
 
 
-def sentence(parting: Parting) -> str:
+def sentence(divergence: FirstDivergence) -> str:
     """Where, in words."""
-    if not parting.value:
-        return parting.reason
-    where = f"{parting.operator} giving {parting.value!r}"
-    if parting.module:
-        where += f" in {parting.module}"
-    if parting.source:
-        where += f" ({parting.source})"
-    return f"parts first at {where}: off by {parting.difference:.3g} where values reach {parting.scale:.3g}"
+    if not divergence.value:
+        return divergence.reason
+    where = f"{divergence.operator} giving {divergence.value!r}"
+    if divergence.module:
+        where += f" in {divergence.module}"
+    if divergence.source:
+        where += f" ({divergence.source})"
+    return f"parts first at {where}: off by {divergence.difference:.3g} where values reach {divergence.scale:.3g}"
 
 
 def inner_values(path: Path, names: Iterable[str], case: Case) -> Values:

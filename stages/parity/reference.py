@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
+from onward.registry import npz
 from onward.registry.errors import NotReady
 from onward.stages.config import paths
 from onward.stages.config.schema import ModelParams
@@ -155,8 +155,7 @@ def split(model: str, name: str) -> dict[str, npt.NDArray[Any]]:
     """
     path = paths.build(model, "data") / f"{name}.npz"
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {key: file[key] for key in file.files}
+        return npz.arrays(path)
     except FileNotFoundError:
         raise NotReady(
             f"build/{model}/data/{name}.npz is missing: run `python -m onward.stages.data {model}`"

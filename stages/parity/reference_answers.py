@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from onward.registry import npz
 from onward.registry.evidence.records import OutputKind
 from onward.registry.evidence.reports import VerifyReport, load
 from onward.stages.config import paths
@@ -52,8 +53,7 @@ def recorded_answers(model: str, settings: ModelParams) -> list[Expected]:
 
 def recorded_outputs(model: str) -> Arrays:
     """The original's outputs over all evaluation samples, as the verify stage recorded them."""
-    with np.load(paths.build(model, "verify") / "samples.npz", allow_pickle=False) as file:
-        return {name: file[name] for name in file.files}
+    return npz.arrays(paths.build(model, "verify") / "samples.npz")
 
 
 def recorded_kinds(model: str) -> list[OutputKind]:

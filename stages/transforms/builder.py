@@ -17,7 +17,7 @@ from onward.registry.errors import UsageError
 from onward.registry.evidence.records import PLAIN, FileDigest, GraphInfo, Status, Variant
 from onward.registry.files import sha256_file
 from onward.stages.config import paths, techniques
-from onward.stages.config.schema import Candidate
+from onward.stages.config.schema import TechniqueSpec
 from onward.stages.workers import isolated_call
 from onward.stages.workers.worker import WorkerFailure
 
@@ -40,7 +40,7 @@ class Job:
     words: str
     precision: str
     stage: str
-    candidate: Candidate
+    candidate: TechniqueSpec
     source: Path
     target: Path
     keep: tuple[str, ...] = ()
@@ -59,7 +59,7 @@ class Job:
             base=self.base,
             technique=self.words,
             precision=self.precision,
-            kept=list(self.keep),
+            float_layers=list(self.keep),
             status=status,
             reason=plain_words(reason),
         )
@@ -94,7 +94,7 @@ class Made:
     fingerprint: str = ""
 
 
-class Workshop:
+class VariantBuilder:
     """Makes the variants of one stage in a process of their own, and none twice.
 
     `plain` is the graph that all are compared with first; `feeds` are for techniques that calibrate.
@@ -107,7 +107,7 @@ class Workshop:
         )
         self._plain = plain
 
-    def __enter__(self) -> Workshop:
+    def __enter__(self) -> VariantBuilder:
         self._process.begin(self._plain)
         return self
 

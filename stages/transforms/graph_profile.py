@@ -19,7 +19,7 @@ ATTENTION = {"Attention", "MultiHeadAttention", "GroupQueryAttention"}
 
 
 @dataclass(frozen=True)
-class Traits:
+class GraphProfile:
     """`products`, `convolutions` and `recurrent` are the bytes of their weights in float32; `multiplications` is what
     one call costs at its typical sizes at most, weights alone (activation by activation is left out). `attention`:
     there is a softmax, and a product of two activations. `folded`: PyTorch's exporter has left no node that follows
@@ -56,7 +56,7 @@ class Traits:
         )
 
 
-def describe(path: Path, sizes: Mapping[str, int]) -> Traits:
+def describe(path: Path, sizes: Mapping[str, int]) -> GraphProfile:
     """Look at a graph, with its named dimensions at `sizes`."""
     model = onnx_file.load_graph(path)
     shapes = _shapes(model, sizes)
@@ -77,7 +77,7 @@ def describe(path: Path, sizes: Mapping[str, int]) -> Traits:
     operators = {node.op_type for node in model.graph.node}
     products = [node for node in model.graph.node if node.op_type == "MatMul"]
     between = any(not set(node.input) & set(weights) for node in products)
-    return Traits(
+    return GraphProfile(
         **found,
         multiplications=multiplications,
         attention=bool(operators & ATTENTION) or ("Softmax" in operators and between),

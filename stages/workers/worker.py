@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 import psutil
 
-from onward.registry import processors
+from onward.registry import npz, processors
 from onward.registry.errors import OnwardError
 from onward.registry.evidence.session_options import CPU, SessionOptions
 
@@ -229,7 +229,7 @@ class Worker:
         target = self._path("outputs.npz")
         answer = self._ask({"command": "run", "inputs": self._write(inputs), "outputs": target})
         self.busy_seconds += answer.get("seconds", 0.0)
-        return _read(target)
+        return npz.arrays(Path(target))
 
     def answer(self, inputs: Tensors) -> tuple[dict[str, npt.NDArray[Any]], dict[str, npt.NDArray[Any]]]:
         """Outputs by name, and the same computed in float64, where the worker can (else empty).
@@ -244,7 +244,7 @@ class Worker:
         answer = self._ask({"command": "run", "inputs": self._write(inputs), "outputs": target, "truth": truth})
         self.busy_seconds += answer["seconds"]
         self.why_not_wide = answer["why_not_wide"]
-        return _read(target), _read(truth)
+        return npz.arrays(Path(target)), npz.arrays(Path(truth))
 
     def shake(self, seed: int | None) -> bool:
         """From now on, have the model answer with every float weight moved by one unit in the last place, up or down at
@@ -378,11 +378,6 @@ class Worker:
 
 def _physical_memory() -> int:
     return int(psutil.virtual_memory().total)
-
-
-def _read(path: str) -> dict[str, npt.NDArray[Any]]:
-    with np.load(path, allow_pickle=False) as file:
-        return {name: file[name] for name in file.files}
 
 
 def _without_paths(text: str) -> str:

@@ -11,11 +11,11 @@ import onnx
 
 from onward.registry.artifact.onnx_file import save
 from onward.stages.config.techniques import Options
-from onward.stages.transforms.graph_profile import Traits
+from onward.stages.transforms.graph_profile import GraphProfile
 from onward.stages.transforms.optimizers import FOLDED
 
 
-def unfit(graph: Traits, options: Options, runtimes: list[str]) -> str:
+def skip_reason(graph: GraphProfile, options: Options, runtimes: list[str]) -> str:
     """Why there is nothing to fold."""
     return FOLDED if graph.folded else ""
 

@@ -20,7 +20,7 @@ import onnx
 from onward.registry.artifact.onnx_file import save
 from onward.stages.config.techniques import Options
 from onward.stages.transforms.builder import NotApplicable
-from onward.stages.transforms.graph_profile import Traits
+from onward.stages.transforms.graph_profile import GraphProfile
 
 OPTIONS = {"attention": ("whole", "partial"), "norms": ("apart", "fused")}
 
@@ -28,7 +28,7 @@ OPTIONS = {"attention": ("whole", "partial"), "norms": ("apart", "fused")}
 NATIVE_ATTENTION = 23
 
 
-def unfit(graph: Traits, options: Options, runtimes: list[str]) -> str:
+def skip_reason(graph: GraphProfile, options: Options, runtimes: list[str]) -> str:
     """Why there is nothing to fuse, or nothing to gain from it."""
     if not graph.softmax:
         return "no attention in this graph (it has no Softmax)"

@@ -13,7 +13,7 @@ import onnx
 from onward.registry.artifact.onnx_file import save
 from onward.stages.config.techniques import Options
 from onward.stages.transforms.builder import NotApplicable
-from onward.stages.transforms.graph_profile import Traits
+from onward.stages.transforms.graph_profile import GraphProfile
 
 OPTIONS = {
     "model_type": (
@@ -37,7 +37,7 @@ OPTIONS = {
 MICROSOFT = "com.microsoft"
 
 
-def unfit(graph: Traits, options: Options, runtimes: list[str]) -> str:
+def skip_reason(graph: GraphProfile, options: Options, runtimes: list[str]) -> str:
     """Why there is nothing to fuse."""
     return "" if graph.softmax else "no attention in this graph (it has no Softmax)"
 

@@ -4,9 +4,9 @@ lower precision.
 `calibration` is a list of feeds (input name to array), whether the technique uses it or not; `keep` names values of
 the source whose nodes stay in float. `OPTIONS` are its options, each with its values, the default first;
 `ACCURACY_ONLY` those that change what is computed and not how fast, `COARSER` those of which one value loses more than
-another: (more, less). `precision(options)` is what the weights become, `unfit(graph, options, runtimes)` says why a
-graph of these traits has nothing to gain. `NOT_ON_CPU` says why no CPU can be asked what a graph computes: then the
-benchmark alone judges it, where it is measured. `PREPARED = True` asks for a source that ONNX Runtime has
+another: (more, less). `precision(options)` is what the weights become, `skip_reason(graph, options, runtimes)` says
+why a graph of these traits has nothing to gain. `NOT_ON_CPU` says why no CPU can be asked what a graph computes: then
+the benchmark alone judges it, where it is measured. `PREPARED = True` asks for a source that ONNX Runtime has
 pre-processed; `OPERATORS` are those whose layers are ranked when the quality budget breaks, `RANKED_AS` the options
 with which they can be.
 """
@@ -18,9 +18,9 @@ from pathlib import Path
 import onnx
 
 from onward.stages.transforms.builder import Feed
-from onward.stages.transforms.graph_profile import Traits
+from onward.stages.transforms.graph_profile import GraphProfile
 
-__all__ = ["Feed", "givers", "named", "no_half", "prepare", "quiet", "too_small"]
+__all__ = ["Feed", "named", "no_half", "prepare", "producer_nodes", "quiet", "too_small"]
 
 # Under so many multiplications a call, quantising activations takes longer than the products do: a microsecond or two
 # a layer, in which a core multiplies some 100,000 floats.
@@ -29,7 +29,7 @@ TINY = 100_000
 WORTHWHILE_SHARE = 0.1
 
 
-def too_small(graph: Traits) -> str:
+def too_small(graph: GraphProfile) -> str:
     """Why int8 products cannot pay for quantising their activations; empty where they may."""
     if graph.multiplications < TINY:
         return f"too small: {graph.multiplications} multiplications a call cost less than quantising does"
@@ -63,7 +63,7 @@ def named(source: Path) -> onnx.ModelProto:
     return model
 
 
-def givers(model: onnx.ModelProto, values: Iterable[str]) -> list[str]:
+def producer_nodes(model: onnx.ModelProto, values: Iterable[str]) -> list[str]:
     """Names of the nodes that give these values, and what ONNX Runtime calls the product that it makes of a Gemm before
     it looks for them."""
     wanted = set(values)

@@ -10,8 +10,8 @@ from onward.registry.artifact.graph_nodes import nodes as nodes_of
 from onward.registry.artifact.onnx_file import save
 from onward.stages.config.techniques import Options
 from onward.stages.transforms.builder import NotApplicable
-from onward.stages.transforms.graph_profile import Traits
-from onward.stages.transforms.quantizers import Feed, givers, named, no_half
+from onward.stages.transforms.graph_profile import GraphProfile
+from onward.stages.transforms.quantizers import Feed, named, no_half, producer_nodes
 
 NOT_ON_CPU = "ONNX Runtime multiplies bfloat16 on no CPU"
 
@@ -20,7 +20,7 @@ def precision(options: Options) -> str:
     return "bfloat16"
 
 
-def unfit(graph: Traits, options: Options, runtimes: list[str]) -> str:
+def skip_reason(graph: GraphProfile, options: Options, runtimes: list[str]) -> str:
     """Why half precision cannot pay."""
     return no_half(runtimes)
 
@@ -28,7 +28,7 @@ def unfit(graph: Traits, options: Options, runtimes: list[str]) -> str:
 def quantize(source: Path, target: Path, calibration: list[Feed], keep: list[str], options: Options) -> None:
     """Convert the products with a constant matrix that are not kept; needs no calibration."""
     model = named(source)
-    kept = givers(model, keep)
+    kept = producer_nodes(model, keep)
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     nodes = []
     for node in model.graph.node:

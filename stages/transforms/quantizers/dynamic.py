@@ -13,8 +13,8 @@ from pathlib import Path
 import onnx
 
 from onward.stages.config.techniques import Options
-from onward.stages.transforms.graph_profile import Traits
-from onward.stages.transforms.quantizers import WORTHWHILE_SHARE, Feed, givers, named, quiet, too_small
+from onward.stages.transforms.graph_profile import GraphProfile
+from onward.stages.transforms.quantizers import WORTHWHILE_SHARE, Feed, named, producer_nodes, quiet, too_small
 
 OPTIONS = {"scales": ("per_channel", "per_tensor"), "reduce_range": (False, True)}
 ACCURACY_ONLY = ("reduce_range",)
@@ -30,7 +30,7 @@ def precision(options: Options) -> str:
     return "int8"
 
 
-def unfit(graph: Traits, options: Options, runtimes: list[str]) -> str:
+def skip_reason(graph: GraphProfile, options: Options, runtimes: list[str]) -> str:
     """Why int8 cannot pay."""
     share = (graph.products + graph.recurrent) / max(graph.weights, 1)
     if share < WORTHWHILE_SHARE:
@@ -50,7 +50,7 @@ def quantize(source: Path, target: Path, calibration: list[Feed], keep: list[str
         per_channel=options["scales"] == "per_channel",
         reduce_range=bool(options["reduce_range"]),
         weight_type=QuantType.QInt8,
-        nodes_to_exclude=[*givers(model, keep), *_small_tables(model.graph)],
+        nodes_to_exclude=[*producer_nodes(model, keep), *_small_tables(model.graph)],
         op_types_to_quantize=list(OPERATORS),
         extra_options={"MatMulConstBOnly": True, "DefaultTensorType": 1},
     )

@@ -6,15 +6,15 @@ from pathlib import Path
 
 from onward.registry.artifact.onnx_file import save
 from onward.stages.config.techniques import Options
-from onward.stages.transforms.graph_profile import Traits
-from onward.stages.transforms.quantizers import Feed, givers, named, no_half, quiet
+from onward.stages.transforms.graph_profile import GraphProfile
+from onward.stages.transforms.quantizers import Feed, named, no_half, producer_nodes, quiet
 
 
 def precision(options: Options) -> str:
     return "float16"
 
 
-def unfit(graph: Traits, options: Options, runtimes: list[str]) -> str:
+def skip_reason(graph: GraphProfile, options: Options, runtimes: list[str]) -> str:
     """Why half precision cannot pay."""
     return no_half(runtimes)
 
@@ -25,4 +25,4 @@ def quantize(source: Path, target: Path, calibration: list[Feed], keep: list[str
 
     quiet()
     model = named(source)
-    save(convert_float_to_float16(model, keep_io_types=True, node_block_list=givers(model, keep)), target)
+    save(convert_float_to_float16(model, keep_io_types=True, node_block_list=producer_nodes(model, keep)), target)

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from onward.stages.config.techniques import Options
-from onward.stages.transforms.graph_profile import Traits
-from onward.stages.transforms.quantizers import Feed, givers, named, quiet, too_small
+from onward.stages.transforms.graph_profile import GraphProfile
+from onward.stages.transforms.quantizers import Feed, named, producer_nodes, quiet, too_small
 
 OPTIONS = {
     "layers": ("weighted", "all"),
@@ -35,7 +35,7 @@ def precision(options: Options) -> str:
     return "int8"
 
 
-def unfit(graph: Traits, options: Options, runtimes: list[str]) -> str:
+def skip_reason(graph: GraphProfile, options: Options, runtimes: list[str]) -> str:
     """Why int8 cannot pay."""
     if graph.attention:
         return "attention: scales fixed beforehand are slower than dynamic ones here, and further off"
@@ -83,6 +83,6 @@ def quantize(source: Path, target: Path, calibration: list[Feed], keep: list[str
         per_channel=True,
         reduce_range=bool(options["reduce_range"]),
         calibrate_method=methods[str(options["calibrate"])],
-        nodes_to_exclude=givers(model, keep),
+        nodes_to_exclude=producer_nodes(model, keep),
         op_types_to_quantize=list(OPERATORS) if options["layers"] == "weighted" else None,
     )

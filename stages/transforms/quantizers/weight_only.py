@@ -10,8 +10,8 @@ from pathlib import Path
 
 from onward.registry.artifact.onnx_file import save
 from onward.stages.config.techniques import Options
-from onward.stages.transforms.graph_profile import Traits
-from onward.stages.transforms.quantizers import Feed, givers, named, quiet
+from onward.stages.transforms.graph_profile import GraphProfile
+from onward.stages.transforms.quantizers import Feed, named, producer_nodes, quiet
 
 OPTIONS = {"bits": (4, 8), "block": (32, 64, 128)}
 
@@ -23,7 +23,7 @@ def precision(options: Options) -> str:
     return f"int{options['bits']}"
 
 
-def unfit(graph: Traits, options: Options, runtimes: list[str]) -> str:
+def skip_reason(graph: GraphProfile, options: Options, runtimes: list[str]) -> str:
     """Why fewer bytes of weights cannot pay."""
     if graph.products < LARGE:
         size = f"{graph.products / 1e6:.1f} MB of matrices"
@@ -43,7 +43,7 @@ def quantize(source: Path, target: Path, calibration: list[Feed], keep: list[str
         block_size=int(options["block"]),
         is_symmetric=True,
         accuracy_level=4,  # products in int8, which CPU kernels are quickest at
-        nodes_to_exclude=givers(model, keep),
+        nodes_to_exclude=producer_nodes(model, keep),
     )
     quantizer.process()
     save(quantizer.model.model, target)
