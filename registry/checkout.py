@@ -65,6 +65,16 @@ def home() -> Path:
     return repository / (here.relative_to(copy) if here.is_relative_to(copy) else "")
 
 
+def repository() -> Path:
+    """The top folder of the git repository around the project; the project's own folder where there is none.
+
+    Raises:
+        UsageError: as root.
+    """
+    here = root()
+    return next((folder for folder in (here, *here.parents) if (folder / ".git").exists()), here)
+
+
 def _pipelines(here: Path) -> Iterator[Path]:
     return (folder for folder in (here, *here.parents) if (folder / PIPELINE).is_file())
 

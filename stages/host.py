@@ -19,7 +19,7 @@ from onward.registry.files import replacing, write_atomically
 from onward.registry.host import hardware, runtimes
 from onward.stages import command
 from onward.stages.config import paths
-from onward.stages.config.load import read
+from onward.stages.config.load import settings
 
 TOOLCHAIN = (
     "torch",
@@ -72,7 +72,7 @@ def main() -> None:
     """Describe the machine and the toolchain in build/host/machine.json and build/host/toolchain.json."""
     host = Host(
         machine=hardware.describe(),
-        runtimes=[runtimes.state(name, paths.root()) for name in read().runtimes],
+        runtimes=[runtimes.state(name, paths.root()) for name in settings("host").runtimes],
     )
     with replacing(paths.root() / "build" / "host") as folder:
         write_atomically(folder / "machine.json", (host.model_dump_json(indent=2) + "\n").encode())

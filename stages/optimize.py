@@ -13,7 +13,8 @@ from onward.registry.evidence.reports import OptimizeReport
 from onward.registry.evidence.session_options import SessionOptions
 from onward.stages import command
 from onward.stages.config import paths, techniques
-from onward.stages.config.load import read, section
+from onward.stages.config.load import section
+from onward.stages.config.load import settings as load_settings
 from onward.stages.parity import localize
 from onward.stages.parity.check import Expected, check, sentence, without_the_largest
 from onward.stages.parity.reference_answers import recorded_answers
@@ -35,7 +36,7 @@ def optimize(model: str, folder: Path) -> OptimizeReport:
         return OptimizeReport(model=model, status="not attempted", reason=reason)
     plain = paths.build(model, "export") / "model.onnx"
     graph = graph_profile.describe(plain, typical_sizes(settings.dims)[-1])
-    runtimes = list(read().runtimes)
+    runtimes = load_settings("optimize", model).runtimes
     jobs: list[Job] = []
     refused: dict[str, Variant] = {}
     for candidate in settings.optimize.candidates:

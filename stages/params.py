@@ -9,18 +9,23 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from onward.registry import checkout
 from onward.registry.artifact import onnx_file
 from onward.registry.errors import UsageError
+from onward.registry.evidence.reports import Report
 from onward.registry.files import replacing, sha256_file, write_atomically
+from onward.registry.text import printable
 from onward.stages import command
-from onward.stages.config import paths
-from onward.stages.config.load import READS, read, resolve
+from onward.stages.config import code, paths, techniques
+from onward.stages.config.load import READS, Settings, read, resolve
 from onward.stages.config.schema import ModelParams, Params
-from onward.stages.config.source_files import defines, local_sources
+from onward.stages.config.source_files import defines, installed_version, is_installed, local_sources, locate
 
 _CALLABLES = ("build", "train", "samples", "quality", "fidelity", "cases")
 _FILES = ("weights", "onnx")
@@ -36,13 +41,19 @@ def _named(model: ModelParams) -> Iterable[tuple[str, str]]:
 
 
 def _digests(name: str, model: ModelParams, stage: str) -> dict[str, str]:
-    """sha256 of each of the repository's files behind what `stage` reads of `model`."""
+    """What stands for each of the team's own files behind what `stage` reads of `model`: its sha256; or the version of
+    an installed package that a callable is of."""
     found = {}
-    root = paths.root()
+    root, repository = paths.root(), checkout.repository()
     for key, value in _named(model):
         if key.partition(".")[0] in READS[stage]:
-            for path in local_sources(value.partition(":")[0], root):
-                found[path.relative_to(root).as_posix()] = sha256_file(path)
+            module = value.partition(":")[0]
+            sources = local_sources(module, paths.source_folders())
+            for name_, path in sources.items():
+                inside = path.resolve().is_relative_to(repository)
+                found[Path(os.path.relpath(path, root)).as_posix() if inside else name_] = sha256_file(path)
+            if not sources:
+                found[module] = installed_version(module)
     files = [getattr(model, key) for key in _FILES if key in READS[stage]] if stage == "train" else []
     files += [model.data.suite] if stage == "data" else []
     for file in filter(None, files):
@@ -64,22 +75,84 @@ def _external_data(root: Path, file: Path) -> dict[str, str]:
 
 def _missing(name: str, model: ModelParams) -> Iterable[str]:
     """Callables and files that params.yaml names and the repository lacks."""
-    root = paths.root()
+    root, repository = paths.root(), checkout.repository()
     for key, value in _named(model):
         module, _, attribute = value.partition(":")
+        found = locate(module, paths.source_folders())
+        if found is None:
+            if importlib.util.find_spec(module.partition(".")[0]) is None or module not in sys.modules:
+                yield f"models.{name}.{key}: there is no module {module!r}"
+            continue
         try:
-            found = defines(module, attribute, root)
+            if not is_installed(found) and not defines(found, attribute):
+                yield f"models.{name}.{key}: {module} defines no {attribute!r}"
         except SyntaxError as error:
             yield f"models.{name}.{key}: {module} does not parse: {error.msg} (line {error.lineno})"
-            continue
-        if found is False:
-            yield f"models.{name}.{key}: {module} defines no {attribute!r}"
-        if found is None and importlib.util.find_spec(module.partition(".")[0]) is None:
-            yield f"models.{name}.{key}: there is no module {module!r}"
     for key, file in (("weights", model.weights), ("onnx", model.onnx), ("data.suite", model.data.suite)):
-        made_here = file and model.train and (root / file).is_relative_to(root / "build" / name / "train")
-        if file and not made_here and not (root / file).is_file():
+        if not file:
+            continue
+        if not (root / file).resolve().is_relative_to(repository.resolve()):
+            yield f"models.{name}.{key}: {file}: lies outside the repository"
+            continue
+        made_here = model.train and (root / file).is_relative_to(root / "build" / name / "train")
+        if not made_here and not (root / file).is_file():
             yield f"models.{name}.{key}: {file}: there is no such file"
+
+
+def untracked(params: Params) -> list[str]:
+    """A line for each callable in an installed package: changes of its files are not noticed, only of its version."""
+    lines = []
+    for name, model in params.models.items():
+        for key, value in _named(model):
+            module = value.partition(":")[0]
+            if not local_sources(module, paths.source_folders()):
+                version = installed_version(module) or "no installed distribution"
+                lines.append(
+                    f"models.{name}.{key}: {module} is of {version}: its version is tracked, its files are not"
+                )
+    return lines
+
+
+def sections(params: Params) -> dict[str, bytes]:
+    """What each stage of each model depends on: the files of build/params/, by name.
+
+    Raises:
+        UsageError: a callable that params.yaml names is not defined, or a file that it names is not there.
+    """
+    problems = [problem for name, model in params.models.items() for problem in _missing(name, model)]
+    if problems:
+        raise UsageError("\n".join(f"params.yaml: {problem}" for problem in problems))
+    found = {
+        "host.json": _whole(runtimes=params.runtimes),
+        "tracking.json": _whole(experiment=params.tracking.experiment),
+        "verdict.json": _whole(code=code.digests("verdict"), models=list(params.models)),
+    }
+    for name, model in params.models.items():
+        for stage in READS:
+            found[f"{name}/{stage}.json"] = _settings(name, model, stage, params)
+    return {
+        path: (json.dumps(content.model_dump(exclude_defaults=True), indent=2, sort_keys=True) + "\n").encode()
+        for path, content in found.items()
+    }
+
+
+def _whole(**content: Any) -> Settings:
+    return Settings(schema_version=1, report_schema=Report.model_fields["schema_version"].default, **content)
+
+
+def _settings(name: str, model: ModelParams, stage: str, params: Params) -> Settings:
+    settings = model.model_dump(mode="json", include=set(READS[stage]))
+    if stage == "train":
+        settings["dims"] = _batch_limits(model)
+    specs = getattr(model, stage).candidates if stage in techniques.FOLDERS else []
+    return _whole(
+        code=code.digests(stage, tuple(dict.fromkeys(techniques.source(stage, spec) for spec in specs))),
+        sources=_digests(name, model, stage),
+        settings=settings,
+        runtimes=params.runtimes if stage in ("optimize", "quantize", "benchmark") else [],
+        experiment=params.tracking.experiment if stage == "publish" else "",
+        params=model.model_dump(mode="json", exclude_none=True) if stage == "publish" else {},
+    )
 
 
 def write_sections(params: Params, target: Path) -> None:
@@ -88,21 +161,7 @@ def write_sections(params: Params, target: Path) -> None:
     Raises:
         UsageError: a callable that params.yaml names does not import, or a file that it names is not there.
     """
-    problems = [problem for name, model in params.models.items() for problem in _missing(name, model)]
-    if problems:
-        raise UsageError("\n".join(f"params.yaml: {problem}" for problem in problems))
-    texts: dict[str, bytes] = {}
-    for name, model in params.models.items():
-        for stage, keys in READS.items():
-            settings = model.model_dump(mode="json", include=set(keys))
-            if stage == "train":
-                settings["dims"] = _batch_limits(model)
-            content: dict[str, Any] = {"settings": settings, "sources": _digests(name, model, stage)}
-            if stage in ("optimize", "quantize", "benchmark"):
-                content["runtimes"] = params.runtimes
-            if stage == "publish":
-                content["experiment"] = params.tracking.experiment
-            texts[f"{name}/{stage}.json"] = (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
+    texts = sections(params)
     if any(not (target / path).is_file() or (target / path).read_bytes() != text for path, text in texts.items()):
         _import_all(params)
     with replacing(target) as fresh:
@@ -110,10 +169,13 @@ def write_sections(params: Params, target: Path) -> None:
             write_atomically(fresh / path, text)
 
 
-def _batch_limits(model: ModelParams) -> dict[str, dict[str, int]]:
+def _batch_limits(model: ModelParams) -> dict[str, dict[str, Any]]:
     """What training depends on of `dims`: how many samples may be fed at once. Other sizes train nothing again."""
     first = next(iter(model.inputs.values())).shape[0]
-    return {first: {"min": model.dims[first].min, "max": model.dims[first].max}} if isinstance(first, str) else {}
+    if not isinstance(first, str):
+        return {}
+    least, most = model.dims[first].min, model.dims[first].max
+    return {first: {"min": least, "max": most, "typical": [most]}}
 
 
 def _import_all(params: Params) -> None:
@@ -133,7 +195,10 @@ def main() -> None:
 
     Nothing is written where anything is wrong; each mistake is one line with the path into the file, and exit 2.
     """
-    write_sections(read(), paths.root() / "build" / "params")
+    params = read()
+    write_sections(params, paths.root() / "build" / "params")
+    for line in untracked(params):
+        print(printable(line))
 
 
 if __name__ == "__main__":

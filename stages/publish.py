@@ -6,7 +6,6 @@ import os
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -18,7 +17,8 @@ from onward.registry.tracking import recorder
 from onward.registry.tracking.recorder import Publication
 from onward.stages import command, host
 from onward.stages.config import paths
-from onward.stages.config.load import read, section
+from onward.stages.config.load import section
+from onward.stages.config.load import settings as load_settings
 from onward.stages.config.schema import ModelParams
 from onward.stages.parity.evaluate import batches
 from onward.stages.parity.reference import split
@@ -36,7 +36,7 @@ def publish(model: str, folder: Path) -> PublishReport:
     A version is registered only if a service could load it and get the recorded answers; if not, the report says why.
     Publishing the same evidence again changes nothing. Writes build/MODEL/publish/report.json.
     """
-    settings = section(model, "publish")
+    settings, whole = section(model, "publish"), load_settings("publish", model)
     evidence = read_evidence(model)
     with tempfile.TemporaryDirectory() as temporary:
         bundle = Path(temporary) if evidence.select.passed else None
@@ -48,9 +48,9 @@ def publish(model: str, folder: Path) -> PublishReport:
                 fault = failure.reason
         publication = Publication(
             root=paths.root(),
-            experiment=read().tracking.experiment,
+            experiment=whole.experiment,
             evidence=evidence,
-            params=_effective_params(model),
+            params=whole.params,
             context=_context(),
             bundle=bundle,
             reports=paths.root() / "build" / model,
@@ -95,11 +95,6 @@ def _write_bundle(model: str, settings: ModelParams, evidence: Evidence, folder:
     )
     (folder / "recorded.json").write_text(recorded.model_dump_json(indent=2) + "\n")
     (folder / "tolerance.json").write_text(settings.tolerance.model_dump_json() + "\n")
-
-
-def _effective_params(model: str) -> dict[str, Any]:
-    settings: dict[str, Any] = read().models[model].model_dump(mode="json", exclude_none=True)
-    return settings
 
 
 def _context() -> dict[str, str]:

@@ -17,7 +17,8 @@ from onward.registry.evidence.records import PLAIN, TradeOff, TradePoint, Varian
 from onward.registry.evidence.reports import OptimizeReport, QuantizeReport, load
 from onward.stages import command
 from onward.stages.config import paths, techniques
-from onward.stages.config.load import read, section
+from onward.stages.config.load import section
+from onward.stages.config.load import settings as load_settings
 from onward.stages.config.schema import ModelParams, TechniqueSpec
 from onward.stages.parity.budget import Judgement
 from onward.stages.parity.evaluate import Arrays, batch_size, batches, quality_of, weigh
@@ -64,7 +65,8 @@ def quantize(model: str, folder: Path) -> QuantizeReport:
         Worker.onnx(plain, PLAIN, timeout=settings.verify.timeout) as worker,
     ):
         judge = Judge(model, settings, worker, wanted, samples, judgement)
-        stage = _Stage(settings, graph, folder, Path(scratch), builder, judge, feeds)
+        runtimes = load_settings("quantize", model).runtimes
+        stage = _Stage(settings, graph, folder, Path(scratch), builder, judge, feeds, runtimes)
         tried: list[tuple[Job, Variant]] = []
         for number, (base, (path, _)) in enumerate(bases.items()):
             tried += stage.quantize(base, path, first=number == 0)
@@ -118,7 +120,7 @@ class _Stage:
     builder: VariantBuilder
     judge: Judge
     feeds: list[Feed]
-    runtimes: list[str] = field(default_factory=lambda: list(read().runtimes))
+    runtimes: list[str]
     variants: list[Variant] = field(default_factory=list)
     tradeoffs: list[TradeOff] = field(default_factory=list)
     prepared: dict[str, Path | str] = field(default_factory=dict)

@@ -13,7 +13,7 @@ from onward.registry.evidence.records import Ratio
 from onward.registry.evidence.reports import REPORTS, BenchmarkReport, PublishReport, Report, SelectReport, TrainReport
 from onward.registry.text import printable
 from onward.stages import command
-from onward.stages.config.load import read
+from onward.stages.config.load import settings
 from onward.stages.measuring.statistics import quotient
 from onward.stages.reports import found
 
@@ -36,7 +36,7 @@ def main() -> None:
     findings: list[str] = []
     faults: list[str] = []
     absent: dict[str, str] = {}
-    for model in read().models:
+    for model in settings("verdict").models:
         reports = found(model)
         table.add_row(model, *_row(reports))
         if isinstance(benchmark := reports.get("benchmark"), BenchmarkReport):

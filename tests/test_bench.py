@@ -11,7 +11,7 @@ from pyarrow import parquet
 
 from onward.registry.evidence.records import PLAIN
 from onward.registry.evidence.reports import BenchmarkReport, QuantizeReport, SelectReport, load
-from onward.stages import command, host
+from onward.stages import host
 from onward.stages.benchmark import TUNED, benchmark
 from onward.stages.data import data
 from onward.stages.export import export
@@ -20,7 +20,7 @@ from onward.stages.quantize import quantize
 from onward.stages.select import select
 from onward.stages.train import train
 from onward.stages.verify import verify
-from tests.toy import WIDE, many_rows, toy_params, write_project
+from tests.toy import WIDE, many_rows, one, toy_params, write_project
 
 BEFORE = {
     "train": train, "data": data, "export": export, "verify": verify, "optimize": optimize, "quantize": quantize,
@@ -29,10 +29,10 @@ BEFORE = {
 
 def measured(**changes: object) -> tuple[BenchmarkReport, SelectReport]:
     for stage, compute in BEFORE.items():
-        command.one(stage, "toy", compute)
+        one(stage, "toy", compute)
     host.main()
-    found = command.one("benchmark", "toy", benchmark)
-    chosen = command.one("select", "toy", select)
+    found = one("benchmark", "toy", benchmark)
+    chosen = one("select", "toy", select)
     assert isinstance(found, BenchmarkReport)
     assert isinstance(chosen, SelectReport)
     return found, chosen

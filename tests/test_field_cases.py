@@ -17,12 +17,11 @@ import torch
 import yaml
 
 from onward.registry.evidence.reports import Report
-from onward.stages import command
 from onward.stages.config import paths
 from onward.stages.config.load import resolve
 from onward.stages.workers import isolated_call
 from onward.stages.workers.torch_module import load_module
-from tests.toy import STAGES
+from tests.toy import STAGES, one
 
 HERE = Path(__file__).resolve().parent / "field_cases"
 Go = Callable[..., dict[str, Any]]
@@ -38,7 +37,7 @@ def case(project: Path) -> Go:
         params = yaml.safe_load((HERE / f"{source}.yaml").read_text())
         params["models"] = {model: params["models"][model] | changes}
         (project / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
-        return {stage: command.one(stage, model, STAGES[stage]) for stage in stages or VERIFIED}
+        return {stage: one(stage, model, STAGES[stage]) for stage in stages or VERIFIED}
 
     return go
 

@@ -31,7 +31,7 @@ from onward.registry.errors import OnwardError, UsageError
 from onward.registry.evidence.reports import BenchmarkReport, PublishReport
 from onward.registry.evidence.session_options import CPU, SessionOptions
 from onward.registry.host import hardware, runtimes
-from onward.stages import command, host
+from onward.stages import host
 from onward.stages.benchmark import benchmark
 from onward.stages.data import data
 from onward.stages.export import export
@@ -45,7 +45,7 @@ from onward.stages.workers.worker import Worker
 from tests.conftest import ROOT, Command
 from tests.onnx_models import linear
 from tests.store_factory import version_for_two_providers
-from tests.toy import toy_params, write_project
+from tests.toy import one, toy_params, write_project
 
 OPENVINO = runtimes.PROVIDERS["openvino"]
 
@@ -116,9 +116,9 @@ def up_to_benchmark(project: Path) -> None:
     (project / ".runtimes").symlink_to(ROOT / ".runtimes")
     host.main()
     for name, stage in (("train", train), ("data", data), ("export", export), ("verify", verify)):
-        assert command.one(name, "toy", stage).passed
+        assert one(name, "toy", stage).passed
     for name, stage in (("optimize", optimize), ("quantize", quantize)):
-        command.one(name, "toy", stage)
+        one(name, "toy", stage)
 
 
 def test_a_real_model_is_measured_published_and_replayed_on_both_providers(
@@ -127,7 +127,7 @@ def test_a_real_model_is_measured_published_and_replayed_on_both_providers(
     params = toy_params(inputs={"x": {"shape": ["batch", 1, 12, 12]}}) | {"runtimes": ["cpu", "openvino", "cuda"]}
     write_project(project, CONVOLUTIONAL, params)
     up_to_benchmark(project)
-    report = command.one("benchmark", "toy", benchmark)
+    report = one("benchmark", "toy", benchmark)
     assert isinstance(report, BenchmarkReport)
     assert report.passed, report.reason
     plain = {m.runtime: m for m in report.measurements if m.variant == "plain"}
@@ -135,8 +135,8 @@ def test_a_real_model_is_measured_published_and_replayed_on_both_providers(
     assert plain["openvino"].node_share == {OPENVINO: 1.0}
     assert plain["openvino"].latencies[0].p50_ms > 0
     assert {state.runtime: state.usable for state in report.runtimes}["openvino"]
-    assert command.one("select", "toy", select).passed
-    published = command.one("publish", "toy", publish)
+    assert one("select", "toy", select).passed
+    published = one("publish", "toy", publish)
     assert isinstance(published, PublishReport)
     assert published.version == 1
     folder = Path(mlflow.artifacts.download_artifacts("models:/toy/1", dst_path=str(tmp_path / "version")))

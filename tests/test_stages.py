@@ -25,7 +25,6 @@ from onward.registry.evidence.reports import (
     VerifyReport,
     save,
 )
-from onward.stages import command
 from onward.stages.benchmark import benchmark
 from onward.stages.config.load import section
 from onward.stages.parity.evaluate import batches
@@ -33,7 +32,7 @@ from onward.stages.workers.torch_module import fit, read_weights
 from onward.stages.workers.worker import WorkerFailure
 from tests.conftest import forget_models
 from tests.onnx_models import linear
-from tests.toy import SOURCE, WIDE, many_rows, through, toy_params, write_project
+from tests.toy import SOURCE, WIDE, many_rows, one, through, toy_params, write_project
 
 
 def toy(project: Path) -> torch.nn.Module:
@@ -115,7 +114,7 @@ def test_a_stage_without_what_comes_before_it_says_what_to_run(project: Path) ->
     with pytest.raises(UsageError, match="dvc repro"):
         through("export")
     with pytest.raises(UsageError, match=r"run `python -m stages\.host`"):
-        command.one("benchmark", "toy", benchmark)
+        one("benchmark", "toy", benchmark)
     assert not (project / "build" / "toy" / "export").exists()
 
 
@@ -419,7 +418,7 @@ def test_what_a_stage_raises_is_a_failed_report(project: Path, error: Exception,
         raise error
 
     write_project(project)
-    report = command.one("quantize", "toy", compute)
+    report = one("quantize", "toy", compute)
     assert (report.stage, report.status) == ("quantize", "failed")
     assert report.reason.startswith(reason)
     left = {path.name for path in (project / "build/toy/quantize").iterdir()}
@@ -437,7 +436,7 @@ def test_an_operators_fault_is_no_report(project: Path, error: Exception) -> Non
 
     write_project(project)
     with pytest.raises(type(error)):
-        command.one("quantize", "toy", compute)
+        one("quantize", "toy", compute)
     assert not (project / "build/toy/quantize").exists()
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from onward.registry import yaml_text
 from onward.registry.errors import NotReady, UsageError
@@ -66,23 +67,64 @@ def read(path: Path | None = None) -> Params:
     return params
 
 
-def section(model: str, stage: str, params: Params | None = None) -> ModelParams:
+class Settings(BaseModel):
+    """What `params` wrote for one stage, and DVC hashed: the stage reads this and not params.yaml, which may have
+    changed meanwhile. `code` and `sources` are digests, and `report_schema` is the version of reports: the stage runs
+    again when they change.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    schema_version: Literal[1]
+    report_schema: int
+    code: dict[str, str] = {}
+    sources: dict[str, str] = {}
+    settings: dict[str, Any] = {}
+    runtimes: list[str] = []
+    experiment: str = ""
+    models: list[str] = []
+    params: dict[str, Any] = {}
+
+
+def section(model: str, stage: str) -> ModelParams:
     """The settings of `model` that `stage` reads; any other attribute raises AttributeError.
 
     Raises:
-        UsageError: params.yaml is wrong, or holds no such model.
+        UsageError: params.yaml holds no such model.
+        NotReady: `params` has not run.
     """
-    params = params or read()
-    if model not in params.models:
-        raise UsageError(
-            f"params.yaml: models.{model}: there is no such model"
-            + (suggestion(model, params.models) or f"; there are {', '.join(params.models)}")
-        )
-    whole = params.models[model]
-    part = ModelParams.model_construct(**{name: getattr(whole, name) for name in READS[stage]})
-    for name in set(ModelParams.model_fields) - set(READS[stage]):
+    content = settings(stage, model).settings
+    part = ModelParams.model_construct(**{name: _field(name).validate_python(value) for name, value in content.items()})
+    for name in set(ModelParams.model_fields) - set(content):
         part.__dict__.pop(name, None)
     return part
+
+
+def settings(stage: str, model: str = "") -> Settings:
+    """What `params` wrote for a stage, of one model if the stage is about one.
+
+    Raises:
+        UsageError: params.yaml holds no such model.
+        NotReady: `params` has not run.
+    """
+    path = paths.root() / "build" / "params" / model / f"{stage}.json"
+    try:
+        return Settings.model_validate_json(path.read_text())
+    except (FileNotFoundError, ValidationError):
+        pass
+    models = read().models
+    if model and model not in models:
+        raise UsageError(
+            f"params.yaml: models.{model}: there is no such model"
+            + (suggestion(model, models) or f"; there are {', '.join(models)}")
+        )
+    raise NotReady(f"{path.relative_to(paths.root())} is missing or of another version: run `onward stage params`")
+
+
+@functools.cache
+def _field(name: str) -> TypeAdapter[Any]:
+    field = ModelParams.model_fields[name]
+    return TypeAdapter(Annotated[field.annotation, field])  # type: ignore[arg-type]  # made at run time
 
 
 def resolve(name: str, key: str = "", wants: str = "a function") -> Any:
@@ -93,8 +135,9 @@ def resolve(name: str, key: str = "", wants: str = "a function") -> Any:
     """
     module, _, attribute = name.partition(":")
     where = f"params.yaml: {key}: " if key else ""
-    if str(paths.root()) not in sys.path:
-        sys.path.insert(0, str(paths.root()))
+    for folder in reversed(paths.source_folders()):
+        if str(folder) not in sys.path:
+            sys.path.insert(0, str(folder))
     try:
         found = getattr(importlib.import_module(module), attribute)
     except AttributeError:

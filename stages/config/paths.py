@@ -13,6 +13,13 @@ def root() -> Path:
     return checkout.root()
 
 
+def source_folders() -> list[Path]:
+    """Where the team's own modules are imported from, in this order: the project, the repository, and its `src/`."""
+    repository = checkout.repository()
+    found = (checkout.root(), repository, repository / "src")
+    return [folder for folder in dict.fromkeys(found) if folder.is_dir()]
+
+
 def build(model: str, stage: str) -> Path:
     """The folder that `stage` writes for `model`."""
     return root() / "build" / model / stage

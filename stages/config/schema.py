@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_serializer, model_validator
 
 from onward.registry.evidence.records import Kind, TensorSpec
 from onward.stages.config import techniques
@@ -197,6 +197,10 @@ class TechniqueSpec(Section):
             name, options = next(iter(value.items()))
             return {"name": name, "options": options or {}}
         raise ValueError("wants the name of a technique, or {name: {option: value}}")
+
+    @model_serializer
+    def _to_yaml(self) -> dict[str, Any]:
+        return {self.name: self.options}
 
 
 def candidates(*given: str | dict[str, Any]) -> list[TechniqueSpec]:

@@ -1,40 +1,90 @@
-"""Which of the repository's own source files a callable depends on, read from the text without importing it."""
+"""Which source files a callable of the team depends on, read from their text without importing them.
+
+Files are found where Python would import them from: in the project, in the repository (with or without `src/`), or in
+an editable installation. What is installed into site-packages is not followed; its version stands for it.
+"""
 
 from __future__ import annotations
 
 import ast
 import functools
+import importlib.machinery
+import importlib.metadata
+import importlib.util
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+_INSTALLED = ("site-packages", "dist-packages")
 
-def local_sources(module: str, root: Path) -> list[Path]:
-    """Files below `root` that `module` is made of: its own, its packages' and, transitively, those it imports.
 
-    `stages` and `registry` are left out: each stage lists its own code in dvc.yaml.
+def local_sources(module: str, folders: Sequence[Path]) -> dict[str, Path]:
+    """The files that `module` is made of: its own, its packages' and, transitively, those that it imports.
+
+    Args:
+        module: its dotted name.
+        folders: where modules are looked for before Python's own path.
+
+    Returns:
+        the files by the names of their modules, without those of Onward and of installed packages.
     """
-    found: dict[Path, None] = {}
+    found: dict[str, Path] = {}
     waiting = [module]
     seen = set()
     while waiting:
         name = waiting.pop()
-        if name in seen or name.split(".")[0] in ("stages", "registry"):
+        top = name.split(".")[0]
+        if name in seen or top == "onward" or top in sys.stdlib_module_names:
             continue
         seen.add(name)
-        path = _file(name, root)
-        if path is None:
+        path = locate(name, folders)
+        if path is None or is_installed(path):
             continue
-        found[path] = None
-        waiting += _imports(path, name)
+        found[name] = path
+        waiting += imports(path, name)
         if "." in name:
             waiting.append(name.rpartition(".")[0])
-    return sorted(found)
+    return dict(sorted(found.items()))
 
 
-def defines(module: str, attribute: str, root: Path) -> bool | None:
-    """Whether the module's text defines or imports `attribute` at top level; None where `module` is not ours."""
-    path = _file(module, root)
-    if path is None:
+def locate(module: str, folders: Sequence[Path] = ()) -> Path | None:
+    """The source file of a module, None where there is none. Nothing of the module is imported.
+
+    Args:
+        module: its dotted name.
+        folders: where it is looked for before Python's own path.
+    """
+    top, *rest = module.split(".")
+    for folder in folders:
+        if _below([folder], [top]):  # a regular module or package: Python looks nowhere else
+            return _below([folder], [top, *rest])
+    if found := _below(folders, [top, *rest]):
+        return found
+    spec = _top_spec(top)
+    if spec is None:
         return None
+    if spec.submodule_search_locations is not None:
+        return _below([Path(place) for place in spec.submodule_search_locations], rest) if rest else _source(spec)
+    return None if rest else _source(spec)
+
+
+def is_installed(path: Path) -> bool:
+    """Whether a file lies in an installed package, or in Python itself."""
+    return any(part in _INSTALLED for part in path.parts) or path.is_relative_to(Path(sys.base_prefix) / "lib")
+
+
+def installed_version(module: str) -> str:
+    """Name and version of the installed distribution that a module is of; "" where there is none."""
+    names = importlib.metadata.packages_distributions().get(module.split(".")[0], [])
+    return "; ".join(f"{name} {importlib.metadata.version(name)}" for name in sorted(set(names)))
+
+
+def defines(path: Path, attribute: str) -> bool:
+    """Whether a file's text defines or imports `attribute` at top level.
+
+    Raises:
+        SyntaxError: it does not parse.
+    """
     for node in ast.walk(ast.parse(path.read_text(), str(path))):
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name == attribute:
             return True
@@ -47,25 +97,28 @@ def defines(module: str, attribute: str, root: Path) -> bool | None:
     return False
 
 
-def _file(module: str, root: Path) -> Path | None:
-    base = root.joinpath(*module.split("."))
-    for path in (base.with_suffix(".py"), base / "__init__.py"):
-        if path.is_file():
-            return path
-    return None
+def imports(path: Path, module: str) -> list[str]:
+    """The dotted names that a file imports, also inside functions, but not those for type checkers alone.
 
-
-def _imports(path: Path, module: str) -> list[str]:
-    """Names that the file imports: many callables lie in one file, which is parsed once as long as it is the same."""
+    Args:
+        path: of the file.
+        module: its dotted name, from which relative imports are resolved.
+    """
     status = path.stat()
-    return _parsed_imports(path, module, status.st_mtime_ns, status.st_size)
+    return _cached_imports(path, module, status.st_mtime_ns, status.st_size)
 
 
 @functools.cache
-def _parsed_imports(path: Path, module: str, _changed: int, _size: int) -> list[str]:
+def _cached_imports(path: Path, module: str, _changed: int, _size: int) -> list[str]:
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     names = []
-    for node in ast.walk(ast.parse(path.read_text(), str(path))):
+    waiting: list[ast.AST] = [ast.parse(path.read_text(), str(path))]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.If) and _is_type_checking(node.test):
+            waiting += node.orelse
+            continue
+        waiting += ast.iter_child_nodes(node)
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -75,3 +128,31 @@ def _parsed_imports(path: Path, module: str, _changed: int, _size: int) -> list[
                 base = ".".join([*parts, base] if base else parts)
             names += [base, *(f"{base}.{alias.name}" for alias in node.names)]
     return names
+
+
+def _is_type_checking(test: ast.expr) -> bool:
+    return (isinstance(test, ast.Name) and test.id == "TYPE_CHECKING") or (
+        isinstance(test, ast.Attribute) and test.attr == "TYPE_CHECKING"
+    )
+
+
+@functools.cache
+def _top_spec(name: str) -> importlib.machinery.ModuleSpec | None:
+    try:
+        return importlib.util.find_spec(name)
+    except (ImportError, ValueError):  # ValueError: of a module that was made without a spec
+        return None
+
+
+def _source(spec: importlib.machinery.ModuleSpec) -> Path | None:
+    path = Path(spec.origin) if spec.origin and spec.has_location else None
+    return path if path is not None and path.suffix == ".py" and path.is_file() else None
+
+
+def _below(folders: Sequence[Path], parts: Sequence[str]) -> Path | None:
+    for folder in folders:
+        base = folder.joinpath(*parts)
+        for path in (base / "__init__.py", base.with_suffix(".py")):
+            if path.is_file():
+                return path
+    return None

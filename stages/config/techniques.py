@@ -1,4 +1,7 @@
-"""Which techniques there are, one file each in optimizers/ and quantizers/, and what options each takes.
+"""Which techniques there are, one module each, and what options each takes.
+
+Onward's own lie in transforms/optimizers/ and transforms/quantizers/. Another package adds one by an entry point of the
+group `onward.optimizers` or `onward.quantizers` that names its module (docs/adding-an-optimizer.md).
 
 All of it is read from their text, so that checking params.yaml imports none of them.
 """
@@ -9,10 +12,14 @@ import ast
 import contextlib
 import functools
 import importlib
+import importlib.metadata
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
+
+from onward.registry.errors import UsageError
+from onward.stages.config.source_files import locate
 
 if TYPE_CHECKING:
     from onward.stages.config.schema import TechniqueSpec
@@ -20,14 +27,36 @@ if TYPE_CHECKING:
 Option = bool | int | float | str
 Options = Mapping[str, Option]
 
-_TRANSFORMS = Path(__file__).parent.parent / "transforms"
+# By stage: the folder of Onward's own techniques, the group of entry points, and what one is called.
 FOLDERS = {"optimize": "optimizers", "quantize": "quantizers"}
+GROUPS = {"optimize": "onward.optimizers", "quantize": "onward.quantizers"}
+CALLED = {"optimize": "optimiser", "quantize": "quantiser"}
+_TRANSFORMS = Path(__file__).parent.parent / "transforms"
+
+
+@functools.cache
+def modules(stage: str) -> dict[str, str]:
+    """The modules of the optimisers or quantisers that there are, by the technique's name.
+
+    Raises:
+        UsageError: two packages offer one of the same name.
+    """
+    own = {
+        path.stem: f"onward.stages.transforms.{FOLDERS[stage]}.{path.stem}"
+        for path in (_TRANSFORMS / FOLDERS[stage]).glob("*.py")
+        if not path.stem.startswith("_")
+    }
+    found = dict(own)
+    for point in importlib.metadata.entry_points(group=GROUPS[stage]):
+        if found.setdefault(point.name, point.module) != point.module:
+            there = "Onward has one" if point.name in own else f"{found[point.name]} is one, too"
+            raise UsageError(f"the {CALLED[stage]} {point.name!r} of {point.module}: {there}: rename or uninstall it")
+    return dict(sorted(found.items()))
 
 
 def names(stage: str) -> list[str]:
     """The optimisers or quantisers there are."""
-    folder = _TRANSFORMS / FOLDERS[stage]
-    return sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
+    return list(modules(stage))
 
 
 def allowed(stage: str, name: str) -> dict[str, tuple[Option, ...]]:
@@ -55,7 +84,7 @@ def problems(stage: str, candidates: Iterable[TechniqueSpec]) -> Iterable[tuple[
             yield where, f"the same as {stage}.candidates[{seen.index(candidate)}]"
         seen.append(candidate)
         if candidate.name not in known:
-            missing = f"there is no stages/transforms/{FOLDERS[stage]}/{candidate.name}.py"
+            missing = f"there is no {CALLED[stage]} {candidate.name!r}"
             yield where, missing + suggestion(candidate.name, known)
             continue
         options = allowed(stage, candidate.name)
@@ -84,13 +113,21 @@ def label(stage: str, candidate: TechniqueSpec) -> str:
     return "-".join(parts)
 
 
+def source(stage: str, candidate: TechniqueSpec) -> str:
+    """The name of the technique's module."""
+    return modules(stage)[candidate.name]
+
+
 def module(stage: str, candidate: TechniqueSpec) -> ModuleType:
     """The technique's own module. What it needs of other packages, it imports when it is called."""
-    return importlib.import_module(f"onward.stages.transforms.{FOLDERS[stage]}.{candidate.name}")
+    return importlib.import_module(source(stage, candidate))
 
 
 def _literal(stage: str, name: str, constant: str, default: Any) -> Any:
-    return _literals(_TRANSFORMS / FOLDERS[stage] / f"{name}.py").get(constant, default)
+    path = locate(modules(stage)[name])
+    if path is None:
+        raise UsageError(f"the {CALLED[stage]} {name!r}: its module {modules(stage)[name]} has no source file")
+    return _literals(path).get(constant, default)
 
 
 @functools.cache

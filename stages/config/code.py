@@ -1,0 +1,113 @@
+"""Digests of Onward's own code that a stage runs, so that a new version runs again exactly what it changed.
+
+A stage's code is its module and, transitively, every module of Onward that it imports, also inside functions. Modules
+are found from the text of their imports; nothing is imported. Comments, docstrings and blank lines do not count.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import io
+import tokenize
+from pathlib import Path
+
+from onward.stages.config.source_files import imports, locate
+
+PACKAGE = "onward"
+
+# Modules that hand things over and change nothing that a stage computes: command lines, messages, paths, and
+# params.yaml, whose settings are in the stage's own file. Reports have a schema version, which is in that file, too.
+PLUMBING = frozenset(
+    {
+        "onward",
+        "onward.registry",
+        "onward.registry.checkout",
+        "onward.registry.errors",
+        "onward.registry.evidence",
+        "onward.registry.evidence.records",
+        "onward.registry.evidence.reports",
+        "onward.registry.files",
+        "onward.registry.gates.policy",
+        "onward.registry.names",
+        "onward.registry.text",
+        "onward.registry.uri",
+        "onward.registry.yaml_text",
+        "onward.stages",
+        "onward.stages.command",
+        "onward.stages.reports",
+    }
+)
+_PLUMBING_FOLDER = "onward.stages.config"
+
+# Modules that another one starts as a process, by the path of its file.
+STARTED = {
+    "onward.stages.workers.worker": (
+        "onward.stages.workers.evaluator_worker",
+        "onward.stages.workers.onnx_worker",
+        "onward.stages.workers.torch_worker",
+    ),
+}
+
+
+@functools.cache
+def digests(stage: str, techniques: tuple[str, ...] = ()) -> dict[str, str]:
+    """The code that a stage runs.
+
+    Args:
+        stage: its name, such as "export".
+        techniques: modules of the optimisers or quantisers that it runs, which it imports by name.
+
+    Returns:
+        the beginning of each module's sha256 (16 hexadecimal digits), by the module's name.
+    """
+    found: dict[str, str] = {}
+    waiting = [f"{PACKAGE}.stages.{stage}", *techniques]
+    while waiting:
+        name = waiting.pop()
+        if name in found or _is_plumbing(name):
+            continue
+        path = locate(name)
+        if path is None:  # an attribute of a module
+            continue
+        found[name] = _digest(path)
+        waiting += [module for module in imports(path, name) if module.split(".")[0] in (PACKAGE, name.split(".")[0])]
+        waiting += STARTED.get(name, ())
+    return dict(sorted(found.items()))
+
+
+def _is_plumbing(name: str) -> bool:
+    return name in PLUMBING or name == _PLUMBING_FOLDER or name.startswith(f"{_PLUMBING_FOLDER}.")
+
+
+def _digest(path: Path) -> str:
+    status = path.stat()
+    return _cached_digest(path, status.st_mtime_ns, status.st_size)
+
+
+@functools.cache
+def _cached_digest(path: Path, _changed: int, _size: int) -> str:
+    return hashlib.sha256(stripped(path.read_text()).encode()).hexdigest()[:16]
+
+
+def stripped(source: str) -> str:
+    """`source` without comments, docstrings, blank lines and white space at the end of lines. It is not parsed and
+    written again, because Python's versions do that differently.
+    """
+    lines = source.splitlines()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            row, column = token.start
+            lines[row - 1] = lines[row - 1][:column]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            first = node.body[0] if node.body else None
+            if (
+                isinstance(first, ast.Expr)
+                and isinstance(first.value, ast.Constant)
+                and isinstance(first.value.value, str)
+            ):
+                for row in range(first.lineno - 1, first.end_lineno or first.lineno):
+                    lines[row] = ""
+    return "\n".join(line.rstrip() for line in lines if line.strip())
