@@ -83,7 +83,7 @@ def cold_starts() -> Iterator[Finding]:
 
 
 def _command(arguments: str) -> None:
-    subprocess.run([sys.executable, "-m", "onward.registry.cli.main", arguments], check=True, capture_output=True)
+    subprocess.run([sys.executable, "-m", "onward.cli", arguments], check=True, capture_output=True)
 
 
 def _both(call: Callable[[], object]) -> tuple[float, float]:

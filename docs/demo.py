@@ -43,7 +43,7 @@ def main() -> None:
         run(f'onward rollback {MODEL} --env production --reason "users report wrong digits"')
 
     say("What happened")
-    run("python -m onward.stages.verdict")
+    run("python -m onward.stages verdict")
     run(f"onward history {MODEL}")
     run("onward status")
     print(
@@ -65,8 +65,7 @@ def retrain() -> None:
     """
     copy = ROOT / "build" / ".retrained"
     shutil.rmtree(copy, ignore_errors=True)
-    for name in ("models", "stages", "registry"):
-        shutil.copytree(ROOT / name, copy / name)
+    shutil.copytree(ROOT / "models", copy / "models")
     for folder in ("host", f"{MODEL}/data"):
         shutil.copytree(ROOT / "build" / folder, copy / "build" / folder)
     shutil.copy(ROOT / "dvc.yaml", copy)
@@ -75,7 +74,7 @@ def retrain() -> None:
     store = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{ROOT / 'mlflow.db'}"
     environment = {**os.environ, "MLFLOW_TRACKING_URI": store, "ONWARD_PROJECT": str(copy)}
     for stage in ("params", *(f"{stage} {MODEL}" for stage in STAGES)):
-        run(f"python -m stages.{stage}", cwd=copy, env=environment)
+        run(f"python -m onward.stages {stage}", cwd=copy, env=environment)
     shutil.rmtree(copy)
 
 

@@ -1,8 +1,8 @@
 """Where the project lies: the folder with Onward's `dvc.yaml` and `params.yaml`.
 
 The project is the folder that ONWARD_PROJECT names, else the nearest one at or above the working directory. In a
-repository with pipelines of its own, the file `.onward` at the top names the project's folder (`onward init` writes
-it), and Onward's commands work from every folder of the repository.
+repository with pipelines of its own, the file `.onward-project` at the top names the project's folder (`onward init`
+writes it), and Onward's commands work from every folder of the repository.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from onward.registry.errors import UsageError
 
 PROJECT = "ONWARD_PROJECT"
-POINTER = ".onward"
+POINTER = ".onward-project"
 PIPELINE = "dvc.yaml"
 # What Onward's own dvc.yaml contains and no other does.
 _OURS = "onward.stages"
@@ -27,17 +27,20 @@ def root(start: Path | None = None) -> Path:
         start: where to begin the search; the working directory if not given.
 
     Raises:
-        UsageError: there is no project at or above `start`, or ONWARD_PROJECT or `.onward` names a folder without
-            dvc.yaml.
+        UsageError: there is no project at or above `start`, ONWARD_PROJECT names no folder, or `.onward-project` names
+        one
+            without dvc.yaml.
     """
     if named := os.environ.get(PROJECT):
-        return _named(Path(named).resolve(), PROJECT)
+        if not Path(named).is_dir():
+            raise UsageError(f"{PROJECT} names {named}, and there is no such folder")
+        return Path(named).resolve()
     here = (start or Path.cwd()).resolve()
     for folder in (here, *here.parents):
         if _is_ours(folder / PIPELINE):
             return folder
         if (folder / POINTER).is_file():
-            return _named(folder / _content(folder / POINTER), str(folder / POINTER))
+            return _pointed_to(folder)
     if other := next(_pipelines(here), None):
         return other
     raise UsageError(
@@ -87,7 +90,8 @@ def _content(path: Path) -> str:
     return path.read_text(errors="replace").strip()
 
 
-def _named(folder: Path, by: str) -> Path:
+def _pointed_to(repository: Path) -> Path:
+    folder = repository / _content(repository / POINTER)
     if not (folder / PIPELINE).is_file():
-        raise UsageError(f"{by} names {folder}, which holds no dvc.yaml")
+        raise UsageError(f"{repository / POINTER} names {folder}, which holds no dvc.yaml")
     return folder.resolve()

@@ -108,7 +108,7 @@ def run_plain(main: Callable[[], None]) -> None:
 
 def _parser(stage: str, function: Callable[..., object]) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(
-        prog=f"python -m onward.stages.{stage}",
+        prog=f"onward stage {stage}",
         description=inspect.getdoc(function),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -63,9 +63,7 @@ def load() -> tuple[Host, dict[str, str]]:
         versions: dict[str, str] = json.loads((folder / "toolchain.json").read_text())
         return Host.model_validate_json((folder / "machine.json").read_text()), versions
     except FileNotFoundError as error:
-        raise NotReady(
-            f"build/host/{Path(error.filename).name} is missing: run `python -m onward.stages.host`"
-        ) from None
+        raise NotReady(f"build/host/{Path(error.filename).name} is missing: run `onward stage host`") from None
 
 
 def main() -> None:

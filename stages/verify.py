@@ -98,7 +98,7 @@ def verify(model: str, folder: Path) -> VerifyReport:
         again = next(case.case for case in report.cases if case.failed)
         report.divergence = _divergence(model, settings, expected, report.cases)
         where = f"; it {localize.sentence(report.divergence)}" if report.divergence and report.divergence.value else ""
-        report.reason += f"{where}; that case alone: python -m onward.stages.verify {model} --case {again}"
+        report.reason += f"{where}; that case alone: onward stage verify {model} --case {again}"
     elif lost:
         report.reason = lost
     report.reason = report.reason or disagree

@@ -105,14 +105,14 @@ def _forget_models_afterwards() -> Iterator[None]:
 @pytest.fixture
 def onward(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
     """Run the console entry point: (exit code, stdout, stderr)."""
-    from onward.registry.cli import main
+    from onward import cli
 
     def run(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["onward", *arguments])
         capsys.readouterr()
         code = 0
         try:
-            main.main()
+            cli.main()
         except SystemExit as ended:
             code = int(ended.code or 0)
         out, err = capsys.readouterr()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onward.registry.cli import main
+from onward import cli as main
 from onward.registry.evidence.records import CaseResult, FirstDivergence, OutputComparison
 from onward.registry.evidence.reports import VerifyReport, save
 from onward.registry.gates import builtin
@@ -36,12 +36,12 @@ def promote(onward, to, *arguments):
 
 
 def test_help_is_quick_and_teaches():
-    shown = subprocess.run([sys.executable, "-m", "onward.registry.cli.main", "--help"], capture_output=True, text=True)
+    shown = subprocess.run([sys.executable, "-m", "onward.cli", "--help"], capture_output=True, text=True)
     assert shown.returncode == 0
     for command in (*COMMANDS, *(name.split()[0] for name in SUBCOMMANDS)):
         assert f"\n  {command}" in shown.stdout
     heavy = ("mlflow", "numpy", "onnx", "torch")
-    script = f"import sys, onward.registry.cli.main; print([m for m in {heavy} if m in sys.modules])"
+    script = f"import sys, onward.cli; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "[]\n"
 
 
@@ -171,7 +171,8 @@ def test_without_a_store_or_a_checkout_it_says_what_to_do(onward, tmp_path, monk
     monkeypatch.chdir(tmp_path)
     code, _, err = onward("status")
     assert code == 2
-    assert "MLFLOW_TRACKING_URI is not set" in err
+    assert "ONWARD_PROJECT" in err
+    assert "MLFLOW_TRACKING_URI" in err
 
 
 def test_an_empty_store_says_what_fills_it(store, onward):

@@ -156,7 +156,7 @@ def test_what_onnx_runtime_cannot_run_is_this_machines_fault(samples, capfd, mon
     node = helper.make_node("Reshape", ["x", "shape"], ["y"], name="bad\x1b[31m")
     graph = helper.make_graph([node], "g", [x], [y], [target])
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), "bad.onnx")
-    command = [sys.executable, "-m", "onward.registry.cli.main", "predict", "bad.onnx", "--input", "x.npz"]
+    command = [sys.executable, "-m", "onward.cli", "predict", "bad.onnx", "--input", "x.npz"]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (5, "", 1), done.stderr
     assert r"bad\x1b[31m" in done.stderr
@@ -241,7 +241,7 @@ def test_an_alias_that_is_used_twice_is_no_circle(project):
 def started(*arguments: str, **streams) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
-        [sys.executable, "-m", "onward.registry.cli.main", *arguments],
+        [sys.executable, "-m", "onward.cli", *arguments],
         env=environment,
         stderr=subprocess.PIPE,
         **streams,
@@ -268,7 +268,7 @@ def test_a_reader_that_has_seen_enough_is_no_fault(store):
 
 
 def test_output_that_was_closed_before_is_no_fault(store):
-    command = f"{sys.executable} -m onward.registry.cli.main status >&-"
+    command = f"{sys.executable} -m onward.cli status >&-"
     done = subprocess.run(command, shell=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True)
     assert (done.returncode, done.stderr) == (0, b"")
 

@@ -94,7 +94,7 @@ def test_status_of_the_embedded_store_imports_no_mlflow(store: Store) -> None:
     add_candidate(store, "cnn")
     promotion.promote("cnn", "staging", 1, reason="test", store=store)
     script = (
-        "import sys\nfrom onward.registry.cli.main import app\n"
+        "import sys\nfrom onward.cli import app\n"
         "app(['status'], standalone_mode=False)\n"
         "print([name for name in ('mlflow', 'sqlalchemy', 'numpy', 'onnxruntime') if name in sys.modules])"
     )

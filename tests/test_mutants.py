@@ -55,7 +55,7 @@ def test_every_kind_of_fault_is_put_in_once_and_words_are_left_alone():
 
 def test_a_fault_is_looked_for_by_the_tests_that_run_its_line_the_quickest_first():
     ran = {"slow": (2.0, {7, 8}), "quick": (1.0, {7}), "other": (0.1, {9})}
-    found = {mutant.history: mutant for mutant in mutants(SOURCE)}
+    found = {mutant.line: mutant for mutant in mutants(SOURCE)}
     assert able(found[7], ran) == ["quick", "slow"]
     assert able(found[8], ran) == ["slow"]
     assert able(found[2], ran) == ["other", "quick", "slow"]  # what runs at the import runs for all

@@ -14,7 +14,7 @@ from onward.stages import params
 from onward.stages.config import load
 from onward.stages.config.schema import ModelParams
 from tests.conftest import ROOT, run
-from tests.toy import SOURCE, toy_params, write_project
+from tests.toy import SOURCE, toy_params, write_project, write_settings
 
 
 def with_model(**changes: Any) -> dict[str, Any]:
@@ -125,7 +125,7 @@ def test_a_mistake_is_named_with_its_path_and_nothing_is_written(
 
 def test_the_command_prints_one_line_and_exits_2(project: Path) -> None:
     write_project(project, params=toy_params(tolerance={"rtol": "small"}))
-    done = run("python -m onward.stages.params", ROOT, ONWARD_PROJECT=str(project))
+    done = run("onward stage params", ROOT, ONWARD_PROJECT=str(project))
     assert done.returncode == 2
     assert done.stdout.startswith("params.yaml: models.toy.tolerance.rtol: ")
     assert len(done.stdout.splitlines()) == 1
@@ -156,6 +156,7 @@ def test_defaults_reach_every_model_and_a_model_overrides_them(project: Path) ->
 
 def test_a_stage_cannot_reach_what_it_does_not_declare(project: Path) -> None:
     write_project(project)
+    write_settings()
     part = load.section("toy", "export")
     assert part.export.opset == 20
     with pytest.raises(AttributeError):

@@ -188,7 +188,7 @@ def test_a_stage_killed_halfway_ends_as_if_undisturbed(checkout: Path, stage: st
     while victim is None and time.monotonic() < until and process.poll() is None:
         for child in psutil.Process(process.pid).children(recursive=True):
             with contextlib.suppress(psutil.Error):  # it has just ended
-                if child.name().startswith("python") and f"stages.{stage}" in child.cmdline():
+                if child.name().startswith("python") and stage in child.cmdline():
                     victim = child
         time.sleep(0.05)
     assert victim is not None, "the stage never ran"
@@ -221,12 +221,12 @@ def test_wrong_params_are_one_line_and_nothing_changes(checkout: Path) -> None:
 def test_a_stage_run_by_hand_explains_itself(checkout: Path) -> None:
     edit(checkout, "toy", tolerance={"rtol": 0.001})
     for stage in yaml.safe_load((checkout / "dvc.yaml").read_text())["stages"]:
-        done = run(f"python -m stages.{stage} --help", checkout)
+        done = run(f"onward stage {stage} --help", checkout)
         assert done.returncode == 0, done.stdout
-        assert f"python -m stages.{stage}" in done.stdout
+        assert f"onward stage {stage}" in done.stdout
         assert len(done.stdout.splitlines()) > 5
-    done = run("python -m onward.stages.verify toy", checkout)
+    done = run("onward stage verify toy", checkout)
     assert (done.returncode, done.stdout) == (0, "verify toy: passed\n")
-    done = run("python -m onward.stages.verify tot", checkout)
+    done = run("onward stage verify tot", checkout)
     assert done.returncode == 2
     assert "there is no such model; did you mean 'toy'?" in done.stdout

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from onward.registry import processors
 from onward.registry.evidence.session_options import SessionOptions
-from onward.registry.host.hardware import processors
 from onward.registry.inference.session import InferenceSession
 from onward.stages.workers.worker import Worker
 from tests.store_factory import scale_model

@@ -21,7 +21,7 @@ from tests.evidence_factory import register
 
 
 def onward(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "onward.registry.cli.main", *arguments]
+    command = [sys.executable, "-m", "onward.cli", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
@@ -91,7 +91,7 @@ def test_the_ui_opens_on_the_store_in_use(store_uri: str, tmp_path: Path) -> Non
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     process = subprocess.Popen(
-        [sys.executable, "-m", "onward.registry.cli.main", "ui", "--port", str(port)],
+        [sys.executable, "-m", "onward.cli", "ui", "--port", str(port)],
         cwd=ROOT,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,

@@ -288,7 +288,7 @@ def test_a_move_that_is_killed_changes_nothing(home: Path, monkeypatch: pytest.M
     there = moved(home, "elsewhere", monkeypatch)
     before = dump(there)
     script = (
-        "import os, sqlite3\nfrom registry import relocate\n"
+        "import os, sqlite3\nfrom onward.registry.store import relocate\n"
         "class Dying(sqlite3.Connection):\n"
         "    def execute(self, sql, *rest):\n"
         "        if sql == 'COMMIT':\n"

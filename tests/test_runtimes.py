@@ -268,7 +268,8 @@ def test_an_installation_that_fails_leaves_what_was_there(checkout: Path) -> Non
 
 
 def test_an_installation_that_is_killed_leaves_nothing_that_counts(checkout: Path) -> None:
-    code = f"from pathlib import Path; from registry import runtimes; runtimes.install('tiny', Path({str(checkout)!r}))"
+    code = "from pathlib import Path; from onward.registry.host import runtimes; "
+    code += f"runtimes.install('tiny', Path({str(checkout)!r}))"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     started = subprocess.Popen([sys.executable, "-c", code], env=environment, start_new_session=True)
     while not list((checkout / ".runtimes").glob(".tiny.*/bin/python")):

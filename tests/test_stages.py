@@ -32,7 +32,7 @@ from onward.stages.workers.torch_module import fit, read_weights
 from onward.stages.workers.worker import WorkerFailure
 from tests.conftest import forget_models
 from tests.onnx_models import linear
-from tests.toy import SOURCE, WIDE, many_rows, one, through, toy_params, write_project
+from tests.toy import SOURCE, WIDE, many_rows, one, through, toy_params, write_project, write_settings
 
 
 def toy(project: Path) -> torch.nn.Module:
@@ -113,7 +113,7 @@ def test_a_stage_without_what_comes_before_it_says_what_to_run(project: Path) ->
     write_project(project)
     with pytest.raises(UsageError, match="dvc repro"):
         through("export")
-    with pytest.raises(UsageError, match=r"run `python -m stages\.host`"):
+    with pytest.raises(UsageError, match=r"run `onward stage host`"):
         one("benchmark", "toy", benchmark)
     assert not (project / "build" / "toy" / "export").exists()
 
@@ -606,6 +606,7 @@ def test_no_stage_feeds_a_batch_that_dims_does_not_allow(project: Path, least: i
     assert {stage: report.status for stage, report in reports.items()} == dict.fromkeys(reports, "passed"), [
         report.reason for report in reports.values()
     ]
+    write_settings()
     settings = section("toy", "publish")
     samples = {"x": np.zeros((96, 6), np.float32)}
     sizes = {len(batch["x"]) for most in (64, 16, 8) for batch in batches(settings, samples, most)}

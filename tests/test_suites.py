@@ -153,7 +153,7 @@ def test_great_expectations_adds_nothing_to_what_a_command_says(store, tmp_path)
     command = [
         sys.executable,
         "-m",
-        "onward.registry.cli.main",
+        "onward.cli",
         "promote",
         "cnn",
         "--to",
@@ -170,8 +170,8 @@ def test_great_expectations_adds_nothing_to_what_a_command_says(store, tmp_path)
 def test_status_and_a_promotion_without_suites_never_import_it(store):
     add_candidate(store, "cnn")
     code = (
-        "import sys\nfrom registry import operations, overview\n"
-        "operations.promote('cnn', 'staging', reason='because')\noverview.status()\n"
+        "import sys\nfrom onward import promote, status\n"
+        "promote('cnn', 'staging', reason='because')\nstatus()\n"
         "print('great_expectations' in sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

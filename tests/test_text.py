@@ -185,7 +185,7 @@ def test_commands_print_through_printing_alone(path):
 
 
 def test_a_terminal_that_lacks_a_character_is_no_error(tmp_path):
-    command = [sys.executable, "-m", "onward.registry.cli.main", "inspect", "\N{SNOWMAN}.onnx"]
+    command = [sys.executable, "-m", "onward.cli", "inspect", "\N{SNOWMAN}.onnx"]
     environment = {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii", "PATH": "/usr/bin:/bin"}
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert done.returncode == 2

@@ -67,7 +67,7 @@ def test_a_failed_report_names_the_case_the_node_the_module_and_the_line(project
     )
     assert report.divergence.source == f"models/toy.py:{line}"
     failed = next(case.case for case in report.cases if case.failed)
-    assert f"python -m onward.stages.verify toy --case {failed}" in report.reason
+    assert f"onward stage verify toy --case {failed}" in report.reason
     assert f"in a (models/toy.py:{line})" in report.reason
 
 
@@ -91,8 +91,8 @@ def test_the_command_for_one_case_exits_by_its_verdict(project: Path) -> None:
     write_project(project)
     through("train", "data", "export")
     here = {"PYTHONPATH": str(ROOT)}
-    assert run("python -m onward.stages.verify toy --case zeros@b3", project, **here).returncode == 0
-    assert run("python -m onward.stages.verify toy --case nonsense", project, **here).returncode == 2
+    assert run("onward stage verify toy --case zeros@b3", project, **here).returncode == 0
+    assert run("onward stage verify toy --case nonsense", project, **here).returncode == 2
 
 
 def test_an_original_that_answers_by_chance_is_told_so(project: Path) -> None:

@@ -442,7 +442,3 @@ def _failed(error: Exception) -> int:
     fault = explained(error)
     print_error(fault)
     return fault.exit_code
-
-
-if __name__ == "__main__":
-    main()

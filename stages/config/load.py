@@ -159,7 +159,7 @@ def _parse(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path.name}: there is none in {path.parent.name}/") from None
     except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        line = f" line {mark.history + 1}" if mark else ""
+        line = f" line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise UsageError(f"{path.name}:{line} {problem}") from None
     except ValueError as error:  # of a date or a number that is none

@@ -342,9 +342,7 @@ def recall(path: Path, cases: Iterable[Case]) -> list[Expected]:
             found.append(Expected(case, outputs, truth, spread, ended, entry["steady"], entry["refused"]))
         return found
     except (FileNotFoundError, ValueError) as error:
-        raise NotReady(
-            f"{path.name}: is not of these cases ({error}): run `python -m onward.stages.verify` again"
-        ) from None
+        raise NotReady(f"{path.name}: is not of these cases ({error}): run `onward stage verify` again") from None
 
 
 def _result(

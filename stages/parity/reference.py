@@ -157,6 +157,4 @@ def split(model: str, name: str) -> dict[str, npt.NDArray[Any]]:
     try:
         return npz.arrays(path)
     except FileNotFoundError:
-        raise NotReady(
-            f"build/{model}/data/{name}.npz is missing: run `python -m onward.stages.data {model}`"
-        ) from None
+        raise NotReady(f"build/{model}/data/{name}.npz is missing: run `onward stage data {model}`") from None
