@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -121,12 +122,21 @@ def onward(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
     return run
 
 
+class Receiver(http.server.ThreadingHTTPServer):
+    """A web server that records what it receives."""
+
+    codes: list[int]
+    got: list[tuple[str, str | None, Any]]
+
+
 @pytest.fixture
-def receiver() -> Iterator[http.server.ThreadingHTTPServer]:
+def receiver() -> Iterator[Receiver]:
     """A web server that answers with the codes of `codes`, the last one again and again, and keeps what it got."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
-        def do_POST(self):
+        server: Receiver
+
+        def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             self.server.got.append((self.path, self.headers["Content-Type"], json.loads(body)))
             codes = self.server.codes
@@ -135,13 +145,13 @@ def receiver() -> Iterator[http.server.ThreadingHTTPServer]:
             self.send_header("Content-Length", "0")
             self.end_headers()
 
-        def do_GET(self):
+        def do_GET(self) -> None:
             self.server.got.append((self.path, "GET", {}))
 
-        def log_message(self, *_):
+        def log_message(self, *_: Any) -> None:
             """Quiet."""
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = Receiver(("127.0.0.1", 0), Handler)
     server.codes, server.got = [204], []
     thread = threading.Thread(target=server.serve_forever)
     thread.start()

@@ -7,6 +7,7 @@ import signal
 
 from onward.registry.errors import LostRace, Refused
 from onward.registry.operations import promotion
+from onward.registry.store.schema import Log
 from onward.registry.store.store import Store
 
 
@@ -30,7 +31,7 @@ def promote_and_roll_back(seed: int, attempts: int) -> list[str]:
 
 
 class _Killed(Store):
-    def heal(self, environment, model, log=None):
+    def heal(self, environment: str, model: str, log: Log | None = None) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 

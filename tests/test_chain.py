@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -42,10 +44,10 @@ class Book:
         self.links: dict[int, str | None] = {}
         self.last = 0
 
-    def read(self, signers=SIGNERS, floor: int = 0) -> Log:
+    def read(self, signers: Mapping[str, Signer] = SIGNERS, floor: int = 0) -> Log:
         return parse_log(LOG, [Row(n, t, self.links[n]) for n, t in self.rows.items() if n > floor], signers, floor)
 
-    def live(self, signers=SIGNERS) -> int:
+    def live(self, signers: Mapping[str, Signer] = SIGNERS) -> int:
         return self.read(signers).history.base
 
     def draft(self, who: str = "ann", at: str = "2026-01-02T03:04:05+00:00", seen: Log | None = None) -> Draft:
@@ -84,7 +86,7 @@ def raced() -> Book:
     return book
 
 
-def test_a_changed_newest_entry_raises_an_alarm_and_the_last_proven_one_stays():
+def test_a_changed_newest_entry_raises_an_alarm_and_the_last_proven_one_stays() -> None:
     book = Book()
     book.promote("ann", "bob", "ann")
     book.rows[3]["reason"] = "becausf"
@@ -109,7 +111,9 @@ def test_a_changed_newest_entry_raises_an_alarm_and_the_last_proven_one_stays():
         (lambda rows: rows.pop(2), "row 3 is signed, but a row before it is gone or not proven"),
     ],
 )
-def test_an_entry_that_lost_a_race_never_goes_live_because_the_winner_was_damaged(damage, sentence):
+def test_an_entry_that_lost_a_race_never_goes_live_because_the_winner_was_damaged(
+    damage: Callable[[Any], object], sentence: str
+) -> None:
     book = raced()
     assert book.live() == 2
     damage(book.rows)
@@ -118,7 +122,7 @@ def test_an_entry_that_lost_a_race_never_goes_live_because_the_winner_was_damage
     assert any(alarm.startswith(sentence) for alarm in log.alarm), log.alarm
 
 
-def test_a_removed_signers_entries_go_on_counting_below_later_ones():
+def test_a_removed_signers_entries_go_on_counting_below_later_ones() -> None:
     book = Book()
     book.promote("ann", "ann", "bob")
     later = {"bob": SIGNERS["bob"]}
@@ -127,7 +131,7 @@ def test_a_removed_signers_entries_go_on_counting_below_later_ones():
     assert (log.unproven, log.alarm) == ((), ())
 
 
-def test_a_removed_signers_last_entry_raises_an_alarm_and_what_lost_to_it_stays_lost():
+def test_a_removed_signers_last_entry_raises_an_alarm_and_what_lost_to_it_stays_lost() -> None:
     book = Book()
     book.promote("bob")
     late = book.draft("bob")
@@ -139,7 +143,7 @@ def test_a_removed_signers_last_entry_raises_an_alarm_and_what_lost_to_it_stays_
     assert len(log.alarm) == 2
 
 
-def test_until_keeps_what_a_signer_wrote_while_being_one_and_nothing_later():
+def test_until_keeps_what_a_signer_wrote_while_being_one_and_nothing_later() -> None:
     left = {**SIGNERS, "ann": Signer(key=SIGNERS["ann"].key, until="2026-01-03T00:00:00+00:00")}
     book = Book()
     book.promote("bob", "ann")
@@ -155,7 +159,7 @@ def test_until_keeps_what_a_signer_wrote_while_being_one_and_nothing_later():
         assert not log.settled or log.history.base == 4
 
 
-def test_deleted_and_changed_entries_of_the_past_are_named():
+def test_deleted_and_changed_entries_of_the_past_are_named() -> None:
     book = Book()
     book.promote("ann", "bob", "ann", "bob", "ann")
     assert book.read().damage == ()
@@ -168,7 +172,7 @@ def test_deleted_and_changed_entries_of_the_past_are_named():
     assert book.live() == 5
 
 
-def test_the_words_of_one_row_put_into_another_are_not_proven():
+def test_the_words_of_one_row_put_into_another_are_not_proven() -> None:
     book = raced()
     book.rows[2], book.rows[3] = book.rows[3], book.rows[2]
     assert (book.live(), len(book.read().alarm)) == (1, 2)
@@ -176,7 +180,7 @@ def test_the_words_of_one_row_put_into_another_are_not_proven():
     assert (book.live(), len(book.read().alarm)) == (1, 2)
 
 
-def test_an_entry_that_another_one_passed_over_stays_so():
+def test_an_entry_that_another_one_passed_over_stays_so() -> None:
     book = Book()
     book.promote("ann", "ann")
     signature = book.rows[2].pop("signature")
@@ -190,7 +194,7 @@ def test_an_entry_that_another_one_passed_over_stays_so():
     assert [entry.number for entry in book.read().history.counted] == [1, 3, 4]
 
 
-def test_a_draft_is_tied_to_its_base_and_to_the_newest_row_that_its_author_saw():
+def test_a_draft_is_tied_to_its_base_and_to_the_newest_row_that_its_author_saw() -> None:
     book = Book()
     book.promote("ann")
     late = book.draft("bob")
@@ -210,7 +214,7 @@ def test_a_draft_is_tied_to_its_base_and_to_the_newest_row_that_its_author_saw()
 @pytest.mark.parametrize(
     ("how", "words"), [("change", "was changed"), ("delete", "was deleted"), ("garble", "was changed")]
 )
-def test_a_lost_entry_that_later_authors_saw_is_missed_as_well(how, words):
+def test_a_lost_entry_that_later_authors_saw_is_missed_as_well(how: str, words: str) -> None:
     book = raced()
     book.promote("ann", "bob")
     assert book.read().damage == ()
@@ -233,7 +237,7 @@ def tied(book: Book, who: str, base: int, seen: int, seen_digest: str = "") -> D
     return sign(book.draft(who).model_copy(update=said), LOG, Key(who, KEYS[who]))
 
 
-def judged(book: Book, signers=SIGNERS) -> chain.Judged:
+def judged(book: Book, signers: Mapping[str, Signer] = SIGNERS) -> chain.Judged:
     """The verdict over a whole log."""
     entries = {
         e.number: e for e in parse_log(LOG, [Row(n, t, book.links[n]) for n, t in book.rows.items()], {}).entries()
@@ -241,7 +245,7 @@ def judged(book: Book, signers=SIGNERS) -> chain.Judged:
     return chain.judge(entries.values(), book.rows.keys(), LOG, signers)
 
 
-def test_a_whole_log_is_judged_from_its_first_row_and_nothing_is_left_open():
+def test_a_whole_log_is_judged_from_its_first_row_and_nothing_is_left_open() -> None:
     book = Book()
     book.promote("ann", "bob", "ann")
     assert judged(book) == chain.Judged(frozenset({1, 2, 3}), frozenset(), ())
@@ -252,7 +256,7 @@ def test_a_whole_log_is_judged_from_its_first_row_and_nothing_is_left_open():
     assert judged(book).damage == ("entry 1 was deleted after entry 2 had named it",)
 
 
-def test_a_signed_entry_of_before_has_no_ties_and_counts():
+def test_a_signed_entry_of_before_has_no_ties_and_counts() -> None:
     book = Book()
     for base in (0, 1, 2):
         book.write(tied(book, "ann", base, seen=-1))
@@ -267,14 +271,14 @@ def test_a_signed_entry_of_before_has_no_ties_and_counts():
     ("base", "seen", "counts"),
     [(2, 3, True), (3, 3, True), (2, 2, True), (3, 2, False), (3, 0, False), (3, 4, False), (3, 5, False)],
 )
-def test_nobody_can_have_seen_less_than_their_base_or_their_own_entry(base, seen, counts):
+def test_nobody_can_have_seen_less_than_their_base_or_their_own_entry(base: int, seen: int, counts: bool) -> None:
     book = Book()
     book.promote("ann", "bob", "ann")
     number = book.write(tied(book, "bob", base, seen))
     assert (number in judged(book).proven) == counts
 
 
-def test_the_first_entry_of_one_who_has_left_rests_on_nothing_older():
+def test_the_first_entry_of_one_who_has_left_rests_on_nothing_older() -> None:
     left = {**SIGNERS, "ann": Signer(key=SIGNERS["ann"].key, until="2026-01-03T00:00:00+00:00")}
     book = Book()
     book.promote("ann")
@@ -282,7 +286,7 @@ def test_the_first_entry_of_one_who_has_left_rests_on_nothing_older():
     assert (log.history.base, log.settled, log.open) == (1, True, False)
 
 
-def test_an_entry_of_one_who_has_left_is_judged_with_the_entry_that_it_rests_on():
+def test_an_entry_of_one_who_has_left_is_judged_with_the_entry_that_it_rests_on() -> None:
     left = {**SIGNERS, "ann": Signer(key=SIGNERS["ann"].key, until="2026-01-03T00:00:00+00:00")}
     book = Book()
     book.promote("bob", "bob", "ann")
@@ -303,7 +307,7 @@ def approval(book: Book, who: str, seen: Log) -> Draft:
     return sign(draft, LOG, Key(who, KEYS[who]))
 
 
-def test_what_a_later_signer_rested_on_is_decided_whatever_became_of_the_rows_before_it():
+def test_what_a_later_signer_rested_on_is_decided_whatever_became_of_the_rows_before_it() -> None:
     book = Book()
     book.promote("ann")
     seen = book.read()
@@ -318,7 +322,7 @@ def test_what_a_later_signer_rested_on_is_decided_whatever_became_of_the_rows_be
     assert (judged(book, only_ann).undecided, log.alarm) == (frozenset(), ())
 
 
-def test_to_have_seen_a_row_is_not_to_vouch_for_it():
+def test_to_have_seen_a_row_is_not_to_vouch_for_it() -> None:
     book = Book()
     book.promote("ann")
     book.write(approval(book, "eve", book.read()))
@@ -328,7 +332,7 @@ def test_to_have_seen_a_row_is_not_to_vouch_for_it():
     assert (log.approvals, [e.number for e in log.unproven]) == ((), [2])
 
 
-def test_an_approval_has_nobody_to_race_with():
+def test_an_approval_has_nobody_to_race_with() -> None:
     book = Book()
     book.promote("ann")
     seen = book.read()
@@ -338,7 +342,7 @@ def test_an_approval_has_nobody_to_race_with():
     assert [e.number for e in book.read().history.counted] == [1]
 
 
-def test_whatever_is_no_proven_entry_is_told_in_the_order_of_the_log_however_it_was_read():
+def test_whatever_is_no_proven_entry_is_told_in_the_order_of_the_log_however_it_was_read() -> None:
     book = Book()
     book.promote("ann")
     seen = book.read()
@@ -364,7 +368,7 @@ def test_whatever_is_no_proven_entry_is_told_in_the_order_of_the_log_however_it_
     assert [e.number for e in parse_log(LOG, rows[::-1], SIGNERS).approvals] == [9, 10]
 
 
-def test_of_several_entries_one_that_rests_on_what_was_not_read_leaves_the_log_open():
+def test_of_several_entries_one_that_rests_on_what_was_not_read_leaves_the_log_open() -> None:
     left = {**SIGNERS, "ann": Signer(key=SIGNERS["ann"].key, until="2026-01-03T00:00:00+00:00")}
     book = Book()
     book.promote("bob", "bob", "bob", "bob")
@@ -376,7 +380,7 @@ def test_of_several_entries_one_that_rests_on_what_was_not_read_leaves_the_log_o
     assert [e.number for e in log.history.counted] == [3]
 
 
-def test_one_who_is_no_signer_changes_nothing_and_is_named():
+def test_one_who_is_no_signer_changes_nothing_and_is_named() -> None:
     book = Book()
     book.promote("ann")
     book.promote("eve")
@@ -391,7 +395,7 @@ def test_one_who_is_no_signer_changes_nothing_and_is_named():
 
 @given(st.data())
 @settings(max_examples=150, deadline=None)
-def test_whoever_has_no_key_can_at_most_go_back_to_what_was_live_before_and_never_unseen(data):
+def test_whoever_has_no_key_can_at_most_go_back_to_what_was_live_before_and_never_unseen(data: st.DataObject) -> None:
     """Signers write, some of them late; then somebody changes, deletes and adds rows. What is live afterwards was live
     at some time, and if it is not what was live last, there is an alarm, unless the newest rows were deleted."""
     book = Book()
@@ -434,7 +438,7 @@ def test_whoever_has_no_key_can_at_most_go_back_to_what_was_live_before_and_neve
 
 @given(st.data())
 @settings(max_examples=100, deadline=None)
-def test_the_newest_rows_alone_say_what_the_whole_log_says(data):
+def test_the_newest_rows_alone_say_what_the_whole_log_says(data: st.DataObject) -> None:
     book = Book()
     for who in data.draw(st.lists(st.sampled_from(["ann", "bob", "eve", ""]), min_size=1, max_size=8)):
         if who:
@@ -451,7 +455,7 @@ def test_the_newest_rows_alone_say_what_the_whole_log_says(data):
                 assert (part.history.base, part.alarm) == (whole.history.base, whole.alarm)
 
 
-def test_without_signers_everything_is_taken_at_its_word():
+def test_without_signers_everything_is_taken_at_its_word() -> None:
     book = Book()
     book.promote("eve")
     book.write(book.draft("eve", seen=book.read({})))

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +18,9 @@ from onward.registry.evidence.records import CaseResult, FirstDivergence, Output
 from onward.registry.evidence.reports import VerifyReport, save
 from onward.registry.gates import builtin
 from onward.registry.operations import promotion
+from onward.registry.store.store import Store
 from onward.registry.trust.identity import who
+from tests.conftest import Command
 from tests.store_factory import add_candidate, artifacts_of, fresh_store, scale_model
 
 COMMANDS = [command.name or command.callback.__name__ for command in main.app.registered_commands]
@@ -27,15 +32,15 @@ SUBCOMMANDS = [
 
 
 @pytest.fixture
-def store(tmp_path, monkeypatch):
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     return fresh_store(tmp_path, monkeypatch)
 
 
-def promote(onward, to, *arguments):
+def promote(onward: Command, to: str, *arguments: str) -> tuple[int, str, str]:
     return onward("promote", "cnn", *arguments, "--to", to, "--reason", "because")
 
 
-def test_help_is_quick_and_teaches():
+def test_help_is_quick_and_teaches() -> None:
     shown = subprocess.run([sys.executable, "-m", "onward.cli", "--help"], capture_output=True, text=True)
     assert shown.returncode == 0
     for command in (*COMMANDS, *(name.split()[0] for name in SUBCOMMANDS)):
@@ -46,14 +51,14 @@ def test_help_is_quick_and_teaches():
 
 
 @pytest.mark.parametrize("command", COMMANDS + SUBCOMMANDS)
-def test_every_command_has_an_example_and_json(onward, command):
+def test_every_command_has_an_example_and_json(onward: Command, command: str) -> None:
     code, out, _ = onward(*command.split(), "--help")
     assert code == 0
     assert f"Example: onward {command}" in " ".join(out.split())
     assert "--json" in out
 
 
-def test_from_candidate_to_production_and_back(store, onward):
+def test_from_candidate_to_production_and_back(store: Store, onward: Command) -> None:
     for factor in (1, 2):
         version = str(add_candidate(store, "cnn", factor))
         code, out, err = promote(onward, "staging", version)
@@ -72,7 +77,7 @@ def test_from_candidate_to_production_and_back(store, onward):
     assert [line.split()[0] for line in out.splitlines() if " live " in line] == ["2", "3"]
 
 
-def test_json_is_all_that_stdout_holds(store, onward, tmp_path):
+def test_json_is_all_that_stdout_holds(store: Store, onward: Command, tmp_path: Path) -> None:
     add_candidate(store, "cnn")
     np.savez(tmp_path / "x.npz", x=np.ones((2, 4), np.float32))
     scale_model(tmp_path / "m.onnx", 2)
@@ -99,7 +104,7 @@ def test_json_is_all_that_stdout_holds(store, onward, tmp_path):
     assert answers["inspect"]["operators"] == {"Mul": 1}
 
 
-def test_a_gate_that_says_no_exits_1_and_lists_all(store, onward):
+def test_a_gate_that_says_no_exits_1_and_lists_all(store: Store, onward: Command) -> None:
     add_candidate(store, "cnn", parity="failed", data=None)
     code, out, err = promote(onward, "staging", "1")
     assert (code, out) == (1, "")
@@ -127,7 +132,7 @@ def test_a_gate_that_says_no_exits_1_and_lists_all(store, onward):
         ("nonsense",),
     ],
 )
-def test_wrong_usage_exits_2(store, onward, tmp_path, arguments):
+def test_wrong_usage_exits_2(store: Store, onward: Command, tmp_path: Path, arguments: tuple[str, ...]) -> None:
     promote_version = add_candidate(store, "cnn")
     promotion.promote("cnn", "staging", promote_version, reason="because", store=store)
     np.savez(tmp_path / "x.npz", x=np.ones((2, 4), np.float32))
@@ -137,12 +142,12 @@ def test_wrong_usage_exits_2(store, onward, tmp_path, arguments):
     assert "Traceback" not in err
 
 
-def test_a_lost_race_exits_3(store, onward, monkeypatch):
+def test_a_lost_race_exits_3(store: Store, onward: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     for factor in (1, 2):
         add_candidate(store, "cnn", factor)
     judge = builtin.judge
 
-    def somebody_is_quicker(*arguments):
+    def somebody_is_quicker(*arguments: Any) -> Any:
         monkeypatch.setattr(builtin, "judge", judge)
         promotion.promote("cnn", "staging", 1, reason="quicker", actor="bob", store=store)
         return judge(*arguments)
@@ -155,7 +160,7 @@ def test_a_lost_race_exits_3(store, onward, monkeypatch):
     assert "lost" in onward("history", "cnn")[1]
 
 
-def test_a_store_that_is_down_exits_4(onward, tmp_path, monkeypatch):
+def test_a_store_that_is_down_exits_4(onward: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
@@ -165,7 +170,9 @@ def test_a_store_that_is_down_exits_4(onward, tmp_path, monkeypatch):
     assert "secret" not in err
 
 
-def test_without_a_store_or_a_checkout_it_says_what_to_do(onward, tmp_path, monkeypatch):
+def test_without_a_store_or_a_checkout_it_says_what_to_do(
+    onward: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.delenv("DVC_EXP_GIT_REMOTE", raising=False)
     monkeypatch.chdir(tmp_path)
@@ -175,11 +182,11 @@ def test_without_a_store_or_a_checkout_it_says_what_to_do(onward, tmp_path, monk
     assert "MLFLOW_TRACKING_URI" in err
 
 
-def test_an_empty_store_says_what_fills_it(store, onward):
+def test_an_empty_store_says_what_fills_it(store: Store, onward: Command) -> None:
     assert onward("status") == (0, "No model is registered yet: `dvc repro` registers those that are fit.\n", "")
 
 
-def test_check_finds_a_changed_byte_in_what_is_live(store, onward):
+def test_check_finds_a_changed_byte_in_what_is_live(store: Store, onward: Command) -> None:
     add_candidate(store, "cnn")
     promote(onward, "staging")
     assert onward("check", "cnn@staging")[0] == 0
@@ -189,7 +196,7 @@ def test_check_finds_a_changed_byte_in_what_is_live(store, onward):
     assert "validation/tolerance.json has changed" in err
 
 
-def test_check_notices_answers_that_do_not_repeat(store, onward):
+def test_check_notices_answers_that_do_not_repeat(store: Store, onward: Command) -> None:
     add_candidate(store, "cnn", 2, recorded_factor=3)
     promote(onward, "staging")
     code, out, err = onward("check", "cnn@staging")
@@ -198,7 +205,7 @@ def test_check_notices_answers_that_do_not_repeat(store, onward):
     assert "met     digest" in out
 
 
-def test_drift_shows_in_status_until_it_is_reconciled(store, onward):
+def test_drift_shows_in_status_until_it_is_reconciled(store: Store, onward: Command) -> None:
     add_candidate(store, "cnn")
     promote(onward, "staging")
     store._client.delete_registered_model_alias("staging.cnn", "live")
@@ -207,14 +214,14 @@ def test_drift_shows_in_status_until_it_is_reconciled(store, onward):
     assert "alias" not in onward("status")[1]
 
 
-def test_a_table_in_a_pipe_is_not_cut_off(store, onward):
+def test_a_table_in_a_pipe_is_not_cut_off(store: Store, onward: Command) -> None:
     name = "a-model-with-quite-a-long-name-that-would-not-fit-into-eighty-columns-" + "x" * 40
     add_candidate(store, name)
     onward("promote", name, "--to", "staging", "--reason", "because")
     assert name in onward("status")[1]
 
 
-def test_predict_writes_every_output(store, onward, tmp_path):
+def test_predict_writes_every_output(store: Store, onward: Command, tmp_path: Path) -> None:
     scale_model(tmp_path / "m.onnx", 2)
     x = np.arange(400, dtype=np.float32).reshape(100, 4)
     np.savez(tmp_path / "x.npz", x=x)
@@ -223,7 +230,7 @@ def test_predict_writes_every_output(store, onward, tmp_path):
     assert np.array_equal(np.load(tmp_path / "y.npz")["y"], 2 * x)
 
 
-def test_predict_refuses_pickled_arrays(onward, tmp_path, monkeypatch):
+def test_predict_refuses_pickled_arrays(onward: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     scale_model(tmp_path / "m.onnx", 2)
     np.savez(tmp_path / "x.npz", x=np.array([{"a": 1}], dtype=object))
@@ -232,7 +239,7 @@ def test_predict_refuses_pickled_arrays(onward, tmp_path, monkeypatch):
     assert "no .npz file of plain arrays" in err
 
 
-def test_inspect_says_what_a_file_is(onward, tmp_path, monkeypatch):
+def test_inspect_says_what_a_file_is(onward: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     scale_model(tmp_path / "m.onnx", 2)
     code, out, _ = onward("inspect", "m.onnx")
@@ -241,7 +248,9 @@ def test_inspect_says_what_a_file_is(onward, tmp_path, monkeypatch):
         assert words in out
 
 
-def test_inspect_of_a_report_says_what_failed_and_where_they_part(onward, tmp_path, monkeypatch):
+def test_inspect_of_a_report_says_what_failed_and_where_they_part(
+    onward: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     difference = OutputComparison(output="y", verdict="out of tolerance", max_abs=0.5, share_out=0.25)
     report = VerifyReport(
@@ -277,7 +286,7 @@ def test_inspect_of_a_report_says_what_failed_and_where_they_part(onward, tmp_pa
     assert onward("inspect", "odd.json")[0] == 2
 
 
-def external(path, location):
+def external(path: Path, location: str) -> None:
     tensor = numpy_helper.from_array(np.ones((4, 4), np.float32), "w")
     tensor.ClearField("raw_data")
     tensor.data_location = TensorProto.EXTERNAL
@@ -305,7 +314,9 @@ def external(path, location):
         (lambda path: external(path, "/etc/passwd"), "lies outside its own folder"),
     ],
 )
-def test_inspect_refuses_broken_files_in_one_line(onward, tmp_path, monkeypatch, prepare, message):
+def test_inspect_refuses_broken_files_in_one_line(
+    onward: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prepare: Callable[[Path], object], message: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     prepare(tmp_path / "m.onnx")
     code, out, err = onward("inspect", "m.onnx")
@@ -314,7 +325,7 @@ def test_inspect_refuses_broken_files_in_one_line(onward, tmp_path, monkeypatch,
     assert err.count("\n") == 1
 
 
-def test_who_acts_is_known_without_git(monkeypatch, tmp_path):
+def test_who_acts_is_known_without_git(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("ONWARD_ACTOR", "ann")
     assert who() == "ann"
     monkeypatch.delenv("ONWARD_ACTOR")
@@ -322,7 +333,7 @@ def test_who_acts_is_known_without_git(monkeypatch, tmp_path):
     assert who()
 
 
-def test_ui_of_a_server_is_the_servers(onward, monkeypatch):
+def test_ui_of_a_server_is_the_servers(onward: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://user:secret@mlflow.example.org")
     code, out, _ = onward("ui")
     assert code == 0
@@ -330,7 +341,7 @@ def test_ui_of_a_server_is_the_servers(onward, monkeypatch):
     assert "Model training" in out
 
 
-def test_environments_are_made_once(store, onward):
+def test_environments_are_made_once(store: Store, onward: Command) -> None:
     assert onward("environments", "create", "cnn")[1].splitlines() == [
         "created environments/staging",
         "created staging.cnn",

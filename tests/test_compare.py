@@ -21,7 +21,9 @@ def f32(*values: float) -> Array:
     return np.array(values, F)
 
 
-def outs(reference: Array, got: Array, rtol: float = 0, atol: float = 0, truth=None, spread=None) -> list[bool]:
+def outs(
+    reference: Array, got: Array, rtol: float = 0, atol: float = 0, truth: Any = None, spread: Any = None
+) -> list[bool]:
     """Which elements are out of tolerance, each asked alone."""
     found = []
     for n in range(reference.size):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from onward.registry.errors import Refused
 from onward.registry.inference.session import InferenceSession
+from onward.registry.log.entries import Entry
 from onward.registry.operations import overview, promotion, transfer
 from onward.registry.store.store import Store
 from tests.store_factory import add_candidate, artifacts_of, fresh_store
@@ -30,7 +32,7 @@ def promote(store: Store, to: str, version: int | None = None) -> promotion.Outc
     return promotion.promote("cnn", to, version, reason="because", store=store)
 
 
-def live(store: Store, environment: str = "staging"):
+def live(store: Store, environment: str = "staging") -> Entry:
     return store.log(environment, "cnn").history.live
 
 
@@ -56,7 +58,9 @@ LOSSES = [delete_files, damage_a_file, delete_a_file, delete_the_logged_model]
 
 
 @pytest.mark.parametrize("lose", LOSSES)
-def test_promoting_what_is_live_already_restores_its_files(store: Store, lose) -> None:
+def test_promoting_what_is_live_already_restores_its_files(
+    store: Store, lose: Callable[[Store, str, int], None]
+) -> None:
     before = live(store)
     assert promote(store, "staging", 1).note == ""
     lose(store, "staging", 1)
@@ -76,7 +80,9 @@ def test_promoting_what_is_live_already_restores_its_files(store: Store, lose) -
 
 
 @pytest.mark.parametrize("lose", LOSSES)
-def test_promoting_again_what_was_live_before_makes_a_lost_copy_anew(store: Store, lose) -> None:
+def test_promoting_again_what_was_live_before_makes_a_lost_copy_anew(
+    store: Store, lose: Callable[[Store, str, int], None]
+) -> None:
     add_candidate(store, "cnn", 2.0)
     promote(store, "staging", 2)
     lose(store, "staging", 1)
@@ -91,7 +97,9 @@ def test_promoting_again_what_was_live_before_makes_a_lost_copy_anew(store: Stor
 
 
 @pytest.mark.parametrize("lose", LOSSES)
-def test_rollback_to_a_lost_copy_takes_the_candidates_files(store: Store, lose) -> None:
+def test_rollback_to_a_lost_copy_takes_the_candidates_files(
+    store: Store, lose: Callable[[Store, str, int], None]
+) -> None:
     add_candidate(store, "cnn", 2.0)
     promote(store, "staging", 2)
     lose(store, "staging", 1)
@@ -101,7 +109,9 @@ def test_rollback_to_a_lost_copy_takes_the_candidates_files(store: Store, lose) 
 
 
 @pytest.mark.parametrize("lose", LOSSES)
-def test_promoting_onwards_what_the_environment_before_has_lost(store: Store, lose) -> None:
+def test_promoting_onwards_what_the_environment_before_has_lost(
+    store: Store, lose: Callable[[Store, str, int], None]
+) -> None:
     lose(store, "staging", 1)
     assert promote(store, "production").version == 1
     assert overview.check("cnn", "production", store).met

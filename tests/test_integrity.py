@@ -6,7 +6,9 @@ import json
 import os
 import shutil
 import stat
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -18,13 +20,14 @@ from onward.registry.inference.session import InferenceSession
 from onward.registry.operations import overview, promotion
 from onward.registry.store import download
 from onward.registry.store.resolve import resolve
+from onward.registry.store.store import Store
 from tests.store_factory import add_candidate, artifacts_of, fresh_store, scale_model, version_for_two_providers
 
 X = np.arange(8, dtype=np.float32).reshape(2, 4)
 
 
 @pytest.fixture
-def store(tmp_path, monkeypatch):
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     store = fresh_store(tmp_path, monkeypatch)
     for factor in (1, 2, 3):
         add_candidate(store, "cnn", factor)
@@ -87,7 +90,9 @@ def rewrite_manifest(folder: Path) -> None:
 
 @pytest.mark.parametrize("spoil", SPOILS, ids=lambda spoil: spoil.__name__)
 @pytest.mark.parametrize("rewritten", [False, True])
-def test_a_cached_version_that_was_changed_is_refused(store, tmp_path, spoil, rewritten):
+def test_a_cached_version_that_was_changed_is_refused(
+    store: Store, tmp_path: Path, spoil: Callable[[Path, Path], None], rewritten: bool
+) -> None:
     folder = cached()
     spoil(folder, tmp_path / "elsewhere")
     if rewritten:
@@ -97,7 +102,9 @@ def test_a_cached_version_that_was_changed_is_refused(store, tmp_path, spoil, re
 
 
 @pytest.mark.parametrize("spoil", [widen_tolerance, nest_a_manifest, add_serving_options], ids=lambda s: s.__name__)
-def test_check_does_not_believe_a_rewritten_manifest_in_the_store(store, tmp_path, spoil, monkeypatch):
+def test_check_does_not_believe_a_rewritten_manifest_in_the_store(
+    store: Store, tmp_path: Path, spoil: Callable[[Path, Path], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = resolve("cnn@staging", store).source
     [folder] = [path.parent for path in Path("mlartifacts/environments/staging").rglob("MLmodel")]
     assert source.startswith("models:/m-")
@@ -111,7 +118,7 @@ def test_check_does_not_believe_a_rewritten_manifest_in_the_store(store, tmp_pat
         InferenceSession("cnn@staging")
 
 
-def test_swapped_graphs_of_two_providers_are_another_version(tmp_path):
+def test_swapped_graphs_of_two_providers_are_another_version(tmp_path: Path) -> None:
     folder = version_for_two_providers(tmp_path)
     pinned = manifest_digest(folder)
     check_folder(folder, manifest=pinned)
@@ -125,7 +132,7 @@ def test_swapped_graphs_of_two_providers_are_another_version(tmp_path):
         check_folder(folder, manifest=pinned)
 
 
-def test_promotion_pins_the_manifest_and_rollback_pins_it_again(store):
+def test_promotion_pins_the_manifest_and_rollback_pins_it_again(store: Store) -> None:
     promotion.promote("cnn", "staging", 1, reason="because", store=store)
     back = promotion.rollback("cnn", "staging", reason="because", store=store)
     entries = store.log("staging", "cnn").entries()
@@ -133,7 +140,7 @@ def test_promotion_pins_the_manifest_and_rollback_pins_it_again(store):
     assert back.entry.manifest == manifest_digest(artifacts_of(store, "cnn", 3))
 
 
-def test_a_candidate_that_was_changed_after_it_was_published_is_refused(store):
+def test_a_candidate_that_was_changed_after_it_was_published_is_refused(store: Store) -> None:
     folder = artifacts_of(store, "cnn", 2)
     widen_tolerance(folder, folder)
     write_manifest(folder)
@@ -142,10 +149,12 @@ def test_a_candidate_that_was_changed_after_it_was_published_is_refused(store):
 
 
 @pytest.mark.parametrize("spoil", [widen_tolerance, nest_a_manifest, lose_a_file], ids=lambda spoil: spoil.__name__)
-def test_a_copy_that_differs_from_what_was_uploaded_is_never_deployed(store, tmp_path, monkeypatch, spoil):
+def test_a_copy_that_differs_from_what_was_uploaded_is_never_deployed(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Path, Path], None]
+) -> None:
     upload = store._client.log_model_artifacts
 
-    def upload_and_spoil(model_id, folder):
+    def upload_and_spoil(model_id: str, folder: Path) -> None:
         upload(model_id, folder)
         spoil(next(Path("mlartifacts").rglob(model_id)) / "artifacts", tmp_path / "elsewhere")
 
@@ -160,7 +169,7 @@ def test_a_copy_that_differs_from_what_was_uploaded_is_never_deployed(store, tmp
     assert store.files.own_copies("staging", "cnn", sha256) == [again.entry.source]
 
 
-def test_an_older_entry_is_readable_and_says_that_it_pins_less(store):
+def test_an_older_entry_is_readable_and_says_that_it_pins_less(store: Store) -> None:
     store._client.delete_model_version_tag("staging.cnn", "1", "manifest")
     assert np.array_equal(InferenceSession("cnn@staging").predict(X), 3 * X)
     found = overview.check("cnn", "staging", store)
@@ -171,14 +180,14 @@ def test_an_older_entry_is_readable_and_says_that_it_pins_less(store):
     assert "pins" not in overview.check("cnn", "staging", store).results[0].detail
 
 
-def test_a_candidate_of_an_older_onward_is_pinned_when_it_is_promoted(store):
+def test_a_candidate_of_an_older_onward_is_pinned_when_it_is_promoted(store: Store) -> None:
     store._client.delete_model_version_tag("cnn", "2", "manifest")
     promoted = promotion.promote("cnn", "staging", 2, reason="because", store=store).entry
     assert promoted.manifest == manifest_digest(artifacts_of(store, "cnn", 2))
     assert not promotion.promote("cnn", "staging", 2, reason="again", store=store).changed
 
 
-def test_the_cache_is_for_its_user_alone(store):
+def test_the_cache_is_for_its_user_alone(store: Store) -> None:
     folder = cached()
     assert stat.S_IMODE(download.cache().stat().st_mode) == 0o700
     assert not any(path.stat().st_mode & 0o022 for path in (folder, *folder.rglob("*")))
@@ -191,7 +200,7 @@ def test_the_cache_is_for_its_user_alone(store):
         InferenceSession("cnn@staging")
 
 
-def test_a_cache_below_a_folder_of_everybody_is_refused(store):
+def test_a_cache_below_a_folder_of_everybody_is_refused(store: Store) -> None:
     cached()
     download.cache().parent.chmod(0o777)
     with pytest.raises(UsageError, match="can be written by everybody"):
@@ -201,14 +210,16 @@ def test_a_cache_below_a_folder_of_everybody_is_refused(store):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
-def test_a_cache_of_another_user_is_refused(store):
+def test_a_cache_of_another_user_is_refused(store: Store) -> None:
     cached()
     os.chown(download.cache(), 12345, 12345)
     with pytest.raises(UsageError, match="belongs to another user"):
         InferenceSession("cnn@staging")
 
 
-def test_a_read_only_cache_serves_what_it_holds_and_the_rest_is_kept_for_the_process(store, monkeypatch):
+def test_a_read_only_cache_serves_what_it_holds_and_the_rest_is_kept_for_the_process(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = cached()
 
     def read_only(*_: object, **__: object) -> None:
@@ -232,7 +243,7 @@ def test_a_read_only_cache_serves_what_it_holds_and_the_rest_is_kept_for_the_pro
     assert sorted(path.name for path in download.cache().iterdir()) == before
 
 
-def _refusing(original, folder, refuse):
+def _refusing(original: Callable[..., Any], folder: Path, refuse: Callable[[], NoReturn]) -> Callable[..., Any]:
     """TemporaryDirectory that fails in `folder` as a read-only file system does: root, who may run the tests, is
     stopped by no mode."""
     return lambda *args, **options: refuse() if options.get("dir") == folder else original(*args, **options)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -25,22 +28,22 @@ PIN, OTHER_PIN = "c" * 64, "d" * 64
 
 
 @pytest.fixture
-def store(tmp_path, monkeypatch) -> Store:
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     return fresh_store(tmp_path, monkeypatch)
 
 
 @pytest.fixture
-def environments(tmp_path):
+def environments(tmp_path: Path) -> Callable[..., None]:
     """Write params.yaml with these environments."""
 
-    def write(**section) -> None:
+    def write(**section: Any) -> None:
         (tmp_path / "dvc.yaml").write_text("stages: {}\n")
         (tmp_path / "params.yaml").write_text(yaml.safe_dump({"environments": section}))
 
     return write
 
 
-def entry(number: int = 1, **changes) -> Entry:
+def entry(number: int = 1, **changes: Any) -> Entry:
     said = {
         "number": number, "kind": "promote", "key": "k", "base": 0, "sha256": SHA, "candidate_version": 1,
         "source": "models:/m-1", "actor": "ann", "reason": "because", "at": "2026-01-02T03:04:05+00:00",
@@ -73,7 +76,9 @@ def approval(sha256: str, **changes: str) -> Draft:
         ({"manifest": "", "version": 2}, {"evidence": {"serving": "x"}}, False),
     ],
 )
-def test_what_is_live_is_the_same_where_its_files_and_how_they_are_served_are(wanted, live, same):
+def test_what_is_live_is_the_same_where_its_files_and_how_they_are_served_are(
+    wanted: dict[str, Any], live: dict[str, Any], same: bool
+) -> None:
     asked = {"version": 1, "sha256": SHA, "manifest": PIN, "source": "models:/cnn/1", "evidence": {}, **wanted}
     assert Deployable(**asked).is_live_as(entry(**live)) == same
 
@@ -82,7 +87,7 @@ def test_what_is_live_is_the_same_where_its_files_and_how_they_are_served_are(wa
 
 
 @given(st.text(max_size=1200))
-def test_a_reason_is_one_line_that_shows_and_is_not_too_long(text):
+def test_a_reason_is_one_line_that_shows_and_is_not_too_long(text: str) -> None:
     try:
         reason = valid_reason(text)
     except UsageError:
@@ -91,7 +96,7 @@ def test_a_reason_is_one_line_that_shows_and_is_not_too_long(text):
     assert reason == " ".join(text.split())
 
 
-def test_a_reason_may_have_a_thousand_characters_and_must_be_utf8():
+def test_a_reason_may_have_a_thousand_characters_and_must_be_utf8() -> None:
     assert valid_reason("x" * 1000) == "x" * 1000
     assert valid_reason(" a\n\tb ") == "a b"
     for wrong in ("x" * 1001, "", " \n", "\udcff"):
@@ -99,7 +104,7 @@ def test_a_reason_may_have_a_thousand_characters_and_must_be_utf8():
             valid_reason(wrong)
 
 
-def test_now_is_this_second_in_utc():
+def test_now_is_this_second_in_utc() -> None:
     before = datetime.now(UTC).replace(microsecond=0)
     found = promotion.now()
     assert before <= datetime.fromisoformat(found) <= datetime.now(UTC)
@@ -107,7 +112,7 @@ def test_now_is_this_second_in_utc():
     assert found.endswith("+00:00")
 
 
-def test_an_entry_is_never_earlier_than_the_one_that_it_replaces():
+def test_an_entry_is_never_earlier_than_the_one_that_it_replaces() -> None:
     later, earlier = "2999-01-01T00:00:00+00:00", "2026-01-01T00:00:00+00:00"
     assert promotion._after(entry(at=later)) == later
     assert promotion._after(entry(at="2998-12-31T23:59:59-02:00")) == "2998-12-31T23:59:59-02:00"
@@ -116,7 +121,7 @@ def test_an_entry_is_never_earlier_than_the_one_that_it_replaces():
         assert before <= promotion._after(live) <= promotion.now()
 
 
-def test_an_author_is_who_is_named_else_who_is_at_the_machine(monkeypatch):
+def test_an_author_is_who_is_named_else_who_is_at_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ONWARD_ACTOR", "machine")
     wanted = policy.parse(None)["staging"]
     assert promotion.author(wanted, "staging", "bob") == ("bob", None)
@@ -125,7 +130,7 @@ def test_an_author_is_who_is_named_else_who_is_at_the_machine(monkeypatch):
         assert promotion.author(wanted, "staging", nobody) == ("machine", None)
 
 
-def test_no_one_alone_forces_a_second_person_who_has_to_sign():
+def test_no_one_alone_forces_a_second_person_who_has_to_sign() -> None:
     four, data = (GateResult(requirement=name, met=False, detail="") for name in ("four_eyes", "data"))
     plain = policy.parse({"s": {"from": "candidate", "require": []}})["s"]
     signed = policy.parse({"s": {"from": "candidate", "require": [], "signers": {"ann": "A" * 43 + "="}}})["s"]
@@ -134,7 +139,7 @@ def test_no_one_alone_forces_a_second_person_who_has_to_sign():
         assert promotion._forcible(signed, unmet) == forcible
 
 
-def test_a_signed_entry_that_is_not_proven_is_unmet_where_it_is_newer_than_what_is_live():
+def test_a_signed_entry_that_is_not_proven_is_unmet_where_it_is_newer_than_what_is_live() -> None:
     signed = policy.parse({"s": {"from": "candidate", "require": [], "signers": {"ann": "A" * 43 + "="}}})["s"]
     line = DeploymentHistory((entry(2),), ())
     assert choice.proof(Log(line), policy.parse(None)["staging"]) == ()
@@ -153,7 +158,7 @@ def test_a_signed_entry_that_is_not_proven_is_unmet_where_it_is_newer_than_what_
 # What is written and answered
 
 
-def test_a_promotion_writes_all_that_it_knows_and_answers_with_it(store):
+def test_a_promotion_writes_all_that_it_knows_and_answers_with_it(store: Store) -> None:
     add_candidate(store, "cnn", 1, data="failed", published_by="eve")
     before = promotion.now()
     done = promote("cnn", "staging", 1, reason=" a\nb ", force=True, actor="bob", store=store)
@@ -175,7 +180,7 @@ def test_a_promotion_writes_all_that_it_knows_and_answers_with_it(store):
     assert done == Outcome("cnn", "staging", 1, candidate.sha256, True, False, written, written.gates, "")
 
 
-def test_a_rollback_writes_what_the_entry_that_it_restores_had(store):
+def test_a_rollback_writes_what_the_entry_that_it_restores_had(store: Store) -> None:
     for factor in (1, 2):
         add_candidate(store, "cnn", factor, remark=f"r{factor}")
         promote("cnn", "staging", factor, reason="because", store=store)
@@ -191,7 +196,7 @@ def test_a_rollback_writes_what_the_entry_that_it_restores_had(store):
     assert len({one.key for one in store.log("staging", "cnn").entries()}) == 3
 
 
-def test_what_is_live_already_is_answered_as_it_is(store):
+def test_what_is_live_already_is_answered_as_it_is(store: Store) -> None:
     add_candidate(store, "cnn", 1)
     add_candidate(store, "cnn", 2)
     first = promote("cnn", "staging", 1, reason="because", store=store)
@@ -208,7 +213,7 @@ def test_what_is_live_already_is_answered_as_it_is(store):
     assert len(store.log("staging", "cnn").entries()) == 3
 
 
-def test_what_stays_is_healed_and_a_dry_run_heals_nothing(store):
+def test_what_stays_is_healed_and_a_dry_run_heals_nothing(store: Store) -> None:
     add_candidate(store, "cnn", 1)
     promote("cnn", "staging", 1, reason="because", store=store)
     for act, healed in (
@@ -222,7 +227,7 @@ def test_what_stays_is_healed_and_a_dry_run_heals_nothing(store):
         promote("cnn", "staging", 1, reason="x", store=store)
 
 
-def test_a_dry_run_tells_what_would_be_done_and_leaves_no_copy(store):
+def test_a_dry_run_tells_what_would_be_done_and_leaves_no_copy(store: Store) -> None:
     add_candidate(store, "cnn", 1)
     sha256 = store.candidate("cnn", 1).sha256
     done = promote("cnn", "staging", 1, reason="x", dry_run=True, store=store)
@@ -234,7 +239,7 @@ def test_a_dry_run_tells_what_would_be_done_and_leaves_no_copy(store):
     assert not promote("cnn", "staging", 2, reason="x", dry_run=True, force=True, store=store).gates[-1].met
 
 
-def test_where_nothing_is_live_there_is_nothing_to_roll_back_to_and_the_log_is_named(store):
+def test_where_nothing_is_live_there_is_nothing_to_roll_back_to_and_the_log_is_named(store: Store) -> None:
     for to in (None, 1):
         with pytest.raises((Refused, UsageError), match=r"^staging\.cnn: "):
             rollback("cnn", "staging", reason="x", to=to, store=store)
@@ -246,7 +251,9 @@ def test_where_nothing_is_live_there_is_nothing_to_roll_back_to_and_the_log_is_n
         rollback("cnn", "staging", reason=" ", store=store)
 
 
-def test_the_store_that_is_given_is_used_else_that_of_the_environment_and_none_is_made(store, tmp_path, monkeypatch):
+def test_the_store_that_is_given_is_used_else_that_of_the_environment_and_none_is_made(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for factor in (1, 2):
         add_candidate(store, "cnn", factor)
         assert promote("cnn", "staging", factor, reason="x").entry.number == factor
@@ -263,7 +270,7 @@ def test_the_store_that_is_given_is_used_else_that_of_the_environment_and_none_i
     assert list((tmp_path / "none").iterdir()) == []
 
 
-def test_what_a_newer_onward_wrote_stops_whoever_would_change_something(store):
+def test_what_a_newer_onward_wrote_stops_whoever_would_change_something(store: Store) -> None:
     for factor in (1, 2):
         add_candidate(store, "cnn", factor)
         promote("cnn", "staging", factor, reason="x", store=store)
@@ -281,7 +288,7 @@ def test_what_a_newer_onward_wrote_stops_whoever_would_change_something(store):
 # What is chosen
 
 
-def test_the_newest_fit_version_is_chosen_by_force_the_newest_and_never_one_of_somebody_elses(store):
+def test_the_newest_fit_version_is_chosen_by_force_the_newest_and_never_one_of_somebody_elses(store: Store) -> None:
     with pytest.raises(UsageError, match=r"no version of cnn: `dvc repro`"):
         promote("cnn", "staging", reason="x", store=store)
     add_candidate(store, "cnn", 1, sha256=None)
@@ -301,14 +308,14 @@ def test_the_newest_fit_version_is_chosen_by_force_the_newest_and_never_one_of_s
     assert "quality" not in str(no.value)
 
 
-def test_version_0_is_none(store):
+def test_version_0_is_none(store: Store) -> None:
     add_candidate(store, "cnn", 1)
     for to in ("staging", "production"):
         with pytest.raises(UsageError, match="no version 0 of cnn"):
             promote("cnn", to, 0, reason="x", store=store)
 
 
-def test_what_was_tried_before_is_promoted_with_the_evidence_of_its_candidate_as_it_is_now(store):
+def test_what_was_tried_before_is_promoted_with_the_evidence_of_its_candidate_as_it_is_now(store: Store) -> None:
     add_candidate(store, "cnn", 1, data="failed")
     promote("cnn", "staging", 1, reason="x", force=True, store=store)
     with pytest.raises(Refused, match="data: failed"):
@@ -325,7 +332,7 @@ def test_what_was_tried_before_is_promoted_with_the_evidence_of_its_candidate_as
         promote("cnn", "production", reason="x", store=store)
 
 
-def test_against_the_order_of_environments_only_force_helps_and_the_log_says_so(store):
+def test_against_the_order_of_environments_only_force_helps_and_the_log_says_so(store: Store) -> None:
     for factor in (1, 2):
         add_candidate(store, "cnn", factor)
     promote("cnn", "staging", 1, reason="x", store=store)
@@ -337,7 +344,9 @@ def test_against_the_order_of_environments_only_force_helps_and_the_log_says_so(
         promote("nothing", "production", reason="x", store=store)
 
 
-def test_an_approval_is_of_all_files_of_a_version_where_it_says_so(store, environments):
+def test_an_approval_is_of_all_files_of_a_version_where_it_says_so(
+    store: Store, environments: Callable[..., None]
+) -> None:
     environments(staging={"from": "candidate", "require": [], "four_eyes": True})
     add_candidate(store, "cnn", 1, published_by="ann")
     candidate = store.candidate("cnn", 1)
@@ -356,7 +365,7 @@ def test_an_approval_is_of_all_files_of_a_version_where_it_says_so(store, enviro
     assert four_eyes().met
 
 
-def test_an_approval_of_before_is_of_the_model_alone(store, environments):
+def test_an_approval_of_before_is_of_the_model_alone(store: Store, environments: Callable[..., None]) -> None:
     environments(staging={"from": "candidate", "require": [], "four_eyes": True})
     add_candidate(store, "cnn", 1, published_by="ann")
     store.approve("staging", "cnn", approval(store.candidate("cnn", 1).sha256, actor="bob"))
@@ -366,7 +375,7 @@ def test_an_approval_of_before_is_of_the_model_alone(store, environments):
 # Looking after what is there
 
 
-def test_reconcile_writes_what_is_missing_and_says_what(store):
+def test_reconcile_writes_what_is_missing_and_says_what(store: Store) -> None:
     add_candidate(store, "cnn", 1)
     promote("cnn", "staging", 1, reason="x", store=store)
     assert reconcile(store) == []
@@ -376,7 +385,7 @@ def test_reconcile_writes_what_is_missing_and_says_what(store):
     assert store.versions.aliases("staging.cnn") == {"live": 1}
 
 
-def test_reconcile_leaves_a_log_of_a_newer_onward_alone_and_puts_right_the_rest(store):
+def test_reconcile_leaves_a_log_of_a_newer_onward_alone_and_puts_right_the_rest(store: Store) -> None:
     for model in ("cnn", "mlp"):
         add_candidate(store, model, 1)
         promote(model, "staging", 1, reason="x", store=store)
@@ -389,7 +398,7 @@ def test_reconcile_leaves_a_log_of_a_newer_onward_alone_and_puts_right_the_rest(
     assert store.versions.aliases("staging.mlp") == {"live": 1}
 
 
-def test_environments_are_made_before_anybody_promotes_and_only_once(store):
+def test_environments_are_made_before_anybody_promotes_and_only_once(store: Store) -> None:
     made = promotion.create_environments(["cnn", "mlp"], store)
     assert made == [
         "environments/staging", "staging.cnn", "staging.mlp", "environments/production", "production.cnn",
@@ -402,12 +411,14 @@ def test_environments_are_made_before_anybody_promotes_and_only_once(store):
     assert "staging.a" not in store.versions.named("staging.a")
 
 
-def test_who_is_overtaken_between_the_look_and_the_entry_changes_nothing(store, monkeypatch):
+def test_who_is_overtaken_between_the_look_and_the_entry_changes_nothing(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for factor in (1, 2):
         add_candidate(store, "cnn", factor)
     append = Store.append
 
-    def overtaken(self, environment, model, draft):
+    def overtaken(self, environment: str, model: str, draft: Draft) -> int:
         monkeypatch.setattr(Store, "append", append)
         promote("cnn", "staging", 2, reason="first", actor="bob", store=Store())
         return append(self, environment, model, draft)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import multiprocessing
 import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from onward.registry.operations import overview, promotion
 from onward.registry.store.schema import Drift
 from onward.registry.store.store import Store
 from tests import race
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Command, Receiver
 from tests.servers import (
     ADMIN,
     PASSWORDS,
@@ -31,6 +33,8 @@ from tests.servers import (
 )
 from tests.store_factory import add_candidate
 
+Login = Callable[..., Store]
+
 PASSWORD = "a long enough password"
 X = np.ones((2, 4), np.float32)
 
@@ -42,7 +46,7 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     binaries = postgres_binaries()
     if binaries is None:
         pytest.fail("Postgres is not installed: `make postgres` does that (Debian: apt-get install postgresql)")
@@ -58,7 +62,7 @@ def server(tmp_path_factory):
 
 
 @pytest.fixture
-def login(server, tmp_path, monkeypatch):
+def login(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Login:
     """Become another user of the server."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -74,7 +78,7 @@ def login(server, tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def users(server):
+def users(server: Server) -> None:
     """ann publishes and may edit staging, bob may edit production too, eve may read."""
     from mlflow.server import get_app_client
 
@@ -98,7 +102,7 @@ def users(server):
 
 
 @pytest.mark.usefixtures("users")
-def test_each_may_do_what_the_administrator_granted(login):
+def test_each_may_do_what_the_administrator_granted(login: Login) -> None:
     for version in (1, 2):
         ann = login("ann")
         promotion.promote("cnn", "staging", version, reason="because", store=ann)
@@ -120,7 +124,7 @@ def test_each_may_do_what_the_administrator_granted(login):
 
 
 @pytest.mark.usefixtures("users")
-def test_the_command_says_no_in_one_line(login, onward):
+def test_the_command_says_no_in_one_line(login: Login, onward: Command) -> None:
     login("eve")
     code, out, err = onward("promote", "cnn", "1", "--to", "staging", "--reason", "because", "--force")
     assert (code, out, err.count("\n")) == (1, "", 1)
@@ -136,7 +140,7 @@ def test_the_command_says_no_in_one_line(login, onward):
 
 
 @pytest.mark.usefixtures("users")
-def test_what_the_administrator_made_is_nobody_elses(login):
+def test_what_the_administrator_made_is_nobody_elses(login: Login) -> None:
     eve = login("eve")
     assert promotion.create_environments(["cnn"], eve) == []
     with pytest.raises(Refused, match="does not allow eve"):
@@ -144,7 +148,7 @@ def test_what_the_administrator_made_is_nobody_elses(login):
 
 
 @pytest.mark.usefixtures("users")
-def test_an_alias_that_its_author_may_not_write_does_not_undo_the_entry(login, server):
+def test_an_alias_that_its_author_may_not_write_does_not_undo_the_entry(login: Login, server: Server) -> None:
     from mlflow.server import get_app_client
 
     login(*ADMIN)
@@ -164,7 +168,7 @@ def test_an_alias_that_its_author_may_not_write_does_not_undo_the_entry(login, s
 
 
 @pytest.mark.usefixtures("users")
-def test_an_administrator_grants_an_environment_by_one_command(login, server, onward):
+def test_an_administrator_grants_an_environment_by_one_command(login: Login, server: Server, onward: Command) -> None:
     from mlflow.server import get_app_client
 
     login(*ADMIN)
@@ -204,7 +208,9 @@ def test_an_administrator_grants_an_environment_by_one_command(login, server, on
 
 
 @pytest.mark.usefixtures("users")
-def test_the_servers_own_webhook_tells_of_entries_and_of_what_is_live(login, receiver, tmp_path, monkeypatch):
+def test_the_servers_own_webhook_tells_of_entries_and_of_what_is_live(
+    login: Login, receiver: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     address = f"http://127.0.0.1:{receiver.server_port}/hush"
     monkeypatch.setenv("TEAM_HOOK", address)
     (tmp_path / "dvc.yaml").write_text("stages: {}\n")
@@ -230,7 +236,7 @@ def test_the_servers_own_webhook_tells_of_entries_and_of_what_is_live(login, rec
 
 
 @pytest.mark.usefixtures("users")
-def test_processes_that_race_on_postgres_are_all_told_the_truth(login):
+def test_processes_that_race_on_postgres_are_all_told_the_truth(login: Login) -> None:
     store = login(*ADMIN)
     add_candidate(store, "cnn", 3)
     before = len(store.log("staging", "cnn").history.counted)
@@ -244,7 +250,7 @@ def test_processes_that_race_on_postgres_are_all_told_the_truth(login):
 
 
 @pytest.mark.usefixtures("users")
-def test_files_that_are_gone_are_told_from_a_server_that_is_down(login, server):
+def test_files_that_are_gone_are_told_from_a_server_that_is_down(login: Login, server: Server) -> None:
     add_candidate(login(*ADMIN), "lost", 1)
     [found] = Store().candidates("lost")
     files = [item for item in bucket(server.objects).objects.all() if f"/{found.logged_model}/artifacts/" in item.key]
@@ -255,7 +261,7 @@ def test_files_that_are_gone_are_told_from_a_server_that_is_down(login, server):
         promotion.promote("lost", "staging", 1, reason="because")
 
 
-def test_a_server_that_is_down_is_told_from_one_that_says_no(login, monkeypatch):
+def test_a_server_that_is_down_is_told_from_one_that_says_no(login: Login, monkeypatch: pytest.MonkeyPatch) -> None:
     login("eve")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
@@ -264,13 +270,13 @@ def test_a_server_that_is_down_is_told_from_one_that_says_no(login, monkeypatch)
 
 
 @pytest.mark.parametrize("name", ["../cnn", ""])
-def test_an_environment_of_no_model_is_not_made(name, tmp_path, monkeypatch):
+def test_an_environment_of_no_model_is_not_made(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match="no name for a model"):
         promotion.create_environments([name])
 
 
-def test_the_compose_file_hangs_together():
+def test_the_compose_file_hangs_together() -> None:
     """What starts the server of these tests is its service `mlflow`; this is the rest."""
     page = (ROOT / "docs" / "team-setup.md").read_text()
     (env,) = re.findall(r"^```\n((?:[A-Z_]+=\.\.\.\n)+)```", page, re.M)

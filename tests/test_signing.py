@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -15,14 +18,17 @@ from onward.registry.gates.four_eyes import judge
 from onward.registry.inference.session import InferenceSession, UnprovenLog
 from onward.registry.operations import approval as approvals
 from onward.registry.operations import overview, promotion, transfer
+from onward.registry.operations.promotion import Outcome
 from onward.registry.store.resolve import resolve
+from onward.registry.store.store import Store
 from onward.registry.trust import entry_signatures
 from onward.registry.trust.entry_signatures import Signer
+from tests.conftest import Command
 from tests.store_factory import add_candidate, fresh_store
 
 
 @pytest.fixture
-def store(tmp_path, monkeypatch):
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     store = fresh_store(tmp_path, monkeypatch)
     (tmp_path / "dvc.yaml").write_text("stages: {}\n")
     for factor in (1, 2, 3):
@@ -31,13 +37,13 @@ def store(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def keys(tmp_path):
+def keys(tmp_path: Path) -> dict[str, str]:
     """ann's and bob's public keys; the private ones are files."""
     return {name: entry_signatures.create_key(tmp_path / f"{name}.pem") for name in ("ann", "bob")}
 
 
 @pytest.fixture
-def be(tmp_path, monkeypatch):
+def be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Act as somebody else: with another name, and another key."""
 
     def become(name: str) -> None:
@@ -49,27 +55,27 @@ def be(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def environment(tmp_path):
+def environment(tmp_path: Path) -> Callable[..., None]:
     """Write the policy of staging."""
 
-    def write(**options) -> None:
+    def write(**options: Any) -> None:
         section = {"staging": {"from": "candidate", "require": [], **options}}
         (tmp_path / "params.yaml").write_text(yaml.safe_dump({"environments": section}))
 
     return write
 
 
-def promote(store, version, **options):
+def promote(store: Store, version: int, **options: Any) -> Outcome:
     return promotion.promote("cnn", "staging", version, reason="because", store=store, **options)
 
 
-def live(store):
+def live(store: Store) -> int | None:
     entry = store.head("staging", "cnn").history.live
     assert entry == store.log("staging", "cnn").history.live
     return entry.candidate_version if entry else None
 
 
-def append_by_hand(store, base, version=3, **changes):
+def append_by_hand(store: Store, base: int, version: int = 3, **changes: Any) -> None:
     """What somebody with EDIT and a script can do."""
     draft = (
         store.log("staging", "cnn")
@@ -79,7 +85,9 @@ def append_by_hand(store, base, version=3, **changes):
     store._try_append("staging.cnn", draft)
 
 
-def test_entries_of_signers_count_and_others_do_not(store, keys, be, environment):
+def test_entries_of_signers_count_and_others_do_not(
+    store: Store, keys: dict[str, str], be: Callable[[str], None], environment: Callable[..., None]
+) -> None:
     environment(signers=keys)
     assert promote(store, 1).entry.signer == "ann"
     append_by_hand(store, base=1, signer="", signature="")
@@ -98,7 +106,9 @@ def test_entries_of_signers_count_and_others_do_not(store, keys, be, environment
     assert store.versions.aliases("staging.cnn") == {"live": 5}
 
 
-def test_a_signature_is_over_every_word_of_an_entry(store, keys, be, environment):
+def test_a_signature_is_over_every_word_of_an_entry(
+    store: Store, keys: dict[str, str], be: Callable[[str], None], environment: Callable[..., None]
+) -> None:
     environment(signers=keys)
     entry = promote(store, 1).entry
     signers = policy.read()["staging"].signers
@@ -116,8 +126,13 @@ def test_a_signature_is_over_every_word_of_an_entry(store, keys, be, environment
 
 
 def test_who_has_no_key_of_a_signer_is_told_before_anything_is_done(
-    store, keys, be, environment, tmp_path, monkeypatch
-):
+    store: Store,
+    keys: dict[str, str],
+    be: Callable[[str], None],
+    environment: Callable[..., None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     environment(signers=keys)
     entry_signatures.create_key(tmp_path / "eve.pem")
     be("eve")
@@ -133,7 +148,9 @@ def test_who_has_no_key_of_a_signer_is_told_before_anything_is_done(
     assert store.log("staging", "cnn").entries() == []
 
 
-def test_a_history_from_before_the_signers_counts_once_one_of_them_has_signed_it(store, keys, be, environment, onward):
+def test_a_history_from_before_the_signers_counts_once_one_of_them_has_signed_it(
+    store: Store, keys: dict[str, str], be: Callable[[str], None], environment: Callable[..., None], onward: Command
+) -> None:
     environment()
     for version in (1, 2):
         promote(store, version)
@@ -152,7 +169,14 @@ def test_a_history_from_before_the_signers_counts_once_one_of_them_has_signed_it
     assert promotion.rollback("cnn", "staging", reason="because", store=store).version == 1
 
 
-def test_a_host_without_a_checkout_knows_the_signers_from_a_file(store, keys, be, environment, tmp_path, monkeypatch):
+def test_a_host_without_a_checkout_knows_the_signers_from_a_file(
+    store: Store,
+    keys: dict[str, str],
+    be: Callable[[str], None],
+    environment: Callable[..., None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     environment(signers=keys)
     promote(store, 1)
     append_by_hand(store, base=1, signature="", signer="")
@@ -170,7 +194,9 @@ def test_a_host_without_a_checkout_knows_the_signers_from_a_file(store, keys, be
         resolve("cnn@staging", store)
 
 
-def test_without_signers_two_names_are_advice(store, be, environment):
+def test_without_signers_two_names_are_advice(
+    store: Store, be: Callable[[str], None], environment: Callable[..., None]
+) -> None:
     environment(four_eyes=True)
     with pytest.raises(Refused, match=r"ann published it and ann promotes it: .*`onward approve cnn 1 --env staging`"):
         promote(store, 1)
@@ -191,7 +217,9 @@ def test_without_signers_two_names_are_advice(store, be, environment):
     assert live(store) == 3
 
 
-def test_with_signers_a_second_key_has_to_approve_and_force_does_not_help(store, keys, be, environment):
+def test_with_signers_a_second_key_has_to_approve_and_force_does_not_help(
+    store: Store, keys: dict[str, str], be: Callable[[str], None], environment: Callable[..., None]
+) -> None:
     environment(four_eyes=True, signers=keys)
     be("bob")
     with pytest.raises(Refused, match="bob promotes it: somebody else has to approve"):
@@ -215,13 +243,15 @@ def test_with_signers_a_second_key_has_to_approve_and_force_does_not_help(store,
     assert live(store) == 1
 
 
-def store_path(store):
+def store_path(store: Store) -> Path:
     from pathlib import Path
 
     return Path(os.environ["MLFLOW_TRACKING_URI"].removeprefix("sqlite:///")).parent
 
 
-def test_an_approval_changes_nothing_that_is_live_and_takes_nobodys_place(store, be, environment, onward):
+def test_an_approval_changes_nothing_that_is_live_and_takes_nobodys_place(
+    store: Store, be: Callable[[str], None], environment: Callable[..., None], onward: Command
+) -> None:
     environment(four_eyes=True)
     be("bob")
     promote(store, 1)
@@ -236,7 +266,14 @@ def test_an_approval_changes_nothing_that_is_live_and_takes_nobodys_place(store,
     assert overview.status(store)[0].environments[0].drift == ()
 
 
-def test_signatures_and_approvals_move_to_another_server(store, keys, be, environment, tmp_path, monkeypatch):
+def test_signatures_and_approvals_move_to_another_server(
+    store: Store,
+    keys: dict[str, str],
+    be: Callable[[str], None],
+    environment: Callable[..., None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     environment(four_eyes=True, signers={**keys, "carl": entry_signatures.create_key(tmp_path / "carl.pem")})
     be("carl")
     approvals.approve("cnn", 1, "staging", reason="fine", store=store)
@@ -256,7 +293,9 @@ def test_signatures_and_approvals_move_to_another_server(store, keys, be, enviro
     assert InferenceSession("cnn@staging").metadata.entry == 3
 
 
-def test_a_key_is_for_its_owners_eyes_and_never_overwritten(tmp_path, onward, monkeypatch):
+def test_a_key_is_for_its_owners_eyes_and_never_overwritten(
+    tmp_path: Path, onward: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("ONWARD_ACTOR", "ann@example.org")
     file = tmp_path / "ann.pem"
     code, out, _ = onward("keys", "create", str(file))
@@ -272,24 +311,26 @@ def test_a_key_is_for_its_owners_eyes_and_never_overwritten(tmp_path, onward, mo
 
 
 @pytest.mark.parametrize("key", ["", "short", "!" * 44])
-def test_a_signer_without_a_key_is_refused_with_its_path(key):
+def test_a_signer_without_a_key_is_refused_with_its_path(key: str) -> None:
     with pytest.raises(UsageError, match=r"environments\.staging\.signers\.ann: no public key"):
         policy.parse({"staging": {"from": "candidate", "require": [], "signers": {"ann": key}}})
 
 
 @pytest.mark.parametrize("signers", [{}, {"bob": Signer(key="")}])
-def test_nobody_known_to_have_published_means_that_somebody_else_approves(signers):
+def test_nobody_known_to_have_published_means_that_somebody_else_approves(signers: dict[str, Signer]) -> None:
     assert not judge("", "bob", [], signers, "2026-01-02T03:04:05+00:00", "onward approve").met
 
 
-def tampered(store):
+def tampered(store: Store) -> None:
     """ann promotes 1 and 2; somebody with EDIT changes a letter of the newest entry's reason."""
     for version in (1, 2):
         promote(store, version)
     store._client.set_model_version_tag("staging.cnn", "2", "reason", "becausf")
 
 
-def test_a_changed_letter_downgrades_nothing_silently(store, keys, be, environment, onward):
+def test_a_changed_letter_downgrades_nothing_silently(
+    store: Store, keys: dict[str, str], be: Callable[[str], None], environment: Callable[..., None], onward: Command
+) -> None:
     environment(signers=keys)
     tampered(store)
     assert live(store) == 1  # what the last proven entry says
@@ -312,7 +353,9 @@ def test_a_changed_letter_downgrades_nothing_silently(store, keys, be, environme
     assert store.versions.alias("cnn", "staging") == 3
 
 
-def test_a_running_session_does_not_follow_a_downgrade(store, keys, be, environment):
+def test_a_running_session_does_not_follow_a_downgrade(
+    store: Store, keys: dict[str, str], be: Callable[[str], None], environment: Callable[..., None]
+) -> None:
     environment(signers=keys)
     for version in (1, 2):
         promote(store, version)
@@ -327,7 +370,15 @@ def test_a_running_session_does_not_follow_a_downgrade(store, keys, be, environm
 
 
 @pytest.mark.parametrize("asked", ["argument", "environment variable"])
-def test_a_session_that_requires_proof_loads_nothing_else(store, keys, be, environment, tmp_path, monkeypatch, asked):
+def test_a_session_that_requires_proof_loads_nothing_else(
+    store: Store,
+    keys: dict[str, str],
+    be: Callable[[str], None],
+    environment: Callable[..., None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    asked: str,
+) -> None:
     options = {"require_signed": True} if asked == "argument" else {}
     if not options:
         monkeypatch.setenv("ONWARD_REQUIRE_SIGNED", "1")
@@ -350,7 +401,9 @@ def test_a_session_that_requires_proof_loads_nothing_else(store, keys, be, envir
         InferenceSession("cnn@staging")
 
 
-def test_one_unsigned_row_of_a_newer_schema_blocks_nothing(store, keys, be, environment, onward):
+def test_one_unsigned_row_of_a_newer_schema_blocks_nothing(
+    store: Store, keys: dict[str, str], be: Callable[[str], None], environment: Callable[..., None], onward: Command
+) -> None:
     environment(signers=keys)
     promote(store, 1)
     for schema in ("2", "3", "²", "9" * 400):
@@ -362,7 +415,9 @@ def test_one_unsigned_row_of_a_newer_schema_blocks_nothing(store, keys, be, envi
     assert overview.check("cnn", "staging", store).met
 
 
-def test_a_signer_leaves_and_what_they_signed_goes_on_counting(store, keys, be, environment, onward):
+def test_a_signer_leaves_and_what_they_signed_goes_on_counting(
+    store: Store, keys: dict[str, str], be: Callable[[str], None], environment: Callable[..., None], onward: Command
+) -> None:
     environment(signers=keys)
     promote(store, 1)
     be("bob")
@@ -387,7 +442,9 @@ def test_a_signer_leaves_and_what_they_signed_goes_on_counting(store, keys, be, 
     assert onward("sign", "cnn", "--env", "staging", "--entry", "4")[0] == 2
 
 
-def test_one_key_under_two_names_is_one_person(store, keys, be, environment):
+def test_one_key_under_two_names_is_one_person(
+    store: Store, keys: dict[str, str], be: Callable[[str], None], environment: Callable[..., None]
+) -> None:
     environment(four_eyes=True, signers={"ann-at-home": keys["ann"], "bob": keys["bob"]})
     be("ann")
     assert approvals.approve("cnn", 1, "staging", reason="mine", store=store)[0].signer == "ann-at-home"
@@ -399,8 +456,8 @@ def test_one_key_under_two_names_is_one_person(store, keys, be, environment):
 
 
 def test_a_log_that_was_cut_off_at_its_end_raises_an_alarm_where_it_was_seen_whole(
-    store, keys, be, environment, onward
-):
+    store: Store, keys: dict[str, str], be: Callable[[str], None], environment: Callable[..., None], onward: Command
+) -> None:
     environment(signers=keys)
     for version in (1, 2):
         promote(store, version)
@@ -419,14 +476,22 @@ def test_a_log_that_was_cut_off_at_its_end_raises_an_alarm_where_it_was_seen_who
     assert store.head("staging", "cnn").alarm == ()
 
 
-def test_a_host_that_can_write_nothing_reads_signed_logs_all_the_same(store, keys, be, environment, monkeypatch):
+def test_a_host_that_can_write_nothing_reads_signed_logs_all_the_same(
+    store: Store,
+    keys: dict[str, str],
+    be: Callable[[str], None],
+    environment: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     environment(signers=keys)
     monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")
     promote(store, 1)
     assert (live(store), store.head("staging", "cnn").alarm) == (1, ())
 
 
-def test_a_prompts_tag_hides_no_log_in_silence(store, keys, be, environment, onward):
+def test_a_prompts_tag_hides_no_log_in_silence(
+    store: Store, keys: dict[str, str], be: Callable[[str], None], environment: Callable[..., None], onward: Command
+) -> None:
     environment(signers=keys)
     promote(store, 1)
     store._client.set_model_version_tag("staging.cnn", "1", "mlflow.prompt.is_prompt", "true")
@@ -437,7 +502,9 @@ def test_a_prompts_tag_hides_no_log_in_silence(store, keys, be, environment, onw
         InferenceSession("cnn@staging")
 
 
-def test_what_a_newer_onward_seems_to_have_signed_stops_no_service(store, keys, be, environment):
+def test_what_a_newer_onward_seems_to_have_signed_stops_no_service(
+    store: Store, keys: dict[str, str], be: Callable[[str], None], environment: Callable[..., None]
+) -> None:
     environment(signers=keys)
     promote(store, 1)
     tags = {"schema": "99", "signature": "x"}
@@ -447,7 +514,9 @@ def test_what_a_newer_onward_seems_to_have_signed_stops_no_service(store, keys, 
     assert promote(store, 2, force=True).entry.base == 1
 
 
-def test_an_approval_of_other_files_with_the_same_model_is_none(store, keys, be, environment):
+def test_an_approval_of_other_files_with_the_same_model_is_none(
+    store: Store, keys: dict[str, str], be: Callable[[str], None], environment: Callable[..., None]
+) -> None:
     environment(four_eyes=True, signers=keys)
     other = add_candidate(store, "cnn", 1, recorded_factor=1.0001, manifest=None)
     assert store.candidate("cnn", other).sha256 == store.candidate("cnn", 1).sha256
@@ -458,7 +527,9 @@ def test_an_approval_of_other_files_with_the_same_model_is_none(store, keys, be,
         promote(store, other)
 
 
-def test_the_memory_of_logs_is_not_written_where_others_can_write(store, keys, be, environment, tmp_path):
+def test_the_memory_of_logs_is_not_written_where_others_can_write(
+    store: Store, keys: dict[str, str], be: Callable[[str], None], environment: Callable[..., None], tmp_path: Path
+) -> None:
     from onward.registry.store.download import cache
 
     environment(signers=keys)
@@ -473,7 +544,13 @@ def test_the_memory_of_logs_is_not_written_where_others_can_write(store, keys, b
     assert list((tmp_path / "victim").iterdir()) == []
 
 
-def test_clocks_that_differ_change_no_order(store, keys, be, environment, monkeypatch):
+def test_clocks_that_differ_change_no_order(
+    store: Store,
+    keys: dict[str, str],
+    be: Callable[[str], None],
+    environment: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     environment(signers=keys)
     monkeypatch.setattr(promotion, "now", lambda: "2026-01-02T03:04:30+00:00")
     first = promote(store, 1).entry

@@ -7,42 +7,47 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 
 from onward.registry.errors import LostRace, Refused, StoreUnreachable, UsageError
 from onward.registry.gates import policy
 from onward.registry.operations import overview, promotion
+from onward.registry.operations.promotion import Outcome
 from onward.registry.store.resolve import resolve
+from onward.registry.store.schema import Drift
+from onward.registry.store.stage_mirror import StageDrift
 from onward.registry.store.store import Store
 from tests import race
 from tests.store_factory import add_candidate, artifacts_of, fresh_store
 
 
 @pytest.fixture
-def store(tmp_path, monkeypatch) -> Store:
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     return fresh_store(tmp_path, monkeypatch)
 
 
-def promote(store, to, version=None, **options):
+def promote(store: Store, to: str, version: int | None = None, **options: Any) -> Outcome:
     return promotion.promote("cnn", to, version, reason="because", store=store, **options)
 
 
-def rollback(store, environment="staging", **options):
+def rollback(store: Store, environment: str = "staging", **options: Any) -> Outcome:
     return promotion.rollback("cnn", environment, reason="because", store=store, **options)
 
 
-def live(store, environment="staging"):
+def live(store: Store, environment: str = "staging") -> int | None:
     entry = store.log(environment, "cnn").history.live
     return entry.candidate_version if entry else None
 
 
-def through_staging(store, version):
+def through_staging(store: Store, version: int) -> Outcome:
     promote(store, "staging", version)
     return promote(store, "production")
 
 
-def test_a_version_goes_through_staging_to_production(store):
+def test_a_version_goes_through_staging_to_production(store: Store) -> None:
     version = add_candidate(store, "cnn")
     with pytest.raises(Refused, match="takes what is live in staging, and nothing is"):
         promote(store, "production")
@@ -54,7 +59,7 @@ def test_a_version_goes_through_staging_to_production(store):
     assert store.versions.aliases("cnn") == {"staging": version, "production": version}
 
 
-def test_a_later_candidate_does_not_slip_past_staging(store):
+def test_a_later_candidate_does_not_slip_past_staging(store: Store) -> None:
     add_candidate(store, "cnn", 1)
     second = add_candidate(store, "cnn", 2)
     promote(store, "staging", 1)
@@ -63,7 +68,7 @@ def test_a_later_candidate_does_not_slip_past_staging(store):
     assert live(store, "production") is None
 
 
-def test_every_unmet_requirement_is_named(store):
+def test_every_unmet_requirement_is_named(store: Store) -> None:
     version = add_candidate(
         store, "cnn", recorded_factor=3, parity="failed", data=None, quality_drop="0.02", latency_ratio="1.3"
     )
@@ -82,7 +87,7 @@ def test_every_unmet_requirement_is_named(store):
     assert live(store, "production") is None
 
 
-def test_force_is_kept_in_history(store):
+def test_force_is_kept_in_history(store: Store) -> None:
     version = add_candidate(store, "cnn", data="failed")
     promote(store, "staging", version, force=True)
     [entry] = overview.history("cnn", "staging", store)["staging"].history.entries()
@@ -91,12 +96,12 @@ def test_force_is_kept_in_history(store):
     assert "against data" in store._client.get_model_version("staging.cnn", "1").description
 
 
-def test_force_past_gates_that_are_met_is_no_stain(store):
+def test_force_past_gates_that_are_met_is_no_stain(store: Store) -> None:
     version = add_candidate(store, "cnn")
     assert not promote(store, "staging", version, force=True).entry.forced
 
 
-def test_force_never_passes_changed_bytes(store):
+def test_force_never_passes_changed_bytes(store: Store) -> None:
     version = add_candidate(store, "cnn")
     model = artifacts_of(store, "cnn", version) / "model.onnx"
     content = bytearray(model.read_bytes())
@@ -107,27 +112,27 @@ def test_force_never_passes_changed_bytes(store):
     assert live(store) is None
 
 
-def test_a_version_that_onward_did_not_publish_is_refused_even_by_force(store):
+def test_a_version_that_onward_did_not_publish_is_refused_even_by_force(store: Store) -> None:
     version = add_candidate(store, "cnn", sha256=None)
     with pytest.raises(Refused, match="no sha256"):
         promote(store, "staging", version, force=True)
 
 
-def test_the_newest_version_that_is_fit_is_promoted(store):
+def test_the_newest_version_that_is_fit_is_promoted(store: Store) -> None:
     add_candidate(store, "cnn", 1)
     fit = add_candidate(store, "cnn", 2)
     add_candidate(store, "cnn", 3, parity="failed")
     assert promote(store, "staging").version == fit
 
 
-def test_what_is_live_already_is_not_deployed_again(store):
+def test_what_is_live_already_is_not_deployed_again(store: Store) -> None:
     version = add_candidate(store, "cnn")
     assert promote(store, "staging", version).changed
     assert not promote(store, "staging", version).changed
     assert len(store.log("staging", "cnn").history.entries()) == 1
 
 
-def test_a_dry_run_changes_nothing(store):
+def test_a_dry_run_changes_nothing(store: Store) -> None:
     add_candidate(store, "cnn")
     outcome = promote(store, "staging", dry_run=True)
     assert outcome.dry_run
@@ -136,7 +141,7 @@ def test_a_dry_run_changes_nothing(store):
     assert overview.status(store)[0].environments[0].live is None
 
 
-def test_one_copy_of_the_bytes_per_environment(store):
+def test_one_copy_of_the_bytes_per_environment(store: Store) -> None:
     for factor in (1, 2):
         add_candidate(store, "cnn", factor)
     for version in (1, 2, 1):
@@ -147,7 +152,7 @@ def test_one_copy_of_the_bytes_per_environment(store):
     assert store.log("production", "cnn").history.live.source != first.source
 
 
-def test_two_rollbacks_go_two_back(store):
+def test_two_rollbacks_go_two_back(store: Store) -> None:
     for factor in (1, 2, 3):
         promote(store, "staging", add_candidate(store, "cnn", factor))
     assert [rollback(store).version for _ in range(2)] == [2, 1]
@@ -158,7 +163,7 @@ def test_two_rollbacks_go_two_back(store):
     assert store.versions.aliases("cnn") == {"staging": 3}
 
 
-def test_rollback_survives_deleted_candidates_runs_and_experiments(store, tmp_path):
+def test_rollback_survives_deleted_candidates_runs_and_experiments(store: Store, tmp_path: Path) -> None:
     for factor in (1, 2):
         through_staging(store, add_candidate(store, "cnn", factor))
     client = store._client
@@ -178,13 +183,13 @@ def test_rollback_survives_deleted_candidates_runs_and_experiments(store, tmp_pa
     assert [environment.drift for environment in overview.status(store)[0].environments] == [(), ()]
 
 
-def test_staging_promotes_without_its_candidate(store):
+def test_staging_promotes_without_its_candidate(store: Store) -> None:
     promote(store, "staging", add_candidate(store, "cnn"))
     store._client.delete_model_version("cnn", "1")
     assert promote(store, "production").version == 1
 
 
-def test_a_new_candidate_of_an_old_number_is_not_mistaken_for_it(store):
+def test_a_new_candidate_of_an_old_number_is_not_mistaken_for_it(store: Store) -> None:
     promote(store, "staging", add_candidate(store, "cnn", 1))
     store._client.delete_registered_model("cnn")
     assert add_candidate(store, "cnn", 2) == 1
@@ -192,7 +197,7 @@ def test_a_new_candidate_of_an_old_number_is_not_mistaken_for_it(store):
     assert store.versions.aliases("cnn") == {}
 
 
-def test_the_slower_of_two_authors_is_told_who_won(store):
+def test_the_slower_of_two_authors_is_told_who_won(store: Store) -> None:
     for factor in (1, 2):
         add_candidate(store, "cnn", factor)
     promote(store, "staging", 1)
@@ -206,7 +211,7 @@ def test_the_slower_of_two_authors_is_told_who_won(store):
     assert promote(store, "staging", 2).entry.number == 3
 
 
-def test_processes_that_race_are_all_told_the_truth(store):
+def test_processes_that_race_are_all_told_the_truth(store: Store) -> None:
     for factor in (1, 2, 3):
         add_candidate(store, "cnn", factor)
     processes, attempts = 3, 6
@@ -225,7 +230,7 @@ def test_processes_that_race_are_all_told_the_truth(store):
     assert store.versions.aliases("cnn") == {"staging": log.history.live.candidate_version}
 
 
-def test_a_kill_between_entry_and_alias_is_healed(store):
+def test_a_kill_between_entry_and_alias_is_healed(store: Store) -> None:
     for factor in (1, 2):
         add_candidate(store, "cnn", factor)
     promote(store, "staging", 1)
@@ -243,11 +248,11 @@ def test_a_kill_between_entry_and_alias_is_healed(store):
     assert promotion.reconcile(store) == []
 
 
-def test_an_entry_whose_answer_was_lost_counts(store, monkeypatch):
+def test_an_entry_whose_answer_was_lost_counts(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     version = add_candidate(store, "cnn")
     create = store._client.create_model_version
 
-    def create_and_break_off(*arguments, **options):
+    def create_and_break_off(*arguments: Any, **options: Any) -> NoReturn:
         create(*arguments, **options)
         raise ConnectionError("broken off")
 
@@ -256,10 +261,10 @@ def test_an_entry_whose_answer_was_lost_counts(store, monkeypatch):
     assert store.versions.aliases("staging.cnn") == {"live": 1}
 
 
-def test_aliases_that_cannot_be_written_do_not_undo_the_entry(store, monkeypatch):
+def test_aliases_that_cannot_be_written_do_not_undo_the_entry(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     version = add_candidate(store, "cnn")
 
-    def broken_off(*arguments):
+    def broken_off(*arguments: Any) -> NoReturn:
         raise ConnectionError("broken off")
 
     with monkeypatch.context() as broken:
@@ -270,7 +275,7 @@ def test_aliases_that_cannot_be_written_do_not_undo_the_entry(store, monkeypatch
     assert len(promotion.reconcile(store)) == 2
 
 
-def test_reconcile_puts_right_what_a_hand_changed(store):
+def test_reconcile_puts_right_what_a_hand_changed(store: Store) -> None:
     for factor in (1, 2):
         promote(store, "staging", add_candidate(store, "cnn", factor))
     store._client.set_registered_model_alias("staging.cnn", "live", "1")
@@ -281,12 +286,14 @@ def test_reconcile_puts_right_what_a_hand_changed(store):
 
 
 @pytest.mark.parametrize("overtakings", [1, 3])
-def test_a_healing_pass_that_was_overtaken_looks_at_the_log_again(store, monkeypatch, overtakings):
+def test_a_healing_pass_that_was_overtaken_looks_at_the_log_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch, overtakings: int
+) -> None:
     for factor in range(overtakings + 1):
         add_candidate(store, "cnn", factor)
     other, write, left = Store(), Store._write, list(range(2, overtakings + 2))
 
-    def write_too_late(self, drift):
+    def write_too_late(self, drift: Drift | StageDrift) -> None:
         """Between a look at the log and what is written then, somebody else deploys and heals."""
         if self is store and drift.alias == "live" and left:
             promote(other, "staging", left.pop(0))
@@ -300,12 +307,12 @@ def test_a_healing_pass_that_was_overtaken_looks_at_the_log_again(store, monkeyp
     assert store.versions.aliases("cnn") == {"staging": overtakings + 1}
 
 
-def test_the_cost_of_a_change_does_not_grow_with_the_log(store, monkeypatch):
+def test_the_cost_of_a_change_does_not_grow_with_the_log(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     for factor in (1, 2):
         promote(store, "staging", add_candidate(store, "cnn", factor))
     search, read = store._client.search_model_versions, []
 
-    def counted(*arguments, **options):
+    def counted(*arguments: Any, **options: Any) -> Any:
         page = search(*arguments, **options)
         read.append(len(page))
         return page
@@ -322,7 +329,7 @@ def test_the_cost_of_a_change_does_not_grow_with_the_log(store, monkeypatch):
     assert costs[-1] == costs[-2] == costs[-3] == (costs[-1][0], 3)
 
 
-def test_a_rollback_to_an_old_entry_reads_as_far_back_as_that(store):
+def test_a_rollback_to_an_old_entry_reads_as_far_back_as_that(store: Store) -> None:
     for factor in (1, 2):
         add_candidate(store, "cnn", factor)
     for number in range(24):
@@ -332,7 +339,7 @@ def test_a_rollback_to_an_old_entry_reads_as_far_back_as_that(store):
         rollback(store, to=70)
 
 
-def test_a_version_registered_by_hand_counts_for_nothing(store):
+def test_a_version_registered_by_hand_counts_for_nothing(store: Store) -> None:
     promote(store, "staging", add_candidate(store, "cnn", 1))
     store._client.create_model_version("staging.cnn", source="models:/cnn/1")
     assert live(store) == 1
@@ -340,7 +347,7 @@ def test_a_version_registered_by_hand_counts_for_nothing(store):
     assert promote(store, "staging", add_candidate(store, "cnn", 2)).entry.number == 3
 
 
-def test_an_entry_of_a_newer_onward_is_not_guessed_at(store):
+def test_an_entry_of_a_newer_onward_is_not_guessed_at(store: Store) -> None:
     promote(store, "staging", add_candidate(store, "cnn"))
     store._client.set_model_version_tag("staging.cnn", "1", "schema", "3")
     for look in (lambda: resolve("cnn@staging", store), lambda: promote(store, "staging", 1)):
@@ -349,7 +356,7 @@ def test_an_entry_of_a_newer_onward_is_not_guessed_at(store):
     assert overview.status(store)[0].environments[0].newer == (1,)
 
 
-def test_wrong_names_reach_neither_paths_nor_filters(store):
+def test_wrong_names_reach_neither_paths_nor_filters(store: Store) -> None:
     for name in ("../cnn", "cnn' or '1'='1", "a.b", "", "-x", "cnn/1"):
         with pytest.raises(UsageError, match="no name for a model"):
             promotion.promote(name, "staging", reason="because", store=store)
@@ -363,12 +370,12 @@ def test_wrong_names_reach_neither_paths_nor_filters(store):
 
 
 @pytest.mark.parametrize("reason", ["", "  \n", "x" * 1001])
-def test_a_reason_is_needed(store, reason):
+def test_a_reason_is_needed(store: Store, reason: str) -> None:
     with pytest.raises(UsageError, match="--reason"):
         promotion.promote("cnn", "staging", reason=reason, store=store)
 
 
-def test_a_store_that_cannot_be_opened_is_said_so(tmp_path, monkeypatch):
+def test_a_store_that_cannot_be_opened_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.chdir(tmp_path)
@@ -376,7 +383,7 @@ def test_a_store_that_cannot_be_opened_is_said_so(tmp_path, monkeypatch):
         overview.status()
 
 
-def test_environments_of_params_yaml_are_obeyed(store, tmp_path):
+def test_environments_of_params_yaml_are_obeyed(store: Store, tmp_path: Path) -> None:
     (tmp_path / "dvc.yaml").write_text("stages: {}\n")
     (tmp_path / "params.yaml").write_text("environments: {live-test: {from: candidate, require: []}}\n")
     add_candidate(store, "cnn", data="failed")
@@ -400,6 +407,6 @@ def test_environments_of_params_yaml_are_obeyed(store, tmp_path):
         ({"a": 3}, "environments.a: "),
     ],
 )
-def test_wrong_environments_are_refused_with_their_path(section, message):
+def test_wrong_environments_are_refused_with_their_path(section: Any, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         policy.parse(section)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +14,8 @@ from onward.registry.errors import Refused, UsageError
 from onward.registry.gates import expectations as suites
 from onward.registry.gates import policy
 from onward.registry.operations import promotion
+from onward.registry.operations.promotion import Outcome
+from onward.registry.store.store import Store
 from tests.evidence_factory import register
 from tests.store_factory import add_candidate, fresh_store
 
@@ -24,11 +28,11 @@ NO_WORSE = {
 
 
 @pytest.fixture
-def store(tmp_path, monkeypatch):
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     return fresh_store(tmp_path, monkeypatch)
 
 
-def require(folder, *expectations):
+def require(folder: Path, *expectations: dict[str, Any]) -> None:
     """Make staging require a suite of these."""
     (folder / "dvc.yaml").write_text("stages: {}\n")
     (folder / "gates").mkdir(exist_ok=True)
@@ -38,11 +42,11 @@ def require(folder, *expectations):
     )
 
 
-def promote(store, version=None, **options):
+def promote(store: Store, version: int | None = None, **options: Any) -> Outcome:
     return promotion.promote("cnn", "staging", version, reason="because", store=store, **options)
 
 
-def test_what_a_suite_says_is_kept_with_the_entry(store, tmp_path):
+def test_what_a_suite_says_is_kept_with_the_entry(store: Store, tmp_path: Path) -> None:
     require(tmp_path, QUICK, SMALL)
     entry = promote(store, add_candidate(store, "cnn")).entry
     assert sorted(str(gate) for gate in entry.gates) == [
@@ -59,7 +63,7 @@ def test_what_a_suite_says_is_kept_with_the_entry(store, tmp_path):
         assert "latency_ratio" in file.read()
 
 
-def test_every_unmet_expectation_is_named_beside_the_other_gates(store, tmp_path):
+def test_every_unmet_expectation_is_named_beside_the_other_gates(store: Store, tmp_path: Path) -> None:
     require(tmp_path, QUICK, SMALL)
     version = add_candidate(store, "cnn", parity="failed", latency_ratio="0.9", size_mb="7")
     with pytest.raises(Refused) as refused:
@@ -72,13 +76,13 @@ def test_every_unmet_expectation_is_named_beside_the_other_gates(store, tmp_path
 
 
 @pytest.mark.parametrize("value", [None, "nan", "often"])
-def test_what_was_not_recorded_is_not_met(store, tmp_path, value):
+def test_what_was_not_recorded_is_not_met(store: Store, tmp_path: Path, value: str | None) -> None:
     require(tmp_path, SMALL)
     with pytest.raises(Refused, match="size_mb"):
         promote(store, add_candidate(store, "cnn", size_mb=value))
 
 
-def test_a_version_is_held_against_what_is_live(store, tmp_path):
+def test_a_version_is_held_against_what_is_live(store: Store, tmp_path: Path) -> None:
     require(tmp_path, NO_WORSE)
     assert promote(store, add_candidate(store, "cnn", 1, quality="0.9")).changed
     worse = add_candidate(store, "cnn", 2, quality="0.89")
@@ -87,14 +91,14 @@ def test_a_version_is_held_against_what_is_live(store, tmp_path):
     assert promote(store, add_candidate(store, "cnn", 3, quality="0.9")).changed
 
 
-def test_the_newest_version_that_a_suite_lets_pass_is_promoted(store, tmp_path):
+def test_the_newest_version_that_a_suite_lets_pass_is_promoted(store: Store, tmp_path: Path) -> None:
     require(tmp_path, SMALL)
     fit = add_candidate(store, "cnn", 1)
     add_candidate(store, "cnn", 2, size_mb="7")
     assert promote(store).version == fit
 
 
-def test_a_suite_sees_the_metrics_of_the_run(store, tmp_path):
+def test_a_suite_sees_the_metrics_of_the_run(store: Store, tmp_path: Path) -> None:
     latency = {
         "type": "expect_column_values_to_be_between",
         "kwargs": {"column": "metrics.latency_cpu/b1_p50_ms", "max_value": 0.5},
@@ -105,7 +109,7 @@ def test_a_suite_sees_the_metrics_of_the_run(store, tmp_path):
         promote(store, version)
 
 
-def test_a_dry_run_leaves_no_run_behind(store, tmp_path):
+def test_a_dry_run_leaves_no_run_behind(store: Store, tmp_path: Path) -> None:
     require(tmp_path, SMALL)
     add_candidate(store, "cnn")
     assert [gate.met for gate in promote(store, dry_run=True).gates] == [True, True]
@@ -124,7 +128,7 @@ def test_a_dry_run_leaves_no_run_behind(store, tmp_path):
         ('{"expectations": [{"type": "expect_miracles"}]}', "Great Expectations refuses it"),
     ],
 )
-def test_a_suite_that_is_none_is_a_users_mistake(store, tmp_path, text, message):
+def test_a_suite_that_is_none_is_a_users_mistake(store: Store, tmp_path: Path, text: str | None, message: str) -> None:
     require(tmp_path, SMALL)
     path = tmp_path / "gates" / "ours.json"
     path.unlink()
@@ -135,19 +139,21 @@ def test_a_suite_that_is_none_is_a_users_mistake(store, tmp_path, text, message)
 
 
 @pytest.mark.parametrize("path", ["/etc/gates.json", "../gates.json"])
-def test_a_suite_lies_in_the_repository(path):
+def test_a_suite_lies_in_the_repository(path: str) -> None:
     with pytest.raises(UsageError, match=r"environments\.a\.require\[0\]: .* must be a path inside the repository"):
         policy.parse({"a": {"from": "candidate", "require": [path]}})
 
 
-def test_without_great_expectations_the_message_says_what_installs_it(store, tmp_path, monkeypatch):
+def test_without_great_expectations_the_message_says_what_installs_it(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     require(tmp_path, SMALL)
     monkeypatch.setitem(sys.modules, "great_expectations", None)
     with pytest.raises(UsageError, match="pip install great-expectations"):
         suites.judge("gates/ours.json", {"size_mb": 1.0})
 
 
-def test_great_expectations_adds_nothing_to_what_a_command_says(store, tmp_path):
+def test_great_expectations_adds_nothing_to_what_a_command_says(store: Store, tmp_path: Path) -> None:
     require(tmp_path, SMALL, NO_WORSE)
     add_candidate(store, "cnn")
     command = [
@@ -167,7 +173,7 @@ def test_great_expectations_adds_nothing_to_what_a_command_says(store, tmp_path)
     assert [gate["met"] for gate in json.loads(done.stdout)["gates"]] == [True, True, True]
 
 
-def test_status_and_a_promotion_without_suites_never_import_it(store):
+def test_status_and_a_promotion_without_suites_never_import_it(store: Store) -> None:
     add_candidate(store, "cnn")
     code = (
         "import sys\nfrom onward import promote, status\n"
