@@ -11,12 +11,13 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import hypothesis
 import pytest
 
 Command = Callable[..., tuple[int, str, str]]
+T = TypeVar("T")
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -159,6 +160,12 @@ def receiver() -> Iterator[Receiver]:
     server.shutdown()
     thread.join()
     server.server_close()
+
+
+def not_none(value: T | None) -> T:
+    """Return `value`, which must not be None."""
+    assert value is not None
+    return value
 
 
 def forget_models() -> None:

@@ -10,13 +10,14 @@ import numpy as np
 import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+Change = Callable[[Any], None]
 MUTATIONS: dict[str, tuple[str, Callable[[Path], None]]] = {}
 
 
-def spoils(base: str, label: str) -> Any:
+def spoils(base: str, label: str) -> Callable[[Change], Change]:
     """Register a change to the export of `base`: of the graph, or of the file where it is annotated with Path."""
 
-    def register(change: Callable[[Any], None]) -> Callable[[Any], None]:
+    def register(change: Change) -> Change:
         def on_file(path: Path) -> None:
             model = onnx.load(path)
             change(model)
@@ -193,7 +194,7 @@ def _(model: ModelProto) -> None:
 @spoils("mlp", "Dropout in training mode")
 def _(model: ModelProto) -> None:
     relu = nodes(model.graph, "Relu")[0]
-    model.graph.initializer.append(numpy_helper.from_array(np.float32(0.5), "ratio"))
+    model.graph.initializer.append(numpy_helper.from_array(np.array(0.5, np.float32), "ratio"))
     model.graph.initializer.append(numpy_helper.from_array(np.array(True), "on"))
     made = helper.make_node("Dropout", ["raw", "ratio", "on"], [relu.output[0]])
     relu.output[0] = "raw"

@@ -15,7 +15,7 @@ from onward.registry.operations import promotion, pruning, transfer
 from onward.registry.store import schema
 from onward.registry.store.store import Store
 from onward.registry.trust.entry_signatures import Signer
-from tests.conftest import Command
+from tests.conftest import Command, not_none
 from tests.store_factory import add_candidate, fresh_store
 
 TAGS = {
@@ -107,7 +107,7 @@ def test_tags_edited_by_hand_make_a_row_foreign_for_every_command(
     assert onward("reconcile")[0] == 0
     assert onward("prune", "cnn", "--older-than", "1h")[0] == 0
     assert onward("history", "cnn")[0] == 0
-    assert promotion.promote("cnn", "staging", 2, reason="because", store=store).entry.number == 2
+    assert not_none(promotion.promote("cnn", "staging", 2, reason="because", store=store).entry).number == 2
 
 
 @pytest.mark.parametrize(

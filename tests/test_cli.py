@@ -20,14 +20,14 @@ from onward.registry.gates import builtin
 from onward.registry.operations import promotion
 from onward.registry.store.store import Store
 from onward.registry.trust.identity import who
-from tests.conftest import Command
+from tests.conftest import Command, not_none
 from tests.store_factory import add_candidate, artifacts_of, fresh_store, scale_model
 
-COMMANDS = [command.name or command.callback.__name__ for command in main.app.registered_commands]
+COMMANDS = [command.name or not_none(command.callback).__name__ for command in main.app.registered_commands]
 SUBCOMMANDS = [
     f"{group.name} {command.name}"
     for group in main.app.registered_groups
-    for command in group.typer_instance.registered_commands
+    for command in not_none(group.typer_instance).registered_commands
 ]
 
 

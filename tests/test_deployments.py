@@ -21,6 +21,7 @@ from onward.registry.log.entries import (
     last_live,
     plan_rollback,
 )
+from tests.conftest import not_none
 
 Race = tuple[list[Entry], dict[int, bool]]  # the log, and per entry whether its author is told that it counts
 
@@ -116,8 +117,8 @@ def test_the_newest_entries_alone_say_what_is_live_and_whether_an_attempt_won(ra
     for length in range(1, len(log) + 1):
         line, whole = newest(log[:length], first_page), fold(log[:length])
         assert (line.live, line.base) == (whole.live, whole.base)
-        settled = [e.number for e in whole.counted if e.number > whole.live.base]
-        assert [e.number for e in line.counted if e.number > whole.live.base] == settled
+        settled = [e.number for e in whole.counted if e.number > not_none(whole.live).base]
+        assert [e.number for e in line.counted if e.number > not_none(whole.live).base] == settled
 
 
 @given(races(), st.integers(1, 5), st.data())
@@ -180,7 +181,7 @@ def test_rollbacks_walk_back_through_the_promotions(count: int, data: st.DataObj
     steps = data.draw(st.integers(0, count - 1))
     for step in range(1, steps + 1):
         log = rolled_back(log)
-        assert fold(log).live.candidate_version == count - step
+        assert not_none(fold(log).live).candidate_version == count - step
 
 
 @given(st.lists(st.sampled_from(["promote", "rollback"]), max_size=40))
@@ -214,9 +215,9 @@ def test_an_entry_deleted_by_hand_changes_nothing_but_itself(race: Race, data: s
 
 def test_going_back_to_a_named_entry_and_on_from_there() -> None:
     log = rolled_back(promotions(4), to=2)
-    assert fold(log).live.candidate_version == 2
-    assert fold(rolled_back(log)).live.candidate_version == 1
-    assert fold(rolled_back(log, to=4)).live.candidate_version == 4
+    assert not_none(fold(log).live).candidate_version == 2
+    assert not_none(fold(rolled_back(log)).live).candidate_version == 1
+    assert not_none(fold(rolled_back(log, to=4)).live).candidate_version == 4
 
 
 def test_a_rollback_named_as_target_means_what_it_brought_back() -> None:
@@ -299,13 +300,13 @@ def test_a_part_of_a_log_is_settled_where_nothing_older_can_change_what_is_live(
         assert [e.number for e in line.entries()] == [n for n in range(1, 6) if n > floor]
     late = [*log, entry(6, 2)]
     assert not fold(late, 5).settled
-    assert fold(late, 4).live.number == 5
+    assert not_none(fold(late, 4).live).number == 5
 
 
 def test_an_attempt_is_found_by_its_key_where_it_counted() -> None:
     line = fold([*promotions(2), entry(3, 1)])
     assert line.won("key2") == line.live
-    assert line.won("key1").number == 1
+    assert not_none(line.won("key1")).number == 1
     assert line.won("key3") is None
     assert line.won("other") is None
     assert fold([]) == DeploymentHistory((), ())

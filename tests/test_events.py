@@ -13,7 +13,7 @@ from onward.registry.gates import policy
 from onward.registry.operations import notification, promotion
 from onward.registry.operations.promotion import Outcome
 from onward.registry.store.store import Store
-from tests.conftest import Command, Receiver
+from tests.conftest import Command, Receiver, not_none
 from tests.store_factory import add_candidate, fresh_store
 
 
@@ -76,7 +76,7 @@ def test_a_webhook_that_says_no_is_a_warning_and_the_entry_counts(
     outcome = promote(store, 1)
     assert outcome.note.endswith(f"the hook of staging failed: the webhook at 127.0.0.1 answered {code}")
     assert [got[0] for got in receiver.got] == ["/"] * tries
-    assert store.log("staging", "cnn").history.live.candidate_version == 1
+    assert not_none(store.log("staging", "cnn").history.live).candidate_version == 1
     assert store.versions.aliases("staging.cnn") == {"live": 1}
 
 
@@ -99,7 +99,7 @@ def test_a_command_that_fails_is_a_warning_and_the_entry_counts(
     assert answer["changed"]
     assert answer["note"] in err
     assert message in answer["note"]
-    assert store.log("staging", "cnn").history.live.candidate_version == 1
+    assert not_none(store.log("staging", "cnn").history.live).candidate_version == 1
 
 
 def test_what_a_command_prints_does_not_spoil_the_answer(

@@ -19,7 +19,7 @@ from onward.registry.operations import approval, overview, promotion
 from onward.registry.operations.promotion import Outcome
 from onward.registry.store.store import Store
 from onward.registry.trust import file_signatures
-from tests.conftest import Command
+from tests.conftest import Command, not_none
 from tests.store_factory import add_candidate, artifacts_of, fresh_store
 
 
@@ -98,7 +98,7 @@ def test_a_changed_byte_is_refused_with_the_files_name_even_where_the_manifest_w
     content = bytearray((folder / name).read_bytes())
     content[-1] ^= 1
     (folder / name).write_bytes(content)
-    evidence = store.head("staging", "cnn").history.live.evidence
+    evidence = not_none(store.head("staging", "cnn").history.live).evidence
     if name != MANIFEST:
         write_manifest(folder)
     with pytest.raises(Refused, match=f"those that were signed: .*{name} has changed"):

@@ -21,6 +21,7 @@ from onward.registry.operations import overview, promotion
 from onward.registry.store import download
 from onward.registry.store.resolve import resolve
 from onward.registry.store.store import Store
+from tests.conftest import not_none
 from tests.store_factory import add_candidate, artifacts_of, fresh_store, scale_model, version_for_two_providers
 
 X = np.arange(8, dtype=np.float32).reshape(2, 4)
@@ -136,8 +137,8 @@ def test_promotion_pins_the_manifest_and_rollback_pins_it_again(store: Store) ->
     promotion.promote("cnn", "staging", 1, reason="because", store=store)
     back = promotion.rollback("cnn", "staging", reason="because", store=store)
     entries = store.log("staging", "cnn").entries()
-    assert [entry.manifest for entry in entries] == [store.candidate("cnn", n).manifest for n in (3, 1, 3)]
-    assert back.entry.manifest == manifest_digest(artifacts_of(store, "cnn", 3))
+    assert [entry.manifest for entry in entries] == [not_none(store.candidate("cnn", n)).manifest for n in (3, 1, 3)]
+    assert not_none(back.entry).manifest == manifest_digest(artifacts_of(store, "cnn", 3))
 
 
 def test_a_candidate_that_was_changed_after_it_was_published_is_refused(store: Store) -> None:
@@ -162,11 +163,11 @@ def test_a_copy_that_differs_from_what_was_uploaded_is_never_deployed(
         broken.setattr(store._client, "log_model_artifacts", upload_and_spoil)
         with pytest.raises(Refused, match="the files are not those that were published"):
             promotion.promote("cnn", "staging", 2, reason="because", store=store)
-    assert store.log("staging", "cnn").history.live.candidate_version == 3
-    sha256 = store.candidate("cnn", 2).sha256
+    assert not_none(store.log("staging", "cnn").history.live).candidate_version == 3
+    sha256 = not_none(store.candidate("cnn", 2)).sha256
     assert store.files.own_copies("staging", "cnn", sha256) == []
     again = promotion.promote("cnn", "staging", 2, reason="because", store=store)
-    assert store.files.own_copies("staging", "cnn", sha256) == [again.entry.source]
+    assert store.files.own_copies("staging", "cnn", sha256) == [not_none(again.entry).source]
 
 
 def test_an_older_entry_is_readable_and_says_that_it_pins_less(store: Store) -> None:
@@ -176,14 +177,14 @@ def test_an_older_entry_is_readable_and_says_that_it_pins_less(store: Store) -> 
     assert found.met
     assert "pins the model files alone" in found.results[0].detail
     again = promotion.promote("cnn", "staging", 3, reason="pin all of it", store=store)
-    assert (again.changed, again.entry.number) == (True, 2)
+    assert (again.changed, not_none(again.entry).number) == (True, 2)
     assert "pins" not in overview.check("cnn", "staging", store).results[0].detail
 
 
 def test_a_candidate_of_an_older_onward_is_pinned_when_it_is_promoted(store: Store) -> None:
     store._client.delete_model_version_tag("cnn", "2", "manifest")
     promoted = promotion.promote("cnn", "staging", 2, reason="because", store=store).entry
-    assert promoted.manifest == manifest_digest(artifacts_of(store, "cnn", 2))
+    assert not_none(promoted).manifest == manifest_digest(artifacts_of(store, "cnn", 2))
     assert not promotion.promote("cnn", "staging", 2, reason="again", store=store).changed
 
 

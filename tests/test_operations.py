@@ -21,6 +21,7 @@ from onward.registry.operations.choice import Deployable
 from onward.registry.operations.promotion import Outcome, promote, reconcile, rollback, valid_reason
 from onward.registry.store.schema import Log, approval_source
 from onward.registry.store.store import Store
+from tests.conftest import not_none
 from tests.store_factory import add_candidate, fresh_store
 
 SHA, OTHER = "a" * 64, "b" * 64
@@ -165,9 +166,9 @@ def test_a_promotion_writes_all_that_it_knows_and_answers_with_it(store: Store) 
     [written] = store.log("staging", "cnn").entries()
     candidate = store.candidate("cnn", 1)
     assert written.model_dump(exclude={"key", "at", "source", "gates"}) == {
-        "number": 1, "kind": "promote", "base": 0, "sha256": candidate.sha256, "manifest": candidate.manifest,
+        "number": 1, "kind": "promote", "base": 0, "sha256": not_none(candidate).sha256, "manifest": not_none(candidate).manifest,
         "candidate_version": 1, "actor": "bob", "reason": "a b", "restores": 0, "forced": True, "gates_run": "",
-        "evidence": dict(candidate.evidence), "signer": "", "signature": "", "seen": -1, "seen_digest": "",
+        "evidence": dict(not_none(candidate).evidence), "signer": "", "signature": "", "seen": -1, "seen_digest": "",
         "base_digest": "",
     }  # fmt: skip
     assert before <= written.at <= promotion.now()
@@ -176,8 +177,8 @@ def test_a_promotion_writes_all_that_it_knows_and_answers_with_it(store: Store) 
         ("quality", True),
         ("data", False),
     ]
-    assert store.files.own_copies("staging", "cnn", candidate.sha256) == [written.source]
-    assert done == Outcome("cnn", "staging", 1, candidate.sha256, True, False, written, written.gates, "")
+    assert store.files.own_copies("staging", "cnn", not_none(candidate).sha256) == [written.source]
+    assert done == Outcome("cnn", "staging", 1, not_none(candidate).sha256, True, False, written, written.gates, "")
 
 
 def test_a_rollback_writes_what_the_entry_that_it_restores_had(store: Store) -> None:
@@ -209,7 +210,7 @@ def test_what_is_live_already_is_answered_as_it_is(store: Store) -> None:
     promote("cnn", "staging", 2, reason="because", store=store)
     back = rollback("cnn", "staging", reason="no", store=store)
     assert rollback("cnn", "staging", reason="again", to=1, store=store) == dataclasses.replace(back, changed=False)
-    assert rollback("cnn", "staging", reason="again", to=3, store=store).entry.number == 3
+    assert not_none(rollback("cnn", "staging", reason="again", to=3, store=store).entry).number == 3
     assert len(store.log("staging", "cnn").entries()) == 3
 
 
@@ -229,7 +230,7 @@ def test_what_stays_is_healed_and_a_dry_run_heals_nothing(store: Store) -> None:
 
 def test_a_dry_run_tells_what_would_be_done_and_leaves_no_copy(store: Store) -> None:
     add_candidate(store, "cnn", 1)
-    sha256 = store.candidate("cnn", 1).sha256
+    sha256 = not_none(store.candidate("cnn", 1)).sha256
     done = promote("cnn", "staging", 1, reason="x", dry_run=True, store=store)
     assert (done.version, done.sha256, done.changed, done.dry_run, done.entry) == (1, sha256, False, True, None)
     assert store.files.own_copies("staging", "cnn", sha256) == []
@@ -256,11 +257,11 @@ def test_the_store_that_is_given_is_used_else_that_of_the_environment_and_none_i
 ) -> None:
     for factor in (1, 2):
         add_candidate(store, "cnn", factor)
-        assert promote("cnn", "staging", factor, reason="x").entry.number == factor
+        assert not_none(promote("cnn", "staging", factor, reason="x").entry).number == factor
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'none' / 'mlflow.db'}")
     (tmp_path / "none").mkdir()
-    assert rollback("cnn", "staging", reason="x", store=store).entry.number == 3
-    assert promote("cnn", "staging", 2, reason="x", store=store).entry.number == 4
+    assert not_none(rollback("cnn", "staging", reason="x", store=store).entry).number == 3
+    assert not_none(promote("cnn", "staging", 2, reason="x", store=store).entry).number == 4
     assert reconcile(store) == []
     for act in (
         lambda: promote("cnn", "staging", 1, reason="x"), lambda: rollback("cnn", "staging", reason="x"), reconcile,
@@ -339,7 +340,7 @@ def test_against_the_order_of_environments_only_force_helps_and_the_log_says_so(
     with pytest.raises(Refused, match="order: production takes what is live in staging, which is version 1"):
         promote("cnn", "production", 2, reason="x", store=store)
     done = promote("cnn", "production", 2, reason="x", force=True, store=store)
-    assert (done.version, done.entry.forced, done.entry.gates[0].met) == (2, True, False)
+    assert (done.version, not_none(done.entry).forced, not_none(done.entry).gates[0].met) == (2, True, False)
     with pytest.raises(UsageError, match="no version of 'nothing'"):
         promote("nothing", "production", reason="x", store=store)
 
@@ -352,7 +353,7 @@ def test_an_approval_is_of_all_files_of_a_version_where_it_says_so(
     candidate = store.candidate("cnn", 1)
 
     def approve(name: str, **changes: str) -> None:
-        store.approve("staging", "cnn", approval(candidate.sha256, actor=name, key=name, **changes))
+        store.approve("staging", "cnn", approval(not_none(candidate).sha256, actor=name, key=name, **changes))
 
     def four_eyes() -> GateResult:
         return promote("cnn", "staging", 1, reason="x", dry_run=True, force=True, store=store).gates[0]
@@ -361,14 +362,14 @@ def test_an_approval_is_of_all_files_of_a_version_where_it_says_so(
     assert "`onward approve cnn 1 --env staging`" in four_eyes().detail
     approve("bob", manifest=OTHER_PIN)
     assert not four_eyes().met
-    approve("eve", manifest=candidate.manifest)
+    approve("eve", manifest=not_none(candidate).manifest)
     assert four_eyes().met
 
 
 def test_an_approval_of_before_is_of_the_model_alone(store: Store, environments: Callable[..., None]) -> None:
     environments(staging={"from": "candidate", "require": [], "four_eyes": True})
     add_candidate(store, "cnn", 1, published_by="ann")
-    store.approve("staging", "cnn", approval(store.candidate("cnn", 1).sha256, actor="bob"))
+    store.approve("staging", "cnn", approval(not_none(store.candidate("cnn", 1)).sha256, actor="bob"))
     assert promote("cnn", "staging", 1, reason="x", dry_run=True, store=store).gates[0].met
 
 
@@ -427,6 +428,6 @@ def test_who_is_overtaken_between_the_look_and_the_entry_changes_nothing(
     with pytest.raises(LostRace, match="Live now: entry 1, bob promoted version 2"):
         promote("cnn", "staging", 1, reason="second", store=store)
     log = store.log("staging", "cnn")
-    assert (log.history.live.candidate_version, log.history.live.reason) == (2, "first")
+    assert (not_none(log.history.live).candidate_version, not_none(log.history.live).reason) == (2, "first")
     assert {e.number for e in log.history.lost} == log.marked
     assert store.versions.aliases("cnn") == {"staging": 2}

@@ -25,7 +25,7 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
-from tests.conftest import clone, run
+from tests.conftest import clone, not_none, run
 from tests.toy import SOURCE, toy_params
 
 BRANCHING = """
@@ -95,7 +95,7 @@ def published(root: Path) -> dict[str, Any]:
 
 def _published(client: MlflowClient) -> dict[str, Any]:
     experiment = client.get_experiment_by_name("onward")
-    runs = client.search_runs([experiment.experiment_id])
+    runs = client.search_runs([not_none(experiment).experiment_id])
     return {
         "parents": [r for r in runs if r.data.tags["onward.role"] == "model"],
         "runs": len(runs),

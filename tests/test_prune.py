@@ -13,7 +13,7 @@ import pytest
 from onward.registry.errors import UsageError
 from onward.registry.operations import overview, promotion, pruning
 from onward.registry.store.store import Store
-from tests.conftest import Command
+from tests.conftest import Command, not_none
 from tests.store_factory import add_candidate, fresh_store
 
 
@@ -41,7 +41,7 @@ def promote(store: Store, version: int, days: float, environment: str = "staging
     """Promote a version, some days ago."""
     entry = promotion.promote("cnn", environment, version, reason="because", store=store).entry
     at = (datetime.now(UTC) - timedelta(days=days)).isoformat(timespec="seconds")
-    store._client.set_model_version_tag(f"{environment}.cnn", str(entry.number), "at", at)
+    store._client.set_model_version_tag(f"{environment}.cnn", str(not_none(entry).number), "at", at)
 
 
 def left(store: Store) -> set[int]:
@@ -89,7 +89,7 @@ def test_a_rollback_to_what_was_pruned_works(store: Store) -> None:
 def test_the_files_go_with_the_version(store: Store) -> None:
     [first] = [candidate for candidate in store.candidates("cnn") if candidate.version == 1]
     pruning.prune("cnn", "30d", store=store)
-    experiment = store._client.get_experiment_by_name("onward").experiment_id
+    experiment = not_none(store._client.get_experiment_by_name("onward")).experiment_id
     assert first.logged_model not in {model.model_id for model in store._client.search_logged_models([experiment])}
 
 

@@ -23,7 +23,7 @@ from onward.registry.inference.session import InferenceSession
 from onward.registry.operations import promotion
 from onward.registry.store import connection
 from onward.registry.tracking.recorder import Publication, publish, store_identity
-from tests.conftest import ROOT
+from tests.conftest import ROOT, not_none
 from tests.evidence_factory import make_publication
 from tests.onnx_models import linear
 
@@ -123,7 +123,7 @@ def test_the_same_bytes_served_with_other_options_are_another_version(store_uri:
     assert first.tags["sha256"] == second.tags["sha256"]
     assert first.tags["serving"] != second.tags["serving"]
     for number, threads in ((1, 1), (2, 2)):
-        assert InferenceSession(f"toy/{number}").metadata.served.options.threads == threads
+        assert not_none(InferenceSession(f"toy/{number}").metadata.served).options.threads == threads
 
 
 def test_each_version_of_the_same_bytes_is_deployed_with_its_own_options(
@@ -143,7 +143,7 @@ def test_each_version_of_the_same_bytes_is_deployed_with_its_own_options(
         assert session.metadata.served.options.threads == version
     assert not promotion.promote("toy", "staging", 1, reason="x").changed
     assert promotion.rollback("toy", "staging", reason="x").version == 2
-    assert InferenceSession("toy@staging").metadata.served.options.threads == 2
+    assert not_none(InferenceSession("toy@staging").metadata.served).options.threads == 2
 
 
 def test_a_version_of_before_is_known_by_its_files(store_uri: str, tmp_path: Path) -> None:

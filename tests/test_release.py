@@ -16,7 +16,7 @@ import pytest
 from mlflow import MlflowClient
 
 from onward.registry.inference.session import InferenceSession
-from tests.conftest import ROOT
+from tests.conftest import ROOT, not_none
 from tests.evidence_factory import register
 
 
@@ -52,12 +52,12 @@ def test_rollback_and_prediction_survive_deleted_candidates_their_runs_and_their
     before = InferenceSession("toy@production").predict(ones)
     client = MlflowClient(store_uri, store_uri)
     experiment = client.get_experiment_by_name("tests")
-    for run in client.search_runs([experiment.experiment_id]):
+    for run in client.search_runs([not_none(experiment).experiment_id]):
         client.delete_run(run.info.run_id)
-    for model in client.search_logged_models([experiment.experiment_id]):
+    for model in client.search_logged_models([not_none(experiment).experiment_id]):
         client.delete_logged_model(model.model_id)
     client.delete_registered_model("toy")
-    client.delete_experiment(experiment.experiment_id)
+    client.delete_experiment(not_none(experiment).experiment_id)
     gone = subprocess.run([sys.executable, "-m", "mlflow", "gc", "--backend-store-uri", store_uri], capture_output=True)
     assert gone.returncode == 0
     done = onward("rollback", "toy", "--env", "production", "--reason", "wrong answers")

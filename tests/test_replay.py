@@ -17,7 +17,7 @@ from onward.registry.artifact.replay import Recorded, measure_again, replay, rep
 from onward.registry.evidence.records import Machine
 from onward.registry.host import hardware
 from onward.registry.operations import promotion
-from tests.conftest import Command
+from tests.conftest import Command, not_none
 from tests.store_factory import add_candidate, fresh_store, version_for_two_providers
 
 RNG = np.random.default_rng(0)
@@ -167,7 +167,7 @@ def test_check_and_promotion_measure_here_and_say_what_is_missing(
     assert code == 0, err
     assert "no evidence from this kind of host" in out
     done = promotion.promote("cnn", "production", reason="because", store=store)
-    replayed = next(gate for gate in done.entry.gates if gate.requirement == "replay")
+    replayed = next(gate for gate in not_none(done.entry).gates if gate.requirement == "replay")
     assert replayed.met
     assert f"measured on {OTHER_HOST}" in replayed.detail
 

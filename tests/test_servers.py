@@ -18,7 +18,7 @@ from onward.registry.operations import overview, promotion
 from onward.registry.store.schema import Drift
 from onward.registry.store.store import Store
 from tests import race
-from tests.conftest import ROOT, Command, Receiver
+from tests.conftest import ROOT, Command, Receiver, not_none
 from tests.servers import (
     ADMIN,
     PASSWORDS,
@@ -111,7 +111,7 @@ def test_each_may_do_what_the_administrator_granted(login: Login) -> None:
             promotion.promote("cnn", "production", reason="because", store=ann)
         assert ann.log("production", "cnn") == before
         outcome = promotion.promote("cnn", "production", reason="because", store=login("bob"))
-        assert (outcome.entry.actor, outcome.note) == ("bob", "")
+        assert (not_none(outcome.entry).actor, outcome.note) == ("bob", "")
     eve = login("eve")
     with pytest.raises(Refused, match="does not allow eve to do this"):
         promotion.rollback("cnn", "production", reason="because", store=eve)
@@ -229,8 +229,12 @@ def test_the_servers_own_webhook_tells_of_entries_and_of_what_is_live(
     wait_until(lambda: len(receiver.got) == 4, 60)  # an entry, two aliases, and one of these again
     told = {body["entity"]: body["data"] for _, _, body in receiver.got if body["data"]["name"] == "hooked.cnn"}
     made, live = told["model_version"], told["model_version_alias"]
-    assert (made["tags"]["actor"], made["tags"]["reason"], made["description"]) == (entry.actor, "because", str(entry))
-    assert (live["alias"], live["version"]) == ("live", str(entry.number))
+    assert (made["tags"]["actor"], made["tags"]["reason"], made["description"]) == (
+        not_none(entry).actor,
+        "because",
+        str(entry),
+    )
+    assert (live["alias"], live["version"]) == ("live", str(not_none(entry).number))
     monkeypatch.setenv("TEAM_HOOK", address + "-moved")
     assert promotion.create_environments(["cnn"], admin) == ["webhook onward.hooked"]
 
@@ -246,7 +250,7 @@ def test_processes_that_race_on_postgres_are_all_told_the_truth(login: Login) ->
     answers = [answer for answers in told for answer in answers]
     assert len(log.history.counted) - before == answers.count("won") > 0
     promotion.reconcile(store)
-    assert store.versions.aliases("staging.cnn") == {"live": log.history.live.number}
+    assert store.versions.aliases("staging.cnn") == {"live": not_none(log.history.live).number}
 
 
 @pytest.mark.usefixtures("users")

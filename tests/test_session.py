@@ -18,6 +18,7 @@ from onward.registry.errors import Refused, UsageError
 from onward.registry.inference import session
 from onward.registry.inference.session import InferenceSession, ProviderFallback
 from onward.registry.operations import promotion
+from tests.conftest import not_none
 from tests.store_factory import add_candidate, fresh_store, scale_model
 
 Value = tuple[str, int, list[str | int]]  # the name of an input or output, its type, its shape
@@ -264,7 +265,7 @@ def test_loads_by_environment_by_version_and_by_folder(tmp_path: Path, monkeypat
     assert np.array_equal(live.predict(X), 2 * X)
     about = live.metadata
     assert (about.model, about.version, about.environment, about.entry) == ("cnn", 2, "staging", 1)
-    assert about.sha256 == store.candidate("cnn", 2).sha256
+    assert about.sha256 == not_none(store.candidate("cnn", 2)).sha256
     assert np.array_equal(InferenceSession("cnn/1").predict(X), X)
     assert np.array_equal(InferenceSession(session.cache() / about.manifest).predict(X), 2 * X)
 

@@ -23,7 +23,7 @@ from onward.registry.store.resolve import resolve
 from onward.registry.store.store import Store
 from onward.registry.trust import entry_signatures
 from onward.registry.trust.entry_signatures import Signer
-from tests.conftest import Command
+from tests.conftest import Command, not_none
 from tests.store_factory import add_candidate, fresh_store
 
 
@@ -89,7 +89,7 @@ def test_entries_of_signers_count_and_others_do_not(
     store: Store, keys: dict[str, str], be: Callable[[str], None], environment: Callable[..., None]
 ) -> None:
     environment(signers=keys)
-    assert promote(store, 1).entry.signer == "ann"
+    assert not_none(promote(store, 1).entry).signer == "ann"
     append_by_hand(store, base=1, signer="", signature="")
     assert live(store) == 1
     be("bob")
@@ -99,7 +99,7 @@ def test_entries_of_signers_count_and_others_do_not(
     assert [entry.number for entry in store.log("staging", "cnn").unproven] == [2, 3]
     with pytest.raises(Refused, match=r"log: row 2 is not signed by any of the signers.*; row 3 is not .*--force"):
         promote(store, 2)
-    assert promote(store, 2, force=True).entry.base == 1
+    assert not_none(promote(store, 2, force=True).entry).base == 1
     assert store.head("staging", "cnn").alarm == ()
     assert live(store) == 2
     assert promotion.rollback("cnn", "staging", reason="because", store=store).version == 1
@@ -119,10 +119,10 @@ def test_a_signature_is_over_every_word_of_an_entry(
         {"kind": "approve"}, {"restores": 1}, {"gates_run": "other"}, {"signature": "bm9uZQ=="}, {"signature": "!"},
         {"manifest": "0" * 64}, {"manifest": ""}, {"seen": 7}, {"seen_digest": "0" * 64}, {"base_digest": "0" * 64},
     ):  # fmt: skip
-        assert not entry_signatures.proven(entry.model_copy(update=change), "staging.cnn", signers), change
+        assert not entry_signatures.proven(not_none(entry).model_copy(update=change), "staging.cnn", signers), change
     assert not entry_signatures.proven(entry, "production.cnn", signers)
     elsewhere = {"number": 9, "source": "models:/m-elsewhere"}
-    assert entry_signatures.proven(entry.model_copy(update=elsewhere), "staging.cnn", signers)
+    assert entry_signatures.proven(not_none(entry).model_copy(update=elsewhere), "staging.cnn", signers)
 
 
 def test_who_has_no_key_of_a_signer_is_told_before_anything_is_done(
@@ -185,7 +185,7 @@ def test_a_host_without_a_checkout_knows_the_signers_from_a_file(
     (tmp_path / "params.yaml").rename(host / "signers.yaml")
     (tmp_path / "dvc.yaml").unlink()
     monkeypatch.chdir(host)
-    assert store.head("staging", "cnn").history.live.number == 2  # it takes everybody at their word
+    assert not_none(store.head("staging", "cnn").history.live).number == 2  # it takes everybody at their word
     monkeypatch.setenv("ONWARD_PARAMS", str(host / "signers.yaml"))
     with pytest.warns(UnprovenLog, match="row 2 is not signed"):
         assert InferenceSession("cnn@staging").metadata.entry == 1
@@ -213,7 +213,7 @@ def test_without_signers_two_names_are_advice(
     assert str(approval).startswith("bob approved version 2 (sha256 ")
     be("ann")
     assert promote(store, 2).gates[0].detail.startswith("approved by bob (advice")
-    assert promote(store, 3, force=True).entry.forced
+    assert not_none(promote(store, 3, force=True).entry).forced
     assert live(store) == 3
 
 
@@ -289,7 +289,7 @@ def test_signatures_and_approvals_move_to_another_server(
         [imported] = transfer.import_(tmp_path / "cnn.jsonl", tmp_path / "files", new)
         assert (imported.added, imported.present) == (added, 3 - added)
     log = new.log("staging", "cnn")
-    assert (log.history.live.signer, len(log.approvals), log.unproven) == ("bob", 2, ())
+    assert (not_none(log.history.live).signer, len(log.approvals), log.unproven) == ("bob", 2, ())
     assert InferenceSession("cnn@staging").metadata.entry == 3
 
 
@@ -348,7 +348,7 @@ def test_a_changed_letter_downgrades_nothing_silently(
         promote(store, 3)
     with pytest.warns(UnprovenLog, match=r"version 1, entry 1, is the last that is proven"):
         InferenceSession("cnn@staging")
-    assert promote(store, 3, force=True).entry.forced
+    assert not_none(promote(store, 3, force=True).entry).forced
     assert (live(store), store.head("staging", "cnn").alarm) == (3, ())
     assert store.versions.alias("cnn", "staging") == 3
 
@@ -410,7 +410,7 @@ def test_one_unsigned_row_of_a_newer_schema_blocks_nothing(
         store._client.create_model_version("staging.cnn", source="models:/cnn/2", tags={"schema": schema})
     assert live(store) == 1
     assert onward("status")[0] == 0
-    assert promote(store, 2).entry.base == 1
+    assert not_none(promote(store, 2).entry).base == 1
     assert promotion.rollback("cnn", "staging", reason="because", store=store).version == 1
     assert overview.check("cnn", "staging", store).met
 
@@ -472,7 +472,7 @@ def test_a_log_that_was_cut_off_at_its_end_raises_an_alarm_where_it_was_seen_who
         session.refresh()
     with pytest.raises(Refused, match=r"raises an alarm: entry 2 was seen here"):
         InferenceSession("cnn@staging", require_signed=True)
-    assert promote(store, 3).entry.number == 4  # entry 3 stood behind the gap
+    assert not_none(promote(store, 3).entry).number == 4  # entry 3 stood behind the gap
     assert store.head("staging", "cnn").alarm == ()
 
 
@@ -511,7 +511,7 @@ def test_what_a_newer_onward_seems_to_have_signed_stops_no_service(
     store._client.create_model_version("staging.cnn", source="models:/cnn/2", tags=tags)
     with pytest.warns(UnprovenLog, match="row 2 is of a newer Onward"):
         assert InferenceSession("cnn@staging").metadata.version == 1
-    assert promote(store, 2, force=True).entry.base == 1
+    assert not_none(promote(store, 2, force=True).entry).base == 1
 
 
 def test_an_approval_of_other_files_with_the_same_model_is_none(
@@ -519,7 +519,7 @@ def test_an_approval_of_other_files_with_the_same_model_is_none(
 ) -> None:
     environment(four_eyes=True, signers=keys)
     other = add_candidate(store, "cnn", 1, recorded_factor=1.0001, manifest=None)
-    assert store.candidate("cnn", other).sha256 == store.candidate("cnn", 1).sha256
+    assert not_none(store.candidate("cnn", other)).sha256 == store.candidate("cnn", 1).sha256
     be("bob")
     approvals.approve("cnn", 1, "staging", reason="looked at it", store=store)
     be("ann")
@@ -555,4 +555,4 @@ def test_clocks_that_differ_change_no_order(
     monkeypatch.setattr(promotion, "now", lambda: "2026-01-02T03:04:30+00:00")
     first = promote(store, 1).entry
     monkeypatch.setattr(promotion, "now", lambda: "2026-01-02T03:04:05+00:00")
-    assert promote(store, 2).entry.at == first.at
+    assert not_none(promote(store, 2).entry).at == first.at

@@ -21,6 +21,7 @@ from onward.registry.store.schema import Drift
 from onward.registry.store.stage_mirror import StageDrift
 from onward.registry.store.store import Store
 from tests import race
+from tests.conftest import not_none
 from tests.store_factory import add_candidate, artifacts_of, fresh_store
 
 
@@ -98,7 +99,7 @@ def test_force_is_kept_in_history(store: Store) -> None:
 
 def test_force_past_gates_that_are_met_is_no_stain(store: Store) -> None:
     version = add_candidate(store, "cnn")
-    assert not promote(store, "staging", version, force=True).entry.forced
+    assert not not_none(promote(store, "staging", version, force=True).entry).forced
 
 
 def test_force_never_passes_changed_bytes(store: Store) -> None:
@@ -149,7 +150,7 @@ def test_one_copy_of_the_bytes_per_environment(store: Store) -> None:
     first, second, third = store.log("staging", "cnn").history.counted
     assert first.source == third.source != second.source
     through_staging(store, 1)
-    assert store.log("production", "cnn").history.live.source != first.source
+    assert not_none(store.log("production", "cnn").history.live).source != first.source
 
 
 def test_two_rollbacks_go_two_back(store: Store) -> None:
@@ -169,11 +170,11 @@ def test_rollback_survives_deleted_candidates_runs_and_experiments(store: Store,
     client = store._client
     experiment = client.get_experiment_by_name("onward")
     client.delete_registered_model("cnn")
-    for logged in client.search_logged_models([experiment.experiment_id]):
+    for logged in client.search_logged_models([not_none(experiment).experiment_id]):
         client.delete_logged_model(logged.model_id)
-    for run in client.search_runs([experiment.experiment_id]):
+    for run in client.search_runs([not_none(experiment).experiment_id]):
         client.delete_run(run.info.run_id)
-    client.delete_experiment(experiment.experiment_id)
+    client.delete_experiment(not_none(experiment).experiment_id)
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     command = [sys.executable, "-m", "mlflow", "gc", "--backend-store-uri", uri, "--tracking-uri", uri]
     subprocess.run(command, check=True, capture_output=True, timeout=120)
@@ -201,14 +202,16 @@ def test_the_slower_of_two_authors_is_told_who_won(store: Store) -> None:
     for factor in (1, 2):
         add_candidate(store, "cnn", factor)
     promote(store, "staging", 1)
-    stale = store.log("staging", "cnn").history.live.model_copy(update={"key": "stale", "base": 0, "actor": "bob"})
+    stale = not_none(store.log("staging", "cnn").history.live).model_copy(
+        update={"key": "stale", "base": 0, "actor": "bob"}
+    )
     with pytest.raises(LostRace, match="somebody else got there first") as lost:
         store.append("staging", "cnn", stale)
     assert "ann promoted version 1" in str(lost.value)
     log = store.log("staging", "cnn")
     assert log.marked == {2}
     assert log.history.base == 1
-    assert promote(store, "staging", 2).entry.number == 3
+    assert not_none(promote(store, "staging", 2).entry).number == 3
 
 
 def test_processes_that_race_are_all_told_the_truth(store: Store) -> None:
@@ -226,8 +229,8 @@ def test_processes_that_race_are_all_told_the_truth(store: Store) -> None:
         assert len(mine) == answers.count("won")
     assert log.marked == {entry.number for entry in log.history.lost}
     promotion.reconcile(store)
-    assert store.versions.aliases("staging.cnn") == {"live": log.history.live.number}
-    assert store.versions.aliases("cnn") == {"staging": log.history.live.candidate_version}
+    assert store.versions.aliases("staging.cnn") == {"live": not_none(log.history.live).number}
+    assert store.versions.aliases("cnn") == {"staging": not_none(log.history.live).candidate_version}
 
 
 def test_a_kill_between_entry_and_alias_is_healed(store: Store) -> None:
@@ -257,7 +260,7 @@ def test_an_entry_whose_answer_was_lost_counts(store: Store, monkeypatch: pytest
         raise ConnectionError("broken off")
 
     monkeypatch.setattr(store._client, "create_model_version", create_and_break_off)
-    assert promote(store, "staging", version).entry.number == 1
+    assert not_none(promote(store, "staging", version).entry).number == 1
     assert store.versions.aliases("staging.cnn") == {"live": 1}
 
 
@@ -344,7 +347,7 @@ def test_a_version_registered_by_hand_counts_for_nothing(store: Store) -> None:
     store._client.create_model_version("staging.cnn", source="models:/cnn/1")
     assert live(store) == 1
     assert overview.status(store)[0].environments[0].foreign == (2,)
-    assert promote(store, "staging", add_candidate(store, "cnn", 2)).entry.number == 3
+    assert not_none(promote(store, "staging", add_candidate(store, "cnn", 2)).entry).number == 3
 
 
 def test_an_entry_of_a_newer_onward_is_not_guessed_at(store: Store) -> None:

@@ -16,6 +16,7 @@ from onward.registry.gates import policy
 from onward.registry.operations import promotion
 from onward.registry.operations.promotion import Outcome
 from onward.registry.store.store import Store
+from tests.conftest import not_none
 from tests.evidence_factory import register
 from tests.store_factory import add_candidate, fresh_store
 
@@ -49,16 +50,18 @@ def promote(store: Store, version: int | None = None, **options: Any) -> Outcome
 def test_what_a_suite_says_is_kept_with_the_entry(store: Store, tmp_path: Path) -> None:
     require(tmp_path, QUICK, SMALL)
     entry = promote(store, add_candidate(store, "cnn")).entry
-    assert sorted(str(gate) for gate in entry.gates) == [
+    assert sorted(str(gate) for gate in not_none(entry).gates) == [
         'gates/ours.json: expect_column_values_to_be_between(latency_ratio) {"max_value": 0.8}: latency_ratio is 0.71',
         'gates/ours.json: expect_column_values_to_be_between(size_mb) {"max_value": 5.0}: size_mb is 0.001',
         "parity: passed",
     ]
     client = store._client
-    kept = {file.path for file in client.list_artifacts(entry.gates_run, "gates")}
+    kept = {file.path for file in client.list_artifacts(not_none(entry).gates_run, "gates")}
     assert kept == {"gates/results.json", "gates/gates"}
-    assert [file.path for file in client.list_artifacts(entry.gates_run, "gates/gates")] == ["gates/gates/ours.html"]
-    page = client.download_artifacts(entry.gates_run, "gates/gates/ours.html", str(tmp_path))
+    assert [file.path for file in client.list_artifacts(not_none(entry).gates_run, "gates/gates")] == [
+        "gates/gates/ours.html"
+    ]
+    page = client.download_artifacts(not_none(entry).gates_run, "gates/gates/ours.html", str(tmp_path))
     with open(page) as file:
         assert "latency_ratio" in file.read()
 
@@ -71,7 +74,7 @@ def test_every_unmet_expectation_is_named_beside_the_other_gates(store: Store, t
     unmet = [line.strip().split(":")[0] for line in str(refused.value).splitlines()[1:]]
     assert unmet == ["parity", "gates/ours.json", "gates/ours.json"]
     entry = promote(store, version, force=True).entry
-    assert entry.forced
+    assert not_none(entry).forced
     assert "against parity, gates/ours.json" in str(entry)
 
 
@@ -114,7 +117,7 @@ def test_a_dry_run_leaves_no_run_behind(store: Store, tmp_path: Path) -> None:
     add_candidate(store, "cnn")
     assert [gate.met for gate in promote(store, dry_run=True).gates] == [True, True]
     assert store._client.get_experiment_by_name("environments/staging") is None or not store._client.search_runs(
-        [store._client.get_experiment_by_name("environments/staging").experiment_id]
+        [not_none(store._client.get_experiment_by_name("environments/staging")).experiment_id]
     )
 
 

@@ -21,7 +21,7 @@ from onward.registry.store.store import Store
 from onward.registry.text import is_unicode, is_visible, markdown, mathtext, one_line, printable
 from onward.registry.trust import identity
 from onward.stages import verdict
-from tests.conftest import ROOT, Command
+from tests.conftest import ROOT, Command, not_none
 from tests.store_factory import add_candidate, fresh_store
 
 HOSTILE = "a\x1b[2K\x07\r\n\t\x9b\u202e\u2066\u200b\u2028\ufeff\udcffz"
@@ -111,7 +111,7 @@ def test_mlflow_is_given_text_and_no_markdown(store: Store, onward: Command) -> 
     add_candidate(store, "cnn")
     onward("promote", "cnn", "1", "--to", "staging", "--reason", "[here](http://x) <img src=x> **now**")
     said = store._client.get_model_version("staging.cnn", "1").description
-    assert said.endswith(r": \[here\](http://x) &lt;img src=x> \*\*now\*\*")
+    assert not_none(said).endswith(r": \[here\](http://x) &lt;img src=x> \*\*now\*\*")
     [entry] = store.log("staging", "cnn").entries()
     assert entry.reason == "[here](http://x) <img src=x> **now**"
 

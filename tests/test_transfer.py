@@ -15,7 +15,7 @@ from onward.registry.artifact.manifest import check_folder
 from onward.registry.errors import LostRace, Refused, UsageError
 from onward.registry.operations import overview, promotion, transfer
 from onward.registry.store.store import Store
-from tests.conftest import Command
+from tests.conftest import Command, not_none
 from tests.store_factory import add_candidate, fresh_store
 
 
@@ -29,7 +29,7 @@ def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     for version in (1, 2):
         promotion.promote("cnn", "staging", version, reason="because", store=store)
         promotion.promote("cnn", "production", reason="because", store=store)
-    stale = store.log("staging", "cnn").history.live.model_copy(update={"key": "stale", "base": 0})
+    stale = not_none(store.log("staging", "cnn").history.live).model_copy(update={"key": "stale", "base": 0})
     with pytest.raises(LostRace):
         store.append("staging", "cnn", stale)
     promotion.promote("cnn", "staging", 3, reason="because", store=store)
