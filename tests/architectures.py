@@ -27,10 +27,10 @@ def model(inputs: dict[str, Any], outputs: dict[str, list[Any]], **dims: tuple[i
             module = kind()
             for child in module.modules():  # statistics and scales that are not the ones that do nothing
                 if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
-                    nn.init.normal_(child.running_mean, std=0.5)
-                    nn.init.uniform_(child.running_var, 0.5, 2.0)
-                if isinstance(getattr(child, "bias", None), Tensor):
-                    nn.init.normal_(child.bias, std=0.3)
+                    nn.init.normal_(child.get_buffer("running_mean"), std=0.5)
+                    nn.init.uniform_(child.get_buffer("running_var"), 0.5, 2.0)
+                if isinstance(bias := getattr(child, "bias", None), Tensor):
+                    nn.init.normal_(bias, std=0.3)
             return module.eval()
 
         globals()[f"build_{name}"] = build

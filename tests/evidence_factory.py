@@ -141,7 +141,7 @@ def _folder(root: Path, model: str, name: str) -> Path:
 
 
 def _bundle(folder: Path, model: Path, answers: Any = None) -> Path:
-    inputs = {"x": np.random.default_rng(0).standard_normal((4, 4)).astype(np.float32)}
+    inputs: dict[str, Any] = {"x": np.random.default_rng(0).standard_normal((4, 4)).astype(np.float32)}
     if answers is None:
         answers = onnxruntime.InferenceSession(str(model), providers=[CPU]).run(["y"], inputs)[0]
     np.savez(folder / "inputs.npz", **inputs)

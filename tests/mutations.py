@@ -42,7 +42,8 @@ def attribute(node: NodeProto, name: str, value: Any) -> None:
 
 
 def get(node: NodeProto, name: str) -> AttributeProto:
-    return next(a for a in node.attribute if a.name == name)
+    found: AttributeProto = next(a for a in node.attribute if a.name == name)
+    return found
 
 
 def edit(model: ModelProto, name: str, change: Callable[[np.ndarray], Any]) -> None:

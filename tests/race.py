@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from typing import NoReturn
 
 from onward.registry.errors import LostRace, Refused
 from onward.registry.operations import promotion
@@ -31,8 +32,9 @@ def promote_and_roll_back(seed: int, attempts: int) -> list[str]:
 
 
 class _Killed(Store):
-    def heal(self, environment: str, model: str, log: Log | None = None) -> None:
+    def heal(self, environment: str, model: str, log: Log | None = None) -> NoReturn:
         os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError("it was not killed")
 
 
 def promote_and_die_before_the_alias(version: int) -> None:

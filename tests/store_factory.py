@@ -82,7 +82,7 @@ def scale_model(path: Path, factor: float) -> Path:
 
 
 def add_candidate(
-    store: Store, model: str, factor: float = 1.0, recorded_factor: float | None = None, **tags: str
+    store: Store, model: str, factor: float = 1.0, recorded_factor: float | None = None, **tags: str | None
 ) -> int:
     """Register a version of `model` that computes factor * x, and return its number.
 

@@ -406,7 +406,8 @@ def test_whoever_has_no_key_can_at_most_go_back_to_what_was_live_before_and_neve
         if late:
             pending.append(book.draft(who))
         else:
-            book.write(pending.pop(0) if pending and data.draw(st.booleans()) else book.draft(who))
+            is_pending = bool(pending) and data.draw(st.booleans())
+            book.write(pending.pop(0) if is_pending else book.draft(who))
             was_live.append(book.live())
     intact = book.read()
     for _ in range(data.draw(st.integers(1, 3))):

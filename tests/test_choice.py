@@ -28,6 +28,7 @@ from onward.stages.measuring.statistics import (
 )
 from onward.stages.parity.budget import Judgement
 from onward.stages.select import WORTHWHILE, choose, pareto
+from tests.conftest import not_none
 
 
 @pytest.mark.parametrize("count", [1, 63, 64, 129, 130, 661, 662])
@@ -182,7 +183,7 @@ def test_unequal_rounds_cannot_be_paired() -> None:
 
 
 def measured(
-    name: str, value: float = 1.0, spread: float = 0.01, quality: float = 0.9, **changes: object
+    name: str, value: float = 1.0, spread: float = 0.01, quality: float | None = 0.9, **changes: object
 ) -> Measurement:
     found = Ratio(value=value, low=value - spread, high=value + spread)
     latency = Latency(
@@ -265,7 +266,7 @@ def test_nothing_on_the_front_is_dominated_and_all_else_is(found: list[tuple[flo
         PLAIN,
         *(measured(f"v{i}", v, 0, q, files=files[i]) for i, (v, q, _) in enumerate(found)),
     ]
-    drops = {m.variant: 0.9 - (m.quality or 0) for m in field}
+    drops: dict[str, float | None] = {m.variant: 0.9 - (m.quality or 0) for m in field}
     front = pareto(field, drops)
 
     def costs(m: Measurement) -> tuple[float, float, int]:
@@ -285,4 +286,4 @@ def test_what_is_chosen_is_never_slower_and_never_outside_the_budget(found: list
     name = chosen(*variants)
     winner = next(m for m in [PLAIN, *variants] if m.variant == name)
     assert winner is PLAIN or winner.ratios["all"].high < 1
-    assert REFERENCE.quality - winner.quality <= Budget().quality_drop + 1e-6
+    assert not_none(REFERENCE.quality) - not_none(winner.quality) <= Budget().quality_drop + 1e-6

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onward import cli as main
+import onward.cli  # noqa: F401  # adds the commands of the pipeline to the app
+from onward.registry.cli.main import app
 from onward.registry.evidence.records import CaseResult, FirstDivergence, OutputComparison
 from onward.registry.evidence.reports import VerifyReport, save
 from onward.registry.gates import builtin
@@ -23,10 +24,10 @@ from onward.registry.trust.identity import who
 from tests.conftest import Command, not_none
 from tests.store_factory import add_candidate, artifacts_of, fresh_store, scale_model
 
-COMMANDS = [command.name or not_none(command.callback).__name__ for command in main.app.registered_commands]
+COMMANDS = [command.name or not_none(command.callback).__name__ for command in app.registered_commands]
 SUBCOMMANDS = [
     f"{group.name} {command.name}"
-    for group in main.app.registered_groups
+    for group in app.registered_groups
     for command in not_none(group.typer_instance).registered_commands
 ]
 

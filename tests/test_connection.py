@@ -101,7 +101,7 @@ def test_what_is_written_goes_to_the_store_in_use_whatever_the_process_uses(
             assert mlflow.get_tracking_uri() == uri
         assert (mlflow.get_tracking_uri(), os.environ["MLFLOW_TRACKING_URI"]) == (own, uri)
     finally:
-        mlflow.set_tracking_uri(None)
+        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # the default again; its annotation lacks None
 
 
 def test_a_registry_in_another_store_is_refused(

@@ -14,6 +14,7 @@ from onward.registry.inference.session import InferenceSession
 from onward.registry.log.entries import Entry
 from onward.registry.operations import overview, promotion, transfer
 from onward.registry.store.store import Store
+from tests.conftest import not_none
 from tests.store_factory import add_candidate, artifacts_of, fresh_store
 
 X = np.ones((1, 4), np.float32)
@@ -33,7 +34,7 @@ def promote(store: Store, to: str, version: int | None = None) -> promotion.Outc
 
 
 def live(store: Store, environment: str = "staging") -> Entry:
-    return store.log(environment, "cnn").history.live
+    return not_none(store.log(environment, "cnn").history.live)
 
 
 def delete_files(store: Store, environment: str, number: int) -> None:

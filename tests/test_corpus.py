@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from onward.stages.workers import isolated_call
 from onward.stages.workers.torch_module import load_module
 from onward.stages.workers.worker import Worker, WorkerFailure
 from tests.architectures import MODELS
-from tests.conftest import ROOT
+from tests.conftest import ROOT, not_none
 from tests.mutations import MUTATIONS
 
 
@@ -38,7 +39,8 @@ def settle(name: str, **changes: object) -> ModelParams:
         save_file(state, weights)
         paths.build(name, "data").mkdir()
         sizes = {dim: spec.typical[-1] for dim, spec in settings.dims.items()} | {"batch": 24}
-        np.savez(paths.build(name, "data") / "evaluation.npz", **draw(settings.inputs, sizes, np.random.default_rng(5)))
+        samples: dict[str, Any] = draw(settings.inputs, sizes, np.random.default_rng(5))
+        np.savez(paths.build(name, "data") / "evaluation.npz", **samples)
     return settings
 
 
@@ -156,7 +158,7 @@ def test_the_report_names_the_node_the_module_and_the_line_where_they_part(
     assert found.module == module
     assert source in found.source
     assert not found.source.startswith("/")
-    assert found.difference > 1e-3 * found.scale > 0
+    assert not_none(found.difference) > 1e-3 * not_none(found.scale) > 0
     assert worst.case.name == found.case
 
 

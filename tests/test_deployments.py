@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from random import Random
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given
@@ -23,10 +23,11 @@ from onward.registry.log.entries import (
 )
 from tests.conftest import not_none
 
+Kind = Literal["promote", "rollback"]
 Race = tuple[list[Entry], dict[int, bool]]  # the log, and per entry whether its author is told that it counts
 
 
-def entry(number: int, base: int, kind: str = "promote", restores: int = 0, version: int | None = None) -> Entry:
+def entry(number: int, base: int, kind: Kind = "promote", restores: int = 0, version: int | None = None) -> Entry:
     return Entry(
         number=number,
         kind=kind,

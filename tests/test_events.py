@@ -54,7 +54,7 @@ def test_a_command_gets_every_entry_on_stdin(store: Store, tmp_path: Path) -> No
 
 def test_a_webhook_gets_the_entry_as_its_body(store: Store, tmp_path: Path, receiver: Receiver) -> None:
     environments(tmp_path, {"webhook": f"http://127.0.0.1:{receiver.server_port}/hook"})
-    entry = promote(store, 1).entry
+    entry = not_none(promote(store, 1).entry)
     [(path, content, body)] = receiver.got
     assert (path, content) == ("/hook", "application/json")
     assert body == notification.event("cnn", "staging", entry)

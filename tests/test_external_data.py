@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import onnx
@@ -142,7 +143,7 @@ def test_weights_that_are_cut_off_are_named_when_a_file_is_taken_in(tmp_path: Pa
 
 
 @given(st.lists(st.text("0123456789abcdef", min_size=64, max_size=64), min_size=1, max_size=5), st.randoms())
-def test_the_content_digest_knows_no_names_and_no_order(digests: list[str], random: st.DataObject) -> None:
+def test_the_content_digest_knows_no_names_and_no_order(digests: list[str], random: Random) -> None:
     files = [FileDigest(path=f"{n}", sha256=digest, size_bytes=1) for n, digest in enumerate(digests)]
     other = [file.model_copy(update={"path": f"x/{file.path}"}) for file in files]
     random.shuffle(other)

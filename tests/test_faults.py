@@ -164,7 +164,8 @@ def test_what_onnx_runtime_cannot_run_is_this_machines_fault(
     samples: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = numpy_helper.from_array(np.array([3, 3], np.int64), "shape")
-    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in (("x", ["n", 4]), ("y", [3, 3])))
+    shapes: list[tuple[str, list[int | str]]] = [("x", ["n", 4]), ("y", [3, 3])]
+    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in shapes)
     node = helper.make_node("Reshape", ["x", "shape"], ["y"], name="bad\x1b[31m")
     graph = helper.make_graph([node], "g", [x], [y], [target])
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), "bad.onnx")
@@ -262,7 +263,12 @@ def started(*arguments: str, **streams: Any) -> subprocess.Popen[bytes]:
 
 def test_ctrl_c_is_one_line(onward: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
-    monkeypatch.setattr(overview, "status", lambda: os.kill(os.getpid(), signal.SIGINT) or time.sleep(5))
+
+    def interrupted() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
+
+    monkeypatch.setattr(overview, "status", interrupted)
     try:
         assert onward("status") == (130, "", "onward: interrupted\n")
     finally:
@@ -321,10 +327,14 @@ class Flaky:
         return call
 
 
+def flaky_client(client: MlflowClient, method: str, calls: int, also: bool = False) -> Any:
+    return Flaky(client, method, calls, also)
+
+
 def test_a_prune_that_breaks_off_says_what_is_deleted(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     for factor in (1, 2, 3, 4):
         add_candidate(store, "cnn", factor)
-    flaky = Store(Flaky(store._client, "delete_model_version", 1))
+    flaky = Store(flaky_client(store._client, "delete_model_version", 1))
     with pytest.raises(StoreUnreachable, match="Deleted before that: 3; version 2 may be half deleted") as told:
         pruning.prune("cnn", "0h", store=flaky)
     assert "nothing was changed" not in str(told.value)
@@ -333,7 +343,7 @@ def test_a_prune_that_breaks_off_says_what_is_deleted(store: Store, monkeypatch:
 
 
 def test_environments_that_were_made_in_part_are_named(store: Store) -> None:
-    flaky = Store(Flaky(store._client, "create_registered_model", 1))
+    flaky = Store(flaky_client(store._client, "create_registered_model", 1))
     with pytest.raises(
         StoreUnreachable, match=r"Made before that: environments/staging, staging.cnn, environments/prod"
     ):
@@ -349,7 +359,7 @@ def test_an_import_that_breaks_off_says_what_is_there(store: Store, tmp_path: Pa
     file.write_text("".join(f"{line.model_dump_json()}\n" for line in lines))
     for name in ("staging.cnn", "production.cnn"):
         store._client.delete_registered_model(name)
-    flaky = Store(Flaky(store._client, "create_model_version", 1))
+    flaky = Store(flaky_client(store._client, "create_model_version", 1))
     with pytest.raises(StoreUnreachable, match=r"Imported before that, whole: (production|staging).cnn; the next"):
         transfer.import_(file, store=flaky)
     assert sum(log.added for log in transfer.import_(file, store=store)) == 1
@@ -358,7 +368,7 @@ def test_an_import_that_breaks_off_says_what_is_there(store: Store, tmp_path: Pa
 @pytest.mark.parametrize("arrives", [True, False])
 def test_an_answer_that_is_lost_is_looked_up_and_never_called_nothing(store: Store, arrives: bool) -> None:
     add_candidate(store, "cnn")
-    flaky = Store(Flaky(store._client, "create_model_version", 0, also=arrives))
+    flaky = Store(flaky_client(store._client, "create_model_version", 0, also=arrives))
     if arrives:
         assert promotion.promote("cnn", "staging", reason="because", store=flaky).changed
         return

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import stat
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -155,7 +156,7 @@ def test_a_copy_that_differs_from_what_was_uploaded_is_never_deployed(
 ) -> None:
     upload = store._client.log_model_artifacts
 
-    def upload_and_spoil(model_id: str, folder: Path) -> None:
+    def upload_and_spoil(model_id: str, folder: str) -> None:
         upload(model_id, folder)
         spoil(next(Path("mlartifacts").rglob(model_id)) / "artifacts", tmp_path / "elsewhere")
 
@@ -223,20 +224,20 @@ def test_a_read_only_cache_serves_what_it_holds_and_the_rest_is_kept_for_the_pro
 ) -> None:
     folder = cached()
 
-    def read_only(*_: object, **__: object) -> None:
+    def read_only(*_: object, **__: object) -> NoReturn:
         raise OSError(30, "Read-only file system")
 
     before = sorted(path.name for path in download.cache().iterdir())
-    mkdtemp = download.tempfile.mkdtemp
+    mkdtemp = tempfile.mkdtemp
     monkeypatch.setattr(
-        download.tempfile,
+        tempfile,
         "mkdtemp",
         lambda *a, **k: read_only() if k.get("dir") == download.cache() else mkdtemp(*a, **k),
     )
     monkeypatch.setattr(
-        download.tempfile,
+        tempfile,
         "TemporaryDirectory",
-        _refusing(download.tempfile.TemporaryDirectory, download.cache(), read_only),
+        _refusing(tempfile.TemporaryDirectory, download.cache(), read_only),
     )
     assert InferenceSession("cnn@staging").metadata.manifest == folder.name
     assert np.array_equal(InferenceSession("cnn/2").predict(X), 2 * X)

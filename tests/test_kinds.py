@@ -53,7 +53,7 @@ UNIT = WIDE / np.linalg.norm(WIDE, axis=1, keepdims=True)
     ],
 )
 def test_a_kind_is_guessed_from_what_the_answers_look_like_and_the_reason_said(
-    name: str, shape: list, answers: np.ndarray, labels: np.ndarray | None, kind: Kind, axis: int | None
+    name: str, shape: list[str | int], answers: np.ndarray, labels: np.ndarray | None, kind: Kind, axis: int | None
 ) -> None:
     inputs = {"state": Input(shape=["batch", 10])}
     found = kinds_of({name: Output(shape=shape)}, inputs, {name: answers}, labels)[0]

@@ -37,7 +37,8 @@ class Row:
 
     def __init__(self, number: int | str, tags: dict[str, str], source: str | None = "models:/m-1") -> None:
         self.name, self.version, self.tags, self.source = NAME, number, tags, source
-        self.creation_timestamp, self.current_stage, self.run_link = 1_700_000_000_123, None, None
+        self.creation_timestamp, self.run_link = 1_700_000_000_123, None
+        self.current_stage: str | None = None
 
 
 def entry(number: int, base: int, **changes: Any) -> Entry:

@@ -52,7 +52,7 @@ def entry(number: int = 1, **changes: Any) -> Entry:
     return Entry.model_validate({**said, **changes})
 
 
-def approval(sha256: str, **changes: str) -> Draft:
+def approval(sha256: str, **changes: Any) -> Draft:
     said = entry(kind="approve", sha256=sha256, source=approval_source(sha256), **changes)
     return Draft.model_validate(said.model_dump(exclude={"number"}))
 
@@ -164,11 +164,11 @@ def test_a_promotion_writes_all_that_it_knows_and_answers_with_it(store: Store) 
     before = promotion.now()
     done = promote("cnn", "staging", 1, reason=" a\nb ", force=True, actor="bob", store=store)
     [written] = store.log("staging", "cnn").entries()
-    candidate = store.candidate("cnn", 1)
+    candidate = not_none(store.candidate("cnn", 1))
     assert written.model_dump(exclude={"key", "at", "source", "gates"}) == {
-        "number": 1, "kind": "promote", "base": 0, "sha256": not_none(candidate).sha256, "manifest": not_none(candidate).manifest,
+        "number": 1, "kind": "promote", "base": 0, "sha256": candidate.sha256, "manifest": candidate.manifest,
         "candidate_version": 1, "actor": "bob", "reason": "a b", "restores": 0, "forced": True, "gates_run": "",
-        "evidence": dict(not_none(candidate).evidence), "signer": "", "signature": "", "seen": -1, "seen_digest": "",
+        "evidence": dict(candidate.evidence), "signer": "", "signature": "", "seen": -1, "seen_digest": "",
         "base_digest": "",
     }  # fmt: skip
     assert before <= written.at <= promotion.now()
@@ -177,8 +177,8 @@ def test_a_promotion_writes_all_that_it_knows_and_answers_with_it(store: Store) 
         ("quality", True),
         ("data", False),
     ]
-    assert store.files.own_copies("staging", "cnn", not_none(candidate).sha256) == [written.source]
-    assert done == Outcome("cnn", "staging", 1, not_none(candidate).sha256, True, False, written, written.gates, "")
+    assert store.files.own_copies("staging", "cnn", candidate.sha256) == [written.source]
+    assert done == Outcome("cnn", "staging", 1, candidate.sha256, True, False, written, written.gates, "")
 
 
 def test_a_rollback_writes_what_the_entry_that_it_restores_had(store: Store) -> None:
@@ -217,11 +217,12 @@ def test_what_is_live_already_is_answered_as_it_is(store: Store) -> None:
 def test_what_stays_is_healed_and_a_dry_run_heals_nothing(store: Store) -> None:
     add_candidate(store, "cnn", 1)
     promote("cnn", "staging", 1, reason="because", store=store)
-    for act, healed in (
+    acts: tuple[tuple[Callable[[], Outcome], bool], ...] = (
         (lambda: promote("cnn", "staging", 1, reason="x", dry_run=True, store=store), False),
         (lambda: promote("cnn", "staging", 1, reason="x", store=store), True),
         (lambda: rollback("cnn", "staging", reason="x", to=1, store=store), True),
-    ):
+    )
+    for act, healed in acts:
         store._client.delete_registered_model_alias("staging.cnn", "live")
         act()
         assert store.versions.aliases("staging.cnn") == ({"live": 1} if healed else {})
@@ -276,12 +277,13 @@ def test_what_a_newer_onward_wrote_stops_whoever_would_change_something(store: S
         add_candidate(store, "cnn", factor)
         promote("cnn", "staging", factor, reason="x", store=store)
     store._client.create_model_version("staging.cnn", source="x", tags={"schema": "9"})
-    for act in (
+    acts: tuple[Callable[[], Outcome], ...] = (
         lambda: promote("cnn", "staging", 1, reason="x", force=True, store=store),
         lambda: promote("cnn", "staging", 2, reason="x", dry_run=True, store=store),
         lambda: rollback("cnn", "staging", reason="x", store=store),
         lambda: rollback("cnn", "staging", reason="x", to=2, store=store),
-    ):
+    )
+    for act in acts:
         with pytest.raises(UsageError, match=r"staging\.cnn: entry 3 was written by a newer Onward"):
             act()
 
@@ -350,10 +352,10 @@ def test_an_approval_is_of_all_files_of_a_version_where_it_says_so(
 ) -> None:
     environments(staging={"from": "candidate", "require": [], "four_eyes": True})
     add_candidate(store, "cnn", 1, published_by="ann")
-    candidate = store.candidate("cnn", 1)
+    candidate = not_none(store.candidate("cnn", 1))
 
     def approve(name: str, **changes: str) -> None:
-        store.approve("staging", "cnn", approval(not_none(candidate).sha256, actor=name, key=name, **changes))
+        store.approve("staging", "cnn", approval(candidate.sha256, actor=name, key=name, **changes))
 
     def four_eyes() -> GateResult:
         return promote("cnn", "staging", 1, reason="x", dry_run=True, force=True, store=store).gates[0]
@@ -362,7 +364,7 @@ def test_an_approval_is_of_all_files_of_a_version_where_it_says_so(
     assert "`onward approve cnn 1 --env staging`" in four_eyes().detail
     approve("bob", manifest=OTHER_PIN)
     assert not four_eyes().met
-    approve("eve", manifest=not_none(candidate).manifest)
+    approve("eve", manifest=candidate.manifest)
     assert four_eyes().met
 
 
@@ -419,7 +421,7 @@ def test_who_is_overtaken_between_the_look_and_the_entry_changes_nothing(
         add_candidate(store, "cnn", factor)
     append = Store.append
 
-    def overtaken(self, environment: str, model: str, draft: Draft) -> int:
+    def overtaken(self: Store, environment: str, model: str, draft: Draft) -> Log:
         monkeypatch.setattr(Store, "append", append)
         promote("cnn", "staging", 2, reason="first", actor="bob", store=Store())
         return append(self, environment, model, draft)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -172,10 +174,10 @@ def test_a_case_does_not_depend_on_those_before_it() -> None:
 class Function:
     """A reference that is a function of its inputs, in float32 alone and with no weights to move."""
 
-    def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {"y": inputs["x"]}
 
-    def answer(self, inputs: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    def answer(self, inputs: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         return self.run(inputs), {}
 
     def shake(self, seed: int | None) -> bool:
@@ -184,7 +186,7 @@ class Function:
 
 def test_the_spread_of_an_answer_is_what_an_ulp_of_its_inputs_changes() -> None:
     class Cancelling(Function):
-        def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
             x = inputs["x"]
             return {"y": np.stack([x * np.float32(1.1e4) - x * np.float32(1e4) * np.float32(1.1), x])}
 
@@ -197,7 +199,7 @@ def test_the_spread_of_an_answer_is_what_an_ulp_of_its_inputs_changes() -> None:
 
 def test_a_float64_reference_that_rounding_cannot_explain_is_thrown_away_and_reported() -> None:
     class Other(Function):
-        def answer(self, inputs: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        def answer(self, inputs: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
             return self.run(inputs), {"y": inputs["x"].astype(np.float64) + 3}
 
     made = [case for case in all_cases({"x": INPUTS["x"]}, BATCH, 1, 0) if case.name.startswith("normal")]
@@ -213,7 +215,7 @@ def test_made_up_values_that_the_original_refuses_are_probes_and_sizes_that_it_r
     class Category(Function):
         """A table of the integers 0 to 3, and no more than four rows."""
 
-        def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
             if not np.isin(inputs["x"], range(4)).all() or len(inputs["x"]) > 4:
                 raise WorkerFailure("error", "no such category, or too many rows")
             return {"y": inputs["x"]}
@@ -232,7 +234,7 @@ def test_made_up_values_that_the_original_refuses_are_probes_and_sizes_that_it_r
 
 def test_an_answer_that_hangs_on_a_millionth_is_one_to_which_nobody_is_held() -> None:
     class Order(Function):
-        def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
             return {"y": np.argsort(inputs["x"], axis=1), "z": inputs["x"] * 2}
 
     def steady(label: str) -> bool:
@@ -342,7 +344,7 @@ def test_one_element_changed_by_more_than_the_tolerance_never_passes(values: np.
         ([1.0, 2.0], [[1.0, 2.0]], "shape mismatch"),
     ],
 )
-def test_nan_infinity_and_shape_are_verdicts_of_their_own(reference: list, got: list, verdict: str) -> None:
+def test_nan_infinity_and_shape_are_verdicts_of_their_own(reference: list[float], got: list[Any], verdict: str) -> None:
     assert compare("y", np.array(reference, np.float32), np.array(got, np.float32), 1, 1).verdict == verdict
 
 
@@ -365,7 +367,7 @@ def test_figures_are_those_of_their_definitions() -> None:
     assert found.snr_db == pytest.approx(10 * np.log10(30 / noise**2))
     assert compare("y", reference, reference, 0, 0).snr_db == np.inf
     assert compare("y", -np.zeros(3, np.float32), np.zeros(3, np.float32), 0, 0).max_ulp == 0
-    assert compare("y", np.float32([-1e-45]), np.float32([1e-45]), 0, 1).max_ulp == 2
+    assert compare("y", np.array([-1e-45], np.float32), np.array([1e-45], np.float32), 0, 1).max_ulp == 2
 
 
 @given(floats)

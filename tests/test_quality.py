@@ -37,7 +37,10 @@ def lost(output: str, value: float, holds: bool) -> OutputFidelity:
 
 
 def test_the_same_answers_are_perfectly_faithful() -> None:
-    answers = {"logits": np.random.default_rng(0).normal(size=(8, 5)).astype(np.float32), "digit": np.arange(8)}
+    answers: dict[str, np.ndarray] = {
+        "logits": np.random.default_rng(0).normal(size=(8, 5)).astype(np.float32),
+        "digit": np.arange(8),
+    }
     found = fidelity(answers, answers)
     assert found.snr_db == float("inf")
     assert found.cosine == pytest.approx(1.0)

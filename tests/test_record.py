@@ -21,8 +21,8 @@ from onward.registry.evidence.records import FileDigest, Machine, Winner
 from onward.registry.evidence.session_options import SessionOptions
 from onward.registry.inference.session import InferenceSession
 from onward.registry.operations import promotion
-from onward.registry.store import connection
 from onward.registry.tracking.recorder import Publication, publish, store_identity
+from onward.registry.uri import without_credentials
 from tests.conftest import ROOT, not_none
 from tests.evidence_factory import make_publication
 from tests.onnx_models import linear
@@ -238,8 +238,8 @@ def test_a_new_or_emptied_store_has_another_identity_and_no_credential(
     assert str(tmp_path) not in str(first)
     (tmp_path / "mlflow.db").write_bytes(empty_database.read_bytes())
     assert store_identity("tests") != first
-    assert connection.without_credentials("https://user:secret@host:5000/path?token=x") == "https://host:5000/path"
-    assert "secret" not in connection.without_credentials("postgresql://user:secret@host/db")
+    assert without_credentials("https://user:secret@host:5000/path?token=x") == "https://host:5000/path"
+    assert "secret" not in without_credentials("postgresql://user:secret@host/db")
 
 
 def test_a_server_that_is_down_is_said_so_within_seconds_and_without_the_password(

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from onward.registry.errors import Refused, StoreUnreachable
+from onward.registry.inference.model import Metadata
 from onward.registry.inference.session import InferenceSession, cache
 from onward.registry.operations import promotion
 from onward.registry.store.store import Store
@@ -32,7 +33,7 @@ def deploy(store: Store, version: int) -> None:
 
 def test_refresh_loads_what_is_live_by_now(store: Store) -> None:
     session = InferenceSession("cnn@staging")
-    seen = []
+    seen: list[Metadata] = []
     assert not session.refresh(seen.append)
     deploy(store, 2)
     assert np.array_equal(session.predict(X), X)
@@ -49,7 +50,7 @@ def test_the_same_bytes_live_again_are_not_loaded_again(store: Store) -> None:
     session = InferenceSession("cnn@staging")
     deploy(store, 2)
     promotion.rollback("cnn", "staging", reason="because", store=store)
-    seen = []
+    seen: list[Metadata] = []
     assert not session.refresh(seen.append)
     assert seen == []
     assert session.metadata.entry == 3

@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 
 from onward.registry.errors import Refused, StoreUnreachable, UsageError
 from onward.registry.operations import overview, promotion, pruning
-from onward.registry.store import relocate, sqlite_reader
-from onward.registry.store.connection import connect, sqlite_file, sqlite_uri
+from onward.registry.store import relocate
+from onward.registry.store.connection import connect, sqlite_uri
 from onward.registry.store.store import Store
 from onward.registry.tracking.recorder import publish
+from onward.registry.uri import sqlite_file
 from tests.conftest import ROOT, Command
 from tests.evidence_factory import make_publication
 from tests.store_factory import _empty_database, add_candidate
@@ -256,10 +257,6 @@ def test_tables_of_another_mlflow_are_noticed_and_not_rewritten(home: Path, monk
         relocate.move()
 
 
-def test_the_known_revision_is_that_of_status() -> None:
-    assert relocate.REVISION == sqlite_reader.REVISION
-
-
 def test_a_server_and_a_store_that_is_not_there_have_nothing_to_move(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -310,7 +307,7 @@ def test_signed_entries_stay_proven_because_no_entry_names_a_path(home: Path) ->
         assert entry.source.startswith("models:/m-")
 
 
-NAMES = st.text(st.characters(exclude_characters="/\0", exclude_categories=("Cs",)), min_size=1, max_size=12).filter(
+NAMES = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=12).filter(
     lambda name: name not in (".", "..")
 )
 
@@ -340,5 +337,5 @@ def test_only_what_is_below_the_old_folder_moves(old: str, new: str, rest: str) 
     for other in (f"/{old}{rest}", f"/{old} {rest}/{rest}", f"/another folder/{old}/{rest}"):
         assert relocate._moved(other, recorded, here) is None
         assert relocate._moved(Path(other).as_uri(), recorded, here) is None
-    for other in (f"s3://{old}/{rest}", f"models:/{old}/{rest}", "", None):
-        assert relocate._moved(other, recorded, here) is None
+    for elsewhere in (f"s3://{old}/{rest}", f"models:/{old}/{rest}", "", None):
+        assert relocate._moved(elsewhere, recorded, here) is None

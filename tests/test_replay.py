@@ -97,7 +97,7 @@ def test_no_better_is_wanted_here_than_it_was_where_it_was_measured(tmp_path: Pa
 
 
 @pytest.mark.parametrize("floor", [{"min_snr_db": 200.0}, {"min_cosine": 0.9999999}])
-def test_the_budgets_fidelity_binds_here_too(tmp_path: Path, floor: dict[str, float]) -> None:
+def test_the_budgets_fidelity_binds_here_too(tmp_path: Path, floor: dict[str, Any]) -> None:
     reference = EXACT * (1 + 0.02 * RNG.standard_normal(EXACT.shape))
     met, detail = replay(bundled(tmp_path, reference=reference, **floor))
     assert not met

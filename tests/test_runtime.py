@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import functools
 import os
 import signal
 import subprocess
@@ -158,6 +159,10 @@ def raises(error: Exception) -> None:
     raise error
 
 
+def is_stopped(process: psutil.Process) -> bool:
+    return process.status() == psutil.STATUS_STOPPED
+
+
 @pytest.mark.skipif(not pool.STOPPABLE, reason="processes are stopped on Linux alone")
 def test_who_has_been_measured_takes_no_processor_until_it_is_asked_again(tmp_path: Path) -> None:
     with Worker.onnx(linear(tmp_path / "m.onnx"), "m") as worker:
@@ -166,7 +171,7 @@ def test_who_has_been_measured_takes_no_processor_until_it_is_asked_again(tmp_pa
             measured()
             assert worker._process is not None
             process = psutil.Process(worker._process.pid)
-            wait_for(lambda process=process: process.status() == psutil.STATUS_STOPPED)
+            wait_for(functools.partial(is_stopped, process))
             before = process.cpu_times()
             time.sleep(0.1)
             assert process.cpu_times()[:2] == before[:2]
@@ -219,7 +224,13 @@ def test_calls_begun_together_end_in_order_and_one_that_dies_takes_no_other_with
         for pair in pairs:
             process.begin(pair)
         found = [process.finish() for _ in pairs]
-    assert [f if isinstance(f, int) else f.error.kind for f in found] == [3, "aborted", 3, "aborted", 2]
+    assert [f if isinstance(f, int) else getattr(f.error, "kind", None) for f in found] == [
+        3,
+        "aborted",
+        3,
+        "aborted",
+        2,
+    ]
 
 
 def test_a_model_that_wants_more_memory_than_there_is_is_a_verdict_and_the_worker_lives_on(tmp_path: Path) -> None:
@@ -277,10 +288,13 @@ def test_a_process_that_nobody_waits_for_says_nothing_on_the_terminal(capfd: pyt
         time.sleep(seconds)
         return bytes(1_000_000)
 
+    def unpicklable(_: None) -> Callable[[], None]:
+        return lambda: None
+
     with isolated_call.Isolated(late, 10, "late") as process:
         process.begin(0.05)  # it answers when the pipe is closed
-    with isolated_call.Isolated(lambda _: lambda: None, 10, "a function cannot be handed over") as process:
-        outcome = process.call(None)
+    with isolated_call.Isolated(unpicklable, 10, "a function cannot be handed over") as other:
+        outcome = other.call(None)
     assert isinstance(outcome, isolated_call.Failed)
     assert "pickle" in str(outcome.error).lower()
     with pytest.raises(WorkerFailure, match="KeyError"):

@@ -28,6 +28,7 @@ from onward.registry.artifact.replay import replay_in_subprocess
 from onward.registry.artifact.serving_plan import Serving
 from onward.registry.cli import runtimes as cli_runtimes
 from onward.registry.errors import OnwardError, UsageError
+from onward.registry.evidence.records import RuntimeState
 from onward.registry.evidence.reports import BenchmarkReport, PublishReport
 from onward.registry.evidence.session_options import CPU, SessionOptions
 from onward.registry.host import hardware, runtimes
@@ -117,8 +118,8 @@ def up_to_benchmark(project: Path) -> None:
     host.main()
     for name, stage in (("train", train), ("data", data), ("export", export), ("verify", verify)):
         assert one(name, "toy", stage).passed
-    for name, stage in (("optimize", optimize), ("quantize", quantize)):
-        one(name, "toy", stage)
+    for name, compute in (("optimize", optimize), ("quantize", quantize)):
+        one(name, "toy", compute)
 
 
 def test_a_real_model_is_measured_published_and_replayed_on_both_providers(
@@ -337,7 +338,7 @@ def test_outside_a_checkout_the_message_says_where_runtimes_are(
 
 
 def test_what_a_runtime_can_do_is_said_in_words() -> None:
-    found = runtimes.RuntimeState(
+    found = RuntimeState(
         runtime="x", usable=True, node_share={"float32": 1.0, "float16": 0.5, "int8": 0.0}, int8_exact=None
     )
     assert cli_runtimes.describe(found) == "float32; float16 (50% of the nodes); no int8"

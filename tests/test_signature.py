@@ -15,7 +15,8 @@ ONE, TWO = torch.ones(2, 3), torch.full((2, 3), 2.0)
 
 
 def module(forward: Any) -> nn.Module:
-    return type("Net", (nn.Module,), {"forward": forward})()
+    made: nn.Module = type("Net", (nn.Module,), {"forward": forward})()
+    return made
 
 
 def call(forward: Any, *inputs: str) -> Any:

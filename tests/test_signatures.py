@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
     Encoding,
@@ -80,7 +81,14 @@ def test_a_signature_is_taken_by_the_letter(change: str) -> None:
 def test_another_signature_under_the_same_words_leaves_the_digest_and_other_words_do_not() -> None:
     for same in (signed("ann"), signed("bob"), DRAFT.model_copy(update={"source": "models:/m-2"})):
         assert digest(same, LOG) == digest(DRAFT, LOG)
-    for change in ({"reason": "x"}, {"base": 4}, {"evidence": {}}, {"manifest": "b" * 64}, {"seen": 3}):
+    changes: list[dict[str, Any]] = [
+        {"reason": "x"},
+        {"base": 4},
+        {"evidence": {}},
+        {"manifest": "b" * 64},
+        {"seen": 3},
+    ]
+    for change in changes:
         assert digest(DRAFT.model_copy(update=change), LOG) != digest(DRAFT, LOG)
     assert digest(DRAFT, "staging.cnn") != digest(DRAFT, LOG)
 
@@ -106,10 +114,10 @@ def test_params_yaml_may_name_a_key_alone_or_with_the_moment_its_signer_left() -
         ({"key": key, "until": datetime(2026, 1, 2, 3, 4, 5)}, "2026-01-02T03:04:05+00:00"),
         ({"key": key, "until": datetime(2026, 1, 2, 3, 4, 5, tzinfo=berlin)}, "2026-01-02T03:04:05+02:00"),
     ):
-        assert Read(signer=written).signer == Signer(key=key, until=until)
+        assert Read.model_validate({"signer": written}).signer == Signer(key=key, until=until)
     for wrong in (3, {"key": key, "since": AT}, {"until": AT}, {"key": key, "until": "2026-01-02"}, [key]):
         with pytest.raises(ValidationError):
-            Read(signer=wrong)
+            Read.model_validate({"signer": wrong})
 
 
 @given(st.binary(max_size=40))
@@ -127,6 +135,7 @@ def test_a_key_file_is_its_owners_alone_and_never_overwritten(tmp_path: Path) ->
     public = entry_signatures.create_key(file)
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     private = load_pem_private_key(file.read_bytes(), None)
+    assert isinstance(private, Ed25519PrivateKey)
     assert base64.b64decode(public) == private.public_key().public_bytes_raw()
     assert is_public_key(public)
     before = file.read_bytes()
@@ -148,7 +157,7 @@ def key_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[bytes
     return write
 
 
-def pem(private: Any, encryption: KeySerializationEncryption | None = None) -> bytes:
+def pem(private: PrivateKeyTypes, encryption: KeySerializationEncryption | None = None) -> bytes:
     return private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption or NoEncryption())
 
 

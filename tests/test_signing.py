@@ -110,19 +110,20 @@ def test_a_signature_is_over_every_word_of_an_entry(
     store: Store, keys: dict[str, str], be: Callable[[str], None], environment: Callable[..., None]
 ) -> None:
     environment(signers=keys)
-    entry = promote(store, 1).entry
+    entry = not_none(promote(store, 1).entry)
     signers = policy.read()["staging"].signers
     assert entry_signatures.proven(entry, "staging.cnn", signers)
-    for change in (
+    changes: tuple[dict[str, Any], ...] = (
         {"base": 7}, {"sha256": "0" * 64}, {"candidate_version": 2}, {"actor": "bob"}, {"reason": "other"},
         {"at": "2030-01-01T00:00:00+00:00"}, {"forced": True}, {"evidence": {}}, {"signer": "bob"}, {"key": "other"},
         {"kind": "approve"}, {"restores": 1}, {"gates_run": "other"}, {"signature": "bm9uZQ=="}, {"signature": "!"},
         {"manifest": "0" * 64}, {"manifest": ""}, {"seen": 7}, {"seen_digest": "0" * 64}, {"base_digest": "0" * 64},
-    ):  # fmt: skip
-        assert not entry_signatures.proven(not_none(entry).model_copy(update=change), "staging.cnn", signers), change
+    )  # fmt: skip
+    for change in changes:
+        assert not entry_signatures.proven(entry.model_copy(update=change), "staging.cnn", signers), change
     assert not entry_signatures.proven(entry, "production.cnn", signers)
     elsewhere = {"number": 9, "source": "models:/m-elsewhere"}
-    assert entry_signatures.proven(not_none(entry).model_copy(update=elsewhere), "staging.cnn", signers)
+    assert entry_signatures.proven(entry.model_copy(update=elsewhere), "staging.cnn", signers)
 
 
 def test_who_has_no_key_of_a_signer_is_told_before_anything_is_done(
@@ -379,7 +380,7 @@ def test_a_session_that_requires_proof_loads_nothing_else(
     monkeypatch: pytest.MonkeyPatch,
     asked: str,
 ) -> None:
-    options = {"require_signed": True} if asked == "argument" else {}
+    options: dict[str, Any] = {"require_signed": True} if asked == "argument" else {}
     if not options:
         monkeypatch.setenv("ONWARD_REQUIRE_SIGNED", "1")
     environment(signers=keys)
@@ -519,7 +520,7 @@ def test_an_approval_of_other_files_with_the_same_model_is_none(
 ) -> None:
     environment(four_eyes=True, signers=keys)
     other = add_candidate(store, "cnn", 1, recorded_factor=1.0001, manifest=None)
-    assert not_none(store.candidate("cnn", other)).sha256 == store.candidate("cnn", 1).sha256
+    assert not_none(store.candidate("cnn", other)).sha256 == not_none(store.candidate("cnn", 1)).sha256
     be("bob")
     approvals.approve("cnn", 1, "staging", reason="looked at it", store=store)
     be("ann")
@@ -553,6 +554,6 @@ def test_clocks_that_differ_change_no_order(
 ) -> None:
     environment(signers=keys)
     monkeypatch.setattr(promotion, "now", lambda: "2026-01-02T03:04:30+00:00")
-    first = promote(store, 1).entry
+    first = not_none(promote(store, 1).entry)
     monkeypatch.setattr(promotion, "now", lambda: "2026-01-02T03:04:05+00:00")
     assert not_none(promote(store, 2).entry).at == first.at

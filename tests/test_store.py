@@ -18,7 +18,6 @@ from onward.registry.operations import overview, promotion
 from onward.registry.operations.promotion import Outcome
 from onward.registry.store.resolve import resolve
 from onward.registry.store.schema import Drift
-from onward.registry.store.stage_mirror import StageDrift
 from onward.registry.store.store import Store
 from tests import race
 from tests.conftest import not_none
@@ -94,7 +93,7 @@ def test_force_is_kept_in_history(store: Store) -> None:
     [entry] = overview.history("cnn", "staging", store)["staging"].history.entries()
     assert entry.forced
     assert "against data" in str(entry)
-    assert "against data" in store._client.get_model_version("staging.cnn", "1").description
+    assert "against data" in not_none(store._client.get_model_version("staging.cnn", "1").description)
 
 
 def test_force_past_gates_that_are_met_is_no_stain(store: Store) -> None:
@@ -271,7 +270,7 @@ def test_aliases_that_cannot_be_written_do_not_undo_the_entry(store: Store, monk
         raise ConnectionError("broken off")
 
     with monkeypatch.context() as broken:
-        broken.setattr(store._client._get_registry_client(), "set_registered_model_alias", broken_off)
+        broken.setattr(store._client._get_registry_client(), "set_registered_model_alias", broken_off)  # type: ignore[no-untyped-call]
         outcome = promote(store, "staging", version)
     assert outcome.changed
     assert "onward reconcile" in outcome.note
@@ -296,7 +295,7 @@ def test_a_healing_pass_that_was_overtaken_looks_at_the_log_again(
         add_candidate(store, "cnn", factor)
     other, write, left = Store(), Store._write, list(range(2, overtakings + 2))
 
-    def write_too_late(self, drift: Drift | StageDrift) -> None:
+    def write_too_late(self: Store, drift: Drift) -> None:
         """Between a look at the log and what is written then, somebody else deploys and heals."""
         if self is store and drift.alias == "live" and left:
             promote(other, "staging", left.pop(0))

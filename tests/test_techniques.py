@@ -113,7 +113,7 @@ def test_the_fewest_layers_are_found_in_few_tries(layers: int, needed: int) -> N
 def test_the_layer_that_quantising_hurts_most_comes_first(tmp_path: Path) -> None:
     source, target = tmp_path / "float.onnx", tmp_path / "int8.onnx"
     save(two_products(), source)
-    options = {"scales": "per_channel", "reduce_range": True}
+    options: dict[str, bool | int | float | str] = {"scales": "per_channel", "reduce_range": True}
     isolated_call.call(60, dynamic.quantize, source, target, [], [], options)
     costs = layer_costs(source, target, dynamic.OPERATORS, [{"x": normal(32, 64, seed=5)}])
     assert [cost.value for cost in costs] == ["y", "h"]
@@ -132,7 +132,7 @@ def test_a_small_table_of_embeddings_stays_float(tmp_path: Path, rows: int, type
         helper.make_node("MatMul", ["rows", "weight"], ["y"], name="product"),
     ]
     save(graph(nodes, {"table": normal(rows, 64), "weight": normal(64, 256)}, ["batch"]), source)
-    options = {"scales": "per_channel", "reduce_range": True}
+    options: dict[str, bool | int | float | str] = {"scales": "per_channel", "reduce_range": True}
     isolated_call.call(60, dynamic.quantize, source, target, [], [], options)
     tables = [weight for weight in onnx.load(target).graph.initializer if weight.dims[:1] == [rows]]
     assert [weight.data_type for weight in tables] == [type_of_table]
@@ -352,7 +352,9 @@ def test_bfloat16_products_lose_what_eight_bits_of_mantissa_lose_and_nothing_els
     half = onnx.load(tmp_path / "half.onnx")
     assert [node.op_type for node in half.graph.node] == ["Cast", "MatMul", "Cast", "MatMul"]
     assert {tensor.name for tensor in half.graph.initializer} == {"a.bfloat16", "b"}
-    expected, got = answers(tmp_path / "plain.onnx", x), ReferenceEvaluator(half).run(None, {"x": x})[0]
+    expected, outputs = answers(tmp_path / "plain.onnx", x), ReferenceEvaluator(half).run(None, {"x": x})
+    assert isinstance(outputs, list)
+    got = outputs[0]
     off = np.abs(got - expected).max() / np.abs(expected).max()
     assert 1e-5 < off < 2**-7
 

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from onward.registry.errors import UsageError
+from onward.registry.evidence.reports import VerifyReport
 from onward.registry.log.entries import Entry, GateResult
 from onward.registry.operations import promotion
 from onward.registry.store.store import Store
@@ -132,7 +134,8 @@ def test_markdown_shows_the_text_itself(text: str) -> None:
 def test_a_picture_takes_no_name_for_a_formula(text: str) -> None:
     from matplotlib.text import Text
 
-    _, formula = Text()._preprocess_math(mathtext(text))
+    picture: Any = Text()
+    _, formula = picture._preprocess_math(mathtext(text))
     assert not formula
 
 
@@ -172,7 +175,7 @@ def test_the_verdicts_table_takes_no_name_for_markup(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(verdict, "read", lambda: type("Params", (), {"models": ["toy"]}))
-    failed = verdict.REPORTS["verify"](model="toy", status="failed", reason=f"[/red] off\n{HOSTILE}")
+    failed = VerifyReport(model="toy", status="failed", reason=f"[/red] off\n{HOSTILE}")
     monkeypatch.setattr(verdict, "found", lambda _: {"verify": failed})
     with pytest.raises(SystemExit):
         verdict.main()

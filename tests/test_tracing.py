@@ -17,7 +17,7 @@ from onward.stages.exporting import tracing
 SIZES = [(2, 5), (1, 1), (4, 24)]
 
 
-@torch.jit.script_if_tracing
+@torch.jit.script_if_tracing  # type: ignore[untyped-decorator]
 def scripted(x: Tensor) -> Tensor:
     if bool(x.sum() > 0):
         return x * torch.tensor(2.0)
@@ -64,7 +64,8 @@ class Net(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.scale.sum() > 0:  # of weights alone: the same for every input
             x = x * self.scale
-        return self.function(x)
+        out: Tensor = self.function(x)
+        return out
 
 
 def baked(function: Callable[[Tensor], Any]) -> list[str]:

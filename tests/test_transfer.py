@@ -84,7 +84,8 @@ def test_importing_twice_changes_nothing_even_after_another_deployment(
 def test_an_interrupted_import_is_completed(
     new: Store, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    create, created = new._client.create_model_version, []
+    create = new._client.create_model_version
+    created: list[Any] = []
 
     def break_off(*arguments: Any, **options: Any) -> Any:
         if len(created) == 4:

@@ -97,7 +97,7 @@ def test_both_ends_of_a_range_are_valid_as_the_dtype_has_them(picture: Path, val
 def test_a_range_of_floats_admits_the_values_between_its_ends_and_no_others(dtype: Any, data: st.DataObject) -> None:
     low = data.draw(st.sampled_from([0, -1, 0.25]))
     high = data.draw(st.sampled_from([0.25, 1, 3]))
-    width = np.finfo(dtype).bits
+    width: Any = np.finfo(dtype).bits
     x = data.draw(arrays.arrays(dtype, (2, 3), elements=st.floats(width=width) | st.sampled_from([-0.0, low, high])))
     kind = {16: "tensor(float16)", 32: "tensor(float)", 64: "tensor(double)"}[width]
     spec = Input(SimpleNamespace(name="x", type=kind, shape=[2, 3]), limits=(low, high), strict=True)
@@ -118,10 +118,15 @@ def test_batches_keep_to_the_documented_sizes(picture: Path) -> None:
         assert InferenceSession(picture, validate="shape").predict(x).shape == (size, 4)
     with pytest.raises(UsageError, match="predict_batches feeds fewer at a time"):
         session.predict(np.zeros((9, 4), np.float32))
-    seen = []
+    seen: list[int] = []
     loaded: Any = session._loaded
     run = loaded._run
-    loaded._run = lambda names, feed: seen.append(len(feed["x"])) or run(names, feed)
+
+    def counted(names: list[str], feed: dict[str, Any]) -> Any:
+        seen.append(len(feed["x"]))
+        return run(names, feed)
+
+    loaded._run = counted
     x = np.random.default_rng(0).uniform(0, 0.1, (19, 4)).astype(np.float32)
     assert np.array_equal(session.predict_batches(x), x)
     assert np.array_equal(session.predict_batches(x, 1), x)
@@ -319,7 +324,8 @@ def test_a_model_without_inputs_predicts(tmp_path: Path, mode: Any) -> None:
         session.predict(X)
     with pytest.raises(UsageError, match="no input x; it takes no inputs"):
         session.predict(x=X)
-    for samples in ({}, X, []):
+    nothing: tuple[Any, ...] = ({}, X, [])
+    for samples in nothing:
         with pytest.raises(UsageError, match=r"the model has no inputs.*call predict\(\)"):
             session.predict_batches(samples)
 
@@ -404,6 +410,6 @@ def test_what_is_fed_is_what_was_given(mode: str, kind: str, value: Any) -> None
     if (
         isinstance(value, np.ndarray)
         and value.dtype.kind in "fiub"
-        and (value.dtype.itemsize, dtype) != (8, np.float32)
+        and (value.dtype.itemsize, dtype) != (8, np.dtype(np.float32))
     ):
         assert np.array_equal(fed, value, equal_nan=dtype.kind == "f")

@@ -91,9 +91,9 @@ def test_one_case_can_be_fed_again_alone(project: Path, capsys: pytest.CaptureFi
 def test_the_command_for_one_case_exits_by_its_verdict(project: Path) -> None:
     write_project(project)
     through("train", "data", "export")
-    here = {"PYTHONPATH": str(ROOT)}
-    assert run("onward stage verify toy --case zeros@b3", project, **here).returncode == 0
-    assert run("onward stage verify toy --case nonsense", project, **here).returncode == 2
+    here = str(ROOT)
+    assert run("onward stage verify toy --case zeros@b3", project, PYTHONPATH=here).returncode == 0
+    assert run("onward stage verify toy --case nonsense", project, PYTHONPATH=here).returncode == 2
 
 
 def test_an_original_that_answers_by_chance_is_told_so(project: Path) -> None:
@@ -296,7 +296,7 @@ def test_a_mask_model_is_fed_masks_and_a_lost_one_is_found(project: Path) -> Non
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 4]),
          helper.make_tensor_value_info("on", TensorProto.BOOL, ["batch", 4])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 4])],
-        [numpy_helper.from_array(np.float32(0), "nothing")],
+        [numpy_helper.from_array(np.array(0, np.float32), "nothing")],
     )  # fmt: skip
     onnx.save(
         helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10), project / "given.onnx"
