@@ -50,7 +50,7 @@ class Row:
         {"sha256": "A" * 64}, {"kind": "delete"}, {"key": ""}, {"forced": "perhaps"}, {"manifest": "x"}, {"seen": "-7"},
     ],
 )  # fmt: skip
-def test_tags_that_cannot_be_right_are_no_entry(tags: dict[str, str]) -> None:
+def test_invalid_tags_are_not_parsed_as_an_entry(tags: dict[str, str]) -> None:
     entry = schema.from_version(Row(**tags))
     if "schema" in tags:
         assert entry is not None
@@ -61,7 +61,7 @@ def test_tags_that_cannot_be_right_are_no_entry(tags: dict[str, str]) -> None:
 
 
 @given(st.dictionaries(st.sampled_from([*TAGS, "gates", "restores", "seen", "manifest", "signature"]), st.text()))
-def test_no_tags_at_all_break_a_log(tags: dict[str, str]) -> None:
+def test_arbitrary_tags_do_not_break_the_log(tags: dict[str, str]) -> None:
     for signers in ({}, _signers()):
         log = schema.parse_log("staging.cnn", [Row(**tags)], signers)
         assert len(log.entries()) + len(log.foreign) + len(log.newer) == 1
@@ -76,7 +76,7 @@ def _signers() -> dict[str, Signer]:
 @pytest.mark.parametrize(
     "name", ["production.bob's model", "staging.a b", 'production."x"', "staging.x'; drop", "staging."]
 )
-def test_another_teams_model_is_listed_as_foreign_and_harms_nobody(store: Store, onward: Command, name: str) -> None:
+def test_a_foreign_model_is_listed_and_breaks_no_command(store: Store, onward: Command, name: str) -> None:
     store._client.create_registered_model(name)
     for _ in range(2):
         store._client.create_model_version(name, source="file:///tmp/x")
@@ -89,7 +89,7 @@ def test_another_teams_model_is_listed_as_foreign_and_harms_nobody(store: Store,
     assert promotion.promote("cnn", "staging", 2, reason="because", store=store).changed
 
 
-def test_environments_of_names_that_are_none_are_left_out(store: Store) -> None:
+def test_environments_with_invalid_names_are_ignored(store: Store) -> None:
     store._client.create_registered_model("o'brien.cnn")
     assert store.environments("cnn") == ["staging"]
     assert pruning.prune("cnn", "1h", dry_run=True, store=store).deleted == ()
@@ -97,9 +97,7 @@ def test_environments_of_names_that_are_none_are_left_out(store: Store) -> None:
 
 
 @pytest.mark.parametrize("tags", [{"candidate": str(10**23)}, {"at": "yesterday"}, {"gates": "[" * 5000}])
-def test_tags_edited_by_hand_make_a_row_foreign_for_every_command(
-    store: Store, onward: Command, tags: dict[str, str]
-) -> None:
+def test_every_command_treats_a_hand_edited_row_as_foreign(store: Store, onward: Command, tags: dict[str, str]) -> None:
     for tag, value in tags.items():
         store._client.set_model_version_tag("staging.cnn", "1", tag, value)
     out = onward("status")[1]
@@ -122,7 +120,7 @@ def test_tags_edited_by_hand_make_a_row_foreign_for_every_command(
         ({"sha256": "x"}, "sha256"), ({"evidence": {"a": 1}}, "evidence"), ({"key": ""}, "key"), ({"seen": 9}, "seen"),
     ],
 )  # fmt: skip
-def test_an_import_checks_every_field_before_anything_is_written(
+def test_an_import_validates_every_field_before_writing(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], where: str
 ) -> None:
     [line] = transfer.export(["cnn"], tmp_path / "files", store)

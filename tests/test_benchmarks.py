@@ -23,14 +23,14 @@ def registry(tmp_path: Path, *arguments: str) -> tuple[int, list[str]]:
     return done.returncode, [line for line in done.stdout.splitlines() if line.startswith("| ")][1:]
 
 
-def test_the_registry_holds_under_a_small_race_and_a_few_kills(tmp_path: Path) -> None:
+def test_the_registry_survives_a_small_race_and_a_few_kills(tmp_path: Path) -> None:
     code, rows = registry(tmp_path, "--only", "races", "kills", "--processes", "2", "--changes", "4", "--kills", "3")
     assert code == 0
     assert len(rows) == 10
     assert all(row.endswith("| yes |") for row in rows)
 
 
-def test_what_predict_costs_is_stated_for_every_way_of_calling_it(tmp_path: Path) -> None:
+def test_the_cost_of_predict_is_reported_for_every_call_form(tmp_path: Path) -> None:
     table = tmp_path / "table.md"
     command = [sys.executable, "-m", "benchmarks.predict", "--rounds", "3", "--wanted", "1e9", "--out", str(table)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -42,7 +42,7 @@ def test_what_predict_costs_is_stated_for_every_way_of_calling_it(tmp_path: Path
     assert all(row.endswith("| yes |") for row in rows)
 
 
-def test_the_registry_holds_on_a_server_that_fails_and_its_costs_are_measured(tmp_path: Path) -> None:
+def test_the_registry_survives_a_failing_server_and_reports_its_costs(tmp_path: Path) -> None:
     small = ["--entries", "12", "--rounds", "1", "--models", "2", "--faults", "6"]
     _, rows = registry(tmp_path, "--only", "latencies", "status", "cold", "outages", *small)
     timed = [row for row in rows if any(words in row for words in ("under", "no dearer", "said within"))]

@@ -87,7 +87,7 @@ def raced() -> Book:
     return book
 
 
-def test_a_changed_newest_entry_raises_an_alarm_and_the_last_proven_one_stays() -> None:
+def test_a_changed_newest_entry_raises_an_alarm_and_the_last_proven_entry_stays_live() -> None:
     book = Book()
     book.promote("ann", "bob", "ann")
     book.rows[3]["reason"] = "becausf"
@@ -112,9 +112,7 @@ def test_a_changed_newest_entry_raises_an_alarm_and_the_last_proven_one_stays() 
         (lambda rows: rows.pop(2), "row 3 is signed, but a row before it is gone or not proven"),
     ],
 )
-def test_an_entry_that_lost_a_race_never_goes_live_because_the_winner_was_damaged(
-    damage: Callable[[Any], object], sentence: str
-) -> None:
+def test_damage_to_the_winner_does_not_make_a_lost_entry_live(damage: Callable[[Any], object], sentence: str) -> None:
     book = raced()
     assert book.live() == 2
     damage(book.rows)
@@ -123,7 +121,7 @@ def test_an_entry_that_lost_a_race_never_goes_live_because_the_winner_was_damage
     assert any(alarm.startswith(sentence) for alarm in log.alarm), log.alarm
 
 
-def test_a_removed_signers_entries_go_on_counting_below_later_ones() -> None:
+def test_entries_of_a_removed_signer_count_below_later_entries() -> None:
     book = Book()
     book.promote("ann", "ann", "bob")
     later = {"bob": SIGNERS["bob"]}
@@ -132,7 +130,7 @@ def test_a_removed_signers_entries_go_on_counting_below_later_ones() -> None:
     assert (log.unproven, log.alarm) == ((), ())
 
 
-def test_a_removed_signers_last_entry_raises_an_alarm_and_what_lost_to_it_stays_lost() -> None:
+def test_the_last_entry_of_a_removed_signer_raises_an_alarm_and_its_losers_stay_lost() -> None:
     book = Book()
     book.promote("bob")
     late = book.draft("bob")
@@ -144,7 +142,7 @@ def test_a_removed_signers_last_entry_raises_an_alarm_and_what_lost_to_it_stays_
     assert len(log.alarm) == 2
 
 
-def test_until_keeps_what_a_signer_wrote_while_being_one_and_nothing_later() -> None:
+def test_until_accepts_entries_before_the_signer_left_and_none_later() -> None:
     left = {**SIGNERS, "ann": Signer(key=SIGNERS["ann"].key, until="2026-01-03T00:00:00+00:00")}
     book = Book()
     book.promote("bob", "ann")
@@ -160,7 +158,7 @@ def test_until_keeps_what_a_signer_wrote_while_being_one_and_nothing_later() -> 
         assert not log.settled or log.history.base == 4
 
 
-def test_deleted_and_changed_entries_of_the_past_are_named() -> None:
+def test_deleted_and_changed_past_entries_are_named() -> None:
     book = Book()
     book.promote("ann", "bob", "ann", "bob", "ann")
     assert book.read().damage == ()
@@ -173,7 +171,7 @@ def test_deleted_and_changed_entries_of_the_past_are_named() -> None:
     assert book.live() == 5
 
 
-def test_the_words_of_one_row_put_into_another_are_not_proven() -> None:
+def test_tags_copied_to_another_row_are_not_proven() -> None:
     book = raced()
     book.rows[2], book.rows[3] = book.rows[3], book.rows[2]
     assert (book.live(), len(book.read().alarm)) == (1, 2)
@@ -181,7 +179,7 @@ def test_the_words_of_one_row_put_into_another_are_not_proven() -> None:
     assert (book.live(), len(book.read().alarm)) == (1, 2)
 
 
-def test_an_entry_that_another_one_passed_over_stays_so() -> None:
+def test_a_skipped_entry_stays_skipped() -> None:
     book = Book()
     book.promote("ann", "ann")
     signature = book.rows[2].pop("signature")
@@ -195,7 +193,7 @@ def test_an_entry_that_another_one_passed_over_stays_so() -> None:
     assert [entry.number for entry in book.read().history.counted] == [1, 3, 4]
 
 
-def test_a_draft_is_tied_to_its_base_and_to_the_newest_row_that_its_author_saw() -> None:
+def test_a_draft_references_its_base_and_the_newest_row_its_author_saw() -> None:
     book = Book()
     book.promote("ann")
     late = book.draft("bob")
@@ -215,7 +213,7 @@ def test_a_draft_is_tied_to_its_base_and_to_the_newest_row_that_its_author_saw()
 @pytest.mark.parametrize(
     ("how", "words"), [("change", "was changed"), ("delete", "was deleted"), ("garble", "was changed")]
 )
-def test_a_lost_entry_that_later_authors_saw_is_missed_as_well(how: str, words: str) -> None:
+def test_damage_to_a_lost_entry_is_reported_if_later_authors_saw_it(how: str, words: str) -> None:
     book = raced()
     book.promote("ann", "bob")
     assert book.read().damage == ()
@@ -246,7 +244,7 @@ def judged(book: Book, signers: Mapping[str, Signer] = SIGNERS) -> chain.Judged:
     return chain.judge(entries.values(), book.rows.keys(), LOG, signers)
 
 
-def test_a_whole_log_is_judged_from_its_first_row_and_nothing_is_left_open() -> None:
+def test_a_complete_log_is_judged_completely() -> None:
     book = Book()
     book.promote("ann", "bob", "ann")
     assert judged(book) == chain.Judged(frozenset({1, 2, 3}), frozenset(), ())
@@ -257,7 +255,7 @@ def test_a_whole_log_is_judged_from_its_first_row_and_nothing_is_left_open() -> 
     assert judged(book).damage == ("entry 1 was deleted after entry 2 had named it",)
 
 
-def test_a_signed_entry_of_before_has_no_ties_and_counts() -> None:
+def test_a_signed_entry_of_an_older_schema_without_references_counts() -> None:
     book = Book()
     for base in (0, 1, 2):
         book.write(tied(book, "ann", base, seen=-1))
@@ -272,14 +270,14 @@ def test_a_signed_entry_of_before_has_no_ties_and_counts() -> None:
     ("base", "seen", "counts"),
     [(2, 3, True), (3, 3, True), (2, 2, True), (3, 2, False), (3, 0, False), (3, 4, False), (3, 5, False)],
 )
-def test_nobody_can_have_seen_less_than_their_base_or_their_own_entry(base: int, seen: int, counts: bool) -> None:
+def test_an_entry_that_saw_less_than_its_base_does_not_count(base: int, seen: int, counts: bool) -> None:
     book = Book()
     book.promote("ann", "bob", "ann")
     number = book.write(tied(book, "bob", base, seen))
     assert (number in judged(book).proven) == counts
 
 
-def test_the_first_entry_of_one_who_has_left_rests_on_nothing_older() -> None:
+def test_the_first_entry_of_a_departed_signer_needs_no_older_entry() -> None:
     left = {**SIGNERS, "ann": Signer(key=SIGNERS["ann"].key, until="2026-01-03T00:00:00+00:00")}
     book = Book()
     book.promote("ann")
@@ -287,7 +285,7 @@ def test_the_first_entry_of_one_who_has_left_rests_on_nothing_older() -> None:
     assert (log.history.base, log.settled, log.open) == (1, True, False)
 
 
-def test_an_entry_of_one_who_has_left_is_judged_with_the_entry_that_it_rests_on() -> None:
+def test_an_entry_of_a_departed_signer_is_judged_with_its_base() -> None:
     left = {**SIGNERS, "ann": Signer(key=SIGNERS["ann"].key, until="2026-01-03T00:00:00+00:00")}
     book = Book()
     book.promote("bob", "bob", "ann")
@@ -308,7 +306,7 @@ def approval(book: Book, who: str, seen: Log) -> Draft:
     return sign(draft, LOG, Key(who, KEYS[who]))
 
 
-def test_what_a_later_signer_rested_on_is_decided_whatever_became_of_the_rows_before_it() -> None:
+def test_the_base_of_a_later_signer_counts_even_if_earlier_rows_are_damaged() -> None:
     book = Book()
     book.promote("ann")
     seen = book.read()
@@ -323,7 +321,7 @@ def test_what_a_later_signer_rested_on_is_decided_whatever_became_of_the_rows_be
     assert (judged(book, only_ann).undecided, log.alarm) == (frozenset(), ())
 
 
-def test_to_have_seen_a_row_is_not_to_vouch_for_it() -> None:
+def test_seeing_a_row_does_not_prove_it() -> None:
     book = Book()
     book.promote("ann")
     book.write(approval(book, "eve", book.read()))
@@ -333,7 +331,7 @@ def test_to_have_seen_a_row_is_not_to_vouch_for_it() -> None:
     assert (log.approvals, [e.number for e in log.unproven]) == ((), [2])
 
 
-def test_an_approval_has_nobody_to_race_with() -> None:
+def test_approvals_do_not_race() -> None:
     book = Book()
     book.promote("ann")
     seen = book.read()
@@ -343,7 +341,7 @@ def test_an_approval_has_nobody_to_race_with() -> None:
     assert [e.number for e in book.read().history.counted] == [1]
 
 
-def test_whatever_is_no_proven_entry_is_told_in_the_order_of_the_log_however_it_was_read() -> None:
+def test_unproven_rows_are_reported_in_log_order_for_every_read_order() -> None:
     book = Book()
     book.promote("ann")
     seen = book.read()
@@ -369,7 +367,7 @@ def test_whatever_is_no_proven_entry_is_told_in_the_order_of_the_log_however_it_
     assert [e.number for e in parse_log(LOG, rows[::-1], SIGNERS).approvals] == [9, 10]
 
 
-def test_of_several_entries_one_that_rests_on_what_was_not_read_leaves_the_log_open() -> None:
+def test_one_entry_with_an_unread_base_leaves_the_log_unsettled() -> None:
     left = {**SIGNERS, "ann": Signer(key=SIGNERS["ann"].key, until="2026-01-03T00:00:00+00:00")}
     book = Book()
     book.promote("bob", "bob", "bob", "bob")
@@ -381,7 +379,7 @@ def test_of_several_entries_one_that_rests_on_what_was_not_read_leaves_the_log_o
     assert [e.number for e in log.history.counted] == [3]
 
 
-def test_one_who_is_no_signer_changes_nothing_and_is_named() -> None:
+def test_an_entry_of_a_non_signer_changes_nothing_and_is_named() -> None:
     book = Book()
     book.promote("ann")
     book.promote("eve")
@@ -396,7 +394,7 @@ def test_one_who_is_no_signer_changes_nothing_and_is_named() -> None:
 
 @given(st.data())
 @settings(max_examples=150, deadline=None)
-def test_whoever_has_no_key_can_at_most_go_back_to_what_was_live_before_and_never_unseen(data: st.DataObject) -> None:
+def test_an_attacker_without_a_key_can_only_restore_an_earlier_version_and_raises_an_alarm(data: st.DataObject) -> None:
     """Signers write, some of them late; then somebody changes, deletes and adds rows. What is live afterwards was live
     at some time, and if it is not what was live last, there is an alarm, unless the newest rows were deleted."""
     book = Book()
@@ -440,7 +438,7 @@ def test_whoever_has_no_key_can_at_most_go_back_to_what_was_live_before_and_neve
 
 @given(st.data())
 @settings(max_examples=100, deadline=None)
-def test_the_newest_rows_alone_say_what_the_whole_log_says(data: st.DataObject) -> None:
+def test_the_newest_rows_give_the_same_verdict_as_the_whole_log(data: st.DataObject) -> None:
     book = Book()
     for who in data.draw(st.lists(st.sampled_from(["ann", "bob", "eve", ""]), min_size=1, max_size=8)):
         if who:
@@ -457,7 +455,7 @@ def test_the_newest_rows_alone_say_what_the_whole_log_says(data: st.DataObject) 
                 assert (part.history.base, part.alarm) == (whole.history.base, whole.alarm)
 
 
-def test_without_signers_everything_is_taken_at_its_word() -> None:
+def test_without_signers_every_entry_counts() -> None:
     book = Book()
     book.promote("eve")
     book.write(book.draft("eve", seen=book.read({})))

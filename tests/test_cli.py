@@ -41,7 +41,7 @@ def promote(onward: Command, to: str, *arguments: str) -> tuple[int, str, str]:
     return onward("promote", "cnn", *arguments, "--to", to, "--reason", "because")
 
 
-def test_help_is_quick_and_teaches() -> None:
+def test_help_is_fast_and_shows_examples() -> None:
     shown = subprocess.run([sys.executable, "-m", "onward.cli", "--help"], capture_output=True, text=True)
     assert shown.returncode == 0
     for command in (*COMMANDS, *(name.split()[0] for name in SUBCOMMANDS)):
@@ -59,7 +59,7 @@ def test_every_command_has_an_example_and_json(onward: Command, command: str) ->
     assert "--json" in out
 
 
-def test_from_candidate_to_production_and_back(store: Store, onward: Command) -> None:
+def test_commands_promote_to_production_and_roll_back(store: Store, onward: Command) -> None:
     for factor in (1, 2):
         version = str(add_candidate(store, "cnn", factor))
         code, out, err = promote(onward, "staging", version)
@@ -78,7 +78,7 @@ def test_from_candidate_to_production_and_back(store: Store, onward: Command) ->
     assert [line.split()[0] for line in out.splitlines() if " live " in line] == ["2", "3"]
 
 
-def test_json_is_all_that_stdout_holds(store: Store, onward: Command, tmp_path: Path) -> None:
+def test_with_json_stdout_contains_only_json(store: Store, onward: Command, tmp_path: Path) -> None:
     add_candidate(store, "cnn")
     np.savez(tmp_path / "x.npz", x=np.ones((2, 4), np.float32))
     scale_model(tmp_path / "m.onnx", 2)
@@ -105,7 +105,7 @@ def test_json_is_all_that_stdout_holds(store: Store, onward: Command, tmp_path: 
     assert answers["inspect"]["operators"] == {"Mul": 1}
 
 
-def test_a_gate_that_says_no_exits_1_and_lists_all(store: Store, onward: Command) -> None:
+def test_an_unmet_gate_exits_1_and_lists_all_unmet_gates(store: Store, onward: Command) -> None:
     add_candidate(store, "cnn", parity="failed", data=None)
     code, out, err = promote(onward, "staging", "1")
     assert (code, out) == (1, "")
@@ -161,7 +161,7 @@ def test_a_lost_race_exits_3(store: Store, onward: Command, monkeypatch: pytest.
     assert "lost" in onward("history", "cnn")[1]
 
 
-def test_a_store_that_is_down_exits_4(onward: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_store_exits_4(onward: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
@@ -171,7 +171,7 @@ def test_a_store_that_is_down_exits_4(onward: Command, tmp_path: Path, monkeypat
     assert "secret" not in err
 
 
-def test_without_a_store_or_a_checkout_it_says_what_to_do(
+def test_without_a_store_or_checkout_the_error_names_the_next_step(
     onward: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -183,11 +183,11 @@ def test_without_a_store_or_a_checkout_it_says_what_to_do(
     assert "MLFLOW_TRACKING_URI" in err
 
 
-def test_an_empty_store_says_what_fills_it(store: Store, onward: Command) -> None:
+def test_an_empty_store_names_the_command_that_fills_it(store: Store, onward: Command) -> None:
     assert onward("status") == (0, "No model is registered yet: `dvc repro` registers those that are fit.\n", "")
 
 
-def test_check_finds_a_changed_byte_in_what_is_live(store: Store, onward: Command) -> None:
+def test_check_finds_a_changed_byte_in_the_live_version(store: Store, onward: Command) -> None:
     add_candidate(store, "cnn")
     promote(onward, "staging")
     assert onward("check", "cnn@staging")[0] == 0
@@ -197,7 +197,7 @@ def test_check_finds_a_changed_byte_in_what_is_live(store: Store, onward: Comman
     assert "validation/tolerance.json has changed" in err
 
 
-def test_check_notices_answers_that_do_not_repeat(store: Store, onward: Command) -> None:
+def test_check_detects_outputs_that_do_not_match_the_recorded_ones(store: Store, onward: Command) -> None:
     add_candidate(store, "cnn", 2, recorded_factor=3)
     promote(onward, "staging")
     code, out, err = onward("check", "cnn@staging")
@@ -206,7 +206,7 @@ def test_check_notices_answers_that_do_not_repeat(store: Store, onward: Command)
     assert "met     digest" in out
 
 
-def test_drift_shows_in_status_until_it_is_reconciled(store: Store, onward: Command) -> None:
+def test_status_shows_drift_until_reconcile_runs(store: Store, onward: Command) -> None:
     add_candidate(store, "cnn")
     promote(onward, "staging")
     store._client.delete_registered_model_alias("staging.cnn", "live")
@@ -215,7 +215,7 @@ def test_drift_shows_in_status_until_it_is_reconciled(store: Store, onward: Comm
     assert "alias" not in onward("status")[1]
 
 
-def test_a_table_in_a_pipe_is_not_cut_off(store: Store, onward: Command) -> None:
+def test_a_table_in_a_pipe_is_not_truncated(store: Store, onward: Command) -> None:
     name = "a-model-with-quite-a-long-name-that-would-not-fit-into-eighty-columns-" + "x" * 40
     add_candidate(store, name)
     onward("promote", name, "--to", "staging", "--reason", "because")
@@ -240,7 +240,7 @@ def test_predict_refuses_pickled_arrays(onward: Command, tmp_path: Path, monkeyp
     assert "no .npz file of plain arrays" in err
 
 
-def test_inspect_says_what_a_file_is(onward: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inspect_describes_a_file(onward: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     scale_model(tmp_path / "m.onnx", 2)
     code, out, _ = onward("inspect", "m.onnx")
@@ -249,7 +249,7 @@ def test_inspect_says_what_a_file_is(onward: Command, tmp_path: Path, monkeypatc
         assert words in out
 
 
-def test_inspect_of_a_report_says_what_failed_and_where_they_part(
+def test_inspect_of_a_report_shows_the_failure_and_the_first_difference(
     onward: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -315,7 +315,7 @@ def external(path: Path, location: str) -> None:
         (lambda path: external(path, "/etc/passwd"), "lies outside its own folder"),
     ],
 )
-def test_inspect_refuses_broken_files_in_one_line(
+def test_inspect_rejects_broken_files_with_one_line(
     onward: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prepare: Callable[[Path], object], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -326,7 +326,7 @@ def test_inspect_refuses_broken_files_in_one_line(
     assert err.count("\n") == 1
 
 
-def test_who_acts_is_known_without_git(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_actor_is_known_without_git(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("ONWARD_ACTOR", "ann")
     assert who() == "ann"
     monkeypatch.delenv("ONWARD_ACTOR")
@@ -334,7 +334,7 @@ def test_who_acts_is_known_without_git(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert who()
 
 
-def test_ui_of_a_server_is_the_servers(onward: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ui_opens_the_page_of_a_server(onward: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://user:secret@mlflow.example.org")
     code, out, _ = onward("ui")
     assert code == 0
@@ -342,7 +342,7 @@ def test_ui_of_a_server_is_the_servers(onward: Command, monkeypatch: pytest.Monk
     assert "Model training" in out
 
 
-def test_environments_are_made_once(store: Store, onward: Command) -> None:
+def test_environments_are_created_once(store: Store, onward: Command) -> None:
     assert onward("environments", "create", "cnn")[1].splitlines() == [
         "created environments/staging",
         "created staging.cnn",

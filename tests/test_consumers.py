@@ -41,7 +41,7 @@ def served(uri: str, folder: Path, x: np.ndarray) -> np.ndarray:
         server.wait(60)
 
 
-def test_onward_pyfunc_and_mlflow_models_serve_all_answer_the_same(
+def test_onward_pyfunc_and_mlflow_models_serve_give_the_same_outputs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = fresh_store(tmp_path, monkeypatch)

@@ -59,7 +59,7 @@ LOSSES = [delete_files, damage_a_file, delete_a_file, delete_the_logged_model]
 
 
 @pytest.mark.parametrize("lose", LOSSES)
-def test_promoting_what_is_live_already_restores_its_files(
+def test_promoting_the_live_version_again_restores_its_files(
     store: Store, lose: Callable[[Store, str, int], None]
 ) -> None:
     before = live(store)
@@ -81,7 +81,7 @@ def test_promoting_what_is_live_already_restores_its_files(
 
 
 @pytest.mark.parametrize("lose", LOSSES)
-def test_promoting_again_what_was_live_before_makes_a_lost_copy_anew(
+def test_promoting_an_earlier_version_again_recreates_a_lost_copy(
     store: Store, lose: Callable[[Store, str, int], None]
 ) -> None:
     add_candidate(store, "cnn", 2.0)
@@ -98,7 +98,7 @@ def test_promoting_again_what_was_live_before_makes_a_lost_copy_anew(
 
 
 @pytest.mark.parametrize("lose", LOSSES)
-def test_rollback_to_a_lost_copy_takes_the_candidates_files(
+def test_rollback_to_a_lost_copy_uses_the_files_of_the_candidate(
     store: Store, lose: Callable[[Store, str, int], None]
 ) -> None:
     add_candidate(store, "cnn", 2.0)
@@ -110,7 +110,7 @@ def test_rollback_to_a_lost_copy_takes_the_candidates_files(
 
 
 @pytest.mark.parametrize("lose", LOSSES)
-def test_promoting_onwards_what_the_environment_before_has_lost(
+def test_a_promotion_survives_a_lost_copy_in_the_previous_environment(
     store: Store, lose: Callable[[Store, str, int], None]
 ) -> None:
     lose(store, "staging", 1)
@@ -118,7 +118,7 @@ def test_promoting_onwards_what_the_environment_before_has_lost(
     assert overview.check("cnn", "production", store).met
 
 
-def test_what_another_version_has_is_as_good(store: Store) -> None:
+def test_a_lost_copy_is_recreated_from_another_version_with_the_same_bytes(store: Store) -> None:
     store._client.delete_model_version("cnn", "1")
     add_candidate(store, "cnn", 1.0)  # the same bytes
     delete_files(store, "staging", 1)
@@ -126,7 +126,7 @@ def test_what_another_version_has_is_as_good(store: Store) -> None:
     assert overview.check("cnn", "production", store).met
 
 
-def test_where_the_files_are_nowhere_it_says_where_it_looked(store: Store) -> None:
+def test_if_no_copy_is_left_the_error_names_the_searched_places(store: Store) -> None:
     source = live(store).source
     delete_files(store, "staging", 1)
     shutil.rmtree(artifacts_of(store, "cnn", 1))
@@ -139,21 +139,21 @@ def test_where_the_files_are_nowhere_it_says_where_it_looked(store: Store) -> No
         InferenceSession("cnn@staging")
 
 
-def test_a_candidate_that_is_lost_is_taken_from_the_environments_copy(store: Store) -> None:
+def test_the_files_of_a_lost_candidate_come_from_the_copy_of_the_environment(store: Store) -> None:
     add_candidate(store, "cnn", 2.0)
     promote(store, "staging", 2)
     shutil.rmtree(artifacts_of(store, "cnn", 1))
     assert promote(store, "staging", 1).changed
 
 
-def test_an_export_takes_the_copy_that_is_left(store: Store, tmp_path: Path) -> None:
+def test_an_export_uses_the_remaining_copy(store: Store, tmp_path: Path) -> None:
     delete_files(store, "staging", 1)
     promote(store, "staging", 1)
     transfer.export(["cnn"], tmp_path / "moved", store)
     assert (tmp_path / "moved" / live(store).manifest / "model.onnx").is_file()
 
 
-def test_a_reader_makes_nothing(store: Store) -> None:
+def test_reading_creates_no_copy(store: Store) -> None:
     before = {found.name for found in store._client.search_experiments()}
     assert store.files.own_copies("nowhere", "cnn", "0" * 64) == []
     assert {found.name for found in store._client.search_experiments()} == before

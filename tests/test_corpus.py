@@ -70,13 +70,13 @@ def export_all(root: Path) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_good_model_of_any_kind_passes(name: str, root: Path, tmp_path: Path) -> None:
+def test_every_correct_model_passes(name: str, root: Path, tmp_path: Path) -> None:
     shutil.copytree(root / name, tmp_path / "made")
     assert verdict(name, root, tmp_path / "made") == ""
 
 
 @pytest.mark.parametrize(("name", "strategy"), [("branching", "script"), ("gru", "script")])
-def test_the_ladder_finds_the_way_that_works_and_says_why_the_others_fell(
+def test_the_export_ladder_finds_the_working_strategy_and_reports_why_others_failed(
     name: str, strategy: str, root: Path, tmp_path: Path
 ) -> None:
     made, attempts = _ladder(name, settle(name), tmp_path)
@@ -100,7 +100,7 @@ def verdict(name: str, root: Path, folder: Path) -> str:
 
 
 @pytest.mark.parametrize("label", MUTATIONS)
-def test_a_model_with_one_thing_wrong_does_not_pass(label: str, root: Path, tmp_path: Path) -> None:
+def test_a_model_with_one_fault_does_not_pass(label: str, root: Path, tmp_path: Path) -> None:
     name, mutate = MUTATIONS[label]
     shutil.copytree(root / name, tmp_path / "made")
     mutate(tmp_path / "made" / "model.onnx")
@@ -109,7 +109,7 @@ def test_a_model_with_one_thing_wrong_does_not_pass(label: str, root: Path, tmp_
     assert str(tmp_path) not in said
 
 
-def test_a_tracer_that_baked_one_branch_falls(root: Path) -> None:
+def test_a_trace_with_one_baked_branch_is_rejected(root: Path) -> None:
     settings = settle("branching", export={"strategy": "trace"})
     folder = root / "baked"
     folder.mkdir()
@@ -137,7 +137,7 @@ def test_a_tracer_that_baked_one_branch_falls(root: Path) -> None:
         ),
     ],
 )
-def test_the_report_names_the_node_the_module_and_the_line_where_they_part(
+def test_the_report_names_the_node_module_and_line_of_the_first_difference(
     label: str, operator: str, module: str, source: str, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name, mutate = MUTATIONS[label]
@@ -162,7 +162,9 @@ def test_the_report_names_the_node_the_module_and_the_line_where_they_part(
     assert worst.case.name == found.case
 
 
-def test_a_variant_is_told_by_the_first_value_that_departs_from_the_plain_export(root: Path, tmp_path: Path) -> None:
+def test_a_report_names_the_first_value_of_a_variant_that_differs_from_the_plain_export(
+    root: Path, tmp_path: Path
+) -> None:
     shutil.copytree(root / "attention", tmp_path / "made")
     MUTATIONS["the softmax's axis off by one"][1](tmp_path / "made" / "model.onnx")
     settings = settle("attention")

@@ -96,7 +96,7 @@ def races(draw: st.DrawFn) -> Race:
 
 
 @given(races())
-def test_one_deployment_is_live_and_it_is_what_the_winners_were_told(race: Race) -> None:
+def test_exactly_one_deployment_is_live_and_winners_agree_on_it(race: Race) -> None:
     log, told = race
     line = fold(log)
     assert [e.number for e in line.counted] == [number for number, won in told.items() if won]
@@ -106,14 +106,14 @@ def test_one_deployment_is_live_and_it_is_what_the_winners_were_told(race: Race)
 
 
 @given(races())
-def test_what_counts_is_what_followed_the_rule_from_the_first_entry_on(race: Race) -> None:
+def test_counted_entries_are_those_that_follow_the_rule_from_the_first_entry(race: Race) -> None:
     log, _ = race
     line = fold(log)
     assert forwards(log) == ([e.number for e in line.counted], [e.number for e in line.lost])
 
 
 @given(races(), st.integers(1, 5))
-def test_the_newest_entries_alone_say_what_is_live_and_whether_an_attempt_won(race: Race, first_page: int) -> None:
+def test_the_newest_entries_determine_the_live_version_and_whether_an_attempt_won(race: Race, first_page: int) -> None:
     log, _ = race
     for length in range(1, len(log) + 1):
         line, whole = newest(log[:length], first_page), fold(log[:length])
@@ -123,9 +123,7 @@ def test_the_newest_entries_alone_say_what_is_live_and_whether_an_attempt_won(ra
 
 
 @given(races(), st.integers(1, 5), st.data())
-def test_entries_deleted_by_hand_leave_all_readers_of_one_mind(
-    race: Race, first_page: int, data: st.DataObject
-) -> None:
+def test_all_readers_agree_after_entries_are_deleted_by_hand(race: Race, first_page: int, data: st.DataObject) -> None:
     log, _ = race
     gone = data.draw(st.sets(st.integers(1, max(len(log), 1))))
     left = [e for e in log if e.number not in gone]
@@ -136,9 +134,7 @@ def test_entries_deleted_by_hand_leave_all_readers_of_one_mind(
 
 
 @given(st.lists(st.integers(0, 12), max_size=12), st.integers(1, 4))
-def test_a_log_that_no_onward_wrote_still_has_one_live_deployment_for_every_reader(
-    bases: list[int], first_page: int
-) -> None:
+def test_all_readers_agree_on_the_live_deployment_of_an_arbitrary_log(bases: list[int], first_page: int) -> None:
     log = [entry(number, base) for number, base in enumerate(bases, 1)]
     line = fold(log)
     assert [e.number for e in line.entries()] == [e.number for e in log]
@@ -148,14 +144,14 @@ def test_a_log_that_no_onward_wrote_still_has_one_live_deployment_for_every_read
 
 
 @given(st.integers(3, 300), st.integers(1, 3))
-def test_how_much_is_read_does_not_grow_with_the_log(length: int, lost: int) -> None:
+def test_the_number_of_rows_read_does_not_grow_with_the_log(length: int, lost: int) -> None:
     log = promotions(length)
     log += [entry(length + n, length - 1) for n in range(1, lost + 1)]
     assert len(newest(log, 2).entries()) <= 2 * (lost + 2)
 
 
 @given(races(), st.randoms())
-def test_every_reader_sees_the_same_in_whatever_order_entries_arrive(race: Race, random: Random) -> None:
+def test_the_result_does_not_depend_on_the_order_of_entries(race: Race, random: Random) -> None:
     log, _ = race
     shuffled = list(log)
     random.shuffle(shuffled)
@@ -163,7 +159,7 @@ def test_every_reader_sees_the_same_in_whatever_order_entries_arrive(race: Race,
 
 
 @given(races())
-def test_what_counted_once_counts_for_ever(race: Race) -> None:
+def test_a_counted_entry_counts_forever(race: Race) -> None:
     log, _ = race
     for length in range(len(log)):
         before, after = fold(log[:length]), fold(log)
@@ -171,7 +167,7 @@ def test_what_counted_once_counts_for_ever(race: Race) -> None:
 
 
 @given(races())
-def test_each_counted_entry_follows_the_one_that_its_author_saw(race: Race) -> None:
+def test_each_counted_entry_follows_the_entry_its_author_saw(race: Race) -> None:
     counted = fold(race[0]).counted
     assert [e.base for e in counted] == [0, *(e.number for e in counted)][: len(counted)]
 
@@ -186,7 +182,7 @@ def test_rollbacks_walk_back_through_the_promotions(count: int, data: st.DataObj
 
 
 @given(st.lists(st.sampled_from(["promote", "rollback"]), max_size=40))
-def test_promote_and_rollback_are_push_and_pop(operations: list[str]) -> None:
+def test_promote_and_rollback_act_as_push_and_pop(operations: list[str]) -> None:
     log: list[Entry] = []
     stack: list[int] = []
     for operation in operations:
@@ -204,7 +200,7 @@ def test_promote_and_rollback_are_push_and_pop(operations: list[str]) -> None:
 
 
 @given(races(), st.data())
-def test_an_entry_deleted_by_hand_changes_nothing_but_itself(race: Race, data: st.DataObject) -> None:
+def test_a_deleted_entry_does_not_change_other_entries(race: Race, data: st.DataObject) -> None:
     log, _ = race
     counted = [e.number for e in fold(log).counted]
     if len(counted) < 2:
@@ -214,14 +210,14 @@ def test_an_entry_deleted_by_hand_changes_nothing_but_itself(race: Race, data: s
     assert line.live == fold(log).live
 
 
-def test_going_back_to_a_named_entry_and_on_from_there() -> None:
+def test_a_rollback_to_a_named_entry_can_be_followed_by_others() -> None:
     log = rolled_back(promotions(4), to=2)
     assert not_none(fold(log).live).candidate_version == 2
     assert not_none(fold(rolled_back(log)).live).candidate_version == 1
     assert not_none(fold(rolled_back(log, to=4)).live).candidate_version == 4
 
 
-def test_a_rollback_named_as_target_means_what_it_brought_back() -> None:
+def test_a_rollback_as_target_means_the_version_it_restored() -> None:
     log = [*rolled_back(promotions(3))]
     log.append(entry(5, 4))
     line = fold(log)
@@ -229,7 +225,7 @@ def test_a_rollback_named_as_target_means_what_it_brought_back() -> None:
     assert deployment(line.find(4), line.find).number == 2
 
 
-def test_what_was_live_is_known_until_when() -> None:
+def test_the_history_records_until_when_a_version_was_live() -> None:
     log = [e.model_copy(update={"at": f"2026-01-0{e.number}T00:00:00+00:00"}) for e in rolled_back(promotions(3))]
     log[3] = log[3].model_copy(update={"sha256": log[1].sha256})
     assert last_live(fold([])) == {}
@@ -274,7 +270,7 @@ def test_entries_that_were_never_live_cannot_be_restored() -> None:
         ("at", ["2026-01-02T03:04:05+00:00", "2026-01-02T03:04:05Z"], ["", "2026-01-02", "2026-01-02T03:04:05"]),
     ],
 )
-def test_an_entry_holds_only_what_can_be_right(field: str, right: list[Any], wrong: list[Any]) -> None:
+def test_an_entry_rejects_invalid_values(field: str, right: list[Any], wrong: list[Any]) -> None:
     said = entry(1, 0).model_dump()
     for value in right:
         assert getattr(Entry.model_validate({**said, field: value}), field) == value
@@ -283,7 +279,7 @@ def test_an_entry_holds_only_what_can_be_right(field: str, right: list[Any], wro
             Entry.model_validate({**said, field: value})
 
 
-def test_what_an_entry_does_not_say_is_nothing() -> None:
+def test_optional_fields_of_an_entry_default_to_empty() -> None:
     said = {"number", "kind", "key", "base", "sha256", "candidate_version", "source", "actor", "reason", "at"}
     bare = Entry.model_validate(entry(1, 0).model_dump(include=said))
     assert bare.model_dump(exclude=said) == {
@@ -292,7 +288,7 @@ def test_what_an_entry_does_not_say_is_nothing() -> None:
     }  # fmt: skip
 
 
-def test_a_part_of_a_log_is_settled_where_nothing_older_can_change_what_is_live() -> None:
+def test_a_partial_log_is_settled_if_older_entries_cannot_change_the_live_version() -> None:
     log = promotions(5)
     for floor, settled in ((0, True), (1, True), (3, True), (4, True), (5, False)):
         line = fold(log, floor)
@@ -304,7 +300,7 @@ def test_a_part_of_a_log_is_settled_where_nothing_older_can_change_what_is_live(
     assert not_none(fold(late, 4).live).number == 5
 
 
-def test_an_attempt_is_found_by_its_key_where_it_counted() -> None:
+def test_a_counted_attempt_is_found_by_its_key() -> None:
     line = fold([*promotions(2), entry(3, 1)])
     assert line.won("key2") == line.live
     assert not_none(line.won("key1")).number == 1
@@ -314,7 +310,7 @@ def test_an_attempt_is_found_by_its_key_where_it_counted() -> None:
     assert (fold([]).live, fold([]).base, fold([]).settled) == (None, 0, True)
 
 
-def test_an_entry_reads_as_a_sentence() -> None:
+def test_an_entry_prints_as_a_sentence() -> None:
     promoted = entry(3, 2)
     assert str(promoted) == "ann promoted version 3 (sha256 000000000000): because"
     forced = Draft.model_validate(

@@ -69,7 +69,7 @@ def test_every_command_of_the_readme_works(demo: Path, command: str) -> None:
     assert "Traceback" not in done.stdout
 
 
-def test_the_readmes_python_works_on_what_the_demo_left(demo: Path) -> None:
+def test_the_python_code_of_the_readme_works_after_the_demo(demo: Path) -> None:
     (code,) = blocks("README.md", "python")
     before = (
         "import numpy as np\nimages = np.zeros((70, 784), np.float32)\nimage = images[:1]\n"
@@ -82,7 +82,7 @@ def test_the_readmes_python_works_on_what_the_demo_left(demo: Path) -> None:
     assert done.stdout.endswith("fine\n"), done.stdout
 
 
-def test_the_page_on_adding_a_model_is_right_to_the_letter(demo: Path) -> None:
+def test_every_step_of_the_page_on_adding_a_model_works(demo: Path) -> None:
     page = "docs/add-your-model.md"
     (source,), (entry,), (commands,) = (blocks(page, language) for language in ("python", "yaml", "bash"))
     assert len(entry.splitlines()) <= 10
@@ -110,7 +110,7 @@ def test_the_page_on_params_names_every_key() -> None:
     assert set(Params.model_fields) == {"tracking", "defaults", "models", "runtimes", "environments"}
 
 
-def test_links_between_documents_lead_somewhere() -> None:
+def test_links_between_documents_resolve() -> None:
     for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
         for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
             assert (page.parent / link).exists(), f"{page.name}: {link}"

@@ -36,7 +36,7 @@ def promote(store: Store, version: int) -> Outcome:
     return promotion.promote("cnn", "staging", version, reason="because", store=store)
 
 
-def test_a_command_gets_every_entry_on_stdin(store: Store, tmp_path: Path) -> None:
+def test_a_command_receives_every_entry_on_stdin(store: Store, tmp_path: Path) -> None:
     environments(tmp_path, {"command": ["sh", "-c", "cat >> told; echo >> told"]})
     promote(store, 1)
     promote(store, 2)
@@ -52,7 +52,7 @@ def test_a_command_gets_every_entry_on_stdin(store: Store, tmp_path: Path) -> No
     assert {(event["model"], event["environment"], event["actor"]) for event in told} == {("cnn", "staging", "ann")}
 
 
-def test_a_webhook_gets_the_entry_as_its_body(store: Store, tmp_path: Path, receiver: Receiver) -> None:
+def test_a_webhook_receives_the_entry_as_its_body(store: Store, tmp_path: Path, receiver: Receiver) -> None:
     environments(tmp_path, {"webhook": f"http://127.0.0.1:{receiver.server_port}/hook"})
     entry = not_none(promote(store, 1).entry)
     [(path, content, body)] = receiver.got
@@ -60,7 +60,7 @@ def test_a_webhook_gets_the_entry_as_its_body(store: Store, tmp_path: Path, rece
     assert body == notification.event("cnn", "staging", entry)
 
 
-def test_a_webhook_that_fails_for_a_while_is_tried_again(store: Store, tmp_path: Path, receiver: Receiver) -> None:
+def test_a_failed_webhook_is_retried(store: Store, tmp_path: Path, receiver: Receiver) -> None:
     environments(tmp_path, {"webhook": f"http://127.0.0.1:{receiver.server_port}/"})
     receiver.codes[:] = [503, 429, 200]
     assert promote(store, 1).note == ""
@@ -68,7 +68,7 @@ def test_a_webhook_that_fails_for_a_while_is_tried_again(store: Store, tmp_path:
 
 
 @pytest.mark.parametrize(("code", "tries"), [(500, 3), (404, 1), (302, 1)])
-def test_a_webhook_that_says_no_is_a_warning_and_the_entry_counts(
+def test_a_rejecting_webhook_is_a_warning_and_the_entry_counts(
     store: Store, tmp_path: Path, receiver: Receiver, code: int, tries: int
 ) -> None:
     environments(tmp_path, {"webhook": f"http://127.0.0.1:{receiver.server_port}/"})
@@ -88,7 +88,7 @@ def test_a_webhook_that_says_no_is_a_warning_and_the_entry_counts(
         (["sleep", "60"], "sleep did not finish within 0.2 s"),
     ],
 )
-def test_a_command_that_fails_is_a_warning_and_the_entry_counts(
+def test_a_failed_command_is_a_warning_and_the_entry_counts(
     store: Store, tmp_path: Path, onward: Command, monkeypatch: pytest.MonkeyPatch, command: list[str], message: str
 ) -> None:
     monkeypatch.setattr(notification, "TIMEOUT_S", 0.2)
@@ -102,7 +102,7 @@ def test_a_command_that_fails_is_a_warning_and_the_entry_counts(
     assert not_none(store.log("staging", "cnn").history.live).candidate_version == 1
 
 
-def test_what_a_command_prints_does_not_spoil_the_answer(
+def test_output_of_a_command_does_not_mix_with_json(
     store: Store, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     environments(tmp_path, {"command": ["echo", "told them"]})
@@ -111,7 +111,7 @@ def test_what_a_command_prints_does_not_spoil_the_answer(
     assert (out, err) == ("", "told them\n")
 
 
-def test_an_address_that_is_a_secret_is_never_repeated(
+def test_a_secret_address_is_never_printed(
     store: Store, tmp_path: Path, onward: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     environments(tmp_path, {"webhook": "$TEAM_HOOK"})
@@ -138,12 +138,12 @@ def test_an_address_that_is_a_secret_is_never_repeated(
         ),
     ],
 )
-def test_a_hook_that_is_none_is_refused_with_its_path(notify: dict[str, Any], message: str) -> None:
+def test_an_invalid_hook_is_rejected_with_its_path(notify: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         policy.parse({"staging": {"from": "candidate", "require": [], "notify": notify}})
 
 
-def test_a_webhook_of_the_server_wants_a_server(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_webhook_requires_a_server(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     environments(tmp_path, {"server_webhook": "$TEAM_HOOK"})
     assert promote(store, 1).note == ""
     with pytest.raises(UsageError, match="the environment variable TEAM_HOOK holds no http"):

@@ -66,7 +66,7 @@ NONSENSE = [
 
 
 @pytest.mark.parametrize(("code", "body"), NONSENSE)
-def test_a_server_that_answers_nonsense_is_no_gate(
+def test_an_invalid_server_response_is_not_reported_as_an_unmet_gate(
     onward: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: int, body: bytes
 ) -> None:
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -114,7 +114,7 @@ FAULTS = [
 
 
 @pytest.mark.parametrize(("error", "code", "words"), FAULTS, ids=lambda value: type(value).__name__)
-def test_every_exception_is_one_line_and_a_code(
+def test_every_exception_becomes_one_line_and_an_exit_code(
     onward: Command, monkeypatch: pytest.MonkeyPatch, error: Exception, code: int, words: str
 ) -> None:
     monkeypatch.setattr(overview, "status", lambda: (_ for _ in ()).throw(error))
@@ -123,7 +123,7 @@ def test_every_exception_is_one_line_and_a_code(
     assert words in err
 
 
-def test_a_traceback_is_for_those_who_ask(onward: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_traceback_is_printed_only_on_request(onward: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://bob:secret@host/db")
     monkeypatch.setattr(overview, "status", lambda: (_ for _ in ()).throw(ValueError("for bob with 'secret'\x1b")))
     assert "Traceback" not in onward("status")[2]
@@ -139,7 +139,7 @@ def test_a_traceback_is_for_those_who_ask(onward: Command, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("words", ["database or disk is full", "attempt to write a readonly database"])
-def test_a_full_disk_under_the_store_is_this_machines_fault(
+def test_a_full_disk_under_the_store_is_a_machine_fault(
     words: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     from sqlalchemy.exc import OperationalError
@@ -149,7 +149,7 @@ def test_a_full_disk_under_the_store_is_this_machines_fault(
         raise OperationalError("INSERT", {}, Exception(f"(sqlite3.OperationalError) {words}"))
 
 
-def test_a_cache_that_cannot_be_written_is_this_machines_fault(
+def test_an_unwritable_cache_is_a_machine_fault(
     store: Store, onward: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add_candidate(store, "cnn")
@@ -160,7 +160,7 @@ def test_a_cache_that_cannot_be_written_is_this_machines_fault(
     assert str(tmp_path / "file") in err
 
 
-def test_what_onnx_runtime_cannot_run_is_this_machines_fault(
+def test_a_graph_that_onnx_runtime_cannot_run_is_a_machine_fault(
     samples: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = numpy_helper.from_array(np.array([3, 3], np.int64), "shape")
@@ -182,7 +182,7 @@ def test_what_onnx_runtime_cannot_run_is_this_machines_fault(
 @given(cut=st.integers(0, 400), at=st.integers(0, 400), bits=st.integers(1, 255))
 @example(cut=400, at=150, bits=1)
 @example(cut=200, at=0, bits=1)
-def test_a_broken_npz_file_is_a_mistake_of_usage(samples: Path, cut: int, at: int, bits: int) -> None:
+def test_a_corrupt_npz_file_is_a_usage_error(samples: Path, cut: int, at: int, bits: int) -> None:
     content = bytearray(samples.read_bytes())
     content[at % len(content)] ^= bits
     broken = samples.with_name("broken.npz")
@@ -200,7 +200,7 @@ def said_of(path: Path) -> str:
 
 
 @pytest.mark.parametrize("kind", ["npy", "object", "short", "crc", "text", "empty", "folder", "none"])
-def test_what_is_no_npz_file_is_told_in_one_line(samples: Path, onward: Command, kind: str) -> None:
+def test_an_invalid_npz_file_is_reported_in_one_line(samples: Path, onward: Command, kind: str) -> None:
     file = samples.with_name(f"{kind}.npz")
     if kind == "npy":
         with open(file, "wb") as stream:
@@ -235,14 +235,14 @@ BAD_YAML = {
 
 
 @pytest.mark.parametrize("kind", BAD_YAML)
-def test_params_that_are_no_yaml_are_a_mistake_of_usage(project: Path, kind: str) -> None:
+def test_invalid_yaml_in_params_is_a_usage_error(project: Path, kind: str) -> None:
     (project / "params.yaml").write_bytes(BAD_YAML[kind])
     for read in (policy.read, load.read):
         with pytest.raises(UsageError, match=r"\Aparams\.yaml:.*\Z"):
             read()
 
 
-def test_an_alias_that_is_used_twice_is_no_circle(project: Path) -> None:
+def test_a_yaml_alias_used_twice_is_not_a_cycle(project: Path) -> None:
     environments = "{a: {from: candidate, require: &both [parity]}, b: {from: a, require: *both}}"
     (project / "params.yaml").write_text(f"models: {{}}\nenvironments: {environments}\n")
     assert list(policy.read()) == ["a", "b"]
@@ -261,7 +261,7 @@ def started(*arguments: str, **streams: Any) -> subprocess.Popen[bytes]:
     )
 
 
-def test_ctrl_c_is_one_line(onward: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_prints_one_line(onward: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
 
     def interrupted() -> None:
@@ -275,7 +275,7 @@ def test_ctrl_c_is_one_line(onward: Command, monkeypatch: pytest.MonkeyPatch) ->
         signal.signal(signal.SIGINT, before)
 
 
-def test_a_reader_that_has_seen_enough_is_no_fault(store: Store) -> None:
+def test_a_closed_pipe_is_not_an_error(store: Store) -> None:
     for factor in (1, 2):
         add_candidate(store, "cnn", factor)
     reader, writer = os.pipe()
@@ -285,7 +285,7 @@ def test_a_reader_that_has_seen_enough_is_no_fault(store: Store) -> None:
     assert (process.communicate()[1], process.returncode) == (b"", 141)
 
 
-def test_output_that_was_closed_before_is_no_fault(store: Store) -> None:
+def test_an_output_closed_before_the_start_is_not_an_error(store: Store) -> None:
     command = f"{sys.executable} -m onward.cli status >&-"
     done = subprocess.run(command, shell=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True)
     assert (done.returncode, done.stderr) == (0, b"")
@@ -293,7 +293,7 @@ def test_output_that_was_closed_before_is_no_fault(store: Store) -> None:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 @pytest.mark.parametrize("arguments", [["status"], ["status", "--json"], ["--help"]])
-def test_output_that_cannot_be_written_is_told(store: Store, arguments: list[str]) -> None:
+def test_an_unwritable_output_is_reported(store: Store, arguments: list[str]) -> None:
     add_candidate(store, "cnn")
     with open("/dev/full", "wb") as full:
         process = started(*arguments, stdout=full)
@@ -331,7 +331,7 @@ def flaky_client(client: MlflowClient, method: str, calls: int, also: bool = Fal
     return Flaky(client, method, calls, also)
 
 
-def test_a_prune_that_breaks_off_says_what_is_deleted(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_prune_reports_the_deleted_versions(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     for factor in (1, 2, 3, 4):
         add_candidate(store, "cnn", factor)
     flaky = Store(flaky_client(store._client, "delete_model_version", 1))
@@ -342,7 +342,7 @@ def test_a_prune_that_breaks_off_says_what_is_deleted(store: Store, monkeypatch:
     assert [candidate.version for candidate in store.candidates("cnn")] == [4]
 
 
-def test_environments_that_were_made_in_part_are_named(store: Store) -> None:
+def test_partially_created_environments_are_named(store: Store) -> None:
     flaky = Store(flaky_client(store._client, "create_registered_model", 1))
     with pytest.raises(
         StoreUnreachable, match=r"Made before that: environments/staging, staging.cnn, environments/prod"
@@ -350,7 +350,7 @@ def test_environments_that_were_made_in_part_are_named(store: Store) -> None:
         promotion.create_environments(["cnn"], flaky)
 
 
-def test_an_import_that_breaks_off_says_what_is_there(store: Store, tmp_path: Path) -> None:
+def test_an_interrupted_import_reports_the_imported_logs(store: Store, tmp_path: Path) -> None:
     add_candidate(store, "cnn")
     promotion.promote("cnn", "staging", reason="because", store=store)
     promotion.promote("cnn", "production", reason="because", store=store)
@@ -366,7 +366,7 @@ def test_an_import_that_breaks_off_says_what_is_there(store: Store, tmp_path: Pa
 
 
 @pytest.mark.parametrize("arrives", [True, False])
-def test_an_answer_that_is_lost_is_looked_up_and_never_called_nothing(store: Store, arrives: bool) -> None:
+def test_a_lost_response_is_looked_up_and_not_reported_as_unchanged(store: Store, arrives: bool) -> None:
     add_candidate(store, "cnn")
     flaky = Store(flaky_client(store._client, "create_model_version", 0, also=arrives))
     if arrives:
@@ -377,6 +377,6 @@ def test_an_answer_that_is_lost_is_looked_up_and_never_called_nothing(store: Sto
     assert "nothing was changed" not in str(told.value)
 
 
-def test_onwards_own_errors_stay_what_they_are() -> None:
+def test_errors_of_onward_are_not_wrapped() -> None:
     error = OnwardError("x")
     assert explained(error) is error

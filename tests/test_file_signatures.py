@@ -53,7 +53,7 @@ def folder(tmp_path: Path) -> Path:
     return found
 
 
-def test_only_signed_files_are_promoted_loaded_and_rolled_back_to(
+def test_only_signed_files_can_be_promoted_loaded_and_rolled_back_to(
     store: Store, tmp_path: Path, onward: Command
 ) -> None:
     with pytest.raises(Refused, match=r"cnn version 1: the files are not signed, .*onward sign-files MODEL VERSION"):
@@ -70,7 +70,7 @@ def test_only_signed_files_are_promoted_loaded_and_rolled_back_to(
     assert promotion.rollback("cnn", "staging", reason="because", store=store).version == 1
 
 
-def test_what_another_key_signed_is_refused_everywhere(store: Store, tmp_path: Path) -> None:
+def test_files_signed_with_another_key_are_rejected_everywhere(store: Store, tmp_path: Path) -> None:
     file_signatures.create_key(tmp_path / "other.pem")
     approval.sign_files("cnn", 1, tmp_path / "other.pem", store=store)
     with pytest.raises(Refused, match=r"the signature of the files is not one by release\.pem\.pub"):
@@ -89,9 +89,7 @@ def test_what_another_key_signed_is_refused_everywhere(store: Store, tmp_path: P
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "MLmodel", "validation/outputs.npz", MANIFEST])
-def test_a_changed_byte_is_refused_with_the_files_name_even_where_the_manifest_was_made_to_fit(
-    store: Store, tmp_path: Path, name: str
-) -> None:
+def test_a_changed_byte_is_rejected_even_if_the_manifest_was_rewritten(store: Store, tmp_path: Path, name: str) -> None:
     approval.sign_files("cnn", 1, tmp_path / "release.pem", store=store)
     promote(store)
     folder = artifacts_of(store, "staging.cnn", 1)
@@ -108,7 +106,7 @@ def test_a_changed_byte_is_refused_with_the_files_name_even_where_the_manifest_w
     assert not overview.check("cnn", "staging", store).met
 
 
-def test_a_file_more_or_less_is_named(folder: Path, tmp_path: Path) -> None:
+def test_an_added_or_missing_file_is_named(folder: Path, tmp_path: Path) -> None:
     key = file_signatures.create_key(tmp_path / "k.pem")
     signature = file_signatures.sign(folder, tmp_path / "k.pem")
     file_signatures.verify(folder, signature, key)
@@ -123,13 +121,13 @@ def test_a_file_more_or_less_is_named(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("forged", ["", "{}", "[]", "null", '{"mediaType": "x", "dsseEnvelope": 3}', "\x00"])
-def test_a_signature_that_is_none_is_no_proof(folder: Path, tmp_path: Path, forged: str) -> None:
+def test_an_invalid_signature_is_not_accepted(folder: Path, tmp_path: Path, forged: str) -> None:
     key = file_signatures.create_key(tmp_path / "k.pem")
     with pytest.raises(Refused, match="the signature of the files is not one by"):
         file_signatures.verify(folder, forged, key)
 
 
-def test_keys_that_are_none_are_said_so(store: Store, tmp_path: Path, folder: Path, onward: Command) -> None:
+def test_invalid_keys_are_reported(store: Store, tmp_path: Path, folder: Path, onward: Command) -> None:
     (tmp_path / "no.pem").write_text("no key")
     for name in ("no.pem", "nowhere.pem"):
         code, _, err = onward("sign-files", "cnn", "1", "--key", name)
@@ -143,7 +141,7 @@ def test_keys_that_are_none_are_said_so(store: Store, tmp_path: Path, folder: Pa
             policy.parse({"staging": {"from": "candidate", "require": [], "files_key": path}})
 
 
-def test_without_the_package_the_command_that_installs_it_is_named(
+def test_without_the_package_the_error_names_the_install_command(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file_signatures.create_key(tmp_path / "k.pem")
@@ -152,7 +150,7 @@ def test_without_the_package_the_command_that_installs_it_is_named(
         file_signatures.sign(folder, tmp_path / "k.pem")
 
 
-def test_the_packages_own_command_verifies_what_onward_signed(folder: Path, tmp_path: Path) -> None:
+def test_the_model_signing_command_verifies_a_signature_of_onward(folder: Path, tmp_path: Path) -> None:
     key = file_signatures.create_key(tmp_path / "k.pem")
     (tmp_path / "k.sig").write_text(file_signatures.sign(folder, tmp_path / "k.pem"))
     command = [sys.executable, "-m", "model_signing", "verify", "key", str(folder), "--signature"]

@@ -31,9 +31,7 @@ def said(publisher: str, promoter: str, *approvers: str, signers: Mapping[str, S
 
 
 @given(st.sampled_from(["", *NAMES]), st.sampled_from(NAMES), st.lists(st.sampled_from(NAMES), max_size=3))
-def test_without_signers_two_names_are_enough_and_one_is_not(
-    publisher: str, promoter: str, approvers: list[str]
-) -> None:
+def test_without_signers_two_different_names_are_required(publisher: str, promoter: str, approvers: list[str]) -> None:
     found = said(publisher, promoter, *approvers)
     others = set(approvers) - {publisher, promoter}
     assert found.met == (bool(others) or publisher not in ("", promoter))
@@ -43,7 +41,7 @@ def test_without_signers_two_names_are_enough_and_one_is_not(
 @given(
     st.sampled_from(["", "zoe", *NAMES]), st.sampled_from(NAMES), st.lists(st.sampled_from([*NAMES, "zoe"]), max_size=3)
 )
-def test_with_signers_the_promoter_and_an_approver_are_two_of_them_and_neither_published(
+def test_with_signers_promoter_and_approver_are_two_signers_other_than_the_publisher(
     publisher: str, promoter: str, approvers: list[str]
 ) -> None:
     found = said(publisher, promoter, *approvers, signers=SIGNERS)
@@ -51,14 +49,14 @@ def test_with_signers_the_promoter_and_an_approver_are_two_of_them_and_neither_p
     assert ADVICE not in found.detail
 
 
-def test_one_key_under_two_names_is_one_person() -> None:
+def test_two_names_with_the_same_key_count_as_one_person() -> None:
     signers = {**SIGNERS, "ann2": Signer(key=KEYS["ann"])}
     assert not said("eve", "ann", "ann2", signers=signers).met
     assert not said("ann", "bob", "ann2", signers=signers).met
     assert said("ann2", "ann", "bob", signers=signers).met
 
 
-def test_a_signer_who_has_left_approves_nothing_any_more() -> None:
+def test_an_approval_by_a_departed_signer_does_not_count() -> None:
     for until, met in (("2026-05-31T23:59:59+00:00", False), (NOW, True), ("2027-01-01T00:00:00+00:00", True)):
         signers = {**SIGNERS, "bob": Signer(key=KEYS["bob"], until=until)}
         assert said("eve", "ann", "bob", signers=signers).met == met
@@ -81,7 +79,7 @@ def test_a_signer_who_has_left_approves_nothing_any_more() -> None:
         ),
     ],
 )
-def test_who_is_missing_is_said_with_the_command_that_approves(
+def test_the_detail_names_the_missing_approval_and_the_command(
     publisher: str, signers: dict[str, Signer], detail: str
 ) -> None:
     found = said(publisher, "ann", signers=signers)

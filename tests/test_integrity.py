@@ -92,7 +92,7 @@ def rewrite_manifest(folder: Path) -> None:
 
 @pytest.mark.parametrize("spoil", SPOILS, ids=lambda spoil: spoil.__name__)
 @pytest.mark.parametrize("rewritten", [False, True])
-def test_a_cached_version_that_was_changed_is_refused(
+def test_a_changed_cached_version_is_rejected(
     store: Store, tmp_path: Path, spoil: Callable[[Path, Path], None], rewritten: bool
 ) -> None:
     folder = cached()
@@ -104,7 +104,7 @@ def test_a_cached_version_that_was_changed_is_refused(
 
 
 @pytest.mark.parametrize("spoil", [widen_tolerance, nest_a_manifest, add_serving_options], ids=lambda s: s.__name__)
-def test_check_does_not_believe_a_rewritten_manifest_in_the_store(
+def test_check_rejects_a_rewritten_manifest_in_the_store(
     store: Store, tmp_path: Path, spoil: Callable[[Path, Path], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = resolve("cnn@staging", store).source
@@ -120,7 +120,7 @@ def test_check_does_not_believe_a_rewritten_manifest_in_the_store(
         InferenceSession("cnn@staging")
 
 
-def test_swapped_graphs_of_two_providers_are_another_version(tmp_path: Path) -> None:
+def test_swapping_the_graphs_of_two_providers_changes_the_version(tmp_path: Path) -> None:
     folder = version_for_two_providers(tmp_path)
     pinned = manifest_digest(folder)
     check_folder(folder, manifest=pinned)
@@ -134,7 +134,7 @@ def test_swapped_graphs_of_two_providers_are_another_version(tmp_path: Path) -> 
         check_folder(folder, manifest=pinned)
 
 
-def test_promotion_pins_the_manifest_and_rollback_pins_it_again(store: Store) -> None:
+def test_promotion_and_rollback_pin_the_manifest(store: Store) -> None:
     promotion.promote("cnn", "staging", 1, reason="because", store=store)
     back = promotion.rollback("cnn", "staging", reason="because", store=store)
     entries = store.log("staging", "cnn").entries()
@@ -142,7 +142,7 @@ def test_promotion_pins_the_manifest_and_rollback_pins_it_again(store: Store) ->
     assert not_none(back.entry).manifest == manifest_digest(artifacts_of(store, "cnn", 3))
 
 
-def test_a_candidate_that_was_changed_after_it_was_published_is_refused(store: Store) -> None:
+def test_a_candidate_changed_after_publication_is_rejected(store: Store) -> None:
     folder = artifacts_of(store, "cnn", 2)
     widen_tolerance(folder, folder)
     write_manifest(folder)
@@ -151,7 +151,7 @@ def test_a_candidate_that_was_changed_after_it_was_published_is_refused(store: S
 
 
 @pytest.mark.parametrize("spoil", [widen_tolerance, nest_a_manifest, lose_a_file], ids=lambda spoil: spoil.__name__)
-def test_a_copy_that_differs_from_what_was_uploaded_is_never_deployed(
+def test_a_copy_that_differs_from_the_upload_is_never_deployed(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Path, Path], None]
 ) -> None:
     upload = store._client.log_model_artifacts
@@ -171,7 +171,7 @@ def test_a_copy_that_differs_from_what_was_uploaded_is_never_deployed(
     assert store.files.own_copies("staging", "cnn", sha256) == [not_none(again.entry).source]
 
 
-def test_an_older_entry_is_readable_and_says_that_it_pins_less(store: Store) -> None:
+def test_an_older_entry_is_readable_and_reports_what_it_does_not_pin(store: Store) -> None:
     store._client.delete_model_version_tag("staging.cnn", "1", "manifest")
     assert np.array_equal(InferenceSession("cnn@staging").predict(X), 3 * X)
     found = overview.check("cnn", "staging", store)
@@ -182,14 +182,14 @@ def test_an_older_entry_is_readable_and_says_that_it_pins_less(store: Store) -> 
     assert "pins" not in overview.check("cnn", "staging", store).results[0].detail
 
 
-def test_a_candidate_of_an_older_onward_is_pinned_when_it_is_promoted(store: Store) -> None:
+def test_promoting_a_candidate_of_an_older_onward_pins_its_manifest(store: Store) -> None:
     store._client.delete_model_version_tag("cnn", "2", "manifest")
     promoted = promotion.promote("cnn", "staging", 2, reason="because", store=store).entry
     assert not_none(promoted).manifest == manifest_digest(artifacts_of(store, "cnn", 2))
     assert not promotion.promote("cnn", "staging", 2, reason="again", store=store).changed
 
 
-def test_the_cache_is_for_its_user_alone(store: Store) -> None:
+def test_only_its_user_can_access_the_cache(store: Store) -> None:
     folder = cached()
     assert stat.S_IMODE(download.cache().stat().st_mode) == 0o700
     assert not any(path.stat().st_mode & 0o022 for path in (folder, *folder.rglob("*")))
@@ -202,7 +202,7 @@ def test_the_cache_is_for_its_user_alone(store: Store) -> None:
         InferenceSession("cnn@staging")
 
 
-def test_a_cache_below_a_folder_of_everybody_is_refused(store: Store) -> None:
+def test_a_cache_below_a_world_writable_folder_is_rejected(store: Store) -> None:
     cached()
     download.cache().parent.chmod(0o777)
     with pytest.raises(UsageError, match="can be written by everybody"):
@@ -212,14 +212,14 @@ def test_a_cache_below_a_folder_of_everybody_is_refused(store: Store) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
-def test_a_cache_of_another_user_is_refused(store: Store) -> None:
+def test_a_cache_of_another_user_is_rejected(store: Store) -> None:
     cached()
     os.chown(download.cache(), 12345, 12345)
     with pytest.raises(UsageError, match="belongs to another user"):
         InferenceSession("cnn@staging")
 
 
-def test_a_read_only_cache_serves_what_it_holds_and_the_rest_is_kept_for_the_process(
+def test_a_read_only_cache_is_read_and_other_files_go_to_a_temporary_folder(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = cached()

@@ -52,7 +52,7 @@ def named(files: list[FileDigest]) -> list[str]:
     return sorted(file.path for file in files)
 
 
-def test_the_manifest_names_every_file_with_its_digest_in_one_order(folder: Path) -> None:
+def test_the_manifest_lists_every_file_with_its_digest_in_a_fixed_order(folder: Path) -> None:
     said = json.loads((folder / MANIFEST).read_text())
     assert [file["path"] for file in said] == sorted([*FILES, *GRAPHS], key=lambda name: Path(name).parts)
     for file in said:
@@ -64,7 +64,7 @@ def test_the_manifest_names_every_file_with_its_digest_in_one_order(folder: Path
     assert write_manifest(folder) == manifest_digest(folder) == sha256_file(folder / MANIFEST)
 
 
-def test_what_is_whole_is_let_pass_and_its_model_files_are_told(folder: Path) -> None:
+def test_a_complete_folder_passes_and_its_model_files_are_returned(folder: Path) -> None:
     model = check_folder(folder)
     assert named(model) == GRAPHS
     assert check_folder(folder, content_digest(model), manifest_digest(folder)) == model
@@ -110,7 +110,7 @@ SPOILS = [change_a_file, change_the_model, add_a_file, add_a_graph, add_a_manife
 
 
 @pytest.mark.parametrize("spoil", SPOILS, ids=lambda spoil: spoil.__name__)
-def test_a_file_that_was_changed_added_or_lost_is_named(folder: Path, spoil: Callable[[Path], str]) -> None:
+def test_a_changed_added_or_missing_file_is_named(folder: Path, spoil: Callable[[Path], str]) -> None:
     pinned = manifest_digest(folder)
     message = spoil(folder)
     for sha256, manifest in ((None, ""), (None, pinned)):
@@ -119,7 +119,7 @@ def test_a_file_that_was_changed_added_or_lost_is_named(folder: Path, spoil: Cal
 
 
 @pytest.mark.parametrize("spoil", SPOILS, ids=lambda spoil: spoil.__name__)
-def test_a_manifest_that_was_written_anew_does_not_hide_it_where_it_was_pinned(
+def test_a_rewritten_manifest_does_not_pass_if_the_manifest_was_pinned(
     folder: Path, spoil: Callable[[Path], str]
 ) -> None:
     pinned, model = manifest_digest(folder), content_digest(check_folder(folder))
@@ -135,7 +135,7 @@ def test_a_manifest_that_was_written_anew_does_not_hide_it_where_it_was_pinned(
         check_folder(folder, model)
 
 
-def test_every_problem_is_named_at_once_and_in_one_order(folder: Path) -> None:
+def test_all_problems_are_named_together_in_a_fixed_order(folder: Path) -> None:
     for name in "abcdef":
         (folder / f"kept-{name}").write_text("x")
         (folder / f"lost-{name}").write_text("x")
@@ -156,7 +156,7 @@ def test_every_problem_is_named_at_once_and_in_one_order(folder: Path) -> None:
     [(None, "is missing, so nothing says"), ("", "cannot be read"), ("[", "cannot be read"), ("{}", "cannot be read"),
      ('[{"path": "a"}]', "cannot be read"), ("[]", "the files are not those")],
 )  # fmt: skip
-def test_a_manifest_that_says_nothing_lets_nothing_pass(folder: Path, text: str | None, message: str) -> None:
+def test_an_invalid_manifest_is_rejected(folder: Path, text: str | None, message: str) -> None:
     (folder / MANIFEST).unlink()
     if text is not None:
         (folder / MANIFEST).write_text(text)
@@ -199,7 +199,7 @@ def add_a_pipe(folder: Path, elsewhere: Path) -> str:
 @pytest.mark.parametrize(
     "spoil", [link_to_a_file, link_to_a_folder, link_below, link_the_manifest, add_a_pipe], ids=lambda s: s.__name__
 )
-def test_what_is_no_file_of_its_own_is_refused_and_no_link_is_followed(
+def test_links_and_special_files_are_rejected_and_not_followed(
     folder: Path, tmp_path: Path, spoil: Callable[[Path, Path], str]
 ) -> None:
     message = spoil(folder, tmp_path / "elsewhere")
@@ -209,7 +209,7 @@ def test_what_is_no_file_of_its_own_is_refused_and_no_link_is_followed(
         write_manifest(folder) if spoil is not link_the_manifest else manifest_digest(folder)
 
 
-def test_what_mlflow_adds_to_a_download_is_no_file_of_the_version_at_the_top_alone(folder: Path) -> None:
+def test_the_file_that_mlflow_adds_is_ignored_only_at_the_top_level(folder: Path) -> None:
     (folder / "registered_model_meta").write_text("model_name: cnn")
     pinned = manifest_digest(folder)
     check_folder(folder, manifest=pinned)
@@ -219,9 +219,7 @@ def test_what_mlflow_adds_to_a_download_is_no_file_of_the_version_at_the_top_alo
         check_folder(folder)
 
 
-def test_a_folder_that_cannot_be_listed_is_an_error_and_no_empty_one(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unreadable_folder_is_an_error_and_not_empty(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     listed = os.scandir
 
     def refuse(path: Path) -> Any:
@@ -236,7 +234,7 @@ def test_a_folder_that_cannot_be_listed_is_an_error_and_no_empty_one(
         write_manifest(folder)
 
 
-def test_the_data_that_a_graph_refers_to_belongs_to_the_model(tmp_path: Path) -> None:
+def test_external_data_of_a_graph_belongs_to_the_model(tmp_path: Path) -> None:
     main = scaled(tmp_path / "version", ["data/weights.bin"])
     (main.rename(main.with_name("model.onnx")).parent / "notes").write_text("location")
     folder = main.parent
@@ -253,7 +251,7 @@ def test_the_data_that_a_graph_refers_to_belongs_to_the_model(tmp_path: Path) ->
         check_folder(folder)
 
 
-def test_a_graph_that_uses_a_file_of_the_manifest_alone_is_whole_and_one_beside_it_is_refused(tmp_path: Path) -> None:
+def test_a_graph_may_only_use_files_of_the_manifest(tmp_path: Path) -> None:
     main = scaled(tmp_path / "version", [MANIFEST])
     folder = main.rename(main.with_name("model.onnx")).parent
     write_manifest(folder)
@@ -261,7 +259,7 @@ def test_a_graph_that_uses_a_file_of_the_manifest_alone_is_whole_and_one_beside_
         check_folder(folder)
 
 
-def test_an_empty_graph_and_one_that_is_none_are_their_own_only_file(tmp_path: Path) -> None:
+def test_an_empty_or_invalid_graph_is_its_only_file(tmp_path: Path) -> None:
     for content in (b"", b"no graph"):
         (tmp_path / "model.onnx").write_bytes(content)
         write_manifest(tmp_path)
@@ -276,7 +274,7 @@ def test_an_empty_graph_and_one_that_is_none_are_their_own_only_file(tmp_path: P
     "name", ["other.onnx", "xmodel.onnx", "model.onnx.data", "providers/model.onnx", "providers/a/b/model.onnx",
              "providers/a.b/model.onnx", "a/model.onnx", "modelxonnx"],
 )  # fmt: skip
-def test_only_graphs_at_their_places_are_the_model(folder: Path, name: str) -> None:
+def test_only_graphs_at_known_paths_belong_to_the_model(folder: Path, name: str) -> None:
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
     scale_model(folder / name, 9)
     write_manifest(folder)
@@ -284,7 +282,7 @@ def test_only_graphs_at_their_places_are_the_model(folder: Path, name: str) -> N
 
 
 @given(st.lists(st.binary(max_size=3).map(lambda b: hashlib.sha256(b).hexdigest()), min_size=1, max_size=5))
-def test_a_model_is_known_by_its_bytes_whatever_its_files_are_called_and_however_they_are_ordered(
+def test_the_model_digest_depends_only_on_bytes_and_not_on_names_or_order(
     digests: list[str],
 ) -> None:
     files = [FileDigest(path=f"{n}", sha256=digest, size_bytes=1) for n, digest in enumerate(digests)]

@@ -79,7 +79,7 @@ def screened(latencies: list[float], calls: list[str], keep: int = 3, seed: int 
 
 
 @given(st.dictionaries(st.text(min_size=1), st.floats(0.1, 3), max_size=30), st.integers(1, 5))
-def test_halving_keeps_the_fastest_half_and_none_that_is_hopeless(ratios: dict[str, float], keep: int) -> None:
+def test_halving_keeps_the_fastest_half_and_drops_hopeless_variants(ratios: dict[str, float], keep: int) -> None:
     kept = halve(ratios, keep)
     hopeful = [name for name in ratios if ratios[name] < HOPELESS]
     assert set(kept) <= set(hopeful)
@@ -88,7 +88,7 @@ def test_halving_keeps_the_fastest_half_and_none_that_is_hopeless(ratios: dict[s
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_the_fastest_of_many_survives_screening(seed: int) -> None:
+def test_the_fastest_of_many_variants_survives_screening(seed: int) -> None:
     rng = random.Random(seed)
     latencies = [1.0, *(rng.uniform(0.6, 1.6) for _ in range(24))]
     latencies[1 + rng.randrange(24)] = 0.5
@@ -100,7 +100,7 @@ def test_the_fastest_of_many_survives_screening(seed: int) -> None:
     assert turns < 25 * len(FEEDS) * MOST_ROUNDS * 2  # every further rung is for half as many
 
 
-def test_a_neighbour_that_outlasts_three_short_rounds_does_not_cost_the_fastest_its_place(
+def test_noise_longer_than_three_short_rounds_does_not_eliminate_the_fastest(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     plain, fastest, other = field([1.0, 0.85, 0.95], [])
@@ -110,7 +110,7 @@ def test_a_neighbour_that_outlasts_three_short_rounds_does_not_cost_the_fastest_
     assert ranked[0] is fastest
 
 
-def test_who_leaves_is_told_why_and_gives_its_process_back() -> None:
+def test_a_dropped_variant_gets_a_reason_and_its_process_ends() -> None:
     calls: list[str] = []
     ranked = screened([1.0, 0.5, 0.6, 0.7, 2.0, 2.1, 2.2, 2.3], calls)
     left = [c for c in ranked if c.result.reason]
@@ -131,7 +131,7 @@ def test_who_leaves_is_told_why_and_gives_its_process_back() -> None:
         (0.6, {"int8": 0.5, "other": 0.55}, 60, "and 2 faster ones within the budget went on"),
     ],
 )
-def test_who_cannot_win_is_not_measured_in_full(
+def test_a_variant_that_cannot_win_is_not_measured_in_full(
     ratio: float, finalists: dict[str, float], seconds: float, reason: str
 ) -> None:
     said = why_out(ratio, finalists, 2, Deadline.after(seconds))
@@ -139,7 +139,7 @@ def test_who_cannot_win_is_not_measured_in_full(
     assert bool(said) == bool(reason)
 
 
-def test_a_search_that_is_out_of_time_ends_with_the_round_it_is_in() -> None:
+def test_a_search_out_of_time_finishes_its_current_round() -> None:
     calls: list[str] = []
     plain, *others = field([1.0] * 9, calls)
     ranked = screen(others, plain, FEEDS, Turn(0.01, 2), 2, Deadline.after(0), random.Random(0), Samples())
@@ -147,7 +147,7 @@ def test_a_search_that_is_out_of_time_ends_with_the_round_it_is_in() -> None:
     assert len([call for call in calls if call.endswith(tuple("0123456789"))]) == 9 * len(FEEDS)
 
 
-def test_in_every_round_each_contestant_runs_once_a_size_in_another_order() -> None:
+def test_in_every_round_each_variant_runs_once_per_size_in_a_new_order() -> None:
     calls: list[str] = []
     competitors = field([1.0, 1.0, 1.0], calls)
     samples = Samples()
@@ -161,7 +161,7 @@ def test_in_every_round_each_contestant_runs_once_a_size_in_another_order() -> N
     assert competitors[0].warmups == {"b1": 3 + 3, "b8": 3 + 3}
 
 
-def test_sessions_are_made_anew_between_sittings_and_warm_up_again() -> None:
+def test_sessions_are_recreated_and_warmed_up_between_sittings() -> None:
     calls: list[str] = []
     plain, original = field([1.0, 1.0], calls)
     plain.result.files = [FileDigest(path="plain.onnx", sha256="0" * 64, size_bytes=1)]
@@ -185,7 +185,7 @@ def test_sessions_are_made_anew_between_sittings_and_warm_up_again() -> None:
 @pytest.mark.parametrize(
     ("session_ms", "call_ms", "rounds"), [(20, 1, 1), (20, 5, 2), (20, 10, 3), (20, 15, 4), (900, 1, 5)]
 )
-def test_sessions_that_take_long_to_make_or_to_warm_up_last_longer(
+def test_sessions_that_are_slow_to_create_or_warm_up_are_kept_longer(
     session_ms: float, call_ms: float, rounds: int
 ) -> None:
     competitors = field([1.0, 1.0], [])
@@ -196,7 +196,7 @@ def test_sessions_that_take_long_to_make_or_to_warm_up_last_longer(
     assert session_lifetime_of(competitors, dict.fromkeys(FEEDS, Turn(0.04, 10))) == rounds
 
 
-def test_turns_are_of_enough_calls_but_short_where_calls_are_long() -> None:
+def test_a_turn_has_enough_calls_but_stays_short_for_slow_calls() -> None:
     feeds = {size: Feed({}, {}) for size in ("quick", "middling", "long", "unknown")}
     calls = {"quick": 0.1, "middling": 20.0, "long": 400.0, "left out": 1.0}
     assert turns_of(calls, feeds, 0.04, 10) == {
@@ -207,7 +207,7 @@ def test_turns_are_of_enough_calls_but_short_where_calls_are_long() -> None:
     }
 
 
-def test_long_calls_are_not_warmed_up_again() -> None:
+def test_slow_calls_are_not_warmed_up_again() -> None:
     competitors = field([1.0, 100.0], [])
     for _ in race(
         competitors, FEEDS, dict.fromkeys(FEEDS, Turn(0.01, 3)), range(4), random.Random(0), Samples(), "single"
@@ -220,7 +220,7 @@ def gain(value: float, spread: float = 0.01) -> Ratio:
     return Ratio(value=value, low=value - spread, high=value + spread)
 
 
-def test_options_that_help_are_put_together_and_those_that_do_not_are_left() -> None:
+def test_options_that_help_are_combined_and_others_are_dropped() -> None:
     one, two = SessionOptions(threads=1), SessionOptions(threads=2, affinity="2")
     still, flat = SessionOptions(spinning=False), SessionOptions(arena=False)
     assert combine([(one, gain(0.9)), (two, gain(0.8)), (still, gain(0.95)), (flat, gain(HELPS))]) == SessionOptions(
@@ -230,14 +230,14 @@ def test_options_that_help_are_put_together_and_those_that_do_not_are_left() -> 
 
 
 @given(st.integers(1, 64))
-def test_every_trial_is_one_that_this_many_processors_can_run(cores: int) -> None:
+def test_every_trial_fits_the_number_of_processors(cores: int) -> None:
     tried = list(trials(CPU, range(1, cores + 1)))
     assert len({str(options) for options in tried}) == len(tried)
     assert all((options.threads or 1) <= cores for options in tried)
     assert SessionOptions() not in tried
 
 
-def test_on_cuda_it_is_the_providers_own_options_that_are_tried() -> None:
+def test_on_cuda_only_options_of_the_provider_are_tried() -> None:
     assert {key for options in trials(CUDA, range(1, 17)) for key in options.to_load()} == {"tf32", "nhwc"}
 
 
@@ -253,7 +253,7 @@ def test_on_cuda_it_is_the_providers_own_options_that_are_tried() -> None:
         ({}, True),
     ],
 )
-def test_a_race_has_told_enough_where_intervals_are_narrow_or_far_apart(
+def test_a_race_stops_if_intervals_are_narrow_or_far_apart(
     variants: dict[str, tuple[float, float]], enough: bool
 ) -> None:
     rng, raced = np.random.default_rng(0), [(1.0, 0.0), *variants.values()]
@@ -265,7 +265,7 @@ def test_a_race_has_told_enough_where_intervals_are_narrow_or_far_apart(
 
 
 @given(st.integers(0, 8), st.integers(1, 300))
-def test_a_sweep_goes_from_the_smallest_batch_to_the_largest_by_doubling(least: int, most: int) -> None:
+def test_a_sweep_doubles_the_batch_from_the_smallest_to_the_largest(least: int, most: int) -> None:
     if least > most:
         return
     found = list(batches(Dim(min=least, max=most, typical=[most])))
@@ -275,7 +275,7 @@ def test_a_sweep_goes_from_the_smallest_batch_to_the_largest_by_doubling(least: 
 
 
 @given(st.lists(st.floats(1, 1e6), min_size=1, max_size=10))
-def test_past_the_knee_no_larger_batch_is_worth_it(throughputs: list[float]) -> None:
+def test_no_batch_beyond_the_knee_is_worthwhile(throughputs: list[float]) -> None:
     points = [SweepPoint(sizes={"batch": 2**n}, p50_ms=1, throughput=t) for n, t in enumerate(throughputs)]
     found = knee(points)
     assert found is not None
@@ -283,7 +283,7 @@ def test_past_the_knee_no_larger_batch_is_worth_it(throughputs: list[float]) -> 
     assert all(point.throughput < WORTH_DOUBLING * found.throughput for point in after)
 
 
-def test_callers_run_at_the_same_time() -> None:
+def test_callers_run_concurrently() -> None:
     latencies, wall = time_callers(lambda: time.sleep(0.02), 0.1, 4)
     assert sum(latencies) / 1e3 > 2 * wall
     assert len(latencies) >= 4 * 2

@@ -49,7 +49,7 @@ def test_stages_follow_promotions_and_rollbacks(store: Store) -> None:
     assert stages(store) == {1: "Production", 2: "Staging"}
 
 
-def test_reconcile_puts_stages_right(store: Store) -> None:
+def test_reconcile_corrects_stages(store: Store) -> None:
     promote(store, "staging", 1)
     store.set_stage("cnn", 1, "Archived")
     store.set_stage("cnn", 2, "Production")
@@ -60,7 +60,7 @@ def test_reconcile_puts_stages_right(store: Store) -> None:
     assert promotion.reconcile(store) == []
 
 
-def test_a_new_candidate_of_an_old_number_gets_no_stage(store: Store) -> None:
+def test_a_new_candidate_with_a_reused_number_gets_no_stage(store: Store) -> None:
     promote(store, "staging", 1)
     store._client.delete_registered_model("cnn")
     add_candidate(store, "cnn", 7)
@@ -68,7 +68,7 @@ def test_a_new_candidate_of_an_old_number_gets_no_stage(store: Store) -> None:
     assert stages(store) == {1: "None"}
 
 
-def test_stages_are_left_alone_where_nobody_asks(store: Store, tmp_path: Path) -> None:
+def test_stages_are_unchanged_unless_configured(store: Store, tmp_path: Path) -> None:
     (tmp_path / "params.yaml").unlink()
     store.set_stage("cnn", 2, "Staging")
     promote(store, "staging", 1)

@@ -33,7 +33,7 @@ class Told:
 '''
 
 
-def test_every_kind_of_fault_is_put_in_once_and_words_are_left_alone() -> None:
+def test_every_kind_of_mutation_is_made_once_and_strings_are_not_mutated() -> None:
     found = list(mutants(SOURCE, frozenset()))
     for mutant in found:
         ast.parse(mutant.source)
@@ -53,7 +53,7 @@ def test_every_kind_of_fault_is_put_in_once_and_words_are_left_alone() -> None:
     assert not any(mutant.name.startswith("judge") for mutant in mutants(SOURCE, frozenset({"judge"})))
 
 
-def test_a_fault_is_looked_for_by_the_tests_that_run_its_line_the_quickest_first() -> None:
+def test_a_mutant_is_tested_by_the_tests_that_run_its_line_fastest_first() -> None:
     ran = {"slow": (2.0, {7, 8}), "quick": (1.0, {7}), "other": (0.1, {9})}
     found = {mutant.line: mutant for mutant in mutants(SOURCE)}
     assert able(found[7], ran) == ["quick", "slow"]
@@ -62,7 +62,7 @@ def test_a_fault_is_looked_for_by_the_tests_that_run_its_line_the_quickest_first
     assert able(found[16], ran) == []
 
 
-def test_every_survivor_is_explained_and_more_than_nine_in_ten_faults_are_found() -> None:
+def test_every_survivor_is_explained_and_over_ninety_percent_of_mutants_are_killed() -> None:
     scores = {name: Score(**said) for name, said in json.loads((ROOT / "benchmarks/mutants.json").read_text()).items()}
     known = yaml.safe_load((ROOT / "benchmarks/mutants_known.yaml").read_text())
     assert scores.keys() <= MODULES.keys()

@@ -86,6 +86,6 @@ def test_runs_of_another_experiment_and_deleted_runs_do_not_count(store: Store, 
     assert failed(store) == {}
 
 
-def test_a_long_reason_is_cut_off() -> None:
+def test_a_long_reason_is_truncated() -> None:
     assert shortened("a\n b\t\x07c") == "a b \\x07c"
     assert shortened("x" * 101) == "x" * 99 + "…"

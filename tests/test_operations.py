@@ -77,7 +77,7 @@ def approval(sha256: str, **changes: Any) -> Draft:
         ({"manifest": "", "version": 2}, {"evidence": {"serving": "x"}}, False),
     ],
 )
-def test_what_is_live_is_the_same_where_its_files_and_how_they_are_served_are(
+def test_two_deployments_are_equal_if_files_and_serving_options_are_equal(
     wanted: dict[str, Any], live: dict[str, Any], same: bool
 ) -> None:
     asked = {"version": 1, "sha256": SHA, "manifest": PIN, "source": "models:/cnn/1", "evidence": {}, **wanted}
@@ -88,7 +88,7 @@ def test_what_is_live_is_the_same_where_its_files_and_how_they_are_served_are(
 
 
 @given(st.text(max_size=1200))
-def test_a_reason_is_one_line_that_shows_and_is_not_too_long(text: str) -> None:
+def test_a_reason_is_one_visible_line_of_limited_length(text: str) -> None:
     try:
         reason = valid_reason(text)
     except UsageError:
@@ -97,7 +97,7 @@ def test_a_reason_is_one_line_that_shows_and_is_not_too_long(text: str) -> None:
     assert reason == " ".join(text.split())
 
 
-def test_a_reason_may_have_a_thousand_characters_and_must_be_utf8() -> None:
+def test_a_reason_has_at_most_a_thousand_characters_and_is_utf8() -> None:
     assert valid_reason("x" * 1000) == "x" * 1000
     assert valid_reason(" a\n\tb ") == "a b"
     for wrong in ("x" * 1001, "", " \n", "\udcff"):
@@ -105,7 +105,7 @@ def test_a_reason_may_have_a_thousand_characters_and_must_be_utf8() -> None:
             valid_reason(wrong)
 
 
-def test_now_is_this_second_in_utc() -> None:
+def test_now_is_the_current_second_in_utc() -> None:
     before = datetime.now(UTC).replace(microsecond=0)
     found = promotion.now()
     assert before <= datetime.fromisoformat(found) <= datetime.now(UTC)
@@ -113,7 +113,7 @@ def test_now_is_this_second_in_utc() -> None:
     assert found.endswith("+00:00")
 
 
-def test_an_entry_is_never_earlier_than_the_one_that_it_replaces() -> None:
+def test_an_entry_is_never_earlier_than_the_entry_it_replaces() -> None:
     later, earlier = "2999-01-01T00:00:00+00:00", "2026-01-01T00:00:00+00:00"
     assert promotion._after(entry(at=later)) == later
     assert promotion._after(entry(at="2998-12-31T23:59:59-02:00")) == "2998-12-31T23:59:59-02:00"
@@ -122,7 +122,7 @@ def test_an_entry_is_never_earlier_than_the_one_that_it_replaces() -> None:
         assert before <= promotion._after(live) <= promotion.now()
 
 
-def test_an_author_is_who_is_named_else_who_is_at_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_author_is_the_given_actor_or_else_the_user_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ONWARD_ACTOR", "machine")
     wanted = policy.parse(None)["staging"]
     assert promotion.author(wanted, "staging", "bob") == ("bob", None)
@@ -131,7 +131,7 @@ def test_an_author_is_who_is_named_else_who_is_at_the_machine(monkeypatch: pytes
         assert promotion.author(wanted, "staging", nobody) == ("machine", None)
 
 
-def test_no_one_alone_forces_a_second_person_who_has_to_sign() -> None:
+def test_force_does_not_skip_the_second_person_if_there_are_signers() -> None:
     four, data = (GateResult(requirement=name, met=False, detail="") for name in ("four_eyes", "data"))
     plain = policy.parse({"s": {"from": "candidate", "require": []}})["s"]
     signed = policy.parse({"s": {"from": "candidate", "require": [], "signers": {"ann": "A" * 43 + "="}}})["s"]
@@ -140,7 +140,7 @@ def test_no_one_alone_forces_a_second_person_who_has_to_sign() -> None:
         assert promotion._forcible(signed, unmet) == forcible
 
 
-def test_a_signed_entry_that_is_not_proven_is_unmet_where_it_is_newer_than_what_is_live() -> None:
+def test_an_unproven_signed_entry_newer_than_the_live_one_is_an_unmet_gate() -> None:
     signed = policy.parse({"s": {"from": "candidate", "require": [], "signers": {"ann": "A" * 43 + "="}}})["s"]
     line = DeploymentHistory((entry(2),), ())
     assert choice.proof(Log(line), policy.parse(None)["staging"]) == ()
@@ -159,7 +159,7 @@ def test_a_signed_entry_that_is_not_proven_is_unmet_where_it_is_newer_than_what_
 # What is written and answered
 
 
-def test_a_promotion_writes_all_that_it_knows_and_answers_with_it(store: Store) -> None:
+def test_a_promotion_writes_and_returns_all_fields(store: Store) -> None:
     add_candidate(store, "cnn", 1, data="failed", published_by="eve")
     before = promotion.now()
     done = promote("cnn", "staging", 1, reason=" a\nb ", force=True, actor="bob", store=store)
@@ -181,7 +181,7 @@ def test_a_promotion_writes_all_that_it_knows_and_answers_with_it(store: Store) 
     assert done == Outcome("cnn", "staging", 1, candidate.sha256, True, False, written, written.gates, "")
 
 
-def test_a_rollback_writes_what_the_entry_that_it_restores_had(store: Store) -> None:
+def test_a_rollback_copies_the_fields_of_the_restored_entry(store: Store) -> None:
     for factor in (1, 2):
         add_candidate(store, "cnn", factor, remark=f"r{factor}")
         promote("cnn", "staging", factor, reason="because", store=store)
@@ -197,7 +197,7 @@ def test_a_rollback_writes_what_the_entry_that_it_restores_had(store: Store) -> 
     assert len({one.key for one in store.log("staging", "cnn").entries()}) == 3
 
 
-def test_what_is_live_already_is_answered_as_it_is(store: Store) -> None:
+def test_promoting_the_live_version_changes_nothing(store: Store) -> None:
     add_candidate(store, "cnn", 1)
     add_candidate(store, "cnn", 2)
     first = promote("cnn", "staging", 1, reason="because", store=store)
@@ -214,7 +214,7 @@ def test_what_is_live_already_is_answered_as_it_is(store: Store) -> None:
     assert len(store.log("staging", "cnn").entries()) == 3
 
 
-def test_what_stays_is_healed_and_a_dry_run_heals_nothing(store: Store) -> None:
+def test_a_promotion_without_change_repairs_aliases_and_a_dry_run_does_not(store: Store) -> None:
     add_candidate(store, "cnn", 1)
     promote("cnn", "staging", 1, reason="because", store=store)
     acts: tuple[tuple[Callable[[], Outcome], bool], ...] = (
@@ -229,7 +229,7 @@ def test_what_stays_is_healed_and_a_dry_run_heals_nothing(store: Store) -> None:
         promote("cnn", "staging", 1, reason="x", store=store)
 
 
-def test_a_dry_run_tells_what_would_be_done_and_leaves_no_copy(store: Store) -> None:
+def test_a_dry_run_reports_the_outcome_and_leaves_no_copy(store: Store) -> None:
     add_candidate(store, "cnn", 1)
     sha256 = not_none(store.candidate("cnn", 1)).sha256
     done = promote("cnn", "staging", 1, reason="x", dry_run=True, store=store)
@@ -241,7 +241,7 @@ def test_a_dry_run_tells_what_would_be_done_and_leaves_no_copy(store: Store) -> 
     assert not promote("cnn", "staging", 2, reason="x", dry_run=True, force=True, store=store).gates[-1].met
 
 
-def test_where_nothing_is_live_there_is_nothing_to_roll_back_to_and_the_log_is_named(store: Store) -> None:
+def test_a_rollback_without_a_live_version_fails_and_names_the_log(store: Store) -> None:
     for to in (None, 1):
         with pytest.raises((Refused, UsageError), match=r"^staging\.cnn: "):
             rollback("cnn", "staging", reason="x", to=to, store=store)
@@ -253,7 +253,7 @@ def test_where_nothing_is_live_there_is_nothing_to_roll_back_to_and_the_log_is_n
         rollback("cnn", "staging", reason=" ", store=store)
 
 
-def test_the_store_that_is_given_is_used_else_that_of_the_environment_and_none_is_made(
+def test_the_given_store_is_used_or_else_the_configured_store_without_creating_one(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for factor in (1, 2):
@@ -272,7 +272,7 @@ def test_the_store_that_is_given_is_used_else_that_of_the_environment_and_none_i
     assert list((tmp_path / "none").iterdir()) == []
 
 
-def test_what_a_newer_onward_wrote_stops_whoever_would_change_something(store: Store) -> None:
+def test_a_row_of_a_newer_onward_blocks_every_change(store: Store) -> None:
     for factor in (1, 2):
         add_candidate(store, "cnn", factor)
         promote("cnn", "staging", factor, reason="x", store=store)
@@ -291,7 +291,7 @@ def test_what_a_newer_onward_wrote_stops_whoever_would_change_something(store: S
 # What is chosen
 
 
-def test_the_newest_fit_version_is_chosen_by_force_the_newest_and_never_one_of_somebody_elses(store: Store) -> None:
+def test_the_newest_acceptable_version_is_chosen_or_with_force_the_newest_published_one(store: Store) -> None:
     with pytest.raises(UsageError, match=r"no version of cnn: `dvc repro`"):
         promote("cnn", "staging", reason="x", store=store)
     add_candidate(store, "cnn", 1, sha256=None)
@@ -311,14 +311,14 @@ def test_the_newest_fit_version_is_chosen_by_force_the_newest_and_never_one_of_s
     assert "quality" not in str(no.value)
 
 
-def test_version_0_is_none(store: Store) -> None:
+def test_version_0_does_not_exist(store: Store) -> None:
     add_candidate(store, "cnn", 1)
     for to in ("staging", "production"):
         with pytest.raises(UsageError, match="no version 0 of cnn"):
             promote("cnn", to, 0, reason="x", store=store)
 
 
-def test_what_was_tried_before_is_promoted_with_the_evidence_of_its_candidate_as_it_is_now(store: Store) -> None:
+def test_a_repeated_promotion_uses_the_current_evidence_of_the_candidate(store: Store) -> None:
     add_candidate(store, "cnn", 1, data="failed")
     promote("cnn", "staging", 1, reason="x", force=True, store=store)
     with pytest.raises(Refused, match="data: failed"):
@@ -335,7 +335,7 @@ def test_what_was_tried_before_is_promoted_with_the_evidence_of_its_candidate_as
         promote("cnn", "production", reason="x", store=store)
 
 
-def test_against_the_order_of_environments_only_force_helps_and_the_log_says_so(store: Store) -> None:
+def test_only_force_skips_the_order_of_environments_and_the_log_records_it(store: Store) -> None:
     for factor in (1, 2):
         add_candidate(store, "cnn", factor)
     promote("cnn", "staging", 1, reason="x", store=store)
@@ -347,7 +347,7 @@ def test_against_the_order_of_environments_only_force_helps_and_the_log_says_so(
         promote("nothing", "production", reason="x", store=store)
 
 
-def test_an_approval_is_of_all_files_of_a_version_where_it_says_so(
+def test_an_approval_with_a_manifest_covers_all_files_of_a_version(
     store: Store, environments: Callable[..., None]
 ) -> None:
     environments(staging={"from": "candidate", "require": [], "four_eyes": True})
@@ -368,7 +368,7 @@ def test_an_approval_is_of_all_files_of_a_version_where_it_says_so(
     assert four_eyes().met
 
 
-def test_an_approval_of_before_is_of_the_model_alone(store: Store, environments: Callable[..., None]) -> None:
+def test_an_approval_without_a_manifest_covers_only_the_model(store: Store, environments: Callable[..., None]) -> None:
     environments(staging={"from": "candidate", "require": [], "four_eyes": True})
     add_candidate(store, "cnn", 1, published_by="ann")
     store.approve("staging", "cnn", approval(not_none(store.candidate("cnn", 1)).sha256, actor="bob"))
@@ -378,7 +378,7 @@ def test_an_approval_of_before_is_of_the_model_alone(store: Store, environments:
 # Looking after what is there
 
 
-def test_reconcile_writes_what_is_missing_and_says_what(store: Store) -> None:
+def test_reconcile_writes_missing_aliases_and_reports_them(store: Store) -> None:
     add_candidate(store, "cnn", 1)
     promote("cnn", "staging", 1, reason="x", store=store)
     assert reconcile(store) == []
@@ -388,7 +388,7 @@ def test_reconcile_writes_what_is_missing_and_says_what(store: Store) -> None:
     assert store.versions.aliases("staging.cnn") == {"live": 1}
 
 
-def test_reconcile_leaves_a_log_of_a_newer_onward_alone_and_puts_right_the_rest(store: Store) -> None:
+def test_reconcile_skips_logs_of_a_newer_onward_and_corrects_the_rest(store: Store) -> None:
     for model in ("cnn", "mlp"):
         add_candidate(store, model, 1)
         promote(model, "staging", 1, reason="x", store=store)
@@ -401,7 +401,7 @@ def test_reconcile_leaves_a_log_of_a_newer_onward_alone_and_puts_right_the_rest(
     assert store.versions.aliases("staging.mlp") == {"live": 1}
 
 
-def test_environments_are_made_before_anybody_promotes_and_only_once(store: Store) -> None:
+def test_environments_are_created_once_before_any_promotion(store: Store) -> None:
     made = promotion.create_environments(["cnn", "mlp"], store)
     assert made == [
         "environments/staging", "staging.cnn", "staging.mlp", "environments/production", "production.cnn",
@@ -414,7 +414,7 @@ def test_environments_are_made_before_anybody_promotes_and_only_once(store: Stor
     assert "staging.a" not in store.versions.named("staging.a")
 
 
-def test_who_is_overtaken_between_the_look_and_the_entry_changes_nothing(
+def test_a_promotion_overtaken_between_read_and_write_changes_nothing(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for factor in (1, 2):

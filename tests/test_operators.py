@@ -131,7 +131,7 @@ def _is_float(value: Any) -> bool:
     return value is not None and value.dtype == np.float32
 
 
-def test_what_is_not_covered_is_said() -> None:
+def test_unsupported_operators_are_reported() -> None:
     for operator, inputs, attributes in (
         ("Nonsense", [IMAGE], {}),
         ("MaxPool", [IMAGE.astype(np.int8)], {"kernel_shape": [2, 2]}),

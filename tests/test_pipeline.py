@@ -103,7 +103,7 @@ def _published(client: MlflowClient) -> dict[str, Any]:
     }
 
 
-def test_one_model_passes_and_the_others_failure_is_named_and_recorded(checkout: Path) -> None:
+def test_one_model_passes_and_the_failure_of_the_other_is_reported_and_recorded(checkout: Path) -> None:
     code, ran, output = repro(checkout)
     assert code != 0
     assert {"publish@toy", "publish@branching", "verdict"} <= ran
@@ -117,7 +117,7 @@ def test_one_model_passes_and_the_others_failure_is_named_and_recorded(checkout:
     assert found["versions"] == [("toy", 1)]
 
 
-def test_nothing_written_knows_where_the_checkout_lies(checkout: Path) -> None:
+def test_no_written_file_contains_the_path_of_the_checkout(checkout: Path) -> None:
     for path in (checkout / "build").rglob("*"):
         if path.is_file():
             assert str(checkout).encode() not in path.read_bytes(), path
@@ -125,7 +125,7 @@ def test_nothing_written_knows_where_the_checkout_lies(checkout: Path) -> None:
     assert changed == [" M params.yaml", "?? dvc.lock", "?? models/toy.py"]
 
 
-def test_a_second_run_computes_nothing_but_says_no_again(checkout: Path) -> None:
+def test_a_second_run_computes_nothing_and_fails_again(checkout: Path) -> None:
     before = published(checkout)
     code, ran, output = repro(checkout)
     assert (code != 0, ran) == (True, ALWAYS | {"verdict"})
@@ -134,7 +134,7 @@ def test_a_second_run_computes_nothing_but_says_no_again(checkout: Path) -> None
     assert (after["runs"], after["versions"]) == (before["runs"], before["versions"])
 
 
-def test_once_the_failing_model_is_gone_the_verdict_is_yes(checkout: Path) -> None:
+def test_without_the_failing_model_the_verdict_passes(checkout: Path) -> None:
     with edited(checkout) as models:
         models["other"] = {**models.pop("branching"), "build": "models.toy:net"}
     code, ran, output = repro(checkout)
@@ -142,14 +142,14 @@ def test_once_the_failing_model_is_gone_the_verdict_is_yes(checkout: Path) -> No
     assert not any(stage.endswith("@toy") for stage in ran)
 
 
-def test_a_changed_tolerance_runs_no_export_and_no_other_model(checkout: Path) -> None:
+def test_a_changed_tolerance_reruns_no_export_and_no_other_model(checkout: Path) -> None:
     edit(checkout, "toy", tolerance={"rtol": 0.002})
     code, ran, output = repro(checkout)
     assert code == 0, output
     assert ran == ALWAYS | MEASURED | {"verify@toy", "optimize@toy", "quantize@toy", "verdict"}
 
 
-def test_an_emptied_store_is_filled_again_and_nothing_is_computed(checkout: Path) -> None:
+def test_an_emptied_store_is_refilled_without_computing(checkout: Path) -> None:
     (checkout / "mlflow.db").unlink()
     shutil.rmtree(checkout / "mlartifacts")
     code, ran, output = repro(checkout)
@@ -158,7 +158,7 @@ def test_an_emptied_store_is_filled_again_and_nothing_is_computed(checkout: Path
     assert sorted(published(checkout)["versions"]) == [("other", 1), ("toy", 1)]
 
 
-def test_another_cpu_measures_again_and_exports_nothing(checkout: Path) -> None:
+def test_another_cpu_reruns_measurements_and_no_export(checkout: Path) -> None:
     with edited(checkout) as models:
         del models["other"]  # one is enough from here on
     host = checkout / "registry" / "hostinfo.py"
@@ -172,7 +172,7 @@ def test_another_cpu_measures_again_and_exports_nothing(checkout: Path) -> None:
 
 
 @pytest.mark.parametrize("stage", ["export", "benchmark", "publish"])
-def test_a_stage_killed_halfway_ends_as_if_undisturbed(checkout: Path, stage: str) -> None:
+def test_rerunning_a_killed_stage_gives_the_undisturbed_result(checkout: Path, stage: str) -> None:
     changes: dict[str, Any] = {
         "export": {"export": {"opset": 21}},
         "benchmark": {"benchmark": {"rounds": 400, "round_seconds": 0.05}},
@@ -208,7 +208,7 @@ def test_a_stage_killed_halfway_ends_as_if_undisturbed(checkout: Path, stage: st
     assert all(r.info.status == "FINISHED" for r in latest)
 
 
-def test_wrong_params_are_one_line_and_nothing_changes(checkout: Path) -> None:
+def test_invalid_params_give_one_line_and_change_nothing(checkout: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in (checkout / "build").rglob("*") if path.is_file()}
     edit(checkout, "toy", tolerance={"rtol": "small"})
     code, ran, output = repro(checkout)
@@ -218,7 +218,7 @@ def test_wrong_params_are_one_line_and_nothing_changes(checkout: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in (checkout / "build").rglob("*") if path.is_file()} == before
 
 
-def test_a_stage_run_by_hand_explains_itself(checkout: Path) -> None:
+def test_a_stage_run_by_hand_has_help_and_prints_its_verdict(checkout: Path) -> None:
     edit(checkout, "toy", tolerance={"rtol": 0.001})
     for stage in yaml.safe_load((checkout / "dvc.yaml").read_text())["stages"]:
         done = run(f"onward stage {stage} --help", checkout)

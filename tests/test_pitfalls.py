@@ -141,7 +141,7 @@ def verdict(example: Example, root: Path) -> tuple[str, list[str]]:
 
 
 @pytest.mark.parametrize("label", EXAMPLES)
-def test_an_example_does_what_the_page_says(label: str, exported: Path) -> None:
+def test_every_example_behaves_as_the_page_says(label: str, exported: Path) -> None:
     example = EXAMPLES[label]
     said, found = verdict(example, exported)
     if "passes" in example.claim:
@@ -154,6 +154,6 @@ def test_an_example_does_what_the_page_says(label: str, exported: Path) -> None:
         assert found == []
 
 
-def test_the_page_has_examples_that_pass_and_that_do_not() -> None:
+def test_the_page_has_passing_and_failing_examples() -> None:
     assert sum("passes" in example.claim for example in EXAMPLES.values()) >= 8
     assert sum("refused" in example.claim for example in EXAMPLES.values()) >= 6

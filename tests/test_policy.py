@@ -21,7 +21,7 @@ def one(**options: Any) -> policy.Environment:
     return parse({"staging": {"from": "candidate", "require": [], **options}})["staging"]
 
 
-def test_without_a_section_there_are_two_environments_one_after_the_other() -> None:
+def test_without_a_section_the_defaults_are_two_ordered_environments() -> None:
     found = parse(None)
     assert [(name, wanted.source, wanted.require) for name, wanted in found.items()] == [
         ("staging", "candidate", ["parity", "quality", "data"]),
@@ -34,26 +34,26 @@ def test_without_a_section_there_are_two_environments_one_after_the_other() -> N
 
 
 @pytest.mark.parametrize("section", [{}, [], "staging", 3])
-def test_a_section_that_maps_nothing_is_refused(section: Any) -> None:
+def test_a_section_that_is_not_a_mapping_is_rejected(section: Any) -> None:
     with pytest.raises(UsageError, match=r"environments: has to map names"):
         parse(section)
 
 
-def test_requirements_are_onwards_own_or_paths_of_suites() -> None:
+def test_requirements_are_built_in_or_suite_paths() -> None:
     found = one(require=["gates/fast.json", "parity", "a/b.json", "replay"])
     assert found.named == ["parity", "replay"]
     assert found.suites == ["gates/fast.json", "a/b.json"]
 
 
 @pytest.mark.parametrize("name", ["cnn", "a", "9", "a-b_c", "A9", "1-"])
-def test_names_of_letters_digits_and_strokes_are_names(name: str) -> None:
+def test_names_of_letters_digits_hyphens_and_underscores_are_valid(name: str) -> None:
     assert is_name(name)
     assert valid_name(name, "a model") == name
     assert list(parse({name: {"from": "candidate", "require": []}})) == [name]
 
 
 @pytest.mark.parametrize("name", ["", "-a", "_a", "a.b", "a/b", "a b", "a'", "ä", "a\n", "a.", "."])
-def test_what_could_reach_a_path_or_a_filter_is_no_name(name: str) -> None:
+def test_names_that_could_affect_a_path_or_filter_are_invalid(name: str) -> None:
     assert not is_name(name)
     with pytest.raises(UsageError, match="is no name for a model"):
         valid_name(name, "a model")
@@ -61,12 +61,12 @@ def test_what_could_reach_a_path_or_a_filter_is_no_name(name: str) -> None:
         parse({name: {"from": "candidate", "require": []}})
 
 
-def test_the_candidates_are_no_environment() -> None:
+def test_candidate_is_not_a_valid_environment_name() -> None:
     with pytest.raises(UsageError, match=r"environments\.candidate: the name is taken"):
         parse({"candidate": {"from": "candidate", "require": []}})
 
 
-def test_a_name_that_yaml_read_as_something_else_is_no_name() -> None:
+def test_a_name_that_yaml_does_not_read_as_text_is_invalid() -> None:
     for name in (3, True, None):
         with pytest.raises(UsageError, match="no name for an environment"):
             parse({name: {"from": "candidate", "require": []}})
@@ -90,18 +90,18 @@ def test_a_name_that_yaml_read_as_something_else_is_no_name() -> None:
         ({"notify": {"shout": "x"}}, r"staging\.notify\.shout: unknown key; there are command, webhook, "),
     ],
 )  # fmt: skip
-def test_a_mistake_is_named_with_its_path(options: dict[str, Any], message: str) -> None:
+def test_an_invalid_setting_is_named_with_its_path(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         one(**options)
 
 
-def test_what_is_right_is_kept() -> None:
+def test_valid_settings_are_kept() -> None:
     found = one(files_key="keys/team.pem", signers={"ann": KEY}, four_eyes=True, mirror_stages=True)
     assert (found.files_key, found.four_eyes, found.mirror_stages) == ("keys/team.pem", True, True)
     assert found.signers["ann"].key == KEY
 
 
-def test_stages_are_mirrored_where_mlflow_has_a_stage_of_that_name() -> None:
+def test_stages_are_mirrored_only_for_names_of_mlflow_stages() -> None:
     section = {"staging": {"from": "candidate", "require": [], "mirror_stages": True}}
     section["production"] = {"from": "staging", "require": [], "mirror_stages": True}
     assert all(wanted.mirror_stages for wanted in parse(section).values())
@@ -122,12 +122,12 @@ def test_stages_are_mirrored_where_mlflow_has_a_stage_of_that_name() -> None:
         ({"ok": "candidate", "a": "b", "b": "c", "c": "a"}, r"runs in a circle"),
     ],
 )
-def test_every_environment_leads_back_to_the_candidates(origins: dict[str, str], message: str) -> None:
+def test_every_environment_must_lead_back_to_the_candidates(origins: dict[str, str], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         parse({name: {"from": origin, "require": []} for name, origin in origins.items()})
 
 
-def test_environments_may_stand_in_any_order() -> None:
+def test_environments_may_be_listed_in_any_order() -> None:
     found = parse(
         {
             "c": {"from": "b", "require": []},
@@ -151,7 +151,7 @@ def test_environments_may_stand_in_any_order() -> None:
         {"webhook": "http://a"},
     ],
 )
-def test_one_way_to_tell_is_given(said: dict[str, Any]) -> None:
+def test_exactly_one_notification_channel_is_accepted(said: dict[str, Any]) -> None:
     found = one(notify=said).notify
     assert found == Notify(**said)
     assert {name: value for name, value in found.model_dump().items() if value is not None} == said
@@ -165,7 +165,7 @@ def test_one_way_to_tell_is_given(said: dict[str, Any]) -> None:
         {"webhook": "x http://a"}, {"webhook": "https://"},
     ],
 )  # fmt: skip
-def test_no_way_or_two_are_refused(said: dict[str, Any]) -> None:
+def test_zero_or_two_notification_channels_are_rejected(said: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=r"environments\.staging\.notify"):
         one(notify=said)
 
@@ -183,7 +183,7 @@ def write(path: Path, *names: str) -> None:
     path.write_text("environments:\n" + "".join(f"  {name}: {{from: candidate, require: []}}\n" for name in names))
 
 
-def test_the_policy_is_that_of_the_checkout_around(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_policy_comes_from_the_surrounding_checkout(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (place / "dvc.yaml").write_text("")
     assert list(read()) == ["staging", "production"]
     write(place / "params.yaml", "live")
@@ -194,14 +194,14 @@ def test_the_policy_is_that_of_the_checkout_around(place: Path, monkeypatch: pyt
     assert policy.home() == place
 
 
-def test_a_host_without_a_checkout_has_the_default(place: Path) -> None:
+def test_a_host_without_a_checkout_uses_the_default(place: Path) -> None:
     write(place / "params.yaml", "live")
     assert list(read()) == ["staging", "production"]
     with pytest.raises(UsageError, match=r"no dvc\.yaml"):
         policy.home()
 
 
-def test_a_named_file_comes_before_the_checkout(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_configured_file_overrides_the_checkout(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (place / "dvc.yaml").write_text("")
     write(place / "params.yaml", "live")
     write(place / "etc" / "onward.yaml", "edge")
@@ -213,9 +213,7 @@ def test_a_named_file_comes_before_the_checkout(place: Path, monkeypatch: pytest
         read()
 
 
-def test_a_file_that_changed_is_read_again_and_one_that_did_not_is_not(
-    place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_is_read_again_only_if_it_changed(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (place / "dvc.yaml").write_text("")
     write(place / "params.yaml", "live")
     first = read()
@@ -229,21 +227,21 @@ def test_a_file_that_changed_is_read_again_and_one_that_did_not_is_not(
 
 
 @pytest.mark.parametrize("text", ["", "# nothing\n", "seed: 3\n", "[1, 2]\n", "text\n", "environments:\n"])
-def test_a_file_without_the_section_means_the_default(place: Path, text: str) -> None:
+def test_a_file_without_the_section_gives_the_default(place: Path, text: str) -> None:
     (place / "dvc.yaml").write_text("")
     (place / "params.yaml").write_text(text)
     assert list(read()) == ["staging", "production"]
 
 
 @pytest.mark.parametrize("text", ["environments: {a: [", "a: 2026-99-99\n", "a: b: c\n"])
-def test_a_file_that_is_no_yaml_is_said_so(place: Path, text: str) -> None:
+def test_an_invalid_yaml_file_is_reported(place: Path, text: str) -> None:
     (place / "dvc.yaml").write_text("")
     (place / "params.yaml").write_text(text)
     with pytest.raises(UsageError, match=r"params\.yaml: is not YAML"):
         read()
 
 
-def test_a_key_that_stands_twice_is_refused_with_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_duplicate_key_is_rejected_with_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "signers.yaml"
     path.write_text("environments:\n  staging:\n    from: candidate\n    require: []\n    from: production\n")
     monkeypatch.setenv("ONWARD_PARAMS", str(path))
@@ -252,7 +250,7 @@ def test_a_key_that_stands_twice_is_refused_with_its_line(tmp_path: Path, monkey
 
 
 @pytest.mark.parametrize("name", ["", " ", "a\nb", "\u200b"])
-def test_a_signer_has_a_name_that_shows(name: str) -> None:
+def test_a_signer_name_must_be_visible(name: str) -> None:
     key = "A" * 43 + "="
     with pytest.raises(UsageError, match="is no name"):
         policy.parse({"staging": {"from": "candidate", "require": [], "signers": {name: key}}})

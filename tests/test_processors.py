@@ -65,13 +65,13 @@ V1 = "4:cpu,cpuacct:/docker/abc\n3:memory:/docker/abc\n"
         ("", {}, 64),
     ],
 )
-def test_the_smallest_limit_of_the_cgroups_counts(
+def test_the_smallest_cgroup_limit_applies(
     tmp_path: Path, machine: pytest.MonkeyPatch, said: str, files: dict[str, str], wanted: int
 ) -> None:
     assert processors.count(tree(tmp_path, said, **files)) == wanted
 
 
-def test_without_cgroups_the_affinity_counts(tmp_path: Path, machine: pytest.MonkeyPatch) -> None:
+def test_without_cgroups_the_affinity_applies(tmp_path: Path, machine: pytest.MonkeyPatch) -> None:
     assert processors.count(tmp_path) == 64
     machine.setattr(os, "sched_getaffinity", lambda _: {3, 5, 7})
     assert processors.count(tmp_path) == 3
@@ -101,7 +101,9 @@ def container(tmp_path: Path, machine: pytest.MonkeyPatch) -> None:
     ],
     ids=str,
 )
-def test_a_container_gets_as_many_threads_as_its_quota(container: None, options: SessionOptions, threads: int) -> None:
+def test_the_thread_count_of_a_container_follows_its_quota(
+    container: None, options: SessionOptions, threads: int
+) -> None:
     fitting = options.fitting_here()
     assert fitting.threads == threads
     made = fitting.to_onnxruntime()
@@ -109,7 +111,7 @@ def test_a_container_gets_as_many_threads_as_its_quota(container: None, options:
     assert made.inter_op_num_threads == (2 if options.execution_mode == "parallel" else 0)
 
 
-def test_a_session_and_a_worker_have_the_threads_of_the_container(container: None, tmp_path: Path) -> None:
+def test_a_session_and_a_worker_use_the_thread_count_of_the_container(container: None, tmp_path: Path) -> None:
     path = scale_model(tmp_path / "m.onnx", 2)
     assert InferenceSession(path)._loaded._session.get_session_options().intra_op_num_threads == 2
     with Worker.onnx(path, "m") as started:
@@ -119,7 +121,7 @@ def test_a_session_and_a_worker_have_the_threads_of_the_container(container: Non
     )  # or the race would be unfair
 
 
-def test_a_whole_machine_is_left_to_onnx_runtime(machine: pytest.MonkeyPatch) -> None:
+def test_without_limits_onnx_runtime_chooses_the_thread_count(machine: pytest.MonkeyPatch) -> None:
     machine.setattr(processors, "_quotas", lambda _: iter(()))
     assert SessionOptions(threads=65).fitting_here() == SessionOptions()
     assert SessionOptions(threads=64).fitting_here() == SessionOptions(threads=64)

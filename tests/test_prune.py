@@ -48,7 +48,7 @@ def left(store: Store) -> set[int]:
     return {candidate.version for candidate in store.candidates("cnn")}
 
 
-def test_what_is_or_was_lately_live_stays_and_so_does_the_newest(store: Store) -> None:
+def test_live_recently_live_and_newest_versions_are_kept(store: Store) -> None:
     for version, days in ((1, 39), (2, 38), (3, 20), (4, 1)):
         promote(store, version, days)
     found = pruning.prune("cnn", "30d", store=store)
@@ -62,7 +62,7 @@ def test_what_is_or_was_lately_live_stays_and_so_does_the_newest(store: Store) -
     assert left(store) == {2, 3, 4, 6}
 
 
-def test_what_is_live_in_an_environment_that_nobody_names_stays(store: Store) -> None:
+def test_a_version_live_in_an_unlisted_environment_is_kept(store: Store) -> None:
     promote(store, 1, 39)
     promote(store, 1, 39, "production")
     promote(store, 2, 35)
@@ -71,13 +71,13 @@ def test_what_is_live_in_an_environment_that_nobody_names_stays(store: Store) ->
     assert left(store) == {1, 2, 6}
 
 
-def test_the_young_and_those_under_an_alias_stay(store: Store, tmp_path: Path) -> None:
+def test_new_and_aliased_versions_are_kept(store: Store, tmp_path: Path) -> None:
     age(tmp_path, [2], 3)
     store._client.set_registered_model_alias("cnn", "champion", "3")
     assert {candidate.version for candidate in pruning.prune("cnn", "2w", store=store).deleted} == {1, 4, 5}
 
 
-def test_a_rollback_to_what_was_pruned_works(store: Store) -> None:
+def test_a_rollback_to_a_pruned_version_works(store: Store) -> None:
     for version, days in ((1, 39), (2, 38)):
         promote(store, version, days)
     pruning.prune("cnn", "1h", store=store)
@@ -86,14 +86,14 @@ def test_a_rollback_to_what_was_pruned_works(store: Store) -> None:
     assert overview.check("cnn", "staging", store).met
 
 
-def test_the_files_go_with_the_version(store: Store) -> None:
+def test_pruning_deletes_the_files_of_a_version(store: Store) -> None:
     [first] = [candidate for candidate in store.candidates("cnn") if candidate.version == 1]
     pruning.prune("cnn", "30d", store=store)
     experiment = not_none(store._client.get_experiment_by_name("onward")).experiment_id
     assert first.logged_model not in {model.model_id for model in store._client.search_logged_models([experiment])}
 
 
-def test_a_dry_run_deletes_nothing_and_says_the_same(store: Store, onward: Command) -> None:
+def test_a_dry_run_reports_the_same_and_deletes_nothing(store: Store, onward: Command) -> None:
     code, out, _ = onward("prune", "cnn", "--older-than", "30d", "--dry-run", "--json")
     assert code == 0
     assert left(store) == set(range(1, 7))
@@ -106,7 +106,7 @@ def test_a_dry_run_deletes_nothing_and_says_the_same(store: Store, onward: Comma
 
 
 @pytest.mark.parametrize("text", ["30", "d", "-1d", "30 d", "1y", ""])
-def test_a_time_that_is_none_is_refused(store: Store, text: str) -> None:
+def test_an_invalid_age_is_rejected(store: Store, text: str) -> None:
     with pytest.raises(UsageError, match="--older-than"):
         pruning.prune("cnn", text, store=store)
     with pytest.raises(UsageError, match="no version of 'nope'"):

@@ -31,7 +31,7 @@ def deploy(store: Store, version: int) -> None:
     promotion.promote("cnn", "staging", version, reason="because", store=store)
 
 
-def test_refresh_loads_what_is_live_by_now(store: Store) -> None:
+def test_refresh_loads_the_current_live_version(store: Store) -> None:
     session = InferenceSession("cnn@staging")
     seen: list[Metadata] = []
     assert not session.refresh(seen.append)
@@ -46,7 +46,7 @@ def test_refresh_loads_what_is_live_by_now(store: Store) -> None:
     assert (session.metadata.version, session.metadata.entry) == (1, 3)
 
 
-def test_the_same_bytes_live_again_are_not_loaded_again(store: Store) -> None:
+def test_refresh_does_not_reload_equal_bytes(store: Store) -> None:
     session = InferenceSession("cnn@staging")
     deploy(store, 2)
     promotion.rollback("cnn", "staging", reason="because", store=store)
@@ -56,7 +56,7 @@ def test_the_same_bytes_live_again_are_not_loaded_again(store: Store) -> None:
     assert session.metadata.entry == 3
 
 
-def test_no_call_is_dropped_by_a_swap(store: Store) -> None:
+def test_a_swap_drops_no_call(store: Store) -> None:
     session = InferenceSession("cnn@staging")
     answers, done = [], threading.Event()
 
@@ -80,7 +80,7 @@ def test_no_call_is_dropped_by_a_swap(store: Store) -> None:
     assert all(mine[0] == 1.0 for mine in answers)
 
 
-def test_a_model_that_does_not_repeat_its_answers_here_is_not_taken(store: Store) -> None:
+def test_refresh_rejects_a_model_that_does_not_reproduce_its_outputs(store: Store) -> None:
     bad = add_candidate(store, "cnn", 5, recorded_factor=6)
     session = InferenceSession("cnn@staging")
     deploy(store, bad)
@@ -93,7 +93,7 @@ def test_a_model_that_does_not_repeat_its_answers_here_is_not_taken(store: Store
     assert session.refresh()
 
 
-def test_changed_bytes_are_not_taken(store: Store) -> None:
+def test_refresh_rejects_changed_bytes(store: Store) -> None:
     session = InferenceSession("cnn@staging")
     deploy(store, 2)
     (artifacts_of(store, "staging.cnn", 2) / "model.onnx").write_bytes(b"other")
@@ -103,7 +103,7 @@ def test_changed_bytes_are_not_taken(store: Store) -> None:
     assert not list(cache().glob(".download-*"))
 
 
-def test_a_store_that_is_down_takes_nothing_down(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_store_does_not_stop_a_session(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     session = InferenceSession("cnn@staging")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
@@ -112,7 +112,7 @@ def test_a_store_that_is_down_takes_nothing_down(store: Store, monkeypatch: pyte
     assert np.array_equal(session.predict(X), X)
 
 
-def test_versions_and_files_never_change(store: Store, tmp_path: Path) -> None:
+def test_a_session_of_a_version_or_file_never_changes(store: Store, tmp_path: Path) -> None:
     for target in ("cnn/1", scale_model(tmp_path / "at@staging.onnx", 1)):
         session = InferenceSession(target)
         deploy(store, 2)

@@ -98,7 +98,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_openvino_is_tried_and_not_just_listed(openvino: Path) -> None:
+def test_openvino_is_tested_and_not_only_listed(openvino: Path) -> None:
     found = runtimes.state("openvino", ROOT)
     assert found.usable
     assert found.version == "1.24.1"
@@ -106,7 +106,7 @@ def test_openvino_is_tried_and_not_just_listed(openvino: Path) -> None:
     assert found.int8_exact is not None
 
 
-def test_this_hosts_int8_saturates_just_where_it_has_no_instructions_for_it(openvino: Path) -> None:
+def test_int8_saturates_exactly_on_hosts_without_int8_instructions(openvino: Path) -> None:
     exact = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"} & set(hardware.instruction_sets())
     assert runtimes.state("cpu", ROOT).int8_exact is bool(exact)
 
@@ -151,7 +151,7 @@ def test_a_real_model_is_measured_published_and_replayed_on_both_providers(
     )
 
 
-def test_a_model_that_a_provider_cannot_run_fell_back_to_the_cpu(
+def test_a_model_that_a_provider_cannot_run_is_reported_as_a_cpu_fallback(
     project: Path, openvino: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """OpenVINO knows no ai.onnx.ml: ONNX Runtime hands the node to the CPU without a word."""
@@ -177,13 +177,13 @@ def test_a_model_that_a_provider_cannot_run_fell_back_to_the_cpu(
     assert plain.latencies == []
 
 
-def test_nodes_are_counted_as_the_graph_has_them_however_a_provider_fuses_them(tmp_path: Path, openvino: Path) -> None:
+def test_nodes_are_counted_before_fusion(tmp_path: Path, openvino: Path) -> None:
     feed = {"x": np.ones((2, 4), np.float32)}
     with Worker.onnx(linear(tmp_path / "m.onnx"), "m", OPENVINO, python=openvino) as worker:
         assert worker.profile(feed) == {OPENVINO: 2}
 
 
-def test_the_wrapper_serves_what_won_on_openvino_where_that_is_installed(tmp_path: Path, openvino: Path) -> None:
+def test_the_wrapper_serves_the_openvino_winner_if_openvino_is_installed(tmp_path: Path, openvino: Path) -> None:
     version = version_for_two_providers(tmp_path)
     code = (
         "import json, numpy as np\nfrom onward.registry.inference.session import InferenceSession\n"
@@ -196,19 +196,19 @@ def test_the_wrapper_serves_what_won_on_openvino_where_that_is_installed(tmp_pat
 
 @pytest.mark.skipif(bool(hardware.accelerators()), reason="there is a GPU: CUDA is tested below")
 @pytest.mark.parametrize("name", ["cuda", "tensorrt"])
-def test_without_a_gpu_its_runtimes_are_absent_and_say_why(name: str) -> None:
+def test_without_a_gpu_its_runtimes_are_absent_with_a_reason(name: str) -> None:
     found = runtimes.state(name, ROOT)
     assert (found.usable, found.reason) == (False, "no NVIDIA GPU here: there is no nvidia-smi that lists one")
 
 
 @pytest.mark.skipif(not hardware.accelerators(), reason="no NVIDIA GPU here")
-def test_cuda_really_runs_where_there_is_a_gpu() -> None:
+def test_cuda_runs_on_a_gpu() -> None:
     runtimes.install("cuda", ROOT)
     assert runtimes.state("cuda", ROOT).node_share["float32"] == 1.0
 
 
 @pytest.mark.skipif(not hardware.accelerators(), reason="no NVIDIA GPU here")
-def test_float32_on_cuda_repeats_what_the_cpu_computes(tmp_path: Path) -> None:
+def test_float32_on_cuda_reproduces_the_cpu_outputs(tmp_path: Path) -> None:
     runtimes.install("cuda", ROOT)
     path, rng = tmp_path / "product.onnx", np.random.default_rng(0)
     weight = numpy_helper.from_array(rng.standard_normal((512, 64)).astype(np.float32), "w")
@@ -226,7 +226,7 @@ def test_float32_on_cuda_repeats_what_the_cpu_computes(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not hardware.accelerators(), reason="no NVIDIA GPU here")
-def test_tensorrt_really_runs_where_its_libraries_are_and_is_no_fallback_where_they_are_not() -> None:
+def test_tensorrt_runs_with_its_libraries_and_does_not_fall_back_without_them() -> None:
     runtimes.install("cuda", ROOT)
     found = runtimes.state("tensorrt", ROOT)
     try:
@@ -237,11 +237,11 @@ def test_tensorrt_really_runs_where_its_libraries_are_and_is_no_fallback_where_t
         assert found.node_share["float32"] == 1.0
 
 
-def test_a_runtime_without_its_environment_says_what_installs_it(checkout: Path) -> None:
+def test_a_runtime_without_its_environment_names_the_install_command(checkout: Path) -> None:
     assert runtimes.state("openvino", checkout).reason == "not installed: onward runtimes install openvino"
 
 
-def test_an_environment_is_made_once_and_again_when_its_pins_change(checkout: Path) -> None:
+def test_an_environment_is_recreated_only_when_its_pins_change(checkout: Path) -> None:
     assert runtimes.install("tiny", checkout)
     (checkout / ".runtimes" / "tiny" / "mark").write_text("")
     assert not runtimes.install("tiny", checkout)
@@ -252,7 +252,7 @@ def test_an_environment_is_made_once_and_again_when_its_pins_change(checkout: Pa
     assert [path.name for path in (checkout / ".runtimes").iterdir()] == ["tiny"]
 
 
-def test_an_environment_of_other_pins_does_not_count(checkout: Path) -> None:
+def test_an_environment_with_other_pins_is_not_used(checkout: Path) -> None:
     (checkout / "runtimes" / "openvino.txt").write_text("# nothing\n")
     runtimes.install("openvino", checkout)
     assert runtimes.state("openvino", checkout).reason.startswith("does not start: ModuleNotFoundError")
@@ -260,7 +260,7 @@ def test_an_environment_of_other_pins_does_not_count(checkout: Path) -> None:
     assert runtimes.state("openvino", checkout).reason.startswith("made of other pins than runtimes/openvino.txt has")
 
 
-def test_an_installation_that_fails_leaves_what_was_there(checkout: Path) -> None:
+def test_a_failed_installation_keeps_the_old_environment(checkout: Path) -> None:
     runtimes.install("tiny", checkout)
     (checkout / "runtimes" / "tiny.txt").write_text("./no-such-package\n")
     with pytest.raises(OnwardError, match=r"runtimes/tiny\.txt cannot be installed: ERROR: .*no-such-package"):
@@ -268,7 +268,7 @@ def test_an_installation_that_fails_leaves_what_was_there(checkout: Path) -> Non
     assert [path.name for path in (checkout / ".runtimes").iterdir()] == ["tiny"]
 
 
-def test_an_installation_that_is_killed_leaves_nothing_that_counts(checkout: Path) -> None:
+def test_a_killed_installation_leaves_no_usable_environment(checkout: Path) -> None:
     code = "from pathlib import Path; from onward.registry.host import runtimes; "
     code += f"runtimes.install('tiny', Path({str(checkout)!r}))"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -285,12 +285,12 @@ def test_an_installation_that_is_killed_leaves_nothing_that_counts(checkout: Pat
 
 
 @pytest.mark.parametrize(("name", "message"), [("gpu", "runtimes/ has tiny"), ("tensorrt", "install cuda")])
-def test_a_runtime_that_there_is_not_cannot_be_installed(checkout: Path, name: str, message: str) -> None:
+def test_an_unknown_runtime_cannot_be_installed(checkout: Path, name: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         runtimes.install(name, checkout)
 
 
-def test_a_probe_is_kept_until_the_environment_or_the_machine_is_another(
+def test_a_probe_result_is_kept_until_environment_or_machine_changes(
     checkout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = runtimes.state("cpu", checkout)
@@ -306,14 +306,16 @@ def test_a_probe_is_kept_until_the_environment_or_the_machine_is_another(
         runtimes.state("cpu", checkout)
 
 
-def test_a_provider_that_dies_on_a_small_model_is_a_sentence(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_provider_that_crashes_on_a_small_model_is_reported_in_one_sentence(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (checkout / "probe").mkdir()
     (checkout / "probe" / "runtime_probe.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)\n")
     monkeypatch.setattr(runtimes, "_HERE", checkout / "probe")
     assert runtimes.state("cpu", checkout).reason == "died of SIGSEGV on a small model"
 
 
-def test_the_commands_list_and_install(checkout: Path, onward: Command) -> None:
+def test_the_commands_list_and_install_runtimes(checkout: Path, onward: Command) -> None:
     code, out, _ = onward("runtimes")
     lines = {line.split()[0]: line for line in out.splitlines()}
     assert code == 0
@@ -329,7 +331,7 @@ def test_the_commands_list_and_install(checkout: Path, onward: Command) -> None:
     assert (code, out.split(";")[0]) == (0, "cpu: nothing to install")
 
 
-def test_outside_a_checkout_the_message_says_where_runtimes_are(
+def test_outside_a_checkout_the_error_says_where_runtimes_are_installed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, onward: Command
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -337,14 +339,14 @@ def test_outside_a_checkout_the_message_says_where_runtimes_are(
     assert (code, "inside a checkout" in err) == (2, True)
 
 
-def test_what_a_runtime_can_do_is_said_in_words() -> None:
+def test_the_capabilities_of_a_runtime_are_described() -> None:
     found = RuntimeState(
         runtime="x", usable=True, node_share={"float32": 1.0, "float16": 0.5, "int8": 0.0}, int8_exact=None
     )
     assert cli_runtimes.describe(found) == "float32; float16 (50% of the nodes); no int8"
 
 
-def test_the_environments_pins_are_those_of_the_pipeline_where_both_have_a_package() -> None:
+def test_environments_and_pipeline_pin_shared_packages_to_the_same_versions() -> None:
     """Two versions of NumPy would be two more differences between two latencies."""
     constraints = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
     for path in sorted((ROOT / "runtimes").glob("*.txt")):

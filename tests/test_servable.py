@@ -72,9 +72,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_what_cannot_be_served_is_a_failed_report_and_nothing_is_registered(
-    store_uri: str, tmp_path: Path, kind: str
-) -> None:
+def test_a_model_that_cannot_be_served_fails_and_is_not_registered(store_uri: str, tmp_path: Path, kind: str) -> None:
     make, answers, reason = BROKEN[kind]
     publication = make_publication(tmp_path, chosen=make(tmp_path / "chosen.onnx"), answers=answers)
     report = publish(publication)
@@ -92,13 +90,13 @@ def test_what_cannot_be_served_is_a_failed_report_and_nothing_is_registered(
     assert len(client.search_runs([run.info.experiment_id])) == 5
 
 
-def test_a_fault_of_the_stage_is_recorded_too(store_uri: str, tmp_path: Path) -> None:
+def test_a_fault_of_the_stage_is_recorded(store_uri: str, tmp_path: Path) -> None:
     report = publish(dataclasses.replace(make_publication(tmp_path), fault="fast of toy: aborted", bundle=None))
     assert (report.status, report.version) == ("failed", None)
     assert report.reason == "nothing registered: publish: the version cannot be served: fast of toy: aborted"
 
 
-def test_the_same_model_in_order_is_another_publication_and_is_registered(store_uri: str, tmp_path: Path) -> None:
+def test_a_repaired_model_is_a_new_publication_and_is_registered(store_uri: str, tmp_path: Path) -> None:
     chosen = relu(tmp_path / "chosen.onnx")
     refused = publish(make_publication(tmp_path, chosen=chosen, answers=ZEROS + 1))
     registered = publish(make_publication(tmp_path, chosen=chosen))
@@ -107,7 +105,7 @@ def test_the_same_model_in_order_is_another_publication_and_is_registered(store_
 
 
 @pytest.mark.parametrize("locations", [["model.onnx_data"], ["data/a", "data/b"]], ids=["Optimum", "a subfolder"])
-def test_a_version_with_external_data_of_any_name_is_promoted_checked_and_loaded(
+def test_a_version_with_any_external_data_name_can_be_promoted_checked_and_loaded(
     store_uri: str, tmp_path: Path, locations: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "params.yaml").write_text("environments: {staging: {from: candidate, require: [parity, replay]}}\n")
@@ -143,7 +141,7 @@ def mixing(path: Path, how: str) -> Path:
         ("samples depend on each other", "are not parts of the answers to the whole: output y is off by up to"),
     ],
 )
-def test_a_model_without_answers_a_sample_is_registered_and_says_so(
+def test_a_model_without_per_sample_outputs_is_registered_with_a_note(
     store_uri: str, tmp_path: Path, how: str, why: str
 ) -> None:
     report = publish(make_publication(tmp_path, chosen=mixing(tmp_path / "chosen.onnx", how)))
@@ -158,7 +156,7 @@ def test_a_model_without_answers_a_sample_is_registered_and_says_so(
         session.predict_batches(x)
 
 
-def test_batches_are_the_rule(store_uri: str, tmp_path: Path) -> None:
+def test_a_version_supports_batches_by_default(store_uri: str, tmp_path: Path) -> None:
     report = publish(make_publication(tmp_path))
     assert report.findings == []
     assert "batches" not in MlflowClient(store_uri, store_uri).get_model_version("toy", "1").tags
@@ -177,7 +175,7 @@ def prepared(tmp_path: Path, **recorded: Any) -> tuple[Path, str]:
     return version.folder, version.sha256
 
 
-def test_what_an_environment_would_refuse_is_refused_before(tmp_path: Path) -> None:
+def test_a_model_that_an_environment_would_reject_is_rejected_earlier(tmp_path: Path) -> None:
     folder, sha256 = prepared(tmp_path)
     assert servable.examined(folder, sha256, "") == servable.Servable()
     wrong = servable.examined(folder, "0" * 64, "")
@@ -191,7 +189,7 @@ def test_a_check_that_hangs_is_a_fault(tmp_path: Path) -> None:
     assert servable.examine(folder, sha256, timeout_s=0.01).fault == "did not finish within 0.01 s"
 
 
-def test_the_folder_is_whole_after_it_is_told_that_batches_do_not_work(
+def test_the_folder_is_valid_after_batches_are_marked_unsupported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, sha256 = prepared(tmp_path)

@@ -102,7 +102,7 @@ def users(server: Server) -> None:
 
 
 @pytest.mark.usefixtures("users")
-def test_each_may_do_what_the_administrator_granted(login: Login) -> None:
+def test_each_user_may_do_what_the_administrator_granted(login: Login) -> None:
     for version in (1, 2):
         ann = login("ann")
         promotion.promote("cnn", "staging", version, reason="because", store=ann)
@@ -124,7 +124,7 @@ def test_each_may_do_what_the_administrator_granted(login: Login) -> None:
 
 
 @pytest.mark.usefixtures("users")
-def test_the_command_says_no_in_one_line(login: Login, onward: Command) -> None:
+def test_a_denied_command_prints_one_line(login: Login, onward: Command) -> None:
     login("eve")
     code, out, err = onward("promote", "cnn", "1", "--to", "staging", "--reason", "because", "--force")
     assert (code, out, err.count("\n")) == (1, "", 1)
@@ -140,7 +140,7 @@ def test_the_command_says_no_in_one_line(login: Login, onward: Command) -> None:
 
 
 @pytest.mark.usefixtures("users")
-def test_what_the_administrator_made_is_nobody_elses(login: Login) -> None:
+def test_only_granted_users_may_change_created_environments(login: Login) -> None:
     eve = login("eve")
     assert promotion.create_environments(["cnn"], eve) == []
     with pytest.raises(Refused, match="does not allow eve"):
@@ -148,7 +148,7 @@ def test_what_the_administrator_made_is_nobody_elses(login: Login) -> None:
 
 
 @pytest.mark.usefixtures("users")
-def test_an_alias_that_its_author_may_not_write_does_not_undo_the_entry(login: Login, server: Server) -> None:
+def test_an_alias_without_write_permission_does_not_undo_the_entry(login: Login, server: Server) -> None:
     from mlflow.server import get_app_client
 
     login(*ADMIN)
@@ -168,7 +168,7 @@ def test_an_alias_that_its_author_may_not_write_does_not_undo_the_entry(login: L
 
 
 @pytest.mark.usefixtures("users")
-def test_an_administrator_grants_an_environment_by_one_command(login: Login, server: Server, onward: Command) -> None:
+def test_an_administrator_grants_an_environment_with_one_command(login: Login, server: Server, onward: Command) -> None:
     from mlflow.server import get_app_client
 
     login(*ADMIN)
@@ -208,7 +208,7 @@ def test_an_administrator_grants_an_environment_by_one_command(login: Login, ser
 
 
 @pytest.mark.usefixtures("users")
-def test_the_servers_own_webhook_tells_of_entries_and_of_what_is_live(
+def test_the_server_webhook_reports_entries_and_the_live_version(
     login: Login, receiver: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     address = f"http://127.0.0.1:{receiver.server_port}/hush"
@@ -240,7 +240,7 @@ def test_the_servers_own_webhook_tells_of_entries_and_of_what_is_live(
 
 
 @pytest.mark.usefixtures("users")
-def test_processes_that_race_on_postgres_are_all_told_the_truth(login: Login) -> None:
+def test_racing_processes_on_postgres_all_get_the_correct_result(login: Login) -> None:
     store = login(*ADMIN)
     add_candidate(store, "cnn", 3)
     before = len(store.log("staging", "cnn").history.counted)
@@ -254,7 +254,7 @@ def test_processes_that_race_on_postgres_are_all_told_the_truth(login: Login) ->
 
 
 @pytest.mark.usefixtures("users")
-def test_files_that_are_gone_are_told_from_a_server_that_is_down(login: Login, server: Server) -> None:
+def test_missing_files_are_distinguished_from_an_unreachable_server(login: Login, server: Server) -> None:
     add_candidate(login(*ADMIN), "lost", 1)
     [found] = Store().candidates("lost")
     files = [item for item in bucket(server.objects).objects.all() if f"/{found.logged_model}/artifacts/" in item.key]
@@ -265,7 +265,9 @@ def test_files_that_are_gone_are_told_from_a_server_that_is_down(login: Login, s
         promotion.promote("lost", "staging", 1, reason="because")
 
 
-def test_a_server_that_is_down_is_told_from_one_that_says_no(login: Login, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_server_is_distinguished_from_a_denied_request(
+    login: Login, monkeypatch: pytest.MonkeyPatch
+) -> None:
     login("eve")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
@@ -274,13 +276,15 @@ def test_a_server_that_is_down_is_told_from_one_that_says_no(login: Login, monke
 
 
 @pytest.mark.parametrize("name", ["../cnn", ""])
-def test_an_environment_of_no_model_is_not_made(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_environment_of_an_invalid_model_name_is_not_created(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match="no name for a model"):
         promotion.create_environments([name])
 
 
-def test_the_compose_file_hangs_together() -> None:
+def test_the_compose_file_is_consistent() -> None:
     """What starts the server of these tests is its service `mlflow`; this is the rest."""
     page = (ROOT / "docs" / "team-setup.md").read_text()
     (env,) = re.findall(r"^```\n((?:[A-Z_]+=\.\.\.\n)+)```", page, re.M)

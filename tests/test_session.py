@@ -77,13 +77,13 @@ def fixed(tmp_path: Path) -> InferenceSession:
     )
 
 
-def test_one_input_by_position_by_name_and_as_a_dict(scale: InferenceSession) -> None:
+def test_one_input_can_be_given_by_position_by_name_or_as_a_dict(scale: InferenceSession) -> None:
     for answer in (scale.predict(X), scale.predict(x=X), scale.predict({"x": X}), scale.predict(X.tolist())):
         assert answer.dtype == np.float32
         assert np.array_equal(answer, 2 * X)
 
 
-def test_torch_tensors_are_inputs(scale: InferenceSession) -> None:
+def test_torch_tensors_are_accepted(scale: InferenceSession) -> None:
     torch = pytest.importorskip("torch")
     assert np.array_equal(scale.predict(torch.from_numpy(X).requires_grad_()), 2 * X)
     with pytest.raises(UsageError, match="input x cannot be made an array"):
@@ -118,14 +118,14 @@ def test_many_inputs_give_a_dict_of_outputs(two: InferenceSession) -> None:
         ((X[:0], np.arange(0)), {}, "input a is empty"),
     ],
 )
-def test_wrong_inputs_are_refused_in_words(
+def test_invalid_inputs_are_rejected_with_a_message(
     two: InferenceSession, args: tuple[Any, ...], kwargs: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):
         two.predict(*args, **kwargs)
 
 
-def test_shapes_that_fitted_once_let_no_others_through(two: InferenceSession) -> None:
+def test_a_valid_shape_does_not_admit_other_shapes_later(two: InferenceSession) -> None:
     for _ in range(2):
         two.predict(X, np.arange(3))
         for wrong in (np.arange(2), np.arange(0)):
@@ -139,12 +139,12 @@ def test_fixed_dimensions_are_checked(scale: InferenceSession) -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float16, np.int8, np.uint16, bool])
-def test_casts_that_lose_nothing_are_made(scale: InferenceSession, dtype: type[Any]) -> None:
+def test_lossless_casts_are_made(scale: InferenceSession, dtype: type[Any]) -> None:
     values = np.ones((2, 4), dtype)
     assert np.array_equal(scale.predict(values), np.full((2, 4), 2, np.float32))
 
 
-def test_other_memory_layouts_give_the_same(scale: InferenceSession) -> None:
+def test_other_memory_layouts_give_the_same_outputs(scale: InferenceSession) -> None:
     swapped = X.astype(">f4")
     assert np.array_equal(scale.predict(np.asfortranarray(X)), 2 * X)
     assert np.array_equal(scale.predict(swapped), 2 * X)
@@ -152,7 +152,7 @@ def test_other_memory_layouts_give_the_same(scale: InferenceSession) -> None:
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 100])
-def test_batches_join_to_the_same_answer(scale: InferenceSession, two: InferenceSession, batch_size: int) -> None:
+def test_joined_batches_give_the_same_outputs(scale: InferenceSession, two: InferenceSession, batch_size: int) -> None:
     assert np.array_equal(scale.predict_batches(X, batch_size), 2 * X)
     for inputs in ({"a": X, "ids": np.arange(3)}, (X, np.arange(3)), [X, np.arange(3)]):
         answer = two.predict_batches(inputs, batch_size)
@@ -166,7 +166,9 @@ def test_a_model_of_a_fixed_batch_takes_any_number_of_samples(fixed: InferenceSe
     assert np.array_equal(fixed.predict_batches(values), -values)
 
 
-def test_no_samples_give_empty_answers(scale: InferenceSession, two: InferenceSession, fixed: InferenceSession) -> None:
+def test_zero_samples_give_empty_outputs(
+    scale: InferenceSession, two: InferenceSession, fixed: InferenceSession
+) -> None:
     empty = scale.predict_batches(X[:0])
     assert (empty.shape, empty.dtype) == ((0, 4), np.float32)
     answer = two.predict_batches({"a": X[:0], "ids": np.arange(0)})
@@ -177,7 +179,7 @@ def test_no_samples_give_empty_answers(scale: InferenceSession, two: InferenceSe
     assert fixed.predict_batches(np.zeros((0, 2), np.float32)).shape == (0, 2)
 
 
-def test_wrong_batches_are_refused(scale: InferenceSession, two: InferenceSession) -> None:
+def test_invalid_batches_are_rejected(scale: InferenceSession, two: InferenceSession) -> None:
     with pytest.raises(UsageError, match="differ in their number of samples"):
         two.predict_batches((X, np.arange(2)))
     with pytest.raises(UsageError, match="one array for 2 inputs"):
@@ -204,7 +206,7 @@ def test_an_output_that_is_not_per_sample_cannot_be_joined(tmp_path: Path) -> No
         summed.predict_batches(X)
 
 
-def test_strings_are_inputs_too(tmp_path: Path) -> None:
+def test_strings_are_accepted(tmp_path: Path) -> None:
     same = InferenceSession(
         save(
             tmp_path / "text.onnx",
@@ -218,7 +220,7 @@ def test_strings_are_inputs_too(tmp_path: Path) -> None:
         same.predict(np.arange(2))
 
 
-def test_metadata_of_a_file(scale: InferenceSession, tmp_path: Path) -> None:
+def test_a_session_reads_the_metadata_of_a_file(scale: InferenceSession, tmp_path: Path) -> None:
     about = scale.metadata
     assert about.inputs[0].about == "four numbers"
     assert about.inputs[0].shape == ["batch", 4]
@@ -228,7 +230,7 @@ def test_metadata_of_a_file(scale: InferenceSession, tmp_path: Path) -> None:
     assert about.version is None
 
 
-def test_a_provider_that_is_not_here_is_said_aloud(tmp_path: Path) -> None:
+def test_a_missing_provider_gives_a_warning(tmp_path: Path) -> None:
     path = scale_model(tmp_path / "m.onnx", 2)
     with pytest.warns(ProviderFallback, match="NoSuchProvider cannot be used here"):
         loaded = InferenceSession(path, providers=["NoSuchProvider"])
@@ -248,7 +250,7 @@ def test_a_provider_that_is_not_here_is_said_aloud(tmp_path: Path) -> None:
         ("empty.onnx", b"", "ONNX Runtime cannot load it"),
     ],
 )
-def test_files_that_are_no_models(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
+def test_invalid_model_files_are_rejected(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
     path = tmp_path / name
     if content is not None:
         path.write_bytes(content)
@@ -256,7 +258,7 @@ def test_files_that_are_no_models(tmp_path: Path, name: str, content: bytes | No
         InferenceSession(path)
 
 
-def test_loads_by_environment_by_version_and_by_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_session_loads_by_environment_version_or_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = fresh_store(tmp_path, monkeypatch)
     for factor in (1, 2):
         add_candidate(store, "cnn", factor)
@@ -270,7 +272,7 @@ def test_loads_by_environment_by_version_and_by_folder(tmp_path: Path, monkeypat
     assert np.array_equal(InferenceSession(session.cache() / about.manifest).predict(X), 2 * X)
 
 
-def test_changed_bytes_are_refused_by_file_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changed_bytes_are_rejected_with_the_file_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = fresh_store(tmp_path, monkeypatch)
     add_candidate(store, "cnn")
     promotion.promote("cnn", "staging", reason="because", store=store)
@@ -292,7 +294,7 @@ def test_changed_bytes_are_refused_by_file_name(tmp_path: Path, monkeypatch: pyt
         ("../x@staging", UsageError, "there is no such file"),
     ],
 )
-def test_targets_that_name_nothing(
+def test_unknown_targets_are_rejected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str, error: type[Exception], message: str
 ) -> None:
     add_candidate(fresh_store(tmp_path, monkeypatch), "cnn")
@@ -300,7 +302,9 @@ def test_targets_that_name_nothing(
         InferenceSession(target)
 
 
-def test_without_onnxruntime_the_message_says_what_installs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_onnxruntime_the_error_names_the_install_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(UsageError, match=r"pip install 'onward\[cpu\]'"):
         InferenceSession(scale_model(tmp_path / "m.onnx", 2))

@@ -85,7 +85,7 @@ def append_by_hand(store: Store, base: int, version: int = 3, **changes: Any) ->
     store._try_append("staging.cnn", draft)
 
 
-def test_entries_of_signers_count_and_others_do_not(
+def test_only_entries_of_signers_count(
     store: Store, keys: dict[str, str], be: Callable[[str], None], environment: Callable[..., None]
 ) -> None:
     environment(signers=keys)
@@ -106,7 +106,7 @@ def test_entries_of_signers_count_and_others_do_not(
     assert store.versions.aliases("staging.cnn") == {"live": 5}
 
 
-def test_a_signature_is_over_every_word_of_an_entry(
+def test_a_signature_covers_every_field_of_an_entry(
     store: Store, keys: dict[str, str], be: Callable[[str], None], environment: Callable[..., None]
 ) -> None:
     environment(signers=keys)
@@ -126,7 +126,7 @@ def test_a_signature_is_over_every_word_of_an_entry(
     assert entry_signatures.proven(entry.model_copy(update=elsewhere), "staging.cnn", signers)
 
 
-def test_who_has_no_key_of_a_signer_is_told_before_anything_is_done(
+def test_a_user_without_a_signer_key_is_rejected_before_any_change(
     store: Store,
     keys: dict[str, str],
     be: Callable[[str], None],
@@ -149,7 +149,7 @@ def test_who_has_no_key_of_a_signer_is_told_before_anything_is_done(
     assert store.log("staging", "cnn").entries() == []
 
 
-def test_a_history_from_before_the_signers_counts_once_one_of_them_has_signed_it(
+def test_an_unsigned_history_counts_once_a_signer_has_signed_it(
     store: Store, keys: dict[str, str], be: Callable[[str], None], environment: Callable[..., None], onward: Command
 ) -> None:
     environment()
@@ -170,7 +170,7 @@ def test_a_history_from_before_the_signers_counts_once_one_of_them_has_signed_it
     assert promotion.rollback("cnn", "staging", reason="because", store=store).version == 1
 
 
-def test_a_host_without_a_checkout_knows_the_signers_from_a_file(
+def test_a_host_without_a_checkout_reads_the_signers_from_a_file(
     store: Store,
     keys: dict[str, str],
     be: Callable[[str], None],
@@ -195,7 +195,7 @@ def test_a_host_without_a_checkout_knows_the_signers_from_a_file(
         resolve("cnn@staging", store)
 
 
-def test_without_signers_two_names_are_advice(
+def test_without_signers_four_eyes_compares_unproven_names(
     store: Store, be: Callable[[str], None], environment: Callable[..., None]
 ) -> None:
     environment(four_eyes=True)
@@ -218,7 +218,7 @@ def test_without_signers_two_names_are_advice(
     assert live(store) == 3
 
 
-def test_with_signers_a_second_key_has_to_approve_and_force_does_not_help(
+def test_with_signers_a_second_key_must_approve_even_with_force(
     store: Store, keys: dict[str, str], be: Callable[[str], None], environment: Callable[..., None]
 ) -> None:
     environment(four_eyes=True, signers=keys)
@@ -250,7 +250,7 @@ def store_path(store: Store) -> Path:
     return Path(os.environ["MLFLOW_TRACKING_URI"].removeprefix("sqlite:///")).parent
 
 
-def test_an_approval_changes_nothing_that_is_live_and_takes_nobodys_place(
+def test_an_approval_changes_neither_the_live_version_nor_the_rollback_order(
     store: Store, be: Callable[[str], None], environment: Callable[..., None], onward: Command
 ) -> None:
     environment(four_eyes=True)
@@ -294,7 +294,7 @@ def test_signatures_and_approvals_move_to_another_server(
     assert InferenceSession("cnn@staging").metadata.entry == 3
 
 
-def test_a_key_is_for_its_owners_eyes_and_never_overwritten(
+def test_a_created_key_is_private_and_never_overwritten(
     tmp_path: Path, onward: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ONWARD_ACTOR", "ann@example.org")
@@ -312,13 +312,13 @@ def test_a_key_is_for_its_owners_eyes_and_never_overwritten(
 
 
 @pytest.mark.parametrize("key", ["", "short", "!" * 44])
-def test_a_signer_without_a_key_is_refused_with_its_path(key: str) -> None:
+def test_a_signer_without_a_key_is_rejected_with_its_path(key: str) -> None:
     with pytest.raises(UsageError, match=r"environments\.staging\.signers\.ann: no public key"):
         policy.parse({"staging": {"from": "candidate", "require": [], "signers": {"ann": key}}})
 
 
 @pytest.mark.parametrize("signers", [{}, {"bob": Signer(key="")}])
-def test_nobody_known_to_have_published_means_that_somebody_else_approves(signers: dict[str, Signer]) -> None:
+def test_with_an_unknown_publisher_another_person_must_approve(signers: dict[str, Signer]) -> None:
     assert not judge("", "bob", [], signers, "2026-01-02T03:04:05+00:00", "onward approve").met
 
 
@@ -329,7 +329,7 @@ def tampered(store: Store) -> None:
     store._client.set_model_version_tag("staging.cnn", "2", "reason", "becausf")
 
 
-def test_a_changed_letter_downgrades_nothing_silently(
+def test_a_changed_letter_does_not_downgrade_silently(
     store: Store, keys: dict[str, str], be: Callable[[str], None], environment: Callable[..., None], onward: Command
 ) -> None:
     environment(signers=keys)
@@ -371,7 +371,7 @@ def test_a_running_session_does_not_follow_a_downgrade(
 
 
 @pytest.mark.parametrize("asked", ["argument", "environment variable"])
-def test_a_session_that_requires_proof_loads_nothing_else(
+def test_a_session_that_requires_signatures_loads_only_proven_versions(
     store: Store,
     keys: dict[str, str],
     be: Callable[[str], None],
@@ -416,7 +416,7 @@ def test_one_unsigned_row_of_a_newer_schema_blocks_nothing(
     assert overview.check("cnn", "staging", store).met
 
 
-def test_a_signer_leaves_and_what_they_signed_goes_on_counting(
+def test_entries_of_a_departed_signer_still_count(
     store: Store, keys: dict[str, str], be: Callable[[str], None], environment: Callable[..., None], onward: Command
 ) -> None:
     environment(signers=keys)
@@ -443,7 +443,7 @@ def test_a_signer_leaves_and_what_they_signed_goes_on_counting(
     assert onward("sign", "cnn", "--env", "staging", "--entry", "4")[0] == 2
 
 
-def test_one_key_under_two_names_is_one_person(
+def test_two_names_with_the_same_key_count_as_one_person(
     store: Store, keys: dict[str, str], be: Callable[[str], None], environment: Callable[..., None]
 ) -> None:
     environment(four_eyes=True, signers={"ann-at-home": keys["ann"], "bob": keys["bob"]})
@@ -456,7 +456,7 @@ def test_one_key_under_two_names_is_one_person(
             promote(store, 1)
 
 
-def test_a_log_that_was_cut_off_at_its_end_raises_an_alarm_where_it_was_seen_whole(
+def test_a_truncated_log_raises_an_alarm_on_hosts_that_saw_it_whole(
     store: Store, keys: dict[str, str], be: Callable[[str], None], environment: Callable[..., None], onward: Command
 ) -> None:
     environment(signers=keys)
@@ -477,7 +477,7 @@ def test_a_log_that_was_cut_off_at_its_end_raises_an_alarm_where_it_was_seen_who
     assert store.head("staging", "cnn").alarm == ()
 
 
-def test_a_host_that_can_write_nothing_reads_signed_logs_all_the_same(
+def test_a_read_only_host_reads_signed_logs(
     store: Store,
     keys: dict[str, str],
     be: Callable[[str], None],
@@ -490,7 +490,7 @@ def test_a_host_that_can_write_nothing_reads_signed_logs_all_the_same(
     assert (live(store), store.head("staging", "cnn").alarm) == (1, ())
 
 
-def test_a_prompts_tag_hides_no_log_in_silence(
+def test_a_prompt_tag_cannot_hide_a_log_silently(
     store: Store, keys: dict[str, str], be: Callable[[str], None], environment: Callable[..., None], onward: Command
 ) -> None:
     environment(signers=keys)
@@ -503,7 +503,7 @@ def test_a_prompts_tag_hides_no_log_in_silence(
         InferenceSession("cnn@staging")
 
 
-def test_what_a_newer_onward_seems_to_have_signed_stops_no_service(
+def test_a_row_that_claims_a_newer_onward_does_not_stop_a_service(
     store: Store, keys: dict[str, str], be: Callable[[str], None], environment: Callable[..., None]
 ) -> None:
     environment(signers=keys)
@@ -515,7 +515,7 @@ def test_what_a_newer_onward_seems_to_have_signed_stops_no_service(
     assert not_none(promote(store, 2, force=True).entry).base == 1
 
 
-def test_an_approval_of_other_files_with_the_same_model_is_none(
+def test_an_approval_of_other_files_with_the_same_model_does_not_count(
     store: Store, keys: dict[str, str], be: Callable[[str], None], environment: Callable[..., None]
 ) -> None:
     environment(four_eyes=True, signers=keys)
@@ -528,7 +528,7 @@ def test_an_approval_of_other_files_with_the_same_model_is_none(
         promote(store, other)
 
 
-def test_the_memory_of_logs_is_not_written_where_others_can_write(
+def test_log_memory_is_not_written_to_a_world_writable_folder(
     store: Store, keys: dict[str, str], be: Callable[[str], None], environment: Callable[..., None], tmp_path: Path
 ) -> None:
     from onward.registry.store.download import cache
@@ -545,7 +545,7 @@ def test_the_memory_of_logs_is_not_written_where_others_can_write(
     assert list((tmp_path / "victim").iterdir()) == []
 
 
-def test_clocks_that_differ_change_no_order(
+def test_different_clocks_do_not_change_the_order(
     store: Store,
     keys: dict[str, str],
     be: Callable[[str], None],

@@ -47,7 +47,7 @@ def through_staging(store: Store, version: int) -> Outcome:
     return promote(store, "production")
 
 
-def test_a_version_goes_through_staging_to_production(store: Store) -> None:
+def test_a_version_is_promoted_through_staging_to_production(store: Store) -> None:
     version = add_candidate(store, "cnn")
     with pytest.raises(Refused, match="takes what is live in staging, and nothing is"):
         promote(store, "production")
@@ -59,7 +59,7 @@ def test_a_version_goes_through_staging_to_production(store: Store) -> None:
     assert store.versions.aliases("cnn") == {"staging": version, "production": version}
 
 
-def test_a_later_candidate_does_not_slip_past_staging(store: Store) -> None:
+def test_a_later_candidate_cannot_skip_staging(store: Store) -> None:
     add_candidate(store, "cnn", 1)
     second = add_candidate(store, "cnn", 2)
     promote(store, "staging", 1)
@@ -87,7 +87,7 @@ def test_every_unmet_requirement_is_named(store: Store) -> None:
     assert live(store, "production") is None
 
 
-def test_force_is_kept_in_history(store: Store) -> None:
+def test_the_history_records_force(store: Store) -> None:
     version = add_candidate(store, "cnn", data="failed")
     promote(store, "staging", version, force=True)
     [entry] = overview.history("cnn", "staging", store)["staging"].history.entries()
@@ -96,12 +96,12 @@ def test_force_is_kept_in_history(store: Store) -> None:
     assert "against data" in not_none(store._client.get_model_version("staging.cnn", "1").description)
 
 
-def test_force_past_gates_that_are_met_is_no_stain(store: Store) -> None:
+def test_force_is_not_recorded_if_all_gates_are_met(store: Store) -> None:
     version = add_candidate(store, "cnn")
     assert not not_none(promote(store, "staging", version, force=True).entry).forced
 
 
-def test_force_never_passes_changed_bytes(store: Store) -> None:
+def test_force_does_not_accept_changed_bytes(store: Store) -> None:
     version = add_candidate(store, "cnn")
     model = artifacts_of(store, "cnn", version) / "model.onnx"
     content = bytearray(model.read_bytes())
@@ -112,20 +112,20 @@ def test_force_never_passes_changed_bytes(store: Store) -> None:
     assert live(store) is None
 
 
-def test_a_version_that_onward_did_not_publish_is_refused_even_by_force(store: Store) -> None:
+def test_a_version_not_published_by_onward_is_rejected_even_with_force(store: Store) -> None:
     version = add_candidate(store, "cnn", sha256=None)
     with pytest.raises(Refused, match="no sha256"):
         promote(store, "staging", version, force=True)
 
 
-def test_the_newest_version_that_is_fit_is_promoted(store: Store) -> None:
+def test_the_newest_acceptable_version_is_promoted(store: Store) -> None:
     add_candidate(store, "cnn", 1)
     fit = add_candidate(store, "cnn", 2)
     add_candidate(store, "cnn", 3, parity="failed")
     assert promote(store, "staging").version == fit
 
 
-def test_what_is_live_already_is_not_deployed_again(store: Store) -> None:
+def test_a_live_version_is_not_deployed_again(store: Store) -> None:
     version = add_candidate(store, "cnn")
     assert promote(store, "staging", version).changed
     assert not promote(store, "staging", version).changed
@@ -141,7 +141,7 @@ def test_a_dry_run_changes_nothing(store: Store) -> None:
     assert overview.status(store)[0].environments[0].live is None
 
 
-def test_one_copy_of_the_bytes_per_environment(store: Store) -> None:
+def test_each_environment_keeps_one_copy_of_the_bytes(store: Store) -> None:
     for factor in (1, 2):
         add_candidate(store, "cnn", factor)
     for version in (1, 2, 1):
@@ -152,7 +152,7 @@ def test_one_copy_of_the_bytes_per_environment(store: Store) -> None:
     assert not_none(store.log("production", "cnn").history.live).source != first.source
 
 
-def test_two_rollbacks_go_two_back(store: Store) -> None:
+def test_two_rollbacks_go_back_two_versions(store: Store) -> None:
     for factor in (1, 2, 3):
         promote(store, "staging", add_candidate(store, "cnn", factor))
     assert [rollback(store).version for _ in range(2)] == [2, 1]
@@ -189,7 +189,7 @@ def test_staging_promotes_without_its_candidate(store: Store) -> None:
     assert promote(store, "production").version == 1
 
 
-def test_a_new_candidate_of_an_old_number_is_not_mistaken_for_it(store: Store) -> None:
+def test_a_new_candidate_with_a_reused_number_is_not_confused_with_the_old_one(store: Store) -> None:
     promote(store, "staging", add_candidate(store, "cnn", 1))
     store._client.delete_registered_model("cnn")
     assert add_candidate(store, "cnn", 2) == 1
@@ -197,7 +197,7 @@ def test_a_new_candidate_of_an_old_number_is_not_mistaken_for_it(store: Store) -
     assert store.versions.aliases("cnn") == {}
 
 
-def test_the_slower_of_two_authors_is_told_who_won(store: Store) -> None:
+def test_the_slower_of_two_authors_learns_the_winner(store: Store) -> None:
     for factor in (1, 2):
         add_candidate(store, "cnn", factor)
     promote(store, "staging", 1)
@@ -213,7 +213,7 @@ def test_the_slower_of_two_authors_is_told_who_won(store: Store) -> None:
     assert not_none(promote(store, "staging", 2).entry).number == 3
 
 
-def test_processes_that_race_are_all_told_the_truth(store: Store) -> None:
+def test_racing_processes_all_get_the_correct_result(store: Store) -> None:
     for factor in (1, 2, 3):
         add_candidate(store, "cnn", factor)
     processes, attempts = 3, 6
@@ -232,7 +232,7 @@ def test_processes_that_race_are_all_told_the_truth(store: Store) -> None:
     assert store.versions.aliases("cnn") == {"staging": not_none(log.history.live).candidate_version}
 
 
-def test_a_kill_between_entry_and_alias_is_healed(store: Store) -> None:
+def test_a_kill_between_entry_and_alias_is_repaired(store: Store) -> None:
     for factor in (1, 2):
         add_candidate(store, "cnn", factor)
     promote(store, "staging", 1)
@@ -250,7 +250,7 @@ def test_a_kill_between_entry_and_alias_is_healed(store: Store) -> None:
     assert promotion.reconcile(store) == []
 
 
-def test_an_entry_whose_answer_was_lost_counts(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_entry_with_a_lost_response_counts(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     version = add_candidate(store, "cnn")
     create = store._client.create_model_version
 
@@ -263,7 +263,7 @@ def test_an_entry_whose_answer_was_lost_counts(store: Store, monkeypatch: pytest
     assert store.versions.aliases("staging.cnn") == {"live": 1}
 
 
-def test_aliases_that_cannot_be_written_do_not_undo_the_entry(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unwritable_aliases_do_not_undo_the_entry(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     version = add_candidate(store, "cnn")
 
     def broken_off(*arguments: Any) -> NoReturn:
@@ -277,7 +277,7 @@ def test_aliases_that_cannot_be_written_do_not_undo_the_entry(store: Store, monk
     assert len(promotion.reconcile(store)) == 2
 
 
-def test_reconcile_puts_right_what_a_hand_changed(store: Store) -> None:
+def test_reconcile_corrects_manual_changes(store: Store) -> None:
     for factor in (1, 2):
         promote(store, "staging", add_candidate(store, "cnn", factor))
     store._client.set_registered_model_alias("staging.cnn", "live", "1")
@@ -288,7 +288,7 @@ def test_reconcile_puts_right_what_a_hand_changed(store: Store) -> None:
 
 
 @pytest.mark.parametrize("overtakings", [1, 3])
-def test_a_healing_pass_that_was_overtaken_looks_at_the_log_again(
+def test_an_overtaken_repair_reads_the_log_again(
     store: Store, monkeypatch: pytest.MonkeyPatch, overtakings: int
 ) -> None:
     for factor in range(overtakings + 1):
@@ -331,7 +331,7 @@ def test_the_cost_of_a_change_does_not_grow_with_the_log(store: Store, monkeypat
     assert costs[-1] == costs[-2] == costs[-3] == (costs[-1][0], 3)
 
 
-def test_a_rollback_to_an_old_entry_reads_as_far_back_as_that(store: Store) -> None:
+def test_a_rollback_to_an_old_entry_reads_back_to_that_entry(store: Store) -> None:
     for factor in (1, 2):
         add_candidate(store, "cnn", factor)
     for number in range(24):
@@ -341,7 +341,7 @@ def test_a_rollback_to_an_old_entry_reads_as_far_back_as_that(store: Store) -> N
         rollback(store, to=70)
 
 
-def test_a_version_registered_by_hand_counts_for_nothing(store: Store) -> None:
+def test_a_version_registered_by_hand_is_ignored(store: Store) -> None:
     promote(store, "staging", add_candidate(store, "cnn", 1))
     store._client.create_model_version("staging.cnn", source="models:/cnn/1")
     assert live(store) == 1
@@ -349,7 +349,7 @@ def test_a_version_registered_by_hand_counts_for_nothing(store: Store) -> None:
     assert not_none(promote(store, "staging", add_candidate(store, "cnn", 2)).entry).number == 3
 
 
-def test_an_entry_of_a_newer_onward_is_not_guessed_at(store: Store) -> None:
+def test_an_entry_of_a_newer_onward_is_not_interpreted(store: Store) -> None:
     promote(store, "staging", add_candidate(store, "cnn"))
     store._client.set_model_version_tag("staging.cnn", "1", "schema", "3")
     for look in (lambda: resolve("cnn@staging", store), lambda: promote(store, "staging", 1)):
@@ -358,7 +358,7 @@ def test_an_entry_of_a_newer_onward_is_not_guessed_at(store: Store) -> None:
     assert overview.status(store)[0].environments[0].newer == (1,)
 
 
-def test_wrong_names_reach_neither_paths_nor_filters(store: Store) -> None:
+def test_invalid_names_never_reach_paths_or_filters(store: Store) -> None:
     for name in ("../cnn", "cnn' or '1'='1", "a.b", "", "-x", "cnn/1"):
         with pytest.raises(UsageError, match="no name for a model"):
             promotion.promote(name, "staging", reason="because", store=store)
@@ -372,12 +372,12 @@ def test_wrong_names_reach_neither_paths_nor_filters(store: Store) -> None:
 
 
 @pytest.mark.parametrize("reason", ["", "  \n", "x" * 1001])
-def test_a_reason_is_needed(store: Store, reason: str) -> None:
+def test_a_reason_is_required(store: Store, reason: str) -> None:
     with pytest.raises(UsageError, match="--reason"):
         promotion.promote("cnn", "staging", reason=reason, store=store)
 
 
-def test_a_store_that_cannot_be_opened_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_cannot_be_opened_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.chdir(tmp_path)
@@ -385,7 +385,7 @@ def test_a_store_that_cannot_be_opened_is_said_so(tmp_path: Path, monkeypatch: p
         overview.status()
 
 
-def test_environments_of_params_yaml_are_obeyed(store: Store, tmp_path: Path) -> None:
+def test_environments_of_params_yaml_apply(store: Store, tmp_path: Path) -> None:
     (tmp_path / "dvc.yaml").write_text("stages: {}\n")
     (tmp_path / "params.yaml").write_text("environments: {live-test: {from: candidate, require: []}}\n")
     add_candidate(store, "cnn", data="failed")
@@ -409,6 +409,6 @@ def test_environments_of_params_yaml_are_obeyed(store: Store, tmp_path: Path) ->
         ({"a": 3}, "environments.a: "),
     ],
 )
-def test_wrong_environments_are_refused_with_their_path(section: Any, message: str) -> None:
+def test_invalid_environments_are_rejected_with_their_path(section: Any, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         policy.parse(section)

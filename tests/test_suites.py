@@ -47,7 +47,7 @@ def promote(store: Store, version: int | None = None, **options: Any) -> Outcome
     return promotion.promote("cnn", "staging", version, reason="because", store=store, **options)
 
 
-def test_what_a_suite_says_is_kept_with_the_entry(store: Store, tmp_path: Path) -> None:
+def test_suite_results_are_stored_with_the_entry(store: Store, tmp_path: Path) -> None:
     require(tmp_path, QUICK, SMALL)
     entry = promote(store, add_candidate(store, "cnn")).entry
     assert sorted(str(gate) for gate in not_none(entry).gates) == [
@@ -66,7 +66,7 @@ def test_what_a_suite_says_is_kept_with_the_entry(store: Store, tmp_path: Path) 
         assert "latency_ratio" in file.read()
 
 
-def test_every_unmet_expectation_is_named_beside_the_other_gates(store: Store, tmp_path: Path) -> None:
+def test_every_unmet_expectation_is_listed_with_the_other_gates(store: Store, tmp_path: Path) -> None:
     require(tmp_path, QUICK, SMALL)
     version = add_candidate(store, "cnn", parity="failed", latency_ratio="0.9", size_mb="7")
     with pytest.raises(Refused) as refused:
@@ -79,13 +79,13 @@ def test_every_unmet_expectation_is_named_beside_the_other_gates(store: Store, t
 
 
 @pytest.mark.parametrize("value", [None, "nan", "often"])
-def test_what_was_not_recorded_is_not_met(store: Store, tmp_path: Path, value: str | None) -> None:
+def test_a_missing_metric_is_unmet(store: Store, tmp_path: Path, value: str | None) -> None:
     require(tmp_path, SMALL)
     with pytest.raises(Refused, match="size_mb"):
         promote(store, add_candidate(store, "cnn", size_mb=value))
 
 
-def test_a_version_is_held_against_what_is_live(store: Store, tmp_path: Path) -> None:
+def test_a_version_is_compared_with_the_live_version(store: Store, tmp_path: Path) -> None:
     require(tmp_path, NO_WORSE)
     assert promote(store, add_candidate(store, "cnn", 1, quality="0.9")).changed
     worse = add_candidate(store, "cnn", 2, quality="0.89")
@@ -94,7 +94,7 @@ def test_a_version_is_held_against_what_is_live(store: Store, tmp_path: Path) ->
     assert promote(store, add_candidate(store, "cnn", 3, quality="0.9")).changed
 
 
-def test_the_newest_version_that_a_suite_lets_pass_is_promoted(store: Store, tmp_path: Path) -> None:
+def test_the_newest_version_that_passes_the_suite_is_promoted(store: Store, tmp_path: Path) -> None:
     require(tmp_path, SMALL)
     fit = add_candidate(store, "cnn", 1)
     add_candidate(store, "cnn", 2, size_mb="7")
@@ -112,7 +112,7 @@ def test_a_suite_sees_the_metrics_of_the_run(store: Store, tmp_path: Path) -> No
         promote(store, version)
 
 
-def test_a_dry_run_leaves_no_run_behind(store: Store, tmp_path: Path) -> None:
+def test_a_dry_run_creates_no_run(store: Store, tmp_path: Path) -> None:
     require(tmp_path, SMALL)
     add_candidate(store, "cnn")
     assert [gate.met for gate in promote(store, dry_run=True).gates] == [True, True]
@@ -131,7 +131,7 @@ def test_a_dry_run_leaves_no_run_behind(store: Store, tmp_path: Path) -> None:
         ('{"expectations": [{"type": "expect_miracles"}]}', "Great Expectations refuses it"),
     ],
 )
-def test_a_suite_that_is_none_is_a_users_mistake(store: Store, tmp_path: Path, text: str | None, message: str) -> None:
+def test_an_invalid_suite_is_a_usage_error(store: Store, tmp_path: Path, text: str | None, message: str) -> None:
     require(tmp_path, SMALL)
     path = tmp_path / "gates" / "ours.json"
     path.unlink()
@@ -142,12 +142,12 @@ def test_a_suite_that_is_none_is_a_users_mistake(store: Store, tmp_path: Path, t
 
 
 @pytest.mark.parametrize("path", ["/etc/gates.json", "../gates.json"])
-def test_a_suite_lies_in_the_repository(path: str) -> None:
+def test_a_suite_must_be_inside_the_repository(path: str) -> None:
     with pytest.raises(UsageError, match=r"environments\.a\.require\[0\]: .* must be a path inside the repository"):
         policy.parse({"a": {"from": "candidate", "require": [path]}})
 
 
-def test_without_great_expectations_the_message_says_what_installs_it(
+def test_without_great_expectations_the_error_names_the_install_command(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     require(tmp_path, SMALL)
@@ -156,7 +156,7 @@ def test_without_great_expectations_the_message_says_what_installs_it(
         suites.judge("gates/ours.json", {"size_mb": 1.0})
 
 
-def test_great_expectations_adds_nothing_to_what_a_command_says(store: Store, tmp_path: Path) -> None:
+def test_great_expectations_adds_nothing_to_the_output_of_a_command(store: Store, tmp_path: Path) -> None:
     require(tmp_path, SMALL, NO_WORSE)
     add_candidate(store, "cnn")
     command = [
@@ -176,7 +176,7 @@ def test_great_expectations_adds_nothing_to_what_a_command_says(store: Store, tm
     assert [gate["met"] for gate in json.loads(done.stdout)["gates"]] == [True, True, True]
 
 
-def test_status_and_a_promotion_without_suites_never_import_it(store: Store) -> None:
+def test_status_and_promotion_without_suites_do_not_import_great_expectations(store: Store) -> None:
     add_candidate(store, "cnn")
     code = (
         "import sys\nfrom onward import promote, status\n"

@@ -76,12 +76,12 @@ def baked(function: Callable[[Tensor], Any]) -> list[str]:
 
 
 @pytest.mark.parametrize("label", SHAPED)
-def test_what_is_the_same_at_all_sizes_is_no_fault(label: str) -> None:
+def test_values_equal_at_all_sizes_are_not_reported(label: str) -> None:
     assert baked(SHAPED[label]) == []
 
 
 @pytest.mark.parametrize("label", BAKED)
-def test_what_belongs_to_one_example_is_named_with_its_line(label: str) -> None:
+def test_values_specific_to_one_example_are_named_with_their_line(label: str) -> None:
     function, words = BAKED[label]
     found = baked(function)
     assert found
@@ -89,7 +89,7 @@ def test_what_belongs_to_one_example_is_named_with_its_line(label: str) -> None:
     assert words in found[0]
 
 
-def test_nothing_is_left_of_watching() -> None:
+def test_tracing_restores_the_tensor_methods() -> None:
     before = {name: getattr(torch.Tensor, name) for name in ("__bool__", "item", "numpy", "__iter__")}
     with pytest.raises(RuntimeError, match="shape"):
         tracing.of(Net(lambda x: x.reshape(7)), (torch.ones(1),))

@@ -60,7 +60,9 @@ def facts(store: Store, environment: str = "staging") -> list[dict[str, Any]]:
     return [entry.model_dump(exclude={"source"}) for entry in (*line.counted, *line.lost)]
 
 
-def test_a_history_arrives_whole_with_its_bytes(old: Store, new: Store, exported: Path, tmp_path: Path) -> None:
+def test_a_history_is_imported_completely_with_its_bytes(
+    old: Store, new: Store, exported: Path, tmp_path: Path
+) -> None:
     before = {name: facts(old, name) for name in ("staging", "production")}
     done = transfer.import_(exported, tmp_path / "files", new)
     assert [(log.environment, log.added, log.present) for log in done] == [("production", 2, 0), ("staging", 5, 0)]
@@ -101,7 +103,7 @@ def test_an_interrupted_import_is_completed(
     assert [entry["number"] for entry in facts(new)] == [1, 2, 4, 5, 3]
 
 
-def test_numbers_of_deleted_entries_stay_free(
+def test_numbers_of_deleted_entries_stay_unused(
     old: Store, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old._client.delete_model_version("staging.cnn", "2")
@@ -115,7 +117,7 @@ def test_numbers_of_deleted_entries_stay_free(
     assert new.log("staging", "cnn").foreign == ()
 
 
-def test_a_number_that_is_used_up_is_said(new: Store, exported: Path, tmp_path: Path) -> None:
+def test_a_used_entry_number_is_reported(new: Store, exported: Path, tmp_path: Path) -> None:
     add_candidate(new, "cnn", 1)
     promotion.promote("cnn", "staging", reason="because", store=new)
     new._client.delete_model_version("staging.cnn", "1")
@@ -124,7 +126,7 @@ def test_a_number_that_is_used_up_is_said(new: Store, exported: Path, tmp_path: 
     assert facts(new) == []
 
 
-def test_bytes_are_found_among_the_candidates_of_the_new_server(new: Store, exported: Path) -> None:
+def test_an_import_finds_bytes_among_candidates_of_the_new_server(new: Store, exported: Path) -> None:
     with pytest.raises(Refused, match=r"(?s)nothing was imported: the files .*staging.cnn, entry 4: sha256"):
         transfer.import_(exported, None, new)
     assert new.versions.aliases("staging.cnn") == {}
@@ -134,7 +136,7 @@ def test_bytes_are_found_among_the_candidates_of_the_new_server(new: Store, expo
     assert overview.check("cnn", "staging", new).met
 
 
-def test_changed_bytes_are_refused_before_anything_is_written(new: Store, exported: Path, tmp_path: Path) -> None:
+def test_changed_bytes_are_rejected_before_writing(new: Store, exported: Path, tmp_path: Path) -> None:
     manifest = json.loads(exported.read_text().splitlines()[-1])["manifest"]
     with open(tmp_path / "files" / manifest / "model.onnx", "ab") as file:
         file.write(b"\0")
@@ -143,7 +145,7 @@ def test_changed_bytes_are_refused_before_anything_is_written(new: Store, export
     assert new.environments("cnn") == []
 
 
-def test_files_under_another_digest_are_refused(new: Store, exported: Path, tmp_path: Path) -> None:
+def test_files_with_another_digest_are_rejected(new: Store, exported: Path, tmp_path: Path) -> None:
     one, two = sorted({json.loads(text)["manifest"] for text in exported.read_text().splitlines()})[:2]
     for name, other in ((one, "x"), (two, one), ("x", two)):
         os.rename(tmp_path / "files" / name, tmp_path / "files" / other)
@@ -170,7 +172,7 @@ def test_another_history_is_not_overwritten(new: Store, exported: Path, tmp_path
         (lambda text: "nonsense\n", "line 1 is no entry"),
     ],
 )
-def test_a_file_that_is_no_export_is_refused(
+def test_an_invalid_export_file_is_rejected(
     new: Store, exported: Path, tmp_path: Path, spoil: Callable[[str], str], message: str
 ) -> None:
     exported.write_text(spoil(exported.read_text()))
@@ -178,7 +180,7 @@ def test_a_file_that_is_no_export_is_refused(
         transfer.import_(exported, tmp_path / "files", new)
 
 
-def test_exported_files_are_what_was_published(exported: Path, tmp_path: Path) -> None:
+def test_exported_files_match_the_published_files(exported: Path, tmp_path: Path) -> None:
     folders = sorted((tmp_path / "files").iterdir())
     assert len(folders) == 3
     for folder in folders:

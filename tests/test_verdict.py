@@ -40,9 +40,7 @@ def of_models(project: Path, *models: str) -> None:
     write_project(project, params=params)
 
 
-def test_a_model_that_passed_shows_its_ratios_with_their_intervals(
-    project: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_passed_model_shows_its_ratios_with_intervals(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     of_models(project, "good")
     reported(project, "good", findings=("left out total_ops",))
     code, out = printed(capsys)
@@ -53,7 +51,7 @@ def test_a_model_that_passed_shows_its_ratios_with_their_intervals(
     assert "found: good: train: left out total_ops" in out
 
 
-def test_every_model_has_a_row_also_those_that_failed_or_never_ran(
+def test_every_model_has_a_row_even_if_it_failed_or_never_ran(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     of_models(project, "good", "bad", "new", "unpublished")
@@ -80,5 +78,5 @@ def test_every_model_has_a_row_also_those_that_failed_or_never_ran(
         (Ratio(value=0.8, low=0.6, high=1.0), "unclear"),
     ],
 )
-def test_a_figure_has_its_interval_or_is_not_shown(ratio: Ratio, words: str) -> None:
+def test_a_figure_without_an_interval_is_not_shown(ratio: Ratio, words: str) -> None:
     assert verdict.speed(ratio) == words
