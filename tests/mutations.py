@@ -1,4 +1,4 @@
-"""One thing wrong with a model that was right: each takes the path of an .onnx and spoils the file in place."""
+"""Faults for correct models: each function takes the path of an .onnx file and modifies it in place."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MUTATIONS: dict[str, tuple[str, Callable[[Path], None]]] = {}
 
 
 def spoils(base: str, label: str) -> Callable[[Change], Change]:
-    """Register a change to the export of `base`: of the graph, or of the file where it is annotated with Path."""
+    """Register a change to the graph of `base`, or to its file if the parameter is annotated with Path."""
 
     def register(change: Change) -> Change:
         def on_file(path: Path) -> None:
@@ -47,7 +47,7 @@ def get(node: NodeProto, name: str) -> AttributeProto:
 
 
 def edit(model: ModelProto, name: str, change: Callable[[np.ndarray], Any]) -> None:
-    """Replace a constant by what `change` makes of it."""
+    """Replace a constant by the result of `change`."""
     for tensor in model.graph.initializer:
         if tensor.name == name:
             tensor.CopyFrom(

@@ -1,4 +1,4 @@
-"""What the processes of a race do; a module of its own so that a fresh process can import it."""
+"""Work of racing processes, in a separate module so that a new process can import it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from onward.registry.store.store import Store
 
 
 def promote_and_roll_back(seed: int, attempts: int) -> list[str]:
-    """Promote and roll back by turns, and return what each attempt was told."""
+    """Promote and roll back in turn, and return the result of each attempt."""
     store = Store()
     told = []
     for attempt in range(attempts):

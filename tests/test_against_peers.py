@@ -1,4 +1,4 @@
-"""What the benchmark against peers concludes from what it measured; measuring takes an hour, and is for people."""
+"""Conclusions of the benchmark against peers. The measurement itself takes an hour and is run by hand."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def speeds(value: float, low: float | None = None, high: float | None = None) ->
 
 
 def entry(name: str, to_plain: float, onward: float, peer: str = "", **more: Any) -> Entry:
-    """An entry whose file takes `to_plain` of the plain export's time, Onward's choice `onward` of it."""
+    """An entry with latencies relative to the plain export: `to_plain` of its file, `onward` of the Onward choice."""
     return Entry(name=name, peer=peer, to_plain=speeds(to_plain), onward_to_it=speeds(onward / to_plain), **more)
 
 
@@ -177,7 +177,7 @@ def test_a_log_is_summarized_in_one_line() -> None:
 
 
 def _peer(tmp_path: Path, script: str) -> Path:
-    """An interpreter beside which `olive` and `optimum-cli` are `script`."""
+    """An interpreter in a folder in which `olive` and `optimum-cli` run `script`."""
     folder = tmp_path / "bin"
     folder.mkdir(exist_ok=True)
     for name in ("olive", "optimum-cli"):

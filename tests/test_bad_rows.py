@@ -1,4 +1,4 @@
-"""One bad row harms only itself: rows of other teams, tags edited by hand, entries imported from anywhere."""
+"""A bad row affects only itself: foreign rows, hand-edited tags, imported entries."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The benchmark stage on a model that trains in no time: what it measures and keeps, and what select makes of it."""
+"""The benchmark stage on a quickly trained model: what it measures and keeps, and what select chooses."""
 
 from __future__ import annotations
 

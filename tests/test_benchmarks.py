@@ -1,4 +1,4 @@
-"""The benchmarks run; what they find on a busy machine is for people to read."""
+"""The benchmarks run. Their figures on a busy machine are not checked."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.conftest import ROOT
 
 
 def registry(tmp_path: Path, *arguments: str) -> tuple[int, list[str]]:
-    """The exit code of benchmarks.registry on SQLite, and the rows of its table."""
+    """Run benchmarks.registry on SQLite; returns its exit code and the rows of its table."""
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.registry", "--no-postgres", *arguments, "--out", str(tmp_path / "table.md")],
         cwd=ROOT,

@@ -1,4 +1,4 @@
-"""Signed logs: what is proven, what nobody can decide, and what was done to a log behind its signers' backs."""
+"""Signed logs: what is proven, what stays undecided, and how tampering is reported."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TIES = {"seen", "seen_digest", "base_digest"}
 
 
 class Row:
-    """A version of a registered model, as MLflow has it."""
+    """A version of a registered model, as MLflow returns it."""
 
     def __init__(self, number: int, tags: dict[str, str], run_link: str | None = None) -> None:
         self.version, self.tags, self.run_link = number, tags, run_link
@@ -38,7 +38,7 @@ class Row:
 
 
 class Book:
-    """A log that people write to, each from what they saw."""
+    """A log with several authors, each of whom writes from the state that they read."""
 
     def __init__(self) -> None:
         self.rows: dict[int, dict[str, str]] = {}
@@ -52,7 +52,7 @@ class Book:
         return self.read(signers).history.base
 
     def draft(self, who: str = "ann", at: str = "2026-01-02T03:04:05+00:00", seen: Log | None = None) -> Draft:
-        """What `who` would append, who sees the log as it is, or as it was."""
+        """The entry that `who` would append after reading the log, or its earlier state `seen`."""
         seen = seen or self.read()
         number = self.last + 1
         unsigned = Draft(
@@ -65,7 +65,7 @@ class Book:
         return self.put(to_tags(draft))
 
     def put(self, tags: dict[str, str]) -> int:
-        """A new row, with the link that fits its words: whoever makes a row chooses that, and nobody changes it."""
+        """Add a row with the link that matches its tags. A link is set when a row is created and never changes."""
         self.last += 1
         self.rows[self.last] = dict(tags)
         entry = from_version(Row(self.last, tags))
@@ -78,7 +78,7 @@ class Book:
 
 
 def raced() -> Book:
-    """A log in which row 3, by bob, lost to row 2, by ann: both saw row 1 as live."""
+    """A log in which row 3 by bob lost to row 2 by ann: both read row 1 as live."""
     book = Book()
     book.promote("ann")
     late = book.draft("bob")
@@ -151,7 +151,7 @@ def test_until_accepts_entries_before_the_signer_left_and_none_later() -> None:
     assert book.live(left) == 2
     book.write(book.draft("bob", at="2026-01-05T00:00:00+00:00", seen=book.read(left)))
     assert book.live(left) == 4
-    # Her clock may lie, but not against the entry that hers rests on.
+    # Her clock may be wrong, but her entry cannot be earlier than its base.
     book.write(book.draft("ann", at="2026-01-02T00:00:00+00:00", seen=book.read(left)))
     for floor in (0, 3, 4):
         log = book.read(left, floor)
@@ -205,7 +205,7 @@ def test_a_draft_references_its_base_and_the_newest_row_its_author_saw() -> None
     assert (tied.seen, tied.seen_digest) == (3, digest(entries[3], LOG))
     assert tied.base_digest == digest(entries[2], LOG)
     assert tied.model_dump(exclude=TIES) == unsigned.model_dump(exclude=TIES)
-    # A row that is no entry has no digest, and neither has the base of the first one.
+    # A row that is not an entry has no digest, and neither does the base of the first entry.
     first = chain.follow(unsigned.model_copy(update={"base": 0}), LOG, 9, entries.values())
     assert (first.seen, first.seen_digest, first.base_digest) == (9, "", "")
 
@@ -231,7 +231,7 @@ def test_damage_to_a_lost_entry_is_reported_if_later_authors_saw_it(how: str, wo
 
 
 def tied(book: Book, who: str, base: int, seen: int, seen_digest: str = "") -> Draft:
-    """What `who` would sign who claims to have seen that."""
+    """A signed entry of `who` that claims to have seen this row."""
     said = {"base": base, "seen": seen, "seen_digest": seen_digest, "base_digest": ""}
     return sign(book.draft(who).model_copy(update=said), LOG, Key(who, KEYS[who]))
 
@@ -262,7 +262,7 @@ def test_a_signed_entry_of_an_older_schema_without_references_counts() -> None:
     assert (book.live(), book.read().alarm, book.read().damage) == (3, (), ())
     book.write(tied(book, "bob", base=1, seen=-1))
     assert book.live() == 3
-    del book.rows[1]  # which rows their authors saw is not known
+    del book.rows[1]  # the rows that their authors saw are unknown
     assert (book.live(), book.read().unproven) == (3, ())
 
 
@@ -291,11 +291,11 @@ def test_an_entry_of_a_departed_signer_is_judged_with_its_base() -> None:
     book.promote("bob", "bob", "ann")
     assert (book.read(left, floor=2).settled, book.read(left, floor=2).open) == (False, True)
     assert (book.read(left, floor=1).history.base, book.read(left, floor=1).settled) == (3, True)
-    book.promote("ann")  # proves the one before, as far as that is read
+    book.promote("ann")  # proves the previous one, if that was read
     assert (book.read(left, floor=2).history.base, book.read(left, floor=2).settled) == (4, True)
     assert not book.read(left, floor=3).settled
     assert book.read(left).history.base == 4
-    del book.rows[3]  # what was read to its beginning is not left open
+    del book.rows[3]  # a log read from its beginning is settled
     log = book.read(left)
     assert (log.history.base, log.settled) == (2, True)
     assert [alarm.split()[1] for alarm in log.alarm] == ["4"]
@@ -313,7 +313,7 @@ def test_the_base_of_a_later_signer_counts_even_if_earlier_rows_are_damaged() ->
     book.write(approval(book, "bob", seen))
     book.write(book.draft("ann", seen=seen))
     only_ann = {"ann": SIGNERS["ann"]}
-    log = book.read(only_ann)  # bob's row may have been an entry that won
+    log = book.read(only_ann)  # the row by bob may have been a winning entry
     assert (log.history.base, [e.number for e in log.unproven]) == (1, [2, 3])
     book.promote("ann")
     log = book.read(only_ann)
@@ -383,7 +383,7 @@ def test_an_entry_of_a_non_signer_changes_nothing_and_is_named() -> None:
     book = Book()
     book.promote("ann")
     book.promote("eve")
-    book.put(book.rows[1])  # an entry once more
+    book.put(book.rows[1])  # a repeated entry
     book.put({"schema": "2"})
     book.put({})
     log = book.read()
@@ -395,8 +395,11 @@ def test_an_entry_of_a_non_signer_changes_nothing_and_is_named() -> None:
 @given(st.data())
 @settings(max_examples=150, deadline=None)
 def test_an_attacker_without_a_key_can_only_restore_an_earlier_version_and_raises_an_alarm(data: st.DataObject) -> None:
-    """Signers write, some of them late; then somebody changes, deletes and adds rows. What is live afterwards was live
-    at some time, and if it is not what was live last, there is an alarm, unless the newest rows were deleted."""
+    """Signers write, some of them late; then an attacker changes, deletes and adds rows.
+
+    The version that is live afterwards was live before. If it is not the last live version, there is an alarm, unless
+    the newest rows were deleted.
+    """
     book = Book()
     was_live = [0]
     pending: list[Draft] = []

@@ -1,4 +1,4 @@
-"""Figures and choice: nothing slower than the plain export, nothing outside the budget."""
+"""Statistics and choice: no chosen variant is slower than the plain export or outside the budget."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_a_constant_factor_is_found_despite_noise_between_rounds(speeds: list[fl
 
 
 def shared_machine(rng: np.random.Generator, latency: float, rounds: int) -> Array:
-    """Medians of rounds on a machine that others use at times: half of the rounds take up to half as long again."""
+    """Medians of rounds on a shared machine: half of the rounds take up to 1.5 times as long."""
     disturbed = rng.random(rounds) < 0.5
     return np.asarray(latency * rng.lognormal(0, 0.01, rounds) * (1 + disturbed * rng.uniform(0, 0.5, rounds)))
 
@@ -146,11 +146,11 @@ def test_few_rounds_give_no_drift() -> None:
     [
         ([10, 11, 12, 13, 14, 15, 16], 15.5 / 10.5 - 1),
         ([16, 15, 14, 13, 12, 11, 10], 10.5 / 15.5 - 1),
-        ([10, 11, 12, 14, 13, 15, 16], 15.5 / 10.5 - 1),  # one pair out of order: 0.3 % by chance
-        ([10, 12, 11, 13, 14, 16, 15], 0),  # two: 1.1 %
-        ([16, 16.1, 16.2, 16.3, 16.4, 16.5, 17], 0),  # certain, but 4 %
+        ([10, 11, 12, 14, 13, 15, 16], 15.5 / 10.5 - 1),  # one pair out of order: probability 0.3 %
+        ([10, 12, 11, 13, 14, 16, 15], 0),  # two pairs: 1.1 %
+        ([16, 16.1, 16.2, 16.3, 16.4, 16.5, 17], 0),  # significant, but only 4 %
         ([16, 16.1, 16.2, 16.3, 16.4, 16.9, 17], 16.95 / 16.05 - 1),  # 6 %
-        ([16, 11, 12, 13, 14, 10, 30], 0),  # much, but in no order
+        ([16, 11, 12, 13, 14, 10, 30], 0),  # large, but without a trend
         ([1, 2, 3, 4, 5, 6, 7, 8, 9], 8 / 2 - 1),
     ],
 )
@@ -162,7 +162,7 @@ def test_an_interval_is_a_deterministic_percentile_bootstrap_over_rounds() -> No
     rng = np.random.default_rng(2)
     pairs = [(rng.lognormal(0, 0.3, 15), rng.lognormal(0.1, 0.3, 15)) for _ in range(2)]
     found = ratio(pairs)
-    # Draws that are the same ones every time: a report that is computed again is the same to the last byte.
+    # A fixed seed makes a recomputed report identical to the byte.
     assert [found.low, found.high] == pytest.approx([0.8584350666622304, 1.1057202694706465], rel=1e-9)
     drawn = [
         np.mean([undisturbed(np.log(a[again])) - undisturbed(np.log(b[again])) for a, b in pairs])

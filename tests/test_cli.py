@@ -1,4 +1,4 @@
-"""The `onward` command: what it prints, and the exit codes that scripts rely on."""
+"""The `onward` command: its output, and the exit codes that scripts rely on."""
 
 from __future__ import annotations
 

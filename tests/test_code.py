@@ -1,4 +1,4 @@
-"""A stage depends on the code that it runs, and on no other."""
+"""A stage depends only on the code that it runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How near one output is to its reference: each rule of stages/parity/compare.py, element by element, at its limit."""
+"""Each rule of stages/parity/compare.py, per element, at its limit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from onward.stages.parity.compare import ROUNDING, SPREAD, compare, squared_chan
 
 Array = np.ndarray[Any, np.dtype[Any]]
 F = np.float32
-EPS = float(np.spacing(F(1)))  # the unit in the last place of 1
+EPS = float(np.spacing(F(1)))  # the ulp of 1
 
 
 def f32(*values: float) -> Array:
@@ -24,7 +24,7 @@ def f32(*values: float) -> Array:
 def outs(
     reference: Array, got: Array, rtol: float = 0, atol: float = 0, truth: Any = None, spread: Any = None
 ) -> list[bool]:
-    """Which elements are out of tolerance, each asked alone."""
+    """Compare each element separately; returns which ones are out of tolerance."""
     found = []
     for n in range(reference.size):
         one = compare(
@@ -39,7 +39,7 @@ def outs(
 
 
 def by_the_rule(wanted: float, got: float, rtol: float, atol: float, truth: float | None, spread: float | None) -> bool:
-    """The docstring of `compare`, for one finite float32 element, in plain numbers: whether it is out of tolerance."""
+    """The rule in the docstring of `compare` for one finite float32 element: whether it is out of tolerance."""
     out = abs(got - wanted) > atol + rtol * abs(wanted)
     if truth is None and spread is None:
         return out
@@ -98,7 +98,7 @@ def test_ten_times_the_reference_error_against_float64_counts_as_rounding() -> N
 def test_a_hundred_times_the_spread_of_an_element_counts_as_rounding() -> None:
     reference, spread = f32(1, 1, 1), [0.01, 0.01, 0.01]
     assert outs(reference, f32(1.99, 2.01, 0.01), spread=spread) == [False, True, False]
-    # The larger one counts: of the spread's allowance and that of the distance to float64.
+    # The larger allowance applies: by spread, or by the distance to float64.
     assert outs(reference, f32(2.4, 2.6, -0.4), truth=[1.5] * 3, spread=spread) == [False, False, False]
     assert outs(reference, f32(6.4, 6.6, -3.6), truth=[1.5] * 3, spread=spread) == [False, True, True]
 
@@ -144,7 +144,7 @@ def test_only_elements_that_overflow_in_the_reference_but_not_in_float64_are_not
     assert compare("y", reference, f32(7, 7, 1, np.inf), 0, 0, truth).verdict == "ok"
     assert compare("y", reference, f32(7, 7, 2, np.inf), 0, 0, truth).share_out == 0.25
     odd = compare("y", reference, f32(7, 7, 2, 7), 0, 0, truth)
-    assert (odd.verdict, odd.share_out) == ("NaN mismatch", 1.0)  # of the two that are judged
+    assert (odd.verdict, odd.share_out) == ("NaN mismatch", 1.0)  # of the two judged elements
     assert "NaN or infinity" in odd.reason
     assert compare("y", f32(1, np.inf), f32(1, 3), 0, 0, np.array([1.0, np.inf])).verdict == "NaN mismatch"
 
@@ -171,7 +171,7 @@ def test_every_figure_matches_its_definition() -> None:
     assert (found.output, found.verdict, found.share_out) == ("y", "out of tolerance", 0.75)
     assert (found.max_abs, found.out_abs) == (1.0, 1.0)
     assert found.mean_abs == pytest.approx((0.5 + 1 + 0.25) / 4)
-    assert found.max_rel == pytest.approx(2)  # 0.25 against atol: the reference is smaller than that
+    assert found.max_rel == pytest.approx(2)  # 0.25 relative to atol, because the reference is smaller
     assert (found.error, found.reference_error) == (None, None)
     assert found.cosine == pytest.approx(74 / math.sqrt(80 * (4.5**2 + 49 + 0.0625)))
     assert found.snr_db == pytest.approx(10 * math.log10(80 / (0.25 + 1 + 0.0625)), rel=1e-6)

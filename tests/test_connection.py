@@ -1,4 +1,4 @@
-"""One store for everything, and a process that uses Onward keeps its own MLflow as it was."""
+"""All data goes to one store, and a process that uses Onward keeps its own MLflow settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whoever asks for what is live, and however, gets the same answers."""
+"""Every way to use the live version gives the same outputs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.store_factory import add_candidate, fresh_store
 
 
 def served(uri: str, folder: Path, x: np.ndarray) -> np.ndarray:
-    """What `mlflow models serve` answers."""
+    """The outputs of `mlflow models serve`."""
     port = free_port()
     command = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", uri, "--env-manager", "local"]
     command += ["--host", "127.0.0.1", "--port", str(port)]

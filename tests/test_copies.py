@@ -1,4 +1,4 @@
-"""An environment's own copy that is lost is found again, or made again, as long as the bytes are anywhere."""
+"""A lost copy of an environment is found or recreated, as long as its bytes exist somewhere."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_promoting_the_live_version_again_restores_its_files(
     assert checked.met
     assert f"{before.source}, which the entry names, is lost" in str(checked.results[0])
     assert np.array_equal(InferenceSession("cnn@staging").predict(X), X)
-    # It is there now: another time nothing is done.
+    # The copy exists now, so a second promotion does nothing.
     copies = store.files.own_copies("staging", "cnn", before.sha256)
     assert promote(store, "staging", 1).note == ""
     assert store.files.own_copies("staging", "cnn", before.sha256) == copies
@@ -91,7 +91,7 @@ def test_promoting_an_earlier_version_again_recreates_a_lost_copy(
     assert outcome.changed
     assert live(store).source != store.entry("staging", "cnn", 1).source
     assert overview.check("cnn", "staging", store).met
-    # The old entry of the same bytes can be gone back to as well.
+    # A rollback to the old entry with the same bytes also works.
     promote(store, "staging", 2)
     assert promotion.rollback("cnn", "staging", reason="x", to=1, store=store).changed
     assert overview.check("cnn", "staging", store).met

@@ -1,4 +1,4 @@
-"""What passes and what does not: sound models of many kinds, and models with one thing wrong."""
+"""Correct models of many kinds pass, and models with one fault fail."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.mutations import MUTATIONS
 
 
 def settle(name: str, **changes: object) -> ModelParams:
-    """Settings of a model of the corpus, with its weights and samples where stages look for them."""
+    """The settings of a corpus model, with its weights and samples in the paths that stages read."""
     settings = ModelParams.model_validate(MODELS[name] | changes)
     assert settings.build is not None
     weights = paths.build(name, "train") / "model.safetensors"
@@ -44,14 +44,16 @@ def settle(name: str, **changes: object) -> ModelParams:
     return settings
 
 
-# How the models that the first way of exporting gets wrong are exported.
+# The strategies for models that the first strategy exports wrongly.
 OTHERWISE = {"branching": "script", "gru": "script", "bidirectional": "script"}
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder in which every model of the corpus is exported, with its module's answers beside it: in one process,
-    for torch takes its time to start."""
+    """A folder with the export of every corpus model and the outputs of its module.
+
+    One process exports all of them, because torch is slow to start.
+    """
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("corpus")
         patch.setenv("ONWARD_PROJECT", str(folder))
@@ -87,7 +89,7 @@ def test_the_export_ladder_finds_the_working_strategy_and_reports_why_others_fai
 
 
 def verdict(name: str, root: Path, folder: Path) -> str:
-    """Why a model does not pass; empty where it does."""
+    """The reason why a model fails; empty if it passes."""
     settings, path = settle(name), folder / "model.onnx"
     expected = recall(root / f"{name}.npz", cases(name, settings, Verify()))
     try:
@@ -143,7 +145,7 @@ def test_the_report_names_the_node_module_and_line_of_the_first_difference(
     name, mutate = MUTATIONS[label]
     settings, path, weights = settle(name), tmp_path / "made" / "model.onnx", paths.build(name, "train")
     shutil.copytree(root / name, tmp_path / "made")
-    monkeypatch.setattr(paths, "root", lambda: ROOT)  # where the module's source lies
+    monkeypatch.setattr(paths, "root", lambda: ROOT)  # the source file of the module
     _sound(name, settings, path, weights / "model.safetensors")
     mutate(path)
     monkeypatch.undo()

@@ -24,7 +24,7 @@ from onward.registry.log.entries import (
 from tests.conftest import not_none
 
 Kind = Literal["promote", "rollback"]
-Race = tuple[list[Entry], dict[int, bool]]  # the log, and per entry whether its author is told that it counts
+Race = tuple[list[Entry], dict[int, bool]]  # the log, and for each entry whether its author learns that it counts
 
 
 def entry(number: int, base: int, kind: Kind = "promote", restores: int = 0, version: int | None = None) -> Entry:
@@ -48,7 +48,7 @@ def promotions(count: int) -> list[Entry]:
 
 
 def forwards(entries: list[Entry]) -> tuple[list[int], list[int]]:
-    """The rule, applied to a whole log from its beginning: which entries count, and which are lost."""
+    """Apply the rule to a whole log from its beginning; returns the counted and the lost entries."""
     log = {e.number: e for e in entries}
     deleted = {e.base for e in entries} - log.keys() - {0}
     live, counted, lost = 0, [], []
@@ -62,7 +62,7 @@ def forwards(entries: list[Entry]) -> tuple[list[int], list[int]]:
 
 
 def newest(log: list[Entry], first_page: int) -> DeploymentHistory:
-    """What a reader finds who reads from the end, in pages that grow, until what is live is settled."""
+    """Read a log from its end, in growing pages, until the live entry is settled."""
     size = first_page
     while True:
         floor = log[-size].number - 1 if size < len(log) else 0
@@ -80,8 +80,10 @@ def rolled_back(log: list[Entry], to: int | None = None) -> list[Entry]:
 
 @st.composite
 def races(draw: st.DrawFn) -> Race:
-    """Authors who read the log and append at other moments. Yields the log, and per entry whether its author, who
-    reads once more after appending, is told that it counts."""
+    """Authors that read the log and append later.
+
+    Returns the log, and for each entry whether its author, on reading again after appending, finds that it counts.
+    """
     log: list[Entry] = []
     told: dict[int, bool] = {}
     seen: dict[int, int] = {}

@@ -1,4 +1,4 @@
-"""What `onward diff` and `onward compare` say of two versions, on a real store."""
+"""`onward diff` and `onward compare` on two versions in a real store."""
 
 from __future__ import annotations
 

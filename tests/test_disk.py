@@ -1,4 +1,4 @@
-"""Files and folders are replaced as wholes, whatever happens meanwhile."""
+"""Files and folders are replaced atomically."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_a_reader_always_sees_a_complete_folder(tmp_path: Path) -> None:
 
     def read() -> None:
         while not over.is_set():
-            handle = os.open(folder, os.O_RDONLY)  # fails where nothing is at the place
+            handle = os.open(folder, os.O_RDONLY)  # fails if the path does not exist
             os.close(handle)
             words.add("seen")
 

@@ -1,4 +1,4 @@
-"""What the documents say, done: the demo, the README's commands, and the page on adding a model, to the letter."""
+"""The documents are executed: the demo, the commands of the README, and the page on adding a model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import yaml
 from onward.stages.config.schema import ModelParams, Params
 from tests.conftest import ROOT, clone, run
 
-# Commands of the README that are run in another way: what `make demo` runs is the fixture below, `make test` is this.
+# Commands of the README that run elsewhere: the fixture below runs `make demo`, and `make test` is this run.
 ELSEWHERE = {"make demo", "make test", ". .venv/bin/activate", "onward ui"}
 
 
@@ -22,7 +22,7 @@ def blocks(page: str, language: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clone in which the demo has run, on the model that it promotes, measured briefly."""
+    """A clone in which the demo has run, with short measurements, on the model that it promotes."""
     root = clone(tmp_path_factory.mktemp("demo") / "onward")
     params = yaml.safe_load((root / "params.yaml").read_text())
     params["models"] = {"classifier": params["models"]["classifier"]}

@@ -1,4 +1,4 @@
-"""What hooks are told of entries, and that a hook never decides whether one counts."""
+"""Hooks receive entries, and a failed hook never invalidates an entry."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""External data of an ONNX file, whatever its names: what is published is what every later check accepts."""
+"""External data of an ONNX file with any names: every later check accepts the published files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from onward.registry.evidence.records import FileDigest, TensorSpec, Winner
 from onward.registry.evidence.session_options import CPU
 from onward.registry.inference.session import InferenceSession
 
-# Names of one or more files, as exporters write them: Optimum, torch, one file a tensor, a folder of them.
+# File names as exporters write them: Optimum, torch, one file per tensor, a folder of files.
 LAYOUTS = {
     "none": [],
     "ours": ["model.onnx.data"],
@@ -37,7 +37,7 @@ LAYOUTS = {
 
 
 def scaled(folder: Path, locations: list[str], factor: float = 2.0) -> Path:
-    """A model y = factor * x + 1 whose two weights lie in the files `locations`."""
+    """A model y = factor * x + 1 with its two weights in the files `locations`."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {"scale": np.full(4, factor, np.float32), "offset": np.ones(4, np.float32)}
     tensors = [numpy_helper.from_array(value, name) for name, value in weights.items()]
@@ -59,7 +59,7 @@ def scaled(folder: Path, locations: list[str], factor: float = 2.0) -> Path:
 
 
 def version(folder: Path, main: Path, other: Path | None = None) -> tuple[Path, str]:
-    """The folder of a version, and the sha256 that `publish` gives it."""
+    """The folder of a version, and its sha256 from `publish`."""
     winners = [
         Winner(variant="plain", runtime=runtime, provider=provider, p50_ms=1, files=onnx_file.digests(path))
         for runtime, provider, path in (("cpu", CPU, main), ("openvino", "OpenVINOExecutionProvider", other))

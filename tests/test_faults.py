@@ -1,4 +1,4 @@
-"""Every way in which a command can fail is one line with its own exit code, and says what is known to be done."""
+"""Every failure of a command prints one line, has its own exit code, and reports what was done."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
 
 @pytest.fixture
 def samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An .npz file that is right, beside a model that takes it."""
+    """A valid .npz file next to a model that accepts it."""
     monkeypatch.chdir(tmp_path)
     scale_model(tmp_path / "m.onnx", 2)
     np.savez(tmp_path / "x.npz", x=np.arange(40, dtype=np.float32).reshape(10, 4))
     return tmp_path / "x.npz"
 
 
-# Servers that answer nonsense
+# Servers with invalid responses
 
 NONSENSE = [
     (200, b"<html>\n<h1>Sign in</h1></html>"),
@@ -79,7 +79,7 @@ def test_an_invalid_server_response_is_not_reported_as_an_unmet_gate(
         do_POST = do_GET
 
         def log_message(self, *_: Any) -> None:
-            """Quiet."""
+            """Log nothing."""
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -175,7 +175,7 @@ def test_a_graph_that_onnx_runtime_cannot_run_is_a_machine_fault(
     assert r"bad\x1b[31m" in done.stderr
 
 
-# Files that somebody gives
+# Files from users
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -191,7 +191,7 @@ def test_a_corrupt_npz_file_is_a_usage_error(samples: Path, cut: int, at: int, b
 
 
 def said_of(path: Path) -> str:
-    """What is said of an .npz file; nothing where it can be read all the same."""
+    """The error for an .npz file; empty if it is readable after all."""
     try:
         npz.read(path)
     except UsageError as error:
@@ -262,7 +262,7 @@ def started(*arguments: str, **streams: Any) -> subprocess.Popen[bytes]:
 
 
 def test_ctrl_c_prints_one_line(onward: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore SIGINT
 
     def interrupted() -> None:
         os.kill(os.getpid(), signal.SIGINT)
@@ -302,11 +302,11 @@ def test_an_unwritable_output_is_reported(store: Store, arguments: list[str]) ->
     assert b"No space left on device" in told
 
 
-# What was done
+# Partially completed commands
 
 
 class Flaky:
-    """A client that stops answering at one call of a method."""
+    """A client that fails from the given call of a method on."""
 
     def __init__(self, client: MlflowClient, method: str, calls: int, also: bool = False) -> None:
         self._client, self._method, self._left, self._also = client, method, calls, also

@@ -1,6 +1,6 @@
-"""Small models after public bug reports, as their READMEs tell them: each has the outcome that it should have.
+"""Small models after public bug reports: each has the expected outcome.
 
-field_cases/ holds each one's model and params.yaml, unchanged.
+field_cases/ contains the model and params.yaml of each case, unchanged.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Go = Callable[..., dict[str, Any]]
 
 @pytest.fixture
 def case(project: Path) -> Go:
-    """Run one of the models through stages: `case("c01", "c01", "train", ...)` gives the reports by stage."""
+    """Run a model through stages; `case("c01", "c01", "train", ...)` returns the reports by stage."""
 
     def go(source: str, model: str, *stages: str, **changes: Any) -> dict[str, Any]:
         for path in HERE.glob("*.py"):
@@ -50,7 +50,7 @@ def reasons(reports: Mapping[str, Report]) -> str:
 
 
 def farthest(model: str, build: str, inputs: Mapping[str, np.ndarray], outputs: list[str]) -> float:
-    """The largest difference between the exported file, fed by name, and the module, called by keyword."""
+    """The largest difference between the exported file with named inputs and the module with keyword arguments."""
     session = onnxruntime.InferenceSession(str(paths.build(model, "export") / "model.onnx"))
     got = dict(zip([o.name for o in session.get_outputs()], session.run(None, dict(inputs)), strict=True))
     wanted = isolated_call.call(60, called, model, build, inputs)

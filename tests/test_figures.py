@@ -1,4 +1,4 @@
-"""Which figures are logged: those that decided over a variant, and no others beside them."""
+"""Only the figures that judged a variant are logged."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.evidence_factory import make_publication
 
 
 def int8_evidence(root: Path, quality: float | None = 0.89, crashed: bool = False, **kind: Any) -> Evidence:
-    """The int8 variant `fast` was chosen. By the tolerances of float32 it fails its only case, and a probe."""
+    """The int8 variant `fast` was chosen. By float32 tolerances it fails its only case and a probe."""
     evidence = make_publication(root).evidence
     off = OutputComparison(output="y", verdict="out of tolerance", max_abs=0.9, cosine=0.22, snr_db=0.4, share_out=0.8)
     case = CaseResult(
@@ -42,7 +42,7 @@ def metrics_of(evidence: Evidence, number: int = 1, **budget: float) -> dict[str
 
 
 def computed(metrics: dict[str, float]) -> dict[str, float]:
-    """What of the metrics is about answers, and not about time or size."""
+    """The metrics about outputs, without those about time or size."""
     about = ("parity/", "fidelity/", "quality", "agreement", "snr_db", "cosine")
     return {name: value for name, value in metrics.items() if name.startswith(about)}
 
@@ -95,7 +95,7 @@ def test_a_version_records_which_measure_judged_its_outputs(tmp_path: Path) -> N
     choice = evidence.select.choices[1]
     choice.quality_drop, choice.quality_budget, choice.quality_measure = 0.03, 0.1, "y: changed top-1 answers"
     tags = version_tags(evidence)
-    assert "quality" not in tags  # agreement is no quality
+    assert "quality" not in tags  # agreement is not a quality
     assert sentence(evidence).endswith(", y: changed top-1 answers 0.03, 0.1 allowed.")
     parity, quality = judge(["parity", "quality"], tags, None)
     assert parity.met

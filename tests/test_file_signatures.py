@@ -1,4 +1,4 @@
-"""Files signed with model-signing and a key of one's own, and environments that take no others."""
+"""Files signed with model-signing and a private key, and environments that require such signatures."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.store_factory import add_candidate, artifacts_of, fresh_store
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-    """staging takes what is signed by release.pem alone."""
+    """A store in which staging accepts only files signed with release.pem."""
     store = fresh_store(tmp_path, monkeypatch)
     file_signatures.create_key(tmp_path / "release.pem")
     (tmp_path / "dvc.yaml").write_text("stages: {}\n")
@@ -80,7 +80,7 @@ def test_files_signed_with_another_key_are_rejected_everywhere(store: Store, tmp
     require(tmp_path, "other.pem.pub")
     with pytest.raises(Refused, match=r"not one by other\.pem\.pub"):
         InferenceSession("cnn@staging")
-    assert InferenceSession("cnn/1").metadata.version == 1  # a candidate is in no environment
+    assert InferenceSession("cnn/1").metadata.version == 1  # a candidate does not belong to an environment
     assert not overview.check("cnn", "staging", store).results[1].met
     approval.sign_files("cnn", add_candidate(store, "cnn", 2), tmp_path / "other.pem", store=store)
     promote(store, 2)

@@ -1,4 +1,4 @@
-"""Whose second look a promotion needs: with names alone, and with keys."""
+"""Which second person must approve a promotion, by names alone and by keys."""
 
 from __future__ import annotations
 

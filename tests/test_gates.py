@@ -1,4 +1,4 @@
-"""What each requirement says of evidence: at its limit, beyond it, and where nothing was recorded."""
+"""Each requirement at its limit, beyond it, and without evidence."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CPU = "CPUExecutionProvider"
 
 
 def result(requirement: str, **evidence: str | None) -> tuple[bool, str]:
-    """What a requirement says of good evidence with these changes; None takes one away."""
+    """Judge a requirement on good evidence with changes; None removes a tag."""
     said = {name: value for name, value in {**GOOD, **evidence}.items() if value is not None}
     [found] = judge([requirement], said, None)
     assert found.requirement == requirement
@@ -112,7 +112,7 @@ def test_replay_runs_on_the_files_and_is_skipped_without_files(tmp_path: Path) -
 
 
 def version(folder: Path, factor: float) -> Path:
-    """A version's folder that doubles, and says that it computes factor * x."""
+    """The folder of a version that computes 2 * x and records factor * x."""
     bundle = folder / "bundle"
     bundle.mkdir(parents=True)
     x = np.arange(8, dtype=np.float32).reshape(2, 4)

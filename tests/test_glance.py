@@ -1,4 +1,4 @@
-"""What is read of the embedded store's file is what MLflow would tell of it."""
+"""Direct reads of the embedded store give the same as MLflow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The dimensions of an input: a name is one size in all inputs, a placeholder says nothing."""
+"""The dimensions of an input: a name means one size in all inputs, a placeholder means any size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is loaded is what was published, to the last file: links, additions, options, tolerances, the cache."""
+"""Only the published files are loaded: links, added files, options, tolerances, the cache."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ SPOILS = [add_link_to_folder, link_to_file, widen_tolerance, nest_a_manifest, ad
 
 
 def rewrite_manifest(folder: Path) -> None:
-    """As somebody would who knows how: over what lies there, links followed."""
+    """Rewrite the manifest as an attacker would, including files behind links."""
     write_over = [path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / MANIFEST]
     lines = [
         {"path": p.relative_to(folder).as_posix(), "sha256": sha256_file(p), "size_bytes": p.stat().st_size}
@@ -246,6 +246,8 @@ def test_a_read_only_cache_is_read_and_other_files_go_to_a_temporary_folder(
 
 
 def _refusing(original: Callable[..., Any], folder: Path, refuse: Callable[[], NoReturn]) -> Callable[..., Any]:
-    """TemporaryDirectory that fails in `folder` as a read-only file system does: root, who may run the tests, is
-    stopped by no mode."""
+    """A TemporaryDirectory that fails in `folder` like a read-only file system.
+
+    File modes do not suffice, because root may run the tests.
+    """
     return lambda *args, **options: refuse() if options.get("dir") == folder else original(*args, **options)

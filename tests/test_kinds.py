@@ -1,4 +1,4 @@
-"""What an output is taken for, and how each kind is judged at lower precision."""
+"""Which kind is inferred for an output, and how each kind is judged at lower precision."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ VALUES = OutputKind(output="y", kind="values", axis=1)
 
 
 def fidelity_of(kind: OutputKind, wanted: np.ndarray, got: np.ndarray) -> OutputFidelity:
-    """The measure of the kind that decides."""
+    """The measure that decides for the kind."""
     found = judge(kind, {"y": wanted}, {"y": got}, 0.01)
     return max(found, key=lambda one: (not one.holds, one.used))
 
@@ -80,7 +80,7 @@ def test_equal_outputs_of_every_kind_lose_nothing(kind: Kind, count: int) -> Non
 
 
 def flipped(samples: int, flips: int) -> tuple[np.ndarray, np.ndarray]:
-    """Clear answers (margin 1) of which some are changed to other clear answers."""
+    """Clear answers (margin 1), some of them changed to other clear answers."""
     wanted = np.zeros((samples, 4), np.float32)
     wanted[np.arange(samples), np.arange(samples) % 4] = 1
     got = wanted.copy()
@@ -170,7 +170,7 @@ def test_members_of_top_k_may_swap_and_other_indices_may_not() -> None:
 def test_nan_and_another_shape_always_fail() -> None:
     assert not fidelity_of(VALUES, NORMAL, np.full_like(NORMAL, np.nan)).holds
     assert "shape" in str(fidelity_of(VALUES, NORMAL, NORMAL[:, :3]))
-    assert fidelity_of(VALUES, NORMAL, NORMAL[:60]).holds  # a fixed batch left samples out
+    assert fidelity_of(VALUES, NORMAL, NORMAL[:60]).holds  # a fixed batch omitted samples
 
 
 @given(st.integers(2, 400), st.data())
@@ -203,7 +203,7 @@ def test_a_class_in_one_or_two_samples_is_not_evidence() -> None:
 
 
 def test_lost_detections_are_found_among_thousands_of_scores_near_zero() -> None:
-    """9 of 32 detections, each of 2100 places; the certainties of two classes do not sum to 1."""
+    """9 of 32 detections in 2100 positions; the scores of two classes do not sum to 1."""
     wanted = np.full((32, 2100, 2), 1e-3, np.float32)
     wanted[np.arange(32), np.arange(32) * 50, 0] = 0.9
     wanted[::2, 7, 1] = 0.8

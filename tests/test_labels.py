@@ -1,4 +1,4 @@
-"""Labels and the quality function: what is refused, and what is reported as a finding."""
+"""Labels and the quality function: what fails, and what is reported as a finding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How entries and candidates lie in MLflow, and which views disagree with a log: without a store."""
+"""The format of entries and candidates in MLflow, and aliases that disagree with a log, without a store."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ NEEDED = ("kind", "key", "base", "sha256", "candidate", "actor", "reason", "at")
 
 
 class Row:
-    """A version of a registered model, as MLflow has it."""
+    """A version of a registered model, as MLflow returns it."""
 
     def __init__(self, number: int | str, tags: dict[str, str], source: str | None = "models:/m-1") -> None:
         self.name, self.version, self.tags, self.source = NAME, number, tags, source

@@ -1,4 +1,4 @@
-"""The digests that pin a folder, and what is refused: without a store, and with files of any names."""
+"""The digests that pin a folder, and which folders are rejected, without a store."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ FILES = {"MLmodel": b"flavors", "validation/inputs.npz": b"in", "validation/deep
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A version of a graph for every runtime and one for a provider of its own, and of files that are no model."""
+    """The folder of a version with a common graph, a graph for one provider, and other files."""
     root = tmp_path / "version"
     for name, content in FILES.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -59,7 +59,7 @@ def test_the_manifest_lists_every_file_with_its_digest_in_a_fixed_order(folder: 
         content = (folder / file["path"]).read_bytes()
         assert (file["sha256"], file["size_bytes"]) == (hashlib.sha256(content).hexdigest(), len(content))
     assert [file.model_dump() for file in read_manifest(folder)] == said
-    # Its own digest is pinned: made anew from the same files, it has to be the same to the last byte.
+    # The digest of the manifest is pinned, so the same files must give the same manifest bytes.
     assert (folder / MANIFEST).read_text() == json.dumps(said, indent=2) + "\n"
     assert write_manifest(folder) == manifest_digest(folder) == sha256_file(folder / MANIFEST)
 

@@ -1,4 +1,4 @@
-"""The search: who is left after screening, which session options are put together, what the scenarios say."""
+"""The search: which variants survive screening, how session options are combined, what the scenarios report."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ FEEDS = {"b1": Feed({"batch": 1}, {}), "b8": Feed({"batch": 8}, {})}
 
 
 class Simulated:
-    """A worker whose latencies are drawn: a variant's own, on a machine that is slower or faster from turn to turn."""
+    """A simulated worker: the latency of a variant times machine noise that changes from turn to turn."""
 
     def __init__(self, latency_ms: float, noise: np.random.Generator, calls: list[str], name: str) -> None:
         self.latency_ms, self.noise, self.calls, self.name = latency_ms, noise, calls, name
@@ -72,7 +72,7 @@ def field(latencies: list[float], calls: list[str], seed: int = 0) -> list[Bench
 
 
 def screened(latencies: list[float], calls: list[str], keep: int = 3, seed: int = 0) -> list[BenchmarkedVariant]:
-    """`latencies[0]` is the plain export's."""
+    """`latencies[0]` belongs to the plain export."""
     plain, *others = field(latencies, calls, seed)
     deadline = Deadline.after(60)
     return screen(others, plain, FEEDS, Turn(0.01, 2), keep, deadline, random.Random(seed), Samples())
@@ -97,7 +97,7 @@ def test_the_fastest_of_many_variants_survives_screening(seed: int) -> None:
     assert latencies[int(ranked[0].name[1:])] == 0.5
     assert len({c.name for c in ranked}) == 24
     turns = len([call for call in calls if call.endswith(tuple("0123456789"))])
-    assert turns < 25 * len(FEEDS) * MOST_ROUNDS * 2  # every further rung is for half as many
+    assert turns < 25 * len(FEEDS) * MOST_ROUNDS * 2  # every further rung has half as many variants
 
 
 def test_noise_longer_than_three_short_rounds_does_not_eliminate_the_fastest(
@@ -123,8 +123,8 @@ def test_a_dropped_variant_gets_a_reason_and_its_process_ends() -> None:
     ("ratio", "finalists", "seconds", "reason"),
     [
         (1.11, {}, 60, "slower in screening: 1.11 times the plain export's latency"),
-        (1.09, {}, 60, ""),  # may be the faster one for all that a few rounds tell
-        (0.99, {}, 0, ""),  # one is judged in any case
+        (1.09, {}, 60, ""),  # a few rounds cannot exclude that it is faster
+        (0.99, {}, 0, ""),  # one variant is always judged
         (0.6, {"int8": 0.5}, 60, ""),
         (0.6, {"int8": 0.5}, 0, "1.67 times as fast as the plain export in its best rounds of screening; the search"),
         (0.8, {"int8": 0.5}, 60, "in which int8 was 2.00 times as fast as the plain export in its best rounds"),
@@ -154,7 +154,7 @@ def test_in_every_round_each_variant_runs_once_per_size_in_a_new_order() -> None
     lasting = dict.fromkeys(FEEDS, Turn(0.01, 3))
     assert list(race(competitors, FEEDS, lasting, range(4), random.Random(0), samples, "single stream")) == [0, 1, 2, 3]
     loaded = [f"v{number} {what}" for what in ("spawned", "loaded") for number in range(3)]
-    assert calls[:6] == loaded  # a process that starts takes the processor from the one that is measured
+    assert calls[:6] == loaded  # a starting process would take processor time from the measured one
     rounds = [calls[start : start + 6] for start in range(6, 30, 6)]
     assert all(sorted(turns) == ["v0", "v0", "v1", "v1", "v2", "v2"] for turns in rounds)
     assert len({tuple(turns) for turns in rounds}) > 1
@@ -248,7 +248,7 @@ def test_on_cuda_only_options_of_the_provider_are_tried() -> None:
         ({"a": (0.8, 0.1), "b": (0.82, 0.1)}, False),
         ({"a": (0.5, 0.1), "b": (0.8, 0.1)}, True),  # apart
         ({"a": (0.5, 0.1), "b": (0.45, 0.001)}, False),
-        ({"a": (1.5, 0.1)}, True),  # the plain export is first, and far ahead
+        ({"a": (1.5, 0.1)}, True),  # the plain export leads clearly
         ({"a": (1.1, 0.1)}, False),
         ({}, True),
     ],

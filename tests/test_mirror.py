@@ -1,4 +1,4 @@
-"""MLflow's deprecated stages follow the log where an environment asks for it."""
+"""The deprecated stages of MLflow follow the log if an environment requests it."""
 
 from __future__ import annotations
 

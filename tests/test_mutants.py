@@ -1,4 +1,4 @@
-"""The faults that `make mutants` tries, and what benchmarks/mutants.json says of the tests that look for them."""
+"""The mutants of `make mutants`, and the results in benchmarks/mutants.json."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_mutant_is_tested_by_the_tests_that_run_its_line_fastest_first() -> No
     found = {mutant.line: mutant for mutant in mutants(SOURCE)}
     assert able(found[7], ran) == ["quick", "slow"]
     assert able(found[8], ran) == ["slow"]
-    assert able(found[2], ran) == ["other", "quick", "slow"]  # what runs at the import runs for all
+    assert able(found[2], ran) == ["other", "quick", "slow"]  # code that runs on import runs in every test
     assert able(found[16], ran) == []
 
 

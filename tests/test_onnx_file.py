@@ -1,4 +1,4 @@
-"""ONNX files from anywhere: what is wrong with one is said in a line, and nothing outside its folder is read."""
+"""ONNX files from any source: a fault is reported in one line, and no file outside the folder is read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a promotion and a rollback choose, ask for, write and answer, field by field."""
+"""What promotion and rollback choose, require, write and return, field by field."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
 
 @pytest.fixture
 def environments(tmp_path: Path) -> Callable[..., None]:
-    """Write params.yaml with these environments."""
+    """Return a function that writes params.yaml with the given environments."""
 
     def write(**section: Any) -> None:
         (tmp_path / "dvc.yaml").write_text("stages: {}\n")
@@ -57,7 +57,7 @@ def approval(sha256: str, **changes: Any) -> Draft:
     return Draft.model_validate(said.model_dump(exclude={"number"}))
 
 
-# What is the same
+# Equal deployments
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def approval(sha256: str, **changes: Any) -> Draft:
         ({"manifest": OTHER_PIN}, {"manifest": PIN}, False),
         ({}, {"manifest": ""}, False),  # pins less
         ({"manifest": ""}, {"manifest": PIN}, True),
-        ({"manifest": "", "version": 2}, {"manifest": PIN}, True),  # neither says how it is served
+        ({"manifest": "", "version": 2}, {"manifest": PIN}, True),  # neither has serving options
         ({"manifest": "", "evidence": {"serving": "x"}}, {"evidence": {"serving": "x"}}, True),
         ({"manifest": "", "version": 2, "evidence": {"serving": "x"}}, {"evidence": {"serving": "x"}}, True),
         ({"manifest": "", "evidence": {"serving": "x"}}, {"evidence": {"serving": "y"}}, False),
@@ -84,7 +84,7 @@ def test_two_deployments_are_equal_if_files_and_serving_options_are_equal(
     assert Deployable(**asked).is_live_as(entry(**live)) == same
 
 
-# Reasons, moments, people
+# Reasons, times, actors
 
 
 @given(st.text(max_size=1200))
@@ -156,7 +156,7 @@ def test_an_unproven_signed_entry_newer_than_the_live_one_is_an_unmet_gate() -> 
         assert ("onward sign" in found.detail) == (not met)
 
 
-# What is written and answered
+# What is written and returned
 
 
 def test_a_promotion_writes_and_returns_all_fields(store: Store) -> None:
@@ -328,7 +328,7 @@ def test_a_repeated_promotion_uses_the_current_evidence_of_the_candidate(store: 
     order = done.gates[0]
     assert (order.requirement, order.met, order.detail) == ("order", True, "live in staging since entry 1")
     assert all(gate.met for gate in done.gates)
-    # A candidate made anew under the old number is another one, whatever it says.
+    # A new candidate under the old number is a different one, even with the same tags.
     store._client.delete_registered_model("cnn")
     add_candidate(store, "cnn", 2)
     with pytest.raises(Refused, match="data: failed"):
@@ -375,7 +375,7 @@ def test_an_approval_without_a_manifest_covers_only_the_model(store: Store, envi
     assert promote("cnn", "staging", 1, reason="x", dry_run=True, store=store).gates[0].met
 
 
-# Looking after what is there
+# Repair and approval
 
 
 def test_reconcile_writes_missing_aliases_and_reports_them(store: Store) -> None:

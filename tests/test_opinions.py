@@ -1,4 +1,4 @@
-"""Files from elsewhere: their float64 reference, their spread, and who is believed where implementations differ."""
+"""Imported files: their float64 reference, their spread, and the majority among differing implementations."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def model_of(nodes: list[Any], weights: dict[str, Any], x: list[Any], y: list[An
 
 
 def normalised(opset: int) -> onnx.ModelProto:
-    """A batch normalisation whose statistics are far from those of a batch, momentum set."""
+    """A batch normalization with statistics far from those of a batch, and with a momentum."""
     weights = {
         name: RNG.uniform(0.5, 1.5, 4).astype(np.float32) + offset
         for name, offset in (("s", 0), ("b", 0), ("m", np.float32(3)), ("v", np.float32(2)))
@@ -50,7 +50,7 @@ def normalised(opset: int) -> onnx.ModelProto:
 
 
 def interpolated() -> onnx.ModelProto:
-    """torch's F.interpolate(size=64, mode="nearest") of 26 pixels, as the exporter writes it."""
+    """F.interpolate(size=64, mode="nearest") of 26 pixels, as the torch exporter writes it."""
     node = helper.make_node(
         "Resize", ["x", "", "", "sizes"], ["y"], name="up", mode="nearest", nearest_mode="floor",
         coordinate_transformation_mode="asymmetric",
@@ -84,7 +84,7 @@ def test_the_majority_finds_the_batch_normalization_of_onnx_wrong(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     x = RNG.standard_normal((5, 4)).astype(np.float32)
-    # Without PyTorch's: the node is converted to an opset in which onnx's evaluator has it right.
+    # Without the PyTorch operator, the node is converted to an opset that the ONNX evaluator computes correctly.
     monkeypatch.delitem(operators.OPERATORS, "BatchNormalization")
     (found,) = settled(normalised(9), x, tmp_path)
     assert found.ruling == "other"
@@ -240,7 +240,7 @@ def test_the_spread_explains_the_error_of_a_cancelling_sum(tmp_path: Path) -> No
     for seed in range(4):
         jittered_file(tmp_path / "m.onnx", tmp_path / "j.onnx", seed)
         squares += np.square(answers(onnx.load(tmp_path / "j.onnx"), x)["y"].astype(np.float64) - y)
-    # Another order of summation, as another layout of the convolution has it: few elements, all of them near zero.
+    # Another order of summation, as in another convolution layout: few elements differ, all of them near zero.
     other = sum(answers(model_of([node], {"w": weight[:, part]}, [1, 16, 60, 60], [1, 8, 58, 58]), x[:, part])["y"]
                 for part in (slice(0, 16), slice(16, 32), slice(32, 48), slice(48, 64)))  # fmt: skip
     assert 0 < not_none(compare("y", y, other, 1e-5, 1e-5).share_out) < 0.1

@@ -1,4 +1,4 @@
-"""params.yaml: every mistake is a line with the path into the file, and nothing is written."""
+"""params.yaml: every invalid setting gives a line with its path, and nothing is written."""
 
 from __future__ import annotations
 

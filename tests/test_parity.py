@@ -1,4 +1,4 @@
-"""Cases and comparison: what is fed, and when it counts as the same."""
+"""Cases and comparison: which inputs are generated, and which outputs count as equal."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_fills_cover_zero_both_signs_large_magnitudes_and_range_ends() -> None:
     assert (made["zeros"]["x"] == 0).all()
     assert (made["ones"]["x"] == 1).all()
     assert (made["minus-ones"]["x"] == -1).all()
-    assert (made["minus-ones"]["unit"] == 0).all()  # clipped: its range is declared
+    assert (made["minus-ones"]["unit"] == 0).all()  # clipped to its declared range
     assert np.unique(made["constant"]["x"]).size == 1
     assert np.abs(made["large"]["x"]).max() > 1e5
     assert 0 < np.abs(made["small"]["x"]).max() < 1e-4
@@ -172,7 +172,7 @@ def test_a_case_does_not_depend_on_earlier_cases() -> None:
 
 
 class Function:
-    """A reference that is a function of its inputs, in float32 alone and with no weights to move."""
+    """A reference that is a pure float32 function of its inputs, without weights."""
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {"y": inputs["x"]}
@@ -213,7 +213,7 @@ def test_a_float64_reference_that_rounding_cannot_explain_is_discarded_and_repor
 
 def test_generated_values_the_original_rejects_are_probes_but_rejected_sizes_are_not() -> None:
     class Category(Function):
-        """A table of the integers 0 to 3, and no more than four rows."""
+        """A table of the integers 0 to 3 that accepts at most four rows."""
 
         def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
             if not np.isin(inputs["x"], range(4)).all() or len(inputs["x"]) > 4:
@@ -385,12 +385,12 @@ ERRORS = st.floats(1e-7, 1e3)
 def test_other_elements_of_an_output_do_not_change_the_verdict_of_an_element(
     values: np.ndarray, noise: np.ndarray, others: np.ndarray, own: float, factor: float, shaken: bool
 ) -> None:
-    """Appended, or scaled, elements with any error of their own never excuse the error of another one."""
+    """Errors of appended or scaled elements never excuse the error of another element."""
     got = values + noise
     truth = values.astype(np.float64) + own * 1e-6
     spread = np.full(values.shape, own * 1e-6) if shaken else None
     alone = compare("y", values, got, 1e-3, 1e-5, truth, spread)
-    noisy = others.astype(np.float64) * (1 + 1e-3)  # others that float32 computes badly, each of which is "ok"
+    noisy = others.astype(np.float64) * (1 + 1e-3)  # each of these elements alone is "ok"
     together = compare(
         "y",
         np.concatenate([values, others * np.float32(factor)]),
@@ -421,7 +421,7 @@ def test_the_spread_explains_cancellation_errors_and_no_more() -> None:
 
 def test_a_difference_within_the_rounding_of_the_reference_passes() -> None:
     truth = np.array([1e6, 0.01])
-    reference = np.array([1e6, 0.02], np.float32)  # what float32 leaves of a small difference of large numbers
+    reference = np.array([1e6, 0.02], np.float32)  # a small difference of large float32 numbers
     got = np.array([1e6, 0.05], np.float32)
     assert compare("y", reference, got, 1e-3, 1e-5).verdict == "out of tolerance"
     judged = compare("y", reference, got, 1e-3, 1e-5, truth)

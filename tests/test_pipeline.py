@@ -1,6 +1,6 @@
-"""`dvc repro`, for real, in a clone: a model that passes, one that cannot be exported, and all that may happen between.
+"""A real `dvc repro` in a clone, with a model that passes and one that cannot be exported.
 
-The tests share one clone and build on its state, in the order in which they stand here.
+The tests share one clone and run in file order, because each builds on the state of the previous one.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ MEASURED = {"benchmark@toy", "select@toy", "publish@toy"}
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clone with two small models of its own in place of the shipped ones."""
+    """A clone with two small models instead of the shipped ones."""
     root = clone(tmp_path_factory.mktemp("clone") / "with a space")
     (root / "models" / "toy.py").write_text(SOURCE + BRANCHING)
     params = toy_params()
@@ -72,7 +72,7 @@ def repro(root: Path, *flags: str) -> tuple[int, set[str], str]:
 
 @contextlib.contextmanager
 def edited(root: Path) -> Iterator[dict[str, Any]]:
-    """The models of params.yaml, written back as they are left."""
+    """Yield the models of params.yaml, and write their changes back."""
     path = root / "params.yaml"
     params = yaml.safe_load(path.read_text())
     yield params["models"]
@@ -85,7 +85,7 @@ def edit(root: Path, model: str, **changes: Any) -> None:
 
 
 def published(root: Path) -> dict[str, Any]:
-    """What the store holds now. Read from a copy: MLflow keeps a connection a path, even to a file since deleted."""
+    """The content of the store, read from a copy: MLflow caches a connection per path, even to a deleted file."""
     with tempfile.TemporaryDirectory() as temporary:
         copy = Path(temporary) / "mlflow.db"
         with closing(sqlite3.connect(root / "mlflow.db")) as store, closing(sqlite3.connect(copy)) as target:
@@ -160,7 +160,7 @@ def test_an_emptied_store_is_refilled_without_computing(checkout: Path) -> None:
 
 def test_another_cpu_reruns_measurements_and_no_export(checkout: Path) -> None:
     with edited(checkout) as models:
-        del models["other"]  # one is enough from here on
+        del models["other"]  # one model suffices from here on
     host = checkout / "registry" / "hostinfo.py"
     text = host.read_text()
     host.write_text(re.sub(r"INSTRUCTION_SETS = \(.*?\)", 'INSTRUCTION_SETS = ("fpu",)', text, flags=re.S))
@@ -187,13 +187,13 @@ def test_rerunning_a_killed_stage_gives_the_undisturbed_result(checkout: Path, s
     until = time.monotonic() + 180
     while victim is None and time.monotonic() < until and process.poll() is None:
         for child in psutil.Process(process.pid).children(recursive=True):
-            with contextlib.suppress(psutil.Error):  # it has just ended
+            with contextlib.suppress(psutil.Error):  # the process has just ended
                 if child.name().startswith("python") and stage in child.cmdline():
                     victim = child
         time.sleep(0.05)
     assert victim is not None, "the stage never ran"
     time.sleep(0.8)
-    with contextlib.suppress(psutil.NoSuchProcess):  # what it had started ends with it
+    with contextlib.suppress(psutil.NoSuchProcess):  # child processes end with it
         for child in [*victim.children(recursive=True), victim]:
             child.send_signal(signal.SIGKILL)
     assert process.wait(120) != 0

@@ -1,4 +1,4 @@
-"""The section `environments` of params.yaml: what it may say, where it is read from, and what it means."""
+"""The section `environments` of params.yaml: valid settings, its location, and its meaning."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ KEY = "A" * 43 + "="
 
 
 def one(**options: Any) -> policy.Environment:
-    """The environment `staging` of these options."""
+    """The environment `staging` with these options."""
     return parse({"staging": {"from": "candidate", "require": [], **options}})["staging"]
 
 
@@ -172,7 +172,7 @@ def test_zero_or_two_notification_channels_are_rejected(said: dict[str, Any]) ->
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder to be in."""
+    """An empty working directory."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("ONWARD_PARAMS", raising=False)
     return tmp_path

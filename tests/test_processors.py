@@ -1,4 +1,4 @@
-"""Threads are no more than the processors that this process may use: a container's quota, and its own affinity."""
+"""The thread count never exceeds the quota of the container or the affinity of the process."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from tests.store_factory import scale_model
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """One of 64 processors."""
+    """One usable processor of 64."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     return monkeypatch
 
 
 def tree(root: Path, said: str, **files: str) -> Path:
-    """A fake /proc/self/cgroup that says `said`, and files under /sys/fs/cgroup."""
+    """A fake /proc/self/cgroup with the content `said`, and files under /sys/fs/cgroup."""
     (root / "proc" / "self").mkdir(parents=True)
     (root / "proc" / "self" / "cgroup").write_text(said)
     for path, text in files.items():
@@ -34,7 +34,7 @@ def tree(root: Path, said: str, **files: str) -> Path:
 
 
 def v1(folder: str, quota: int) -> dict[str, str]:
-    """The files of a cgroup of version 1."""
+    """The files of a version 1 cgroup."""
     return {f"{folder}/cpu.cfs_quota_us": f"{quota}\n", f"{folder}/cpu.cfs_period_us": "100000\n"}
 
 
@@ -80,7 +80,7 @@ def test_without_cgroups_the_affinity_applies(tmp_path: Path, machine: pytest.Mo
 
 @pytest.fixture
 def container(tmp_path: Path, machine: pytest.MonkeyPatch) -> None:
-    """Two processors of 64."""
+    """Two usable processors of 64."""
     root = tree(tmp_path / "root", "0::/\n", **{"cpu.max": "200000 100000"})
     quotas = processors._quotas
     machine.setattr(processors, "_quotas", lambda _: quotas(root))
@@ -118,7 +118,7 @@ def test_a_session_and_a_worker_use_the_thread_count_of_the_container(container:
         assert started.load["threads"] == 2
     assert (
         Worker.torch("models.digits:cnn", path, ["x"], ["y"], "m").load["threads"] == 2
-    )  # or the race would be unfair
+    )  # otherwise the race would be unfair
 
 
 def test_without_limits_onnx_runtime_chooses_the_thread_count(machine: pytest.MonkeyPatch) -> None:

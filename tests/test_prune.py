@@ -1,4 +1,4 @@
-"""What `onward prune` deletes, and what it never does."""
+"""What `onward prune` deletes, and what it keeps."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def age(folder: Path, versions: Iterable[int], days: float) -> None:
 
 
 def promote(store: Store, version: int, days: float, environment: str = "staging") -> None:
-    """Promote a version, some days ago."""
+    """Promote a version, dated `days` days ago."""
     entry = promotion.promote("cnn", environment, version, reason="because", store=store).entry
     at = (datetime.now(UTC) - timedelta(days=days)).isoformat(timespec="seconds")
     store._client.set_model_version_tag(f"{environment}.cnn", str(not_none(entry).number), "at", at)

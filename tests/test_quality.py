@@ -1,4 +1,4 @@
-"""What a graph of lower precision has lost, and when that is too much."""
+"""The loss of a graph of lower precision, and its limits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two builds of one module are the same, or it is said where they are not."""
+"""Two builds of one module are equal, or their differences are reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Publishing: the measured bytes are the registered bytes, and doing it again, or halfway, changes nothing."""
+"""Publishing registers the measured bytes, and repeated or interrupted publishing changes nothing."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.onnx_models import linear
 
 
 def contents(uri: str) -> dict[str, Any]:
-    """Everything that publishing makes, as it can be compared."""
+    """Everything that publishing creates, in comparable form."""
     client = MlflowClient(uri, uri)
     experiment = client.get_experiment_by_name("tests")
     assert experiment is not None

@@ -1,4 +1,4 @@
-"""A running consumer follows an environment: swaps without dropping a call, and keeps what works."""
+"""A running consumer follows an environment: it swaps without dropping a call, and keeps a working model."""
 
 from __future__ import annotations
 

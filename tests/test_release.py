@@ -1,4 +1,4 @@
-"""From what the pipeline publishes to what a consumer is served, through the `onward` command alone."""
+"""From publication to serving, using only the `onward` command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The embedded store after its folder was moved or copied: noticed, refused, and put right by `onward store move`."""
+"""An embedded store in a moved or copied folder is detected, rejected, and repaired by `onward store move`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ AWKWARD = "ä b#c 50%25 d?é;e"
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A checkout in a folder with an awkward name, with two candidates, both promoted to staging in turn."""
+    """A checkout in a folder with special characters, with two candidates, promoted to staging in turn."""
     root = tmp_path / AWKWARD / "onward"
     root.mkdir(parents=True)
     (root / "dvc.yaml").write_text("stages: {}\n")
@@ -61,7 +61,7 @@ def snapshot(root: Path) -> dict[str, bytes]:
 
 
 def copied(home: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the checkout beside it, which becomes the working directory."""
+    """A copy of the checkout, which becomes the working directory."""
     copy = home.parent / name
     shutil.copytree(home, copy)
     monkeypatch.chdir(copy)
@@ -98,7 +98,7 @@ def test_commands_on_a_moved_store_explain_the_move_and_the_remedy(
     ):
         code, out, err = onward(*command)
         if command[0] == "diff" and code == 0:
-            continue  # what it shows is in the database
+            continue  # the shown values are in the database
         assert (code, out) == (2, ""), command
         assert f"{there} was moved or copied" in err
         assert f"files are in {home};" in err
@@ -121,7 +121,7 @@ def test_status_reports_a_moved_store_as_text_and_json(
 
 
 def test_after_move_store_everything_works_again(home: Path, monkeypatch: pytest.MonkeyPatch, onward: Command) -> None:
-    # One name is the beginning of the other.
+    # One name is a prefix of the other.
     there = moved(home, "onward2", monkeypatch)
     before = dump(there)
     code, out, _ = onward("store", "move", "--dry-run", "--json")
@@ -209,7 +209,7 @@ def test_a_link_to_the_folder_is_not_a_move(home: Path, monkeypatch: pytest.Monk
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     link.unlink()
     there = moved(home, "elsewhere", monkeypatch)
-    home.symlink_to(there)  # the old name still leads here
+    home.symlink_to(there)  # the old name still resolves to this folder
     assert relocate.find() is None
     assert overview.check("cnn", "staging").met
 

@@ -1,4 +1,4 @@
-"""Replay: what a version answers on this host, judged here, whatever kind of host it was measured on."""
+"""Replay judges the outputs of a version on this host, even if it was measured on another kind of host."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ OTHER_HOST = "sse2"
 
 
 def quantized(path: Path, classes: int = 10) -> Path:
-    """x float32[batch, 64] by int8 weights: exact in integers, and saturated where a CPU has no VNNI."""
+    """A product of x float32[batch, 64] and int8 weights: exact in integers, but saturated on CPUs without VNNI."""
     nodes = [
         helper.make_node("QuantizeLinear", ["x", "one", "zero"], ["q"]),
         helper.make_node("MatMulInteger", ["q", "w"], ["m"]),
@@ -48,13 +48,13 @@ def quantized(path: Path, classes: int = 10) -> Path:
 
 
 def answers_here(folder: Path) -> Any:
-    """What that graph answers on this host."""
+    """The outputs of that graph on this host."""
     session = onnxruntime.InferenceSession(str(quantized(folder / "here.onnx")), providers=["CPUExecutionProvider"])
     return session.run(None, {"x": X})[0]
 
 
 def bundled(folder: Path, there: Any = EXACT, reference: Any = EXACT, precision: str = "int8", **floors: Any) -> Path:
-    """A version of that graph; `there` is what it answered where it was measured."""
+    """A version of that graph; `there` are its outputs on the measuring host."""
     quantized(folder / "model.onnx", reference.shape[1])
     bundle = folder / "validation"
     bundle.mkdir()
@@ -92,7 +92,7 @@ def test_an_int8_graph_with_other_outputs_on_this_host_is_rejected(tmp_path: Pat
 
 def test_a_host_need_not_be_better_than_the_measuring_host(tmp_path: Path) -> None:
     reference = EXACT.copy()
-    reference[:8] = np.roll(reference[:8], 3, axis=1)  # int8 gets a quarter of the samples wrong everywhere
+    reference[:8] = np.roll(reference[:8], 3, axis=1)  # int8 fails for a quarter of the samples on every host
     assert replay(bundled(tmp_path, reference=reference, agreement={"int8": 1.0}))[0]
 
 
@@ -106,7 +106,7 @@ def test_fidelity_floors_of_the_budget_apply_to_replay(tmp_path: Path, floor: di
 
 @pytest.mark.parametrize(("noise", "met"), [(0.01, True), (0.1, False)])
 def test_without_top1_the_noise_may_at_most_double(tmp_path: Path, noise: float, met: bool) -> None:
-    """Here the noise against the reference is `noise`; where it was measured, it was a hundredth."""
+    """The noise against the reference is `noise` on this host and was 0.01 on the measuring host."""
     here = answers_here(tmp_path)[:, :1]
     reference = here * (1 + noise * np.where(np.arange(32) % 2, 1, -1)[:, None])
     found = replay(bundled(tmp_path / "version", there=reference * 1.01, reference=reference))
@@ -125,7 +125,7 @@ def test_only_winners_of_available_providers_are_replayed(tmp_path: Path) -> Non
     bundle.mkdir()
     x = np.ones((2, 4), np.float32)
     np.savez(bundle / "inputs.npz", x=x)
-    np.savez(bundle / "outputs.npz", y=3 * x)  # of the main runtime, OpenVINO, which is not in this environment
+    np.savez(bundle / "outputs.npz", y=3 * x)  # the main runtime is OpenVINO, which is missing from this environment
     np.savez(bundle / "outputs-cpu.npz", y=2 * x)
     (bundle / "tolerance.json").write_text('{"rtol": 1e-3, "atol": 1e-5}')
     (bundle / "recorded.json").write_text(Recorded(main="openvino").model_dump_json())

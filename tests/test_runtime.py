@@ -1,4 +1,4 @@
-"""Workers: whatever native code does, the process that reports on it lives and says what happened."""
+"""Workers: a crash of native code is reported, and the main process survives."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.onnx_models import linear
 
 @pytest.fixture
 def lstm(tmp_path: Path) -> Path:
-    """An LSTM: fed an empty batch, ONNX Runtime aborts the whole process."""
+    """An LSTM: with an empty batch, ONNX Runtime aborts the whole process."""
     rng = np.random.default_rng(0)
     weights = {"w": (1, 16, 3), "r": (1, 16, 4)}
     graph = helper.make_graph(
@@ -137,7 +137,7 @@ def test_a_timed_worker_frees_the_processors_for_the_next(tmp_path: Path) -> Non
         process = psutil.Process(worker._process.pid)
         before = sum(process.cpu_times()[:2])
         time.sleep(0.2)
-        # A pool of threads that spins uses 40 ms; the clock of processes counts in steps of 10.
+        # A spinning thread pool uses 40 ms; the process clock has a resolution of 10 ms.
         assert sum(process.cpu_times()[:2]) - before < 0.025
 
 
@@ -151,7 +151,7 @@ def test_a_full_disk_is_not_a_verdict_on_a_model(tmp_path: Path) -> None:
 
 
 def dies(number: int) -> None:
-    faulthandler.disable()  # its death is wanted; a dump of the stack would look like trouble
+    faulthandler.disable()  # the crash is intended; a stack dump would look like a failure
     os.kill(os.getpid(), number)
 
 
@@ -292,7 +292,7 @@ def test_an_abandoned_process_prints_nothing(capfd: pytest.CaptureFixture[str]) 
         return lambda: None
 
     with isolated_call.Isolated(late, 10, "late") as process:
-        process.begin(0.05)  # it answers when the pipe is closed
+        process.begin(0.05)  # it answers after the pipe is closed
     with isolated_call.Isolated(unpicklable, 10, "a function cannot be handed over") as other:
         outcome = other.call(None)
     assert isinstance(outcome, isolated_call.Failed)

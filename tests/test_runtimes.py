@@ -1,6 +1,6 @@
-"""Runtimes: each in an environment of its own, and believed only as far as something really ran on it.
+"""Runtimes: each has its own environment and counts as usable only after a test run.
 
-OpenVINO is installed here for good, below .runtimes: it is a second provider on any x86 machine.
+OpenVINO is installed permanently in .runtimes: it is a second provider on any x86 machine.
 """
 
 from __future__ import annotations
@@ -74,13 +74,13 @@ def accuracy(outputs, labels):
 
 @pytest.fixture(scope="module")
 def openvino() -> Path:
-    """The interpreter of OpenVINO's environment, made if it is not there."""
+    """The interpreter of the OpenVINO environment, which is created if it is missing."""
     runtimes.install("openvino", ROOT)
     return runtimes.python("openvino", ROOT)
 
 
 def run_on(python: Path, code: str) -> str:
-    """What a script prints last in another environment: with its own ONNX Runtime, and our packages behind it."""
+    """The last line that a script prints in another environment, with its own ONNX Runtime before our packages."""
     before = f"import sys; sys.path += [{str(ROOT)!r}, {sysconfig.get_path('purelib')!r}]\nfrom pathlib import Path\n"
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run([python, "-c", before + code], capture_output=True, text=True, env=environment, check=False)
@@ -90,7 +90,7 @@ def run_on(python: Path, code: str) -> str:
 
 @pytest.fixture
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A checkout with one runtime, `tiny`, that installs in a moment."""
+    """A checkout with one small runtime, `tiny`, that installs quickly."""
     (tmp_path / "dvc.yaml").write_text("stages: {}\n")
     (tmp_path / "runtimes").mkdir()
     (tmp_path / "runtimes" / "tiny.txt").write_text("# nothing but what venv brings\n")
@@ -144,7 +144,7 @@ def test_a_real_model_is_measured_published_and_replayed_on_both_providers(
     serving = Serving.load(folder)
     assert serving is not None
     assert {"cpu", "openvino"} <= set(serving.root)
-    assert replay_in_subprocess(folder)[0]  # in this environment: what won on the CPU
+    assert replay_in_subprocess(folder)[0]  # in this environment the CPU winner is served
     assert (
         run_on(openvino, f"from onward.registry.artifact.replay import replay; print(replay(Path({str(folder)!r}))[0])")
         == "True"
@@ -154,7 +154,7 @@ def test_a_real_model_is_measured_published_and_replayed_on_both_providers(
 def test_a_model_that_a_provider_cannot_run_is_reported_as_a_cpu_fallback(
     project: Path, openvino: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """OpenVINO knows no ai.onnx.ml: ONNX Runtime hands the node to the CPU without a word."""
+    """OpenVINO does not support ai.onnx.ml: ONNX Runtime silently runs the node on the CPU."""
     node = helper.make_node("Normalizer", ["x"], ["y"], domain="ai.onnx.ml", norm="L2")
     graph = helper.make_graph(
         [node],
@@ -347,7 +347,7 @@ def test_the_capabilities_of_a_runtime_are_described() -> None:
 
 
 def test_environments_and_pipeline_pin_shared_packages_to_the_same_versions() -> None:
-    """Two versions of NumPy would be two more differences between two latencies."""
+    """Different NumPy versions would distort a comparison of latencies."""
     constraints = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
     for path in sorted((ROOT / "runtimes").glob("*.txt")):
         for line in path.read_text().splitlines():

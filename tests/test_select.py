@@ -1,4 +1,4 @@
-"""The choice among variants, at its limits, and the report that the select stage makes of it."""
+"""The choice among variants at its limits, and the report of the select stage."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def test_the_reason_names_the_size_at_which_a_variant_is_slower() -> None:
 
 @pytest.fixture
 def benchmark(project: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Write what the stages before select left of the model `toy`."""
+    """Write the reports of the stages before select for the model `toy`."""
     model = {"build": "models.toy:net", "samples": "models.toy:samples", "quality": "models.toy:accuracy",
              "inputs": {"x": {"shape": ["batch", 6]}}, "outputs": {"y": {"shape": ["batch", 3]}},
              "dims": {"batch": {"max": 16, "typical": [1, 4]}}, "budget": {"size_mb": 1.5}}  # fmt: skip

@@ -1,5 +1,4 @@
-"""What is registered can be served: publish checks the folder as services will use it, and registers it or says why
-not."""
+"""Registered versions can be served: publish loads the folder as a service would before registering it."""
 
 from __future__ import annotations
 
@@ -31,7 +30,7 @@ ZEROS = np.zeros((4, 4), np.float32)
 def model(
     path: Path, nodes: list[NodeProto], outputs: Any = ("batch", 4), inputs: Any = ("batch", 4), **weights: Any
 ) -> Path:
-    """x [batch, 4] float32 to y, by `nodes`."""
+    """A graph from x float32[batch, 4] to y with these nodes."""
     graph = helper.make_graph(
         nodes,
         "g",
@@ -45,7 +44,7 @@ def model(
 
 
 def aborting(path: Path) -> Path:
-    """A model that takes the process down: an LSTM over an empty batch."""
+    """A model that crashes the process: an LSTM over an empty batch."""
     nodes = [
         helper.make_node("Slice", ["x", "zero", "zero", "zero"], ["none"]),
         helper.make_node("Unsqueeze", ["none", "zero"], ["steps"]),
@@ -124,7 +123,7 @@ def test_a_version_with_any_external_data_name_can_be_promoted_checked_and_loade
 
 
 def mixing(path: Path, how: str) -> Path:
-    """Models whose answers to a part of the samples are not a part of their answers to all."""
+    """Models whose outputs for some samples differ from the same samples in a larger batch."""
     if how == "one answer for all samples":
         return model(path, [helper.make_node("ReduceMean", ["x"], ["y"], axes=[0], keepdims=0)], (4,))
     if how == "samples depend on those before":
@@ -164,7 +163,7 @@ def test_a_version_supports_batches_by_default(store_uri: str, tmp_path: Path) -
 
 
 def prepared(tmp_path: Path, **recorded: Any) -> tuple[Path, str]:
-    """A version's folder, and its sha256."""
+    """The folder of a version, and its sha256."""
     from onward.registry.tracking.recorder import _prepare
 
     publication = make_publication(tmp_path)

@@ -1,4 +1,4 @@
-"""The real thing: MLflow with basic auth on Postgres and an S3 store, and users who may do different things there."""
+"""A real MLflow with basic auth on Postgres and an S3 store, and users with different permissions."""
 
 from __future__ import annotations
 
@@ -57,13 +57,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         objects(folder) as store,
         mlflow_server(database, store, folder) as url,
     ):
-        patch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")  # a busy machine is no dead server
+        patch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")  # a busy machine may answer slowly
         yield Server(url, store)
 
 
 @pytest.fixture
 def login(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Login:
-    """Become another user of the server."""
+    """Return a function that logs in as another user of the server."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
@@ -79,7 +79,7 @@ def login(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lo
 
 @pytest.fixture(scope="module")
 def users(server: Server) -> None:
-    """ann publishes and may edit staging, bob may edit production too, eve may read."""
+    """Create users: ann publishes and may edit staging, bob may also edit production, eve may read."""
     from mlflow.server import get_app_client
 
     with pytest.MonkeyPatch.context() as patch:
@@ -91,7 +91,7 @@ def users(server: Server) -> None:
         assert promotion.create_environments(["cnn"]) == []
         client, store = get_app_client("basic-auth", server.url), Store()
         add_candidate(store, "cnn", 1)
-        # What the page says makes bob, to the letter; ann is the one who may promote to staging alone.
+        # The code of the page creates bob; ann may promote only to staging.
         (page,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "team-setup.md").read_text(), re.M | re.S)
         page = page.replace("http://localhost:5000", server.url).replace("classifier", "cnn")
         page = page.replace("a password that bob will change", PASSWORD)
@@ -196,7 +196,7 @@ def test_an_administrator_grants_an_environment_with_one_command(login: Login, s
     login(*ADMIN)
     code, _, err = onward("environments", "grant", "staging", "--to", "nobody-there")
     assert (code, "no user 'nobody-there'" in err) == (2, True)
-    # A grant of less is raised; a denial stands.
+    # A lower grant is raised; a denial remains.
     for permission in ("READ", "DENY"):
         client.revoke_user_permission("dora", "registered_model", "staging.cnn")
         client.grant_user_permission("dora", "registered_model", "staging.cnn", permission)
@@ -224,9 +224,9 @@ def test_the_server_webhook_reports_entries_and_the_live_version(
     assert "hush" not in str(refused.value)
     assert "webhook onward.hooked" in promotion.create_environments(["cnn"], admin)
     assert promotion.create_environments(["cnn"], admin) == []
-    receiver.codes[:] = [503, 204]  # the server tries again
+    receiver.codes[:] = [503, 204]  # the server retries
     entry = promotion.promote("cnn", "hooked", 1, reason="because", store=admin).entry
-    wait_until(lambda: len(receiver.got) == 4, 60)  # an entry, two aliases, and one of these again
+    wait_until(lambda: len(receiver.got) == 4, 60)  # an entry, two aliases, and one retry
     told = {body["entity"]: body["data"] for _, _, body in receiver.got if body["data"]["name"] == "hooked.cnn"}
     made, live = told["model_version"], told["model_version_alias"]
     assert (made["tags"]["actor"], made["tags"]["reason"], made["description"]) == (
@@ -285,11 +285,11 @@ def test_an_environment_of_an_invalid_model_name_is_not_created(
 
 
 def test_the_compose_file_is_consistent() -> None:
-    """What starts the server of these tests is its service `mlflow`; this is the rest."""
+    """The other tests use the service `mlflow`; this test checks the rest of the file."""
     page = (ROOT / "docs" / "team-setup.md").read_text()
     (env,) = re.findall(r"^```\n((?:[A-Z_]+=\.\.\.\n)+)```", page, re.M)
     assert set(re.findall(r"^([A-Z_]+)=", env, re.M)) == set(PASSWORDS)
-    loaded = compose(PASSWORDS)  # needs no other variable
+    loaded = compose(PASSWORDS)  # no other variable is needed
     services = loaded["services"]
     for service in services.values():
         assert set(service.get("depends_on", {})) <= services.keys()

@@ -1,4 +1,4 @@
-"""How a version is served: each provider its file and its session options, from the worker to the wrapper."""
+"""Serving: each provider has its file and session options, both in the worker and in the wrapper."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ONE_BY_ONE = [SessionOptions(**{key: value}) for key, value in ALL.to_load().ite
 
 
 def seen(options: Any) -> dict[str, Any]:
-    """All that differs between one onnxruntime.SessionOptions and another."""
+    """All options in which two onnxruntime.SessionOptions can differ."""
     found = {
         name: getattr(options, name)
         for name in ("intra_op_num_threads", "graph_optimization_level", "execution_mode", "enable_cpu_mem_arena")

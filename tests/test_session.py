@@ -1,4 +1,4 @@
-"""What a session accepts, refuses and answers."""
+"""What a session accepts, rejects and returns."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def scale(tmp_path: Path) -> InferenceSession:
 
 @pytest.fixture
 def two(tmp_path: Path) -> InferenceSession:
-    """total = sum over the sequence of a; picked = ids, with a float32[batch, sequence] and ids int64[batch]."""
+    """A model with total = a.sum(sequence) and picked = ids, for a float32[batch, sequence] and ids int64[batch]."""
     return InferenceSession(
         save(
             tmp_path / "two.onnx",

@@ -1,4 +1,4 @@
-"""Inputs go to the parameters of their names, outputs by their keys, and what does not match is refused."""
+"""Inputs are matched to parameters by name and outputs by key; mismatches are rejected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keys and signatures, without a store: who is a signer until when, what a signature is over, and files of keys."""
+"""Keys and signatures without a store: departure of signers, the signed content, and key files."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def test_a_key_file_is_private_and_never_overwritten(tmp_path: Path) -> None:
 
 @pytest.fixture
 def key_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[bytes], None]:
-    """Write the file that ONWARD_SIGNING_KEY names."""
+    """Return a function that writes the file of ONWARD_SIGNING_KEY."""
 
     def write(content: bytes) -> None:
         (tmp_path / "key.pem").write_bytes(content)

@@ -1,4 +1,4 @@
-"""Signed entries, approvals, two pairs of eyes: what counts where an environment has signers, and where it has none."""
+"""Signed entries, approvals and four eyes, in environments with and without signers."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
 
 @pytest.fixture
 def keys(tmp_path: Path) -> dict[str, str]:
-    """ann's and bob's public keys; the private ones are files."""
+    """The public keys of ann and bob; the private keys are files."""
     return {name: entry_signatures.create_key(tmp_path / f"{name}.pem") for name in ("ann", "bob")}
 
 
 @pytest.fixture
 def be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Act as somebody else: with another name, and another key."""
+    """Return a function that changes the actor and the signing key."""
 
     def become(name: str) -> None:
         monkeypatch.setenv("ONWARD_ACTOR", name)
@@ -56,7 +56,7 @@ def be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]
 
 @pytest.fixture
 def environment(tmp_path: Path) -> Callable[..., None]:
-    """Write the policy of staging."""
+    """Return a function that writes the policy of staging."""
 
     def write(**options: Any) -> None:
         section = {"staging": {"from": "candidate", "require": [], **options}}
@@ -76,7 +76,7 @@ def live(store: Store) -> int | None:
 
 
 def append_by_hand(store: Store, base: int, version: int = 3, **changes: Any) -> None:
-    """What somebody with EDIT and a script can do."""
+    """Append an unsigned entry, as a user with EDIT permission and a script can."""
     draft = (
         store.log("staging", "cnn")
         .entries()[0]
@@ -93,8 +93,8 @@ def test_only_entries_of_signers_count(
     append_by_hand(store, base=1, signer="", signature="")
     assert live(store) == 1
     be("bob")
-    assert promote(store, 2, dry_run=True).gates[-1].met  # a row without a signature is told, and stops nobody
-    append_by_hand(store, base=1)  # ann's signature, under other words
+    assert promote(store, 2, dry_run=True).gates[-1].met  # an unsigned row is reported and blocks no action
+    append_by_hand(store, base=1)  # the signature of ann with other fields
     assert live(store) == 1
     assert [entry.number for entry in store.log("staging", "cnn").unproven] == [2, 3]
     with pytest.raises(Refused, match=r"log: row 2 is not signed by any of the signers.*; row 3 is not .*--force"):
@@ -186,7 +186,7 @@ def test_a_host_without_a_checkout_reads_the_signers_from_a_file(
     (tmp_path / "params.yaml").rename(host / "signers.yaml")
     (tmp_path / "dvc.yaml").unlink()
     monkeypatch.chdir(host)
-    assert not_none(store.head("staging", "cnn").history.live).number == 2  # it takes everybody at their word
+    assert not_none(store.head("staging", "cnn").history.live).number == 2  # without signers every entry counts
     monkeypatch.setenv("ONWARD_PARAMS", str(host / "signers.yaml"))
     with pytest.warns(UnprovenLog, match="row 2 is not signed"):
         assert InferenceSession("cnn@staging").metadata.entry == 1
@@ -230,7 +230,7 @@ def test_with_signers_a_second_key_must_approve_even_with_force(
     store._try_append("staging.cnn", forged)
     with pytest.raises(Refused, match="somebody else has to approve"):
         promote(store, 1)
-    be("ann")  # who published it, says a tag that anybody may write
+    be("ann")  # the publisher is a tag that every user may write
     approvals.approve("cnn", 1, "staging", reason="fine", store=store)
     be("bob")
     with pytest.raises(Refused, match="somebody else has to approve"):
@@ -323,7 +323,7 @@ def test_with_an_unknown_publisher_another_person_must_approve(signers: dict[str
 
 
 def tampered(store: Store) -> None:
-    """ann promotes 1 and 2; somebody with EDIT changes a letter of the newest entry's reason."""
+    """Let ann promote 1 and 2; then change a letter in the reason of the newest entry by hand."""
     for version in (1, 2):
         promote(store, version)
     store._client.set_model_version_tag("staging.cnn", "2", "reason", "becausf")
@@ -334,7 +334,7 @@ def test_a_changed_letter_does_not_downgrade_silently(
 ) -> None:
     environment(signers=keys)
     tampered(store)
-    assert live(store) == 1  # what the last proven entry says
+    assert live(store) == 1  # the version of the last proven entry
     out = onward("status")[1]
     assert "ALARM: row 2 is not signed by any of the signers, or was changed after that" in out
     assert json.loads(onward("status", "--json")[1])[0]["environments"]["staging"]["alarm"]
@@ -344,7 +344,7 @@ def test_a_changed_letter_does_not_downgrade_silently(
     code, _, err = onward("reconcile")
     assert code == 1
     assert "staging.cnn: row 2 is not signed" in err
-    assert store.versions.alias("cnn", "staging") == 2  # the aliases stay where they were
+    assert store.versions.alias("cnn", "staging") == 2  # the aliases are unchanged
     with pytest.raises(Refused, match=r"log: row 2 is not signed"):
         promote(store, 3)
     with pytest.warns(UnprovenLog, match=r"version 1, entry 1, is the last that is proven"):
@@ -473,7 +473,7 @@ def test_a_truncated_log_raises_an_alarm_on_hosts_that_saw_it_whole(
         session.refresh()
     with pytest.raises(Refused, match=r"raises an alarm: entry 2 was seen here"):
         InferenceSession("cnn@staging", require_signed=True)
-    assert not_none(promote(store, 3).entry).number == 4  # entry 3 stood behind the gap
+    assert not_none(promote(store, 3).entry).number == 4  # entry 3 follows the gap
     assert store.head("staging", "cnn").alarm == ()
 
 

@@ -1,4 +1,4 @@
-"""Stages run by hand on a model that trains in no time: what they write, what they refuse, what they call a failure."""
+"""Stages run by hand on a quickly trained model: what they write, what they reject, and what fails."""
 
 from __future__ import annotations
 

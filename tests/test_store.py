@@ -1,4 +1,4 @@
-"""Promotion and rollback on a real store: order, gates, races, crashes, and what is deleted underneath."""
+"""Promotion and rollback on a real store: order, gates, races, crashes, and deleted candidates."""
 
 from __future__ import annotations
 
@@ -296,7 +296,7 @@ def test_an_overtaken_repair_reads_the_log_again(
     other, write, left = Store(), Store._write, list(range(2, overtakings + 2))
 
     def write_too_late(self: Store, drift: Drift) -> None:
-        """Between a look at the log and what is written then, somebody else deploys and heals."""
+        """Let another author deploy and repair between the read of the log and this write."""
         if self is store and drift.alias == "live" and left:
             promote(other, "staging", left.pop(0))
         write(self, drift)

@@ -1,4 +1,4 @@
-"""The house: arrows go one way, and the tools that hold it together agree."""
+"""The structure of the code: dependencies point one way, and the linters agree."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A team's own gates: Great Expectations suites over the evidence, on a real store."""
+"""Custom gates: Great Expectations suites on the evidence, in a real store."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
 
 
 def require(folder: Path, *expectations: dict[str, Any]) -> None:
-    """Make staging require a suite of these."""
+    """Make staging require a suite of these expectations."""
     (folder / "dvc.yaml").write_text("stages: {}\n")
     (folder / "gates").mkdir(exist_ok=True)
     (folder / "gates" / "ours.json").write_text(json.dumps({"expectations": expectations}))

@@ -1,4 +1,4 @@
-"""Techniques: their names, what they are tried on, and how few layers in float hold the quality budget."""
+"""Techniques: their names, where they apply, and how few float layers meet the quality budget."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ Floats = npt.NDArray[np.float32]
 def graph(
     nodes: list[onnx.NodeProto], weights: dict[str, Floats], shape: list[Any], domain: str = ""
 ) -> onnx.ModelProto:
-    """x [shape] to y, of these nodes and weights."""
+    """A graph from x [shape] to y with these nodes and weights."""
     value = helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)
     result = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
     tensors = [numpy_helper.from_array(array, name) for name, array in weights.items()]
@@ -55,7 +55,7 @@ def normal(*shape: int, seed: int = 0) -> Floats:
 
 
 def two_products() -> onnx.ModelProto:
-    """Two products; into the second comes an outlier that leaves the rest of its row a few steps of int8."""
+    """Two products; an outlier in the input of the second leaves the rest of its row only a few int8 steps."""
     spread = normal(64, 64, seed=2)
     spread[:, 0] *= 3000
     nodes = [
@@ -263,7 +263,7 @@ def test_a_technique_that_cannot_help_is_not_attempted_with_a_reason(tmp_path: P
     assert "too small" in dynamic.skip_reason(small, {}, ["cpu"])
     assert "fit in a CPU's cache" in weight_only.skip_reason(small, {}, ["cpu"])
     assert "no Softmax" in ort_fusions.skip_reason(small, {"attention": "whole", "norms": "apart"}, ["cpu"])
-    assert onnxsim.skip_reason(small, {}, ["cpu"]) == ""  # nobody knows who made it
+    assert onnxsim.skip_reason(small, {}, ["cpu"]) == ""  # its origin is unknown
     exported = graph([helper.make_node("MatMul", ["x", "a"], ["y"])], {"a": normal(8, 8)}, ["batch", 8])
     exported.producer_name = "pytorch"
     save(exported, path)
@@ -309,7 +309,7 @@ def test_decomposed_norms_compute_the_same_as_the_fused_norm(tmp_path: Path) -> 
 def test_calls_share_one_process_until_one_crashes_it() -> None:
     def process_id(dies: bool) -> int:
         if dies:
-            faulthandler.disable()  # it is meant to die
+            faulthandler.disable()  # the crash is intended
             os.abort()
         return os.getpid()
 

@@ -1,4 +1,4 @@
-"""Text from stores, files and models is data: it forges no line, moves no cursor, and is no markup."""
+"""Text from stores, files and models is data: it cannot fake a line, move the cursor, or act as markup."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a tracer bakes into a graph: values of an input, and sizes that vary, told from weights and from fixed sizes."""
+"""Values and varying sizes that a tracer bakes into a graph are distinguished from weights and fixed sizes."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Net(nn.Module):
         self.scale = nn.Parameter(torch.ones(1))
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.scale.sum() > 0:  # of weights alone: the same for every input
+        if self.scale.sum() > 0:  # depends only on weights: the same for every input
             x = x * self.scale
         out: Tensor = self.function(x)
         return out

@@ -1,4 +1,4 @@
-"""Histories moved from one store to another: numbers, verdicts and bytes arrive, or nothing does."""
+"""Moving a history to another store transfers numbers, verdicts and bytes, or nothing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.store_factory import add_candidate, fresh_store
 
 @pytest.fixture
 def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-    """The server that is left: two promotions, a rollback and an entry that lost, of which one was then deleted."""
+    """The old server: two promotions, a rollback and a lost entry, one of which was then deleted."""
     (tmp_path / "old").mkdir()
     store = fresh_store(tmp_path / "old", monkeypatch)
     for factor in (1, 2, 3):

@@ -1,4 +1,4 @@
-"""Addresses: no user's name and no password is ever printed, and what is no store is told in seconds."""
+"""Addresses: user names and passwords are never printed, and an invalid store is reported within seconds."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from onward.registry.uri import hidden, host, scheme, sqlite_file, without_crede
 from tests.conftest import Command
 from tests.store_factory import fresh_store
 
-# A secret cannot stand in the rest of a message by chance.
+# A secret cannot appear in the rest of a message by chance.
 SECRET = st.lists(st.sampled_from(["Zq7", "Xw9", "Kj4", "@", "/", "#", "?", ":", "%", "&", " ", "'", "\\", "é"])).map(
     lambda parts: f"Vb3{''.join(parts)}Vb3"
 )
@@ -63,7 +63,7 @@ def test_library_messages_that_repeat_an_address_leak_no_secrets(uri: str) -> No
 
 
 def said_of(uri: str) -> str:
-    """What is said of an address where nothing answers; nothing where a socket may stand between."""
+    """The message for an unreachable address; empty if a socket may intervene."""
     try:
         reach.check(uri, create=False)
     except (UsageError, StoreUnreachable) as refused:
@@ -72,7 +72,7 @@ def said_of(uri: str) -> str:
 
 
 def raised(uri: str) -> list[str]:
-    """What libraries say of an address, where they cannot use it."""
+    """The messages of libraries for an unusable address."""
     import requests
     from sqlalchemy.engine import make_url
 

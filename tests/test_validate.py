@@ -1,4 +1,4 @@
-"""`predict` checks what a model documents, and feeds the values that it was given or refuses them."""
+"""`predict` checks the documented limits of a model, and either passes values unchanged or rejects them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def made(
     dims: dict[str, Any] | None = None,
     nodes: list[Any] | None = None,
 ) -> Path:
-    """A model that answers each input with itself, as NAME_out; or of other `nodes`, with the output y."""
+    """A model that returns each input as NAME_out, or that has other `nodes` with the output y."""
     values = [helper.make_tensor_value_info(name, KINDS[kind], shape) for name, (kind, shape) in inputs.items()]
     outs = [helper.make_tensor_value_info(f"{name}_out", KINDS[kind], shape) for name, (kind, shape) in inputs.items()]
     same = [helper.make_node("Identity", [name], [f"{name}_out"]) for name in inputs]
@@ -56,7 +56,7 @@ def made(
 
 @pytest.fixture
 def picture(tmp_path: Path) -> Path:
-    """x float32[batch, 4], documented as 0 to 0.1 in batches of 2 to 8."""
+    """A model of x float32[batch, 4], documented as 0 to 0.1 in batches of 2 to 8."""
     about = {"x": {"shape": ["batch", 4], "range": [0, 0.1]}}
     return made(tmp_path / "p.onnx", {"x": ("float32", ["batch", 4])}, about, {"batch": {"min": 2, "max": 8}})
 
@@ -136,7 +136,7 @@ def test_batches_must_match_the_documented_sizes(picture: Path) -> None:
 def test_other_dimensions_must_match_their_sizes(tmp_path: Path) -> None:
     about, dims = {"x": {"shape": ["batch", "length"]}}, {"batch": {"min": 0, "max": 8}, "length": {"min": 2, "max": 5}}
     session = InferenceSession(made(tmp_path / "m.onnx", {"x": ("float32", ["batch", "length"])}, about, dims))
-    assert session.predict(np.zeros((0, 2), np.float32)).shape == (0, 2)  # documented as possible
+    assert session.predict(np.zeros((0, 2), np.float32)).shape == (0, 2)  # documented as valid
     for length in (1, 6):
         with pytest.raises(UsageError, match=f"dimension length is {length} in input x; the model documents 2 to 5$"):
             session.predict(np.zeros((1, length), np.float32))
@@ -262,7 +262,7 @@ def test_an_unsupported_tensor_type_names_the_conversion(tmp_path: Path) -> None
 
 
 class Gpu:
-    """An array that is not where NumPy can reach it."""
+    """An array in memory that NumPy cannot read."""
 
     def __array__(self, *_: Any, **__: Any) -> Any:
         raise AttributeError("use .get()")
@@ -383,7 +383,7 @@ given_lists = st.lists(st.one_of(st.booleans(), whole, st.floats(), st.text(max_
 
 
 def the_same(got: Any, wanted: Any, dtype: np.dtype[Any]) -> bool:
-    """Whether a value that was fed is the one that was given, up to the rounding of a float."""
+    """Return whether the model received the given value, up to float rounding."""
     if isinstance(wanted, (str, np.str_)) or isinstance(got, str):
         return bool(got == wanted)
     got, wanted = (value.item() if isinstance(value, np.generic) else value for value in (got, wanted))

@@ -1,4 +1,4 @@
-"""The last table: every model has a row, figures have their uncertainty, and the exit code says what came of all."""
+"""The final table: every model has a row, figures have intervals, and the exit code is the overall verdict."""
 
 from __future__ import annotations
 

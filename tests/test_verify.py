@@ -1,4 +1,4 @@
-"""Verification as a stage: what it finds, how it says it, and what later stages take from it."""
+"""Verification as a stage: its findings, its report, and the data that later stages read."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NET = "    return torch.nn.Sequential(torch.nn.Linear(6, 16), torch.nn.ReLU(), t
 
 
 def with_module(forward: str, head: str = "") -> str:
-    """The toy's source with a module of its own, which has two linear layers, `a` and `b`."""
+    """The source of the toy with another module, which has two linear layers, `a` and `b`."""
     body = "\n".join(f"        {line}" for line in forward.splitlines())
     return (
         head
