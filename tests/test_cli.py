@@ -148,12 +148,12 @@ def test_a_lost_race_exits_3(store: Store, onward: Command, monkeypatch: pytest.
         add_candidate(store, "cnn", factor)
     judge = builtin.judge
 
-    def somebody_is_quicker(*arguments: Any) -> Any:
+    def promote_meanwhile(*arguments: Any) -> Any:
         monkeypatch.setattr(builtin, "judge", judge)
         promotion.promote("cnn", "staging", 1, reason="quicker", actor="bob", store=store)
         return judge(*arguments)
 
-    monkeypatch.setattr(builtin, "judge", somebody_is_quicker)
+    monkeypatch.setattr(builtin, "judge", promote_meanwhile)
     code, out, err = promote(onward, "staging", "2")
     assert (code, out) == (3, "")
     assert "somebody else got there first" in err

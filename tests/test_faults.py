@@ -187,10 +187,10 @@ def test_a_corrupt_npz_file_is_a_usage_error(samples: Path, cut: int, at: int, b
     content[at % len(content)] ^= bits
     broken = samples.with_name("broken.npz")
     broken.write_bytes(content[: len(content) - (400 - cut)])
-    assert "\n" not in said_of(broken)
+    assert "\n" not in message_for(broken)
 
 
-def said_of(path: Path) -> str:
+def message_for(path: Path) -> str:
     """The error for an .npz file; empty if it is readable after all."""
     try:
         npz.read(path)

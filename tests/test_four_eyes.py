@@ -26,13 +26,13 @@ def approval(name: str) -> Entry:
     )  # fmt: skip
 
 
-def said(publisher: str, promoter: str, *approvers: str, signers: Mapping[str, Signer] | None = None) -> GateResult:
+def judged(publisher: str, promoter: str, *approvers: str, signers: Mapping[str, Signer] | None = None) -> GateResult:
     return judge(publisher, promoter, [approval(name) for name in approvers], signers or {}, NOW, "onward approve")
 
 
 @given(st.sampled_from(["", *NAMES]), st.sampled_from(NAMES), st.lists(st.sampled_from(NAMES), max_size=3))
 def test_without_signers_two_different_names_are_required(publisher: str, promoter: str, approvers: list[str]) -> None:
-    found = said(publisher, promoter, *approvers)
+    found = judged(publisher, promoter, *approvers)
     others = set(approvers) - {publisher, promoter}
     assert found.met == (bool(others) or publisher not in ("", promoter))
     assert found.detail.endswith(f" ({ADVICE})")
@@ -44,23 +44,23 @@ def test_without_signers_two_different_names_are_required(publisher: str, promot
 def test_with_signers_promoter_and_approver_are_two_signers_other_than_the_publisher(
     publisher: str, promoter: str, approvers: list[str]
 ) -> None:
-    found = said(publisher, promoter, *approvers, signers=SIGNERS)
+    found = judged(publisher, promoter, *approvers, signers=SIGNERS)
     assert found.met == bool((set(approvers) & SIGNERS.keys()) - {publisher, promoter})
     assert ADVICE not in found.detail
 
 
 def test_two_names_with_the_same_key_count_as_one_person() -> None:
     signers = {**SIGNERS, "ann2": Signer(key=KEYS["ann"])}
-    assert not said("eve", "ann", "ann2", signers=signers).met
-    assert not said("ann", "bob", "ann2", signers=signers).met
-    assert said("ann2", "ann", "bob", signers=signers).met
+    assert not judged("eve", "ann", "ann2", signers=signers).met
+    assert not judged("ann", "bob", "ann2", signers=signers).met
+    assert judged("ann2", "ann", "bob", signers=signers).met
 
 
 def test_an_approval_by_a_departed_signer_does_not_count() -> None:
     for until, met in (("2026-05-31T23:59:59+00:00", False), (NOW, True), ("2027-01-01T00:00:00+00:00", True)):
         signers = {**SIGNERS, "bob": Signer(key=KEYS["bob"], until=until)}
-        assert said("eve", "ann", "bob", signers=signers).met == met
-        assert said("eve", "ann", "bob", "bob", signers=signers).met == met
+        assert judged("eve", "ann", "bob", signers=signers).met == met
+        assert judged("eve", "ann", "bob", "bob", signers=signers).met == met
 
 
 @pytest.mark.parametrize(
@@ -82,13 +82,13 @@ def test_an_approval_by_a_departed_signer_does_not_count() -> None:
 def test_the_detail_names_the_missing_approval_and_the_command(
     publisher: str, signers: dict[str, Signer], detail: str
 ) -> None:
-    found = said(publisher, "ann", signers=signers)
+    found = judged(publisher, "ann", signers=signers)
     assert (found.requirement, found.met) == ("four_eyes", False)
     assert found.detail.startswith(detail)
     assert ("or to promote it" in found.detail) == (publisher == "ann")
 
 
 def test_each_approver_is_named_once() -> None:
-    assert said("", "ann", "bob", "eve", "bob", "ann").detail == f"approved by bob, eve ({ADVICE})"
-    assert said("", "ann", "eve", "bob", signers=SIGNERS).detail == "approved by eve, bob"
-    assert said("bob", "ann").detail == f"published by bob, promoted by ann ({ADVICE})"
+    assert judged("", "ann", "bob", "eve", "bob", "ann").detail == f"approved by bob, eve ({ADVICE})"
+    assert judged("", "ann", "eve", "bob", signers=SIGNERS).detail == "approved by eve, bob"
+    assert judged("bob", "ann").detail == f"published by bob, promoted by ann ({ADVICE})"

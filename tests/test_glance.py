@@ -33,7 +33,7 @@ def facts(version: Version) -> tuple[object, ...]:
     )
 
 
-def told(known: dict[str, Overview]) -> dict[str, object]:
+def as_facts(known: dict[str, Overview]) -> dict[str, object]:
     return {name: ([facts(version) for version in it.newest], dict(it.aliases)) for name, it in known.items()}
 
 
@@ -59,7 +59,7 @@ def test_it_returns_the_same_as_mlflow(store: Store) -> None:
     found = sqlite_reader.read()
     assert found is not None
     assert sorted(found) == ["bare", "cnn", "mlp", "production.cnn", "staging.cnn"]
-    assert told(found) == told(store.versions.everything())
+    assert as_facts(found) == as_facts(store.versions.everything())
     assert overview.status() == overview.status(store)
 
 

@@ -127,8 +127,8 @@ def test_the_author_is_the_given_actor_or_else_the_user_of_the_machine(monkeypat
     wanted = policy.parse(None)["staging"]
     assert promotion.author(wanted, "staging", "bob") == ("bob", None)
     assert promotion.author(wanted, "staging", " b\n ob ") == ("b ob", None)
-    for nobody in (None, "", " "):
-        assert promotion.author(wanted, "staging", nobody) == ("machine", None)
+    for missing in (None, "", " "):
+        assert promotion.author(wanted, "staging", missing) == ("machine", None)
 
 
 def test_force_does_not_skip_the_second_person_if_there_are_signers() -> None:

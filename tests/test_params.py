@@ -29,14 +29,14 @@ MISTAKES: list[tuple[str, dict[str, Any], str]] = [
     ("negative tolerance", with_model(tolerance={"atol": -1}), "models.toy.tolerance.atol: "),
     ("opset too new", with_model(export={"opset": 99}), "models.toy.export.opset: "),
     ("bad axis", with_model(inputs={"x": {"shape": ["batch", 0]}}), "models.toy.inputs.x.shape[1]: 0: "),
-    ("axis of no kind", with_model(inputs={"x": {"shape": ["batch", 1.5]}}), "models.toy.inputs.x.shape[1]: "),
+    ("axis of an invalid type", with_model(inputs={"x": {"shape": ["batch", 1.5]}}), "models.toy.inputs.x.shape[1]: "),
     (
         "undeclared dimension",
         with_model(inputs={"x": {"shape": ["bach", 6]}}),
         "models.toy.inputs.x.shape[0]: the dimension 'bach' is not declared under dims; did you mean 'batch'?",
     ),
     (
-        "dimension nobody uses",
+        "unused dimension",
         with_model(dims={"batch": {"max": 4, "typical": [1]}, "time": {"max": 4, "typical": [1]}}),
         "models.toy.dims.time: no input uses this dimension",
     ),
@@ -50,20 +50,20 @@ MISTAKES: list[tuple[str, dict[str, Any], str]] = [
     ("neither build nor onnx", with_model(build=None), "models.toy: give either build"),
     ("both", with_model(onnx="a.onnx"), "models.toy.build: give either build"),
     ("missing key", with_model(samples=None), "models.toy.samples: this key is missing"),
-    ("no callable's name", with_model(build="models.toy.net"), "models.toy.build: 'models.toy.net' is not of the form"),
+    ("invalid callable", with_model(build="models.toy.net"), "models.toy.build: 'models.toy.net' is not of the form"),
     (
-        "function that is not there",
+        "missing function",
         with_model(build="models.toy:nett"),
         "models.toy.build: models.toy defines no 'nett'",
     ),
-    ("module that is not there", with_model(build="nowhere.toy:net"), "models.toy.build: there is no module"),
+    ("missing module", with_model(build="nowhere.toy:net"), "models.toy.build: there is no module"),
     (
-        "weights that are not there",
+        "missing weights",
         with_model(weights="w.safetensors"),
         "models.toy.weights: w.safetensors: there is no",
     ),
     (
-        "path out of the repository",
+        "path outside the repository",
         with_model(weights="../w.pt"),
         "models.toy.weights: '../w.pt' must be a path inside",
     ),
@@ -79,17 +79,17 @@ MISTAKES: list[tuple[str, dict[str, Any], str]] = [
         "models.toy.quantize.candidates[0].calibrate: 'maxmin' is none of minmax, entropy, percentile",
     ),
     (
-        "number for a switch",
+        "number for a boolean",
         with_model(quantize={"candidates": [{"dynamic": {"reduce_range": 1}}]}),
         "models.toy.quantize.candidates[0].reduce_range: 1 is none of false, true",
     ),
     (
-        "the same twice",
+        "duplicate candidate",
         with_model(optimize={"candidates": ["onnxsim", {"onnxsim": {}}]}),
         "models.toy.optimize.candidates[1]: the same as optimize.candidates[0]",
     ),
     (
-        "candidate of no shape",
+        "invalid candidate",
         with_model(optimize={"candidates": [3]}),
         "models.toy.optimize.candidates[0]: wants the name of a technique",
     ),
@@ -104,8 +104,12 @@ MISTAKES: list[tuple[str, dict[str, Any], str]] = [
         {**with_model(), "environments": {"staging": {"from": "candidate", "require": ["speed"]}}},
         "environments.staging.require[0]: ",
     ),
-    ("name that is no path", {"models": {"../toy": toy_params()["models"]["toy"]}}, "models.../toy: a model's name"),
-    ("name that is taken", {"models": {"host": toy_params()["models"]["toy"]}}, "models.host: this name is taken"),
+    (
+        "name that is not a valid path",
+        {"models": {"../toy": toy_params()["models"]["toy"]}},
+        "models.../toy: a model's name",
+    ),
+    ("reserved name", {"models": {"host": toy_params()["models"]["toy"]}}, "models.host: this name is taken"),
     ("unknown default", {**with_model(), "defaults": {"exprot": {}}}, "defaults.exprot: unknown key; did you mean"),
 ]
 

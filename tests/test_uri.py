@@ -62,7 +62,7 @@ def test_library_messages_that_repeat_an_address_leak_no_secrets(uri: str) -> No
             assert not leaks(hidden(words)), hidden(words)
 
 
-def said_of(uri: str) -> str:
+def message_for(uri: str) -> str:
     """The message for an unreachable address; empty if a socket may intervene."""
     try:
         reach.check(uri, create=False)
@@ -96,7 +96,7 @@ def test_an_unusable_store_is_reported_without_secrets(uri: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", uri)
         patch.setattr(socket, "create_connection", lambda *_, **__: (_ for _ in ()).throw(OSError(f"no {uri}")))
-        assert not leaks(said_of(uri))
+        assert not leaks(message_for(uri))
         with pytest.raises(StoreUnreachable) as refused, reachable():
             raise ConnectionError(f"HTTPConnectionPool: {uri}")
         assert not leaks(str(refused.value))
