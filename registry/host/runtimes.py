@@ -3,8 +3,8 @@
 `cpu` is the environment that Onward itself runs in. The others are made from pins: those of the project in
 `runtimes/NAME.txt` if it has them, else Onward's own in `pins/NAME.txt`. They are kept in `.runtimes/NAME` below the
 project. What a runtime can do here is found out by running small models on it: a provider that is in ONNX Runtime's
-list may still hand every node to the CPU. That is kept for the next time, under a digest of the environment and the machine,
-where it went well; what failed is tried again.
+list may still hand every node to the CPU. That is kept for the next time, under a digest of the environment and the
+machine, where it went well; what failed is tried again.
 
     python("openvino", root)    # the interpreter
     state("openvino", root)     # a RuntimeState: usable, or why not and what installs it
