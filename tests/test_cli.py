@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -342,3 +344,18 @@ def test_environments_are_made_once(store, onward):
     }
     assert onward("environments", "create", "mlp")[1] == "All of them are there.\n"
     assert onward("environments", "create", "../mlp")[0] == 2
+
+
+def test_the_version_is_that_of_the_package(onward):
+    assert onward("--version") == (0, f"onward {version('onward')}\n", "")
+
+
+@pytest.mark.parametrize("arguments", [("-h",), ("status", "-h"), ("environments", "grant", "-h")])
+def test_h_is_help(onward, arguments):
+    assert onward(*arguments) == onward(*arguments[:-1], "--help")
+
+
+def test_shells_can_complete_commands():
+    asked = {**os.environ, "_ONWARD_COMPLETE": "complete_bash", "COMP_WORDS": "onward rollb", "COMP_CWORD": "1"}
+    done = subprocess.run([sys.executable, "-m", "onward.cli"], env=asked, capture_output=True, text=True)
+    assert done.stdout.split() == ["rollback"]

@@ -248,7 +248,7 @@ def test_the_project_is_found_from_every_folder_and_past_other_pipelines(
         assert checkout.root() == (repository / "ml/release").resolve()
     (repository / checkout.POINTER).write_text("nowhere\n")
     monkeypatch.chdir(repository / "src")
-    with pytest.raises(UsageError, match="which holds no dvc.yaml"):
+    with pytest.raises(UsageError, match=r"which holds no dvc\.yaml"):
         checkout.root()
 
 
@@ -258,3 +258,28 @@ def test_a_project_can_be_named(repository: Path, tmp_path: Path, monkeypatch: p
     monkeypatch.setenv(checkout.PROJECT, str(tmp_path / "missing"))
     with pytest.raises(UsageError, match="there is no such folder"):
         checkout.root()
+
+
+@pytest.fixture
+def generated_by_0_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository with the files that version 0.1 generated: `onward init release --ci github`."""
+    for name, text in json.loads((ROOT / "tests" / "generated_0_1.json").read_text()).items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    (tmp_path / ".git").mkdir()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_files_of_version_0_1_are_upgraded_and_edits_kept(generated_by_0_1: Path, onward: Command) -> None:
+    project = generated_by_0_1 / "release"
+    workflow = generated_by_0_1 / ".github/workflows/onward.yml"
+    workflow.write_text(workflow.read_text() + "\n# their own last line\n")
+    (project / "params.yaml").write_text((project / "params.yaml").read_text().replace("rtol: 1.0e-3", "rtol: 1.0e-4"))
+    code, out, _ = onward("upgrade", "--json")
+    assert (code, "conflict" in actions(out).values()) == (0, False)
+    wanted = generated.render("release", "github")
+    assert (project / "dvc.yaml").read_text() == wanted["release/dvc.yaml"]
+    assert workflow.read_text() == wanted[".github/workflows/onward.yml"] + "\n# their own last line\n"
+    assert load.read().models["example"].tolerance.rtol == 1e-4
+    assert generated.read_record(project).files.keys() == wanted.keys()
