@@ -9,18 +9,28 @@ import json
 import os
 import subprocess
 import sys
+from enum import Enum
 from typing import Annotated
 
 import typer
 
 from onward.registry import checkout
-from onward.registry.cli.output import Json, print_json
+from onward.registry.cli.output import Json, print_json, say
 from onward.registry.errors import UsageError
 from onward.stages.__main__ import STAGES
 
 
+class CI(Enum):
+    """The CI systems that `init` writes pipelines for."""
+
+    GITHUB = "github"
+    GITLAB = "gitlab"
+
+
 def mount(app: typer.Typer) -> None:
     """Add the commands to an app."""
+    app.command("init")(init)
+    app.command("upgrade")(upgrade)
     app.command("stage", context_settings={"allow_extra_args": True, "allow_interspersed_args": False})(stage)
 
 
@@ -51,3 +61,59 @@ def stage(
     if as_json and not code and report.is_file():
         print_json(json.loads(report.read_text()))
     raise typer.Exit(code)
+
+
+def init(
+    folder: Annotated[
+        str, typer.Argument(metavar="[FOLDER]", help="Where the pipeline goes in the repository.")
+    ] = "onward",
+    ci: Annotated[CI | None, typer.Option("--ci", help="Also write a CI pipeline for this system.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be written.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Add Onward to this repository: a DVC pipeline, its params.yaml and an example model, all in one folder.
+
+    Works with or without git and DVC, beside pipelines and packages of your own. Asks nothing and overwrites nothing.
+
+    Example: onward init --ci github
+    """
+    from onward.stages.scaffold.init import init as initialise
+
+    done = initialise(folder, ci.value if ci else None, dry_run)
+    if as_json:
+        print_json({"folder": done.folder, "written": done.written, "dvc_init": done.dvc, "next": done.notes})
+        return
+    for path in done.written:
+        say(f"{'would write' if dry_run else 'wrote'} {path}")
+    if done.dvc:
+        say(f"{'would run' if dry_run else 'ran'} dvc init")
+    for note in () if dry_run else done.notes:
+        say(note)
+
+
+def upgrade(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would change.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Bring the files that `onward init` wrote to the installed version of Onward, and params.yaml to its schema.
+
+    Files that you did not edit are written again. Edited ones are merged; where your edits and the new version clash,
+    your file stays, the merge with its conflict markers is written beside it, and the exit code is 1.
+
+    Example: onward upgrade --dry-run
+    """
+    from onward.stages.scaffold.upgrade import MERGED
+    from onward.stages.scaffold.upgrade import upgrade as bring_up_to_date
+
+    changes = bring_up_to_date(dry_run)
+    if as_json:
+        print_json([{"path": change.path, "action": change.action, "diff": change.diff} for change in changes])
+    else:
+        for change in changes:
+            if change.diff:
+                say(*change.diff.split("\n"))
+        for change in changes:
+            beside = f": see {change.path}{MERGED}" if change.action == "conflict" else ""
+            say(f"{change.action}: {change.path}{beside}")
+    if any(change.action == "conflict" for change in changes):
+        raise typer.Exit(1)

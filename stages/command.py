@@ -14,7 +14,7 @@ import inspect
 import shutil
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from onward.registry.errors import NotReady, OnwardError, UsageError
@@ -99,11 +99,19 @@ def _unexpected(stage: str, model: str, error: Exception) -> str:
     )
 
 
-def run_plain(main: Callable[[], None]) -> None:
-    """Run a stage that is not about one model."""
+def run_plain(main: Callable[..., None], **options: Iterable[str]) -> None:
+    """Run a stage that is not about one model.
+
+    Args:
+        main: the stage; it gets each option as a keyword argument, None where it is not given.
+        options: the values that each option of the command line may have.
+    """
     stage = Path(sys.argv[0]).stem
-    _parser(stage, main).parse_args()
-    _guarded(main)
+    parser = _parser(stage, main)
+    for name, values in options.items():
+        parser.add_argument(f"--{name}", choices=list(values))
+    arguments = vars(parser.parse_args())
+    _guarded(lambda: main(**arguments))
 
 
 def _parser(stage: str, function: Callable[..., object]) -> argparse.ArgumentParser:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from rich.console import Console
@@ -25,8 +26,15 @@ x plain, x PyTorch: how many times as fast over all typical sizes on this machin
 interval, and "unclear" is said where that is wider than a factor of 1.5."""
 
 
-def main() -> None:
-    """Print what came of every model; exit 1 if any failed or was never run, naming the stage and the reason."""
+def main(until: str | None = None) -> None:
+    """Print what came of every model; exit 1 if any failed or was never run, naming the stage and the reason.
+
+    With --until, only the stages up to that one count, and no table is printed: a gate for pull requests, on which not
+    every stage runs.
+    """
+    if until is not None:
+        _gate(until)
+        return
     table = Table(title="Verdict", title_justify="left")
     for column, justify in (
         ("model", "left"), ("verdict", "left"), ("chosen", "left"), ("x plain", "right"), ("x PyTorch", "right"),
@@ -57,12 +65,24 @@ def main() -> None:
         sys.exit(1)
 
 
-def _faults(model: str, reports: dict[str, Report]) -> list[str]:
+def _gate(until: str) -> None:
+    """Print whether each model passed the stages up to `until`, and exit 1 if one did not."""
+    failed = False
+    for model in settings("verdict").models:
+        reports = found(model)
+        faults = _faults(model, reports, list(REPORTS)[: list(REPORTS).index(until) + 1])
+        failed |= bool(faults)
+        for line in faults or [f"passed: {model}: every stage up to {until}"]:
+            print(printable(line))
+    if failed:
+        sys.exit(1)
+
+
+def _faults(model: str, reports: dict[str, Report], stages: Iterable[str] = tuple(REPORTS)) -> list[str]:
     """Why a model is not fit to be registered: the stages that failed, else the first one that left no report."""
-    failed = [f"failed: {model}: {r.stage}: {r.reason}" for r in reports.values() if r.status == "failed"]
-    missing = [
-        f"not run: {model}: {stage} left no report: run `dvc repro`" for stage in REPORTS if stage not in reports
-    ]
+    there = {stage: reports[stage] for stage in stages if stage in reports}
+    failed = [f"failed: {model}: {stage}: {r.reason}" for stage, r in there.items() if r.status == "failed"]
+    missing = [f"not run: {model}: {stage} left no report: run `dvc repro`" for stage in stages if stage not in there]
     return failed or missing[:1]
 
 
@@ -111,4 +131,4 @@ def _is_torch(train: TrainReport) -> bool:
 
 
 if __name__ == "__main__":
-    command.run_plain(main)
+    command.run_plain(main, until=REPORTS)

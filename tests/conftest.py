@@ -183,9 +183,10 @@ def clone(target: Path) -> Path:
         check=True,
     ).stdout
     for name in filter(None, listed.decode().split("\0")):
-        if (ROOT / name).is_file() and name != "dvc.lock":  # dvc.lock describes results of this checkout
+        source = ROOT / name
+        if (source.is_file() or source.is_symlink()) and name != "dvc.lock":  # its results are local
             (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, target / name)
+            shutil.copy2(source, target / name, follow_symlinks=False)
     subprocess.run(["git", "init", "-q", "."], cwd=target, check=True)
     subprocess.run(["git", "add", "-A"], cwd=target, check=True)
     author = ["-c", "user.name=Test", "-c", "user.email=test@example.invalid"]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -354,3 +356,18 @@ def test_environments_are_created_once(store: Store, onward: Command) -> None:
     }
     assert onward("environments", "create", "mlp")[1] == "All of them are there.\n"
     assert onward("environments", "create", "../mlp")[0] == 2
+
+
+def test_the_version_option_prints_the_package_version(onward: Command) -> None:
+    assert onward("--version") == (0, f"onward {version('onward')}\n", "")
+
+
+@pytest.mark.parametrize("arguments", [("-h",), ("status", "-h"), ("environments", "grant", "-h")])
+def test_short_option_h_shows_help(onward: Command, arguments: tuple[str, ...]) -> None:
+    assert onward(*arguments) == onward(*arguments[:-1], "--help")
+
+
+def test_shell_completion_completes_commands() -> None:
+    asked = {**os.environ, "_ONWARD_COMPLETE": "complete_bash", "COMP_WORDS": "onward rollb", "COMP_CWORD": "1"}
+    done = subprocess.run([sys.executable, "-m", "onward.cli"], env=asked, capture_output=True, text=True)
+    assert done.stdout.split() == ["rollback"]

@@ -50,7 +50,7 @@ def test_a_second_demo_trains_nothing_and_appends_nothing(demo: Path) -> None:
     done = run("python docs/demo.py", demo)
     assert done.returncode == 0, done.stdout
     assert entries(demo) == before
-    assert "onward.stages.train" not in done.stdout
+    assert "onward.stages train " not in done.stdout
     assert "onward ui" in done.stdout
 
 
@@ -101,13 +101,13 @@ def test_every_step_of_the_page_on_adding_a_model_works(demo: Path) -> None:
 def test_the_page_on_params_names_every_key() -> None:
     page = (ROOT / "docs" / "params.md").read_text()
     documented = set(re.findall(r"^\| `([a-z_.]+)`", page, re.M))
-    wanted = set(ModelParams.model_fields) | {"tracking.experiment", "runtimes", "environments"}
+    wanted = set(ModelParams.model_fields) | {"schema_version", "tracking.experiment", "runtimes", "environments"}
     assert documented == wanted
     for name, field in ModelParams.model_fields.items():
         nested = getattr(field.annotation, "model_fields", {})
         row = next(line for line in page.splitlines() if line.startswith(f"| `{name}`"))
         assert [key for key in nested if f"`{key}`" not in row] == [], name
-    assert set(Params.model_fields) == {"tracking", "defaults", "models", "runtimes", "environments"}
+    assert set(Params.model_fields) == {"schema_version", "tracking", "defaults", "models", "runtimes", "environments"}
 
 
 def test_links_between_documents_resolve() -> None:

@@ -127,6 +127,8 @@ def test_no_written_file_contains_the_path_of_the_checkout(checkout: Path) -> No
 
 def test_a_second_run_computes_nothing_and_fails_again(checkout: Path) -> None:
     before = published(checkout)
+    stage = checkout / "stages" / "export.py"
+    stage.write_text(stage.read_text() + "\n# A comment is no change of the code.\n")
     code, ran, output = repro(checkout)
     assert (code != 0, ran) == (True, ALWAYS | {"verdict"})
     assert "failed: branching: export" in output
@@ -158,10 +160,21 @@ def test_an_emptied_store_is_refilled_without_computing(checkout: Path) -> None:
     assert sorted(published(checkout)["versions"]) == [("other", 1), ("toy", 1)]
 
 
+def test_a_change_in_one_optimizer_reruns_only_optimize_and_later_stages(checkout: Path) -> None:
+    technique = checkout / "stages" / "transforms" / "optimizers" / "onnxsim.py"
+    technique.write_text(technique.read_text() + "\nCHANGED = True\n")
+    code, ran, output = repro(checkout)
+    assert code == 0, output
+    assert {"optimize@toy", "optimize@other"} <= ran
+    assert {stage.split("@")[0] for stage in ran - ALWAYS} <= {
+        "optimize", "quantize", "benchmark", "select", "publish", "verdict",
+    }  # fmt: skip
+
+
 def test_another_cpu_reruns_measurements_and_no_export(checkout: Path) -> None:
     with edited(checkout) as models:
         del models["other"]  # one model suffices from here on
-    host = checkout / "registry" / "hostinfo.py"
+    host = checkout / "registry" / "host" / "hardware.py"
     text = host.read_text()
     host.write_text(re.sub(r"INSTRUCTION_SETS = \(.*?\)", 'INSTRUCTION_SETS = ("fpu",)', text, flags=re.S))
     code, ran, output = repro(checkout)

@@ -84,7 +84,7 @@ def test_no_file_exceeds_the_length_limit() -> None:
 
 
 def test_every_pinned_requirement_is_exact() -> None:
-    for name in ("constraints.txt", "runtimes/cpu.txt", "runtimes/openvino.txt", "runtimes/cuda.txt"):
+    for name in ("constraints.txt", *[f"registry/host/pins/{name}.txt" for name in ("cpu", "openvino", "cuda")]):
         lines = [line for line in (ROOT / name).read_text().splitlines() if line and not line.startswith("#")]
         assert lines
         assert all("==" in line for line in lines), name

@@ -11,6 +11,7 @@ import os
 import sys
 import traceback
 from contextvars import ContextVar
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
@@ -44,12 +45,14 @@ from onward.registry.store import connection
 from onward.registry.uri import hidden
 
 DEBUG = "ONWARD_DEBUG"
+# Set by the shell's completion function.
+COMPLETING = "_ONWARD_COMPLETE"
 # What shells expect of a program that Ctrl-C or a closed pipe ends: 128 and the signal's number.
 INTERRUPTED, READER_GONE = 130, 141
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     help="See what is live, promote model versions from environment to environment, and roll them back.\n\n"
@@ -62,8 +65,17 @@ app = typer.Typer(
 _debug: ContextVar[bool] = ContextVar("debug", default=False)
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        say(f"onward {version('onward')}")
+        raise typer.Exit
+
+
 @app.callback()
 def options(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version, and exit.")
+    ] = False,
     debug: Annotated[
         bool, typer.Option("--debug", help="Print the traceback of an error, too; ONWARD_DEBUG=1 does the same.")
     ] = False,
@@ -402,6 +414,8 @@ def main() -> None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
     gc.set_threshold(50_000, 20, 20)  # what imports make, stays: to look through it again and again takes its time
     prepare_output()
+    if COMPLETING in os.environ:
+        app(prog_name="onward")  # typer's own entry answers the shell, and exits
     _debug.set(os.environ.get(DEBUG, "0") not in ("", "0"))
     try:
         code = _run(sys.argv[1:])

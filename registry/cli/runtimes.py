@@ -42,10 +42,10 @@ def list_runtimes(context: typer.Context, as_json: Json = False) -> None:
 
 @runtimes.command("install")
 def install_runtime(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A file of runtimes/, e.g. openvino.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="openvino, cuda, or a file of runtimes/ in the project.")],
     as_json: Json = False,
 ) -> None:
-    """Make a runtime's environment in .runtimes/NAME from the pins in runtimes/NAME.txt, and try it.
+    """Make a runtime's environment in .runtimes/NAME from its pinned requirements, and try it.
 
     Example: onward runtimes install openvino
     """

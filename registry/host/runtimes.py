@@ -1,9 +1,10 @@
 """Which Python runs which runtime: ONNX Runtime's builds cannot share one environment, so each has its own.
 
-`cpu` is the environment that Onward itself runs in. The others are made from the pins in `runtimes/NAME.txt` and lie
-in `.runtimes/NAME` below the repository. What a runtime can do here is found out by running small models on it: a
-provider that is in ONNX Runtime's list may still hand every node to the CPU. That is kept for the next time, under a
-digest of the environment and the machine, where it went well; what failed is tried again.
+`cpu` is the environment that Onward itself runs in. The others are made from pins: those of the project in
+`runtimes/NAME.txt` if it has them, else Onward's own in `pins/NAME.txt`. They are kept in `.runtimes/NAME` below the
+project. What a runtime can do here is found out by running small models on it: a provider that is in ONNX Runtime's
+list may still hand every node to the CPU. That is kept for the next time, under a digest of the environment and the
+machine, where it went well; what failed is tried again.
 
     python("openvino", root)    # the interpreter
     state("openvino", root)     # a RuntimeState: usable, or why not and what installs it
@@ -44,6 +45,7 @@ _ENVIRONMENT = {"tensorrt": "cuda"}
 _NVIDIA = ("cuda", "tensorrt")
 _BUILDS = ("onnxruntime", "onnxruntime-openvino", "onnxruntime-gpu")
 _HERE = Path(__file__).resolve().parent
+_PINS = _HERE / "pins"
 _FOLDER = ".runtimes"
 _MARKER = "onward.json"
 _PROBE_S = 180
@@ -72,7 +74,7 @@ def state(name: str, root: Path) -> RuntimeState:
     if made is None:
         return _absent(name, f"not installed: onward runtimes install {_ENVIRONMENT.get(name, name)}")
     if name != "cpu" and made != _wanted(name, root):
-        return _absent(name, f"made of other pins than runtimes/{name}.txt has now: onward runtimes install {name}")
+        return _absent(name, f"made of other pins than {name}.txt has now: onward runtimes install {name}")
     host = [machine.cpu, *machine.instruction_sets, *machine.accelerators]
     code = [sha256_file(Path(__file__)), sha256_file(_HERE / "runtime_probe.py")]
     key = hashlib.sha256(json.dumps([name, made, host, code], sort_keys=True).encode()).hexdigest()
@@ -103,20 +105,20 @@ def install(name: str, root: Path) -> bool:
         UsageError: there is no such runtime, or it has no environment of its own.
         OnwardError: pip could not install it.
     """
-    installable = sorted(path.stem for path in (root / "runtimes").glob("*.txt"))
+    installable = sorted({path.stem for folder in (root / "runtimes", _PINS) for path in folder.glob("*.txt")})
     if name in _ENVIRONMENT:
         raise UsageError(
             f"{name} has no environment of its own: it runs in that of {_ENVIRONMENT[name]} where NVIDIA's TensorRT 10 "
             f"libraries are on LD_LIBRARY_PATH; onward runtimes install {_ENVIRONMENT[name]}"
         )
     if name not in installable:
-        raise UsageError(f"there is no runtime {name!r}: runtimes/ has {', '.join(installable) or 'none'}")
+        raise UsageError(f"there is no runtime {name!r}; there are {', '.join(installable)}")
     if name == "cpu" or _made_of(name, root) == _wanted(name, root):
         return False
     with replacing(root / _FOLDER / name) as fresh:
         _call([sys.executable, "-m", "venv", "--without-pip", str(fresh)], name)
         pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(fresh / "bin" / "python")]
-        _call([*pip, "install", "--quiet", "-r", str(root / "runtimes" / f"{name}.txt")], name)
+        _call([*pip, "install", "--quiet", "-r", str(_pins(name, root))], name)
         write_atomically(fresh / _MARKER, (json.dumps(_wanted(name, root), indent=2) + "\n").encode())
     return True
 
@@ -131,8 +133,15 @@ def _absent(name: str, reason: str) -> RuntimeState:
 
 def _wanted(name: str, root: Path) -> dict[str, str]:
     """What an environment is made of, by its pins."""
-    pins = root / "runtimes" / f"{_ENVIRONMENT.get(name, name)}.txt"
+    pins = _pins(name, root)
     return {"pins": sha256_file(pins) if pins.is_file() else "", "python": platform.python_version()}
+
+
+def _pins(name: str, root: Path) -> Path:
+    """The requirements file of a runtime: the project's own, else Onward's."""
+    file = f"{_ENVIRONMENT.get(name, name)}.txt"
+    own = root / "runtimes" / file
+    return own if own.is_file() else _PINS / file
 
 
 def _made_of(name: str, root: Path) -> dict[str, str] | None:

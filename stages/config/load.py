@@ -15,7 +15,7 @@ from onward.registry import yaml_text
 from onward.registry.errors import NotReady, UsageError
 from onward.registry.gates import policy
 from onward.registry.names import is_name
-from onward.stages.config import paths
+from onward.stages.config import migrations, paths
 from onward.stages.config.schema import Dim, Input, ModelParams, Output, Params, suggestion
 
 LONGEST_NAME = 64
@@ -46,6 +46,8 @@ def read(path: Path | None = None) -> Params:
     """
     path = path or paths.root() / "params.yaml"
     raw = _parse(path)
+    if migrations.version_of(raw) < migrations.VERSION:
+        raise UsageError(f"{path.name}: is of an older schema version: run `onward upgrade`")
     problems = _merge_defaults(raw)
     params = None
     try:

@@ -364,6 +364,7 @@ class Tracking(Section):
 class Params(Section):
     """params.yaml. `environments` is checked by the registry, whose it is (registry/gates/policy.py)."""
 
+    schema_version: int = 1
     tracking: Tracking = Tracking()
     defaults: dict[str, Any] = {}
     models: Annotated[dict[str, ModelParams], Field(min_length=1)]
