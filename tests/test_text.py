@@ -172,7 +172,7 @@ def test_errors_and_arguments_are_escaped(onward: Command, tmp_path: Path, monke
 def test_the_verdict_table_does_not_read_a_name_as_markup(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verdict, "read", lambda: type("Params", (), {"models": ["toy"]}))
+    monkeypatch.setattr(verdict, "settings", lambda _: type("Params", (), {"models": ["toy"]}))
     failed = VerifyReport(model="toy", status="failed", reason=f"[/red] off\n{HOSTILE}")
     monkeypatch.setattr(verdict, "found", lambda _: {"verify": failed})
     with pytest.raises(SystemExit):
