@@ -166,9 +166,10 @@ def clone(target: Path) -> Path:
         check=True,
     ).stdout
     for name in filter(None, listed.decode().split("\0")):
-        if (ROOT / name).is_file() and name != "dvc.lock":  # that one says what was computed here
+        path = ROOT / name
+        if (path.is_file() or path.is_symlink()) and name != "dvc.lock":  # that one says what was computed here
             (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, target / name)
+            shutil.copy2(path, target / name, follow_symlinks=False)
     subprocess.run(["git", "init", "-q", "."], cwd=target, check=True)
     subprocess.run(["git", "add", "-A"], cwd=target, check=True)
     author = ["-c", "user.name=Test", "-c", "user.email=test@example.invalid"]
