@@ -68,8 +68,6 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         else:
             self._send(answer.status, content, answer.headers.get("Content-Type", ""))
 
-    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _answer
-
     def _send(self, code: int, body: bytes, content_type: str) -> None:
         self.send_response(code)
         self.send_header("Content-Type", content_type)
@@ -79,6 +77,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, *_: Any) -> None:
         """Print nothing."""
+
+
+for _method in ("GET", "POST", "PUT", "PATCH", "DELETE"):
+    setattr(_Handler, f"do_{_method}", _Handler._answer)
 
 
 @contextmanager

@@ -88,6 +88,7 @@ def log(environment: str) -> list[Any]:
 
 
 def say(sentence: str) -> None:
+    """Print the heading of a step."""
     print(f"\n\033[1m== {sentence}\033[0m" if sys.stdout.isatty() else f"\n== {sentence}", flush=True)
 
 

@@ -58,7 +58,8 @@ def test_a_second_demo_trains_nothing_and_appends_nothing(demo: Path) -> None:
     done = run("python docs/demo.py", demo)
     assert done.returncode == 0, done.stdout
     assert entries(demo) == before
-    assert "onward stage train" not in done.stdout and "onward.stages train" not in done.stdout
+    assert "onward stage train" not in done.stdout
+    assert "onward.stages train" not in done.stdout
     assert "onward ui" in done.stdout
 
 

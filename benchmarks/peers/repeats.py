@@ -1,4 +1,4 @@
-"""Whether the choice is a good one: the whole selection again and again, each choice held to a long run of them all."""
+"""Repeat the whole selection, and compare each choice with a long run of all candidates."""
 
 from __future__ import annotations
 
@@ -21,15 +21,17 @@ from onward.stages.measuring.samples import Samples
 from onward.stages.parity.budget import Judgement
 from onward.stages.workers.worker import Worker
 
-# A long run: so many times the rounds of a race between peers.
+# The long run has this many times the rounds of a race between peers.
 LONG = 3
 TURN_SECONDS = 0.1
 WARMUP = 10
 
 
 def measure(place: Path, architecture: str, times: int, rounds: int) -> list[Repeat]:
-    """Measure and select an architecture anew, `times` over, then time every candidate within the budget and everything
-    that was chosen, side by side, for long: how far is each choice behind the fastest?"""
+    """Measure and select an architecture `times` times, and compare each choice with the fastest candidate.
+
+    A long run times every candidate within the budget and every choice side by side.
+    """
     choices: list[Winner] = []
     for number in range(times):
         print(f"{architecture}: selection {number + 1} of {times}", file=sys.stderr, flush=True)
@@ -49,7 +51,7 @@ def _key(choice: Winner) -> tuple[str, SessionOptions]:
 
 
 def _long_run(architecture: str, choices: list[Winner], rounds: int) -> dict[tuple[str, SessionOptions], float]:
-    """The p50 in milliseconds, by variant and session options."""
+    """The undisturbed latency in milliseconds, by variant and session options."""
     settings = read().models[architecture]
     questions, reference_quality = measuring.questions_of(architecture, settings)
     feeds = measuring.feeds_of(architecture, settings)
