@@ -99,20 +99,21 @@ def baseline(modules: Sequence[str], files: list[str], database: str) -> dict[st
         SystemExit: a test fails.
     """
     paths = {module: str(PACKAGE / module) for module in modules}
-    with tempfile.NamedTemporaryFile("r") as told:
+    with tempfile.NamedTemporaryFile("r") as results_file:
 
         def work() -> int:
             watch = Watch(database, paths=tuple(paths.values()))
             code = run_tests(files, watch)
-            Path(told.name).write_text(json.dumps({"ran": watch.ran, "failed": watch.failed}))
+            Path(results_file.name).write_text(json.dumps({"ran": watch.ran, "failed": watch.failed}))
             return code
 
         code = apart(work, 1800)
-        said = json.load(told) if code in (0, 1) else {}
+        results = json.load(results_file) if code in (0, 1) else {}
     if code != 0:
-        raise SystemExit(f"{', '.join(modules)}: tests fail on unchanged code (exit code {code}): {said.get('failed')}")
+        failed = results.get("failed")
+        raise SystemExit(f"{', '.join(modules)}: tests fail on unchanged code (exit code {code}): {failed}")
     return {
-        module: {name: (seconds, set(lines[path])) for name, (seconds, lines) in said["ran"].items()}
+        module: {name: (seconds, set(lines[path])) for name, (seconds, lines) in results["ran"].items()}
         for module, path in paths.items()
     }
 
@@ -165,15 +166,15 @@ def page(scores: dict[str, Score], known: dict[str, dict[str, str]]) -> str:
     """The text of benchmarks/mutants.md."""
     rows, left = [], []
     for module, score in scores.items():
-        said = known.get(module, {})
-        equal = sum(name in said for name in score.survivors)
+        reasons = known.get(module, {})
+        equal = sum(name in reasons for name in score.survivors)
         rows.append(
             f"| `{module}` | {score.mutants} | {score.found} | {score.found / score.mutants:.1%} | {equal} | "
             f"{len(score.survivors) - equal} | {score.seconds / 60:.0f} min | {score.date} |"
         )
         if score.survivors:
             left += [f"\n### {module}\n"]
-            left += [f"- `{name}`  \n  {said.get(name, '**not explained**')}" for name in score.survivors]
+            left += [f"- `{name}`  \n  {reasons.get(name, '**not explained**')}" for name in score.survivors]
     table = "\n".join(rows)
     return (HERE / "mutants_head.md").read_text().replace("{table}", table) + "\n".join(left) + "\n"
 
@@ -198,18 +199,18 @@ def main() -> int:
     parser.add_argument("modules", nargs="*", help="paths of modules; default: all of MODULES")
     parser.add_argument("--again", action="store_true", help="try only the survivors of the last run")
     options = parser.parse_args()
-    asked = options.modules or list(MODULES)
+    modules = options.modules or list(MODULES)
     database = prepare()
     record = HERE / "mutants.json"
     known = yaml.safe_load((HERE / "mutants_known.yaml").read_text())
     unexplained = 0
     ran: dict[str, Ran] = {}
-    for module in asked:
+    for module in modules:
         print(module, flush=True)
         if module not in ran:
             files = [f"tests/{name}.py" for name in MODULES[module]]
-            ran |= baseline([other for other in asked if MODULES[other] == MODULES[module]], files, database)
-        before = {name: Score(**said) for name, said in json.loads(record.read_text()).items()}
+            ran |= baseline([other for other in modules if MODULES[other] == MODULES[module]], files, database)
+        before = {name: Score(**fields) for name, fields in json.loads(record.read_text()).items()}
         score = judge(PACKAGE / module, ran[module], database, before.get(module) if options.again else None)
         print(f"  {score.found} of {score.mutants} found, {score.seconds} s", flush=True)
         scores = {name: {**before, module: score}[name] for name in MODULES if name in before or name == module}

@@ -144,7 +144,7 @@ def outages(folder: Path, changes: int, seed: int) -> Iterator[Finding]:
 
 def _through(store: Store, proxy: Proxy, fault: str, count: int) -> Iterator[Finding]:
     known = {entry.key for entry in store.log(ENVIRONMENT, MODEL).history.counted}
-    said: dict[str, str] = {}
+    outcomes: dict[str, str] = {}
     longest = 0.0
     proxy.fault = fault
     if fault == "down":
@@ -160,9 +160,9 @@ def _through(store: Store, proxy: Proxy, fault: str, count: int) -> Iterator[Fin
         except Exception as error:  # the benchmark reports any other error
             answer = f"error: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
         longest = max(longest, time.perf_counter() - start) if answer == "unreachable" else longest
-        said[actor] = answer
+        outcomes[actor] = answer
     title = f"server: {fault}"
-    listed = ", ".join(f"{times} {answer}" for answer, times in Counter(said.values()).most_common())
+    listed = ", ".join(f"{times} {answer}" for answer, times in Counter(outcomes.values()).most_common())
     yield Finding(title, "success or exit code 4", listed, "error" not in listed)
     if fault in ("hangs", "down"):
         yield Finding(title, f"error within {LIMIT_S} s", f"{longest:.1f} s", longest < LIMIT_S)
@@ -171,8 +171,8 @@ def _through(store: Store, proxy: Proxy, fault: str, count: int) -> Iterator[Fin
     proxy.fault = "none"
     new = [entry for entry in store.log(ENVIRONMENT, MODEL).history.counted if entry.key not in known]
     counted = {entry.actor for entry in new}
-    won = {actor for actor, answer in said.items() if answer == "won"}
-    unsure = {actor for actor, answer in said.items() if answer == "unsure"}
+    won = {actor for actor, answer in outcomes.items() if answer == "won"}
+    unsure = {actor for actor, answer in outcomes.items() if answer == "unsure"}
     right = won <= counted <= won | unsure and len(new) == len(counted)
     listed = f"{len(won)} won, {len(new)} counted, {len(unsure)} unsure"
     yield Finding(title, "results agree with the log", listed, right)

@@ -52,26 +52,26 @@ def _place() -> tuple[str, str]:
     return os.environ["MLFLOW_TRACKING_URI"], os.getcwd()
 
 
-def _go(place: tuple[str, str]) -> Store:
+def _enter(place: tuple[str, str]) -> Store:
     os.environ["MLFLOW_TRACKING_URI"] = place[0]
     os.chdir(place[1])
     return Store()
 
 
 def _change_often(place: tuple[str, str], seed: int, changes: int, answers: Any) -> None:
-    store = _go(place)
+    store = _enter(place)
     for number in range(changes):
         start = time.perf_counter()
         try:
-            said = change(store, seed + number, f"p{seed}")
+            outcome = change(store, seed + number, f"p{seed}")
         except Exception as error:  # the benchmark reports any other error
-            said = f"error: {type(error).__name__}: {str(error)[:200]}"
-        answers.put((f"p{seed}", said, time.perf_counter() - start))
+            outcome = f"error: {type(error).__name__}: {str(error)[:200]}"
+        answers.put((f"p{seed}", outcome, time.perf_counter() - start))
 
 
 def _read_often(place: tuple[str, str], stop: Any, answers: Any) -> None:
     """Read until `stop` is set, and report every different list of entries that counted."""
-    store = _go(place)
+    store = _enter(place)
     seen: list[Any] = []
     while not stop.is_set():
         log = store.log(ENVIRONMENT, MODEL)
@@ -91,21 +91,21 @@ def race(context: Any, processes: int, changes: int) -> Iterator[Finding]:
     start = time.perf_counter()
     for process in (reader, *writers):
         process.start()
-    told = [answers.get() for _ in range(processes * changes)]
+    outcomes = [answers.get() for _ in range(processes * changes)]
     seconds = time.perf_counter() - start
     stop.set()
     seen = views.get()
     for process in (reader, *writers):
         process.join()
     log = Store().log(ENVIRONMENT, MODEL)
-    said = Counter(answer for _, answer, _ in told)
-    errors = {answer: count for answer, count in said.items() if answer.startswith("error")}
-    won = Counter(actor for actor, answer, _ in told if answer == "won")
+    counts = Counter(answer for _, answer, _ in outcomes)
+    errors = {answer: count for answer, count in counts.items() if answer.startswith("error")}
+    won = Counter(actor for actor, answer, _ in outcomes if answer == "won")
     counted = Counter(entry.actor for entry in log.history.counted)
     final = [entry.key for entry in log.history.counted]
     agree = sum(view == final[: len(view)] for view in seen)
     title = f"{processes} processes x {changes} changes"
-    yield Finding(title, "no error except lost races", _said(said) if not errors else str(errors), not errors)
+    yield Finding(title, "no error except lost races", _listed(counts) if not errors else str(errors), not errors)
     yield Finding(title, "entries that count = changes that won", f"{len(final)} = {won.total()}", counted == won)
     yield Finding(title, "one live deployment", f"entry {log.history.base}", log.history.live is not None)
     yield Finding(title, "all reads agree", f"{agree} of {len(seen)} views", agree == len(seen))
@@ -114,16 +114,16 @@ def race(context: Any, processes: int, changes: int) -> Iterator[Finding]:
     promotion.reconcile()
     drift = overview.status()[0].environments[0].drift
     yield Finding(title, "aliases match at the end", f"{len(drift)} differences", not drift)
-    times = sorted(took for _, answer, took in told if answer == "won")
+    times = sorted(took for _, answer, took in outcomes if answer == "won")
     yield Finding(title, "-", f"{seconds:.0f} s in total, {times[len(times) // 2]:.2f} s per won change (p50)", True)
 
 
-def _said(said: Counter[str]) -> str:
-    return ", ".join(f"{count} {answer}" for answer, count in said.most_common())
+def _listed(counts: Counter[str]) -> str:
+    return ", ".join(f"{count} {answer}" for answer, count in counts.most_common())
 
 
 def _change_until_killed(place: tuple[str, str], seed: int, started: Any) -> None:
-    store, number = _go(place), seed
+    store, number = _enter(place), seed
     store.log(ENVIRONMENT, MODEL)  # connect first, so that kills hit changes
     started.set()
     while True:

@@ -67,8 +67,8 @@ def _pip(what: str, command: list[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()
-        said = lines[0].removeprefix("ERROR: ") if lines else f"exit {done.returncode}"
-        raise NotInstalled(f"{what} could not be installed: {said}; run this to try again: {' '.join(command)}")
+        message = lines[0].removeprefix("ERROR: ") if lines else f"exit {done.returncode}"
+        raise NotInstalled(f"{what} could not be installed: {message}; run this to try again: {' '.join(command)}")
 
 
 def _whole(place: Path, wanted: Path) -> bool:

@@ -36,8 +36,8 @@ class Row:
 
 def fastest(result: Result, peer: str) -> Entry | None:
     """A peer's fastest file within the budget; None if it has none."""
-    able = [entry for entry in result.entries if entry.peer == peer and entry.counts]
-    return min(able, key=lambda entry: entry.to_plain["all"].value, default=None)
+    accepted = [entry for entry in result.entries if entry.peer == peer and entry.counts]
+    return min(accepted, key=lambda entry: entry.to_plain["all"].value, default=None)
 
 
 def best_peer(result: Result) -> tuple[str, Entry]:
@@ -72,8 +72,8 @@ def _minilm(measured: Measured) -> Iterator[Row]:
     ratio = peer.onward_to_it["all"]
     cosines = f"worst cosine {_number(onward.cosine)} against {_number(peer.cosine)}"
     no_lower = (onward.cosine or -1.0) >= (peer.cosine or -1.0)
-    said = f"{ratio.value:.3f} ({ratio.low:.3f} to {ratio.high:.3f}) of {name}; {cosines}"
-    yield Row(figure, wanted, said, ratio.low <= 1.0 and no_lower)
+    text = f"{ratio.value:.3f} ({ratio.low:.3f} to {ratio.high:.3f}) of {name}; {cosines}"
+    yield Row(figure, wanted, text, ratio.low <= 1.0 and no_lower)
     times = 1 / onward.to_plain["all"].value
     yield Row(speed, f"{MINILM_SPEED} or more", f"{times:.2f}", times >= MINILM_SPEED)
 
@@ -81,27 +81,25 @@ def _minilm(measured: Measured) -> Iterator[Row]:
 def _all_architectures(measured: Measured) -> Iterator[Row]:
     figure = "Eight architectures: latency over the faster peer's, geometric mean"
     never = "No architecture has a whole interval above"
-    there = {name: measured.results[name] for name in ARCHITECTURES if name in measured.results}
-    able = {name: result for name, result in there.items() if result.entry(ONWARD).counts}
-    if not able:
+    measured_results = {name: measured.results[name] for name in ARCHITECTURES if name in measured.results}
+    accepted = {name: result for name, result in measured_results.items() if result.entry(ONWARD).counts}
+    if not accepted:
         yield Row(figure, f"{ALL_RATIO} or less", NOT_MEASURED, None)
         yield Row(never, f"{NO_WORSE}", NOT_MEASURED, None)
         return
-    ratios = {name: best_peer(result)[1].onward_to_it["all"] for name, result in able.items()}
+    ratios = {name: best_peer(result)[1].onward_to_it["all"] for name, result in accepted.items()}
     mean = math.exp(sum(math.log(ratio.value) for ratio in ratios.values()) / len(ratios))
-    floor = math.exp(sum(math.log(_with_floor(result)) for result in able.values()) / len(able))
-    whole = len(able) == len(ARCHITECTURES)
-    lacking = "" if whole else f", for {len(able)} of {len(ARCHITECTURES)} architectures"
-    said = (
-        f"{mean:.3f}{lacking} ({floor:.3f} if a peer that is slower than the plain export counts as the plain export)"
-    )
-    failed = len(there) > len(able)
+    floor = math.exp(sum(math.log(_with_floor(result)) for result in accepted.values()) / len(accepted))
+    whole = len(accepted) == len(ARCHITECTURES)
+    note = "" if whole else f", for {len(accepted)} of {len(ARCHITECTURES)} architectures"
+    text = f"{mean:.3f}{note} ({floor:.3f} if a peer that is slower than the plain export counts as the plain export)"
+    failed = len(measured_results) > len(accepted)
     holds = False if failed else (mean <= ALL_RATIO if whole else None)
-    yield Row(figure, f"{ALL_RATIO} or less", said, holds)
+    yield Row(figure, f"{ALL_RATIO} or less", text, holds)
     worse = [f"{ARCHITECTURES[n]} ({r.low:.3f} to {r.high:.3f})" for n, r in ratios.items() if r.low > NO_WORSE]
     highest = max(ratio.low for ratio in ratios.values())
-    said = ", ".join(worse) or f"none; the highest lower end is {highest:.3f}"
-    yield Row(never, f"{NO_WORSE}", said + lacking, False if worse or failed else (True if whole else None))
+    text = ", ".join(worse) or f"none; the highest lower end is {highest:.3f}"
+    yield Row(never, f"{NO_WORSE}", text + note, False if worse or failed else (True if whole else None))
 
 
 def _with_floor(result: Result) -> float:
@@ -127,9 +125,9 @@ def _resnet(measured: Measured) -> Iterator[Row]:
         entry = min(ours, key=lambda e: e.to_plain["all"].value)
         times = {size: 1 / ratio.value for size, ratio in entry.to_plain.items() if size != "all"}
         exact = entry.snr_db is None or entry.snr_db >= RESNET_SNR_DB  # None: the answers are identical
-        said = ", ".join(f"{value:.2f} at {size}" for size, value in times.items())
-        said += f"; {'exact' if entry.snr_db is None else f'{entry.snr_db:.1f} dB'}; {entry.name}"
-        yield Row(figure, want, said, min(times.values()) >= wanted and exact)
+        text = ", ".join(f"{value:.2f} at {size}" for size, value in times.items())
+        text += f"; {'exact' if entry.snr_db is None else f'{entry.snr_db:.1f} dB'}; {entry.name}"
+        yield Row(figure, want, text, min(times.values()) >= wanted and exact)
 
 
 def _small(measured: Measured) -> Iterator[Row]:
@@ -143,8 +141,8 @@ def _small(measured: Measured) -> Iterator[Row]:
             yield Row(eager, "interval under 1", why, None if result is None else False)
             continue
         ratios = result.entry(ONWARD).to_plain
-        said = ", ".join(f"{r.value:.3f} ({r.low:.3f} to {r.high:.3f}) {size}" for size, r in ratios.items())
-        yield Row(slower, "interval reaches 1.00 or below", said, all(r.low <= 1.0 for r in ratios.values()))
+        text = ", ".join(f"{r.value:.3f} ({r.low:.3f} to {r.high:.3f}) {size}" for size, r in ratios.items())
+        yield Row(slower, "interval reaches 1.00 or below", text, all(r.low <= 1.0 for r in ratios.values()))
         ratio = result.entry(EAGER).onward_to_it[result.sizes[0]]
         yield Row(
             eager, "interval under 1", f"{ratio.value:.3f} ({ratio.low:.3f} to {ratio.high:.3f})", ratio.high < 1.0
@@ -156,9 +154,9 @@ def _choice(measured: Measured) -> Row:
     wanted = f"within {CHOICE:.0%} each time"
     if not measured.repeats:
         return Row(figure, wanted, measured.not_measured.get("repeats", NOT_MEASURED), None)
-    said = ", ".join(f"{repeat.variant} +{repeat.behind:.1%}" for repeat in measured.repeats)
+    text = ", ".join(f"{repeat.variant} +{repeat.behind:.1%}" for repeat in measured.repeats)
     holds = all(repeat.behind <= CHOICE for repeat in measured.repeats)
-    return Row(figure, wanted, said, holds if len(measured.repeats) >= REPEATS or not holds else None)
+    return Row(figure, wanted, text, holds if len(measured.repeats) >= REPEATS or not holds else None)
 
 
 def _predict(measured: Measured) -> Row:
@@ -182,8 +180,8 @@ def _search(measured: Measured) -> Row:
     if not theirs:
         return Row(figure, wanted, f"{ours:.0f} s ({each}); Olive's commands were {NOT_MEASURED}", None)
     factor = ours / theirs
-    said = f"{factor:.1f} times: {ours:.0f} s ({each}) against {theirs:.0f} s"
-    return Row(figure, wanted, said, factor <= SEARCH_FACTOR)
+    text = f"{factor:.1f} times: {ours:.0f} s ({each}) against {theirs:.0f} s"
+    return Row(figure, wanted, text, factor <= SEARCH_FACTOR)
 
 
 def _why_not(measured: Measured, architecture: str, result: Result | None) -> str:

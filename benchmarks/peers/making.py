@@ -122,8 +122,8 @@ def last_words(log: str) -> str:
     """The last line of a log that names an error, with paths shortened to file names; empty if there is none."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     named = [line for line in lines if "Error" in line.split(" ")[0] or line.startswith(("Exception", "ERROR"))]
-    said = named[-1] if named else ""
-    words = [word.rsplit("/", 1)[-1] if word.count("/") > 1 else word for word in said.split()]
+    message = named[-1] if named else ""
+    words = [word.rsplit("/", 1)[-1] if word.count("/") > 1 else word for word in message.split()]
     return " ".join(words)[:300]
 
 

@@ -96,8 +96,8 @@ def repro(project: Path, architecture: str, stages: tuple[str, ...], force: bool
     for stage in stages:
         begun = time.perf_counter()
         print(f"onward: {stage} {architecture}", file=sys.stderr, flush=True)
-        said = _dvc(project, *(["--force"] if force else []), f"{stage}@{architecture}")
-        if f"Running stage '{stage}@{architecture}'" in said:
+        output = _dvc(project, *(["--force"] if force else []), f"{stage}@{architecture}")
+        if f"Running stage '{stage}@{architecture}'" in output:
             known[stage] = round(time.perf_counter() - begun, 1)
             write_atomically(record, json.dumps(known, indent=2).encode())
     return {stage: known.get(stage, 0.0) for stage in stages}

@@ -63,7 +63,7 @@ def _long_run(architecture: str, choices: list[Winner], rounds: int) -> dict[tup
     for choice in choices:
         field[_key(choice)] = precisions.get(choice.variant, "float32"), choice.files
     with ExitStack() as stack:
-        able = []
+        accepted = []
         for (name, options), (precision, files) in field.items():
             made = blank(name, "cpu", CPU, precision, files=files, options=options)
             worker = Worker.onnx(paths.root() / files[0].path, name, options=options, timeout=settings.verify.timeout)
@@ -72,13 +72,13 @@ def _long_run(architecture: str, choices: list[Winner], rounds: int) -> dict[tup
             judgement = Judgement.of(reference_quality, settings, questions.kinds)
             faults = list(judgement.faults(made))
             if competitor.standing and not faults:
-                able.append(competitor)
+                accepted.append(competitor)
             else:
                 worker.close()
         lasting = dict.fromkeys(feeds, Turn(TURN_SECONDS, WARMUP))
         for number in race(
-            able, feeds, lasting, range(rounds), random.Random(0), Samples(), "long run", session_lifetime_rounds=1
+            accepted, feeds, lasting, range(rounds), random.Random(0), Samples(), "long run", session_lifetime_rounds=1
         ):
             if number % 10 == 9:
                 print(f"{architecture}: long run, round {number + 1} of {rounds}", file=sys.stderr, flush=True)
-        return {(c.result.variant, c.result.options): undisturbed_p50(c) for c in able if c.standing}
+        return {(c.result.variant, c.result.options): undisturbed_p50(c) for c in accepted if c.standing}
