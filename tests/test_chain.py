@@ -227,9 +227,9 @@ def test_a_lost_entry_that_later_authors_saw_is_missed_as_well(how, words):
     assert book.read(floor=3).damage == ()
 
 
-def tied(book: Book, who: str, base: int, seen: int, seen_digest: str = "") -> Draft:
+def tied(book: Book, who: str, base: int, seen: int, seen_digest: str = "", base_digest: str = "") -> Draft:
     """What `who` would sign who claims to have seen that."""
-    said = {"base": base, "seen": seen, "seen_digest": seen_digest, "base_digest": ""}
+    said = {"base": base, "seen": seen, "seen_digest": seen_digest, "base_digest": base_digest}
     return sign(book.draft(who).model_copy(update=said), LOG, Key(who, KEYS[who]))
 
 
@@ -272,6 +272,16 @@ def test_nobody_can_have_seen_less_than_their_base_or_their_own_entry(base, seen
     book.promote("ann", "bob", "ann")
     number = book.write(tied(book, "bob", base, seen))
     assert (number in judged(book).proven) == counts
+
+
+def test_an_entry_that_says_it_saw_itself_passes_nothing_over():
+    book = Book()
+    book.write(tied(book, "ann", base=0, seen=1))
+    assert judged(book).proven == frozenset()
+    first = from_version(Row(1, book.rows[1]))
+    assert first is not None
+    book.write(tied(book, "bob", base=1, seen=1, base_digest=digest(first, LOG)))
+    assert judged(book).proven == {1, 2}  # bob vouches for it, and was the only one to see it
 
 
 def test_the_first_entry_of_one_who_has_left_rests_on_nothing_older():

@@ -94,8 +94,8 @@ def test_a_reason_is_one_line_that_shows_and_is_not_too_long(text):
 def test_a_reason_may_have_a_thousand_characters_and_must_be_utf8():
     assert valid_reason("x" * 1000) == "x" * 1000
     assert valid_reason(" a\n\tb ") == "a b"
-    for wrong in ("x" * 1001, "", " \n", "\udcff"):
-        with pytest.raises(UsageError, match="--reason"):
+    for wrong, message in (("x" * 1001, "1001 characters"), ("", "say why"), (" \n", "say why"), ("a\udcff", "UTF-8")):
+        with pytest.raises(UsageError, match=f"--reason: .*{message}"):
             valid_reason(wrong)
 
 
