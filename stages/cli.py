@@ -9,12 +9,13 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from onward.registry import checkout
-from onward.registry.cli.output import Json, print_json
+from onward.registry.cli.output import Json, print_json, say
 from onward.registry.errors import UsageError
 from onward.stages.__main__ import STAGES
 
@@ -22,6 +23,7 @@ from onward.stages.__main__ import STAGES
 def mount(app: typer.Typer) -> None:
     """Add the commands to an app."""
     app.command("stage", context_settings={"allow_extra_args": True, "allow_interspersed_args": False})(stage)
+    app.command("add")(add)
 
 
 def stage(
@@ -51,3 +53,45 @@ def stage(
     if as_json and not code and report.is_file():
         print_json(json.loads(report.read_text()))
     raise typer.Exit(code)
+
+
+def add(
+    name: Annotated[str, typer.Argument(metavar="MODEL", help="The new model's name in params.yaml.")],
+    onnx: Annotated[Path | None, typer.Option("--onnx", metavar="FILE", help="Its ONNX file.")] = None,
+    build: Annotated[
+        str | None,
+        typer.Option("--build", metavar="MODULE:FUNCTION", help="In place of --onnx: returns its PyTorch module."),
+    ] = None,
+    example: Annotated[
+        str | None,
+        typer.Option(
+            "--example",
+            metavar="MODULE:NAME",
+            help="With --build: one example input (tensor, array, tuple, dict by name), or a function that returns it.",
+        ),
+    ] = None,
+    samples: Annotated[
+        str | None,
+        typer.Option("--samples", metavar="MODULE:FUNCTION", help="Returns its samples, as docs/params.md describes."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the entry and write nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Inspect a model and add its entry to params.yaml. What could not be found out is marked TODO there.
+
+    Example: onward add ranker --onnx models/ranker.onnx --samples models.ranker:samples
+    """
+    from dataclasses import asdict
+
+    from onward.stages.scaffold.add import add as add_entry
+
+    added = add_entry(name, onnx, build, example, samples, dry_run)
+    if as_json:
+        print_json({"model": name, "entry": added.entry.values, "todos": [asdict(todo) for todo in added.todos]})
+    elif dry_run:
+        say(*(f"  {line}" for line in added.entry.lines))
+    else:
+        say(f"params.yaml, line {added.line}: added models.{name}")
+        say(*(f"  TODO{'' if todo.required else ' (optional)'} {todo.key}: {todo.what}" for todo in added.todos))
+        todo = "fill in the lines marked TODO, then " if any(todo.required for todo in added.todos) else ""
+        say(f"Next: {todo}check with `onward stage params`, then run `dvc repro publish@{name}`")

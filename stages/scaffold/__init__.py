@@ -1,0 +1,1 @@
+"""Writes and maintains Onward's files in a team's repository."""
