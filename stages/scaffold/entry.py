@@ -63,9 +63,9 @@ def build_entry(name: str, given: Mapping[str, str], found: FoundModel, defaults
     makes_cases = bool(defaults.get("cases"))
     writer.add_group("inputs", {tensor.name: _input(tensor, makes_cases) for tensor in found.inputs})
     writer.add_group("outputs", {tensor.name: _output(tensor) for tensor in found.outputs})
-    own = defaults.get("dims")
-    known: Mapping[str, Any] = own if isinstance(own, Mapping) else {}
-    if found.dims and known.keys() != found.dims.keys():
+    own = defaults.get("dims") if isinstance(defaults.get("dims"), Mapping) else None
+    known = {dim: sizes for dim, sizes in own.items() if _fits(sizes, found.dims.get(dim))} if own else {}
+    if found.dims and not (own and known.keys() == own.keys() == found.dims.keys()):
         first = {tensor.shape[0] for tensor in found.inputs if tensor.shape}
         writer.add_group(
             "dims",
@@ -74,22 +74,28 @@ def build_entry(name: str, given: Mapping[str, str], found: FoundModel, defaults
                 for dim, sizes in found.dims.items()
             },
         )
-    elif known and not found.dims:
+    elif own and not found.dims:
         writer.add("dims", {})
     return Entry(name, writer.values, writer.lines, writer.todos)
 
 
+def _fits(sizes: Any, found: FoundDim | None) -> bool:
+    """Whether the model accepts the sizes that `defaults` gives a dimension."""
+    least = sizes.get("min", 1) if isinstance(sizes, Mapping) else 0
+    return found is not None and isinstance(least, int) and least >= found.min
+
+
 SAMPLES = (
-    "package.module:function; called with 'evaluation' and with 'calibration', it returns a dict of arrays by input "
-    "name, samples on the first axis"
+    "package.module:function of 'evaluation' or 'calibration'; returns a dict of arrays by input name, samples on the "
+    "first axis"
 )
 QUALITY = (
-    "optional: package.module:function of (outputs by name, labels), or of the outputs alone; higher is better. "
-    "Without it, the outputs are compared with those of the original"
+    "package.module:function of (outputs by name, labels) or of the outputs alone, higher is better; without it, outputs "
+    "are compared with the original's"
 )
-WEIGHTS = "weights: path/to/weights.safetensors, or train: package.module:function, unless build returns the weights"
+WEIGHTS = "path/to/weights.safetensors; or train: package.module:function; neither if build returns the trained module"
 
-# What is left to do about one line: (key below the line's own, what, whether it is required).
+# What is left to do about one line: (key below that of the line, what, whether it is required).
 _Left = list[tuple[str, str, bool]]
 
 
@@ -106,12 +112,11 @@ def _input(tensor: FoundTensor, makes_cases: bool) -> tuple[dict[str, Any], _Lef
 
 
 def _output(tensor: FoundTensor) -> tuple[dict[str, Any], _Left]:
-    if tensor.shape is None:
-        what = f"the sizes and dimensions of this output, such as [batch, 10]; {tensor.note}"
-        return {"shape": PLACEHOLDER}, [("shape", what, True)]
-    shape = [PLACEHOLDER if size is None else size for size in tensor.shape]
-    left = f"a size, or the name of a dimension of an input; {tensor.note}. Fix the sizes of the inputs it depends on"
-    return {"shape": shape}, [("shape", left, True)] if None in tensor.shape else []
+    if tensor.shape is not None and None not in tensor.shape:
+        return {"shape": list(tensor.shape)}, []
+    known = "" if tensor.shape is None else f", here [{', '.join('?' if n is None else str(n) for n in tensor.shape)}]"
+    what = f"the size of each axis, or the name of a dimension of the inputs{known}; {tensor.note}"
+    return {"shape": PLACEHOLDER}, [("shape", what, True)]
 
 
 def _dim(sizes: FoundDim, is_batch: bool) -> tuple[dict[str, Any], _Left]:
@@ -122,9 +127,7 @@ def _dim(sizes: FoundDim, is_batch: bool) -> tuple[dict[str, Any], _Left]:
         return {**values, "max": PLACEHOLDER, "typical": PLACEHOLDER}, left
     values |= {"max": sizes.max, "typical": list(sizes.typical)}
     guess = "assumed" if is_batch else "those of the example"
-    return values, [
-        ("", f"check the sizes, which are {guess}: max is the largest served, typical the usual ones", False)
-    ]
+    return values, [("", f"check these sizes ({guess}): max is the largest served, typical the most frequent", False)]
 
 
 class _Writer:
@@ -143,7 +146,7 @@ class _Writer:
     def remind(self, key: str, what: str) -> None:
         """Add a comment on a key that may be added."""
         self.todos.append(Todo(f"{self.path}.{key}", what, False))
-        self.lines.append(f"  # TODO: {what if what.startswith(key) else f'{key}: {what}'}")
+        self.lines.append(f"  # TODO: {key} (optional): {what}")
 
     def add_group(self, key: str, items: Mapping[str, tuple[Any, _Left]]) -> None:
         self.values[key] = {name: value for name, (value, _) in items.items()}
