@@ -90,8 +90,8 @@ SAMPLES = (
     "first axis"
 )
 QUALITY = (
-    "package.module:function of (outputs by name, labels) or of the outputs alone, higher is better; without it, outputs "
-    "are compared with the original's"
+    "package.module:function of (outputs by name, labels) or of the outputs alone, higher is better; without it, "
+    "outputs are compared with the original's"
 )
 WEIGHTS = "path/to/weights.safetensors; or train: package.module:function; neither if build returns the trained module"
 

@@ -78,7 +78,8 @@ def _candidates(text: str, lines: list[str]) -> Iterator[str]:
 def _into_empty(text: str, key_end: int, models: Any, lines: list[str], newline: str) -> Iterator[str]:
     """Below `models:` without a value, or in place of `{}`, `null` or `~`."""
     start, end = models.start_mark.index, models.end_mark.index
-    if text[start:end].strip() in ("{}", "null", "~", "Null", "NULL") or text[start:end].strip(" {}") == "":
+    said = text[start:end]
+    if said.strip("{} \r\n\t") == "" or said in ("null", "Null", "NULL", "~"):
         rest = f"{text[:start].rstrip(' ')}{text[end:]}" if start > key_end else text
     else:
         rest = text
@@ -131,7 +132,7 @@ def _end_of_content(text: str, end: int, column: int = 0) -> int:
     """The end of the last line before `end` that is neither blank nor a comment left of `column`."""
     kept = text[:end]
     while kept:
-        start = kept.rstrip("\r\n").rfind("\n") + 1
+        start = kept.rfind("\n", 0, -1) + 1
         line = kept[start:]
         bare = line.strip()
         indentation = len(line) - len(line.lstrip(" "))
