@@ -474,6 +474,14 @@ def test_an_entry_of_fixed_sizes_has_no_dimensions(team, onward) -> None:
     assert problems() == []
 
 
+def test_a_file_above_the_project_is_named_relative_to_params_yaml(team, onward) -> None:
+    (team.parent / ".git").mkdir()
+    linear(team.parent / "m.onnx")
+    assert onward("add", "m", "--onnx", "../m.onnx", "--samples", "models.rows:samples")[0] == 0
+    assert entry_of(team)["onnx"] == "../m.onnx"
+    assert problems() == []
+
+
 def test_a_clash_with_the_defaults_is_among_what_is_left(team, onward) -> None:
     (team / "params.yaml").write_text("defaults: {build: 'models.nets:plain'}\n" + EMPTY)
     linear(team / "m.onnx")
