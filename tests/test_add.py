@@ -69,6 +69,14 @@ def text():
 def text_example():
     return {"mask": torch.tensor([[1, 1, 0, 1, 1, 1, 1]] * 2), "ids": torch.arange(14).reshape(2, 7)}
 
+class Best(nn.Module):
+    """Returns three scores, or all where there are fewer."""
+    def forward(self, scores):
+        return scores.topk(min(3, scores.shape[1])).values
+def best():
+    return Best()
+best_example = torch.arange(18.0).reshape(2, 9)
+
 class Masked(nn.Module):
     def __init__(self):
         super().__init__()
@@ -534,6 +542,11 @@ EXPECTED: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
         {"x": ["float32", "batch", "x_axis1", 4], "keep": ["bool", "batch", "x_axis1"]},
         {"output": ["batch", 2]},
         {"x_axis1": {"min": 1, "max": 6, "typical": [6]}},
+    ),
+    "best": (
+        {"scores": ["float32", "batch", "scores_axis1"]},
+        {"output": ["batch", 3]},
+        {"scores_axis1": {"min": 4, "max": 9, "typical": [9]}},
     ),
     "picture": (
         {"image": ["float32", "batch", 3, 16, 16]},

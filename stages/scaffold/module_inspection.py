@@ -188,7 +188,14 @@ def _described(runner: _Runner, groups: list[tuple[Group, int]]) -> FoundModel:
         if not culprits:
             break
         groups = [item for number, item in enumerate(groups) if number not in culprits]
-    dims = {names[group]: _dim(runner, group) for group in names}
+    dims = {}
+    for group, dim in names.items():
+        shaped = {
+            name: tuple("?" if size == dim else seen for size, seen in zip(shape, runner.answer[name], strict=True))
+            for name, shape in shapes.items()
+            if shape is not None
+        }
+        dims[dim] = _dim(runner, group, shaped)
     return FoundModel(
         tuple(_input(runner, name, names) for name in runner.example),
         tuple(_output(runner, name, shape, runs) for name, shape in shapes.items()),
@@ -200,9 +207,17 @@ def _has_batch(group: Group) -> bool:
     return any(axis == 0 for _, axis in group)
 
 
-def _dim(runner: _Runner, group: Group) -> FoundDim:
+def _dim(runner: _Runner, group: Group, wanted: Mapping[str, tuple[int | str, ...]]) -> FoundDim:
+    """The sizes of a dimension. `wanted` are the shapes of the outputs, with "?" where they have its size."""
+
+    def accepts(size: int) -> bool:
+        shapes = runner.run({group: size})
+        return shapes is not None and all(
+            shapes[name] == tuple(size if known == "?" else known for known in shape) for name, shape in wanted.items()
+        )
+
     size = runner.shapes[group[0][0]][group[0][1]]
-    least = smallest_size(size, lambda small: runner.accepts(group, small))
+    least = smallest_size(size, accepts)
     if _has_batch(group):
         most = max(size, BATCH_SIZES.max or size)
         typical = tuple(dict.fromkeys(max(least, usual) for usual in BATCH_SIZES.typical or ()))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -88,12 +88,11 @@ def complete_outputs(path: Path, model: FoundModel) -> FoundModel:
 
 
 def _runs(path: Path, model: FoundModel) -> list[Run]:
-    """Two runs in which every dimension has another size; none where ONNX Runtime refuses all that were tried."""
+    """Two runs with different sizes of every dimension; none where ONNX Runtime refuses all that were tried."""
     with Worker.onnx(path, path.name, options=AS_IT_IS, timeout=RUN_TIMEOUT_S) as worker:
         for smallest in _SIZES:
             runs = []
-            for shift in (0, len(model.dims)):
-                sizes = {name: smallest + shift + number for number, name in enumerate(model.dims)}
+            for sizes in _two_sizes(list(model.dims), smallest):
                 try:
                     answers = worker.run({tensor.name: _filled(tensor, sizes) for tensor in model.inputs})
                 except WorkerFailure:
@@ -102,6 +101,12 @@ def _runs(path: Path, model: FoundModel) -> list[Run]:
             if len(runs) == 2:
                 return runs
     return []
+
+
+def _two_sizes(dims: list[str], smallest: int) -> Iterator[dict[str, int]]:
+    """Sizes for two runs: no two alike, and not in the same order, so that no sum of sizes looks like another size."""
+    yield {name: smallest + number for number, name in enumerate(dims)}
+    yield {name: smallest + len(dims) + 3 * number for number, name in enumerate(reversed(dims), 1)}
 
 
 def _filled(tensor: FoundTensor, sizes: Mapping[str, int]) -> npt.NDArray[Any]:
