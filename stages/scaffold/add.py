@@ -68,9 +68,7 @@ def add(
         missing, there = ("--example", "--build") if build else ("--build", "--example")
         raise UsageError(f"{there} needs {missing}, too: the module is run on one example input")
     _require_free_name(name)
-    text, content = _read_params()
-    if name in (content.get("models") or {}):
-        raise UsageError(f"{PARAMS}: there is a model {name!r} already; nothing was changed")
+    _read_params(name)
     for option, value in (("--build", build), ("--example", example), ("--samples", samples)):
         if value is not None:
             require_callable_name(option, value)
@@ -87,6 +85,7 @@ def add(
     if samples is not None:
         _isolated("--samples", require_callable, "--samples", samples)
         given["samples"] = samples
+    text, content = _read_params(name)  # anew: the inspection takes time, and the file may have changed
     entry = build_entry(name, given, found, content.get("defaults") or {})
     new = insert_entry(text, entry.lines, {name: entry.values})
     if not dry_run:
@@ -103,8 +102,8 @@ def _require_free_name(name: str) -> None:
         raise UsageError(f"{name!r} is no name for a model: build/{name}/ belongs to the {name} stage")
 
 
-def _read_params() -> tuple[str, dict[str, Any]]:
-    """The text of params.yaml, and what it says."""
+def _read_params(new: str) -> tuple[str, dict[str, Any]]:
+    """The text of params.yaml, which has no model of the name `new`, and what it says."""
     path = checkout.root() / PARAMS
     try:
         content = yaml_text.load(path, YAML(typ="safe", pure=True).load)
@@ -120,6 +119,8 @@ def _read_params() -> tuple[str, dict[str, Any]]:
     for key in ("models", "defaults"):
         if not isinstance(content.get(key) or {}, Mapping):
             raise UsageError(f"{PARAMS}: {key}: wants a mapping")
+    if new in (content.get("models") or {}):
+        raise UsageError(f"{PARAMS}: there is a model {new!r} already; nothing was changed")
     return path.read_bytes().decode(), content
 
 
