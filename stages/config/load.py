@@ -19,6 +19,8 @@ from onward.stages.config import migrations, paths
 from onward.stages.config.schema import Dim, Input, ModelParams, Output, Params, suggestion
 
 LONGEST_NAME = 64
+# `onward add` writes this where a value is required and unknown.
+PLACEHOLDER = "TODO"
 RESERVED = {"params", "host", "tracking"}
 
 _MODEL = ("build", "onnx", "inputs", "outputs", "dims", "seed")
@@ -215,7 +217,9 @@ def _explain(error: Any, raw: dict[str, Any]) -> tuple[str, str]:
         else:
             break  # pydantic's own name for a branch of a union, not a key of the file
     kind, got = error["type"], error["input"]
-    if kind == "extra_forbidden":
+    if got == PLACEHOLDER:
+        message = "this value is still missing; the comment beside it says what to fill in"
+    elif kind == "extra_forbidden":
         message = "unknown key" + suggestion(str(error["loc"][-1]), _siblings(error["loc"]))
     elif kind == "missing":
         message = "this key is missing"

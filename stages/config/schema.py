@@ -30,9 +30,9 @@ def _callable_name(value: str) -> str:
 
 
 def _repository_path(value: str) -> str:
-    path = Path(value)
-    if path.is_absolute() or ".." in path.parts:
-        raise ValueError(f"{value!r} must be a path inside the repository, relative to it")
+    # The params stage refuses files outside the repository: the project may be a folder below its top.
+    if Path(value).is_absolute():
+        raise ValueError(f"{value!r} must be a path relative to params.yaml")
     return value
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -103,6 +104,30 @@ def _parameters(module: nn.Module) -> list[inspect.Parameter]:
     return list(inspect.signature(module.forward).parameters.values())
 
 
+def parameter_names(module: nn.Module) -> list[str]:
+    """Names of the parameters of forward(), in its order, without `*args` and `**kwargs`."""
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [parameter.name for parameter in _parameters(module) if parameter.kind not in variadic]
+
+
+def positional_names(module: nn.Module, count: int) -> list[str]:
+    """Names for `count` tensors that forward() takes by position: those of its parameters, and `input` or `input_0`,
+    `input_1`, ... for what goes to `*args`.
+
+    Raises:
+        Mismatch: forward() takes fewer by position.
+    """
+    kinds = inspect.Parameter
+    parameters = _parameters(module)
+    names = [p.name for p in parameters if p.kind in (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD)]
+    if len(names) < count and any(p.kind is kinds.VAR_POSITIONAL for p in parameters):
+        more = range(count - len(names))
+        names += [f"input_{number}" for number in more] if len(more) > 1 or "input" in names else ["input"]
+    if len(names) < count:
+        raise Mismatch(f"forward{_words(parameters)} takes {len(names)} tensors by position, the example has {count}")
+    return names[:count]
+
+
 def _words(parameters: Sequence[inspect.Parameter]) -> str:
     bare = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in parameters]
     return str(inspect.Signature(bare))
@@ -155,6 +180,27 @@ def name_outputs(results: Any, declared: Sequence[str]) -> Named:
         raise Mismatch(f"the module returns {len(bare)} outputs, params.yaml declares {len(declared)}")
     found = keyed | dict(zip(free, bare, strict=True))
     return Named({name: found[name] for name in declared}, dropped)
+
+
+def output_names(results: Any) -> list[str]:
+    """Names to declare for what forward() returned: its keys; `output`, or `output_0`, `output_1`, ..., where it has no
+    keys. Entries that are None have no name.
+
+    Raises:
+        Mismatch: an entry is no tensor, or two have the same key.
+    """
+    leaves = [(path, value) for path, value in _leaves(results, ()) if value is not None]
+    keys = [_label(path) for path, _ in leaves if any(isinstance(part, str) for part in path)]
+    bare = len(leaves) - len(keys)
+    free = iter(["output"] if bare == 1 and "output" not in keys else _free_names(bare, keys))
+    names = [_label(path) if any(isinstance(part, str) for part in path) else next(free) for path, _ in leaves]
+    name_outputs(results, names)
+    return names
+
+
+def _free_names(count: int, taken: Sequence[str]) -> Iterator[str]:
+    numbered = (f"output_{number}" for number in itertools.count())
+    return itertools.islice((name for name in numbered if name not in taken), count)
 
 
 def _leaves(value: Any, path: Path) -> Iterator[tuple[Path, Any]]:
