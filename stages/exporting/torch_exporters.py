@@ -219,8 +219,8 @@ def _translations(settings: ModelParams) -> dict[Any, Any] | None:
         table = table()
     if not isinstance(table, Mapping):
         raise UsageError(
-            f"params.yaml: export.custom_translations: {name} gives {type(table).__name__}, wanted a mapping from torch "
-            "operators to ONNX functions, or a function that returns one"
+            f"params.yaml: export.custom_translations: {name} gives {type(table).__name__}, wanted a mapping from "
+            "torch operators to ONNX functions, or a function that returns one"
         )
     return dict(table)
 
