@@ -1,4 +1,4 @@
-"""Prints one table for all models, whatever became of them, and exits 1 if any is not fit to be registered."""
+"""Prints one table for all models, and exits with code 1 if any cannot be registered."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from onward.stages.config.load import settings
 from onward.stages.measuring.statistics import quotient
 from onward.stages.reports import found
 
-# Of an interval whose ends differ by more than this factor, no figure is shown.
+# For an interval with ends that differ by more than this factor, no figure is shown.
 WIDE = 1.5
 
 EXPLANATION = """\
-x plain, x PyTorch: how many times as fast over all typical sizes on this machine, when it is undisturbed; ± is the 95 %
-interval, and "unclear" is said where that is wider than a factor of 1.5."""
+x plain, x PyTorch: how many times as fast as those, over all typical sizes on this machine when undisturbed; ± is the
+95 % interval, and "unclear" means that it is wider than a factor of 1.5."""
 
 
 def main() -> None:
-    """Print what came of every model; exit 1 if any failed or was never run, naming the stage and the reason."""
+    """Print the result of every model; exit with code 1 if any failed or was not run, and name the stage and reason."""
     table = Table(title="Verdict", title_justify="left")
     for column, justify in (
         ("model", "left"), ("verdict", "left"), ("chosen", "left"), ("x plain", "right"), ("x PyTorch", "right"),
@@ -58,16 +58,14 @@ def main() -> None:
 
 
 def _faults(model: str, reports: dict[str, Report]) -> list[str]:
-    """Why a model is not fit to be registered: the stages that failed, else the first one that left no report."""
+    """Why a model cannot be registered: the stages that failed, else the first one without a report."""
     failed = [f"failed: {model}: {r.stage}: {r.reason}" for r in reports.values() if r.status == "failed"]
-    missing = [
-        f"not run: {model}: {stage} left no report: run `dvc repro`" for stage in REPORTS if stage not in reports
-    ]
+    missing = [f"not run: {model}: {stage} has no report: run `dvc repro`" for stage in REPORTS if stage not in reports]
     return failed or missing[:1]
 
 
 def _row(reports: dict[str, Report]) -> list[str | Text]:
-    """The columns after the model's name."""
+    """The table's columns after the model's name."""
     if any(report.status == "failed" for report in reports.values()):
         return [Text("failed", style="red"), *[""] * 6]
     train, benchmark, select, published = (reports.get(s) for s in ("train", "benchmark", "select", "publish"))
@@ -97,7 +95,15 @@ def _row(reports: dict[str, Report]) -> list[str | Text]:
 
 
 def speed(ratio: Ratio) -> str:
-    """How many times as fast, of a ratio of latencies, with its interval in per cent; "unclear" where that is wide."""
+    """Format a latency ratio as a speed.
+
+    Args:
+        ratio: A latency relative to another one.
+
+    Returns:
+        How many times as fast it is, with the interval in per cent: "1.52 ±3%"; "unclear" if the interval's ends differ
+        by more than the factor WIDE.
+    """
     if ratio.high > WIDE * ratio.low:
         return "unclear"
     times = 1 / ratio.value

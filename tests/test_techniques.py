@@ -196,7 +196,7 @@ def test_a_budget_that_int8_breaks_is_held_with_one_layer_in_float(project: Path
     assert held.name in broken.reason
     coarser = next(v for v in report.variants if "per_tensor" in v.name)
     assert coarser.status == "not attempted"
-    assert coarser.reason == f"{broken.name} breaks the quality budget, and this would lose more"
+    assert coarser.reason == f"{broken.name} breaks the quality budget, and this variant would lose more"
     assert held.status == "passed"
     assert held.snr_db is not None
     assert held.snr_db >= 20
@@ -229,7 +229,7 @@ def test_layers_that_no_form_shows_are_not_ranked_and_the_variant_says_so(
     report = through("train", "data", "export", "verify", "optimize", "quantize")["quantize"]
     assert report.status == "passed", report.reason
     variant = next(v for v in report.variants if "qoperator" in v.name)
-    words = "its layers could not be ranked: the form that shows them could not be made: ValueError: no such form"
+    words = "its layers could not be ranked: the format that shows layers could not be made: ValueError: no such form"
     assert (variant.status, words in variant.reason) == ("failed", True), variant.reason
 
 

@@ -127,7 +127,7 @@ def ratio(pairs: Sequence[tuple[Array, Array]]) -> Ratio:
     logs = [np.log(medians) for pair in pairs for medians in pair]
     counts = {values.size for values in logs}
     if len(counts) != 1 or 0 in counts:
-        raise ValueError(f"rounds cannot be paired: the series have {sorted(counts)} rounds, wanted equal numbers above 0")
+        raise ValueError(f"rounds cannot be paired: the series have {sorted(counts)} rounds, wanted one number above 0")
     value = float(np.exp(_log_ratio(*logs)))
     if counts == {1}:
         return Ratio(value=value, low=value, high=value)
