@@ -267,7 +267,7 @@ def test_an_opset_that_the_runtime_does_not_know_is_explained(project: Path) -> 
     given(project)
     report: VerifyReport = through("train", "data", "export", "verify")["verify"]
     assert report.status == "failed"
-    assert "the model asks for an opset that the runtime does not know" in report.reason
+    assert "the model requires an opset that the runtime does not support" in report.reason
 
 
 def test_a_variant_that_departs_names_the_first_value_that_does(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
