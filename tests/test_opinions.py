@@ -224,7 +224,7 @@ def test_that_optimisations_change_the_result_is_said_only_after_both_levels_wer
     monkeypatch.setattr(
         localize_torch, "_outputs", lambda plain, case, options: {"y": np.full(3, float(options.graph_level == "all"))}
     )
-    assert localize_torch._by_level(plain, case, settings).endswith("another y comes out: they change the result")
+    assert localize_torch._by_level(plain, case, settings).endswith("y differs: they change the result")
 
 
 def test_a_sum_that_cancels_differs_from_float64_by_what_its_spread_explains(tmp_path: Path) -> None:

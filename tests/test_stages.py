@@ -359,7 +359,7 @@ def test_a_suite_that_is_none_is_a_failed_verdict(project: Path, text: str) -> N
     ("old", "new", "words"),
     [
         ('{"x": x,', '{"z": x,', "params.yaml: models.toy.samples: gives z, label; wanted x"),
-        ('{"x": x,', '{"x": x.T,', "Samples stand on the first axis of every array"),
+        ('{"x": x,', '{"x": x.T,', "Samples must be on the first axis of every array"),
         ("def samples(split):", "def samples(split):\n    raise KeyError(split)", "raised KeyError: 'evaluation'"),
     ],
 )
@@ -469,7 +469,7 @@ def train(seed):
     [
         ("net.mean = 0.5", "mean is 0.5 in one and 0.0 in the other"),
         ("net.shift += 1", "shift holds other values in one than in the other (1, 1, 1, ... and 0, 0, 0, ...)"),
-        ("net.head.register_forward_hook(lambda m, i, o: o * 2)", "no attribute was found that differs"),
+        ("net.head.register_forward_hook(lambda m, i, o: o * 2)", "no differing attribute was found"),
         ("net = net.double(); net.shift = net.shift.double()", ""),
         ("net = torch.nn.ModuleDict({'module': net}); net.forward = net['module'].forward", ""),
         ("net.note = 'trained'; net.head.weight.data = net.head.weight.data.t().contiguous().t()", ""),
@@ -484,7 +484,7 @@ def test_what_is_released_answers_as_what_was_trained(project: Path, change: str
         assert report.status == "passed", report.reason
         return
     assert report.status == "failed"
-    assert "answers otherwise than the module that was trained" in report.reason
+    assert "gives other outputs than the module that was trained" in report.reason
     assert words in report.reason
     assert "register_buffer" in report.reason
 

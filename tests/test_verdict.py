@@ -66,8 +66,8 @@ def test_every_model_has_a_row_also_those_that_failed_or_never_ran(
     states = {line.split("│")[1].strip(): line.split("│")[2].strip() for line in out.splitlines() if "│" in line}
     assert states == {"good": "passed", "bad": "failed", "new": "not run", "unpublished": "not run"}
     assert "failed: bad: export: no translation" in out
-    assert "not run: new: train left no report: run `dvc repro`" in out
-    assert "not run: unpublished: publish left no report: run `dvc repro`" in out
+    assert "not run: new: train has no report: run `dvc repro`" in out
+    assert "not run: unpublished: publish has no report: run `dvc repro`" in out
 
 
 @pytest.mark.parametrize(

@@ -99,9 +99,9 @@ def test_an_original_that_answers_by_chance_is_told_so(project: Path) -> None:
     source = with_module("return self.b(x) + 0.1 * torch.rand_like(self.b(x))")
     write_project(project, source=source, params=toy_params(quality=None, export={"strategy": "dynamo"}))
     reports = through("train", "data", "export", "verify")
-    assert any("draws at random" in finding for finding in reports["export"].findings)
+    assert any("draws random numbers" in finding for finding in reports["export"].findings)
     assert reports["verify"].status == "failed"
-    assert "answers otherwise each time it is asked the same (y)" in reports["verify"].reason
+    assert "outputs differ from run to run for the same inputs (y)" in reports["verify"].reason
 
 
 def test_what_torch_export_refuses_another_way_gets_right_and_the_report_says_both(project: Path) -> None:
@@ -267,7 +267,7 @@ def test_an_opset_that_the_runtime_does_not_know_is_explained(project: Path) -> 
     given(project)
     report: VerifyReport = through("train", "data", "export", "verify")["verify"]
     assert report.status == "failed"
-    assert "the model asks for an opset that the runtime does not know" in report.reason
+    assert "the model requires an opset that the runtime does not support" in report.reason
 
 
 def test_a_variant_that_departs_names_the_first_value_that_does(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
