@@ -10,7 +10,7 @@ from onward.registry.evidence.records import FileDigest, Ratio
 from onward.registry.evidence.reports import PublishReport, save
 from onward.stages import verdict
 from tests.evidence_factory import make_publication
-from tests.toy import toy_params, write_project
+from tests.toy import toy_params, write_project, write_settings
 
 
 def reported(root: Path, model: str, published: bool = True, findings: tuple[str, ...] = ()) -> None:
@@ -38,6 +38,7 @@ def of_models(project: Path, *models: str) -> None:
     params = toy_params()
     params["models"] = dict.fromkeys(models, params["models"]["toy"])
     write_project(project, params=params)
+    write_settings()
 
 
 def test_a_model_that_passed_shows_its_ratios_with_their_intervals(
