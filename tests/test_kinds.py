@@ -67,7 +67,7 @@ def test_what_params_say_is_not_guessed() -> None:
     assert (found.kind, found.limit, found.reason) == ("scores", 0.05, "params.yaml says so")
     with pytest.raises(ValueError, match="there is no axis 2"):
         Output(shape=["batch", 10], kind="scores", axis=2)
-    with pytest.raises(ValueError, match="says nothing without kind"):
+    with pytest.raises(ValueError, match="this key needs kind"):
         Output(shape=["batch", 10], axis=1)
 
 
