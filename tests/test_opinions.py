@@ -209,7 +209,7 @@ def test_quantised_random_and_unknown_operators_are_told_apart(tmp_path: Path) -
     noise = model_of([helper.make_node("RandomNormalLike", ["x"], ["y"])], {}, [3], [3])
     unknown = model_of([helper.make_node("QuickGelu", ["x"], ["y"], domain="com.microsoft")], {}, [3], [3])
     unknown.opset_import.append(helper.make_opsetid("com.microsoft", 1))
-    for model, words in ((noise, "draws at random"), (unknown, "QuickGelu")):
+    for model, words in ((noise, "draws random numbers"), (unknown, "QuickGelu")):
         with pytest.raises(evaluator.Unsupported, match=words):
             evaluator.Wide(model)
 
