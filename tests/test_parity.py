@@ -227,7 +227,7 @@ def test_made_up_values_that_the_original_refuses_are_probes_and_sizes_that_it_r
     assert by_name["maximum"].failure is not None
     assert not by_name["maximum"].probe
     assert by_name["samples0"].failure is None
-    assert "`range` of the input, or `cases`" in findings(expected)[0]
+    assert "with `range` of the input, or with `cases`" in findings(expected)[0]
 
 
 def test_an_answer_that_hangs_on_a_millionth_is_one_to_which_nobody_is_held() -> None:

@@ -83,9 +83,9 @@ def test_integers_alone_say_nothing_of_fidelity() -> None:
             Budget(),
             "boxes (values): ",
         ),
-        (Judged(fidelity=[lost("logits", 0, True)]), None, Budget(), "was not measured (boxes)"),
+        (Judged(fidelity=[lost("logits", 0, True)]), None, Budget(), "were not measured (boxes)"),
         (Judged(agreement=0.95, cosine=0.97), None, Budget(min_cosine=0.98), "cosine, 0.97000"),
-        (Judged(), None, Budget(), "was not measured (boxes, logits)"),
+        (Judged(), None, Budget(), "were not measured (boxes, logits)"),
     ],
 )
 def test_what_breaks_the_budget_is_said_in_words_and_names_the_output(

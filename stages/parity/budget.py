@@ -141,7 +141,7 @@ class Judgement(NamedTuple):
         by_kind = self.by_kind()
         missing = by_kind - {one.output for one in judged.fidelity}
         if missing:
-            yield f"its outputs {', '.join(sorted(missing))} were not measured, so they cannot be judged"
+            yield f"outputs were not measured ({', '.join(sorted(missing))}), so they cannot be judged"
         yield from (str(one) for one in judged.fidelity if one.output in by_kind and not one.holds)
         if budget.min_cosine is not None and judged.cosine is not None and not judged.cosine >= budget.min_cosine:
             yield f"the worst cosine, {judged.cosine:.5f}, is under the {budget.min_cosine:g} of budget.min_cosine"
