@@ -17,7 +17,8 @@ from onward.registry.evidence.records import CaseResult
 from onward.registry.evidence.reports import ExportReport, OptimizeReport, VerifyReport
 from onward.stages import verify
 from onward.stages.config.load import read as read_params
-from onward.stages.config.load import section, write_sections
+from onward.stages.config.load import section
+from onward.stages.params import write_sections
 from onward.stages.parity.reference_answers import cases, recorded_answers, recorded_outputs
 from onward.stages.transforms.optimizers import onnxsim
 from tests.conftest import ROOT, run
