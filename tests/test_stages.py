@@ -578,7 +578,7 @@ def test_buffers_may_be_infinite_and_steps_may_be_missing_but_nothing_is_nan() -
     assert "num_batches_tracked" in fit(module, state)[0]
     assert module.mask[0] == float("-inf")
     for value in ("nan", "inf"):
-        with pytest.raises(UsageError, match=r"holds (NaN|infinity)"):
+        with pytest.raises(UsageError, match=r"contains (NaN|infinity)"):
             fit(module, {**state, "weight": torch.full((2,), float(value))})
     with pytest.raises(UsageError, match="mask contains NaN"):
         fit(module, {**state, "mask": torch.full((2,), float("nan"))})
