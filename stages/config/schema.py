@@ -166,12 +166,7 @@ class Export(Section):
 
 
 class Limits(Section):
-    """Tolerances of one output; a missing one is that of the model.
-
-    Attributes:
-        rtol: Relative tolerance.
-        atol: Absolute tolerance, in the output's unit.
-    """
+    """Tolerances of one output, as in `Tolerance`; a missing one is that of the model."""
 
     rtol: NonNegative | None = None
     atol: NonNegative | None = None
@@ -278,12 +273,7 @@ def candidates(*given: str | dict[str, Any]) -> list[TechniqueSpec]:
 
 
 class Optimize(Section):
-    """Settings of the optimisers.
-
-    Attributes:
-        candidates: Techniques to try.
-        timeout: Time limit per technique, in seconds.
-    """
+    """Settings of the optimisers: techniques to try, and the time limit of each, in seconds."""
 
     candidates: list[TechniqueSpec] = candidates(
         "onnxsim",
@@ -300,13 +290,7 @@ class Optimize(Section):
 
 
 class Quantize(Section):
-    """Settings of the quantisers.
-
-    Attributes:
-        candidates: Techniques to try.
-        calibration_samples: Number of samples to calibrate with.
-        timeout: Time limit per technique, in seconds.
-    """
+    """Settings of the quantisers: techniques to try, calibration samples, and the time limit of each, in seconds."""
 
     candidates: list[TechniqueSpec] = candidates(
         "dynamic",
@@ -415,11 +399,7 @@ class ModelParams(Section):
         ]
 
     def problems(self) -> Iterable[tuple[str, str]]:
-        """Check rules that involve several keys.
-
-        Returns:
-            (path below the model, message) of each problem.
-        """
+        """Check rules that involve several keys; gives (path below the model, message) of each problem."""
         if (self.build is None) == (self.onnx is None):
             yield ("build" if self.build else "", "give either build: (a PyTorch module) or onnx: (a file), not both")
         if self.onnx and self.weights:

@@ -118,6 +118,8 @@ def kernel_kills() -> int:
 class Worker:
     """One model in its own process.
 
+    Every request raises WorkerFailure if the runtime refuses it, the process dies, or the time runs out.
+
     Attributes:
         label: Names the model and the provider in messages.
         command: Command line of the process.
@@ -241,9 +243,6 @@ class Worker:
 
         Returns:
             The answer to the load request.
-
-        Raises:
-            WorkerFailure: The runtime refused the model, the process died, or the time ran out.
         """
         self.spawn()
         if not self._is_loaded:
@@ -267,11 +266,7 @@ class Worker:
         self.renew()
 
     def renew(self) -> None:
-        """Load the model again in the same process, at other memory addresses.
-
-        Raises:
-            WorkerFailure: As `switch`.
-        """
+        """Load the model again in the same process, at other memory addresses."""
         self._is_loaded = False
         self.start()
 
@@ -301,9 +296,6 @@ class Worker:
 
         Returns:
             Outputs by name, and the same computed in float64 (empty if not supported).
-
-        Raises:
-            WorkerFailure: As `run`.
         """
         self.start()
         if not self.loaded.get("widens"):
@@ -322,9 +314,6 @@ class Worker:
 
         Returns:
             Whether the worker supports this.
-
-        Raises:
-            WorkerFailure: The perturbed model could not be loaded.
         """
         self.start()
         if not self.loaded.get("shakes"):
@@ -343,9 +332,6 @@ class Worker:
 
         Returns:
             Latency of each run, in ms.
-
-        Raises:
-            WorkerFailure: As `run`.
         """
         self.start()
         path = self._write(inputs)
@@ -364,9 +350,6 @@ class Worker:
 
         Returns:
             Latencies of all runs, in ms, and the seconds until the last thread ended.
-
-        Raises:
-            WorkerFailure: As `run`.
         """
         self.start()
         path = self._write(inputs)
