@@ -143,7 +143,7 @@ def sections(params: Params) -> dict[str, bytes]:
         for stage in READS:
             found[f"{name}/{stage}.json"] = _settings(name, model, stage, params)
     return {
-        path: (json.dumps(content.model_dump(exclude_defaults=True), indent=2, sort_keys=True) + "\n").encode()
+        path: (json.dumps(content.model_dump(exclude_defaults=True), indent=2) + "\n").encode()
         for path, content in found.items()
     }
 

@@ -100,7 +100,7 @@ def test_12_samples_on_another_axis_are_a_failed_verdict_that_says_where_samples
 def test_15_made_up_values_that_the_original_refuses_fail_nothing(case: Go, model: str) -> None:
     reports = case("c15", model)
     assert reasons(reports) == ""
-    assert any("`range` of the input, or `cases`" in finding for finding in reports["verify"].findings)
+    assert any("with `range` of the input, or with `cases`" in finding for finding in reports["verify"].findings)
 
 
 @pytest.mark.parametrize("model", ["c18", "c18n"])

@@ -88,7 +88,7 @@ def test_onnx_s_own_batch_normalisation_is_found_wrong_by_a_majority(
     (found,) = settled(normalised(9), x, tmp_path)
     assert found.ruling == "other"
     assert found.words.startswith(
-        "ONNX's reference evaluator computes BatchNormalization 'bn_1' (opset 9) otherwise than ONNX Runtime, ONNX "
+        "ONNX's reference evaluator computes BatchNormalization 'bn_1' (opset 9) differently from ONNX Runtime, ONNX "
         "Runtime at opset 22 and ONNX's reference evaluator at opset 22, which agree"
     )
     assert found.words.endswith("ONNX's reference evaluator is wrong there")
@@ -100,7 +100,8 @@ def test_a_wrong_operator_over_pytorch_is_outvoted(tmp_path: Path, monkeypatch: 
     (found,) = settled(model_of([node], {}, [3], [3]), np.ones(3, np.float32), tmp_path)
     assert found.ruling == "other"
     assert (
-        "PyTorch computes Relu 'r' (opset 17) otherwise than ONNX Runtime and ONNX's reference evaluator" in found.words
+        "PyTorch computes Relu 'r' (opset 17) differently from ONNX Runtime and ONNX's reference evaluator"
+        in found.words
     )
 
 
@@ -110,7 +111,7 @@ def test_two_against_onnx_runtime_find_it_wrong(tmp_path: Path, monkeypatch: pyt
     nodes = [helper.make_node("Neg", ["x"], ["h"]), helper.make_node("Relu", ["h"], ["y"], name="r")]
     (found,) = settled(model_of(nodes, {}, [3], [3]), np.ones(3, np.float32), tmp_path)
     assert found.ruling == "runtime"
-    assert found.words.startswith("ONNX Runtime computes Relu 'r' (opset 17) otherwise than PyTorch and ONNX's")
+    assert found.words.startswith("ONNX Runtime computes Relu 'r' (opset 17) differently from PyTorch and ONNX's")
 
 
 def test_without_a_majority_both_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,7 +210,7 @@ def test_quantised_random_and_unknown_operators_are_told_apart(tmp_path: Path) -
     noise = model_of([helper.make_node("RandomNormalLike", ["x"], ["y"])], {}, [3], [3])
     unknown = model_of([helper.make_node("QuickGelu", ["x"], ["y"], domain="com.microsoft")], {}, [3], [3])
     unknown.opset_import.append(helper.make_opsetid("com.microsoft", 1))
-    for model, words in ((noise, "draws at random"), (unknown, "QuickGelu")):
+    for model, words in ((noise, "draws random numbers"), (unknown, "QuickGelu")):
         with pytest.raises(evaluator.Unsupported, match=words):
             evaluator.Wide(model)
 

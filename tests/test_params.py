@@ -91,7 +91,7 @@ MISTAKES: list[tuple[str, dict[str, Any], str]] = [
     (
         "candidate of no shape",
         with_model(optimize={"candidates": [3]}),
-        "models.toy.optimize.candidates[0]: wants the name of a technique",
+        "models.toy.optimize.candidates[0]: must be the name of a technique",
     ),
     ("unknown runtime", {**with_model(), "runtimes": ["gpu"]}, "runtimes[0]: "),
     (
@@ -105,7 +105,7 @@ MISTAKES: list[tuple[str, dict[str, Any], str]] = [
         "environments.staging.require[0]: ",
     ),
     ("name that is no path", {"models": {"../toy": toy_params()["models"]["toy"]}}, "models.../toy: a model's name"),
-    ("name that is taken", {"models": {"host": toy_params()["models"]["toy"]}}, "models.host: this name is taken"),
+    ("name that is taken", {"models": {"host": toy_params()["models"]["toy"]}}, "models.host: this name is reserved"),
     ("unknown default", {**with_model(), "defaults": {"exprot": {}}}, "defaults.exprot: unknown key; did you mean"),
 ]
 

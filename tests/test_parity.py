@@ -227,7 +227,7 @@ def test_made_up_values_that_the_original_refuses_are_probes_and_sizes_that_it_r
     assert by_name["maximum"].failure is not None
     assert not by_name["maximum"].probe
     assert by_name["samples0"].failure is None
-    assert "`range` of the input, or `cases`" in findings(expected)[0]
+    assert "with `range` of the input, or with `cases`" in findings(expected)[0]
 
 
 def test_an_answer_that_hangs_on_a_millionth_is_one_to_which_nobody_is_held() -> None:
@@ -253,9 +253,9 @@ def test_a_case_is_found_by_its_name_and_a_slip_is_answered_with_the_nearest() -
 @pytest.mark.parametrize(
     ("given_", "words"),
     [
-        ({"z": np.zeros(1)}, "gives inputs"),
-        ({"x": np.zeros((1, 5), np.float32)}, r"gives x as float32 \[1, 5\]"),
-        ({"x": np.zeros((1, 4))}, "gives x as float64"),
+        ({"z": np.zeros(1)}, "returns the inputs"),
+        ({"x": np.zeros((1, 5), np.float32)}, r"returns x as float32 \[1, 5\]"),
+        ({"x": np.zeros((1, 4))}, "returns x as float64"),
     ],
 )
 def test_own_cases_must_give_the_declared_inputs(given_: dict[str, np.ndarray], words: str) -> None:
@@ -301,7 +301,7 @@ def test_what_the_reference_answers_is_recorded_and_recalled_case_by_case(tmp_pa
     assert again[1].failure is not None
     assert (again[1].failure.kind, again[1].failure.signal) == ("aborted", "SIGABRT")
     assert again[2].truth == {}
-    with pytest.raises(UsageError, match=r"r\.npz: is not of these cases"):
+    with pytest.raises(UsageError, match=r"r\.npz: does not belong to these cases"):
         recall(tmp_path / "r.npz", made[1:])
 
 

@@ -83,7 +83,7 @@ def test_one_case_can_be_fed_again_alone(project: Path, capsys: pytest.CaptureFi
     assert not verify.again("toy", "normal1@b4")
     said = capsys.readouterr()
     assert json.loads(said.out)["verdict"] == "out of tolerance"
-    assert "parts first at Gemm" in said.err
+    assert "differs first at Gemm" in said.err
     with pytest.raises(UsageError, match=r"no case 'zeros@b4'; did you mean 'zeros@b3'"):
         verify.again("toy", "zeros@b4")
 
@@ -154,7 +154,7 @@ def test_a_shape_that_the_module_does_not_have_is_a_misdeclaration(project: Path
     write_project(project, source=source, params=toy_params(quality=None, export={"strategy": "trace"}))
     report: VerifyReport = through("train", "data", "export", "verify")["verify"]
     assert report.status == "failed"
-    assert "gives y the shape [1, 3] in case normal1@b4; params.yaml declares ['batch', 3]" in report.reason
+    assert "returns y with the shape [1, 3] in case normal1@b4; params.yaml declares ['batch', 3]" in report.reason
 
 
 def test_later_stages_take_the_originals_answers_from_here(project: Path) -> None:
@@ -244,7 +244,7 @@ def test_a_resize_that_onnx_runtime_computes_wrongly_fails_the_original(project:
     write_project(project, source=SOURCE.replace("(96, 6)", "(96, 26)"), params=params)
     report: VerifyReport = through("train", "data", "export", "verify")["verify"]
     assert report.status == "failed"
-    assert "ONNX Runtime computes Resize 'up' (opset 17) otherwise than PyTorch and ONNX's" in report.reason
+    assert "ONNX Runtime computes Resize 'up' (opset 17) differently from PyTorch and ONNX's" in report.reason
     assert "it is wrong there" in report.reason
 
 
@@ -286,7 +286,7 @@ def test_a_variant_that_departs_names_the_first_value_that_does(project: Path, m
     assert variant.status == "failed"
     assert variant.divergence is not None
     assert (variant.divergence.value, variant.divergence.module) == ("linear", "0")
-    assert "parts first at Gemm giving 'linear' in 0" in variant.reason
+    assert "differs first at Gemm giving 'linear' in 0" in variant.reason
 
 
 def test_a_mask_model_is_fed_masks_and_a_lost_one_is_found(project: Path) -> None:
