@@ -65,7 +65,7 @@ MISTAKES: list[tuple[str, dict[str, Any], str]] = [
     (
         "path out of the repository",
         with_model(weights="../w.pt"),
-        "models.toy.weights: ../w.pt: lies outside the repository",
+        "models.toy.weights: ../w.pt: is outside the repository",
     ),
     ("unknown optimizer", with_model(optimize={"candidates": ["onnxsimm"]}), "models.toy.optimize.candidates[0]: "),
     (
