@@ -1,0 +1,1 @@
+"""Benchmarks of Onward. Each module with a command writes a page beside it."""

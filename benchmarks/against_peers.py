@@ -1,11 +1,11 @@
-"""Onward against Microsoft Olive and Optimum, on this machine: who makes eight architectures faster, and still right.
+"""Compare Onward with Microsoft Olive and Optimum on eight architectures: speed and quality on this machine.
 
     python -m benchmarks.against_peers [--only ARCH ...] [--rounds N] [--peers-folder FOLDER] [--report]
 
-Installs the peers in environments of their own, runs their commands and Onward's own stages on the same exports, and
-times all files interleaved. What was made is kept in the folder and made again only when something behind it changed;
-what was measured is kept in against_peers.json, so that architectures can be measured one by one. Writes
-benchmarks/against_peers.md: every figure wanted, what was measured, and whether it holds.
+Installs each peer in its own environment, runs its commands and Onward's stages on the same exports, and times all
+files in interleaved rounds. Made files are kept in the folder, and made again only if their inputs change. Results are
+kept in against_peers.json, so architectures can be measured one by one. benchmarks/against_peers.md lists every target,
+what was measured, and whether the target is met.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ HERE = Path(__file__).parent
 RESULTS, TABLE = HERE / "against_peers.json", HERE / "against_peers.md"
 REPEATED = "cnn"
 PREDICT_ROUNDS = 400
-BEST_PROVIDER = ("resnet18",)  # of which a figure is wanted on the best provider, so a second one is tried
+BEST_PROVIDER = ("resnet18",)  # has a target for the best provider, so OpenVINO is measured as well
 T = TypeVar("T")
 
 
 def main() -> int:
-    """Measure what was asked for, write both files; 1 where a figure does not hold, 2 where nothing could be run."""
+    """Measure, write both files; return 1 if a target is missed."""
     arguments = _arguments()
     folder: Path = arguments.peers_folder.resolve()
     measured = Measured.model_validate_json(RESULTS.read_bytes()) if RESULTS.is_file() else Measured()
@@ -46,8 +46,8 @@ def main() -> int:
     found = rows(measured)
     write_atomically(TABLE, report(measured).encode())
     for row in found:
-        print(f"{'holds' if row.holds else 'not measured' if row.holds is None else 'FAILS':13}{row.figure}: ", end="")
-        print(f"{row.measured} (wanted: {row.wanted})")
+        print(f"{'met' if row.holds else 'not measured' if row.holds is None else 'MISSED':13}{row.figure}: ", end="")
+        print(f"{row.measured} (target: {row.wanted})")
     print(f"written: {TABLE.relative_to(HERE.parent)}")
     return 1 if any(row.holds is False for row in found) else 0
 
@@ -58,11 +58,11 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--only", nargs="+", metavar="ARCH", choices=ARCHITECTURES, default=list(ARCHITECTURES))
     parser.add_argument("--rounds", type=int, default=20, help="rounds of the race, 3 or more (20)")
-    parser.add_argument("--repeats", type=int, default=REPEATS, help="times that the choice is made; 0: not at all")
+    parser.add_argument("--repeats", type=int, default=REPEATS, help="how often the choice is repeated; 0: never")
     parser.add_argument(
-        "--peers-folder", type=Path, default=HERE.parent / ".peers", help="environments and what is made"
+        "--peers-folder", type=Path, default=HERE.parent / ".peers", help="folder of environments and made files"
     )
-    parser.add_argument("--report", action="store_true", help="measure nothing; write the table from the .json")
+    parser.add_argument("--report", action="store_true", help="only write the table from the .json file")
     arguments = parser.parse_args()
     if arguments.rounds < 3:
         parser.error(f"--rounds {arguments.rounds}: an interval needs 3 or more")
@@ -71,7 +71,7 @@ def _arguments() -> argparse.Namespace:
 
 def _measure(measured: Measured, arguments: argparse.Namespace, folder: Path) -> None:
     place = folder / "project"
-    os.environ["ONWARD_PROJECT"] = str(place)  # the stages' code, in this process too, looks at that project
+    os.environ["ONWARD_PROJECT"] = str(place)  # the stages, also in this process, use that project
     hub = _attempt(measured, "minilm", lambda: environments.hub_folder(folder))
     pipeline.lay(place, hub)
     pythons: dict[str, Path] = {}
@@ -104,7 +104,7 @@ def _measure(measured: Measured, arguments: argparse.Namespace, folder: Path) ->
 def _one(
     measured: Measured, architecture: str, rounds: int, pythons: dict[str, Path], hub: Path | None, folder: Path
 ) -> None:
-    """Onward's stages, the peers' recipes, and the race of what came of them."""
+    """Run Onward's stages and the peers' recipes for an architecture, and race the results."""
     place = folder / "project"
     pipeline.ask_for(place, ("cpu", "openvino") if architecture in BEST_PROVIDER else ("cpu",))
     before = pipeline.repro(place, architecture, pipeline.BEFORE)
@@ -137,8 +137,10 @@ def _one(
 def _search_beside_olive(
     measured: Measured, architecture: str, pythons: dict[str, Path], hub: Path, folder: Path
 ) -> dict[str, float]:
-    """Onward's search anew, and Olive's own two commands before it and after it, for a machine is not as fast in one
-    minute as in another: seconds of Onward's stages."""
+    """Run Onward's search again, between two runs of Olive's commands; return the seconds of Onward's stages.
+
+    The speed of a machine changes from minute to minute, so Olive's time is the mean of the two runs.
+    """
 
     def commands() -> float | None:
         made = folder / "made" / "commands"
@@ -154,7 +156,7 @@ def _search_beside_olive(
 
 
 def _attempt(measured: Measured, what: str, do: Callable[[], T]) -> T | None:
-    """The result, or None with the reason told and kept for the table: one that fails keeps the others from nothing."""
+    """The result of `do`. If it fails, print the reason, keep it for the table, and return None."""
     measured.not_measured.pop(what, None)
     try:
         return do()

@@ -1,4 +1,4 @@
-"""What a benchmark found, held against what was wanted, as a table."""
+"""A table of measured figures and their limits."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the table."""
+    """One row: a figure, its limit, what was measured, and whether it is within the limit."""
 
     figure: str
     wanted: str
@@ -16,7 +16,7 @@ class Finding:
 
 
 def table(findings: list[Finding]) -> str:
-    """The findings as Markdown."""
-    lines = ["| figure | wanted | found | held |", "|---|---|---|---|"]
+    """The findings as a Markdown table."""
+    lines = ["| figure | limit | measured | met |", "|---|---|---|---|"]
     lines += [f"| {f.figure} | {f.wanted} | {f.found} | {'yes' if f.held else '**no**'} |" for f in findings]
     return "\n".join(lines) + "\n"

@@ -1,16 +1,15 @@
-"""Mutation testing: small faults (benchmarks/mutations.py) are put into the code that decides, one at a time. Do tests
-fail?
+"""Mutation testing: put small faults (benchmarks/mutations.py) into decision code, one at a time, and run its tests.
 
-    python -m benchmarks.mutants                     # every module of MODULES: benchmarks/mutants.md and mutants.json
-    python -m benchmarks.mutants registry/trust/chain.py   # one module: its survivors, and its line of both files
-    python -m benchmarks.mutants --again             # after tests were added: only what survived the last run
+    python -m benchmarks.mutants                     # all of MODULES: writes benchmarks/mutants.md and mutants.json
+    python -m benchmarks.mutants registry/trust/chain.py   # one module: prints survivors, updates both files
+    python -m benchmarks.mutants --again             # after adding tests: only the survivors of the last run
 
-For each module its tests run once, unchanged, and it is seen which test runs which line. Each fault is then tried by
-the tests that run its line, the quickest first, in a forked process that has the libraries loaded already. A fault is
-found when a test fails, or when the tests take much longer than they did.
+First, the tests of each module run on unchanged code, and the lines that each test executes are recorded. Then, for
+each fault, the tests that execute its line run, the quickest first, in a forked process with the libraries loaded. A
+fault is found if a test fails, or if the tests take much longer than before.
 
-A survivor is a fault that no test found. benchmarks/mutants_known.yaml says of survivors why they change nothing that a
-program could notice. The exit code is 1 where one is not explained there.
+A survivor is a fault that no test found. benchmarks/mutants_known.yaml explains survivors that do not change the
+program's behaviour. The exit code is 1 if a survivor is not explained there.
 """
 
 from __future__ import annotations
@@ -33,10 +32,9 @@ from pathlib import Path
 import yaml
 
 from benchmarks.mutations import Mutant, mutants
-from benchmarks.trials import ROOT, Watch, apart, run_tests
+from benchmarks.trials import PACKAGE, ROOT, Watch, apart, run_tests
 
 HERE = ROOT / "benchmarks"
-STORE = ["test_operations", "test_store", "test_copies", "test_signing"]
 # The tests of each module.
 MODULES: dict[str, list[str]] = {
     "registry/log/entries.py": ["test_deployments"],
@@ -48,33 +46,42 @@ MODULES: dict[str, list[str]] = {
     "registry/trust/entry_signatures.py": ["test_signatures"],
     "registry/gates/four_eyes.py": ["test_four_eyes"],
     "registry/operations/choice.py": ["test_operations", "test_store", "test_suites"],
-    "registry/operations/promotion.py": STORE,
-    "registry/store/store.py": STORE,
+    "registry/operations/promotion.py": ["test_deploying", "test_operations"],
+    "registry/store/store.py": ["test_appending"],
     "stages/parity/compare.py": ["test_compare"],
     "stages/select.py": ["test_select", "test_choice"],
     "stages/measuring/statistics.py": ["test_choice"],
 }
-# Functions that only put words together.
+# Functions that only compose messages.
 TEXTS = {
     "stages/select.py": frozenset({"_why_best", "_why_not", "_interval"}),
     "stages/parity/compare.py": frozenset({"_mismatch"}),
 }
-# Loaded before the first fork, so that no mutant waits for them.
+# Loaded before the first fork, so that no fault has to load them.
 LIBRARIES = (
     "mlflow.tracking", "mlflow.pyfunc", "mlflow.store.tracking.sqlalchemy_store", "scipy.stats", "onnx", "onnxruntime",
     "cryptography.hazmat.primitives.serialization", "hypothesis.strategies", "typer", "rich.table",
 )  # fmt: skip
-# A survivor runs all tests that could find it, unless these take longer than this many seconds together.
+# The most seconds of tests that are run for one fault.
 LONGEST_S = 30.0
 
 
-# Of one module, by test: the seconds that it takes and the lines that it runs.
+# Seconds and executed lines of one module, by test.
 Ran = dict[str, tuple[float, set[int]]]
 
 
 @dataclass
 class Score:
-    """What became of the mutants of one module. `survivors` are names of mutants."""
+    """The result for one module.
+
+    Attributes:
+        mutants: number of faults.
+        found: number of faults that tests found, timeouts included.
+        out_of_time: number of faults found by a timeout.
+        seconds: duration of the run.
+        date: of the run.
+        survivors: names of the faults that no test found.
+    """
 
     mutants: int
     found: int
@@ -85,45 +92,46 @@ class Score:
 
 
 def baseline(modules: Sequence[str], files: list[str], database: str) -> dict[str, Ran]:
-    """For each of these modules, seconds and lines of each test, while all is as it should be.
+    """Run the tests on unchanged code; return the seconds and executed lines of each test, by module.
 
     Raises:
         SystemExit: a test fails.
     """
-    paths = {module: str(ROOT / module) for module in modules}
-    with tempfile.NamedTemporaryFile("r") as told:
+    paths = {module: str(PACKAGE / module) for module in modules}
+    with tempfile.NamedTemporaryFile("r") as results_file:
 
         def work() -> int:
             watch = Watch(database, paths=tuple(paths.values()))
             code = run_tests(files, watch)
-            Path(told.name).write_text(json.dumps({"ran": watch.ran, "failed": watch.failed}))
+            Path(results_file.name).write_text(json.dumps({"ran": watch.ran, "failed": watch.failed}))
             return code
 
         code = apart(work, 1800)
-        said = json.load(told) if code in (0, 1) else {}
+        results = json.load(results_file) if code in (0, 1) else {}
     if code != 0:
-        raise SystemExit(f"{', '.join(modules)}: tests fail without any fault (exit code {code}): {said.get('failed')}")
+        failed = results.get("failed")
+        raise SystemExit(f"{', '.join(modules)}: tests fail on unchanged code (exit code {code}): {failed}")
     return {
-        module: {name: (seconds, set(lines[path])) for name, (seconds, lines) in said["ran"].items()}
+        module: {name: (seconds, set(lines[path])) for name, (seconds, lines) in results["ran"].items()}
         for module, path in paths.items()
     }
 
 
 def able(mutant: Mutant, ran: Ran) -> list[str]:
-    """The tests that could find a mutant, the quickest first; every test where it is in no function."""
+    """The tests that execute the line of a fault, the quickest first; all tests if it is outside functions."""
     span = set(range(mutant.lines[0], mutant.lines[1] + 1)) if mutant.lines else None
     hit = [name for name, (_, lines) in ran.items() if span is None or lines & span]
     return sorted(hit, key=lambda name: ran[name][0])
 
 
 def judge(path: Path, ran: Ran, database: str, before: Score | None) -> Score:
-    """Try every mutant of a module, or those again that survived `before`.
+    """Try every fault of a module, or only the survivors of `before`.
 
     Raises:
-        SystemExit: the module has changed since.
+        SystemExit: the module has changed since `before`, or the tests could not be run.
     """
     start = time.monotonic()
-    every = list(mutants(path.read_text(), TEXTS.get(path.relative_to(ROOT).as_posix(), frozenset())))
+    every = list(mutants(path.read_text(), TEXTS.get(path.relative_to(PACKAGE).as_posix(), frozenset())))
     tried = [mutant for mutant in every if before is None or mutant.name in before.survivors]
     if before is not None and (len(every), len(tried)) != (before.mutants, len(before.survivors)):
         raise SystemExit(f"{path.name} has changed since its last run: try it without --again")
@@ -142,11 +150,11 @@ def judge(path: Path, ran: Ran, database: str, before: Score | None) -> Score:
             watch = Watch(database, wanted)
             code = apart(partial(run_tests, chosen, watch, (path, mutant.source)), 20 + 5 * seconds)
         late += code is None
-        if code in (4, 5, 70):  # of pytest: it was called wrongly, or found no test
+        if code in (4, 5, 70):  # pytest was called wrongly, found no test, or could not start
             raise SystemExit(f"{mutant.name}: the tests could not be run (exit code {code})")
         if code == 0:
             survivors.append(mutant.name)
-            print(f"  line {mutant.line} survives{'' if wanted else ', no test runs it'}: {mutant.name}", flush=True)
+            print(f"  line {mutant.line} survives{'' if wanted else ' (never executed)'}: {mutant.name}", flush=True)
         print(f"{number}/{len(tried)}", end="\r", file=sys.stderr)
     taken = round(time.monotonic() - start) + (before.seconds if before else 0)
     today = datetime.now(UTC).date().isoformat()
@@ -154,56 +162,62 @@ def judge(path: Path, ran: Ran, database: str, before: Score | None) -> Score:
 
 
 def page(scores: dict[str, Score], known: dict[str, dict[str, str]]) -> str:
-    """benchmarks/mutants.md."""
+    """The text of benchmarks/mutants.md."""
     rows, left = [], []
     for module, score in scores.items():
-        said = known.get(module, {})
-        equal = sum(name in said for name in score.survivors)
+        reasons = known.get(module, {})
+        equal = sum(name in reasons for name in score.survivors)
         rows.append(
             f"| `{module}` | {score.mutants} | {score.found} | {score.found / score.mutants:.1%} | {equal} | "
             f"{len(score.survivors) - equal} | {score.seconds / 60:.0f} min | {score.date} |"
         )
         if score.survivors:
             left += [f"\n### {module}\n"]
-            left += [f"- `{name}`  \n  {said.get(name, '**not explained**')}" for name in score.survivors]
+            left += [f"- `{name}`  \n  {reasons.get(name, '**not explained**')}" for name in score.survivors]
     table = "\n".join(rows)
     return (HERE / "mutants_head.md").read_text().replace("{table}", table) + "\n".join(left) + "\n"
 
 
+def read(record: Path) -> dict[str, Score]:
+    """Read the scores in benchmarks/mutants.json by their modules."""
+    return {name: Score(**fields) for name, fields in json.loads(record.read_text()).items()}
+
+
 def prepare() -> str:
-    """Load what all tests load, and make an empty database; return its path."""
+    """Load the libraries of all tests, and make an empty database; return its path."""
     sys.path.insert(0, str(ROOT))
-    sys.dont_write_bytecode = False  # the tests and the other modules are compiled once
+    sys.dont_write_bytecode = False  # compile the tests and the other modules only once
     os.chdir(ROOT)
     os.environ |= {"HYPOTHESIS_PROFILE": "mutants", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     for name in LIBRARIES:
         importlib.import_module(name)
     code = "from tests.store_factory import _empty_database; print(_empty_database())"
     done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True)
-    gc.freeze()  # what is here already is not looked at again in every fork
+    gc.freeze()  # forks need not scan these objects
     return done.stdout.split()[-1]
 
 
 def main() -> int:
+    """Try the faults of the given modules, write the results; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("modules", nargs="*", help="paths of modules; all of MODULES where none is given")
-    parser.add_argument("--again", action="store_true", help="try only what survived the last run")
+    parser.add_argument("modules", nargs="*", help="paths of modules; default: all of MODULES")
+    parser.add_argument("--again", action="store_true", help="try only the survivors of the last run")
     options = parser.parse_args()
-    asked = options.modules or list(MODULES)
+    modules = options.modules or list(MODULES)
     database = prepare()
     record = HERE / "mutants.json"
     known = yaml.safe_load((HERE / "mutants_known.yaml").read_text())
     unexplained = 0
     ran: dict[str, Ran] = {}
-    for module in asked:
+    for module in modules:
         print(module, flush=True)
         if module not in ran:
             files = [f"tests/{name}.py" for name in MODULES[module]]
-            ran |= baseline([other for other in asked if MODULES[other] == MODULES[module]], files, database)
-        before = {name: Score(**said) for name, said in json.loads(record.read_text()).items()}
-        score = judge(ROOT / module, ran[module], database, before.get(module) if options.again else None)
+            ran |= baseline([other for other in modules if MODULES[other] == MODULES[module]], files, database)
+        score = judge(PACKAGE / module, ran[module], database, read(record).get(module) if options.again else None)
         print(f"  {score.found} of {score.mutants} found, {score.seconds} s", flush=True)
-        scores = {name: {**before, module: score}[name] for name in MODULES if name in before or name == module}
+        found = {**read(record), module: score}  # read again: another run may have added its lines meanwhile
+        scores = {name: found[name] for name in MODULES if name in found}
         record.write_text(json.dumps({name: asdict(score) for name, score in scores.items()}, indent=1) + "\n")
         (HERE / "mutants.md").write_text(page(scores, known))
         unexplained += sum(name not in known.get(module, {}) for name in score.survivors)

@@ -1,12 +1,17 @@
-"""Small faults that can be put into a Python file, one at a time: what benchmarks/mutants.py asks the tests to notice.
+"""Small faults for a Python file, one at a time. benchmarks/mutants.py checks that tests find them.
 
     for mutant in mutants(source):
         mutant.source        # the whole file with that one fault
         mutant.name          # "find: …if entry.number == number:… -> …if (entry.number != (number)):…"
 
-A fault is a comparison at its boundary or turned round, an operand, a condition, a filter, an argument, an item of a
-dictionary or a statement left out, a number or a boolean that is another one, an operator or function that is another
-one, a result that is None, a loop that never runs. Texts are left alone: what is raised or shown in words.
+A fault is one of these:
+
+- a comparison that is inverted or moved at its boundary;
+- an operand, a condition, a filter, an argument, an item of a dictionary or a statement that is left out;
+- another number, boolean, operator or function;
+- a result that is None, or a loop that never runs.
+
+Texts, such as messages of exceptions, are not changed.
 """
 
 from __future__ import annotations
@@ -22,7 +27,7 @@ _OTHER = {
     ast.BitAnd: "|", ast.BitOr: "&", ast.And: "or", ast.Or: "and",
 }  # fmt: skip
 _FUNCTIONS = {"min": "max", "max": "min", "any": "all", "all": "any", "sorted": "list", "abs": "float"}
-# Arguments and calls that no run of a program depends on.
+# Arguments and calls without an effect at run time.
 _NO_BEHAVIOUR = {"frozen", "TypeVar", "arbitrary_types_allowed"}
 _HIDDEN = {"__str__", "__repr__"}
 _AROUND = 25
@@ -30,7 +35,14 @@ _AROUND = 25
 
 @dataclass(frozen=True)
 class Mutant:
-    """A file with one fault. `lines`, from and to: the statement that holds it, None where it is in no function."""
+    """A file with one fault.
+
+    Attributes:
+        name: the function and the replaced text, unique in the file.
+        source: the whole text of the file.
+        line: number of the changed line.
+        lines: first and last line of the changed statement; None outside functions.
+    """
 
     name: str
     source: str
@@ -39,7 +51,12 @@ class Mutant:
 
 
 def mutants(source: str, texts: frozenset[str] = frozenset()) -> Iterator[Mutant]:
-    """Every file that differs from `source` by one fault. Functions named in `texts` only put words together."""
+    """Yield every file that differs from `source` by one fault.
+
+    Args:
+        source: the text of a Python file.
+        texts: names of functions that only compose messages, and are left out.
+    """
     lines = source.splitlines(keepends=True)
     content = source.encode()
     seen: dict[str, int] = {}
@@ -55,7 +72,7 @@ def mutants(source: str, texts: frozenset[str] = frozenset()) -> Iterator[Mutant
 
 
 def _difference(old: str, new: str) -> str:
-    """What is replaced by what, and some words around it, so that a fault has the same name wherever it stands."""
+    """The replaced and the new text with some context, so that the name does not depend on line numbers."""
     start = next(n for n, (a, b) in enumerate(zip(old, new, strict=False)) if a != b)
     rest = zip(reversed(old[start:]), reversed(new[start:]), strict=False)
     same = next((n for n, (a, b) in enumerate(rest) if a != b), min(len(old), len(new)) - start)
@@ -70,8 +87,7 @@ def _offset(lines: list[str], line: int, column: int) -> int:
 
 
 def _span(statement: ast.stmt) -> tuple[int, int]:
-    """The lines of a statement; of a compound one, those of its head; for the default of an argument, all of its
-    function, which is what runs with it."""
+    """The lines of a statement, the head of a compound statement, or the whole function of a default argument."""
     if isinstance(statement, ast.FunctionDef):
         return statement.lineno, statement.end_lineno or statement.lineno
     body = getattr(statement, "body", None)
@@ -87,11 +103,12 @@ class _Faults:
         self._hidden = _HIDDEN | texts
 
     def of(self, tree: ast.Module) -> Iterator[Fault]:
+        """Yield the faults of a module."""
         for statement in tree.body:
             yield from self._statement(statement, "module", set())
 
     def _statement(self, node: ast.stmt, scope: str, known: set[str]) -> Iterator[Fault]:
-        """Faults in a statement. `known` are the names that are bound before it."""
+        """Yield the faults of a statement. `known` are the names that are bound before it."""
         if isinstance(node, ast.Import | ast.ImportFrom | ast.Assert | ast.Pass | ast.Global | ast.Nonlocal):
             return
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
@@ -134,7 +151,7 @@ class _Faults:
             known = {argument.arg for argument in (*node.args.args, *node.args.kwonlyargs)}
             for default in filter(None, (*node.args.defaults, *node.args.kw_defaults)):
                 yield from self._expression(default, node.name, node)
-        # What stands in a class, but in none of its methods, runs when its module is imported, by no test.
+        # Statements of a class outside its methods run when the module is imported, not in a test.
         inside = isinstance(node, ast.FunctionDef)
         for statement in node.body:
             nested = isinstance(statement, ast.FunctionDef | ast.ClassDef)
@@ -173,7 +190,7 @@ def _statement_faults(node: ast.stmt, known: set[str]) -> Iterator[str]:
 
 
 def _expression_faults(node: ast.expr) -> Iterator[str]:
-    """What may stand in the place of an expression."""
+    """Yield faulty replacements of an expression."""
     if isinstance(node, ast.Compare):
         for n, operator in enumerate(node.ops):
             parts = [ast.unparse(node.left)]
@@ -216,7 +233,7 @@ def _expression_faults(node: ast.expr) -> Iterator[str]:
 
 
 def _call_faults(node: ast.Call) -> Iterator[str]:
-    """A call without one of its named arguments or its last one, or of another function."""
+    """Yield the call without a named argument, without the last argument, and of another function."""
     for keyword in node.keywords:
         if keyword.arg not in _NO_BEHAVIOUR and not _is_text(keyword.value):
             kept = [other for other in node.keywords if other is not keyword]
@@ -251,7 +268,7 @@ def _is_docstring(node: ast.stmt) -> bool:
 
 
 def _is_text(node: ast.AST) -> bool:
-    """Whether an expression is words for people: an f-string, or something put together with one."""
+    """Whether an expression is a message: an f-string, a string with spaces, or an expression with one."""
     if isinstance(node, ast.JoinedStr):
         return True
     if isinstance(node, ast.Constant):

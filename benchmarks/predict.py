@@ -1,11 +1,11 @@
-"""What `InferenceSession.predict` costs beside a bare `session.run` of ONNX Runtime's own, on the shipped MLP's graph
-with the documentation that export gives it; and what each way of checking costs beside none.
+"""Measure the overhead of `InferenceSession.predict` over ONNX Runtime's `session.run`, and the cost of each check.
 
     python -m benchmarks.predict [--rounds 400] [--wanted 15] [--out FILE]
 
-All run the same loaded session in one process, by turns, in rounds of random order; stated are the median of the
-rounds' differences in microseconds and its 95 % bootstrap interval. Writes benchmarks/predict.md, or --out FILE.
-Exit code 1 where an interval lies wholly above what is wanted.
+The graph is that of the shipped MLP, with the metadata that export writes. All calls use one loaded session in one
+process, by turns, in rounds of random order. The table gives the median of the rounds' differences in microseconds
+and its 95 % bootstrap interval. It is written to benchmarks/predict.md, or to --out FILE. The exit code is 1 if a
+whole interval is above the limit.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ from onward.registry.inference.session import InferenceSession
 
 RESULTS = Path(__file__).parent / "predict.md"
 WANTED_US = 15.0
-# What export writes of the shipped classifier, and the same with a range of its grey levels.
+# The metadata that export writes for the shipped classifier, and the same with a range of values.
 SHIPPED = {
     "onward.inputs": json.dumps({"image": {"dtype": "float32", "shape": ["batch", 784], "range": None}}),
     "onward.dims": json.dumps({"batch": {"min": 1, "max": 64}}),
 }
 RANGED = {**SHIPPED, "onward.inputs": SHIPPED["onward.inputs"].replace("null", "[0, 1]")}
 CHECKS: tuple[Validate, ...] = ("off", "shape", "strict")
-RUNS = 50  # a turn: some milliseconds
+RUNS = 50  # calls per turn, which takes some milliseconds
 
 
 def mlp(path: Path) -> Path:
-    """The graph of the shipped classifier: image [batch, 784] to logits [batch, 10] by way of 256."""
+    """Write the graph of the shipped classifier: image [batch, 784], 256 hidden units, logits [batch, 10]."""
     rng = np.random.default_rng(0)
     shapes = {"w1": (784, 256), "b1": (256,), "w2": (256, 10), "b2": (10,)}
     stored = [numpy_helper.from_array(rng.standard_normal(s).astype(np.float32) / 28, n) for n, s in shapes.items()]
@@ -62,7 +62,7 @@ def mlp(path: Path) -> Path:
 
 
 def turn(call: Callable[[], object]) -> float:
-    """Microseconds a call, the median of RUNS calls."""
+    """The median of RUNS calls, in microseconds."""
     clock, took = time.perf_counter, []
     for _ in range(RUNS):
         start = clock()
@@ -72,7 +72,7 @@ def turn(call: Callable[[], object]) -> float:
 
 
 def overhead(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Microseconds of each way of calling, a figure a round; the order of a round is random."""
+    """The microseconds of each call by name, one figure per round. Each round has a random order."""
     order = random.Random(0)
     for call in ways.values():
         turn(call)
@@ -86,7 +86,7 @@ def overhead(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, li
 
 
 def interval(differences: list[float]) -> tuple[float, float, float]:
-    """The median, and the bounds of its 95 % interval by the percentile bootstrap (Efron, 1979)."""
+    """The median and its 95 % interval (low, high), by the percentile bootstrap (Efron, 1979)."""
     values = np.asarray(differences)
     rng = np.random.default_rng(0)
     medians = np.median(rng.choice(values, (2000, len(values))), axis=1)
@@ -98,10 +98,14 @@ Row = tuple[str, float, float, float, float]
 
 
 def measure(rounds: int) -> list[Row]:
-    """(way, microseconds of the bare run, what the way takes more, low, high) of every way of calling predict."""
+    """Measure every way of calling `predict`.
+
+    Returns:
+        for each: name, microseconds of the bare run, microseconds more, and the interval of these (low, high).
+    """
     with tempfile.TemporaryDirectory() as temporary:
         session = InferenceSession(mlp(Path(temporary) / "mlp.onnx"))
-        bare = session._loaded._session  # the same session: two would wait for each other's threads
+        bare = session._loaded._session  # one session: two would wait for each other's threads
         rows = []
         for batch, x in inputs():
             ways: dict[str, Callable[[], Any]] = {
@@ -115,7 +119,7 @@ def measure(rounds: int) -> list[Row]:
 
 
 def measure_checks(rounds: int) -> list[Row]:
-    """The same of every way of checking, beside `validate="off"`, where a range of values is documented, too."""
+    """Measure every value of `validate` against "off", on a model with a documented range; rows as in `measure`."""
     with tempfile.TemporaryDirectory() as temporary:
         loaded = InferenceSession(mlp(Path(temporary) / "mlp.onnx"))._loaded
         rows = []
@@ -130,13 +134,13 @@ def measure_checks(rounds: int) -> list[Row]:
 
 
 def inputs() -> Iterator[tuple[int, Any]]:
-    """Batches of pictures, with their sizes."""
+    """Batch sizes, each with a batch of images."""
     for batch in (1, 32):
         yield batch, np.random.default_rng(1).random((batch, 784), np.float32)
 
 
 def compared(ways: dict[str, Callable[[], Any]], rounds: int, batch: int) -> list[Row]:
-    """A row for every way but the first, which they are compared with."""
+    """One row for each call except the first, the baseline."""
     found = overhead(ways, rounds)
     base, *others = ways
     return [
@@ -159,27 +163,28 @@ def table(rows: list[Row], wanted: float) -> list[str]:
 
 
 def main() -> int:
+    """Measure, print and write the table; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=400)
-    parser.add_argument("--wanted", type=float, default=WANTED_US, help="microseconds")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="the file that the table goes to")
+    parser.add_argument("--wanted", type=float, default=WANTED_US, help="the limit in microseconds")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="the file for the table")
     arguments = parser.parse_args()
     called, checked = measure(arguments.rounds), measure_checks(arguments.rounds)
     machine = hardware.describe()
     lines = [
-        "# What `InferenceSession.predict` costs",
+        "# The cost of `InferenceSession.predict`",
         "",
         f"`python -m benchmarks.predict --rounds {arguments.rounds}` on {machine.cpu} ({hardware.kind(machine)}, "
-        f"{machine.cores} cores): microseconds more than a bare `session.run` on the MLP, median over the rounds and "
-        f"its 95 % interval. Wanted: at most {arguments.wanted:g}.",
+        f"{machine.cores} cores). The table shows the overhead over a bare `session.run` on the MLP: the median over "
+        f"the rounds and its 95 % interval. The limit is {arguments.wanted:g} µs.",
         "",
-        "| call | bare run, µs | more, µs | 95 % interval | holds |",
+        "| call | bare run, µs | overhead, µs | 95 % interval | met |",
         "|---|---|---|---|---|",
         *table(called, arguments.wanted),
         "",
-        'What checking costs: microseconds more than `validate="off"`, with a range of 0 to 1 documented.',
+        'The cost of validation: the overhead over `validate="off"`, for a model with a documented range of 0 to 1.',
         "",
-        "| validate | off, µs | more, µs | 95 % interval | holds |",
+        "| validate | off, µs | overhead, µs | 95 % interval | met |",
         "|---|---|---|---|---|",
         *table(checked, arguments.wanted),
     ]

@@ -1,11 +1,11 @@
-"""Does the registry hold under races, kills and outages, and what does it cost?
+"""Test the registry under races, kills and outages, and measure its commands.
 
-    python -m benchmarks.registry                                     # all, at full size, on SQLite and on Postgres
+    python -m benchmarks.registry                                     # all parts, at full size, SQLite and Postgres
     python -m benchmarks.registry --only kills --kills 20
     python -m benchmarks.registry --processes 2 --changes 4 --kills 3 --entries 12 --models 2 --no-postgres
 
-Each part has stores of its own: new SQLite files, and databases of a Postgres that is started for it. The table goes to
-stdout, and to `--out FILE`. Exit code 1 where something did not hold.
+Each part uses new stores: new SQLite files, and databases of a Postgres that is started for it. The table is printed,
+and written to `--out FILE`. The exit code is 1 if a limit is not met.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PARTS = ("latencies", "status", "cold", "races", "kills", "outages")
 
 @contextmanager
 def sqlite() -> Iterator[str]:
-    """A new SQLite store in a folder of its own, which is the working directory meanwhile."""
+    """Use a new SQLite store in a temporary folder, which is also the working directory."""
     with (
         tempfile.TemporaryDirectory(prefix="onward-benchmark-") as folder,
         chdir(folder),
@@ -42,10 +42,10 @@ def sqlite() -> Iterator[str]:
 
 @contextmanager
 def on_postgres() -> Iterator[str]:
-    """A new database of a new Postgres, likewise."""
+    """Use a new database of a new Postgres, in the same way."""
     binaries = postgres_binaries()
     if binaries is None:
-        raise SystemExit("Postgres is not installed: `make postgres` does that, `--no-postgres` goes without")
+        raise SystemExit("Postgres is not installed: run `make postgres`, or use `--no-postgres`")
     with (
         tempfile.TemporaryDirectory(prefix="onward-benchmark-") as folder,
         chdir(folder),
@@ -65,7 +65,7 @@ def _in_use(uri: str) -> Iterator[None]:
 
 
 def run(arguments: argparse.Namespace) -> Iterator[tuple[str, Finding]]:
-    """Every finding, with the store that it was made on."""
+    """Yield every finding with the name of its store."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["mlflow", "onward.registry.operations.promotion"])
 
@@ -98,22 +98,23 @@ def run(arguments: argparse.Namespace) -> Iterator[tuple[str, Finding]]:
 
 
 def main() -> int:
+    """Run the parts, print and write the table; return the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts to run")
     parser.add_argument("--processes", type=int, default=8)
-    parser.add_argument("--changes", type=int, default=50, help="of each process")
+    parser.add_argument("--changes", type=int, default=50, help="changes of each process")
     parser.add_argument("--kills", type=int, default=200)
-    parser.add_argument("--entries", type=int, default=1000, help="of the long log; the short one has 10")
-    parser.add_argument("--rounds", type=int, default=25, help="of rollback and promote on each log")
-    parser.add_argument("--models", type=int, default=200, help="whose status is asked")
-    parser.add_argument("--faults", type=int, default=40, help="changes on a server that answers 500 half of the time")
+    parser.add_argument("--entries", type=int, default=1000, help="entries of the long log; the short one has 10")
+    parser.add_argument("--rounds", type=int, default=25, help="rollbacks and promotions on each log")
+    parser.add_argument("--models", type=int, default=200, help="models for `status`")
+    parser.add_argument("--faults", type=int, default=40, help="changes on a server with 50 %% of answers 500")
     parser.add_argument("--seed", type=int, default=17)
     parser.add_argument("--no-postgres", action="store_true")
     parser.add_argument("--out", type=Path, help="a file for the table")
     arguments = parser.parse_args()
     out = arguments.out.resolve() if arguments.out else None
     found = list(run(arguments))
-    written = "# The registry under races, kills and outages, and what it costs\n"
+    written = "# The registry under races, kills and outages, and its latencies\n"
     for name in dict.fromkeys(name for name, _ in found):
         written += f"\n## {name}\n\n{table([finding for where, finding in found if where == name])}"
     print(written, end="")

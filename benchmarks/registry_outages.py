@@ -1,7 +1,7 @@
-"""What becomes of promotions and rollbacks when the MLflow server is down, slow, hangs, or says 500 half of the time.
+"""Promotions and rollbacks while the MLflow server is down, slow, hanging, or answers half of all requests with 500.
 
-A real server stands behind a proxy that misbehaves: half of its 500s come before the server has heard of the request,
-half after it has done what was asked.
+A faulty proxy is in front of a real server. Half of its 500s replace the request; the other half replace the answer,
+after the server has done the work.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from onward.registry.operations import overview
 from onward.registry.store.store import Store
 from tests.servers import free_port, wait_until
 
-# Seconds that one request may take, and how often it is tried again: what MLFLOW_HTTP_REQUEST_* are set to.
+# The values of MLFLOW_HTTP_REQUEST_TIMEOUT and MLFLOW_HTTP_REQUEST_MAX_RETRIES.
 TIMEOUT_S, RETRIES = 5, 1
 LIMIT_S = TIMEOUT_S * (RETRIES + 1) + 3
 
 
 class Proxy(http.server.ThreadingHTTPServer):
-    """Hands requests to the server on `port`, as `fault` has it: none, slow, hangs, 500s."""
+    """Pass requests to the server on `port`, with a `fault`: none, slow, hangs, 500s."""
 
     daemon_threads = True
 
@@ -68,8 +68,6 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         else:
             self._send(answer.status, content, answer.headers.get("Content-Type", ""))
 
-    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _answer
-
     def _send(self, code: int, body: bytes, content_type: str) -> None:
         self.send_response(code)
         self.send_header("Content-Type", content_type)
@@ -78,7 +76,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_: Any) -> None:
-        """Quiet."""
+        """Print nothing."""
+
+
+for _method in ("GET", "POST", "PUT", "PATCH", "DELETE"):
+    setattr(_Handler, f"do_{_method}", _Handler._answer)
 
 
 @contextmanager
@@ -111,7 +113,7 @@ def _server(folder: Path) -> Iterator[int]:
 
 
 def outages(folder: Path, changes: int, seed: int) -> Iterator[Finding]:
-    """Promote and roll back by turns through each fault, and look at the log with the fault gone."""
+    """Promote and roll back by turns under each fault, and check the log without the fault."""
     settings = {
         "MLFLOW_HTTP_REQUEST_TIMEOUT": str(TIMEOUT_S),
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(RETRIES),
@@ -142,7 +144,7 @@ def outages(folder: Path, changes: int, seed: int) -> Iterator[Finding]:
 
 def _through(store: Store, proxy: Proxy, fault: str, count: int) -> Iterator[Finding]:
     known = {entry.key for entry in store.log(ENVIRONMENT, MODEL).history.counted}
-    said: dict[str, str] = {}
+    outcomes: dict[str, str] = {}
     longest = 0.0
     proxy.fault = fault
     if fault == "down":
@@ -153,28 +155,30 @@ def _through(store: Store, proxy: Proxy, fault: str, count: int) -> Iterator[Fin
         try:
             answer = change(store, number, actor)
         except StoreUnreachable as error:
-            answer = "unsure" if "will say whether it counts" in str(error) else "unreachable"
-        except Exception as error:  # whatever it is, it is what this benchmark looks for
+            # The message names this command if the entry may have been written.
+            answer = "unsure" if "onward history" in str(error) else "unreachable"
+        except Exception as error:  # the benchmark reports any other error
             answer = f"error: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
         longest = max(longest, time.perf_counter() - start) if answer == "unreachable" else longest
-        said[actor] = answer
+        outcomes[actor] = answer
     title = f"server: {fault}"
-    listed = ", ".join(f"{times} {answer}" for answer, times in Counter(said.values()).most_common())
-    yield Finding(title, "success, or exit 4", listed, "error" not in listed)
+    listed = ", ".join(f"{times} {answer}" for answer, times in Counter(outcomes.values()).most_common())
+    yield Finding(title, "success or exit code 4", listed, "error" not in listed)
     if fault in ("hangs", "down"):
-        yield Finding(title, f"said within {LIMIT_S} s", f"{longest:.1f} s", longest < LIMIT_S)
+        yield Finding(title, f"error within {LIMIT_S} s", f"{longest:.1f} s", longest < LIMIT_S)
         if fault == "down":
             return
     proxy.fault = "none"
     new = [entry for entry in store.log(ENVIRONMENT, MODEL).history.counted if entry.key not in known]
     counted = {entry.actor for entry in new}
-    won = {actor for actor, answer in said.items() if answer == "won"}
-    unsure = {actor for actor, answer in said.items() if answer == "unsure"}
+    won = {actor for actor, answer in outcomes.items() if answer == "won"}
+    unsure = {actor for actor, answer in outcomes.items() if answer == "unsure"}
     right = won <= counted <= won | unsure and len(new) == len(counted)
-    yield Finding(title, "what was told is so", f"{len(won)} won, {len(new)} counted, {len(unsure)} unsure", right)
+    listed = f"{len(won)} won, {len(new)} counted, {len(unsure)} unsure"
+    yield Finding(title, "results agree with the log", listed, right)
     change(store, 0, "after")
     change(store, 1, "after")
     works = overview.check(MODEL, ENVIRONMENT, store).met
     drift = [str(drift) for model in overview.status(store) for state in model.environments for drift in state.drift]
-    found = "; ".join(drift) or "so it is"
-    yield Finding(title, "afterwards what is live works, no drift", found, works and not drift)
+    found = "; ".join(drift) or "no differences"
+    yield Finding(title, "afterwards, the live version works and aliases match", found, works and not drift)

@@ -1,4 +1,4 @@
-"""What commands of the registry cost: by the length of the log, by the number of models, and from a cold start."""
+"""The latency of registry commands, by the length of the log and the number of models, and from a cold start."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ENVIRONMENT = "staging"
 
 
 def grow(store: Store, model: str, entries: int) -> None:
-    """A log of so many entries, on two versions of a model."""
+    """Make a log of `entries` entries for two versions of a model."""
     for version in (1, 2):
         add_candidate(store, model, version)
         promotion.promote(model, ENVIRONMENT, version, reason="benchmark", store=store)
@@ -35,9 +35,9 @@ def grow(store: Store, model: str, entries: int) -> None:
 
 
 def latencies(lengths: tuple[int, ...], rounds: int) -> Iterator[Finding]:
-    """Rollback and promote, gates included, in one process; the logs take turns, so that all see the same machine.
+    """Time rollback and promote, gates included, in one process. The logs take turns, so machine noise is shared.
 
-    The processor's time is told beside: on a machine that is shared, it is what stays the same.
+    CPU time is reported as well, because it varies less on a shared machine.
     """
     store, times = Store(), dict[tuple[str, int], list[tuple[float, float]]]()
     for length in lengths:
@@ -55,15 +55,15 @@ def latencies(lengths: tuple[int, ...], rounds: int) -> Iterator[Finding]:
         p50 = {length: statistics.median(wall for wall, _ in times[command, length]) for length in lengths}
         for length, seconds in p50.items():
             processor = statistics.median(cpu for _, cpu in times[command, length])
-            found = f"{seconds * 1000:.0f} ms, of the processor {processor * 1000:.0f} ms"
+            found = f"{seconds * 1000:.0f} ms, {processor * 1000:.0f} ms CPU"
             yield Finding(f"{command} on a log of {length}", f"p50 under {limit:g} s", found, seconds < limit)
         ratio = p50[lengths[-1]] / p50[lengths[0]]
-        grown = f"{lengths[-1]} entries against {lengths[0]}"
-        yield Finding(f"{command}, {grown}", "no dearer (1.25 at most)", f"{ratio:.2f} times", ratio <= 1.25)
+        grown = f"{lengths[-1]} entries over {lengths[0]}"
+        yield Finding(f"{command}, {grown}", "at most 1.25 times", f"{ratio:.2f} times", ratio <= 1.25)
 
 
 def status_of_many(models: int) -> Iterator[Finding]:
-    """`status` of so many models, each live in two environments."""
+    """Time `status` with `models` models, each live in two environments."""
     store = Store()
     for number in range(models):
         model = f"many{number}"
@@ -75,8 +75,8 @@ def status_of_many(models: int) -> Iterator[Finding]:
 
 
 def cold_starts() -> Iterator[Finding]:
-    """Whole commands, from start to end, on an empty store."""
-    Store().versions.everything()  # makes the store, which commands that read do not
+    """Time whole commands, from start to end, on an empty store."""
+    Store().versions.everything()  # creates the store; commands that only read do not
     for arguments, limit in (("--help", 0.3), ("status", 2.0)):
         took = min(_seconds(partial(_command, arguments)) for _ in range(5))
         yield Finding(f"onward {arguments}, cold", f"under {limit} s", f"{took:.2f} s", took < limit)
@@ -87,7 +87,7 @@ def _command(arguments: str) -> None:
 
 
 def _both(call: Callable[[], object]) -> tuple[float, float]:
-    """Seconds on the clock, and of the processor."""
+    """The wall-clock seconds and the CPU seconds of a call."""
     start = time.process_time()
     return _seconds(call), time.process_time() - start
 

@@ -1,4 +1,4 @@
-"""Runs tests in a forked process, with one module's text exchanged for another: what benchmarks/mutants.py tries."""
+"""Run tests in a forked process with a changed text of one module, for benchmarks/mutants.py."""
 
 from __future__ import annotations
 
@@ -20,12 +20,21 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+# Onward's package: `registry/` and `stages/` are imported through the links in it.
+PACKAGE = ROOT / "onward"
 
 
 @dataclass
 class Watch:
-    """A pytest plugin: runs the tests of `wanted` (all where empty) in that order. Keeps how long each ran, and which
-    lines of `paths`."""
+    """A pytest plugin that runs the tests of `wanted` in that order, or all tests, and records them.
+
+    Attributes:
+        database: path of an empty store, which all tests copy.
+        wanted: node ids of tests; all tests if empty.
+        paths: files of which executed lines are recorded.
+        ran: seconds and executed lines by file, by the test's node id.
+        failed: node ids of the tests that failed.
+    """
 
     database: str
     wanted: list[str] = field(default_factory=list)
@@ -35,8 +44,9 @@ class Watch:
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Select and order the tests."""
         factory: Any = sys.modules.get("tests.store_factory")
-        if factory is not None:  # making an empty database takes seconds: all share one
+        if factory is not None:  # making an empty database takes seconds, so all tests share one
             factory._empty_database = lambda: Path(self.database)
         if self.wanted:
             place = {name: number for number, name in enumerate(self.wanted)}
@@ -44,6 +54,7 @@ class Watch:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
+        """Record the time and the lines of a test."""
         if self.wanted:
             return (yield)
         lines: dict[str, set[int]] = {path: set() for path in self.paths}
@@ -66,6 +77,7 @@ class Watch:
             self.ran[item.nodeid] = time.perf_counter() - start, {path: sorted(run) for path, run in lines.items()}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Record a failure."""
         if report.failed:
             self.failed.append(report.nodeid)
 
@@ -78,10 +90,10 @@ class _Loader(importlib.machinery.SourceFileLoader):
 
 
 class _Finder:
-    """Imports of one module, from a text instead of its file."""
+    """Import one module from a text instead of its file."""
 
     def __init__(self, path: Path, text: str) -> None:
-        self._name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        self._name = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
         self._loader = _Loader(self._name, str(path))
         self._loader.text = text
 
@@ -92,7 +104,15 @@ class _Finder:
 
 
 def apart(work: Callable[[], int], seconds: float) -> int | None:
-    """The exit code of `work`, done in a forked process with whatever it starts; None where it was out of time."""
+    """Run `work` in a forked process group.
+
+    Args:
+        work: a function that returns an exit code.
+        seconds: its time limit.
+
+    Returns:
+        the exit code; None after the time limit.
+    """
     child = os.fork()
     if child == 0:
         code = 70
@@ -118,7 +138,16 @@ def apart(work: Callable[[], int], seconds: float) -> int | None:
 
 
 def run_tests(files: list[str], watch: Watch, mutated: tuple[Path, str] | None = None) -> int:
-    """The exit code of pytest over these files, with the text of one module exchanged."""
+    """Run pytest on `files`.
+
+    Args:
+        files: of the tests, relative to the repository.
+        watch: the plugin that selects and records tests.
+        mutated: path of a module below PACKAGE, and the text that replaces it.
+
+    Returns:
+        pytest's exit code.
+    """
     if mutated is not None:
         sys.meta_path.insert(0, _Finder(*mutated))
     options = ["-q", "--assert=plain", *(["-x"] if watch.wanted else [])]

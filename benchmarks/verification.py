@@ -1,10 +1,10 @@
-"""What verification costs, and how long it takes to find where a wrong answer comes from.
+"""Measure the time of verification, and of the search for the node with a wrong answer.
 
     python -m benchmarks.verification [MODEL ...]
 
-Verifies the models of params.yaml, whose exports must be there (`dvc repro`), and states for each the whole time over
-the time of the inference that has to run and of the workers' start. Then spoils one weight of a transformer of twelve
-blocks, and times the search for it. Writes benchmarks/verification.md.
+Verifies the models of params.yaml, whose exports must exist (`dvc repro`). For each, it states the total time over the
+time of inference and of the workers' start. Then it changes one weight of a transformer of twelve blocks, and times
+the search for it. Writes benchmarks/verification.md.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ BLOCKS, SPOILED = 12, 7
 
 
 def verification(model: str) -> dict[str, Any]:
-    """Seconds of the workers' start, of the inference inside them, and of everything."""
+    """The seconds of the workers' start, of inference in the workers, and in total."""
     settings = section(model, "verify")
     began = time.perf_counter()
     with reference_worker(model, settings) as reference:
@@ -74,7 +74,7 @@ def twelve() -> Any:
 
 
 def localisation() -> dict[str, Any]:
-    """Seconds to find one spoiled weight in a transformer of twelve blocks, and what was found."""
+    """The seconds to find one changed weight in a transformer of twelve blocks, and the finding."""
     whole = read().models["transformer"]
     settings = whole.model_copy(update={"build": "benchmarks.verification:twelve"})
     with tempfile.TemporaryDirectory() as temporary:
@@ -89,7 +89,7 @@ def localisation() -> dict[str, Any]:
             expected: list[Expected] = answers(worker, made)
         with Worker.onnx(target, "twelve blocks") as candidate:
             worst = localize.pick(expected, check(candidate, expected, settings.tolerance))
-        assert worst is not None, "the spoiled weight did not show"
+        assert worst is not None, "the changed weight did not change the answers"
         began = time.perf_counter()
         found = isolated_call.call(600, _against_torch, settings, weights, target, worst.case)
         seconds = time.perf_counter() - began
@@ -128,10 +128,10 @@ def _spoil(path: Path) -> None:
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measure the models, print and write the table."""
     models = sys.argv[1:] or list(read().models)
-    lines = ["# What verification costs", ""]
-    lines += ["| model | cases | inference s | workers' start s | whole s | whole / (inference + start) |"]
+    lines = ["# The time of verification", ""]
+    lines += ["| model | cases | inference, s | workers' start, s | total, s | total / (inference + start) |"]
     lines += ["|---|---|---|---|---|---|"]
     for model in models:
         found = verification(model)
@@ -140,7 +140,7 @@ def main() -> None:
     where = localisation()
     lines += [
         "",
-        f"One weight of block {SPOILED} of {BLOCKS} spoiled: found in {where['seconds']:.1f} s. It {where['found']}.",
+        f"One weight of block {SPOILED} of {BLOCKS} changed: found in {where['seconds']:.1f} s. It {where['found']}.",
     ]
     text = "\n".join(lines) + "\n"
     print(text)

@@ -1,1 +1,1 @@
-"""What to release: one file a family of models. Yours go here, too; docs/add-your-model.md shows how."""
+"""The models to release, one module per family. docs/add-your-model.md shows how to add yours."""

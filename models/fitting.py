@@ -1,4 +1,4 @@
-"""The training loop that the shipped models share: Adam, seeded shuffling, one line an epoch."""
+"""The training loop of the shipped models: AdamW, seeded shuffling, one line of output per epoch."""
 
 from __future__ import annotations
 
@@ -17,10 +17,20 @@ def fit(
     rate: float = 1e-3,
     batch: int = 64,
 ) -> torch.nn.Module:
-    """Train `module` in place and return it.
+    """Train a module in place. The same seed gives the same weights on one kind of machine.
 
-    `inputs` and `targets` have the samples on axis 0; `loss(outputs, targets)` is a scalar. The learning rate falls
-    to zero along a cosine. The same seed gives the same weights on one kind of machine.
+    Args:
+        module: The module to train.
+        inputs: Its inputs, samples on axis 0.
+        targets: What it should return, samples on axis 0.
+        loss: Takes a batch of outputs and of targets and returns a scalar.
+        seed: Seed of the order of samples.
+        epochs: Number of epochs.
+        rate: Initial learning rate; it falls to zero along a cosine.
+        batch: Number of samples in a batch.
+
+    Returns:
+        The same module.
     """
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(module.parameters(), lr=rate, weight_decay=1e-2)

@@ -1,4 +1,4 @@
-"""A model that never was in PyTorch: scikit-learn's pipeline, converted to ONNX by skl2onnx."""
+"""A model without PyTorch: a scikit-learn pipeline, converted to ONNX by skl2onnx."""
 
 from __future__ import annotations
 
@@ -10,20 +10,24 @@ from models.measures import Array, Arrays
 
 
 def samples(split: str) -> Arrays:
-    """features [n, 784] float32 and label [n] int64: the same digits as the other models see."""
-    found = flat_samples(split)
-    return {"features": found["image"], "label": found["label"]}
+    """Load a split of the handwritten digits: `features` [n, 784] float32 and `label` [n] int64."""
+    digits = flat_samples(split)
+    return {"features": digits["image"], "label": digits["label"]}
 
 
 def accuracy(outputs: Arrays, labels: Array) -> float:
-    """Share of samples whose digit is the label."""
+    """Compute the share of samples for which output `digit` [n] equals the label [n]."""
     return float(np.mean(outputs["digit"] == labels))
 
 
 def train(seed: int) -> onnx.ModelProto:
-    """Fit a scaler and a small neural network, and convert both.
+    """Fit a scaler and a small neural network, and convert both to ONNX.
 
-    features [batch, 784] to digit [batch] and probabilities [batch, 10].
+    Args:
+        seed: Seed of the network.
+
+    Returns:
+        A model from `features` [batch, 784] to `digit` [batch] and `probabilities` [batch, 10].
     """
     from skl2onnx import convert_sklearn
     from skl2onnx.common.data_types import FloatTensorType

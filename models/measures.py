@@ -1,4 +1,4 @@
-"""Measures of quality that several models share: higher is better."""
+"""Quality measures that several models share; higher is better."""
 
 from __future__ import annotations
 
@@ -12,6 +12,11 @@ Arrays = dict[str, Array]
 
 
 def accuracy(outputs: Arrays, labels: Array) -> float:
-    """Share of samples whose largest entry of the first output [batch, classes] is at the label [batch]."""
+    """Compute the share of samples for which the largest entry of the first output is at the label.
+
+    Args:
+        outputs: Outputs by name; the first one has shape [n, classes].
+        labels: Class numbers, shape [n].
+    """
     scores = next(iter(outputs.values()))
     return float(np.mean(scores.argmax(axis=1) == labels))

@@ -1,1 +1,1 @@
-"""The pipeline: one file a DVC stage. A stage reads files and writes files and one typed report."""
+"""The pipeline, one module per DVC stage. A stage reads files, and writes files and one typed report."""

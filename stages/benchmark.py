@@ -1,10 +1,10 @@
-"""Measures variants on this machine, per runtime: what they compute here, and how long it takes.
+"""Measures the outputs and latency of variants on this machine, for each runtime.
 
-First a search: every variant is screened in a few short rounds (stages/measuring/screening.py), the fastest are judged
-by what they compute until enough are right, and the best of those are tried with other session options. Then the race:
-the finalists, the plain export and the original side by side, each in a worker of its own, in rounds of random order,
-so that a machine whose speed drifts treats them alike. Parity and quality come from the same worker as the latency:
-int8 bytes compute different numbers on other CPUs.
+The search comes first. Every variant is screened in a few short rounds (stages/measuring/screening.py). The outputs of
+the fastest are judged until there are enough acceptable ones, and the best of those are tried with other session
+options. Then comes the race: the finalists, the plain export and the original run in separate workers, in rounds of
+random order, so that drifts in the machine's speed affect all alike. Parity and quality come from the same worker as
+the latency, because int8 graphs compute different numbers on other CPUs.
 """
 
 from __future__ import annotations
@@ -56,19 +56,21 @@ from onward.stages.workers.worker import Worker, WorkerFailure
 
 COMPILED = "torch.compile"
 
-# Finalists that are tried with other session options (what helps one helps the next, and each costs ten processes), how
-# much of a full turn each trial gets, and at what sizes: up to so many milliseconds of a plain call.
+# Number of finalists that are tried with other session options. Options that help one help the others, too, and each
+# finalist takes ten processes.
 TUNED = 1
+# Share of a full turn that screening and trials of options use.
 SHORT = 0.5
+# Milliseconds. Options are tried at the sizes at which a call of the plain export is no longer than this.
 QUICK = 10.0
 # Calls before the first turn of a screening or a trial.
 FEW_WARMUPS = 2
 
 
 def benchmark(model: str, folder: Path) -> BenchmarkReport:
-    """Search among the variants and measure the best of them, the plain export and the original on this machine.
+    """Search the variants and measure the best ones, the plain export and the original on this machine.
 
-    Writes build/MODEL/benchmark/: report.json and samples.parquet, which holds every latency.
+    Writes build/MODEL/benchmark/: report.json and samples.parquet, which contains every latency.
     """
     settings = section(model, "benchmark")
     here, _ = host.load()
@@ -105,12 +107,16 @@ def benchmark(model: str, folder: Path) -> BenchmarkReport:
         report.status = "failed"
         report.reason = "; ".join(f"the plain export on {m.runtime}: {m.reason}" for m in broken)
     else:
-        report.findings += [f"{m.runtime}: nothing was measured, for the plain export: {m.reason}" for m in broken]
+        report.findings += [f"{m.runtime}: nothing was measured: the plain export failed: {m.reason}" for m in broken]
     return report
 
 
 def candidates(model: str) -> list[tuple[str, str, list[FileDigest]]]:
-    """(name, precision, files) of every variant worth measuring, the plain export first."""
+    """List the variants to measure.
+
+    Returns:
+        Name, precision and files of each variant that passed, the plain export first.
+    """
     plain = load(ExportReport, paths.build(model, "export") / "report.json")
     found = [(PLAIN, "float32", placed(plain.files, model, "export"))]
     made = [
@@ -122,7 +128,7 @@ def candidates(model: str) -> list[tuple[str, str, list[FileDigest]]]:
 
 
 class _Bench:
-    """One model on its bench: the original, which runs beside the first runtime's variants, and what was found."""
+    """The measurements of one model. The original runs with the variants of the first runtime only."""
 
     def __init__(self, questions: Questions) -> None:
         self.questions, self.model, self.settings = questions, questions.model, questions.settings
@@ -142,7 +148,7 @@ class _Bench:
         self._originals = [self.reference, *([self.compiled] if self.compiled else [])]
 
     def measure(self, state: RuntimeState) -> list[Measurement]:
-        """Search among the variants on one runtime, and run the race."""
+        """Search the variants on one runtime and run the race; returns a measurement of every variant."""
         competitors = [
             self._competitor(blank(name, state.runtime, PROVIDERS[state.runtime], precision, files=files))
             for name, precision, files in candidates(self.model)
@@ -167,7 +173,7 @@ class _Bench:
         return [competitor.result for competitor in competitors] + tuned
 
     def _first_calls(self, plain: BenchmarkedVariant) -> dict[str, float]:
-        """Milliseconds of one call of the plain export, per size; empty where one came to nothing."""
+        """Milliseconds of one call of the plain export, by size; empty if a call failed."""
         try:
             return {size: plain.worker.measure(feed.tensors, 0, 1)[0] for size, feed in self.feeds.items()}
         except WorkerFailure as failure:
@@ -177,8 +183,10 @@ class _Bench:
     def _search(
         self, plain: BenchmarkedVariant, others: list[BenchmarkedVariant], calls: Mapping[str, float]
     ) -> list[BenchmarkedVariant]:
-        """The variants to be measured in full; every other one is told why not. `calls` of the plain export take so
-        many milliseconds."""
+        """The variants to measure in full; sets the reason of all others.
+
+        `calls` are the milliseconds of a call of the plain export, by size.
+        """
         bench = self.settings.benchmark
         deadline = Deadline.after(bench.search_seconds)
         self._say(f"{plain.result.runtime}: screening {len(others)} variants")
@@ -206,15 +214,15 @@ class _Bench:
         finalists += self._tuned([plain, *finalists], self._feeds_under(QUICK, calls), deadline)
         if deadline.over:
             self.findings.append(
-                f"{plain.result.runtime}: the search ended after the {bench.search_seconds:g} s of "
-                "benchmark.search_seconds, before it had tried everything"
+                f"{plain.result.runtime}: the search reached its limit of {bench.search_seconds:g} s before it had "
+                "tried everything; raise benchmark.search_seconds in params.yaml"
             )
         return finalists
 
     def _tuned(
         self, finalists: list[BenchmarkedVariant], feeds: Mapping[str, Feed], deadline: Deadline
     ) -> list[BenchmarkedVariant]:
-        """The best finalists with session options that help them, where any do."""
+        """New variants of the best finalists, with the session options that help them."""
         plain, found = finalists[0], []
         for finalist in sorted(finalists, key=lambda c: c.ratio(plain).value)[:TUNED]:
             if deadline.over:
@@ -229,14 +237,16 @@ class _Bench:
         return found
 
     def _feeds_under(self, milliseconds: float, calls: Mapping[str, float]) -> dict[str, Feed]:
-        """Feeds of the sizes at which `calls` of the plain export are no longer than that, or of the quickest: long
-        calls tell no better who has a chance, and what options change is the work around the products, which is
-        nothing beside long ones. The race has all sizes."""
+        """Feeds of the sizes at which a call of the plain export is this short, or of the quickest size.
+
+        Long calls rank variants no better. Options change the work around the products, which is negligible in long
+        calls. The race uses all sizes.
+        """
         limit = max(milliseconds, min(calls.values()))
         return {size: self.feeds[size] for size, call in calls.items() if call <= limit}
 
     def _race(self, plain: BenchmarkedVariant, finalists: list[BenchmarkedVariant], calls: Mapping[str, float]) -> None:
-        """Rounds of all, and more of the variants alone where these tell too little: no original can be chosen."""
+        """Run rounds of all, then more of the variants alone until the race is decided: no original can be chosen."""
         bench, variants = self.settings.benchmark, [plain, *finalists]
         together = [*variants, *self._originals]
         lasting = turns_of({**calls, **plain.p50_ms}, self.feeds, bench.round_seconds, bench.warmup_runs)
@@ -247,7 +257,7 @@ class _Bench:
                 of, self.feeds, lasting, rounds, self.order, self.samples, "single stream", session_lifetime_rounds
             ):
                 if number % 4 == 3:
-                    self._say(f"round {number + 1}, of {bench.rounds} at least")
+                    self._say(f"round {number + 1} of at least {bench.rounds}")
                 yield
 
         for competitor in together:
@@ -258,13 +268,13 @@ class _Bench:
         for _ in raced(together, range(bench.rounds)):
             pass
         if not race_is_decided(plain, finalists):
-            self._say(f"intervals are wide: more rounds of the variants, {bench.race_seconds:g} s in all at most")
+            self._say(f"intervals are wide: more rounds of the variants, up to {bench.race_seconds:g} s in total")
             for _ in raced(variants, itertools.count(bench.rounds)):
                 if time.monotonic() - begun > bench.race_seconds or race_is_decided(plain, finalists):
                     break
 
     def _scenarios(self, competitors: list[BenchmarkedVariant]) -> None:
-        """The other scenarios, for the plain export and the fastest of those that may win."""
+        """Measure the other scenarios for the plain export and the fastest finalist."""
         standing = [c for c in competitors if c.standing and c.result.ratios]
         fastest = sorted(standing, key=lambda c: c.result.ratios["all"].value)[:1]
         for runner in [c for c in competitors if c.standing and (c in fastest or c is competitors[0])]:
@@ -278,20 +288,24 @@ class _Bench:
                 runner.fail(failure.reason)
 
     def _drifts(self, plain: BenchmarkedVariant) -> None:
+        """Report drifts of the plain export as findings."""
         for latency in plain.result.latencies:
             if latency.drift:
                 self.findings.append(f"{plain.result.runtime}: {_drift_words(latency)}")
 
     def _faults(self, result: Measurement) -> list[str]:
+        """How a variant breaks the budget."""
         settings = self.settings
         judgement = Judgement.of(self.reference.result.quality, settings, self.questions.kinds)
         return [*judgement.faults(result), *ceiling_faults(result, settings.budget)]
 
     def _batch(self) -> tuple[str, Dim] | None:
+        """Name and range of the batch dimension; None if it is fixed."""
         first = next(iter(self.settings.inputs.values())).shape[0]
         return (first, self.settings.dims[first]) if isinstance(first, str) else None
 
     def _feed(self, sizes: dict[str, int]) -> Feed:
+        """Random valid inputs of these sizes."""
         settings = self.settings
         custom = resolve(settings.cases, f"models.{self.model}.cases") if settings.cases else None
         tensors = Source(settings.inputs, custom).tensors(sizes, np.random.default_rng(settings.seed))
@@ -305,7 +319,7 @@ class _Bench:
         return BenchmarkedVariant(result, self.workers.enter_context(self._start(result)))
 
     def _start(self, result: Measurement) -> Worker:
-        """A worker for a measurement's file and session options; it starts when it is first asked."""
+        """A worker for a measurement's file and session options; its process starts with the first call."""
         return Worker.onnx(
             paths.root() / result.files[0].path,
             f"{result.variant} on {result.runtime}",
@@ -323,8 +337,8 @@ def _drift_words(latency: Latency) -> str:
     assert latency.drift is not None
     direction = "slower" if latency.drift > 0 else "faster"
     return (
-        f"the machine became {abs(latency.drift):.0%} {direction} during the rounds at {latency.size}: ratios are of "
-        "the fastest rounds of each and hold, absolute latencies may not"
+        f"the machine became {abs(latency.drift):.0%} {direction} during the rounds at {latency.size}: ratios remain "
+        "valid, because they use the fastest rounds of each variant; absolute latencies may not"
     )
 
 

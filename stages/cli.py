@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from enum import Enum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -32,6 +33,7 @@ def mount(app: typer.Typer) -> None:
     app.command("init")(init)
     app.command("upgrade")(upgrade)
     app.command("stage", context_settings={"allow_extra_args": True, "allow_interspersed_args": False})(stage)
+    app.command("add")(add)
 
 
 def stage(
@@ -117,3 +119,45 @@ def upgrade(
             say(f"{change.action}: {change.path}{beside}")
     if any(change.action == "conflict" for change in changes):
         raise typer.Exit(1)
+
+
+def add(
+    name: Annotated[str, typer.Argument(metavar="MODEL", help="The new model's name in params.yaml.")],
+    onnx: Annotated[Path | None, typer.Option("--onnx", metavar="FILE", help="Its ONNX file.")] = None,
+    build: Annotated[
+        str | None,
+        typer.Option("--build", metavar="MODULE:FUNCTION", help="In place of --onnx: returns its PyTorch module."),
+    ] = None,
+    example: Annotated[
+        str | None,
+        typer.Option(
+            "--example",
+            metavar="MODULE:NAME",
+            help="With --build: one example input (tensor, array, tuple, dict by name), or a function that returns it.",
+        ),
+    ] = None,
+    samples: Annotated[
+        str | None,
+        typer.Option("--samples", metavar="MODULE:FUNCTION", help="Returns its samples, as docs/params.md describes."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the entry and write nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Inspect a model and add its entry to params.yaml. What could not be found out is marked TODO there.
+
+    Example: onward add ranker --onnx models/ranker.onnx --samples models.ranker:samples
+    """
+    from dataclasses import asdict
+
+    from onward.stages.scaffold.add import add as add_entry
+
+    added = add_entry(name, onnx, build, example, samples, dry_run)
+    if as_json:
+        print_json({"model": name, "entry": added.entry.values, "todos": [asdict(todo) for todo in added.todos]})
+    elif dry_run:
+        say(*(f"  {line}" for line in added.entry.lines))
+    else:
+        say(f"params.yaml, line {added.line}: added models.{name}")
+        say(*(f"  TODO{'' if todo.required else ' (optional)'} {todo.key}: {todo.what}" for todo in added.todos))
+        todo = "fill in the lines marked TODO, then " if any(todo.required for todo in added.todos) else ""
+        say(f"Next: {todo}check with `onward stage params`, then run `dvc repro publish@{name}`")

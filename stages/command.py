@@ -1,10 +1,11 @@
-"""What every stage's command line has in common: `python -m stages.NAME MODEL`, --help, and sane exit codes.
+"""The command line of every stage: `python -m onward.stages NAME MODEL`.
 
-0: the report is written, whatever its verdict. 2: a mistake in params.yaml or an argument, one line each.
-1: an operator's fault that is no verdict on the model, such as a full disk.
+Exit codes:
+0: the report was written, whatever its verdict.
+1: a fault that the operator must fix and that says nothing about the model, such as a full disk.
+2: mistakes in params.yaml or the arguments, one line each.
 
-A model's fault is a verdict, however a stage learns of it: an exception that is no operator's fault becomes a failed
-report. So later stages and the table of `verdict` go on.
+Any other exception becomes a failed report, so that later stages and the table of `verdict` still run.
 """
 
 from __future__ import annotations
@@ -28,15 +29,18 @@ TRACEBACK = "traceback.txt"
 
 
 def run(stage: str, compute: Callable[[str, Path], Report], again: Callable[[str, str], bool] | None = None) -> None:
-    """Run a stage for the model named on the command line and say in a line what came of it.
+    """Run a stage for the model named on the command line, and print its status and reason on one line.
 
-    `compute(model, folder)` writes what it makes to `folder` and returns the report. `again(model, case)`, where a
-    stage has it, feeds one case alone for --case and says whether it passed.
+    Args:
+        stage: Name of the stage.
+        compute: Called with the model's name and a folder; writes its results to the folder and returns the report.
+            Its docstring is the text of --help.
+        again: Called with the model's name and the case of --case; runs that case alone and returns whether it passed.
     """
     parser = _parser(stage, compute)
     parser.add_argument("model", help="a model of params.yaml")
     if again is not None:
-        parser.add_argument("--case", help="feed this case alone; the report names them")
+        parser.add_argument("--case", help="run this case alone; the report lists the cases")
     arguments = parser.parse_args()
     model = arguments.model
 
@@ -53,11 +57,19 @@ def run(stage: str, compute: Callable[[str, Path], Report], again: Callable[[str
 
 
 def one(stage: str, model: str, compute: Callable[[str, Path], Report]) -> Report:
-    """Compute one stage of one model into its own folder, and write its report there.
+    """Compute one stage of one model into the stage's folder, and write its report there.
+
+    Args:
+        stage: Name of the stage.
+        model: Name of the model.
+        compute: As for `run`.
+
+    Returns:
+        The report. Its status is "failed" if `compute` raised an exception that is the model's fault.
 
     Raises:
-        OnwardError: a mistake in params.yaml, or an operator's fault; the folder is as it was before.
-        OSError: an operator's fault, such as a full disk.
+        OnwardError: There is a mistake in params.yaml, or a fault that the operator must fix. The folder is unchanged.
+        OSError: There is a fault that the operator must fix, such as a full disk. The folder is unchanged.
     """
     from onward.stages.config.load import section
 
@@ -69,7 +81,7 @@ def one(stage: str, model: str, compute: Callable[[str, Path], Report]) -> Repor
 
 
 def _computed(stage: str, model: str, compute: Callable[[str, Path], Report], folder: Path) -> Report:
-    """The stage's report; a failed one where the stage raised and no operator is to blame."""
+    """The stage's report; a failed one if the stage raised an exception that the operator cannot fix."""
     try:
         return compute(model, folder)
     except WorkerFailure as failure:
@@ -84,7 +96,7 @@ def _computed(stage: str, model: str, compute: Callable[[str, Path], Report], fo
         if isinstance(error, OSError) and error.errno in OPERATORS:
             raise
         reason, trace = _unexpected(stage, model, error), paths.without_paths(traceback.format_exc())
-    for path in folder.iterdir():  # what a failed computation left is no result
+    for path in folder.iterdir():  # partial results must not be used
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     if trace:
         (folder / TRACEBACK).write_text(trace)
@@ -92,10 +104,11 @@ def _computed(stage: str, model: str, compute: Callable[[str, Path], Report], fo
 
 
 def _unexpected(stage: str, model: str, error: Exception) -> str:
+    """The reason for an exception that no stage expects."""
     words = " ".join(str(error).split())[:300]
     return (
         f"internal error: {type(error).__name__}: {words}; please report it with build/{model}/{stage}/{TRACEBACK}; "
-        f"`dvc repro --force --single-item {stage}@{model}` tries again"
+        f"to try again: `dvc repro --force --single-item {stage}@{model}`"
     )
 
 
@@ -123,6 +136,7 @@ def _parser(stage: str, function: Callable[..., object]) -> argparse.ArgumentPar
 
 
 def _guarded(body: Callable[[], None]) -> None:
+    """Run a stage; print errors of users and operators without a traceback and exit with their code."""
     try:
         body()
     except OnwardError as error:

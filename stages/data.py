@@ -1,7 +1,7 @@
-"""Builds the evaluation and calibration sets, and holds both to what is expected of them (Great Expectations).
+"""Builds the evaluation and calibration sets, and checks both with Great Expectations.
 
-Arrays are judged through a table of one row a sample: for each input its dtype, shape, lowest and highest value and
-count of NaN or infinite values, and for the label its value and the share of the split that has the same one.
+The expectations apply to a table with one row per sample. For each input it has the dtype, the shape, the lowest and
+highest value, and the number of NaN or infinite values; for the label, its value and its share of the split.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from onward.registry.errors import UsageError
 from onward.registry.evidence.records import Expectation, FileDigest, Split
 from onward.registry.evidence.reports import DataReport
 from onward.registry.gates import suites
-from onward.stages import command
+from onward.stages import command, samples
 from onward.stages.config import paths
-from onward.stages.config.load import resolve, section
+from onward.stages.config.load import section
 from onward.stages.config.schema import ModelParams
 from onward.stages.parity.labels import without_labels
 
@@ -31,27 +31,30 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 SPLITS = ("evaluation", "calibration")
 
-# Above this many different values a label is a quantity, and balance means nothing.
+# Labels with more distinct values are quantities, for which balance has no meaning.
 MOST_CLASSES = 1000
 
 
 def data(model: str, folder: Path) -> DataReport:
     """Build the evaluation and calibration sets of a model and check them with Great Expectations.
 
-    Writes build/MODEL/data/: evaluation.npz, calibration.npz and report.json. A failed expectation is a failed
-    verdict, with what was expected and what was seen.
+    Writes build/MODEL/data/: evaluation.npz, calibration.npz and report.json. A failed expectation fails the stage; the
+    report lists the expected and observed values.
     """
     settings = section(model, "data")
-    samples = {name: _load(model, settings, name) for name in SPLITS}
+    arrays_by_split = {name: _load(model, settings, name) for name in SPLITS}
     splits = []
-    for name, arrays in samples.items():
+    for name, arrays in arrays_by_split.items():
         path = folder / f"{name}.npz"
         _save(path, arrays)
         count = len(next(iter(arrays.values())))
         splits.append(Split(name=name, samples=count, file=FileDigest.of(path, folder)))
     own = _own_suite(model, settings)
-    results = [*_labelled(model, settings, samples["evaluation"]), _disjoint(samples, settings.data.max_shared)]
-    for name, arrays in samples.items():
+    results = [
+        *_labelled(model, settings, arrays_by_split["evaluation"]),
+        _disjoint(arrays_by_split, settings.data.max_shared),
+    ]
+    for name, arrays in arrays_by_split.items():
         results += _judge(name, table(settings, arrays), [*standard_suite(settings, arrays), *own])
     failed = [result for result in results if not result.success]
     reason = ""
@@ -68,7 +71,16 @@ def data(model: str, folder: Path) -> DataReport:
 
 
 def table(settings: ModelParams, arrays: Arrays) -> pd.DataFrame:
-    """One row a sample, columns `<input>.dtype`, `.shape`, `.min`, `.max`, `.not_finite`, `label`, `label.share`."""
+    """Make the table that expectations apply to.
+
+    Args:
+        settings: The model's settings.
+        arrays: Inputs, and "label" if there are labels; samples are on axis 0.
+
+    Returns:
+        One row per sample. The columns are `<input>.dtype`, `<input>.shape`, `<input>.min`, `<input>.max`,
+        `<input>.not_finite`, and for labels of shape [n] also `label` and `label.share`.
+    """
     import pandas as pd
 
     columns: dict[str, Any] = {}
@@ -90,7 +102,15 @@ def table(settings: ModelParams, arrays: Arrays) -> pd.DataFrame:
 
 
 def standard_suite(settings: ModelParams, arrays: Arrays) -> list[dict[str, Any]]:
-    """What is expected of every model: types, shapes, ranges, no NaN, label balance, minimum size."""
+    """List the expectations for every model: types, shapes, ranges, no NaN, label balance, minimum size.
+
+    Args:
+        settings: The model's settings.
+        arrays: As for `table`.
+
+    Returns:
+        Expectations with the keys `type` and `kwargs`, in Great Expectations' form.
+    """
 
     def expect(kind: str, **kwargs: Any) -> dict[str, Any]:
         return {"type": f"expect_{kind}", "kwargs": kwargs}
@@ -121,28 +141,15 @@ def standard_suite(settings: ModelParams, arrays: Arrays) -> list[dict[str, Any]
 
 
 def _load(model: str, settings: ModelParams, name: str) -> Arrays:
+    """The arrays of a split, which are numeric and have equally many samples."""
+    arrays = samples.load(settings, name, f"models.{model}")
     key = f"params.yaml: models.{model}.samples"
-    try:
-        found = resolve(settings.samples, f"models.{model}.samples")(name)
-    except UsageError:
-        raise
-    except Exception as error:
-        raise UsageError(f"{key}: {settings.samples}({name!r}) raised {type(error).__name__}: {error}") from error
-    if not isinstance(found, Mapping):
-        raise UsageError(f"{key}: gives {type(found).__name__}, wanted a mapping of input names to arrays")
-    arrays = {str(k): np.asarray(v) for k, v in found.items()}
-    missing = [k for k in settings.inputs if k not in arrays]
-    extra = [k for k in arrays if k not in settings.inputs and k != "label"]
-    if missing or extra:
-        raise UsageError(
-            f"{key}: gives {', '.join(arrays)}; wanted {', '.join(settings.inputs)} and, if there is one, label"
-        )
     sizes = {k: v.shape[0] if v.ndim else None for k, v in arrays.items()}
     if len(set(sizes.values())) != 1 or None in sizes.values():
         raise UsageError(
-            f"{key}: the arrays of the {name} split have different numbers of samples: {sizes}. Samples stand on the "
-            "first axis of every array; where the model takes them on another axis, wrap its forward() so that it "
-            "moves that axis"
+            f"{key}: the arrays of the {name} split have different numbers of samples: {sizes}. Samples must be on the "
+            "first axis of every array; if the model takes them on another axis, wrap its forward() so that it moves "
+            "that axis"
         )
     if any(v.dtype.kind not in "fiub" for v in arrays.values()):
         raise UsageError(f"{key}: arrays must be of numbers, not { ({k: str(v.dtype) for k, v in arrays.items()}) }")
@@ -150,20 +157,20 @@ def _load(model: str, settings: ModelParams, name: str) -> Arrays:
 
 
 def _save(path: Path, arrays: Arrays) -> None:
-    # numpy stamps each member of an .npz with the year 1980: the same arrays are the same bytes.
+    # The bytes depend on the arrays alone: NumPy sets the date of every member of an .npz to 1980.
     with open(path, "wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
 def _labelled(model: str, settings: ModelParams, evaluation: Arrays) -> list[Expectation]:
-    """The evaluation samples have the labels that `quality` takes; nothing is expected where there is no `quality`."""
+    """Expect the labels that `quality` takes; empty without `quality`."""
     if settings.quality is None:
         return []
     missing = without_labels(settings, evaluation, f"models.{model}")
     return [
         Expectation(
             split="evaluation",
-            expectation="samples have what quality takes",
+            expectation="samples have the labels that quality takes",
             column="label",
             success=not missing,
             observed=missing or ("labels" if "label" in evaluation else "quality takes no labels"),
@@ -171,11 +178,13 @@ def _labelled(model: str, settings: ModelParams, evaluation: Arrays) -> list[Exp
     ]
 
 
-def _disjoint(samples: dict[str, Arrays], most: float) -> Expectation:
-    """At most the share `most` of the evaluation samples stands in the calibration split, too: the inputs, byte for
-    byte. Samples that are equal within a split count once."""
+def _disjoint(arrays_by_split: dict[str, Arrays], most: float) -> Expectation:
+    """Expect that at most the share `most` of the evaluation samples is in the calibration split, too.
+
+    Samples are equal if all inputs are equal byte for byte. Equal samples within a split count once.
+    """
     rows = {}
-    for split, arrays in samples.items():
+    for split, arrays in arrays_by_split.items():
         inputs = [np.ascontiguousarray(values) for name, values in arrays.items() if name != "label"]
         rows[split] = {b"".join(values[i].tobytes() for values in inputs) for i in range(len(inputs[0]))}
     shared = len(rows["evaluation"] & rows["calibration"])
@@ -184,8 +193,8 @@ def _disjoint(samples: dict[str, Arrays], most: float) -> Expectation:
         split="both",
         expectation=f"splits share at most {most:.0%} of the evaluation samples" if most else "splits share no sample",
         success=share <= most,
-        observed=f"{shared} of {len(rows['evaluation'])} evaluation samples stand in both ({share:.1%}); "
-        f"data.max_shared allows {most:g}: raise it where few inputs are possible",
+        observed=f"{shared} of {len(rows['evaluation'])} evaluation samples are in both ({share:.1%}); "
+        f"data.max_shared allows {most:g}: raise it if only few distinct inputs are possible",
     )
 
 
@@ -197,7 +206,7 @@ def _own_suite(model: str, settings: ModelParams) -> list[dict[str, Any]]:
 
 
 def _judge(split: str, frame: pd.DataFrame, suite: list[dict[str, Any]]) -> list[Expectation]:
-    """What each expectation of a suite says of a table of samples."""
+    """Apply the expectations of a suite to a table of samples."""
     found = []
     for result in suites.validate(frame, suite, "data.suite").results:
         config = result.expectation_config
@@ -221,6 +230,7 @@ def _judge(split: str, frame: pd.DataFrame, suite: list[dict[str, Any]]) -> list
 
 
 def _words(kind: str, kwargs: Mapping[str, Any]) -> str:
+    """An expectation with its arguments, except the column."""
     shown = {k: v for k, v in kwargs.items() if k not in ("column", "batch_id") and v is not None}
     return kind + (f" {json.dumps(shown, sort_keys=True, default=str)}" if shown else "")
 

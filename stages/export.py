@@ -1,12 +1,12 @@
-"""Takes a model to ONNX, in evaluation mode, and says what the file is; one from elsewhere is taken as it is.
+"""Exports a model to ONNX in evaluation mode and describes the file; an ONNX file from elsewhere is copied.
 
-No exporter is believed. They are tried in turn, down a ladder, up to the first whose file answers as the module does,
-at sizes and on branches that the exporter never saw; the report says why the others fell. Here the module is asked in
-the process that exports it, and held to the default tolerance, so that a model's own changes no bytes: whether the
-file is near enough for the model, the verify stage says.
+The exporters are tried in turn until the outputs of a file match those of the module, at sizes and on branches that the
+exporter did not see. The report says why each earlier exporter failed. The comparison uses the default tolerance, so
+that the model's own tolerance does not change the file; the verify stage applies that one. The module runs in the
+process that exports it.
 
-The bytes depend on the model and the toolchain alone: torch writes the absolute path of every source line into the
-graph, which is made relative to the repository here, and nothing is added that changes while the model does not.
+The bytes depend only on the model and the toolchain: torch writes the absolute path of every source line into the
+graph; these paths are made relative to the repository.
 """
 
 from __future__ import annotations
@@ -43,13 +43,21 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# The exporter's own minutes are few; a hang is a verdict on the model.
+# Seconds. An export takes minutes at most; a hang counts as the model's failure.
 TIMEOUT = 1800.0
 
 
 @dataclass
 class Made:
-    """What one way of exporting gave."""
+    """The result of one export strategy.
+
+    Attributes:
+        attempt: The entry for the report.
+        graph: Description of the file; None if there is none.
+        warnings: The exporter's warnings.
+        findings: Remarks for the report.
+        sound: Whether the file is valid and matches params.yaml.
+    """
 
     attempt: ExportAttempt
     graph: GraphInfo | None = None
@@ -61,8 +69,8 @@ class Made:
 def export(model: str, folder: Path) -> ExportReport:
     """Export a model to ONNX with named dynamic dimensions, check the file's structure, and describe it.
 
-    Tries the ways of export.strategy in turn, up to the first whose file answers as the module does.
-    Writes build/MODEL/export/: model.onnx (over 2 GB with model.onnx.data beside it) and report.json.
+    Tries the strategies of export.strategy in turn, up to the first whose file matches the module's outputs.
+    Writes build/MODEL/export/: model.onnx (with model.onnx.data if larger than 2 GB) and report.json.
     """
     settings = section(model, "export")
     reason = blocked(model, "train", "data")
@@ -92,8 +100,11 @@ def export(model: str, folder: Path) -> ExportReport:
 
 
 def _ladder(model: str, settings: ModelParams, folder: Path) -> tuple[Made, list[ExportAttempt]]:
-    """The first way whose file answers as the module does, now in `folder`; where none does, the first whose file is
-    sound, for verify to judge; where none is, the first."""
+    """Try the strategies in turn, and move the best file to `folder`.
+
+    The best is the first whose file matches the module's outputs, else the first with a sound file, which verify will
+    judge, else the first.
+    """
     pinned = settings.export.strategy
     strategies = torch_exporters.STRATEGIES if pinned == "auto" else (pinned,)
     tried: list[Made] = []
@@ -114,33 +125,33 @@ def _ladder(model: str, settings: ModelParams, folder: Path) -> tuple[Made, list
 
 
 def _attempt(model: str, settings: ModelParams, strategy: str, folder: Path, answered: Path | None) -> Made:
-    """Export one way; with `answered`, hold the file to the module's answers, which are left there."""
+    """Export by one strategy; with `answered`, compare the file with the module's outputs, which are kept there."""
     weights = trained_file(model, settings)
     target = folder / "model.onnx"
     try:
         written = isolated_call.call(TIMEOUT, _export, model, settings, strategy, weights, target, answered)
-        held = diagnostics.traced(written.baked)
-        if held and not settings.export.allow_traced_constants:
-            return Made(ExportAttempt(strategy=strategy, status="failed", reason=f"{held}: {diagnostics.UNTRACED}"))
+        baked = diagnostics.traced(written.baked)
+        if baked and not settings.export.allow_traced_constants:
+            return Made(ExportAttempt(strategy=strategy, status="failed", reason=f"{baked}: {diagnostics.UNTRACED}"))
         graph = _sound(model, settings, target, weights)
     except WorkerFailure as failure:
         return Made(ExportAttempt(strategy=strategy, status="failed", reason=diagnostics.explain(failure.reason)))
     except _Unsound as found:
         return Made(ExportAttempt(strategy=strategy, status="failed", reason=str(found)))
-    findings = (f"{held}; export.allow_traced_constants allows it",) if held else ()
+    findings = (f"{baked}; export.allow_traced_constants allows it",) if baked else ()
     made = Made(ExportAttempt(strategy=strategy, status="passed"), graph, tuple(written.warnings), findings, sound=True)
     if answered is not None:
         expected = recall(answered, cases(model, settings, Verify()))
         with Worker.onnx(target, f"{model} by {strategy}", timeout=Verify().timeout) as candidate:
-            fell = misdeclared(expected, settings.outputs) or sentence(check(candidate, expected, Tolerance()))
-        if fell:
-            reason = "; ".join(filter(None, (f"answers otherwise than the module: {fell}", held)))
+            mismatch = misdeclared(expected, settings.outputs) or sentence(check(candidate, expected, Tolerance()))
+        if mismatch:
+            reason = "; ".join(filter(None, (f"outputs differ from the module's: {mismatch}", baked)))
             made.attempt = ExportAttempt(strategy=strategy, status="failed", reason=reason)
     return made
 
 
 def _taken(model: str, settings: ModelParams, folder: Path) -> Made:
-    """A file from elsewhere, copied."""
+    """Copy an ONNX file from elsewhere and check it."""
     given = trained_file(model, settings)
     onnx_file.take_in(given, folder / "model.onnx")
     attempt = ExportAttempt(strategy="taken", status="passed")
@@ -153,7 +164,7 @@ def _taken(model: str, settings: ModelParams, folder: Path) -> Made:
 def _export(
     model: str, settings: ModelParams, strategy: str, weights: Path, target: Path, answered: Path | None
 ) -> torch_exporters.Written:
-    """In a process of its own: export, and ask the module what it answers to every case, unless that is known."""
+    """Export, and record the module's outputs for every case unless they are known; runs in a separate process."""
     written = torch_exporters.write(strategy, settings, weights, target, real_example(model, settings))
     if answered is not None and not answered.exists():
         from onward.stages.workers.torch_reference import Original
@@ -166,42 +177,45 @@ def _export(
 
 
 class _InProcess:
-    """A module in this process, whose errors are verdicts, as those of a worker are."""
+    """A module in this process with the methods of a worker; its errors become WorkerFailure."""
 
     def __init__(self, original: Original) -> None:
         self.original = original
 
     def run(self, inputs: Tensors) -> dict[str, Any]:
+        """Compute the outputs, by name."""
         return self._asked(self.original.run, inputs)
 
     def answer(self, inputs: Tensors) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Compute the outputs as they are and in float64, by name."""
         return self._asked(self.original.answer, inputs)
 
     def shake(self, seed: int | None) -> bool:
+        """Move every float weight by one unit in the last place; None restores them."""
         self.original.shake(seed)
         return True
 
     def _asked(self, ask: Callable[[Tensors], T], inputs: Tensors) -> T:
         try:
             return ask(inputs)
-        except Exception as error:  # whatever the team's own module raises
+        except Exception as error:  # the team's module may raise anything
             raise WorkerFailure("error", f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}") from error
 
 
 class _Unsound(Exception):
-    """A file that must not be passed on, and why."""
+    """A file that must not be released; the message says why."""
 
 
 def _sound(model: str, settings: ModelParams, target: Path, weights: Path) -> GraphInfo:
     """Finish the file and check its structure.
 
     Raises:
-        _Unsound: it is not valid, not what params.yaml declares, or not fit to be deployed.
+        _Unsound: It is invalid, differs from params.yaml, or is unfit for deployment.
     """
     try:
         finish(model, settings, target, sha256_file(weights))
         onnx_file.check(target)
-    except UsageError as error:  # about a file that we made: a verdict on the export, not a user's mistake
+    except UsageError as error:  # the file is our own: this is a failed export, not a mistake of the user
         raise _Unsound(diagnostics.explain(str(error), "the checker")) from error
     graph = onnx_file.describe(target)
     found = [*_differences(settings, graph), *diagnostics.problems(onnx_file.load_graph(target))]
@@ -211,8 +225,18 @@ def _sound(model: str, settings: ModelParams, target: Path, weights: Path) -> Gr
 
 
 def finish(model: str, settings: ModelParams, path: Path, weights: str) -> None:
-    """Make source paths relative, and write into the model what it is: name, inputs, outputs, digest of its weights."""
-    onnx_file.files(path)  # readable, and nothing missing
+    """Make source paths relative, and write the model's name, inputs, outputs and weights digest into its metadata.
+
+    Args:
+        model: Name of the model.
+        settings: Its settings.
+        path: The ONNX file, which is rewritten.
+        weights: SHA-256 digest of the trained file.
+
+    Raises:
+        UsageError: The file is unreadable, or its external data is missing.
+    """
+    onnx_file.files(path)  # raises if anything is missing
     graph = onnx_file.load_graph(path)
     for node in graph_nodes.nodes(graph):
         for entry in node.metadata_props:
@@ -233,7 +257,7 @@ def finish(model: str, settings: ModelParams, path: Path, weights: str) -> None:
 
 
 def _differences(settings: ModelParams, graph: GraphInfo) -> Iterator[str]:
-    """Where the graph's inputs and outputs are not what params.yaml declares."""
+    """Differences of the graph's inputs and outputs from params.yaml."""
     for kind, declared, found in (
         ("input", settings.inputs, {spec.name: spec for spec in graph.inputs}),
         ("output", settings.outputs, {spec.name: spec for spec in graph.outputs}),
@@ -261,14 +285,15 @@ def _differences(settings: ModelParams, graph: GraphInfo) -> Iterator[str]:
 
 
 def _unfrozen(settings: ModelParams, group: str, name: str, shape: list[int | str]) -> str:
-    """What to do about a dimension of an input or output that the graph froze."""
+    """The remedy for a frozen dimension of an input or output."""
     if settings.is_torch:
-        return "take the size from x.shape in forward() instead of writing it down, or declare it fixed"
+        return "take the size from x.shape in forward() instead of hard-coding it, or declare it fixed"
     line = f"{group}: {{{name}: {{shape: [{', '.join(map(str, shape))}]}}}}"
-    return f"declare it fixed in params.yaml, {line}, or give a file in which it is dynamic"
+    return f"declare it fixed in params.yaml, {line}, or use a file in which it is dynamic"
 
 
 def _origin(model: str) -> str:
+    """How the train stage obtained the file."""
     return load(Trained, paths.build(model, "train") / "report.json").how
 
 

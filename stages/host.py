@@ -1,7 +1,6 @@
-"""What this machine and its toolchain are, so that nothing is restored that another machine measured.
+"""Describes this machine and its toolchain, so that DVC restores no measurement of another machine.
 
-Two files, for two kinds of consequence: another toolchain exports again (toolchain.json), another machine only
-measures again (machine.json).
+A change of toolchain.json repeats the export; a change of machine.json only repeats the measurements.
 """
 
 from __future__ import annotations
@@ -35,14 +34,14 @@ TOOLCHAIN = (
 
 
 class Host(BaseModel):
-    """machine.json: where measurements are taken, and with which runtimes."""
+    """The content of machine.json: the machine that measures, and its runtimes."""
 
     machine: Machine
     runtimes: list[RuntimeState]
 
 
 def toolchain() -> dict[str, str]:
-    """Versions of Python and of the packages whose version changes what is exported; "absent" where one is not here."""
+    """Return the versions of Python and of the packages that affect exports, by name; "absent" if not installed."""
     versions = {"python": platform.python_version()}
     for name in TOOLCHAIN:
         try:
@@ -53,10 +52,10 @@ def toolchain() -> dict[str, str]:
 
 
 def load() -> tuple[Host, dict[str, str]]:
-    """The machine and the toolchain, as the host stage wrote them.
+    """Load the machine and the versions of the toolchain that the host stage wrote.
 
     Raises:
-        NotReady: it has not run yet.
+        NotReady: The host stage has not run yet.
     """
     folder = paths.root() / "build" / "host"
     try:

@@ -1,6 +1,6 @@
-"""Makes optimised graphs from the export, and checks that each still computes what the original does.
+"""Makes optimised graphs from the export, and checks the outputs of each against the original's.
 
-No optimiser is believed: whether a graph that passes here is any faster, benchmark measures.
+The benchmark stage measures whether a graph that passes here is faster.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from onward.stages.workers.worker import Worker, WorkerFailure
 def optimize(model: str, folder: Path) -> OptimizeReport:
     """Apply each optimiser of params.yaml to the export; report nodes, size and parity of each result.
 
-    Writes build/MODEL/optimize/: one .onnx a variant and report.json.
+    Writes build/MODEL/optimize/: one .onnx file per variant and report.json.
     """
     settings = section(model, "optimize")
     reason = blocked(model, "verify")
@@ -49,6 +49,7 @@ def optimize(model: str, folder: Path) -> OptimizeReport:
             refused[name] = job.refused(pointless)
 
     def checked(variant: Variant, worker: Worker, expected: list[Expected]) -> Variant:
+        """The variant with its parity; failed if its outputs are out of tolerance."""
         if variant.status != "passed":
             return variant
         made = folder / variant.files[0].path
@@ -91,8 +92,10 @@ def optimize(model: str, folder: Path) -> OptimizeReport:
 
 
 def _beside() -> SessionOptions:
-    """Threads for a session beside which another process works: two that wait for each other on one processor wait
-    long, so that checking took twice as long as it does with one thread fewer."""
+    """Session options with one thread fewer than processors, which leaves one to the process that builds variants.
+
+    Threads that wait for each other on one processor wait long: with all threads, checking took twice as long.
+    """
     return SessionOptions(threads=max(1, processors.count() - 1))
 
 

@@ -1,8 +1,8 @@
-"""The DVC stage that checks params.yaml and writes what each stage of each model depends on.
+"""Checks params.yaml and writes the settings of each stage of each model.
 
-For each model and stage it writes the settings that this stage reads and the digests of the source files behind them
-(`build/params/<model>/<stage>.json`). Each stage depends on its own such file, so changing one model's tolerance
-re-runs nothing of another model and no export, and a default may stand in one place.
+`build/params/MODEL/STAGE.json` contains the settings that the stage reads and the digests of the source files behind
+them. Each stage depends on its own file alone. So a change of one model's tolerance repeats neither another model's
+stages nor an export.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _FILES = ("weights", "onnx")
 
 
 def _named(model: ModelParams) -> Iterable[tuple[str, str]]:
-    """(key, `module:attribute`) of everything of the team's own code that a model's settings name."""
+    """Key and `module:attribute` of every callable in a model's settings."""
     for key in _CALLABLES:
         if getattr(model, key):
             yield key, getattr(model, key)
@@ -41,17 +41,19 @@ def _named(model: ModelParams) -> Iterable[tuple[str, str]]:
 
 
 def _digests(name: str, model: ModelParams, stage: str) -> dict[str, str]:
-    """What stands for each of the team's own files behind what `stage` reads of `model`: its sha256; or the version of
-    an installed package that a callable is of."""
+    """Digests of the team's own files that a stage of a model uses.
+
+    The key is a path and the value its sha256; for a callable in an installed package, module name and version.
+    """
     found = {}
     root, repository = paths.root(), checkout.repository()
     for key, value in _named(model):
         if key.partition(".")[0] in READS[stage]:
             module = value.partition(":")[0]
             sources = local_sources(module, paths.source_folders())
-            for name_, path in sources.items():
+            for module_name, path in sources.items():
                 inside = path.resolve().is_relative_to(repository)
-                found[Path(os.path.relpath(path, root)).as_posix() if inside else name_] = sha256_file(path)
+                found[Path(os.path.relpath(path, root)).as_posix() if inside else module_name] = sha256_file(path)
             if not sources:
                 found[module] = installed_version(module)
     files = [getattr(model, key) for key in _FILES if key in READS[stage]] if stage == "train" else []
@@ -65,16 +67,16 @@ def _digests(name: str, model: ModelParams, stage: str) -> dict[str, str]:
 
 
 def _external_data(root: Path, file: Path) -> dict[str, str]:
-    """sha256 of the files that hold the weights of an ONNX file, where it has such files."""
+    """sha256 of an ONNX file's external data files, by path."""
     try:
         _, *data = onnx_file.files(root / file)
     except UsageError:
-        return {}  # the train stage says what is wrong with it
+        return {}  # the train stage reports the error
     return {(file.parent / path.relative_to((root / file).parent)).as_posix(): sha256_file(path) for path in data}
 
 
 def _missing(name: str, model: ModelParams) -> Iterable[str]:
-    """Callables and files that params.yaml names and the repository lacks."""
+    """Errors about callables and files that params.yaml names but that do not exist."""
     root, repository = paths.root(), checkout.repository()
     for key, value in _named(model):
         module, _, attribute = value.partition(":")
@@ -87,12 +89,12 @@ def _missing(name: str, model: ModelParams) -> Iterable[str]:
             if not is_installed(found) and not defines(found, attribute):
                 yield f"models.{name}.{key}: {module} defines no {attribute!r}"
         except SyntaxError as error:
-            yield f"models.{name}.{key}: {module} does not parse: {error.msg} (line {error.lineno})"
+            yield f"models.{name}.{key}: {module} has a syntax error: {error.msg} (line {error.lineno})"
     for key, file in (("weights", model.weights), ("onnx", model.onnx), ("data.suite", model.data.suite)):
         if not file:
             continue
         if not (root / file).resolve().is_relative_to(repository.resolve()):
-            yield f"models.{name}.{key}: {file}: lies outside the repository"
+            yield f"models.{name}.{key}: {file}: is outside the repository: copy it into the repository"
             continue
         made_here = model.train and (root / file).is_relative_to(root / "build" / name / "train")
         if not made_here and not (root / file).is_file():
@@ -100,7 +102,11 @@ def _missing(name: str, model: ModelParams) -> Iterable[str]:
 
 
 def untracked(params: Params) -> list[str]:
-    """A line for each callable in an installed package: changes of its files are not noticed, only of its version."""
+    """List the callables in installed packages: changes of their files go unnoticed, only their version is tracked.
+
+    Returns:
+        One line for each callable.
+    """
     lines = []
     for name, model in params.models.items():
         for key, value in _named(model):
@@ -108,16 +114,22 @@ def untracked(params: Params) -> list[str]:
             if not local_sources(module, paths.source_folders()):
                 version = installed_version(module) or "no installed distribution"
                 lines.append(
-                    f"models.{name}.{key}: {module} is of {version}: its version is tracked, its files are not"
+                    f"models.{name}.{key}: {module} belongs to {version}: its version is tracked, its files are not"
                 )
     return lines
 
 
 def sections(params: Params) -> dict[str, bytes]:
-    """What each stage of each model depends on: the files of build/params/, by name.
+    """Make the files of build/params/: the settings of each stage of each model.
+
+    Args:
+        params: The checked params.yaml.
+
+    Returns:
+        The content of each file, by its path below build/params/.
 
     Raises:
-        UsageError: a callable that params.yaml names is not defined, or a file that it names is not there.
+        UsageError: params.yaml names a callable that is not defined, or a file that does not exist.
     """
     problems = [problem for name, model in params.models.items() for problem in _missing(name, model)]
     if problems:
@@ -131,7 +143,7 @@ def sections(params: Params) -> dict[str, bytes]:
         for stage in READS:
             found[f"{name}/{stage}.json"] = _settings(name, model, stage, params)
     return {
-        path: (json.dumps(content.model_dump(exclude_defaults=True), indent=2, sort_keys=True) + "\n").encode()
+        path: (json.dumps(content.model_dump(exclude_defaults=True), indent=2) + "\n").encode()
         for path, content in found.items()
     }
 
@@ -156,10 +168,14 @@ def _settings(name: str, model: ModelParams, stage: str, params: Params) -> Sett
 
 
 def write_sections(params: Params, target: Path) -> None:
-    """Write what each stage of each model depends on, below `target`, replacing what is there.
+    """Replace a folder by the files of `sections`. If any of them changed, import every callable first.
+
+    Args:
+        params: The checked params.yaml.
+        target: The folder.
 
     Raises:
-        UsageError: a callable that params.yaml names does not import, or a file that it names is not there.
+        UsageError: params.yaml names a callable that cannot be imported, or a file that does not exist.
     """
     texts = sections(params)
     if any(not (target / path).is_file() or (target / path).read_bytes() != text for path, text in texts.items()):
@@ -170,7 +186,7 @@ def write_sections(params: Params, target: Path) -> None:
 
 
 def _batch_limits(model: ModelParams) -> dict[str, dict[str, Any]]:
-    """What training depends on of `dims`: how many samples may be fed at once. Other sizes train nothing again."""
+    """The part of `dims` that training depends on, the batch limits. Changes of other sizes do not repeat training."""
     first = next(iter(model.inputs.values())).shape[0]
     if not isinstance(first, str):
         return {}
@@ -191,9 +207,9 @@ def _import_all(params: Params) -> None:
 
 
 def main() -> None:
-    """Check params.yaml and write what each stage of each model depends on to build/params/.
+    """Check params.yaml and write the settings of each stage of each model to build/params/.
 
-    Nothing is written where anything is wrong; each mistake is one line with the path into the file, and exit 2.
+    If there are mistakes, nothing is written. Each mistake is one line with its place in the file; the exit code is 2.
     """
     params = read()
     write_sections(params, paths.root() / "build" / "params")

@@ -1,4 +1,4 @@
-"""Hands all reports of a model to the registry at once: the only stage that speaks to MLflow."""
+"""Records all reports of a model in MLflow; the only stage that writes to it."""
 
 from __future__ import annotations
 
@@ -26,14 +26,15 @@ from onward.stages.parity.reference_answers import recorded_kinds, recorded_outp
 from onward.stages.reports import read_evidence
 from onward.stages.workers.worker import Worker, WorkerFailure
 
-# Enough to notice a wrong answer, few enough to be run before every promotion.
+# Evaluation samples that are recorded with a version: enough to notice wrong outputs, and few enough to be run before
+# every promotion.
 BUNDLE_SAMPLES = 16
 
 
 def publish(model: str, folder: Path) -> PublishReport:
-    """Record a model's evidence in MLflow: a run, a child run and a logged model a variant, a registered version.
+    """Record a model's evidence in MLflow: a run, a child run and logged model per variant, a registered version.
 
-    A version is registered only if a service could load it and get the recorded answers; if not, the report says why.
+    A version is registered only if a service can load it and get the recorded outputs; if not, the report says why.
     Publishing the same evidence again changes nothing. Writes build/MODEL/publish/report.json.
     """
     settings, whole = section(model, "publish"), load_settings("publish", model)
@@ -60,13 +61,12 @@ def publish(model: str, folder: Path) -> PublishReport:
         )
         try:
             return recorder.publish(publication)
-        except UsageError as error:  # about the store, and no verdict on a model
+        except UsageError as error:  # a problem of the store, not of the model
             raise NotReady(str(error)) from error
 
 
 def _write_bundle(model: str, settings: ModelParams, evidence: Evidence, folder: Path) -> None:
-    """Recorded inputs, what the original answers to them, and what the chosen bytes answer on this machine; see
-    registry/artifact/replay.py."""
+    """Write the files for registry/artifact/replay.py: inputs, and outputs of the original and of the chosen files."""
     selected = evidence.select
     precisions = {(m.variant, m.runtime): m.precision for m in evidence.benchmark.measurements}
     inputs = next(batches(settings, split(model, "evaluation"), BUNDLE_SAMPLES))
@@ -98,7 +98,7 @@ def _write_bundle(model: str, settings: ModelParams, evidence: Evidence, folder:
 
 
 def _context() -> dict[str, str]:
-    """What is true of this run and not of the model: commit, whether the tree differs from it, machine, toolchain."""
+    """Facts about this run rather than the model: commit, whether there are uncommitted changes, machine, toolchain."""
     described, versions = host.load()
     machine = described.machine
     context = {
@@ -109,13 +109,14 @@ def _context() -> dict[str, str]:
         "host_accelerators": "; ".join(machine.accelerators) or "none",
         **{f"version_{name}": value for name, value in versions.items()},
     }
-    # dvc.lock is what the run itself writes: it says nothing about the sources.
+    # The run itself writes dvc.lock, so a change of it says nothing about the sources.
     changes = _git("status", "--porcelain", "--", ".", ":!dvc.lock")
     context["git_dirty"] = "unknown" if changes is None else str(bool(changes)).lower()
     return context
 
 
 def _git(*arguments: str) -> str | None:
+    """The output of a git command; None if it fails."""
     environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
     try:
         found = subprocess.run(

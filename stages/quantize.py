@@ -1,8 +1,8 @@
-"""Makes graphs of lower precision from the export and from optimised graphs, and states what each costs in quality.
+"""Makes graphs of lower precision from the export and from optimised graphs, and reports the quality of each.
 
-They are judged by the quality budget: no int8 graph is within a float tolerance. Where one breaks the budget, its
-layers are ranked by what each alone costs, and the fewest are left in float. What int8 computes depends on the CPU, so
-benchmark judges it again beside the latency, at all sizes and on all cases; here a graph has to be worth that.
+The quality budget judges them, because no int8 graph is within a float tolerance. If one breaks the budget, its layers
+are ranked by their own error, and as few as possible stay in float. The outputs of int8 graphs depend on the CPU, so
+benchmark judges them again on the machine that it measures, at all sizes and on all cases.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ from onward.stages.transforms.sensitivity import fewest, layer_costs
 from onward.stages.workers import isolated_call
 from onward.stages.workers.worker import Worker, WorkerFailure
 
-# Kernels with the activation fused in, for which there is no int8 form: quantising around them keeps them float.
+# Kernels with a fused activation. They have no int8 form, so quantisers leave them in float.
 FLOAT_ONLY = {"com.microsoft.FusedConv", "com.microsoft.FusedGemm", "com.microsoft.FusedMatMul"}
-# Calibration samples fed at once.
+# Calibration samples in a batch.
 CALIBRATED = 8
-# What attention is once it is fused.
+# Operators of fused attention.
 FUSED = {"com.microsoft.Attention", "com.microsoft.MultiHeadAttention"}
 
 
 def quantize(model: str, folder: Path) -> QuantizeReport:
-    """Apply each quantiser of params.yaml to the export and to the optimised graphs that suit; where the quality budget
-    breaks, leave the fewest layers in float with which it holds.
+    """Apply each quantiser of params.yaml to the export and to suitable optimised graphs.
 
-    Writes build/MODEL/quantize/: one .onnx a variant and report.json with size, compression and quality.
+    If a graph breaks the quality budget, the fewest layers with which it holds are left in float.
+    Writes build/MODEL/quantize/: one .onnx file per variant and report.json with size, compression and quality.
     """
     settings = section(model, "quantize")
     reason = blocked(model, "verify", "optimize")
@@ -86,7 +86,16 @@ def quantize(model: str, folder: Path) -> QuantizeReport:
 
 @dataclass
 class Judge:
-    """Says what a graph of lower precision computes over the evaluation set, and how that breaks the budget."""
+    """Judges graphs of lower precision by their outputs on the evaluation samples.
+
+    Attributes:
+        model: Name of the model.
+        settings: Its settings.
+        worker: A process that runs ONNX files.
+        wanted: The original's outputs on the evaluation samples.
+        samples: The evaluation samples, with labels if there are any.
+        judgement: The budget, with the original's quality.
+    """
 
     model: str
     settings: ModelParams
@@ -96,7 +105,15 @@ class Judge:
     judgement: Judgement
 
     def weigh(self, variant: Variant, path: Path) -> Variant:
-        """The variant with its quality, and failed where that breaks the budget."""
+        """Measure a variant's quality.
+
+        Args:
+            variant: The variant.
+            path: Its ONNX file.
+
+        Returns:
+            The variant with its quality; its status is "failed" if it does not run or breaks the budget.
+        """
         try:
             self.worker.switch(path, variant.name)
             weighed = weigh(
@@ -111,7 +128,7 @@ class Judge:
 
 @dataclass
 class _Stage:
-    """The stage under way: bases in, variants out."""
+    """The state of a run of the stage: its variants and trade-offs so far."""
 
     settings: ModelParams
     graph: GraphProfile
@@ -126,8 +143,19 @@ class _Stage:
     prepared: dict[str, Path | str] = field(default_factory=dict)
 
     def quantize(self, base: str, path: Path, first: bool) -> list[tuple[Job, Variant]]:
-        """Every candidate on one base, the `first` or another; those that were judged. Candidates that differ in
-        nothing that changes speed are a family: the first of it that holds the budget is enough."""
+        """Try every candidate on one base.
+
+        Candidates that differ only in options without effect on speed are a family. The first of a family that holds
+        the budget is enough.
+
+        Args:
+            base: Name of the base.
+            path: Its ONNX file.
+            first: Whether it is the first base.
+
+        Returns:
+            The candidates that were judged, with their variants.
+        """
         tried: list[tuple[Job, Variant]] = []
         for candidate in self.settings.quantize.candidates:
             module, job = techniques.module("quantize", candidate), self._job(base, path, candidate)
@@ -142,13 +170,13 @@ class _Stage:
                 else:
                     job = replace(job, source=source)
             if refused:
-                if held or hopeless or first:  # what a technique has against the graph, it has on every base: said once
+                if held or hopeless or first:  # a technique's own reason is the same for every base: report it once
                     self.variants.append(job.refused(refused))
                 continue
             variant = self.builder.make(job)
             not_here = getattr(module, "NOT_ON_CPU", "")
             if variant.status == "passed" and not_here:
-                variant.reason = f"{not_here}: the benchmark asks it what it computes, where it is measured"
+                variant.reason = f"{not_here}: benchmark judges its outputs on the device that it measures"
             elif variant.status == "passed":
                 variant = self.judge.weigh(variant, job.target)
                 tried.append((job, variant))
@@ -156,6 +184,7 @@ class _Stage:
         return tried
 
     def _job(self, base: str, path: Path, candidate: TechniqueSpec) -> Job:
+        """The job that applies a candidate to a base."""
         module, options = techniques.module("quantize", candidate), techniques.complete("quantize", candidate)
         precision, label = module.precision(options), techniques.label("quantize", candidate)
         how = label if label.startswith(precision) else f"{precision}-{label}"
@@ -164,14 +193,15 @@ class _Stage:
         return Job(name, base, words, precision, "quantize", candidate, path, self.folder / f"{name}.onnx")
 
     def _pointless(self, candidate: TechniqueSpec, held: str) -> str:
+        """Why a candidate cannot gain; `held` is a variant of its family that holds the budget."""
         if held:
-            return f"{held} holds the quality budget, and this would be no faster"
+            return f"{held} holds the quality budget, and this variant would be no faster"
         module = techniques.module("quantize", candidate)
         reason: str = module.skip_reason(self.graph, techniques.complete("quantize", candidate), self.runtimes)
         return reason
 
     def _prepare(self, base: str, path: Path) -> Path | str:
-        """The pre-processed base, made once; or why there is none."""
+        """The pre-processed base, made once, or the reason why it failed."""
         if base not in self.prepared:
             target = self.scratch / f"{base}.onnx"
             try:
@@ -182,7 +212,14 @@ class _Stage:
         return self.prepared[base]
 
     def keep_in_float(self, job: Job, variant: Variant) -> None:
-        """Leave the costliest layers of a variant that broke the budget in float: as few as hold it."""
+        """Leave the costliest layers of a variant that broke the budget in float, as few as possible.
+
+        Adds the trade-off, and the new variant if there is one.
+
+        Args:
+            job: The job that made the variant.
+            variant: The variant.
+        """
         module = techniques.module("quantize", job.candidate)
         try:
             layers = layer_costs(job.source, self._ranked(job, module), module.OPERATORS, self.feeds)
@@ -221,16 +258,16 @@ class _Stage:
             )
         )
         if float_layers is None:
-            self._append(variant, f"with half of its {len(layers)} layers in float, still")
+            self._append(variant, f"still outside the budget with half of its {len(layers)} layers in float")
         else:
-            self._append(variant, f"{chosen} holds it")
+            self._append(variant, f"{chosen} holds the budget")
             self.variants.append(made[float_layers])
 
     def _ranked(self, job: Job, module: Any) -> Path:
-        """The quantised file whose layers are ranked: the variant's own, unless its form hides them.
+        """The quantised file whose layers are ranked: the variant's own, unless its format hides layers.
 
         Raises:
-            WorkerFailure: the form that shows them cannot be made of this graph.
+            WorkerFailure: The graph cannot be made in the format that shows layers.
         """
         instead = getattr(module, "RANKED_AS", {})
         options = dict(job.candidate.options) | instead
@@ -240,17 +277,27 @@ class _Stage:
         target = self.scratch / f"{job.name}.ranked.onnx"
         made = self.builder.remake(replace(job, name=f"{job.name} (ranked)", candidate=candidate, target=target))
         if made.status != "passed":
-            raise WorkerFailure("error", f"the form that shows them could not be made: {made.reason}")
+            raise WorkerFailure("error", f"the format that shows layers could not be made: {made.reason}")
         return target
 
     def _append(self, variant: Variant, words: str) -> None:
+        """Add words to the reason of a variant in the list."""
         index = self.variants.index(variant)
         self.variants[index] = variant.model_copy(update={"reason": f"{variant.reason}; {words}"})
 
 
 def to_spare(tried: list[tuple[Job, Variant]]) -> list[tuple[Job, Variant]]:
-    """The variants whose costliest layers are to be left in float: where no form of a technique holds the budget on any
-    base, the nearest on each. Where one holds it whole, another base's with layers in float would be no faster."""
+    """Select the variants whose costliest layers are to be left in float.
+
+    If any variant of a technique holds the budget, none of that technique is selected: with layers in float, another
+    one would be no faster.
+
+    Args:
+        tried: The judged variants with their jobs.
+
+    Returns:
+        For each remaining technique and base, the variant nearest to the budget.
+    """
     found = []
     for technique in dict.fromkeys(job.candidate.name for job, _ in tried):
         own = [(job, v) for job, v in tried if job.candidate.name == technique]
@@ -265,14 +312,14 @@ def to_spare(tried: list[tuple[Job, Variant]]) -> list[tuple[Job, Variant]]:
 
 
 def _family(candidate: TechniqueSpec) -> tuple[str, Any]:
-    """What of a candidate decides how fast its graphs are."""
+    """The technique and the options that affect speed."""
     skip = techniques.accuracy_only("quantize", candidate.name)
     options = techniques.complete("quantize", candidate)
     return candidate.name, tuple((key, value) for key, value in options.items() if key not in skip)
 
 
 def _hopeless(candidate: TechniqueSpec, tried: list[tuple[Job, Variant]]) -> str:
-    """Why a candidate would break the quality budget: the same with finer options did."""
+    """Why a candidate would break the quality budget: the same one with more accurate options did."""
     options = techniques.complete("quantize", candidate)
     coarser = getattr(techniques.module("quantize", candidate), "COARSER", {})
     finer = options | {name: less for name, (more, less) in coarser.items() if options[name] == more}
@@ -281,16 +328,17 @@ def _hopeless(candidate: TechniqueSpec, tried: list[tuple[Job, Variant]]) -> str
     for job, variant in tried:
         same = job.candidate.name == candidate.name and techniques.complete("quantize", job.candidate) == finer
         if same and _broken(variant):
-            return f"{variant.name} breaks the quality budget, and this would lose more"
+            return f"{variant.name} breaks the quality budget, and this variant would lose more"
     return ""
 
 
 def _broken(variant: Variant) -> bool:
-    """Whether a variant failed for what it answers, and not for want of an answer."""
+    """Whether a variant failed because of its outputs, as opposed to having none."""
     return variant.status == "failed" and (variant.snr_db is not None or bool(variant.fidelity))
 
 
 def _nearness(variant: Variant) -> tuple[float, float]:
+    """Sort key: larger is nearer to the original."""
     worst = float("-inf")
     return (
         worst if variant.snr_db is None else variant.snr_db,
@@ -310,12 +358,21 @@ def _point(float_layers: int, variant: Variant) -> TradePoint:
 
 
 def choose_bases(model: str, graph: GraphProfile) -> dict[str, tuple[Path, str]]:
-    """The graphs to quantise, by variant name, each with its path and why: the export, and what is best of optimised
-    graphs that pass parity.
+    """Choose the graphs to quantise.
 
-    Of a graph with attention it is each way of fusing it instead: how far decides which products are quantised, and
-    what that does to speed and quality, is measured; the export has the same products, and more around them. Of any
-    other it is the one of fewest nodes, if it has fewer than the export and holds no kernel without an int8 form.
+    For a graph with attention, these are all variants with fused attention: the kind of fusion decides which products
+    are quantised, and its effect on speed and quality must be measured. The export is left out then: it has the same
+    products and more nodes around them.
+
+    For other graphs, it is the export, and the optimised graph with the fewest nodes, if it has fewer than the export
+    and no kernel without an int8 form.
+
+    Args:
+        model: Name of the model.
+        graph: Profile of the export.
+
+    Returns:
+        The ONNX file of each graph and the reason for the choice, by variant name.
     """
     plain = paths.build(model, "export") / "model.onnx"
     report = load(OptimizeReport, paths.build(model, "optimize") / "report.json")
@@ -341,7 +398,7 @@ def choose_bases(model: str, graph: GraphProfile) -> dict[str, tuple[Path, str]]
 
 
 def _feeds(settings: ModelParams, samples: Arrays) -> list[Feed]:
-    """Calibration samples in small batches: ranges are taken over all of them, so that size changes nothing."""
+    """Calibration samples in batches of equal size. Ranges cover all samples, so the size does not affect them."""
     size = batch_size(settings, CALIBRATED)
     some = {name: samples[name][: max(size, settings.quantize.calibration_samples)] for name in settings.inputs}
     found: list[Feed] = [

@@ -1,4 +1,4 @@
-"""The reports that other stages left."""
+"""Reads the reports of other stages."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from onward.stages.config import paths
 
 
 def read_evidence(model: str) -> Evidence:
-    """All reports of a model but that of publish, which is given them.
+    """Load all reports of a model except that of publish.
 
     Raises:
-        NotReady: one is missing.
+        NotReady: A report is missing.
     """
     reports = {
         stage: load(kind, paths.build(model, stage) / "report.json")
@@ -22,7 +22,7 @@ def read_evidence(model: str) -> Evidence:
 
 
 def found(model: str) -> dict[str, Report]:
-    """The reports that there are of a model, by stage in the pipeline's order. One that cannot be read is none."""
+    """Load the existing reports of a model, by stage in the pipeline's order; unreadable ones are left out."""
     reports = {}
     for stage, kind in REPORTS.items():
         try:
@@ -33,7 +33,11 @@ def found(model: str) -> dict[str, Report]:
 
 
 def blocked(model: str, *stages: str) -> str:
-    """Why a stage that needs these stages' results cannot be attempted; empty when it can."""
+    """Say why a stage cannot run that needs the results of these stages; empty if it can.
+
+    Raises:
+        NotReady: A report is missing.
+    """
     for stage in stages:
         report = load(REPORTS[stage], paths.build(model, stage) / "report.json")
         if not report.passed:

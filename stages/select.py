@@ -1,4 +1,4 @@
-"""Chooses the fastest variant that is still right, on each runtime; when none is provably better, the plain export."""
+"""Chooses the fastest variant within the budget on each runtime, or the plain export if none is provably faster."""
 
 from __future__ import annotations
 
@@ -15,26 +15,27 @@ from onward.stages.config import paths
 from onward.stages.config.load import section
 from onward.stages.parity.budget import Judgement, Loss, ceiling_faults
 from onward.stages.parity.reference_answers import recorded_kinds
+from onward.stages.reports import blocked
 
-# A gain under 2 % is not worth another graph: with ten variants, chance alone makes one look that much faster.
+# Latency ratio that a variant must stay below. Among ten variants, chance alone makes one look 2 % faster.
 WORTHWHILE = 0.98
 
-# Within 1 % two latencies are the same as far as a race can tell: there, the better answers win.
+# Ratios within this factor of the smallest one count as equal, because a race cannot tell them apart; the more accurate
+# variant wins.
 SAME = 1.01
 
 
 def select(model: str, folder: Path) -> SelectReport:
-    """Choose, per runtime, the fastest variant within the budget that is provably no slower than the plain export.
+    """Choose, for each runtime, the fastest variant within the budget that is provably no slower than the plain export.
 
     Writes build/MODEL/select/report.json: the winner of each runtime, the Pareto front over latency, quality and size,
     and the reason for every variant in words.
     """
     settings = section(model, "select")
+    reason = blocked(model, "benchmark")
+    if reason:
+        return SelectReport(model=model, status="not attempted", reason=reason)
     measured = load(BenchmarkReport, paths.build(model, "benchmark") / "report.json")
-    if measured.status == "not attempted":
-        return SelectReport(model=model, status="not attempted", reason=measured.reason)
-    if not measured.passed:
-        return SelectReport(model=model, status="not attempted", reason="benchmark failed")
     assert measured.reference is not None
     judgement = Judgement.of(measured.reference.quality, settings, recorded_kinds(model))
     choices: list[Choice] = []
@@ -62,12 +63,19 @@ def select(model: str, folder: Path) -> SelectReport:
 
 
 def choose(field: list[Measurement], judgement: Judgement) -> list[Choice]:
-    """Judge the variants of one runtime, the plain export among them; at most one is chosen.
+    """Choose at most one of the variants of one runtime.
 
-    A variant can win when it was measured in full and meets the budget, the confidence interval of its ratio to the
-    plain export lies wholly under WORTHWHILE over all sizes, and at no size wholly above 1. Of those, the one of the
-    smallest ratio wins; among those within SAME of it, the one that loses least quality, then the one that needs no
-    session options of its own, then the smallest.
+    A variant can win if it was measured in full and meets the budget, the confidence interval of its latency ratio over
+    all sizes is entirely below WORTHWHILE, and at no size entirely above 1. Of these, the one with the smallest ratio
+    wins. Among those within the factor SAME of it, the order is: least loss of quality, no session options, smallest
+    file. If none can win, the plain export is chosen, if it meets the budget.
+
+    Args:
+        field: The measurements on one runtime, including the plain export's.
+        judgement: The budget, with the original's quality.
+
+    Returns:
+        One choice for each measurement, in the same order, with the reason.
     """
     losses = {m.variant: judgement.loss(m) for m in field}
     drops = {name: None if loss is None else loss.used for name, loss in losses.items()}
@@ -90,90 +98,111 @@ def choose(field: list[Measurement], judgement: Judgement) -> list[Choice]:
             on_front=m.variant in front,
             reason=_why_best(m) if m is best else faults[m.variant] or _why_not(m, best, drops),
             ratio=m.ratios.get("all"),
-            **_told(losses[m.variant]),
+            **_loss_fields(losses[m.variant]),
         )
         for m in field
     ]
 
 
-def _told(loss: Loss | None) -> dict[str, Any]:
-    """The fields of a choice that say what its variant lost."""
+def _loss_fields(loss: Loss | None) -> dict[str, Any]:
+    """The fields of a choice that describe its variant's loss of quality."""
     if loss is None:
         return {}
     return {"quality_drop": loss.value, "quality_budget": loss.limit, "quality_measure": loss.measure}
 
 
 def pareto(able: list[Measurement], drops: dict[str, float | None]) -> list[Measurement]:
-    """Those of `able` that no other one dominates: at least as good in latency, quality and size, and better in one.
-    `drops` are what each lost, as a share of what it may lose."""
+    """Find the Pareto front over latency, quality and size.
 
-    def costs(m: Measurement) -> tuple[float, float, int]:
-        return m.ratios["all"].value, drops[m.variant] or 0.0, _size(m)
+    Args:
+        able: The measurements to compare.
+        drops: Lost quality of each variant, as a share of its budget; None counts as 0.
 
-    def dominated(m: Measurement) -> bool:
+    Returns:
+        The measurements that no other one dominates: at least as good in all three, and better in one.
+    """
+
+    def costs(measurement: Measurement) -> tuple[float, float, int]:
+        return measurement.ratios["all"].value, drops[measurement.variant] or 0.0, _size(measurement)
+
+    def dominated(measurement: Measurement) -> bool:
         return any(
-            costs(other) != costs(m) and all(a <= b for a, b in zip(costs(other), costs(m), strict=True))
+            costs(other) != costs(measurement)
+            and all(a <= b for a, b in zip(costs(other), costs(measurement), strict=True))
             for other in able
         )
 
     return [m for m in able if not dominated(m)]
 
 
-def _winner(m: Measurement) -> Winner:
-    middle = math.exp(sum(math.log(latency.p50_ms) for latency in m.latencies) / len(m.latencies))
+def _winner(measurement: Measurement) -> Winner:
+    """The winner's record; its p50 is the geometric mean over sizes."""
+    p50_ms = math.exp(sum(math.log(latency.p50_ms) for latency in measurement.latencies) / len(measurement.latencies))
     return Winner(
-        variant=m.variant, runtime=m.runtime, provider=m.provider, files=m.files, options=m.options, p50_ms=middle
+        variant=measurement.variant,
+        runtime=measurement.runtime,
+        provider=measurement.provider,
+        files=measurement.files,
+        options=measurement.options,
+        p50_ms=p50_ms,
     )
 
 
-def _against(m: Measurement, judgement: Judgement) -> Iterable[str]:
-    """What speaks against a variant apart from its speed."""
-    if m.status != "passed":
-        yield m.reason
+def _against(measurement: Measurement, judgement: Judgement) -> Iterable[str]:
+    """Reasons against a variant other than its speed."""
+    if measurement.status != "passed":
+        yield measurement.reason
         return
-    yield from judgement.faults(m)
-    yield from ceiling_faults(m, judgement.budget)
+    yield from judgement.faults(measurement)
+    yield from ceiling_faults(measurement, judgement.budget)
 
 
-def _size(m: Measurement) -> int:
-    return sum(file.size_bytes for file in m.files)
+def _size(measurement: Measurement) -> int:
+    return sum(file.size_bytes for file in measurement.files)
 
 
-def _slower_at(m: Measurement) -> list[str]:
-    return [size for size, ratio in m.ratios.items() if size != "all" and ratio.low > 1]
+def _slower_at(measurement: Measurement) -> list[str]:
+    """The sizes at which a variant is provably slower than the plain export."""
+    return [size for size, ratio in measurement.ratios.items() if size != "all" and ratio.low > 1]
 
 
-def _why_best(m: Measurement) -> str:
-    if m.variant == PLAIN:
+def _why_best(measurement: Measurement) -> str:
+    if measurement.variant == PLAIN:
         return "no variant within the budget is provably faster"
-    ratio = m.ratios["all"]
-    return f"the fastest within the budget: {1 / ratio.value:.2f} times as fast as the plain export " + _interval(m)
+    ratio = measurement.ratios["all"]
+    return f"the fastest within the budget: {1 / ratio.value:.2f} times as fast as the plain export " + _interval(
+        measurement
+    )
 
 
-def _why_not(m: Measurement, best: Measurement | None, drops: dict[str, float | None]) -> str:
-    if m.variant == PLAIN:
+def _why_not(measurement: Measurement, best: Measurement | None, drops: dict[str, float | None]) -> str:
+    if measurement.variant == PLAIN:
         assert best is not None
         return f"{best.variant} is provably faster"
-    ratio = m.ratios["all"]
-    slower = _slower_at(m)
+    ratio = measurement.ratios["all"]
+    slower = _slower_at(measurement)
     if ratio.low > 1:
-        return f"slower than the plain export: {ratio.value:.2f} times its latency {_interval(m)}"
+        return f"slower than the plain export: {ratio.value:.2f} times its latency {_interval(measurement)}"
     if slower:
-        at = ", ".join(f"{size} ({m.ratios[size].value:.2f} times its latency)" for size in slower)
+        at = ", ".join(f"{size} ({measurement.ratios[size].value:.2f} times its latency)" for size in slower)
         return f"slower than the plain export at {at}"
     if ratio.high >= WORTHWHILE:
-        return f"not provably faster than the plain export: {ratio.value:.2f} times its latency {_interval(m)}"
+        return (
+            f"not provably faster than the plain export: {ratio.value:.2f} times its latency {_interval(measurement)}"
+        )
     assert best is not None
     if ratio.value <= best.ratios["all"].value * SAME:
         better = (
-            "loses less quality" if (drops[best.variant] or 0) < (drops[m.variant] or 0) else "is simpler or smaller"
+            "loses less quality"
+            if (drops[best.variant] or 0) < (drops[measurement.variant] or 0)
+            else "is simpler or smaller"
         )
         return f"as fast as {best.variant} ({1 / ratio.value:.2f} times), which {better}"
     return f"faster than the plain export ({1 / ratio.value:.2f} times), but {best.variant} is faster still"
 
 
-def _interval(m: Measurement) -> str:
-    ratio = m.ratios["all"]
+def _interval(measurement: Measurement) -> str:
+    ratio = measurement.ratios["all"]
     return f"(95 % interval of the latency ratio {ratio.low:.3f} to {ratio.high:.3f})"
 
 

@@ -1,4 +1,4 @@
-"""Says which MLflow store is in use, so that a new or emptied one is filled again from the cached reports."""
+"""Records which MLflow store is in use, so that publish fills a new or emptied store from the cached reports."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from onward.stages.config.load import settings
 
 
 def main() -> None:
-    """Write the identity of the tracking store (never a credential) to build/tracking/store.json."""
+    """Write the identity of the tracking store, without credentials, to build/tracking/store.json."""
     from onward.registry.tracking.recorder import store_identity
 
     identity = store_identity(settings("tracking").experiment)

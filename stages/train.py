@@ -1,6 +1,6 @@
-"""Obtains what is to be released: trains it, or takes in weights or an ONNX file made elsewhere, and checks it.
+"""Obtains the model to release: trains it, or takes weights or an ONNX file from elsewhere, and checks it.
 
-Whatever the origin, later stages find `model.safetensors` (or `model.onnx`, where there is no PyTorch module).
+In every case it writes `model.safetensors`, or `model.onnx` if there is no PyTorch module.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from onward.stages.config.load import resolve, section
 from onward.stages.config.schema import ModelParams
 from onward.stages.parity.evaluate import Arrays, batches, outputs_over, quality_of
 from onward.stages.parity.labels import label_findings
+from onward.stages.samples import load as load_samples
 from onward.stages.workers import isolated_call
 from onward.stages.workers.torch_module import fit, load_module, read_weights
 from onward.stages.workers.worker import AS_IT_IS, Worker, WorkerFailure
@@ -30,17 +31,24 @@ if TYPE_CHECKING:
 
     from onward.stages.workers.signature import Named
 
-# Training is the user's own code and may take as long as it likes; a week is no budget but an end to a hang.
+# Seconds. Training is the team's own code and may take long; a week only ends a hang.
 TRAIN_TIMEOUT_S = 7 * 24 * 3600.0
 
-# The same operators on the same weights: what differs by more is no rounding.
+# Tolerances for the same operators on the same weights: larger differences are not rounding.
 RTOL, ATOL = 1e-4, 1e-5
 
 
 @dataclass(frozen=True)
 class Obtained:
-    """What was obtained: how, of how many parameters, of which quality; what is worth knowing about it; and why it must
-    not be released, where it must not."""
+    """The result of training or of taking in a model.
+
+    Attributes:
+        how: Its origin, in words.
+        parameters: Number of parameters; None if unknown.
+        quality: Quality on the evaluation samples; None without a measure.
+        findings: Remarks for the report.
+        fault: Why it must not be released; empty if it may.
+    """
 
     how: str
     parameters: int | None
@@ -50,10 +58,10 @@ class Obtained:
 
 
 def train(model: str, folder: Path) -> TrainReport:
-    """Train a model, or take in its weights; state its quality on the evaluation samples, and hold it to the floor.
+    """Train a model or take in its weights, and compare its quality on the evaluation samples with quality_floor.
 
-    What is judged is what is released: the module that build() makes, with the weights from the file that was written.
-    Its outputs on the evaluation samples have to be those of the module that was trained.
+    It judges the released model: the module that build() makes, with the weights from the written file. Its outputs on
+    the evaluation samples must equal those of the trained module.
     Writes build/MODEL/train/: model.safetensors or model.onnx, and report.json.
     """
     settings = section(model, "train")
@@ -81,17 +89,19 @@ def train(model: str, folder: Path) -> TrainReport:
 
 
 def _obtain(model: str, settings: ModelParams, file: Path) -> Obtained:
+    """Write the model to `file`; runs in a separate process."""
     key = f"models.{model}"
     return _module(settings, file, key) if settings.is_torch else _onnx(settings, file, key)
 
 
 def _module(settings: ModelParams, file: Path, key: str) -> Obtained:
+    """Train a PyTorch module, or load its weights, and write them."""
     import torch
     from safetensors.torch import save
 
     from onward.stages.workers.rebuilt import differences
 
-    torch.set_num_threads(1)  # sums in one order: the same weights on every machine of one kind, whatever its cores
+    torch.set_num_threads(1)  # fixes the order of sums: the same weights for any number of cores
     torch.manual_seed(settings.seed)
     assert settings.build is not None
     findings: list[str] = []
@@ -119,12 +129,12 @@ def _module(settings: ModelParams, file: Path, key: str) -> Obtained:
     released = load_module(settings.build, file, key)
     unsteady = differences(twin.eval(), released)
     del twin
-    samples = _evaluation(settings, key)
+    samples = load_samples(settings, "evaluation", key)
     quality, fault, odd = _compared(settings, module.eval(), released, samples, key)
     if unsteady and not fault:
         fault = (
-            f"build() makes another module each time: {'; '.join(unsteady[:3])}; seed what it draws, or keep it in the "
-            "state dict (self.register_buffer)"
+            f"build() makes a different module each time: {'; '.join(unsteady[:3])}; seed its random numbers, or keep "
+            "them in the state dict (self.register_buffer)"
         )
     findings += [*odd, *_left_out(settings, module, samples)]
     return Obtained(how, sum(parameter.numel() for parameter in released.parameters()), quality, findings, fault)
@@ -133,42 +143,40 @@ def _module(settings: ModelParams, file: Path, key: str) -> Obtained:
 def _compared(
     settings: ModelParams, module: torch.nn.Module, released: torch.nn.Module, samples: Arrays, key: str
 ) -> tuple[float | None, str, list[str]]:
-    """The quality of what is released; how its outputs differ from those of the module that the weights are of; and
-    what is odd about the quality."""
+    """Compare the released module with the one whose weights it has: its quality, any difference, and findings."""
 
     def outputs_of(module: torch.nn.Module) -> Arrays:
         import torch
 
-        torch.manual_seed(settings.seed)  # a module that draws at random draws the same
+        torch.manual_seed(settings.seed)  # both modules draw the same random numbers
         return outputs_over(lambda batch: _forward(settings, module, batch), settings, samples)
 
     _arrange(module, released)
     wanted = outputs_of(module)
     try:
         got = outputs_of(released)
-    except Exception as error:  # whatever the team's own module raises
+    except Exception as error:  # the team's module may raise anything
         words = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
         return None, f"build() with the saved weights does not run: {words}{_lost(settings, module, released)}", []
     quality = quality_of(settings, got, samples, key)
-    odd = label_findings(settings, got, samples, key, quality)
+    findings = label_findings(settings, got, samples, key, quality)
     differing = _difference(wanted, got)
     if not differing:
-        return quality, "", odd
+        return quality, "", findings
     before = quality_of(settings, wanted, samples, key)
     lost = "" if quality is None or before is None else f"; quality {before:.4g} became {quality:.4g}"
-    return quality, f"{_DIFFERS[bool(settings.train)]}: {differing}{lost}{_lost(settings, module, released)}", odd
+    return quality, f"{_DIFFERS[bool(settings.train)]}: {differing}{lost}{_lost(settings, module, released)}", findings
 
 
-# Whether the weights were trained here.
+# By whether the weights were trained here.
 _DIFFERS = {
-    True: "build() with the saved weights answers otherwise than the module that was trained",
-    False: "build() does not make the same module twice: with the same weights, the second answers otherwise",
+    True: "build() with the saved weights gives other outputs than the module that was trained",
+    False: "build() does not make the same module twice: with the same weights, the second gives other outputs",
 }
 
 
 def _arrange(module: torch.nn.Module, released: torch.nn.Module) -> None:
-    """Bring a module's weights into the memory layout and dtype in which they are released, for these decide which
-    kernels run."""
+    """Give a module's weights the memory layout and dtype of the released ones, which decide the kernels that run."""
     own = {**dict(released.named_parameters()), **dict(released.named_buffers())}
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         if name in own and own[name].shape == tensor.shape:
@@ -176,7 +184,7 @@ def _arrange(module: torch.nn.Module, released: torch.nn.Module) -> None:
 
 
 def _difference(wanted: Arrays, got: Arrays) -> str:
-    """How outputs differ by more than rounding, in words; empty where they do not."""
+    """How outputs differ by more than rounding, in words; empty if they do not."""
     for name, value in wanted.items():
         other = got[name]
         if value.shape != other.shape or value.dtype != other.dtype:
@@ -193,21 +201,22 @@ def _difference(wanted: Arrays, got: Arrays) -> str:
 
 
 def _lost(settings: ModelParams, module: torch.nn.Module, released: torch.nn.Module) -> str:
-    """What may have made the difference, and what to do."""
+    """A likely cause of the difference, and the remedy."""
     from onward.stages.workers.rebuilt import differences
 
     found = differences(module, released, plain=True)
     remedy = "keep it in the state dict (self.register_buffer), or set it in build()"
     if not settings.train:
-        remedy = "seed what build() draws, or keep it in the state dict (self.register_buffer)"
+        remedy = "seed the random numbers in build(), or keep them in the state dict (self.register_buffer)"
     if not found:
-        return f"; no attribute was found that differs: look for state in globals and hooks, and {remedy}"
+        return f"; no differing attribute was found: look for state in globals and hooks, and {remedy}"
     more = f"; and {len(found) - 5} more" if len(found) > 5 else ""
     first = "trained" if settings.train else "first"
-    return f"; what they hold differs ({first} / built): {'; '.join(found[:5])}{more}: {remedy}"
+    return f"; differing attributes ({first} / built): {'; '.join(found[:5])}{more}: {remedy}"
 
 
 def _onnx(settings: ModelParams, file: Path, key: str) -> Obtained:
+    """Write an ONNX file that a function makes or that params.yaml names."""
     if settings.train:
         model = resolve(settings.train, f"{key}.train")(settings.seed)
         if not hasattr(model, "SerializeToString"):
@@ -224,38 +233,21 @@ def _onnx(settings: ModelParams, file: Path, key: str) -> Obtained:
     if settings.quality is not None:
         fault = "; ".join(onnx_file.no_tensors(onnx_file.load_graph(file)))
         if not fault:
-            samples = _evaluation(settings, key)
-            with Worker.onnx(file, f"{key} as it came", options=AS_IT_IS) as worker:
+            samples = load_samples(settings, "evaluation", key)
+            with Worker.onnx(file, f"{key}, unchanged", options=AS_IT_IS) as worker:
                 outputs = outputs_over(worker.run, settings, samples)
             quality = quality_of(settings, outputs, samples, key)
             findings = label_findings(settings, outputs, samples, key, quality)
     return Obtained(how, onnx_file.describe(file).parameters, quality, findings, fault)
 
 
-def _evaluation(settings: ModelParams, key: str) -> Arrays:
-    """The evaluation samples; whether they are as params.yaml declares, the data stage says."""
-    where = f"params.yaml: {key}.samples"
-    try:
-        samples: Arrays = {
-            name: np.asarray(values)
-            for name, values in resolve(settings.samples, f"{key}.samples")("evaluation").items()
-        }
-    except UsageError:
-        raise
-    except Exception as error:
-        raise UsageError(f"{where}: {settings.samples}('evaluation') raised {type(error).__name__}: {error}") from error
-    missing = [name for name in settings.inputs if name not in samples]
-    if missing:
-        raise UsageError(f"{where}: gives {', '.join(samples)}; {', '.join(missing)} is missing")
-    return samples
-
-
 def _forward(settings: ModelParams, module: torch.nn.Module, batch: Arrays) -> Arrays:
-    """What a module answers to one batch, by output name."""
+    """A module's outputs for one batch, by name."""
     return {name: tensor.numpy() for name, tensor in _named(settings, module, batch).outputs.items()}
 
 
 def _named(settings: ModelParams, module: torch.nn.Module, batch: Arrays) -> Named:
+    """A module's outputs for one batch as tensors, and the entries that are None."""
     import torch
 
     from onward.stages.workers.signature import bind, name_outputs
@@ -268,9 +260,9 @@ def _named(settings: ModelParams, module: torch.nn.Module, batch: Arrays) -> Nam
 
 
 def _left_out(settings: ModelParams, module: torch.nn.Module, samples: Arrays) -> list[str]:
-    """Which entries of what forward() returns are None, in words."""
+    """A finding if forward() returns None for some entries."""
     dropped = _named(settings, module, next(batches(settings, samples))).dropped
-    return [f"forward() returns None for {', '.join(dropped)}, which is left out"] if dropped else []
+    return [f"forward() returns None for {', '.join(dropped)}, which the export leaves out"] if dropped else []
 
 
 if __name__ == "__main__":

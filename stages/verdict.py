@@ -1,4 +1,4 @@
-"""Prints one table for all models, whatever became of them, and exits 1 if any is not fit to be registered."""
+"""Prints one table for all models, and exits with code 1 if any cannot be registered."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from onward.stages.config.load import settings
 from onward.stages.measuring.statistics import quotient
 from onward.stages.reports import found
 
-# Of an interval whose ends differ by more than this factor, no figure is shown.
+# For an interval with ends that differ by more than this factor, no figure is shown.
 WIDE = 1.5
 
 EXPLANATION = """\
-x plain, x PyTorch: how many times as fast over all typical sizes on this machine, when it is undisturbed; ± is the 95 %
-interval, and "unclear" is said where that is wider than a factor of 1.5."""
+x plain, x PyTorch: how many times as fast as those, over all typical sizes on this machine when undisturbed; ± is the
+95 % interval, and "unclear" means that it is wider than a factor of 1.5."""
 
 
 def main(until: str | None = None) -> None:
@@ -82,12 +82,12 @@ def _faults(model: str, reports: dict[str, Report], stages: Iterable[str] = tupl
     """Why a model is not fit to be registered: the stages that failed, else the first one that left no report."""
     there = {stage: reports[stage] for stage in stages if stage in reports}
     failed = [f"failed: {model}: {stage}: {r.reason}" for stage, r in there.items() if r.status == "failed"]
-    missing = [f"not run: {model}: {stage} left no report: run `dvc repro`" for stage in stages if stage not in there]
+    missing = [f"not run: {model}: {stage} has no report: run `dvc repro`" for stage in stages if stage not in there]
     return failed or missing[:1]
 
 
 def _row(reports: dict[str, Report]) -> list[str | Text]:
-    """The columns after the model's name."""
+    """The table's columns after the model's name."""
     if any(report.status == "failed" for report in reports.values()):
         return [Text("failed", style="red"), *[""] * 6]
     train, benchmark, select, published = (reports.get(s) for s in ("train", "benchmark", "select", "publish"))
@@ -117,7 +117,15 @@ def _row(reports: dict[str, Report]) -> list[str | Text]:
 
 
 def speed(ratio: Ratio) -> str:
-    """How many times as fast, of a ratio of latencies, with its interval in per cent; "unclear" where that is wide."""
+    """Format a latency ratio as a speed.
+
+    Args:
+        ratio: A latency relative to another one.
+
+    Returns:
+        How many times as fast it is, with the interval in per cent: "1.52 ±3%"; "unclear" if the interval's ends differ
+        by more than the factor WIDE.
+    """
     if ratio.high > WIDE * ratio.low:
         return "unclear"
     times = 1 / ratio.value

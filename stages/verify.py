@@ -1,6 +1,6 @@
-"""Proves that the export computes what the original does: the same cases to both, each in a process of its own.
+"""Compares the outputs of the export with those of the original on the same cases, each in a separate process.
 
-What the original answers is recorded beside the report, so that no later stage has to ask it again.
+The original's outputs are stored beside the report, so that later stages need not run it again.
 """
 
 from __future__ import annotations
@@ -44,19 +44,19 @@ from onward.stages.workers.worker import Worker, WorkerFailure
 if TYPE_CHECKING:
     from onward.stages.parity.opinions import Dissent
 
-# Cases on which a file from elsewhere is held to a second implementation, the smallest ones.
+# Number of cases, the smallest ones, on which an ONNX file from elsewhere is compared with a second implementation.
 EVALUATED = 8
-# Finding where a wrong answer comes from is worth this long.
+# Time limit for finding the first wrong value.
 LOCALIZE_SECONDS = 300.0
-# How far the quality of the export may be from that of training: so many samples, or this share of it.
+# Largest difference between the quality of the export and of training: this many samples, or this share of the quality.
 FLIPS, DRIFT = 2, 1e-3
 
 
 def verify(model: str, folder: Path) -> VerifyReport:
     """Compare the export with the original on seeded random inputs, zeros, extremes, real samples and odd sizes.
 
-    With --case, feed one case alone and print what comes of it; nothing is written then.
-    Writes build/MODEL/verify/: report.json, and what the original answers: reference.npz, samples.npz.
+    Writes build/MODEL/verify/: report.json, and the original's outputs in reference.npz and samples.npz.
+    With --case, runs one case alone and prints its result; nothing is written.
     """
     settings = section(model, "verify")
     reason = blocked(model, "train", "data", "export")
@@ -79,7 +79,7 @@ def verify(model: str, folder: Path) -> VerifyReport:
                 disagree = _opinions(reference, expected, settings, report)
             wanted = outputs_over(reference.run, settings, split(model, "evaluation"))
         except WorkerFailure as failure:
-            report.reason = diagnostics.explain(failure.reason, "the original does not answer")
+            report.reason = diagnostics.explain(failure.reason, "the original failed")
     if report.reason:
         return report
     report.kinds = _kinds(model, settings, wanted)
@@ -89,16 +89,16 @@ def verify(model: str, folder: Path) -> VerifyReport:
         try:
             candidate.start()
         except WorkerFailure as failure:
-            report.reason = diagnostics.explain(failure.reason, "the runtime refused the model")
+            report.reason = diagnostics.explain(failure.reason, "the runtime rejected the model")
             return report
         report.cases = check(candidate, expected, settings.tolerance)
         report.reason = sentence(report.cases)
         lost = "" if report.reason else _lost_quality(model, settings, candidate)
     if report.reason:
-        again = next(case.case for case in report.cases if case.failed)
+        failed_case = next(case.case for case in report.cases if case.failed)
         report.divergence = _divergence(model, settings, expected, report.cases)
         where = f"; it {localize.sentence(report.divergence)}" if report.divergence and report.divergence.value else ""
-        report.reason += f"{where}; that case alone: onward stage verify {model} --case {again}"
+        report.reason += f"{where}; that case alone: onward stage verify {model} --case {failed_case}"
     elif lost:
         report.reason = lost
     report.reason = report.reason or disagree
@@ -107,20 +107,31 @@ def verify(model: str, folder: Path) -> VerifyReport:
 
 
 def _kinds(model: str, settings: ModelParams, wanted: Arrays) -> list[OutputKind]:
-    """What each output is, and whether the model's own measure judges it; guesses are said on stderr."""
+    """The kind of each output, and whether the quality measure depends on it; guesses are printed to stderr."""
     samples = split(model, "evaluation")
     read = judged_by_quality(settings, wanted, samples, f"models.{model}")
     kinds = kinds_of(settings.outputs, settings.inputs, wanted, samples.get("label"))
     found = [kind.model_copy(update={"by_quality": kind.output in read}) for kind in kinds]
     for kind in found:
         if settings.outputs[kind.output].kind is None and not kind.by_quality:
-            words = f"verify {model}: {kind}; params.yaml may say otherwise (outputs.{kind.output}.kind)"
+            words = f"verify {model}: {kind}; if that is wrong, set outputs.{kind.output}.kind in params.yaml"
             print(printable(words), file=sys.stderr)
     return found
 
 
 def again(model: str, name: str) -> bool:
-    """Feed one case alone to the original and to the export, print the result as JSON; whether it passed."""
+    """Run one case alone on the original and the export, and print the result as JSON.
+
+    Args:
+        model: Name of the model.
+        name: Name of the case.
+
+    Returns:
+        Whether the case passed.
+
+    Raises:
+        WorkerFailure: The original or the export does not start.
+    """
     settings = section(model, "verify")
     case = find(cases(model, settings, settings.verify), name)
     with reference_worker(model, settings) as reference:
@@ -136,27 +147,28 @@ def again(model: str, name: str) -> bool:
 
 
 def _candidate(model: str, settings: ModelParams) -> Worker:
+    """A worker for the export."""
     plain = paths.build(model, "export") / "model.onnx"
     return Worker.onnx(plain, f"{model} in ONNX Runtime", timeout=settings.verify.timeout)
 
 
 def _unsteady(reference: Worker, case: Case, settings: ModelParams) -> str:
-    """What is wrong where the original answers the same question in two ways; empty where it does not."""
+    """What is wrong if the original gives two different outputs for the same inputs; empty if it does not."""
     first, second = reference.run(case.inputs), reference.run(case.inputs)
     different = [o.output for o in compare_outputs(first, second, settings.tolerance) if o.verdict != "ok"]
     if not different:
         return ""
     return (
-        f"the original answers otherwise each time it is asked the same ({', '.join(different)}): dropout or noise "
-        "that forward() leaves on in evaluation mode; use modules that eval() switches off, not training=True"
+        f"the original's outputs differ from run to run for the same inputs ({', '.join(different)}): forward() "
+        "applies dropout or noise in evaluation mode; use modules that eval() switches off, not training=True"
     )
 
 
 def _lost_quality(model: str, settings: ModelParams, candidate: Worker) -> str:
-    """How the quality of the export differs from that of the trained model, in words; empty where it does not.
+    """How the quality of the export differs from that of the trained model, in words; empty if it does not.
 
-    Both have the same weights and the same precision, so that only rounding is left. Rounding may take a sample over an
-    edge, which is worth 1/n of a quality that is a mean over n samples.
+    Both have the same weights and precision, so they may only differ by rounding. Rounding may change the class of a
+    sample near a decision boundary, which changes a mean over n samples by 1/n.
     """
     trained = load(TrainReport, paths.build(model, "train") / "report.json").quality
     if trained is None or settings.quality is None:
@@ -165,22 +177,22 @@ def _lost_quality(model: str, settings: ModelParams, candidate: Worker) -> str:
     try:
         outputs = outputs_over(candidate.run, settings, samples)
     except WorkerFailure as failure:
-        return f"the export does not answer to the evaluation samples: {failure.reason}"
+        return f"the export failed on the evaluation samples: {failure.reason}"
     quality = quality_of(settings, outputs, samples, f"models.{model}")
     allowed = max(FLIPS / len(next(iter(outputs.values()))), DRIFT * abs(trained))
     assert quality is not None
     if abs(quality - trained) <= allowed:
         return ""
     return (
-        f"quality {trained:.4g} of the trained model became {quality:.4g} in the export; rounding explains "
-        f"{allowed:.2g} of that"
+        f"quality {trained:.4g} of the trained model became {quality:.4g} in the export; rounding explains a "
+        f"difference of at most {allowed:.2g}"
     )
 
 
 def _divergence(
     model: str, settings: ModelParams, expected: list[Expected], results: list[CaseResult]
 ) -> FirstDivergence | None:
-    """Where the export parts from the module; None where there is no module, or nothing to compare."""
+    """The first value at which the export differs from the module; None without a module or anything to compare."""
     worst = localize.pick(expected, results)
     if worst is None or not settings.is_torch:
         return None
@@ -194,22 +206,21 @@ def _divergence(
         )
     except WorkerFailure as failure:
         return FirstDivergence(
-            case=worst.case.name, reason=f"where they part could not be found: {failure.reason[:300]}"
+            case=worst.case.name, reason=f"the first differing value could not be found: {failure.reason[:300]}"
         )
 
 
 def _against_torch(*arguments: Any) -> FirstDivergence:
-    from onward.stages.exporting.localize_torch import (
-        against_torch,  # torch belongs in the process that this is called in
-    )
+    from onward.stages.exporting.localize_torch import against_torch  # torch: only imported in a separate process
 
     return against_torch(*arguments)
 
 
 def _opinions(reference: OnnxOriginal, expected: list[Expected], settings: ModelParams, report: VerifyReport) -> str:
-    """Hold an ONNX file from elsewhere to a second implementation, on the smallest cases; what is wrong with it.
+    """Compare ONNX Runtime with a second implementation on the smallest cases of an ONNX file from elsewhere.
 
-    What was compared goes into the report: `evaluator`, `evaluated`, `findings`.
+    Stores the comparison in the report's `evaluator`, `evaluated` and `findings`. Returns a fault of ONNX Runtime in
+    words; empty if there is none.
     """
     able = [item for item in expected if not item.probe and item.failure is None]
     able.sort(key=lambda item: sum(value.size for value in item.case.inputs.values()))
@@ -229,15 +240,15 @@ def _opinions(reference: OnnxOriginal, expected: list[Expected], settings: Model
     elif reference.unable:
         report.evaluator = f"not checked: the evaluator cannot run this model: {reference.unable[:300]}"
     elif not report.evaluated:
-        report.evaluator = f"not checked: {limit if reference.untold else 'no case that it could be asked'}"
+        report.evaluator = f"not checked: {limit if reference.untold else 'no case could be compared'}"
     else:
-        precision = f"as it is, {reference.why_not_wide}" if reference.why_not_wide else "in float64"
+        precision = f"in its own precision, {reference.why_not_wide}" if reference.why_not_wide else "in float64"
         report.evaluator = f"the graph evaluated node by node, {precision}: {len(report.evaluated)} cases"
     return _settled(reference, differing, settings, report) if differing else ""
 
 
 def _compared(item: Expected, got: Mapping[str, Any], tolerance: Tolerance) -> CaseResult:
-    """ONNX Runtime's answer beside the evaluator's; what the evaluator does not give is not compared."""
+    """Compare ONNX Runtime's outputs with the evaluator's, as far as the evaluator computes them."""
     with np.errstate(all="ignore"):
         same = {name: got[name].astype(value.dtype) for name, value in item.outputs.items() if name in got}
     outputs = compare_outputs({name: item.outputs[name] for name in same}, same, tolerance, None, item.spread)
@@ -247,7 +258,7 @@ def _compared(item: Expected, got: Mapping[str, Any], tolerance: Tolerance) -> C
 
 
 def _settled(reference: OnnxOriginal, differing: list[Expected], settings: ModelParams, report: VerifyReport) -> str:
-    """Who is wrong where ONNX Runtime and the evaluator differ: another than ONNX Runtime is a finding."""
+    """Find out whether ONNX Runtime or the evaluator is wrong; a fault of the evaluator becomes a finding."""
     print(f"verify {report.model}: ONNX Runtime and the evaluator differ; looking for the node", file=sys.stderr)
     try:
         found = isolated_call.call(
@@ -255,8 +266,8 @@ def _settled(reference: OnnxOriginal, differing: list[Expected], settings: Model
         )
     except WorkerFailure as failure:
         report.findings.append(
-            f"ONNX Runtime and the evaluator differ in {len(differing)} of {len(report.evaluated)} cases, and where "
-            f"was not found: {failure.reason[:200]}; more time: verify.evaluator_seconds"
+            f"ONNX Runtime and the evaluator differ in {len(differing)} of {len(report.evaluated)} cases; the node was "
+            f"not found: {failure.reason[:200]}; raise verify.evaluator_seconds for more time"
         )
         return ""
     report.findings += [dissent.words for dissent in found if dissent.ruling == "other"]
@@ -264,12 +275,12 @@ def _settled(reference: OnnxOriginal, differing: list[Expected], settings: Model
         if dissent.ruling == "runtime":
             return dissent.words
         if dissent.ruling == "open":
-            return f"{dissent.words}; if ONNX Runtime is, switch this check off: verify.evaluator: false"
+            return f"{dissent.words}; if ONNX Runtime is right, switch this check off: verify.evaluator: false"
     return ""
 
 
 def _dissents(file: Path, differing: list[Expected], tolerance: Tolerance) -> list[Dissent]:
-    from onward.stages.parity.opinions import Question, settle  # torch belongs in the process that this is called in
+    from onward.stages.parity.opinions import Question, settle  # torch: only imported in a separate process
 
     asked = [Question(item.case.name, dict(item.case.inputs), item.outputs, item.spread) for item in differing]
     return settle(file, asked, tolerance.rtol, tolerance.atol)

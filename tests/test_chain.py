@@ -230,9 +230,9 @@ def test_damage_to_a_lost_entry_is_reported_if_later_authors_saw_it(how: str, wo
     assert book.read(floor=3).damage == ()
 
 
-def tied(book: Book, who: str, base: int, seen: int, seen_digest: str = "") -> Draft:
+def tied(book: Book, who: str, base: int, seen: int, seen_digest: str = "", base_digest: str = "") -> Draft:
     """A signed entry of `who` that claims to have seen this row."""
-    said = {"base": base, "seen": seen, "seen_digest": seen_digest, "base_digest": ""}
+    said = {"base": base, "seen": seen, "seen_digest": seen_digest, "base_digest": base_digest}
     return sign(book.draft(who).model_copy(update=said), LOG, Key(who, KEYS[who]))
 
 
@@ -275,6 +275,16 @@ def test_an_entry_that_saw_less_than_its_base_does_not_count(base: int, seen: in
     book.promote("ann", "bob", "ann")
     number = book.write(tied(book, "bob", base, seen))
     assert (number in judged(book).proven) == counts
+
+
+def test_an_entry_that_claims_to_have_seen_itself_is_not_proven() -> None:
+    book = Book()
+    book.write(tied(book, "ann", base=0, seen=1))
+    assert judged(book).proven == frozenset()
+    first = from_version(Row(1, book.rows[1]))
+    assert first is not None
+    book.write(tied(book, "bob", base=1, seen=1, base_digest=digest(first, LOG)))
+    assert judged(book).proven == {1, 2}  # bob vouches for it, and was the only one to see it
 
 
 def test_the_first_entry_of_a_departed_signer_needs_no_older_entry() -> None:

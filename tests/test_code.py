@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onward.stages.config import code, source_files
-from onward.stages.config.load import READS, read
+from onward.stages.config.load import READS, read, section
 from onward.stages.params import sections, untracked
-from tests.toy import toy_params, write_project
+from tests.toy import toy_params, write_project, write_settings
 
 OPTIMIZERS = "onward.stages.transforms.optimizers"
 
@@ -91,3 +91,13 @@ def test_a_callable_of_an_installed_package_is_tracked_by_version_with_a_notice(
     assert any("sklearn.metrics" in line and "scikit-learn 1." in line for line in untracked(read()))
     sources = json.loads(sections(read())["toy/verify.json"])["sources"]
     assert sources["sklearn.metrics"].startswith("scikit-learn 1.")
+
+
+def test_the_order_of_inputs_outputs_and_dimensions_survives(project: Path) -> None:
+    inputs = {"x": {"shape": ["rows", 6]}, "mask": {"shape": ["rows", "columns"]}, "a": {"shape": ["rows", 2]}}
+    outputs = {"z": {"shape": ["rows", 3]}, "b": {"shape": ["rows"]}}
+    dims = {"rows": {"max": 16, "typical": [1]}, "columns": {"max": 4, "typical": [2]}}
+    write_project(project, params=toy_params(inputs=inputs, outputs=outputs, dims=dims))
+    write_settings()
+    part = section("toy", "export")
+    assert (list(part.inputs), list(part.outputs), list(part.dims)) == (list(inputs), list(outputs), list(dims))

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import json
 import re
+import sys
+import tomllib
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+import onnx
 import pytest
 import yaml
+from onnx import helper, numpy_helper
 
-from onward.stages.config.schema import ModelParams, Params
+from onward.stages.config import techniques
+from onward.stages.config.schema import ModelParams, Params, candidates
+from onward.stages.transforms.builder import NotApplicable
 from tests.conftest import ROOT, clone, run
 
 # Commands of the README that run elsewhere: the fixture below runs `make demo`, and `make test` is this run.
@@ -50,7 +58,8 @@ def test_a_second_demo_trains_nothing_and_appends_nothing(demo: Path) -> None:
     done = run("python docs/demo.py", demo)
     assert done.returncode == 0, done.stdout
     assert entries(demo) == before
-    assert "onward.stages train " not in done.stdout
+    assert "onward stage train" not in done.stdout
+    assert "onward.stages train" not in done.stdout
     assert "onward ui" in done.stdout
 
 
@@ -96,6 +105,41 @@ def test_every_step_of_the_page_on_adding_a_model_works(demo: Path) -> None:
     report = json.loads((demo / "build" / "ranker" / "publish" / "report.json").read_text())
     assert (report["status"], report["version"]) == ("passed", 1)
     (demo / "params.yaml").write_text(kept)
+
+
+def test_the_example_package_adds_an_optimiser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = "docs/adding-an-optimizer.md"
+    (project,), (source,) = (blocks(page, language) for language in ("toml", "python"))
+    (name, module), *_ = tomllib.loads(project)["project"]["entry-points"]["onward.optimizers"].items()
+    installed = tmp_path / "example-0.1.0.dist-info"
+    installed.mkdir()
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: example\nVersion: 0.1.0\n")
+    (installed / "entry_points.txt").write_text(f"[onward.optimizers]\n{name} = {module}\n")
+    (tmp_path / f"{module}.py").write_text(source)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    techniques.modules.cache_clear()
+    try:
+        (candidate,) = candidates(name)
+        assert list(techniques.problems("optimize", [candidate])) == []
+        weights = np.ones((32, 32), np.float32)
+        write_graph(tmp_path / "plain.onnx", weights)
+        options = techniques.complete("optimize", candidate)
+        optimize = techniques.module("optimize", candidate).optimize
+        optimize(tmp_path / "plain.onnx", tmp_path / "made.onnx", options)
+        assert len(onnx.load(tmp_path / "made.onnx").graph.initializer) == 1
+        with pytest.raises(NotApplicable, match="no two weights are equal"):
+            optimize(tmp_path / "made.onnx", tmp_path / "again.onnx", options)
+    finally:
+        techniques.modules.cache_clear()
+
+
+def write_graph(path: Path, weights: npt.NDArray[np.float32]) -> None:
+    """Write x @ a @ b, in which a and b have equal values."""
+    nodes = [helper.make_node("MatMul", ["x", "a"], ["h"]), helper.make_node("MatMul", ["h", "b"], ["y"])]
+    x, y = (helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["n", len(weights)]) for name in "xy")
+    stored = [numpy_helper.from_array(weights, name) for name in "ab"]
+    onnx.save(helper.make_model(helper.make_graph(nodes, "example", [x], [y], stored)), path)
 
 
 def test_the_page_on_params_names_every_key() -> None:

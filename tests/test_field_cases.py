@@ -100,7 +100,7 @@ def test_12_a_wrong_sample_axis_fails_and_the_reason_names_the_required_axis(cas
 def test_15_generated_values_that_the_original_rejects_fail_nothing(case: Go, model: str) -> None:
     reports = case("c15", model)
     assert reasons(reports) == ""
-    assert any("`range` of the input, or `cases`" in finding for finding in reports["verify"].findings)
+    assert any("with `range` of the input, or with `cases`" in finding for finding in reports["verify"].findings)
 
 
 @pytest.mark.parametrize("model", ["c18", "c18n"])

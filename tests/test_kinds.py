@@ -64,10 +64,10 @@ def test_the_kind_is_inferred_from_the_outputs_with_a_reason(
 def test_a_kind_in_params_is_not_inferred() -> None:
     spec = Output(shape=["batch", 10], kind="scores", axis=1, limit=0.05)
     found = kinds_of({"y": spec}, {}, {"y": softmax(NORMAL)}, None)[0]
-    assert (found.kind, found.limit, found.reason) == ("scores", 0.05, "params.yaml says so")
+    assert (found.kind, found.limit, found.reason) == ("scores", 0.05, "set in params.yaml")
     with pytest.raises(ValueError, match="there is no axis 2"):
         Output(shape=["batch", 10], kind="scores", axis=2)
-    with pytest.raises(ValueError, match="says nothing without kind"):
+    with pytest.raises(ValueError, match="this key needs kind"):
         Output(shape=["batch", 10], axis=1)
 
 

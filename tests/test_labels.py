@@ -26,9 +26,9 @@ def test_quality_without_labels_fails_with_a_remedy(project: Path) -> None:
     write_project(project, source=NO_LABEL)
     reports = through("train", "data", "export", "verify")
     assert reports["data"].status == "failed"
-    assert 'models.toy:samples("evaluation") gives no "label": give one there' in reports["data"].reason
+    assert 'models.toy:samples("evaluation") returns no "label": add it there' in reports["data"].reason
     assert reports["train"].status == "failed"
-    assert 'gives no "label"' in reports["train"].reason
+    assert 'returns no "label"' in reports["train"].reason
     assert reports["train"].quality is None
     assert reports["verify"].status == "not attempted"
 
@@ -56,7 +56,7 @@ def test_a_non_finite_quality_fails(project: Path, value: str) -> None:
     write_project(project, source=with_quality(f'return float("{value}")'))
     report: TrainReport = through("train")["train"]
     assert report.status == "failed"
-    assert f"models.toy:accuracy returned {value}; wanted a finite number" in report.reason
+    assert f"models.toy:accuracy returned {value}; expected a finite number" in report.reason
 
 
 def test_a_quality_function_that_raises_fails(project: Path) -> None:
@@ -71,7 +71,7 @@ def test_a_quality_function_that_ignores_labels_is_a_finding(project: Path) -> N
     report: TrainReport = through("train")["train"]
     assert report.status == "passed"
     assert [finding.partition(". ")[0] for finding in report.findings] == [
-        "quality does not depend on the labels: shuffled, it is the same 0.95"
+        "quality does not depend on the labels: with shuffled labels it is 0.95, too"
     ]
     assert any("found: quality does not depend on the labels" in line for line in lines(report))
 

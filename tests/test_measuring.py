@@ -115,7 +115,7 @@ def test_a_dropped_variant_gets_a_reason_and_its_process_ends() -> None:
     ranked = screened([1.0, 0.5, 0.6, 0.7, 2.0, 2.1, 2.2, 2.3], calls)
     left = [c for c in ranked if c.result.reason]
     assert {c.name for c in left} == {"v4", "v5", "v6", "v7"}
-    assert all("left after rung 1 of screening: " in c.result.reason for c in left)
+    assert all("dropped after rung 1 of screening: " in c.result.reason for c in left)
     assert {call for call in calls if "closed" in call} == {f"{c.name} closed" for c in left}
 
 
@@ -127,8 +127,8 @@ def test_a_dropped_variant_gets_a_reason_and_its_process_ends() -> None:
         (0.99, {}, 0, ""),  # one variant is always judged
         (0.6, {"int8": 0.5}, 60, ""),
         (0.6, {"int8": 0.5}, 0, "1.67 times as fast as the plain export in its best rounds of screening; the search"),
-        (0.8, {"int8": 0.5}, 60, "in which int8 was 2.00 times as fast as the plain export in its best rounds"),
-        (0.6, {"int8": 0.5, "other": 0.55}, 60, "and 2 faster ones within the budget went on"),
+        (0.8, {"int8": 0.5}, 60, "of screening; int8: 2.00 times as fast as the plain export in its best rounds"),
+        (0.6, {"int8": 0.5, "other": 0.55}, 60, "; 2 faster variants within the budget were measured instead"),
     ],
 )
 def test_a_variant_that_cannot_win_is_not_measured_in_full(

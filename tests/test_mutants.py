@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import json
 
 import yaml
 
 from benchmarks.mutants import MODULES, Score, able
 from benchmarks.mutations import mutants
+from benchmarks.trials import PACKAGE, _Finder
 from tests.conftest import ROOT
 
 SOURCE = '''"""Words."""
@@ -60,6 +62,14 @@ def test_a_mutant_is_tested_by_the_tests_that_run_its_line_fastest_first() -> No
     assert able(found[8], ran) == ["slow"]
     assert able(found[2], ran) == ["other", "quick", "slow"]  # code that runs on import runs in every test
     assert able(found[16], ran) == []
+
+
+def test_a_mutation_applies_to_the_module_that_the_tests_import() -> None:
+    for module in MODULES:
+        name = _Finder(PACKAGE / module, "")._name
+        spec = importlib.util.find_spec(name)
+        assert spec is not None
+        assert spec.origin == str(PACKAGE / module)
 
 
 def test_every_survivor_is_explained_and_over_ninety_percent_of_mutants_are_killed() -> None:

@@ -89,7 +89,7 @@ def test_the_majority_finds_the_batch_normalization_of_onnx_wrong(
     (found,) = settled(normalised(9), x, tmp_path)
     assert found.ruling == "other"
     assert found.words.startswith(
-        "ONNX's reference evaluator computes BatchNormalization 'bn_1' (opset 9) otherwise than ONNX Runtime, ONNX "
+        "ONNX's reference evaluator computes BatchNormalization 'bn_1' (opset 9) differently from ONNX Runtime, ONNX "
         "Runtime at opset 22 and ONNX's reference evaluator at opset 22, which agree"
     )
     assert found.words.endswith("ONNX's reference evaluator is wrong there")
@@ -103,7 +103,8 @@ def test_a_wrong_operator_is_outvoted_with_pytorch_as_third_opinion(
     (found,) = settled(model_of([node], {}, [3], [3]), np.ones(3, np.float32), tmp_path)
     assert found.ruling == "other"
     assert (
-        "PyTorch computes Relu 'r' (opset 17) otherwise than ONNX Runtime and ONNX's reference evaluator" in found.words
+        "PyTorch computes Relu 'r' (opset 17) differently from ONNX Runtime and ONNX's reference evaluator"
+        in found.words
     )
 
 
@@ -113,7 +114,7 @@ def test_two_implementations_outvote_onnx_runtime(tmp_path: Path, monkeypatch: p
     nodes = [helper.make_node("Neg", ["x"], ["h"]), helper.make_node("Relu", ["h"], ["y"], name="r")]
     (found,) = settled(model_of(nodes, {}, [3], [3]), np.ones(3, np.float32), tmp_path)
     assert found.ruling == "runtime"
-    assert found.words.startswith("ONNX Runtime computes Relu 'r' (opset 17) otherwise than PyTorch and ONNX's")
+    assert found.words.startswith("ONNX Runtime computes Relu 'r' (opset 17) differently from PyTorch and ONNX's")
 
 
 def test_without_a_majority_both_implementations_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,7 +213,7 @@ def test_quantized_random_and_unknown_operators_are_distinguished(tmp_path: Path
     noise = model_of([helper.make_node("RandomNormalLike", ["x"], ["y"])], {}, [3], [3])
     unknown = model_of([helper.make_node("QuickGelu", ["x"], ["y"], domain="com.microsoft")], {}, [3], [3])
     unknown.opset_import.append(helper.make_opsetid("com.microsoft", 1))
-    for model, words in ((noise, "draws at random"), (unknown, "QuickGelu")):
+    for model, words in ((noise, "draws random numbers"), (unknown, "QuickGelu")):
         with pytest.raises(evaluator.Unsupported, match=words):
             evaluator.Wide(model)
 
@@ -225,7 +226,7 @@ def test_optimizations_are_blamed_only_after_both_levels_ran(tmp_path: Path, mon
     monkeypatch.setattr(
         localize_torch, "_outputs", lambda plain, case, options: {"y": np.full(3, float(options.graph_level == "all"))}
     )
-    assert localize_torch._by_level(plain, case, settings).endswith("another y comes out: they change the result")
+    assert localize_torch._by_level(plain, case, settings).endswith("y differs: they change the result")
 
 
 def test_the_spread_explains_the_error_of_a_cancelling_sum(tmp_path: Path) -> None:

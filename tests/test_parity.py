@@ -229,7 +229,7 @@ def test_generated_values_the_original_rejects_are_probes_but_rejected_sizes_are
     assert by_name["maximum"].failure is not None
     assert not by_name["maximum"].probe
     assert by_name["samples0"].failure is None
-    assert "`range` of the input, or `cases`" in findings(expected)[0]
+    assert "with `range` of the input, or with `cases`" in findings(expected)[0]
 
 
 def test_an_output_that_depends_on_a_millionth_is_not_judged() -> None:
@@ -255,9 +255,9 @@ def test_a_case_is_found_by_name_and_a_typo_suggests_the_nearest() -> None:
 @pytest.mark.parametrize(
     ("given_", "words"),
     [
-        ({"z": np.zeros(1)}, "gives inputs"),
-        ({"x": np.zeros((1, 5), np.float32)}, r"gives x as float32 \[1, 5\]"),
-        ({"x": np.zeros((1, 4))}, "gives x as float64"),
+        ({"z": np.zeros(1)}, "returns the inputs"),
+        ({"x": np.zeros((1, 5), np.float32)}, r"returns x as float32 \[1, 5\]"),
+        ({"x": np.zeros((1, 4))}, "returns x as float64"),
     ],
 )
 def test_custom_cases_must_provide_the_declared_inputs(given_: dict[str, np.ndarray], words: str) -> None:
@@ -303,7 +303,7 @@ def test_reference_outputs_are_saved_and_loaded_per_case(tmp_path: Path) -> None
     assert again[1].failure is not None
     assert (again[1].failure.kind, again[1].failure.signal) == ("aborted", "SIGABRT")
     assert again[2].truth == {}
-    with pytest.raises(UsageError, match=r"r\.npz: is not of these cases"):
+    with pytest.raises(UsageError, match=r"r\.npz: does not belong to these cases"):
         recall(tmp_path / "r.npz", made[1:])
 
 

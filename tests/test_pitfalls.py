@@ -137,7 +137,7 @@ def verdict(example: Example, root: Path) -> tuple[str, list[str]]:
     with Worker.onnx(target, example.name) as worker:
         fell = misdeclared(expected, settings.outputs) or sentence(check(worker, expected, Tolerance()))
     found = list(diagnostics.findings(onnx.load(target)))
-    return fell and f"answers otherwise than the module: {fell}", found
+    return fell and f"outputs differ from the module's: {fell}", found
 
 
 @pytest.mark.parametrize("label", EXAMPLES)

@@ -86,9 +86,9 @@ def test_integer_outputs_alone_give_no_fidelity() -> None:
             Budget(),
             "boxes (values): ",
         ),
-        (Judged(fidelity=[lost("logits", 0, True)]), None, Budget(), "was not measured (boxes)"),
+        (Judged(fidelity=[lost("logits", 0, True)]), None, Budget(), "were not measured (boxes)"),
         (Judged(agreement=0.95, cosine=0.97), None, Budget(min_cosine=0.98), "cosine, 0.97000"),
-        (Judged(), None, Budget(), "was not measured (boxes, logits)"),
+        (Judged(), None, Budget(), "were not measured (boxes, logits)"),
     ],
 )
 def test_a_broken_budget_is_explained_and_names_the_output(
@@ -104,7 +104,7 @@ def test_a_broken_budget_is_explained_and_names_the_output(
     ("judged", "budget", "words"),
     [
         (Judged(quality=0.95, snr_db=20.0), Budget(min_snr_db=25), "20.0 dB"),
-        (Judged(quality=0.95, agreement=0.5), Budget(), "to 50.0% of the samples, 90% wanted"),
+        (Judged(quality=0.95, agreement=0.5), Budget(), "for 50.0% of the samples, under the 90% of"),
         (Judged(quality=float("nan")), Budget(), "quality drops by nan"),
         (Judged(quality=0.95, cosine=float("nan")), Budget(min_cosine=0.9), "cosine, nan"),
         (Judged(), Budget(), "quality could not be measured"),
@@ -126,7 +126,7 @@ def test_one_flip_in_few_samples_passes_the_floor_and_many_fail() -> None:
         return list(Judgement(0.95, Budget(), [], Agreement()).faults(judged))
 
     assert faults(0.001) == []
-    assert "98.0% of the samples, 99% wanted" in faults(0.015)[0]
+    assert "98.0% of the samples, under the 99% of" in faults(0.015)[0]
 
 
 def test_an_output_that_the_model_measure_ignores_is_judged_by_its_kind() -> None:

@@ -27,7 +27,7 @@ def test_two_equal_builds_give_equal_modules() -> None:
 def test_weights_buffers_and_other_tensors_are_compared_and_numbers_on_request() -> None:
     found = differences(Net(0), Net(1), plain=True)
     for name in ("layer.weight", "features", "wiring", "tables['a'][0]"):
-        assert any(words.startswith(f"{name} holds other values in one than in the other (") for words in found)
+        assert any(words.startswith(f"{name} has different values in the two (") for words in found)
     assert "mean is 0.0 in one and 1.0 in the other" in found
     assert not any("mean" in words for words in differences(Net(0), Net(1)))
 
@@ -35,7 +35,7 @@ def test_weights_buffers_and_other_tensors_are_compared_and_numbers_on_request()
 def test_a_tensor_missing_from_one_module_is_reported() -> None:
     other = Net()
     other.scale = torch.ones(1)
-    assert differences(Net(), other) == ["scale is in one of the two alone"]
+    assert differences(Net(), other) == ["scale is in only one of the two"]
 
 
 def test_nan_and_minus_infinity_compare_equal() -> None:

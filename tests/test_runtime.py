@@ -104,7 +104,7 @@ def test_an_invalid_model_file_is_an_error_without_a_path(tmp_path: Path) -> Non
 def test_a_missing_provider_is_an_error_and_not_a_silent_fallback(tmp_path: Path) -> None:
     path = linear(tmp_path / "m.onnx")
     worker = Worker.onnx(path, "m", provider="CUDAExecutionProvider")
-    with worker, pytest.raises(WorkerFailure, match="CUDAExecutionProvider is not in this onnxruntime"):
+    with worker, pytest.raises(WorkerFailure, match="this onnxruntime has no CUDAExecutionProvider"):
         worker.start()
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from onward.registry.evidence.records import Choice, FileDigest, Measurement, OutputFidelity, OutputKind, Ratio
 from onward.registry.evidence.reports import BenchmarkReport, SelectReport, VerifyReport, save
@@ -15,6 +14,7 @@ from onward.stages.config.schema import Budget
 from onward.stages.parity.budget import Judgement
 from onward.stages.select import choose, pareto, select
 from tests.test_choice import PLAIN, REFERENCE, chosen, measured
+from tests.toy import write_project, write_settings
 
 
 def of_size(*sizes: int) -> list[FileDigest]:
@@ -157,7 +157,8 @@ def benchmark(project: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     model = {"build": "models.toy:net", "samples": "models.toy:samples", "quality": "models.toy:accuracy",
              "inputs": {"x": {"shape": ["batch", 6]}}, "outputs": {"y": {"shape": ["batch", 3]}},
              "dims": {"batch": {"max": 16, "typical": [1, 4]}}, "budget": {"size_mb": 1.5}}  # fmt: skip
-    (project / "params.yaml").write_text(yaml.safe_dump({"models": {"toy": model}}))
+    write_project(project, params={"models": {"toy": model}})
+    write_settings()
     save(VerifyReport(model="toy", status="passed"), project / "build" / "toy" / "verify" / "report.json")
 
     def write(*measurements: Measurement, **changes: Any) -> SelectReport:

@@ -103,7 +103,7 @@ def test_outputs_that_are_none_are_omitted_and_reported() -> None:
         ({"mood": ONE, "topic": TWO}, ["mood"], r"returns the outputs mood \[2, 3\], topic \[2, 3\]; params.yaml decl"),
         ({"mood": ONE}, ["y"], "params.yaml declares y"),
         ((ONE, TWO), ["y"], "returns 2 outputs, params.yaml declares 1"),
-        ({"a": {"b": ONE}, "a_b": TWO}, ["a_b", "c"], "two outputs that would be called 'a_b'"),
+        ({"a": {"b": ONE}, "a_b": TWO}, ["a_b", "c"], "two outputs with the name 'a_b'"),
         ((ONE, 3), ["y", "z"], "returns int for its output 1: only tensors"),
     ],
 )

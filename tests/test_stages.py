@@ -149,10 +149,10 @@ def broken_weights(module: torch.nn.Module, how: str) -> dict[str, torch.Tensor]
 @pytest.mark.parametrize(
     ("how", "words"),
     [
-        ("NaN", "0.weight holds NaN"),
-        ("infinity", "0.weight holds infinity"),
+        ("NaN", "0.weight contains NaN"),
+        ("infinity", "0.weight contains infinity"),
         ("missing", "2.bias is missing"),
-        ("shape", r"2.bias has shape \[7\], the module wants \[3\]"),
+        ("shape", r"2.bias has shape \[7\], the module expects \[3\]"),
         ("extra", "9.bias is not in the module"),
     ],
 )
@@ -174,7 +174,7 @@ def test_a_pickle_with_code_in_it_never_runs(project: Path) -> None:
     write_project(project, params=toy_params(weights="w.pt"))
     report: TrainReport = through("train")["train"]
     assert report.status == "failed"
-    assert "holds Python objects" in report.reason
+    assert "contains Python objects" in report.reason
     assert "torch.save(module.state_dict(), 'w.pt')" in report.reason
     assert "\x1b" not in report.reason
     assert not (project / "ran").exists()
@@ -362,7 +362,7 @@ def test_an_invalid_suite_fails(project: Path, text: str) -> None:
     ("old", "new", "words"),
     [
         ('{"x": x,', '{"z": x,', "params.yaml: models.toy.samples: gives z, label; wanted x"),
-        ('{"x": x,', '{"x": x.T,', "Samples stand on the first axis of every array"),
+        ('{"x": x,', '{"x": x.T,', "Samples must be on the first axis of every array"),
         ("def samples(split):", "def samples(split):\n    raise KeyError(split)", "raised KeyError: 'evaluation'"),
     ],
 )
@@ -471,8 +471,8 @@ def train(seed):
     ("change", "words"),
     [
         ("net.mean = 0.5", "mean is 0.5 in one and 0.0 in the other"),
-        ("net.shift += 1", "shift holds other values in one than in the other (1, 1, 1, ... and 0, 0, 0, ...)"),
-        ("net.head.register_forward_hook(lambda m, i, o: o * 2)", "no attribute was found that differs"),
+        ("net.shift += 1", "shift has different values in the two (1, 1, 1, ... and 0, 0, 0, ...)"),
+        ("net.head.register_forward_hook(lambda m, i, o: o * 2)", "no differing attribute was found"),
         ("net = net.double(); net.shift = net.shift.double()", ""),
         ("net = torch.nn.ModuleDict({'module': net}); net.forward = net['module'].forward", ""),
         ("net.note = 'trained'; net.head.weight.data = net.head.weight.data.t().contiguous().t()", ""),
@@ -487,7 +487,7 @@ def test_the_released_model_must_give_the_trained_outputs(project: Path, change:
         assert report.status == "passed", report.reason
         return
     assert report.status == "failed"
-    assert "answers otherwise than the module that was trained" in report.reason
+    assert "gives other outputs than the module that was trained" in report.reason
     assert words in report.reason
     assert "register_buffer" in report.reason
 
@@ -506,7 +506,7 @@ def test_a_nondeterministic_build_is_named(project: Path) -> None:
     report: TrainReport = through("train")["train"]
     assert report.status == "failed"
     assert report.reason.startswith("build() does not make the same module twice")
-    assert "shift holds other values" in report.reason
+    assert "shift has different values" in report.reason
 
 
 def test_a_checkpoint_dict_is_matched_by_key(project: Path) -> None:
@@ -516,7 +516,7 @@ def test_a_checkpoint_dict_is_matched_by_key(project: Path) -> None:
     assert through("train")["train"].status == "passed"
     write_project(project, source=source.replace("'y'", "'w'"), params=toy_params(outputs=heads, quality=None))
     forget_models()
-    assert "params.yaml declares y, z. Declare each under its own name" in through("train")["train"].reason
+    assert "params.yaml declares y, z. Declare each output under this name" in through("train")["train"].reason
 
 
 def checkpoint(module: torch.nn.Module, form: str) -> Any:
@@ -581,9 +581,9 @@ def test_buffers_may_be_infinite_and_counters_missing_but_nan_is_rejected() -> N
     assert "num_batches_tracked" in fit(module, state)[0]
     assert module.get_buffer("mask")[0] == float("-inf")
     for value in ("nan", "inf"):
-        with pytest.raises(UsageError, match=r"holds (NaN|infinity)"):
+        with pytest.raises(UsageError, match=r"contains (NaN|infinity)"):
             fit(module, {**state, "weight": torch.full((2,), float(value))})
-    with pytest.raises(UsageError, match="mask holds NaN"):
+    with pytest.raises(UsageError, match="mask contains NaN"):
         fit(module, {**state, "mask": torch.full((2,), float("nan"))})
 
 

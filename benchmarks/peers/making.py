@@ -1,4 +1,7 @@
-"""Runs the peers' commands: one recipe, one folder, one outcome, kept until the recipe or its input is another."""
+"""Run the peers' commands.
+
+Each recipe has a folder and an outcome, which are kept until the recipe or its input changes.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +25,15 @@ TIMEOUT = 900.0
 
 @dataclass
 class Outcome:
-    """What came of a recipe: `file` is the int8 model, or `reason` says why there is none; `seconds` is how long the
-    peer's command took, imports and all."""
+    """The result of a recipe.
+
+    Attributes:
+        peer: the peer's key.
+        recipe: the recipe's name.
+        seconds: duration of the peer's command, imports included.
+        file: path of the int8 model; empty if there is none.
+        reason: why there is no file.
+    """
 
     peer: str
     recipe: str
@@ -34,14 +44,14 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Given:
-    """What a recipe starts from: the plain export, calibration samples (.npz), and a hub folder where there is one."""
+    """The input of a recipe: the plain export, calibration samples (.npz), and a hub folder if there is one."""
 
     plain: Path
     samples: Path
     hub: Path | None = None
 
     def key(self, recipe: Recipe) -> str:
-        """Changes whenever a recipe would make something else of it."""
+        """A digest of everything that the result of a recipe depends on."""
         parts = [json.dumps(asdict(recipe), sort_keys=True), sha256_file(self.plain)]
         parts += [sha256_file(self.samples)] if recipe.calibrated else []
         parts.append(sha256_file(HERE / f"{recipe.peer}.txt"))
@@ -49,7 +59,7 @@ class Given:
 
 
 def make(recipe: Recipe, given: Given, python: Path, folder: Path) -> Outcome:
-    """Run a recipe with a peer's `python` in `folder`, or say what came of it the last time, if nothing has changed."""
+    """Run a recipe with a peer's `python` in `folder`, or return the kept outcome if nothing has changed."""
     record = folder / "outcome.json"
     key = given.key(recipe)
     if record.is_file():
@@ -82,11 +92,12 @@ def make(recipe: Recipe, given: Given, python: Path, folder: Path) -> Outcome:
 
 
 def olive_commands(hub: Path, python: Path, folder: Path) -> float:
-    """Seconds that `olive optimize` and `olive quantize` take on a hub folder, one after the other in `folder`; what is
-    made is forgotten, for the recipes make better of it.
+    """Time `olive optimize` and then `olive quantize` on a hub folder; return the total seconds.
+
+    Their models are not used, because the recipes make better ones.
 
     Raises:
-        OnwardError: one of them failed, or was not done in time.
+        OnwardError: a command failed or timed out.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -108,11 +119,11 @@ def olive_commands(hub: Path, python: Path, folder: Path) -> float:
 
 
 def last_words(log: str) -> str:
-    """The line of a log that says what went wrong: the last that names an error, without paths' folders."""
+    """The last line of a log that names an error, with paths shortened to file names; empty if there is none."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     named = [line for line in lines if "Error" in line.split(" ")[0] or line.startswith(("Exception", "ERROR"))]
-    said = named[-1] if named else ""
-    words = [word.rsplit("/", 1)[-1] if word.count("/") > 1 else word for word in said.split()]
+    message = named[-1] if named else ""
+    words = [word.rsplit("/", 1)[-1] if word.count("/") > 1 else word for word in message.split()]
     return " ".join(words)[:300]
 
 
@@ -136,6 +147,6 @@ def _optimum(recipe: Recipe, given: Given, python: Path, folder: Path) -> list[s
 
 
 def _offline() -> dict[str, str]:
-    """The surroundings of a peer's command: nothing of ours on its path, no hub, no telemetry."""
+    """The environment of a peer's command: without Onward's paths, the hub and telemetry."""
     kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "ONWARD_PROJECT")}
     return {**kept, "HF_HUB_OFFLINE": "1", "OLIVE_DISABLE_TELEMETRY": "1"}

@@ -1,7 +1,7 @@
-"""Times everything of one architecture side by side: the module, its plain export, Onward's choice, the peers' files.
+"""Time one architecture's module, plain export, Onward's choice and the peers' files side by side.
 
-Each file is in a worker process of its own, all are fed the same tensors in rounds of random order, and all are judged
-by the same questions, budget and machine: by the code with which Onward's benchmark stage judges its own candidates.
+Each file runs in its own worker process. All get the same tensors, in rounds of random order. All are judged with the
+same cases and budget, by the code of Onward's benchmark stage.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from onward.stages.parity.reference_answers import recorded_answers, recorded_ki
 from onward.stages.parity.sizes import size_key, typical_sizes
 from onward.stages.workers.worker import Tensors, Worker
 
-# Of the sizes that are typical for an architecture, those that are not among the figures wanted.
+# Typical sizes that are not measured, because no target refers to them.
 LEFT_OUT = {"minilm": ({"batch": 8, "sequence": 16},)}
 TURN_SECONDS = 0.1
 WARMUP = 5
@@ -43,8 +43,10 @@ FEW_ROUNDS = 3
 
 
 class Lenient(Worker):
-    """A worker whose model may ask for more inputs than it is given: a peer that exports by itself keeps
-    token_type_ids, which are zeros where there is one sentence."""
+    """A worker that feeds zeros to inputs without a value.
+
+    A peer that exports the model itself keeps the input token_type_ids, which is zero for a single sentence.
+    """
 
     def _write(self, inputs: Tensors) -> str:
         first = next(iter(inputs.values()))
@@ -53,8 +55,10 @@ class Lenient(Worker):
 
 
 def measure(architecture: str, outcomes: Sequence[Outcome], rounds: int) -> Result:
-    """Judge and time everything of an architecture whose stages have run in the project at
-    `onward.stages.config.paths.root()`."""
+    """Judge and time all files of an architecture.
+
+    Its stages must have run in the project `onward.stages.config.paths.root()`.
+    """
     settings = read().models[architecture]
     feeds = feeds_of(architecture, settings)
     questions, reference_quality = questions_of(architecture, settings)
@@ -100,8 +104,10 @@ def measure(architecture: str, outcomes: Sequence[Outcome], rounds: int) -> Resu
 
 
 def fidelity_of_fastest(architecture: str, outcomes: Sequence[Outcome]) -> float | None:
-    """The worst sample's cosine of the peers' fastest file, as a few rounds on this machine tell; null where none has
-    any. What int8 computes is the machine's own, so that what Onward is held to cannot be written down beforehand."""
+    """The worst sample's cosine of the peers' fastest file, by a few rounds on this machine; None without a file.
+
+    It is the limit for Onward. It cannot be fixed in advance, because int8 computes different numbers on each machine.
+    """
     settings = read().models[architecture]
     feeds = feeds_of(architecture, settings)
     questions, _ = questions_of(architecture, settings)
@@ -117,12 +123,12 @@ def fidelity_of_fastest(architecture: str, outcomes: Sequence[Outcome]) -> float
 
 
 def undisturbed_p50(competitor: BenchmarkedVariant) -> float:
-    """Of the rounds that nobody disturbed; geometric mean over sizes, in milliseconds."""
+    """The latency in the undisturbed rounds: the geometric mean over sizes, in milliseconds."""
     return float(np.exp(np.mean([undisturbed(np.log(competitor.medians(size))) for size in competitor.rounds])))
 
 
 def questions_of(architecture: str, settings: ModelParams) -> tuple[Questions, float | None]:
-    """What everyone is asked, and the quality of the original's own answers."""
+    """The cases and samples for all files, and the quality of the original's answers."""
     samples = split(architecture, "evaluation")
     questions = Questions(
         architecture, settings, recorded_answers(architecture, settings), recorded_outputs(architecture), samples,
@@ -132,7 +138,7 @@ def questions_of(architecture: str, settings: ModelParams) -> tuple[Questions, f
 
 
 def feeds_of(architecture: str, settings: ModelParams) -> dict[str, Feed]:
-    """What is fed at each size: valid tensors, the same for everyone."""
+    """Valid tensors for each size, the same for all files."""
     custom = resolve(settings.cases) if settings.cases else None
     source = Source(settings.inputs, custom)
     return {

@@ -1,4 +1,4 @@
-"""What Olive reads calibration samples with: a script named in its configuration, as it wants data sets."""
+"""The data script that Olive's configuration names, to read calibration samples."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from olive.data.registry import Registry
 
 @Registry.register_dataset()  # type: ignore[untyped-decorator]  # Olive is not installed here
 def recorded(path: str, batch: int = 8, **_: Any) -> list[tuple[dict[str, Any], int]]:
-    """The .npz file that Onward's data stage wrote, in batches of feeds, each with a label that nobody reads."""
+    """The samples of an .npz file of Onward's data stage: batches of feeds, each with an unused label."""
     with np.load(path, allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files if name != "label"}
     count = len(next(iter(arrays.values()))) // batch

@@ -1,5 +1,7 @@
-"""A project as a user of Onward has it: this checkout's pipeline, eight models and a params.yaml of their own, and the
-stages run with `dvc repro`, each timed when it really ran."""
+"""A project as a user of Onward has it: this checkout's dvc.yaml, eight models, and their params.yaml.
+
+`dvc repro` runs its stages; a stage is timed when it really runs.
+"""
 
 from __future__ import annotations
 
@@ -28,13 +30,13 @@ SECONDS = "seconds.json"
 
 
 class StageFailed(OnwardError):
-    """A stage of the project ended with an error; the message has its last words and the command."""
+    """A stage of the project failed. The message has its last lines and the command."""
 
 
 def lay(project: Path, hub: Path | None) -> None:
-    """Write or renew the project: what is built there stays, and DVC knows what of it still holds."""
+    """Write or update the project. Its build folder stays; DVC decides which results are still valid."""
     project.mkdir(parents=True, exist_ok=True)
-    for name in ("stages", "registry", "runtimes", "models"):
+    for name in ("runtimes", "models"):
         shutil.rmtree(project / name, ignore_errors=True)
         shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "dvc.yaml", project)
@@ -50,10 +52,10 @@ def lay(project: Path, hub: Path | None) -> None:
 
 
 def ask_for(project: Path, runtimes: Sequence[str]) -> None:
-    """Name the runtimes in the project's params.yaml, and make the environments of those beside `cpu`.
+    """Name the runtimes in the project's params.yaml, and install those other than `cpu`.
 
     Raises:
-        OnwardError: one cannot be installed.
+        OnwardError: a runtime cannot be installed.
     """
     for runtime in runtimes:
         if runtime != "cpu":
@@ -62,14 +64,14 @@ def ask_for(project: Path, runtimes: Sequence[str]) -> None:
 
 
 def hold_to(project: Path, architecture: str, min_cosine: float) -> None:
-    """Name what an architecture's answers have to hold to in the project's params.yaml."""
+    """Set an architecture's `budget.min_cosine` in the project's params.yaml."""
     params = _params(project)
     params["models"][architecture].setdefault("budget", {})["min_cosine"] = min_cosine
     _write(project, params)
 
 
 def bring_weights(hub: Path, target: Path) -> None:
-    """all-MiniLM-L6-v2 as minilm.safetensors and vocab.txt, without what the encoder does not use."""
+    """Write all-MiniLM-L6-v2 as minilm.safetensors and vocab.txt, without weights that the encoder does not use."""
     from safetensors.numpy import load_file, save_file
 
     if not (target / "minilm.safetensors").is_file():
@@ -81,10 +83,10 @@ def bring_weights(hub: Path, target: Path) -> None:
 
 
 def repro(project: Path, architecture: str, stages: tuple[str, ...], force: bool = False) -> dict[str, float]:
-    """Bring the stages up to date, in order, or run all again; returns seconds of each, from when it last ran.
+    """Run the stages in order, if they are out of date or with `force`; return the seconds of each one's last run.
 
     Raises:
-        StageFailed: one ended with an error.
+        StageFailed: a stage failed.
     """
     record = project / "build" / architecture / SECONDS
     known: dict[str, float] = {}
@@ -94,8 +96,8 @@ def repro(project: Path, architecture: str, stages: tuple[str, ...], force: bool
     for stage in stages:
         begun = time.perf_counter()
         print(f"onward: {stage} {architecture}", file=sys.stderr, flush=True)
-        said = _dvc(project, *(["--force"] if force else []), f"{stage}@{architecture}")
-        if f"Running stage '{stage}@{architecture}'" in said:
+        output = _dvc(project, *(["--force"] if force else []), f"{stage}@{architecture}")
+        if f"Running stage '{stage}@{architecture}'" in output:
             known[stage] = round(time.perf_counter() - begun, 1)
             write_atomically(record, json.dumps(known, indent=2).encode())
     return {stage: known.get(stage, 0.0) for stage in stages}
@@ -115,10 +117,14 @@ def _dvc(project: Path, *arguments: str) -> str:
 
 
 def _run(project: Path, command: list[str]) -> str:
-    surroundings = {**os.environ, "PYTHONPATH": str(project), "ONWARD_PROJECT": str(project), "DVC_NO_ANALYTICS": "1"}
+    # The project's models before this checkout's, and `onward` from this checkout.
+    path = os.pathsep.join((str(project), str(ROOT)))
+    surroundings = {**os.environ, "PYTHONPATH": path, "ONWARD_PROJECT": str(project), "DVC_NO_ANALYTICS": "1"}
     surroundings["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(command, cwd=project, env=surroundings, capture_output=True, text=True)
     if done.returncode:
         words = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
-        raise StageFailed("\n".join([*words[-8:], f"in {project}: {' '.join(command)} ended with {done.returncode}"]))
+        raise StageFailed(
+            "\n".join([*words[-8:], f"in {project}: {' '.join(command)} failed with exit code {done.returncode}"])
+        )
     return done.stdout + done.stderr

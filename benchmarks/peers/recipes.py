@@ -1,8 +1,8 @@
-"""What each peer is told to do with each architecture: the best that its documentation advises for int8 on a CPU.
+"""The recipes of each peer for each architecture: what its documentation recommends for int8 on a CPU.
 
-Left wholly to themselves, neither chooses anything by the model: `olive optimize --precision int8` calibrates every
-model with text from the internet, and `optimum-cli onnxruntime quantize` wants a recipe named. So each peer gets every
-recipe that a user who read its manual would try, and the best result within the budget counts as that peer's.
+Without a recipe, neither peer adapts to the model: `olive optimize --precision int8` calibrates every model with text
+from the internet, and `optimum-cli onnxruntime quantize` requires a recipe. So each peer runs every recipe that a user
+would find in its manual, and its best result within the budget counts.
 """
 
 from __future__ import annotations
@@ -25,19 +25,27 @@ ARCHITECTURES = {
     "cnn": "small CNN",
 }
 
-# What OrtTransformersOptimization has to be told of a graph.
+# The options that OrtTransformersOptimization needs for a graph.
 TRANSFORMERS: dict[str, dict[str, Any]] = {
     "minilm": {"model_type": "bert", "num_heads": 12, "hidden_size": 384},
     "vit": {"model_type": "vit", "num_heads": 6, "hidden_size": 384},
 }
 CONVOLUTIONAL = ("resnet18", "mobilenet", "tcn", "cnn")
-FROM_HUB = ("minilm",)  # there is a folder in the form of the Hugging Face hub, which Olive exports by itself
+FROM_HUB = ("minilm",)  # has a folder in the format of the Hugging Face hub, which Olive can export
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One way of one peer: Olive's passes, or the options of Optimum's command. `hub` starts from the PyTorch model in
-    a hub folder instead of from the plain export."""
+    """One recipe of one peer.
+
+    Attributes:
+        peer: the peer's key.
+        name: of the recipe.
+        passes: Olive's passes, with their options.
+        options: of Optimum's command.
+        hub: start from the PyTorch model in a hub folder instead of the plain export.
+        calibrated: whether the recipe uses calibration samples.
+    """
 
     peer: str
     name: str
@@ -53,7 +61,7 @@ _EXPORT = {"type": "OnnxConversion", "use_dynamo_exporter": True, "target_opset"
 
 
 def recipes(architecture: str) -> list[Recipe]:
-    """Every recipe that is tried for an architecture."""
+    """The recipes for an architecture."""
     found = [
         Recipe(OLIVE, "dynamic", (_PEEPHOLE, _DYNAMIC)),
         Recipe(OPTIMUM, "avx2", options=("--per_channel", "--avx2")),
@@ -73,11 +81,18 @@ def recipes(architecture: str) -> list[Recipe]:
 
 
 def olive_config(recipe: Recipe, model: str, script: str, samples: str, folder: str) -> dict[str, Any]:
-    """The configuration of `olive run` for a recipe. `model` is an ONNX file, or a hub folder for a recipe with `hub`;
-    `samples` is the .npz of calibration samples, which `script` reads; everything is written below `folder`."""
+    """The configuration of `olive run` for a recipe.
+
+    Args:
+        recipe: of Olive.
+        model: path of an ONNX file, or of a hub folder for a recipe with `hub`.
+        script: path of the data script, which reads `samples`.
+        samples: path of the calibration samples (.npz).
+        folder: for results and cache.
+    """
     given: dict[str, Any] = {"type": "OnnxModel", "model_path": model}
     if recipe.hub:
-        eager = {"attn_implementation": "eager"}  # what `olive optimize` asks for by itself
+        eager = {"attn_implementation": "eager"}  # the default of `olive optimize`
         given = {"type": "HfModel", "model_path": model, "task": "feature-extraction", "load_kwargs": eager}
     config: dict[str, Any] = {
         "input_model": given,

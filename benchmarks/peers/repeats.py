@@ -1,4 +1,4 @@
-"""Whether the choice is a good one: the whole selection again and again, each choice held to a long run of them all."""
+"""Repeat the whole selection, and compare each choice with a long run of all candidates."""
 
 from __future__ import annotations
 
@@ -21,15 +21,17 @@ from onward.stages.measuring.samples import Samples
 from onward.stages.parity.budget import Judgement
 from onward.stages.workers.worker import Worker
 
-# A long run: so many times the rounds of a race between peers.
+# The long run has this many times the rounds of a race between peers.
 LONG = 3
 TURN_SECONDS = 0.1
 WARMUP = 10
 
 
 def measure(place: Path, architecture: str, times: int, rounds: int) -> list[Repeat]:
-    """Measure and select an architecture anew, `times` over, then time every candidate within the budget and everything
-    that was chosen, side by side, for long: how far is each choice behind the fastest?"""
+    """Measure and select an architecture `times` times, and compare each choice with the fastest candidate.
+
+    A long run times every candidate within the budget and every choice side by side.
+    """
     choices: list[Winner] = []
     for number in range(times):
         print(f"{architecture}: selection {number + 1} of {times}", file=sys.stderr, flush=True)
@@ -49,7 +51,7 @@ def _key(choice: Winner) -> tuple[str, SessionOptions]:
 
 
 def _long_run(architecture: str, choices: list[Winner], rounds: int) -> dict[tuple[str, SessionOptions], float]:
-    """The p50 in milliseconds, by variant and session options."""
+    """The undisturbed latency in milliseconds, by variant and session options."""
     settings = read().models[architecture]
     questions, reference_quality = measuring.questions_of(architecture, settings)
     feeds = measuring.feeds_of(architecture, settings)
@@ -61,7 +63,7 @@ def _long_run(architecture: str, choices: list[Winner], rounds: int) -> dict[tup
     for choice in choices:
         field[_key(choice)] = precisions.get(choice.variant, "float32"), choice.files
     with ExitStack() as stack:
-        able = []
+        accepted = []
         for (name, options), (precision, files) in field.items():
             made = blank(name, "cpu", CPU, precision, files=files, options=options)
             worker = Worker.onnx(paths.root() / files[0].path, name, options=options, timeout=settings.verify.timeout)
@@ -70,13 +72,13 @@ def _long_run(architecture: str, choices: list[Winner], rounds: int) -> dict[tup
             judgement = Judgement.of(reference_quality, settings, questions.kinds)
             faults = list(judgement.faults(made))
             if competitor.standing and not faults:
-                able.append(competitor)
+                accepted.append(competitor)
             else:
                 worker.close()
         lasting = dict.fromkeys(feeds, Turn(TURN_SECONDS, WARMUP))
         for number in race(
-            able, feeds, lasting, range(rounds), random.Random(0), Samples(), "long run", session_lifetime_rounds=1
+            accepted, feeds, lasting, range(rounds), random.Random(0), Samples(), "long run", session_lifetime_rounds=1
         ):
             if number % 10 == 9:
                 print(f"{architecture}: long run, round {number + 1} of {rounds}", file=sys.stderr, flush=True)
-        return {(c.result.variant, c.result.options): undisturbed_p50(c) for c in able if c.standing}
+        return {(c.result.variant, c.result.options): undisturbed_p50(c) for c in accepted if c.standing}

@@ -1,4 +1,4 @@
-"""What was measured, as it is kept in against_peers.json."""
+"""The measured results, as stored in against_peers.json."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ ONWARD, EAGER = "onward", "PyTorch eager"
 
 
 class Speed(BaseModel):
-    """A ratio of undisturbed latencies with its 95 % bootstrap interval: under 1 is faster."""
+    """A ratio of undisturbed latencies with its 95 % bootstrap interval; below 1 is faster."""
 
     value: float
     low: float
@@ -18,8 +18,22 @@ class Speed(BaseModel):
 
 
 class Entry(BaseModel):
-    """One file, or the module itself. Speeds are per size and over `all` sizes (geometric mean); `seconds` is how long
-    a peer's command took; `reason` says why there is nothing to time, `faults` how its answers break the budget."""
+    """One file, or the module itself.
+
+    Attributes:
+        name: shown in the table.
+        peer: the peer's key; empty for Onward, the plain export and the module.
+        reason: why there is nothing to time.
+        faults: how its answers break the budget.
+        quality: the model's own measure, on the evaluation samples.
+        cosine: of the worst evaluation sample.
+        snr_db: signal-to-noise ratio in dB; None for identical answers.
+        size_mb: size of the files in MB.
+        p50_ms: by size.
+        to_plain: ratio to the plain export, by size, and over `all` sizes (geometric mean).
+        onward_to_it: ratio of Onward's choice to this entry, in the same form.
+        seconds: duration of the peer's command.
+    """
 
     name: str
     peer: str = ""
@@ -36,12 +50,12 @@ class Entry(BaseModel):
 
     @property
     def counts(self) -> bool:
-        """Whether it answered, and within the budget."""
+        """Whether it was timed and is within the budget."""
         return bool(self.to_plain) and not self.faults
 
 
 class Result(BaseModel):
-    """An architecture. `stages` are seconds of Onward's, from when each last ran."""
+    """The results of an architecture. `stages` are the seconds of the last run of each of Onward's stages."""
 
     architecture: str
     sizes: list[str]
@@ -52,18 +66,19 @@ class Result(BaseModel):
     stages: dict[str, float] = {}
 
     def entry(self, name: str) -> Entry:
+        """The entry of this name."""
         return next(entry for entry in self.entries if entry.name == name)
 
 
 class Repeat(BaseModel):
-    """One of the repeated selections: what was chosen, and how much slower it truly is than the best candidate."""
+    """One of the repeated selections: the choice, and by what share it is slower than the best candidate."""
 
     variant: str
     behind: float
 
 
 class Measured(BaseModel):
-    """Everything of a pass; what has not been measured is missing."""
+    """All results. Architectures that were not measured are missing."""
 
     rounds: int = 0
     versions: dict[str, str] = {}

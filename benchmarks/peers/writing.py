@@ -1,4 +1,4 @@
-"""The report, as Markdown."""
+"""Write the report as Markdown."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ HOLDS = {True: "yes", False: "**no**", None: "not measured"}
 
 
 def report(measured: Measured) -> str:
-    """The whole page: the figures wanted, then a table an architecture."""
+    """The whole page: the targets, and then one table per architecture."""
     lines = ["# Onward against its peers", ""]
     lines += [_machine(measured), ""]
     lines += [
-        "Made by `python -m benchmarks.against_peers`. Latencies are medians in milliseconds, of all calls. Ratios are",
-        "of the medians in the fastest quarter of each one's rounds, which nobody else on the machine disturbed, with",
-        "95 % bootstrap intervals; under 1 is faster.",
+        "Made by `python -m benchmarks.against_peers`. Latencies are medians of all calls, in milliseconds. Ratios use",
+        "the medians of the fastest quarter of each file's rounds, which other work on the machine disturbed least.",
+        "Intervals are 95 % bootstrap intervals; below 1 is faster.",
         "",
     ]
-    lines += ["## Figures", "", "| figure | wanted | measured | holds? |", "|---|---|---|---|"]
+    lines += ["## Figures", "", "| figure | target | measured | met |", "|---|---|---|---|"]
     lines += [_row(row) for row in rows(measured)]
     lines += ["", "## Architectures", "", *_overview(measured)]
     for name in ARCHITECTURES:
@@ -40,7 +40,10 @@ def _row(row: Row) -> str:
 
 
 def _overview(measured: Measured) -> list[str]:
-    lines = ["| architecture | Onward chose | over plain | best peer | over the best peer |", "|---|---|---|---|---|"]
+    lines = [
+        "| architecture | Onward's choice | over plain | faster peer | over the faster peer |",
+        "|---|---|---|---|---|",
+    ]
     for name, title in ARCHITECTURES.items():
         result = measured.results.get(name)
         if result is None:

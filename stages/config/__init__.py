@@ -1,1 +1,1 @@
-"""What params.yaml may contain, and how a stage reads its part of it."""
+"""The schema of params.yaml, and how each stage reads its part of it."""

@@ -1,7 +1,8 @@
-"""Digests of Onward's own code that a stage runs, so that a new version runs again exactly what it changed.
+"""Digests of the Onward code that each stage runs.
 
-A stage's code is its module and, transitively, every module of Onward that it imports, also inside functions. Modules
-are found from the text of their imports; nothing is imported. Comments, docstrings and blank lines do not count.
+After an update, only the stages whose code changed run again. A stage's code is its module and, transitively, every
+Onward module that it imports, including imports inside functions. Modules are found by parsing import statements;
+nothing is imported. Comments, docstrings and blank lines do not count.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from onward.stages.config.source_files import imports, locate
 
 PACKAGE = "onward"
 
-# Modules that hand things over and change nothing that a stage computes: command lines, messages, paths, and
-# params.yaml, whose settings are in the stage's own file. Reports have a schema version, which is in that file, too.
+# Modules that do not change what a stage computes: command lines, messages, paths, and the reader of params.yaml.
+# The stage's settings file already contains the settings and the schema version of reports.
 PLUMBING = frozenset(
     {
         "onward",
@@ -41,7 +42,7 @@ PLUMBING = frozenset(
 )
 _PLUMBING_FOLDER = "onward.stages.config"
 
-# Modules that another one starts as a process, by the path of its file.
+# Modules that another module starts as a process, by file path instead of by import.
 STARTED = {
     "onward.stages.workers.worker": (
         "onward.stages.workers.evaluator_worker",
@@ -53,14 +54,14 @@ STARTED = {
 
 @functools.cache
 def digests(stage: str, techniques: tuple[str, ...] = ()) -> dict[str, str]:
-    """The code that a stage runs.
+    """Digest every module that a stage runs.
 
     Args:
-        stage: its name, such as "export".
-        techniques: modules of the optimisers or quantisers that it runs, which it imports by name.
+        stage: Name of the stage, such as "export".
+        techniques: Modules of the optimisers or quantisers that the stage imports by name.
 
     Returns:
-        the beginning of each module's sha256 (16 hexadecimal digits), by the module's name.
+        The first 16 hexadecimal digits of each module's SHA-256, by module name.
     """
     found: dict[str, str] = {}
     waiting = [f"{PACKAGE}.stages.{stage}", *techniques]
@@ -69,7 +70,7 @@ def digests(stage: str, techniques: tuple[str, ...] = ()) -> dict[str, str]:
         if name in found or _is_plumbing(name):
             continue
         path = locate(name)
-        if path is None:  # an attribute of a module
+        if path is None:  # the name is an attribute, not a module
             continue
         found[name] = _digest(path)
         waiting += [module for module in imports(path, name) if module.split(".")[0] in (PACKAGE, name.split(".")[0])]
@@ -92,8 +93,9 @@ def _cached_digest(path: Path, _changed: int, _size: int) -> str:
 
 
 def stripped(source: str) -> str:
-    """`source` without comments, docstrings, blank lines and white space at the end of lines. It is not parsed and
-    written again, because Python's versions do that differently.
+    """Remove comments, docstrings, blank lines and trailing white space from `source`.
+
+    The code is not regenerated with `ast.unparse`, because its output differs between Python versions.
     """
     lines = source.splitlines()
     for token in tokenize.generate_tokens(io.StringIO(source).readline):

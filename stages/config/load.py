@@ -1,4 +1,7 @@
-"""Reads params.yaml, typed: every mistake in it is one line with the path into the file, before any stage computes."""
+"""Reads and validates params.yaml, and gives each stage its own settings.
+
+Every mistake in params.yaml is reported in one line with the path into the file, before any stage runs.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +22,14 @@ from onward.stages.config import migrations, paths
 from onward.stages.config.schema import Dim, Input, ModelParams, Output, Params, suggestion
 
 LONGEST_NAME = 64
+# `onward add` writes this where a value is required and unknown.
+PLACEHOLDER = "TODO"
 RESERVED = {"params", "host", "tracking"}
 
 _MODEL = ("build", "onnx", "inputs", "outputs", "dims", "seed")
 _CHECK = (*_MODEL, "cases", "tolerance", "verify")
 
-# What each stage reads of its model's settings: nothing else can be reached through `section`.
+# The settings that each stage may read of its model; `section` gives no others.
 READS: dict[str, tuple[str, ...]] = {
     "train": (*_MODEL, "train", "weights", "samples", "quality", "quality_floor"),
     "data": ("samples", "quality", "inputs", "data"),
@@ -39,10 +44,16 @@ READS: dict[str, tuple[str, ...]] = {
 
 
 def read(path: Path | None = None) -> Params:
-    """Read and check params.yaml.
+    """Read and validate params.yaml.
+
+    Args:
+        path: The file; by default the project's params.yaml.
+
+    Returns:
+        The settings, with `defaults` merged into every model.
 
     Raises:
-        UsageError: one line for each mistake, each with the path into the file.
+        UsageError: The file has mistakes. The message has one line per mistake, with the path into the file.
     """
     path = path or paths.root() / "params.yaml"
     raw = _parse(path)
@@ -53,7 +64,7 @@ def read(path: Path | None = None) -> Params:
     try:
         params = Params.model_validate(raw)
     except ValidationError as error:
-        first: dict[str, str] = {}  # a union's branches each have an error: the first says enough
+        first: dict[str, str] = {}  # each branch of a union has its own error: report the first one only
         for item in error.errors(include_url=False):
             first.setdefault(*_explain(item, raw))
         problems += [f"{where}: {message}" for where, message in first.items()]
@@ -70,9 +81,21 @@ def read(path: Path | None = None) -> Params:
 
 
 class Settings(BaseModel):
-    """What `params` wrote for one stage, and DVC hashed: the stage reads this and not params.yaml, which may have
-    changed meanwhile. `code` and `sources` are digests, and `report_schema` is the version of reports: the stage runs
-    again when they change.
+    """The settings file of one stage, written by the `params` stage and hashed by DVC.
+
+    Stages read this file instead of params.yaml, which may have changed since. A change of any field makes DVC run the
+    stage again.
+
+    Attributes:
+        schema_version: Version of this file's format.
+        report_schema: Schema version of reports.
+        code: Digests of the Onward modules that the stage runs, by module name (config/code.py).
+        sources: Digests of the team's files that the stage depends on, by path or module name.
+        settings: The model's settings that the stage reads (`READS`).
+        runtimes: Runtimes to benchmark.
+        experiment: Name of the MLflow experiment.
+        models: Names of all models, for stages that process all models at once.
+        params: All settings of the model, for logging.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -89,11 +112,11 @@ class Settings(BaseModel):
 
 
 def section(model: str, stage: str) -> ModelParams:
-    """The settings of `model` that `stage` reads; any other attribute raises AttributeError.
+    """Load the settings of `model` that `stage` reads. Any other attribute raises AttributeError.
 
     Raises:
-        UsageError: params.yaml holds no such model.
-        NotReady: `params` has not run.
+        UsageError: params.yaml does not contain the model.
+        NotReady: The `params` stage has not run.
     """
     content = settings(stage, model).settings
     part = ModelParams.model_construct(**{name: _field(name).validate_python(value) for name, value in content.items()})
@@ -103,11 +126,15 @@ def section(model: str, stage: str) -> ModelParams:
 
 
 def settings(stage: str, model: str = "") -> Settings:
-    """What `params` wrote for a stage, of one model if the stage is about one.
+    """Load the settings file of a stage.
+
+    Args:
+        stage: Name of the stage.
+        model: Name of the model; empty for a stage that processes all models at once.
 
     Raises:
-        UsageError: params.yaml holds no such model.
-        NotReady: `params` has not run.
+        UsageError: params.yaml does not contain the model.
+        NotReady: The `params` stage has not run.
     """
     path = paths.root() / "build" / "params" / model / f"{stage}.json"
     try:
@@ -118,22 +145,29 @@ def settings(stage: str, model: str = "") -> Settings:
     if model and model not in models:
         raise UsageError(
             f"params.yaml: models.{model}: there is no such model"
-            + (suggestion(model, models) or f"; there are {', '.join(models)}")
+            + (suggestion(model, models) or f"; the models are {', '.join(models)}")
         )
-    raise NotReady(f"{path.relative_to(paths.root())} is missing or of another version: run `onward stage params`")
+    raise NotReady(
+        f"{path.relative_to(paths.root())} is missing or was written by another version: run `onward stage params`"
+    )
 
 
 @functools.cache
 def _field(name: str) -> TypeAdapter[Any]:
     field = ModelParams.model_fields[name]
-    return TypeAdapter(Annotated[field.annotation, field])  # type: ignore[arg-type]  # made at run time
+    return TypeAdapter(Annotated[field.annotation, field])  # type: ignore[arg-type]  # a type created at run time
 
 
 def resolve(name: str, key: str = "", wants: str = "a function") -> Any:
-    """Import `package.module:function`, or whatever else a key `wants` by such a name.
+    """Import the object that a key of params.yaml names.
+
+    Args:
+        name: `package.module:attribute`.
+        key: Path of the key in params.yaml, for messages.
+        wants: What the key expects, for messages. With "a function", the object must be callable.
 
     Raises:
-        NotReady: it does not import; `key` says where in params.yaml it was named.
+        NotReady: The import fails, or the object is not callable.
     """
     module, _, attribute = name.partition(":")
     where = f"params.yaml: {key}: " if key else ""
@@ -143,11 +177,11 @@ def resolve(name: str, key: str = "", wants: str = "a function") -> Any:
     try:
         found = getattr(importlib.import_module(module), attribute)
     except AttributeError:
-        raise NotReady(f"{where}{module} has no {attribute!r}; wanted: {wants}") from None
+        raise NotReady(f"{where}{module} has no {attribute!r}; expected {wants}") from None
     except Exception as error:
         raise NotReady(f"{where}{module} does not import: {type(error).__name__}: {error}") from error
     if wants == "a function" and not callable(found):
-        raise NotReady(f"{where}{name} is no function")
+        raise NotReady(f"{where}{name} is not a function")
     return found
 
 
@@ -158,34 +192,36 @@ def _parse(path: Path) -> dict[str, Any]:
     try:
         raw = yaml_text.load(path, YAML(typ="safe", pure=True).load)
     except FileNotFoundError:
-        raise UsageError(f"{path.name}: there is none in {path.parent.name}/") from None
+        raise UsageError(f"{path.name}: this file is missing in {path.parent.name}/") from None
     except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise UsageError(f"{path.name}:{line} {problem}") from None
-    except ValueError as error:  # of a date or a number that is none
+    except ValueError as error:  # an invalid date or number
         raise UsageError(f"{path.name}: {error}") from None
     if not isinstance(raw, dict):
-        raise UsageError(f"{path.name}: wants a mapping with the key models")
+        raise UsageError(f"{path.name}: must be a mapping with the key models")
     return raw
 
 
 def _merge_defaults(raw: dict[str, Any]) -> list[str]:
-    """Merge `defaults` below each model, in place; return what is wrong with them."""
+    """Merge `defaults` into each model, in place, and return the problems found."""
     defaults = raw.get("defaults") or {}
     models: Any = raw.get("models")
     problems = []
     if not isinstance(defaults, dict):
-        return ["defaults: wants a mapping"]
+        return ["defaults: must be a mapping"]
     for key in defaults:
         if key not in ModelParams.model_fields:
             problems.append(f"defaults.{key}: unknown key" + suggestion(str(key), ModelParams.model_fields))
     for name in models if isinstance(models, dict) else ():
         if not isinstance(name, str) or not is_name(name) or len(name) > LONGEST_NAME:
-            problems.append(f"models.{name}: a model's name is letters, digits, - and _, {LONGEST_NAME} at most")
+            problems.append(
+                f"models.{name}: a model's name has letters, digits, - and _ only, and at most {LONGEST_NAME} of them"
+            )
         elif name in RESERVED:
-            problems.append(f"models.{name}: this name is taken: build/{name}/ belongs to the {name} stage")
+            problems.append(f"models.{name}: this name is reserved: Onward uses build/{name}/ itself")
         if isinstance(models[name], dict):
             models[name] = _merged(defaults, models[name])
     return problems
@@ -195,14 +231,14 @@ def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     merged = dict(below)
     for key, value in above.items():
         old: Any = merged.get(key)
-        # inputs, outputs and dims are replaced whole: a default's dimension would haunt a model that has none.
+        # inputs, outputs and dims are replaced as a whole: a merged default dimension might not exist in the model.
         nested = isinstance(old, dict) and isinstance(value, dict) and key not in ("inputs", "outputs", "dims")
         merged[key] = _merged(old, value) if nested else value
     return merged
 
 
 def _explain(error: Any, raw: dict[str, Any]) -> tuple[str, str]:
-    """(path into the file, what is wrong there) of one of pydantic's errors."""
+    """(path into the file, message) of one pydantic error."""
     where = ""
     value: Any = raw
     for part in error["loc"]:
@@ -213,9 +249,11 @@ def _explain(error: Any, raw: dict[str, Any]) -> tuple[str, str]:
             where += f".{part}"
             value = value.get(part)
         else:
-            break  # pydantic's own name for a branch of a union, not a key of the file
+            break  # pydantic's name for a branch of a union, not a key of the file
     kind, got = error["type"], error["input"]
-    if kind == "extra_forbidden":
+    if got == PLACEHOLDER:
+        message = "this value is still missing; the comment beside it says what to fill in"
+    elif kind == "extra_forbidden":
         message = "unknown key" + suggestion(str(error["loc"][-1]), _siblings(error["loc"]))
     elif kind == "missing":
         message = "this key is missing"
@@ -227,7 +265,7 @@ def _explain(error: Any, raw: dict[str, Any]) -> tuple[str, str]:
 
 
 def _siblings(loc: tuple[Any, ...]) -> Iterable[str]:
-    """The keys that are known where an unknown one was found."""
+    """The valid keys at the place where an unknown key was found."""
     kind: Any = Params
     if loc[0] == "models" and len(loc) == 3:
         kind = ModelParams

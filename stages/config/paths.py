@@ -1,4 +1,4 @@
-"""Where things lie: everything a stage writes is below `build/`, named for the model and the stage."""
+"""Paths of stage outputs: each stage writes to `build/<model>/<stage>/`."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from onward.registry import checkout
 
 
 def root() -> Path:
-    """The project's folder: what reports name is relative to it."""
+    """The project's folder. Paths in reports are relative to it."""
     return checkout.root()
 
 
 def source_folders() -> list[Path]:
-    """Where the team's own modules are imported from, in this order: the project, the repository, and its `src/`."""
+    """Folders to import the team's modules from, in order: the project, the repository, and its `src/`."""
     repository = checkout.repository()
     found = (checkout.root(), repository, repository / "src")
     return [folder for folder in dict.fromkeys(found) if folder.is_dir()]
@@ -26,12 +26,16 @@ def build(model: str, stage: str) -> Path:
 
 
 def relative(model: str, stage: str, name: str) -> str:
-    """A file of a stage as reports name it: relative to the repository, with forward slashes."""
+    """The path of a stage's file as in reports: relative to the project's folder, with forward slashes."""
     return (build(model, stage) / name).relative_to(root()).as_posix()
 
 
 def without_paths(text: str) -> str:
-    """Paths of installed packages from the package on, paths of the repository from its root on, others by name."""
+    """Shorten absolute paths in `text`, so that reports do not depend on the machine.
+
+    Paths of installed packages start at the package, paths of the project are relative to it, and others keep their
+    file name only.
+    """
     text = re.sub(r"(/[^\s\"':,()]+)?/(site-packages|lib/python3\.\d+)/", "", text)
     text = text.replace(f"{root()}/", "")
     return re.sub(r"(?<![\w.])/(?:[^\s\"':,()/]+/)+([^\s\"':,()/]+)", r"\1", text)

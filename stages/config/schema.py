@@ -1,4 +1,7 @@
-"""What params.yaml may say: one class a section, each key with its type, its default and its limits."""
+"""The schema of params.yaml: one class per section, each key with its type, default and limits.
+
+docs/params.md describes every key for users.
+"""
 
 from __future__ import annotations
 
@@ -30,17 +33,19 @@ def _callable_name(value: str) -> str:
 
 
 def _repository_path(value: str) -> str:
-    path = Path(value)
-    if path.is_absolute() or ".." in path.parts:
-        raise ValueError(f"{value!r} must be a path inside the repository, relative to it")
+    # The params stage refuses files outside the repository: the project may be a folder below its top.
+    if Path(value).is_absolute():
+        raise ValueError(f"{value!r} must be a path relative to params.yaml")
     return value
 
 
 def _axis(value: int | str) -> int | str:
     if isinstance(value, int) and value < 1:
-        raise ValueError(f"{value}: a fixed dimension is at least 1; one that varies is named, and declared under dims")
+        raise ValueError(
+            f"{value}: a fixed dimension must be at least 1; give a variable one a name and declare it under dims"
+        )
     if isinstance(value, str) and not re.fullmatch(r"[A-Za-z_]\w*", value):
-        raise ValueError(f"{value!r} is no name for a dimension: letters, digits and _")
+        raise ValueError(f"{value!r} is not a valid dimension name: use letters, digits and _, not a digit first")
     return value
 
 
@@ -50,11 +55,21 @@ Axis = Annotated[int | str, AfterValidator(_axis)]
 
 
 class Section(BaseModel):
+    """Base of all sections: unknown keys are errors, and instances are immutable."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Input(Section):
-    """`range` is inclusive at both ends; integers need one, for nothing else says which values are valid."""
+    """An input of the model.
+
+    Attributes:
+        dtype: NumPy dtype.
+        shape: Fixed sizes and names of `dims`, the batch first.
+        about: A description for users.
+        range: Lowest and highest valid value, both inclusive. Integers need one, because nothing else says which
+            values are valid.
+    """
 
     dtype: DType = "float32"
     shape: list[Axis]
@@ -63,18 +78,25 @@ class Input(Section):
 
     @property
     def is_float(self) -> bool:
+        """Whether the dtype is a floating-point type."""
         return self.dtype.startswith("float")
 
     @property
     def is_mask(self) -> bool:
-        """Holds nothing but on and off."""
+        """Whether the input has only the values 0 and 1."""
         return self.dtype == "bool" or (not self.is_float and self.range == (0, 1))
 
 
 class Output(Section):
-    """`kind` decides how the output is judged at lower precision (registry/evidence/kinds.py); it is guessed where it
-    is not given. `axis` is that of classes or channels, counted from 0, the batch, or from the end; `limit` the
-    largest loss by the measure of its kind."""
+    """An output of the model.
+
+    Attributes:
+        shape: Fixed sizes and names of `dims`, the batch first.
+        about: A description for users.
+        kind: Decides how the output is judged at lower precision (registry/evidence/kinds.py); guessed if not given.
+        axis: The axis of classes or channels. Axis 0 is the batch; negative numbers count from the end.
+        limit: The largest loss allowed, by the measure of the output's kind.
+    """
 
     shape: list[Axis]
     about: str = ""
@@ -88,18 +110,24 @@ class Output(Section):
         if axis is None:
             return self
         if self.kind is None:
-            raise ValueError("axis: says nothing without kind; add what the output is")
+            raise ValueError("axis: this key needs kind; add the kind of the output")
         if self.kind == "indices":
-            raise ValueError("axis: indices have none; drop this key")
+            raise ValueError("axis: an output of kind indices has no such axis; remove this key")
         if not -rank <= axis < rank:
             raise ValueError(f"axis: there is no axis {axis}: the shape has {rank}, counted from 0")
         if axis % rank == 0:
-            raise ValueError("axis: axis 0 is the batch; name the axis of the classes or channels")
+            raise ValueError("axis: axis 0 is the batch; give the axis of the classes or channels")
         return self
 
 
 class Dim(Section):
-    """A named dimension: the sizes that it may have, and those that are served most."""
+    """A named dimension.
+
+    Attributes:
+        min: Smallest size allowed.
+        max: Largest size allowed.
+        typical: The sizes served most often, which are benchmarked.
+    """
 
     min: Size = 1
     max: Positive
@@ -116,8 +144,17 @@ class Dim(Section):
 
 
 class Export(Section):
-    """`strategy`: `auto` tries the others in this order, up to the first whose result computes the same.
-    `allow_traced_constants`: a graph may hold values that a tracer took from its one example."""
+    """Settings of the export to ONNX.
+
+    Attributes:
+        strategy: Exporter to use. `auto` tries the others in the listed order, until a graph passes parity.
+        opset: Opset version of the graph.
+        constant_folding: Whether the exporter folds constants.
+        keep_initializers_as_inputs: Whether initializers are graph inputs, too.
+        verbose: Whether the exporter writes its log.
+        allow_traced_constants: Whether a graph may contain values that the tracer took from its single example.
+        custom_translations: `module:table`, ONNX functions by torch operator.
+    """
 
     strategy: Literal["auto", "dynamo", "dynamo-auto", "script", "trace"] = "auto"
     opset: Annotated[int, Field(ge=17, le=23)] = 20
@@ -129,12 +166,14 @@ class Export(Section):
 
 
 class Limits(Section):
+    """Tolerances of one output, as in `Tolerance`; a missing one is that of the model."""
+
     rtol: NonNegative | None = None
     atol: NonNegative | None = None
 
 
 class Agreement(Section):
-    """The share of evaluation samples on which a graph of lower precision must give the reference's top-1 answer."""
+    """The share of evaluation samples on which a lower-precision graph must give the reference's top-1 answer."""
 
     tf32: Share = 0.99
     float16: Share = 0.99
@@ -144,8 +183,16 @@ class Agreement(Section):
 
 
 class Tolerance(Section):
-    """|got - reference| <= atol + rtol * |reference|, element by element, for float32; less precise graphs are held to
-    `agreement` and to the budget's quality."""
+    """Tolerances of parity, by numpy.allclose's rule: |got - reference| <= atol + rtol * |reference| per element.
+
+    They apply to float32 graphs. Lower-precision graphs must reach `agreement` and stay within the budget.
+
+    Attributes:
+        rtol: Relative tolerance.
+        atol: Absolute tolerance, in the output's unit.
+        outputs: Other tolerances for single outputs, by name.
+        agreement: Minimal shares of equal top-1 answers, by precision.
+    """
 
     rtol: NonNegative = 1e-3
     atol: NonNegative = 1e-5
@@ -162,8 +209,16 @@ class Tolerance(Section):
 
 
 class Verify(Section):
-    """`evaluator`: whether an ONNX file from elsewhere is held to a second implementation, which also gives it a
-    float64 reference; `evaluator_seconds`: how long that may take in all."""
+    """Settings of the parity checks.
+
+    Attributes:
+        draws: Number of normal and of uniform random cases.
+        samples: Number of real evaluation samples to use.
+        timeout: Time limit per request, in seconds.
+        evaluator: Whether an `onnx:` file is compared with a second implementation, which also computes a float64
+            reference.
+        evaluator_seconds: Time limit for the second implementation, in seconds, over all cases.
+    """
 
     draws: Positive = 5
     samples: Positive = 64
@@ -173,7 +228,14 @@ class Verify(Section):
 
 
 class Data(Section):
-    """`max_shared`: the share of the evaluation samples that may stand in the calibration split, too."""
+    """Settings of the checks of evaluation and calibration samples.
+
+    Attributes:
+        min_samples: Minimal number of samples in a split.
+        max_label_share: Largest share of samples with the same label.
+        max_shared: Largest share of evaluation samples that may also be in the calibration split.
+        suite: Path of a Great Expectations suite (JSON).
+    """
 
     min_samples: Positive = 50
     max_label_share: Annotated[float, Field(gt=0, le=1)] = 0.9
@@ -182,8 +244,10 @@ class Data(Section):
 
 
 class TechniqueSpec(Section):
-    """A technique to try, with options: `name`, or `{name: {option: value}}`. Which there are,
-    stages/config/techniques.py reads from the techniques' own files."""
+    """A technique to try, with its options: `name` or `{name: {option: value}}` in params.yaml.
+
+    stages/config/techniques.py lists the available techniques and their options.
+    """
 
     name: str
     options: dict[str, bool | int | float | str] = {}
@@ -196,7 +260,7 @@ class TechniqueSpec(Section):
         if isinstance(value, dict) and len(value) == 1:
             name, options = next(iter(value.items()))
             return {"name": name, "options": options or {}}
-        raise ValueError("wants the name of a technique, or {name: {option: value}}")
+        raise ValueError("must be the name of a technique, or {name: {option: value}}")
 
     @model_serializer
     def _to_yaml(self) -> dict[str, Any]:
@@ -204,11 +268,13 @@ class TechniqueSpec(Section):
 
 
 def candidates(*given: str | dict[str, Any]) -> list[TechniqueSpec]:
-    """Candidates written as in params.yaml."""
+    """Parse candidates that are written as in params.yaml."""
     return [TechniqueSpec.model_validate(item) for item in given]
 
 
 class Optimize(Section):
+    """Settings of the optimisers: techniques to try, and the time limit of each, in seconds."""
+
     candidates: list[TechniqueSpec] = candidates(
         "onnxsim",
         "onnxoptimizer",
@@ -224,6 +290,8 @@ class Optimize(Section):
 
 
 class Quantize(Section):
+    """Settings of the quantisers: techniques to try, calibration samples, and the time limit of each, in seconds."""
+
     candidates: list[TechniqueSpec] = candidates(
         "dynamic",
         {"dynamic": {"reduce_range": True}},
@@ -243,10 +311,18 @@ class Quantize(Section):
 
 
 class Benchmark(Section):
-    """`search_seconds` is what screening and tuning may take, per runtime; `finalists` how many variants are measured
-    in full beside the plain export; `rounds` how many rounds they race at least, and `race_seconds` until when
-    a race goes on for more of them while intervals are wide; `callers` how many threads call at once. torch.compile
-    takes half a minute."""
+    """Settings of the benchmark.
+
+    Attributes:
+        search_seconds: Time limit for screening and tuning, in seconds, per runtime.
+        finalists: Number of variants to measure in full, besides the plain export.
+        rounds: Minimal number of measuring rounds.
+        race_seconds: While confidence intervals are wide, rounds continue until this many seconds have passed.
+        round_seconds: Measuring time of one variant at one size in a round, in seconds.
+        warmup_runs: Runs before each measurement that are not counted.
+        callers: Numbers of threads that call at the same time.
+        torch_compile: Whether to measure torch.compile as a second reference, which takes about 30 s.
+    """
 
     search_seconds: Seconds = 120
     finalists: Positive = 3
@@ -259,9 +335,16 @@ class Benchmark(Section):
 
 
 class Budget(Section):
-    """What a chosen variant may cost: quality lost against the reference (absolute, in the quality's own unit), how far
-    its answers may stray (signal to noise over the evaluation set in dB, cosine of the worst sample), and ceilings on
-    its p50 at the first typical size, its files, and its worker's peak memory."""
+    """Limits for the variant to release.
+
+    Attributes:
+        quality_drop: Largest loss of quality against the reference, absolute, in the unit of the quality function.
+        min_snr_db: Minimal signal-to-noise ratio over the evaluation set, in dB.
+        min_cosine: Minimal cosine similarity of the worst evaluation sample.
+        latency_ms: Largest median latency (p50) at the first typical size, in ms.
+        size_mb: Largest size of its files, in MB (10^6 bytes).
+        memory_mb: Largest peak memory of its process, in MB.
+    """
 
     quality_drop: NonNegative = 0.01
     min_snr_db: float | None = None
@@ -272,7 +355,7 @@ class Budget(Section):
 
 
 class ModelParams(Section):
-    """Everything that params.yaml says of one model, defaults included."""
+    """All settings of one model, including defaults. docs/params.md explains each key."""
 
     build: CallableName | None = None
     onnx: RepositoryPath | None = None
@@ -298,32 +381,35 @@ class ModelParams(Section):
 
     @property
     def is_torch(self) -> bool:
+        """Whether the model is a PyTorch module; otherwise it is an ONNX file."""
         return self.build is not None
 
     def input_specs(self) -> list[TensorSpec]:
+        """The inputs as they are recorded with a version."""
         return [
             TensorSpec(name=name, dtype=spec.dtype, shape=list(spec.shape), about=spec.about)
             for name, spec in self.inputs.items()
         ]
 
     def output_specs(self, dtypes: dict[str, str] | None = None) -> list[TensorSpec]:
+        """The outputs as they are recorded with a version; an output without an entry in `dtypes` is float32."""
         return [
             TensorSpec(name=name, dtype=(dtypes or {}).get(name, "float32"), shape=list(spec.shape), about=spec.about)
             for name, spec in self.outputs.items()
         ]
 
     def problems(self) -> Iterable[tuple[str, str]]:
-        """What is wrong between keys, as (path below the model, message)."""
+        """Check rules that involve several keys; gives (path below the model, message) of each problem."""
         if (self.build is None) == (self.onnx is None):
             yield ("build" if self.build else "", "give either build: (a PyTorch module) or onnx: (a file), not both")
         if self.onnx and self.weights:
-            yield "weights", "an onnx: model holds its own weights; drop this key"
+            yield "weights", "an onnx: model contains its own weights; remove this key"
         if self.train and self.weights:
-            yield "weights", "these weights would be trained (train:) and given at once; drop one of the two keys"
+            yield "weights", "train: and weights: cannot be used together; remove one of the two keys"
         if self.quality and self.fidelity:
-            yield "fidelity", "quality: judges the answers by labels already; drop one of the two keys"
+            yield "fidelity", "quality: and fidelity: cannot be used together; remove one of the two keys"
         if self.quality_floor is not None and self.quality is None:
-            yield "quality_floor", "there is no quality: callable to hold to it"
+            yield "quality_floor", "this key needs quality:; add it, or remove this key"
         used = set()
         for group, specs in (("inputs", self.inputs), ("outputs", self.outputs)):
             for name, spec in specs.items():
@@ -341,15 +427,15 @@ class ModelParams(Section):
                 yield f"dims.{dim}", "no input uses this dimension" + suggestion(dim, used)
         for name, spec in self.inputs.items():
             if "int" in spec.dtype and spec.range is None and self.cases is None:
-                yield f"inputs.{name}", "an integer input needs range: [lowest, highest], both valid"
+                yield f"inputs.{name}", "an integer input needs range: [lowest, highest], both inclusive"
             if spec.range is not None and spec.range[0] > spec.range[1]:
                 yield f"inputs.{name}.range", f"{spec.range[0]} is larger than {spec.range[1]}"
             if spec.range is not None and not spec.is_float and any(end != int(end) for end in spec.range):
-                yield f"inputs.{name}.range", f"the ends of the range of {spec.dtype} are whole numbers"
+                yield f"inputs.{name}.range", f"both ends must be whole numbers, because the input is {spec.dtype}"
             if name in self.outputs:
-                yield f"outputs.{name}", "an input has this name; a graph needs different ones"
+                yield f"outputs.{name}", "an input has the same name; inputs and outputs need different names"
             if not spec.shape:
-                yield f"inputs.{name}.shape", "a scalar input has no axis to stack samples on"
+                yield f"inputs.{name}.shape", "a scalar has no batch axis; give the input at least one dimension"
         for name in self.tolerance.outputs:
             if name not in self.outputs:
                 yield f"tolerance.outputs.{name}", "there is no such output" + suggestion(name, self.outputs)
@@ -358,11 +444,13 @@ class ModelParams(Section):
 
 
 class Tracking(Section):
+    """The experiment in MLflow that runs are logged to."""
+
     experiment: Annotated[str, Field(min_length=1, max_length=200)] = "onward"
 
 
 class Params(Section):
-    """params.yaml. `environments` is checked by the registry, whose it is (registry/gates/policy.py)."""
+    """The whole of params.yaml. The registry validates `environments` (registry/gates/policy.py)."""
 
     schema_version: int = 1
     tracking: Tracking = Tracking()
@@ -373,6 +461,6 @@ class Params(Section):
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?` where something known is near, else nothing."""
+    """`; did you mean 'x'?` if a known name is similar to `name`, else the empty string."""
     near = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {near[0]!r}?" if near else ""

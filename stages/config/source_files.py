@@ -1,7 +1,7 @@
-"""Which source files a callable of the team depends on, read from their text without importing them.
+"""Finds the source files that a callable named in params.yaml depends on, without importing them.
 
-Files are found where Python would import them from: in the project, in the repository (with or without `src/`), or in
-an editable installation. What is installed into site-packages is not followed; its version stands for it.
+Files are found where Python would import them from: the project, the repository (with or without `src/`), or an
+editable installation. Packages in site-packages are not followed; their version represents them.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ _INSTALLED = ("site-packages", "dist-packages")
 
 
 def local_sources(module: str, folders: Sequence[Path]) -> dict[str, Path]:
-    """The files that `module` is made of: its own, its packages' and, transitively, those that it imports.
+    """Find the files of `module`, of its parent packages and, transitively, of everything that they import.
 
     Args:
-        module: its dotted name.
-        folders: where modules are looked for before Python's own path.
+        module: Dotted name.
+        folders: Folders to search before `sys.path`.
 
     Returns:
-        the files by the names of their modules, without those of Onward and of installed packages.
+        Files by module name. Files of Onward, the standard library and installed packages are left out.
     """
     found: dict[str, Path] = {}
     waiting = [module]
@@ -48,15 +48,18 @@ def local_sources(module: str, folders: Sequence[Path]) -> dict[str, Path]:
 
 
 def locate(module: str, folders: Sequence[Path] = ()) -> Path | None:
-    """The source file of a module, None where there is none. Nothing of the module is imported.
+    """Find the source file of a module without importing the module.
 
     Args:
-        module: its dotted name.
-        folders: where it is looked for before Python's own path.
+        module: Dotted name.
+        folders: Folders to search before `sys.path`.
+
+    Returns:
+        The file, or None if the module has no source file.
     """
     top, *rest = module.split(".")
     for folder in folders:
-        if _below([folder], [top]):  # a regular module or package: Python looks nowhere else
+        if _below([folder], [top]):  # Python uses the first regular module or package and searches no further
             return _below([folder], [top, *rest])
     if found := _below(folders, [top, *rest]):
         return found
@@ -69,21 +72,23 @@ def locate(module: str, folders: Sequence[Path] = ()) -> Path | None:
 
 
 def is_installed(path: Path) -> bool:
-    """Whether a file lies in an installed package, or in Python itself."""
+    """Whether a file belongs to an installed package or to Python itself."""
     return any(part in _INSTALLED for part in path.parts) or path.is_relative_to(Path(sys.base_prefix) / "lib")
 
 
 def installed_version(module: str) -> str:
-    """Name and version of the installed distribution that a module is of; "" where there is none."""
+    """Name and version of the installed distribution that provides a module, or "" if there is none."""
     names = importlib.metadata.packages_distributions().get(module.split(".")[0], [])
     return "; ".join(f"{name} {importlib.metadata.version(name)}" for name in sorted(set(names)))
 
 
 def defines(path: Path, attribute: str) -> bool:
-    """Whether a file's text defines or imports `attribute` at top level.
+    """Whether a file defines, assigns or imports `attribute`, without importing the file.
+
+    Definitions inside functions and classes count, too.
 
     Raises:
-        SyntaxError: it does not parse.
+        SyntaxError: The file does not parse.
     """
     for node in ast.walk(ast.parse(path.read_text(), str(path))):
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name == attribute:
@@ -98,11 +103,16 @@ def defines(path: Path, attribute: str) -> bool:
 
 
 def imports(path: Path, module: str) -> list[str]:
-    """The dotted names that a file imports, also inside functions, but not those for type checkers alone.
+    """List the dotted names that a file imports.
+
+    Imports inside functions count; imports under `if TYPE_CHECKING:` do not.
 
     Args:
-        path: of the file.
-        module: its dotted name, from which relative imports are resolved.
+        path: The source file.
+        module: Its dotted name, for resolving relative imports.
+
+    Returns:
+        Imported modules, and for `from m import a` also `m.a`, which may be a module or an attribute.
     """
     status = path.stat()
     return _cached_imports(path, module, status.st_mtime_ns, status.st_size)
@@ -140,7 +150,7 @@ def _is_type_checking(test: ast.expr) -> bool:
 def _top_spec(name: str) -> importlib.machinery.ModuleSpec | None:
     try:
         return importlib.util.find_spec(name)
-    except (ImportError, ValueError):  # ValueError: of a module that was made without a spec
+    except (ImportError, ValueError):  # ValueError: the module is loaded but has no spec
         return None
 
 

@@ -1,9 +1,10 @@
-"""Which techniques there are, one module each, and what options each takes.
+"""The available optimisation and quantisation techniques, one module each, and their options.
 
-Onward's own lie in transforms/optimizers/ and transforms/quantizers/. Another package adds one by an entry point of the
-group `onward.optimizers` or `onward.quantizers` that names its module (docs/adding-an-optimizer.md).
+Onward's own techniques are in transforms/optimizers/ and transforms/quantizers/. Another package adds one with an
+entry point in the group `onward.optimizers` or `onward.quantizers` that names its module
+(docs/adding-an-optimizer.md).
 
-All of it is read from their text, so that checking params.yaml imports none of them.
+Options are parsed from the modules' source text, so that checking params.yaml imports none of them.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 Option = bool | int | float | str
 Options = Mapping[str, Option]
 
-# By stage: the folder of Onward's own techniques, the group of entry points, and what one is called.
+# By stage: the folder of Onward's own techniques, the entry point group, and the word for a technique in messages.
 FOLDERS = {"optimize": "optimizers", "quantize": "quantizers"}
 GROUPS = {"optimize": "onward.optimizers", "quantize": "onward.quantizers"}
 CALLED = {"optimize": "optimiser", "quantize": "quantiser"}
@@ -36,10 +37,13 @@ _TRANSFORMS = Path(__file__).parent.parent / "transforms"
 
 @functools.cache
 def modules(stage: str) -> dict[str, str]:
-    """The modules of the optimisers or quantisers that there are, by the technique's name.
+    """The modules of all available techniques, by technique name.
+
+    Args:
+        stage: "optimize" or "quantize".
 
     Raises:
-        UsageError: two packages offer one of the same name.
+        UsageError: Two packages offer a technique of the same name.
     """
     own = {
         path.stem: f"onward.stages.transforms.{FOLDERS[stage]}.{path.stem}"
@@ -55,25 +59,31 @@ def modules(stage: str) -> dict[str, str]:
 
 
 def names(stage: str) -> list[str]:
-    """The optimisers or quantisers there are."""
+    """The names of all available techniques of a stage."""
     return list(modules(stage))
 
 
 def allowed(stage: str, name: str) -> dict[str, tuple[Option, ...]]:
-    """The options of a technique, each with its values, the default first. One value alone is a default that any
-    other value of its type may replace."""
+    """The options of a technique, each with its allowed values, the default first.
+
+    If only one value is listed, it is the default, and any value of the same type is allowed.
+    """
     found: dict[str, tuple[Option, ...]] = _literal(stage, name, "OPTIONS", {})
     return found
 
 
 def accuracy_only(stage: str, name: str) -> tuple[str, ...]:
-    """The options of a technique that change what its graphs compute and not how long they take."""
+    """The options of a technique that affect the results of its graphs but not their latency."""
     found: tuple[str, ...] = _literal(stage, name, "ACCURACY_ONLY", ())
     return found
 
 
 def problems(stage: str, candidates: Iterable[TechniqueSpec]) -> Iterable[tuple[str, str]]:
-    """(path below the model, message, what it should have been) of each candidate that there is not."""
+    """Check candidates for unknown techniques, unknown options, invalid values and duplicates.
+
+    Returns:
+        (path below the model, message) of each problem.
+    """
     from onward.stages.config.schema import suggestion
 
     known = names(stage)
@@ -97,13 +107,13 @@ def problems(stage: str, candidates: Iterable[TechniqueSpec]) -> Iterable[tuple[
 
 
 def complete(stage: str, candidate: TechniqueSpec) -> dict[str, Option]:
-    """Every option of a candidate, the defaults included."""
+    """All options of a candidate, including defaults."""
     defaults = {option: values[0] for option, values in allowed(stage, candidate.name).items()}
     return defaults | candidate.options
 
 
 def label(stage: str, candidate: TechniqueSpec) -> str:
-    """The technique's name, and the options that are not at their defaults: what a variant is called."""
+    """The variant's name: the technique's name and the options that differ from their defaults."""
     parts = [candidate.name]
     for option, values in allowed(stage, candidate.name).items():
         value = candidate.options.get(option, values[0])
@@ -119,7 +129,7 @@ def source(stage: str, candidate: TechniqueSpec) -> str:
 
 
 def module(stage: str, candidate: TechniqueSpec) -> ModuleType:
-    """The technique's own module. What it needs of other packages, it imports when it is called."""
+    """Import the technique's module. Techniques import third-party packages only when they are called."""
     return importlib.import_module(source(stage, candidate))
 
 
@@ -132,11 +142,11 @@ def _literal(stage: str, name: str, constant: str, default: Any) -> Any:
 
 @functools.cache
 def _literals(path: Path) -> dict[str, Any]:
-    """The constants at a file's top level that are written out."""
+    """The upper-case constants at a file's top level whose values are literals."""
     found = {}
     for node in ast.parse(path.read_text(), str(path)).body:
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id.isupper():
-            with contextlib.suppress(ValueError):  # computed: not for us
+            with contextlib.suppress(ValueError):  # a computed value
                 found[node.targets[0].id] = ast.literal_eval(node.value)
     return found
 
@@ -144,7 +154,7 @@ def _literals(path: Path) -> dict[str, Any]:
 def _fits(value: Option, values: tuple[Option, ...]) -> bool:
     if len(values) == 1:
         return type(value) is type(values[0])
-    return any(type(value) is type(one) and value == one for one in values)  # True is no 1
+    return any(type(value) is type(one) and value == one for one in values)  # True == 1, but they are not the same
 
 
 def _words(values: tuple[Option, ...]) -> str:

@@ -1,1 +1,1 @@
-"""From PyTorch to ONNX: the exporters, and what goes wrong in them."""
+"""PyTorch to ONNX: the exporters, and diagnosis of their failures."""

@@ -1,6 +1,6 @@
-"""What commonly goes wrong between PyTorch and a runtime: each recognised, and said in a sentence with its remedy.
+"""Recognises common export failures and explains each in a sentence with its remedy.
 
-docs/export-pitfalls.md shows each with before and after.
+docs/export-pitfalls.md shows each with code before and after.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from onward.registry.artifact import onnx_file
 from onward.registry.artifact.graph_nodes import nodes, origin
 from onward.stages.config.paths import without_paths
 
-# What exporters, checkers and runtimes say, and what it means. The first that fits is told.
+# Patterns in the messages of exporters, checkers and runtimes, with their explanations. The first match is used.
 _MEANINGS = {
     r"data-dependent|GuardOnDataDependent|vmap.*control flow|Dynamic control flow": (
         "a branch depends on input values, which an exported graph cannot follow: "
@@ -25,82 +25,94 @@ _MEANINGS = {
     ),
     r"No ONNX function found|UnsupportedOperator|DispatchError|ConversionError.*registered|Exporting the operator": (
         "an operator of the model has no ONNX translation: replace it by supported ones, raise export.opset, "
-        "or give a translation of your own (export.custom_translations: module:table)"
+        "or supply your own translation (export.custom_translations: module:table)"
     ),
     r"Constraints violated|specializ": "a dimension that params.yaml declares dynamic is fixed in the model's code: "
-    "take sizes from x.shape instead of writing them down",
+    "take sizes from x.shape instead of hard-coding them",
     r"forward\(\).*(argument|positional)": "forward() does not take the inputs that params.yaml declares",
     r"output_names|[Nn]umber of output": "the module does not return the outputs that params.yaml declares",
     r"[Oo]pset \d+ is under development|opset version \d+.*(support|guarantee)|No Op registered for|"
     r"domain_version|only \*guarantees\* support": (
-        "the model asks for an opset that the runtime does not know: export with a lower export.opset, "
-        "convert the file with onnx.version_converter, or take a newer onnxruntime"
+        "the model requires an opset that the runtime does not support: export with a lower export.opset, "
+        "convert the file with onnx.version_converter, or install a newer onnxruntime"
     ),
     r"ShapeInferenceError|InferenceError|[Ss]hape inference": (
-        "the shapes in the graph contradict each other: an axis or a size was written down where it should come "
+        "the shapes in the graph contradict each other: an axis or a size is hard-coded that should come "
         "from the input (torch.narrow, x.shape)"
     ),
     r"Unknown type annotation|NotSupportedError|torch\.jit\.frontend|Can't redefine|could not be script": (
-        "torch.jit.script does not understand the code of the module"
+        "torch.jit.script does not support the module's code"
     ),
 }
 
 
 def explain(reason: str, opening: str = "the exporter refused") -> str:
-    """A tool's failure as a person would say it, followed by the tool's own first words."""
-    words = [line.strip() for line in reason.splitlines() if line.strip()] or ["it said nothing"]
-    summary = re.search(r"<class '([^']+)'>: (.+)", reason)  # torch's own, below pages of advice
-    caused = f"{summary[1].rpartition('.')[2]}: {summary[2]}" if summary else ""
-    likely = (line for line in words if re.search(r"(Error|Exception|Could not|Cannot|Fail)", line))
-    caused = caused or next(likely, words[0])
+    """Explain a tool's failure in one sentence, followed by the most telling line of its message.
+
+    Args:
+        reason: The tool's message, of any number of lines.
+        opening: What failed, in words. It introduces the quoted line.
+    """
+    lines = [line.strip() for line in reason.splitlines() if line.strip()] or ["no message"]
+    summary = re.search(r"<class '([^']+)'>: (.+)", reason)  # torch prints its summary below pages of advice
+    cause = f"{summary[1].rpartition('.')[2]}: {summary[2]}" if summary else ""
+    likely = (line for line in lines if re.search(r"(Error|Exception|Could not|Cannot|Fail)", line))
+    cause = cause or next(likely, lines[0])
     for pattern, meaning in _MEANINGS.items():
         if re.search(pattern, reason):
-            return f"{meaning} ({opening}: {without_paths(caused)[:300]})"
-    return f"{opening}: {without_paths(caused)[:500]}"
+            return f"{meaning} ({opening}: {without_paths(cause)[:300]})"
+    return f"{opening}: {without_paths(cause)[:500]}"
 
 
 def traced(baked: list[str]) -> str:
-    """What it means that a trace baked values of its example into the graph; empty where it did not."""
+    """Describe the values of its example that a trace baked into the graph.
+
+    Args:
+        baked: One description for each value, from `tracing.baked`.
+
+    Returns:
+        A sentence that quotes the first value; empty if there is none.
+    """
     if not baked:
         return ""
     more = f", and {len(baked) - 1} more" if len(baked) > 1 else ""
-    return f"the graph holds values of the one example that was traced: {baked[0]}{more}"
+    return f"the graph contains values of the one example that was traced: {baked[0]}{more}"
 
 
-# What to do about such a trace.
+# The remedy for such a trace.
 UNTRACED = (
-    "choose with torch.where, keep the branch with torch.cond or torch.jit.script, take sizes from x.shape; if it is "
-    "intended, declare export: {allow_traced_constants: true} in params.yaml"
+    "choose with torch.where, keep the branch with torch.cond or torch.jit.script, take sizes from x.shape; if the "
+    "values are intended, declare export: {allow_traced_constants: true} in params.yaml"
 )
 
 
 def problems(model: onnx.ModelProto) -> Iterator[str]:
-    """What makes a graph unfit to be deployed, whatever it computes on the cases."""
+    """Yield the faults that make a graph unfit for deployment, even if it passes every case."""
     yield from onnx_file.no_tensors(model)
     for node in nodes(model):
         if _trains(node, model):
             yield (
                 f"{node.op_type} {node.name or node.output[0]!r}{_origin(node)} is in training mode: it would "
-                "normalise by each batch, or drop at random; call eval() on that module before the export, and do "
-                "not call train() in forward()"
+                "normalise by batch statistics or drop values at random; call eval() on that module before the "
+                "export, and do not call train() in forward()"
             )
 
 
 def findings(model: onnx.ModelProto) -> Iterator[str]:
-    """What is odd about a graph without being wrong."""
+    """Yield properties of a graph that are unusual but not faults."""
     kinds = {value.type.tensor_type.elem_type for value in (*model.graph.input, *model.graph.output)}
     if onnx.TensorProto.DOUBLE not in kinds:
         wide = list(_wide(model))
         if wide:
             yield (
                 f"{len(wide)} float64 constant{'s' if len(wide) > 1 else ''} in a graph without float64 inputs "
-                f"(the first: {wide[0]}): what they touch is cast and computed in float64; make them of the input's "
+                f"(the first: {wide[0]}): operators that use them compute in float64; create them in the input's "
                 "dtype (torch.tensor(..., dtype=x.dtype), no NumPy scalars)"
             )
     random = [node for node in nodes(model) if node.op_type in _RANDOM]
     if random:
         yield (
-            f"{random[0].op_type}{_origin(random[0])} draws at random: no two runs answer alike; "
+            f"{random[0].op_type}{_origin(random[0])} draws random numbers: outputs differ from run to run; "
             "take the noise as an input"
         )
 
@@ -109,12 +121,14 @@ _RANDOM = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLi
 
 
 def _origin(node: onnx.NodeProto) -> str:
+    """The node's source line and module in brackets; empty if the exporter recorded neither."""
     module, source = origin(node)
-    said = " of ".join(filter(None, (f"in {source}" if source else "", module)))
-    return f" ({said})" if said else ""
+    place = " of ".join(filter(None, (f"in {source}" if source else "", module)))
+    return f" ({place})" if place else ""
 
 
 def _trains(node: onnx.NodeProto, model: onnx.ModelProto) -> bool:
+    """Whether a BatchNormalization or Dropout node is in training mode."""
     attributes = {attribute.name: attribute.i for attribute in node.attribute}
     if node.op_type == "BatchNormalization":
         return bool(attributes.get("training_mode", 0))
@@ -124,6 +138,7 @@ def _trains(node: onnx.NodeProto, model: onnx.ModelProto) -> bool:
 
 
 def _constants(model: onnx.ModelProto, name: str) -> Iterator[Any]:
+    """The value of an initializer or Constant node of this name."""
     for tensor in model.graph.initializer:
         if tensor.name == name:
             yield numpy_helper.to_array(tensor)
@@ -135,6 +150,7 @@ def _constants(model: onnx.ModelProto, name: str) -> Iterator[Any]:
 
 
 def _wide(model: onnx.ModelProto) -> Iterator[str]:
+    """Names of the float64 constants."""
     for tensor in model.graph.initializer:
         if tensor.data_type == onnx.TensorProto.DOUBLE:
             yield tensor.name

@@ -1,8 +1,9 @@
-"""Where an export parts from the PyTorch module that it was made of. Imports torch: call it in a process of its own.
+"""Finds the first node where an export differs from its PyTorch module. Imports torch: call it in a separate process.
 
-A value is held to the node of the exported program that it was translated from, computed in float32 and in float64:
-it parts where it is farther from float64 than rounding explains. A graph that the older exporter made names no such
-nodes: there, what the module's own submodules return is what is compared.
+Each value of the graph is compared with the node of the exported program that it was translated from. PyTorch computes
+that node in float32 and in float64. A value differs if its distance from float64 is larger than rounding explains.
+Graphs of the TorchScript exporter do not name such nodes. Their values are compared with the outputs of the module's
+submodules instead.
 """
 
 from __future__ import annotations
@@ -32,11 +33,20 @@ from onward.stages.workers.worker import AS_IT_IS, Worker, WorkerFailure
 def against_torch(
     settings: ModelParams, weights: Path, plain: Path, strategy: str, case: Case, real: Values
 ) -> FirstDivergence:
-    """The first node of `plain`, in the graph's order, where ONNX Runtime and PyTorch part."""
+    """Find the first node of `plain`, in graph order, where ONNX Runtime and PyTorch differ.
+
+    Args:
+        settings: The model's settings, with `build`.
+        weights: The trained safetensors file.
+        plain: The exported ONNX file.
+        strategy: The export strategy that wrote `plain`, one of `torch_exporters.STRATEGIES`.
+        case: The inputs to compare on.
+        real: Real inputs of the sizes of `torch_exporters.example`, for modules that reject made-up ones.
+    """
     assert settings.build is not None
     original = Original(settings.build, weights, list(settings.inputs), list(settings.outputs))
     model = onnx_file.load_graph(plain)
-    outputs, truth = original.answer(case.inputs)
+    outputs, outputs_float64 = original.answer(case.inputs)
     if strategy.startswith("dynamo"):
         values, wide = _program_values(settings, strategy, original, case, real)
         matches = _by_translation(model, values, wide)
@@ -44,7 +54,7 @@ def against_torch(
         values, wide = {}, {}
         matches = _by_module(model, *_module_values(original, case))
     finals = [
-        (node, name, outputs[name], truth.get(name))
+        (node, name, outputs[name], outputs_float64.get(name))
         for node in model.graph.node
         for name in node.output
         if name in outputs
@@ -52,9 +62,9 @@ def against_torch(
     matches += [match for match in finals if match[1] not in {name for _, name, _, _ in matches}]
     order = {name: number for number, node in enumerate(model.graph.node) for name in node.output}
     matches.sort(key=lambda match: order[match[1]])
-    seen = inner_values(plain, [name for _, name, _, _ in matches], case)
-    for node, name, wanted, true in matches:
-        if name in seen and (found := parts(wanted, seen[name], true)):
+    computed = inner_values(plain, [name for _, name, _, _ in matches], case)
+    for node, name, expected, expected_float64 in matches:
+        if name in computed and (found := parts(expected, computed[name], expected_float64)):
             module, source = origin(node)
             difference, scale = found
             return FirstDivergence(
@@ -65,14 +75,16 @@ def against_torch(
                 source=source,
                 difference=difference,
                 scale=scale,
-                reason=_whose(name, outputs, values, wanted),
+                reason=_whose(name, outputs, values, expected),
             )
     return FirstDivergence(case=case.name, reason=_by_level(plain, case, settings))
 
 
 def _by_level(plain: Path, case: Case, settings: ModelParams) -> str:
-    """What is known where no inner value parts with ONNX Runtime's graph optimisations off: whether they change the
-    outputs is asked, not assumed."""
+    """Explain a difference that no inner value shows with ONNX Runtime's graph optimisations off.
+
+    Measures whether the optimisations change the outputs.
+    """
     try:
         off, on = (_outputs(plain, case, options) for options in (AS_IT_IS, SessionOptions(graph_level="all")))
     except WorkerFailure as failure:
@@ -80,12 +92,12 @@ def _by_level(plain: Path, case: Case, settings: ModelParams) -> str:
     changed = [o.output for o in compare_outputs(off, on, settings.tolerance) if o.verdict != "ok"]
     if changed:
         return (
-            "every inner value is right with ONNX Runtime's own graph optimisations off, and with all of them on "
-            f"another {', '.join(changed)} comes out: they change the result"
+            "every inner value is right with ONNX Runtime's own graph optimisations off; with all of them on, "
+            f"{', '.join(changed)} differs: they change the result"
         )
     return (
         "no inner value that could be compared differs from PyTorch's, and ONNX Runtime's own graph optimisations "
-        "change no output: where they part was not found"
+        "change no output: the place of the difference was not found"
     )
 
 
@@ -94,26 +106,29 @@ def _outputs(plain: Path, case: Case, options: SessionOptions) -> Values:
         return worker.run(case.inputs)
 
 
+# A node, the name of its value, and what PyTorch computes for it in float32 and float64.
 Match = tuple[onnx.NodeProto, str, Array, Array | None]
 
 
 def _by_translation(model: onnx.ModelProto, values: Values, wide: Values) -> list[Match]:
-    """Each value of the graph that is one of the exported program's: torch names the node in the metadata, and the
-    last of those translated from one node gives its value."""
+    """Match the graph's values with those of the exported program.
+
+    torch names the program's node in the metadata of each ONNX node. One program node may become several ONNX nodes;
+    the last of them computes its value.
+    """
     found: dict[str, Match] = {}
     for node in model.graph.node:
-        about = {entry.key: entry.value for entry in node.metadata_props}
-        name = about.get("pkg.torch.onnx.fx_node", "").removeprefix("%").split(" ")[0]
+        name = _fx_node(node).removeprefix("%").split(" ")[0]
         if name in values and node.output[0]:
             found[name] = (node, node.output[0], values[name], wide.get(name))
-        for output in node.output:  # one of several results, which torch names for the node that picks it
+        for output in node.output:  # torch names one of several results after the node that selects it
             if output in values and output != name:
                 found[output] = (node, output, values[output], wide.get(output))
     return list(found.values())
 
 
 def _by_module(model: onnx.ModelProto, values: Values, wide: Values) -> list[Match]:
-    """The last value of each submodule's scope that has the shape of what the submodule returns."""
+    """Match the last value in each submodule's scope with the submodule's output."""
     found: dict[str, Match] = {}
     for node in model.graph.node:
         scope = _scope(node.name)
@@ -124,7 +139,7 @@ def _by_module(model: onnx.ModelProto, values: Values, wide: Values) -> list[Mat
 
 
 def _scope(name: str) -> str:
-    """`/encoder/encoder.0/proj/MatMul` to `encoder.0.proj`: the older exporter writes scopes so."""
+    """The module path in a TorchScript node name: `/encoder/encoder.0/proj/MatMul` gives `encoder.0.proj`."""
     parts: list[str] = []
     for part in name.strip("/").split("/")[:-1]:
         if parts and part.startswith(f"{parts[-1]}."):
@@ -137,7 +152,7 @@ def _scope(name: str) -> str:
 def _program_values(
     settings: ModelParams, strategy: str, original: Any, case: Case, real: Values
 ) -> tuple[Values, Values]:
-    """Every value of the exported program on the case's inputs, in float32 and, where it runs so, in float64."""
+    """Every value of the exported program on the case's inputs, in float32 and, if possible, in float64."""
     with torch_exporters.gathered_warnings(False):
         _, names, _ = torch_exporters.as_exported(settings, original.module, real)
         program = torch_exporters.dynamo(strategy, settings, original.module, real).exported_program
@@ -146,21 +161,24 @@ def _program_values(
     try:
         wide = _interpret(program, [a.double() if a.is_floating_point() else a for a in arguments], wide=True)
     except (RuntimeError, TypeError, torch.fx.proxy.TraceError):
-        wide = {}  # a dtype that the program insists on: PyTorch's own float32 is the measure then
+        wide = {}  # the program fixes a dtype: float32 is the only reference
     return values, wide
 
 
 def _interpret(program: Any, arguments: list[torch.Tensor], wide: bool) -> Values:
+    """Run an exported program node by node and keep every tensor, by node name; `wide` computes in float64."""
     values: Values = {}
 
     class Watcher(torch.fx.Interpreter):
         def run_node(self, n: torch.fx.Node) -> Any:
+            """Run one node and keep its tensor."""
             result = super().run_node(n)
             if isinstance(result, torch.Tensor) and n.op != "placeholder":
                 values[n.name] = result.detach().numpy().copy()
             return result
 
         def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+            """Call an operator, with float64 in place of any explicit float32 dtype."""
             if wide:
                 args, kwargs = torch.utils._pytree.tree_map(
                     lambda a: torch.float64 if a is torch.float32 else a, (args, kwargs)
@@ -181,7 +199,7 @@ def _interpret(program: Any, arguments: list[torch.Tensor], wide: bool) -> Value
 
 
 def _module_values(original: Any, case: Case) -> tuple[Values, Values]:
-    """What each submodule returns (the first of several), by its path; those called more than once are left out."""
+    """Each submodule's output (the first of several), by its path. Submodules called more than once are left out."""
     values: Values = {}
     calls: dict[str, int] = {}
 
@@ -204,14 +222,18 @@ def _module_values(original: Any, case: Case) -> tuple[Values, Values]:
 
 
 def _operator(node: onnx.NodeProto) -> str:
-    """`Gemm`, or `Squeeze (of aten.lstm.input)` where torch said what it translated."""
-    about = {entry.key: entry.value for entry in node.metadata_props}
-    target = re.search(r"target=torch\.ops\.([\w.]+)", about.get("pkg.torch.onnx.fx_node", ""))
+    """`Gemm`, or `Squeeze (of aten.lstm.input)` if torch recorded the operator that it translated."""
+    target = re.search(r"target=torch\.ops\.([\w.]+)", _fx_node(node))
     return f"{node.op_type} (of {target[1]})" if target else node.op_type
 
 
+def _fx_node(node: onnx.NodeProto) -> str:
+    """The text of the program node that torch translated; empty if it is not recorded."""
+    return next((entry.value for entry in node.metadata_props if entry.key == "pkg.torch.onnx.fx_node"), "")
+
+
 def _whose(name: str, outputs: Mapping[str, Array], values: Values, wanted: Array) -> str:
-    """Whether the exported program itself is already wrong at an output of the graph."""
+    """Say whether torch.export or ONNX Runtime causes the difference at a value."""
     if (
         name in outputs
         and values
@@ -220,5 +242,5 @@ def _whose(name: str, outputs: Mapping[str, Array], values: Values, wanted: Arra
             for v in values.values()
         )
     ):
-        return "the exported program departs from the module: torch.export's own doing; try another export.strategy"
-    return "ONNX Runtime computes another value here than PyTorch, from inputs that are right"
+        return "torch.export's program already differs from the module; try another export.strategy"
+    return "ONNX Runtime's value differs from PyTorch's here, although all values compared before it are right"

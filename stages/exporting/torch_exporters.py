@@ -1,9 +1,9 @@
-"""The four ways in which torch can write a module as ONNX. Which one to believe, stages/export.py finds out.
+"""The four ways in which torch can export a module to ONNX; stages/export.py chooses between them.
 
-dynamo       torch.export with each dynamic dimension by its declared name and bounds
-dynamo-auto  torch.export, which may find relations between dimensions that the names did not allow
-script       torch.jit.script, which keeps branches and loops that depend on values
-trace        torch.jit.trace by way of the older exporter, which follows one example (stages/exporting/tracing.py)
+dynamo       torch.export, with the declared name and bounds of each dynamic dimension
+dynamo-auto  torch.export with automatic dimensions: torch may find relations that the declared names exclude
+script       torch.jit.script and the TorchScript exporter: keeps branches and loops that depend on values
+trace        torch.jit.trace and the TorchScript exporter: follows one example (stages/exporting/tracing.py)
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from onward.registry.artifact import onnx_file
 from onward.registry.errors import UsageError
 from onward.stages.config import paths
 from onward.stages.config.load import resolve
-from onward.stages.config.schema import ModelParams
+from onward.stages.config.schema import Dim, ModelParams
 from onward.stages.parity.cases import Source, Tensors
 from onward.stages.parity.sizes import Sizes, example_sizes
 from onward.stages.workers.torch_module import load_module
@@ -39,23 +39,35 @@ HOW = {
     "script": "torch.jit.script, then torch.onnx.export",
     "trace": "torch.jit.trace, then torch.onnx.export",
 }
-# The older exporter's newest opset.
+# The newest opset of the TorchScript exporter.
 TORCHSCRIPT_OPSET = 20
-# The tracer's warnings of a conversion, where stages/exporting/tracing.py did not see it.
+# The tracer's warnings about conversions that stages/exporting/tracing.py did not see.
 _CONVERTED = re.compile(r"TracerWarning: (Converting a tensor|Iterating over a tensor|Using len)")
 
 
 @dataclass(frozen=True)
 class Written:
-    """What an exporter said of the file that it wrote: its warnings, and which values of its one example a tracer
-    baked into the graph (stages/exporting/tracing.py)."""
+    """An exporter's remarks on the file that it wrote.
+
+    Attributes:
+        warnings: Its warnings, each once.
+        baked: Values of the example that the tracer baked into the graph, in words (stages/exporting/tracing.py).
+    """
 
     warnings: list[str]
     baked: list[str]
 
 
 def write(strategy: str, settings: ModelParams, weights: Path, target: Path, real: Tensors) -> Written:
-    """Export in this process to `target`. `real` are real inputs of the sizes of `example`."""
+    """Export a module in this process.
+
+    Args:
+        strategy: One of STRATEGIES.
+        settings: The model's settings, with `build`.
+        weights: The trained safetensors file.
+        target: The ONNX file to write.
+        real: Real inputs of the sizes of `example`, for modules that reject made-up ones.
+    """
     assert settings.build is not None
     module = load_module(settings.build, weights)
     baked: list[str] = []
@@ -76,7 +88,7 @@ def write(strategy: str, settings: ModelParams, weights: Path, target: Path, rea
 
 
 def _order_inputs(path: Path, names: list[str]) -> None:
-    """Put the graph's inputs in the order of params.yaml: forward() may take them in another one."""
+    """Reorder the graph's inputs as params.yaml lists them; forward() may use another order."""
     model = onnx_file.load_graph(path)
     found = {value.name: value for value in model.graph.input}
     if not found.keys() >= set(names) or [name for name in found if name in names] == names:
@@ -88,15 +100,33 @@ def _order_inputs(path: Path, names: list[str]) -> None:
 
 
 def example(settings: ModelParams, sizes: Sizes | None = None, draw: int = 0) -> dict[str, Any]:
-    """One valid input by name: of sizes that no exporter takes to be special, or of the given ones. Each `draw` is
-    another one."""
+    """Make one valid input for each name.
+
+    Args:
+        settings: The model's settings.
+        sizes: Size of each named dimension; by default, sizes that no exporter treats specially (0 or 1).
+        draw: Selects the random values: each number gives another example.
+
+    Returns:
+        Arrays by input name, of the declared shapes and dtypes.
+    """
     custom = resolve(settings.cases) if settings.cases else None
     rng = np.random.default_rng(settings.seed + draw)
     return Source(settings.inputs, custom).tensors(example_sizes(settings.dims) if sizes is None else sizes, rng)
 
 
 def dynamo(strategy: str, settings: ModelParams, module: torch.nn.Module, real: Tensors) -> Any:
-    """The ONNXProgram of torch.onnx.export; `exported_program` in it is the graph that was translated."""
+    """Export with torch.export.
+
+    Args:
+        strategy: "dynamo", or "dynamo-auto" for automatic dimensions.
+        settings: The model's settings.
+        module: The module, with its weights.
+        real: Real inputs of the sizes of `example`, for modules that reject made-up ones.
+
+    Returns:
+        torch's ONNXProgram. Its `exported_program` is the graph before the translation to ONNX.
+    """
     import torch
 
     made, names, given = as_exported(settings, module, real)
@@ -120,8 +150,20 @@ def dynamo(strategy: str, settings: ModelParams, module: torch.nn.Module, real: 
 def as_exported(
     settings: ModelParams, module: torch.nn.Module, real: Tensors
 ) -> tuple[torch.nn.Module, list[str], dict[str, torch.Tensor]]:
-    """The module as exporters take it, the names of its inputs in that order, and an example of each: made up from
-    params.yaml, or the `real` one where the module refuses that."""
+    """Prepare a module for the exporters.
+
+    Args:
+        settings: The model's settings.
+        module: The module, with its weights.
+        real: Real inputs of the sizes of `example`, used if the module rejects made-up ones.
+
+    Returns:
+        The module with positional tensors as inputs and outputs, the names of its inputs in its own order, and an
+        example of each input.
+
+    Raises:
+        Mismatch: The module does not take or return what params.yaml declares.
+    """
     import torch
 
     from onward.stages.workers.signature import Mismatch, exportable
@@ -132,7 +174,7 @@ def as_exported(
         return *exportable(module, *names, given), given
     except Mismatch:
         raise
-    except Exception:  # whatever the team's own module says to values that params.yaml allows
+    except Exception:  # the module may raise anything on made-up values, although params.yaml allows them
         given = {name: torch.from_numpy(np.ascontiguousarray(real[name])) for name in settings.inputs}
         return *exportable(module, *names, given), given
 
@@ -140,13 +182,12 @@ def as_exported(
 def _dynamic_shapes(
     settings: ModelParams, module: torch.nn.Module, names: list[str], automatic: bool
 ) -> tuple[Any, ...]:
-    """The dynamic axes of each argument, in the structure of forward()'s signature: what `*args` takes is one tuple."""
+    """The dynamic axes of each argument, in the structure of forward()'s signature: `*args` is one tuple."""
     import torch
 
-    varying = {name: dim for name, dim in settings.dims.items() if dim.max > dim.min}
     dims: dict[str, Any] = {
         name: torch.export.Dim.AUTO if automatic else torch.export.Dim(name, min=dim.min, max=dim.max)
-        for name, dim in varying.items()
+        for name, dim in _varying(settings).items()
     }
     axes = tuple(
         {axis: dims[size] for axis, size in enumerate(spec.shape) if isinstance(size, str) and size in dims}
@@ -155,15 +196,20 @@ def _dynamic_shapes(
     kinds = [parameter.kind for parameter in inspect.signature(module.forward).parameters.values()]
     if inspect.Parameter.VAR_POSITIONAL not in kinds:
         return axes
-    named = kinds.index(inspect.Parameter.VAR_POSITIONAL)
-    return (*axes[:named], axes[named:]) if len(axes) > named else axes
+    before = kinds.index(inspect.Parameter.VAR_POSITIONAL)
+    return (*axes[:before], axes[before:]) if len(axes) > before else axes
+
+
+def _varying(settings: ModelParams) -> dict[str, Dim]:
+    """The named dimensions that are not fixed."""
+    return {name: dim for name, dim in settings.dims.items() if dim.max > dim.min}
 
 
 def _translations(settings: ModelParams) -> dict[Any, Any] | None:
-    """The model's own table: torch operator to ONNX function; a function that returns one is as good.
+    """The model's own table of torch operators and their ONNX functions.
 
     Raises:
-        UsageError: it is neither.
+        UsageError: `export.custom_translations` names neither a table nor a function that returns one.
     """
     name = settings.export.custom_translations
     if name is None:
@@ -172,21 +218,24 @@ def _translations(settings: ModelParams) -> dict[Any, Any] | None:
     if not isinstance(table, Mapping) and callable(table):
         table = table()
     if not isinstance(table, Mapping):
-        raise UsageError(f"params.yaml: export.custom_translations: {name} gives no table of torch operators")
+        raise UsageError(
+            f"params.yaml: export.custom_translations: {name} gives {type(table).__name__}, wanted a mapping from "
+            "torch operators to ONNX functions, or a function that returns one"
+        )
     return dict(table)
 
 
 def _torchscript(
     strategy: str, settings: ModelParams, module: torch.nn.Module, target: Path, real: Tensors
 ) -> list[str]:
-    """Export by the older exporter; returns which values a trace baked in."""
+    """Export with the TorchScript exporter; returns the values that a trace baked into the graph, in words."""
     import torch
 
     from onward.stages.exporting import tracing
 
     made, names, given = as_exported(settings, module, real)
     arguments = tuple(given[name] for name in names)
-    varying = {name for name, dim in settings.dims.items() if dim.max > dim.min}
+    varying = _varying(settings)
     shapes = {name: spec.shape for name, spec in settings.inputs.items()}
     shapes |= {name: spec.shape for name, spec in settings.outputs.items()}
     axes = {name: {axis: size for axis, size in enumerate(shape) if size in varying} for name, shape in shapes.items()}
@@ -210,14 +259,14 @@ def _torchscript(
     first = tracing.of(made, arguments)
     first.of_values = found.of_values
     others = {
-        what: tracing.of(made, tuple(torch.from_numpy(other[name]) for name in names))
-        for what, other in _other_examples(settings)
+        difference: tracing.of(made, tuple(torch.from_numpy(other[name]) for name in names))
+        for difference, other in _other_examples(settings)
     }
     return tracing.baked(first, others)
 
 
 def _other_examples(settings: ModelParams) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Inputs that an exporter did not see, each with what is other about them."""
+    """Inputs that the exporter did not see, each with a description of what differs."""
     yield "other values", example(settings, draw=1)
     for sizes in (
         {name: max(1, dim.min) for name, dim in settings.dims.items()},
@@ -228,7 +277,7 @@ def _other_examples(settings: ModelParams) -> Iterator[tuple[str, dict[str, Any]
 
 
 def _free_names(model: Any, settings: ModelParams) -> None:
-    """Rename internal values that bear the name of an input or output: torch writes both, and the file is invalid."""
+    """Rename internal values that have the name of an input or output; such a file is invalid."""
     taken = {*settings.inputs, *settings.outputs}
     outward = {id(value) for value in (*model.graph.inputs, *model.graph.outputs)}
     used = {value.name for value in _values(model)}
@@ -242,6 +291,7 @@ def _free_names(model: Any, settings: ModelParams) -> None:
 
 
 def _values(model: Any) -> list[Any]:
+    """All initializers and node outputs."""
     found = list(model.graph.initializers.values())
     for node in model.graph.all_nodes():
         found += node.outputs
@@ -250,12 +300,19 @@ def _values(model: Any) -> list[Any]:
 
 @contextmanager
 def gathered_warnings(verbose: bool) -> Iterator[list[str]]:
-    """Every warning, once each, from Python's warnings and from torch's loggers, without paths; on the terminal, too,
-    where the exporter is to be verbose."""
+    """Collect the warnings of a block from Python's `warnings` and from torch's loggers.
+
+    Args:
+        verbose: Also print what torch's loggers report.
+
+    Yields:
+        A list that is filled when the block ends: each warning once, without absolute paths.
+    """
     texts: dict[str, None] = {}
 
     class Collect(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
+            """Keep the message."""
             texts[paths.without_paths(record.getMessage())] = None
 
     collect = Collect(logging.WARNING)
@@ -265,8 +322,8 @@ def gathered_warnings(verbose: bool) -> Iterator[list[str]]:
         if name.split(".")[0] == "torch" and isinstance(logger, logging.Logger)
     }
     for name, handlers in shown.items():
-        mine = [collect] if name == "torch" or handlers else []
-        logging.getLogger(name).handlers = [*mine, *(handlers if verbose else [])]
+        own = [collect] if name == "torch" or handlers else []
+        logging.getLogger(name).handlers = [*own, *(handlers if verbose else [])]
     found: list[str] = []
     try:
         with warnings.catch_warnings(record=True) as recorded:

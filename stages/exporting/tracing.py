@@ -1,9 +1,9 @@
-"""Finds what a tracer bakes into a graph: Python values that forward() takes from tensors.
+"""Finds values that a tracer bakes into a graph: Python values that forward() takes from tensors.
 
 torch.jit.trace records the operators that one example passes through. A tensor that becomes a Python number, a boolean
-or an array leaves the record, and the graph keeps the example's value. torch warns each time, and cannot say whether it
-matters. The recorded graph can: the operators behind the tensor lead to the weights, to the size of an input, or to the
-values of an input.
+or an array leaves the record, and the graph keeps the example's value. torch warns each time, but cannot tell whether
+it matters. The recorded graph can: the tensor's operators depend on weights, on the size of an input, or on the values
+of an input.
 
 weights   The value is the same for every input. This is no fault.
 sizes     forward() is traced again at other declared sizes. It is a fault if the value and the graph differ there.
@@ -28,7 +28,7 @@ from torch.jit._trace import _get_trace_graph as trace_of
 
 from onward.stages.config import paths
 
-# Methods by which a tensor becomes a Python value, each with its name in torch's own warning.
+# Methods that turn a tensor into a Python value, each with the name of that value in torch's warning.
 _CONVERSIONS = {
     "__bool__": "a Python boolean",
     "__int__": "a Python integer",
@@ -41,32 +41,40 @@ _CONVERSIONS = {
     "__len__": "its length",
     "__iter__": "a Python iterator",
 }
-# Functions that make a constant of what they are given, tensors in lists included.
+# Functions that make a constant of their argument, including tensors in lists.
 _CONSTRUCTORS = ("tensor", "as_tensor", "asarray", "scalar_tensor")
 
-# Operators whose result has only the shape of their first argument.
+# Operators that use only the shape of their first argument.
 _LIKE = {"zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "randint_like",
          "new_zeros", "new_ones", "new_full", "new_empty"}  # fmt: skip
-# Operators that ask for a size.
+# Operators that read a size.
 _SIZES = {"size", "numel", "len", "_shape_as_tensor", "sym_size", "sym_numel", "dim"}
-# Operators whose result has a shape that depends on values.
+# Operators with a result shape that depends on values.
 _SHAPED_BY_VALUES = {
     "nonzero", "nonzero_numpy", "argwhere", "masked_select", "unique", "_unique", "_unique2", "unique_dim",
     "unique_consecutive", "repeat_interleave", "bincount", "one_hot", "tensor_split", "_pack_padded_sequence",
     "_pad_packed_sequence", "histc", "nms",
 }  # fmt: skip
+# Operators that make a boolean mask.
 _MASKS = {"eq", "ne", "lt", "le", "gt", "ge", "isnan", "isinf", "isfinite", "any", "all", "isin",
           "logical_not", "logical_and", "logical_or", "logical_xor"}  # fmt: skip
+# Operators that keep the dtype of their first argument: a mask stays a mask.
 _AS_BEFORE = {"bitwise_not", "bitwise_and", "bitwise_or", "__and__", "__or__", "__xor__", "unsqueeze", "squeeze",
               "view", "reshape", "expand", "clone", "contiguous", "slice", "select", "transpose", "permute", "flatten",
               "detach", "alias"}  # fmt: skip
-_BOOL = 11  # torch.bool, as a graph writes it
+_BOOL = 11  # torch.bool in a graph
 _builtins: dict[int, str] = _get_builtin_table()  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """A tensor that became a Python value: where in the code, into what, and the value where it is small."""
+    """A tensor that became a Python value.
+
+    Attributes:
+        where: The line of code, `path:line`.
+        into: The kind of Python value, in words.
+        value: The value of a number or boolean as text; otherwise empty.
+    """
 
     where: str
     into: str
@@ -75,8 +83,13 @@ class Conversion:
 
 @dataclass
 class Conversions:
-    """What became a Python value in one trace: of values of an input, and of sizes alone. `graph` is what was traced,
-    in a form that can be compared, where it is known."""
+    """The conversions to Python values in one trace.
+
+    Attributes:
+        of_values: Those that depend on values of an input.
+        of_sizes: Those that depend on sizes of an input alone.
+        graph: The traced graph in a comparable form; empty if unknown.
+    """
 
     of_values: list[Conversion] = field(default_factory=list)
     of_sizes: list[Conversion] = field(default_factory=list)
@@ -85,10 +98,13 @@ class Conversions:
 
 @contextmanager
 def watched(inputs: int) -> Iterator[Conversions]:
-    """Record the conversions of every trace in this block, and keep torch's warnings about them off.
+    """Record the conversions of every trace in this block, and suppress torch's warnings about them.
 
     Args:
-        inputs: how many tensors forward() is given; the graph's other inputs are weights.
+        inputs: Number of tensors that forward() takes. The graph's other inputs are weights.
+
+    Yields:
+        The conversions, which fill up as the block runs.
     """
     found = Conversions()
     busy = False
@@ -146,7 +162,7 @@ def watched(inputs: int) -> Iterator[Conversions]:
         setattr(torch.Tensor, name, converting(name, method))
     for name, function in replaced.items():
         setattr(torch, name, function)
-        _builtins[id(function)] = f"aten::{name}"  # code that is scripted meanwhile finds the operator
+        _builtins[id(function)] = f"aten::{name}"  # torch.jit.script finds the operator by the function's id
     try:
         yield found
     finally:
@@ -161,7 +177,12 @@ def watched(inputs: int) -> Iterator[Conversions]:
 
 
 def of(module: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> Conversions:
-    """Trace a module with these arguments as torch.onnx.export does, and say what becomes a Python value."""
+    """Trace a module as torch.onnx.export does, and record the conversions to Python values.
+
+    Args:
+        module: The module, with its weights.
+        arguments: One tensor for each input of forward().
+    """
     with watched(len(arguments)) as found, torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         graph = trace_of(module, arguments, strict=False, _force_outplace=False)[0]  # type: ignore[no-untyped-call]
@@ -170,17 +191,20 @@ def of(module: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> Conversi
 
 
 def baked(first: Conversions, others: Mapping[str, Conversions]) -> list[str]:
-    """In words, the values that a traced graph holds and should not; empty where the trace is right.
+    """Describe the values of the example that a traced graph contains.
 
     Args:
-        first: one trace.
-        others: traces of the same module with other inputs, each by what was other.
+        first: The conversions of one trace.
+        others: The conversions of traces with other inputs, by a description of what differed.
+
+    Returns:
+        One description for each value; empty if the trace holds for every input.
     """
     words = [f"{one.where} makes {one.into} of an input's values" for one in first.of_values]
     for what, other in others.items():
         differing = _first_difference(first.of_sizes, other.of_sizes)
         if differing is not None and first.graph != other.graph:
-            words.append(f"{differing.where} makes {differing.into} of a size, and the graph is another one at {what}")
+            words.append(f"{differing.where} makes {differing.into} of a size, and the graph differs at {what}")
             break
     return list(dict.fromkeys(words))
 
@@ -194,12 +218,12 @@ def _first_difference(one: list[Conversion], other: list[Conversion]) -> Convers
 
 
 def _comparable(graph: Any) -> str:
-    """The graph's operators and constants, without what only describes this one trace."""
-    for node in graph.findAllNodes("aten::contiguous", True):  # it moves memory alone, and not at every size
+    """The graph's operators and constants as text, without details of this one trace."""
+    for node in graph.findAllNodes("aten::contiguous", True):  # it only moves memory, and only at some sizes
         node.output().replaceAllUsesWith(next(node.inputs()))
     torch._C._jit_pass_dce(graph)
     torch._C._jit_pass_erase_shape_information(graph)
-    names: dict[str, str] = {}  # torch names values for variables, with a number where a name is taken
+    names: dict[str, str] = {}  # torch names values after variables, with a number if the name is taken
     text = re.sub(r"%[\w.]+", lambda found: names.setdefault(found[0], f"%{len(names)}"), graph.str(False))
     tensors = [node.t("value") for node in graph.findAllNodes("prim::Constant", True) if _holds_tensor(node)]
     digest = hashlib.sha256(b"".join(tensor.detach().contiguous().numpy().tobytes() for tensor in tensors))
@@ -211,12 +235,12 @@ def _holds_tensor(node: Any) -> bool:
 
 
 def _traced(tensor: torch.Tensor) -> Any:
-    """The tensor's value in the graph that is being traced."""
+    """The tensor's value in the graph of the current trace."""
     return torch._C._get_value_trace(tensor)  # type: ignore[attr-defined]
 
 
 def _caller() -> str:
-    """The line of the code being traced: the innermost frame outside torch, or in torch where there is no other."""
+    """The current line of the traced code: the innermost frame outside torch, or inside torch if there is no other."""
     frame = sys._getframe(1)
     inside = ""
     while frame is not None:
@@ -241,9 +265,9 @@ def _tensors_in(data: Any) -> Iterator[torch.Tensor]:
 
 
 def _origins(value: Any, inputs: int, shape: bool) -> set[str]:
-    """What a value of a traced graph depends on: "values" of an input, "sizes" of one; neither for weights alone.
+    """What a value of a traced graph depends on: "values" or "sizes" of an input; neither for weights alone.
 
-    `shape` asks for the value's shape and not for its content.
+    `shape` considers the value's shape instead of its content.
     """
     found: set[str] = set()
     seen: set[tuple[str, bool]] = set()
@@ -265,7 +289,7 @@ def _origins(value: Any, inputs: int, shape: bool) -> set[str]:
 
 
 def _behind(node: Any, shape: bool) -> Iterator[tuple[Any, bool]]:
-    """The inputs of a node that its result depends on, each with whether only its shape counts."""
+    """The inputs that a node's result depends on, each with whether only its shape matters."""
     space, _, name = node.kind().partition("::")
     name = name.rstrip("_") if not name.startswith("_") else name
     given = list(node.inputs())
@@ -280,12 +304,12 @@ def _behind(node: Any, shape: bool) -> Iterator[tuple[Any, bool]]:
         yield given[0], True
         yield from ((item, False) for item in given[1:])
     else:
-        # In the shape of a result count the shapes of tensors and the values of numbers.
+        # A result's shape depends on the shapes of tensors and the values of numbers.
         yield from ((item, shape and "Tensor" in str(item.type())) for item in given)
 
 
 def _is_mask(value: Any) -> bool:
-    """Whether an index selects by true and false."""
+    """Whether an index is a boolean mask."""
     while True:
         node = value.node()
         space, _, name = node.kind().partition("::")

@@ -1,8 +1,9 @@
-"""How the benchmark stage measures: who competes, who is left after screening, with which session options, and where.
+"""The measurements of the benchmark stage.
 
-race       variants in workers, timed in rounds of random order, and judged by what they compute
-screening  successive halving: a few short rounds for all, full measurement only for the fastest that are right
-tuning     session options for the finalists
-scenarios  batch sweep, concurrent callers, cold start
-samples    every latency that was measured, kept
+race        times variants in rounds of random order and judges their outputs
+screening   successive halving: short rounds for all variants, full measurement for the fastest acceptable ones
+tuning      session options for the finalists
+scenarios   batch sweep, concurrent callers, cold start
+samples     the file with every measured latency
+statistics  percentiles, ratios with confidence intervals, drift
 """

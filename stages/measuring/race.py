@@ -1,4 +1,4 @@
-"""Variants in workers of their own: timed against each other in rounds of random order, judged by what they compute."""
+"""Times variants in separate workers, in rounds of random order, and judges their outputs."""
 
 from __future__ import annotations
 
@@ -18,34 +18,43 @@ from onward.stages.parity.evaluate import Arrays, batches, weigh
 from onward.stages.transforms.builder import plain_words
 from onward.stages.workers.worker import Tensors, Worker, WorkerFailure
 
-# A turn is as long as this many calls take, for a median of fewer is none; but no longer than so many seconds, for a
-# graph that takes a tenth of a second has its accuracy from the rounds.
+# A turn lasts as long as this many calls, so that it has a median, but no longer than this many seconds: with calls of
+# a tenth of a second, the number of rounds determines the accuracy.
 CALLS_A_TURN, LONGEST_TURN = 3, 0.15
 
-# Milliseconds of a call beside which those that a cold cache and sleeping threads cost are under 1 %.
+# Milliseconds. In longer calls, a cold cache and sleeping threads cost under 1 %.
 LONG_CALL = 50.0
 
-# Making sessions anew may take so large a share of the time that measuring takes, unless sessions would have to last
-# longer than so many rounds.
+# Recreating sessions may take this share of the measuring time. Sessions are recreated at least every RARELY rounds.
 RENEWING, RARELY = 0.25, 5
 
-# A race tells enough where each interval is so narrow, or where every other one begins so far behind the end of the
-# first one's: more rounds would change little then, and not who is first.
+# A race is decided if every interval is this narrow (high / low), or if every other interval starts this far above the
+# end of the fastest one's (low / high): more rounds would change little, and not which variant is fastest.
 NARROW, APART = 1.03, 1.05
 
-# Seconds of calls, and two at least, after which nothing warms up any more that warms up in a race.
+# Seconds of calls, and their least number, after which a session is warm.
 WARM, WARM_CALLS = 0.1, 2
 
 
 class Turn(NamedTuple):
-    """How long a turn at one size lasts, and how many calls precede the first one."""
+    """How long one variant is timed at one size in one round.
+
+    Attributes:
+        seconds: Duration of the timed calls.
+        warmup: Number of calls before the first turn.
+    """
 
     seconds: float
     warmup: int
 
 
 class Feed(NamedTuple):
-    """What is fed at one size."""
+    """The inputs at one size.
+
+    Attributes:
+        sizes: Size of each named dimension.
+        tensors: Arrays by input name.
+    """
 
     sizes: dict[str, int]
     tensors: Tensors
@@ -53,7 +62,14 @@ class Feed(NamedTuple):
 
 @dataclass(eq=False)
 class BenchmarkedVariant:
-    """A variant under measurement: its worker, and its latencies as rounds[size][round], in milliseconds."""
+    """A variant under measurement.
+
+    Attributes:
+        result: What is known about it; filled in place.
+        worker: The process that runs it.
+        rounds: Latencies in milliseconds, as rounds[size][round].
+        warmups: Number of warm-up calls by size.
+    """
 
     result: Measurement
     worker: Worker
@@ -62,51 +78,66 @@ class BenchmarkedVariant:
 
     @property
     def name(self) -> str:
+        """Name of the variant."""
         return self.result.variant
 
     @property
     def standing(self) -> bool:
+        """Whether it has not failed."""
         return self.result.status == "passed"
 
     @property
     def is_graph(self) -> bool:
-        """Whether it is a file, and not the original itself."""
+        """Whether it is an ONNX file, as opposed to the original module."""
         return bool(self.result.files)
 
     @property
     def p50_ms(self) -> dict[str, float]:
-        """Median latency of all calls, per size."""
+        """Median latency of all calls by size, in milliseconds."""
         return {size: float(np.median(np.concatenate(rounds))) for size, rounds in self.rounds.items()}
 
     def fail(self, reason: str) -> None:
+        """Set its status to failed, with this reason."""
         self.result.status = "failed"
         self.result.reason = plain_words(reason)
 
     def ratios(self, plain: BenchmarkedVariant) -> dict[str, Ratio]:
-        """Latency relative to the plain export's, both undisturbed, per size and over `all` sizes."""
+        """Compute the latency relative to the plain export's, by size and, under "all", over all sizes.
+
+        See `statistics.ratio` for the formula. Empty if there are no rounds.
+        """
         pairs = self._pairs(plain)
         found = {size: statistics.ratio([pair]) for size, pair in pairs.items()}
         return found | {"all": statistics.ratio(list(pairs.values()))} if pairs else {}
 
     def ratio(self, plain: BenchmarkedVariant) -> Ratio:
-        """The same over all sizes alone; the plain export's own is 1, whether it has run or not."""
+        """Compute the latency relative to the plain export's over all sizes; 1 for the plain export itself."""
         if self is plain:
             return Ratio(value=1, low=1, high=1)
         return statistics.ratio(list(self._pairs(plain).values()))
 
     def _pairs(self, plain: BenchmarkedVariant) -> dict[str, tuple[statistics.Array, statistics.Array]]:
-        """Per size, the median latency of each round that both ran, its own and the plain export's."""
+        """By size, the medians of the rounds that both ran: its own and the plain export's."""
         count = min((len(of.rounds[size]) for of in (self, plain) for size in self.rounds), default=0)
         return {size: (self.medians(size)[:count], plain.medians(size)[:count]) for size in self.rounds}
 
     def medians(self, size: str) -> statistics.Array:
-        """The median latency of each round, in milliseconds: shape (rounds,)."""
+        """Return the median latency of each round at one size, in milliseconds; shape [rounds]."""
         return np.array([np.median(latencies) for latencies in self.rounds[size]])
 
 
 @dataclass(frozen=True)
 class Questions:
-    """What every contestant of a model is asked, and what the original answered."""
+    """The inputs for every variant of a model, and the original's outputs.
+
+    Attributes:
+        model: Name of the model.
+        settings: Its settings.
+        expected: The verification cases with the original's outputs.
+        wanted: The original's outputs on the evaluation samples.
+        samples: The evaluation samples, with labels if there are any.
+        kinds: The kind of each output.
+    """
 
     model: str
     settings: ModelParams
@@ -116,8 +147,11 @@ class Questions:
     kinds: list[OutputKind]
 
     def judge(self, competitor: BenchmarkedVariant) -> None:
-        """What the variant computes on this machine. A float32 graph out of tolerance fails, and so does one that gave
-        no answer or ran on another provider; what a graph of lower precision lost is for select to weigh."""
+        """Run a variant on all inputs and store its parity, quality and node share in its result.
+
+        A variant fails if it crashes or runs on another provider, and a float32 graph also fails if it is out of
+        tolerance. The losses of lower precision are stored for the select stage.
+        """
         result, worker, settings = competitor.result, competitor.worker, self.settings
         try:
             result.session_ms = worker.start()["session_ms"]
@@ -137,14 +171,17 @@ class Questions:
 
 
 def race_is_decided(plain: BenchmarkedVariant, others: Iterable[BenchmarkedVariant]) -> bool:
-    """Whether more rounds would change little. How wide intervals are decides, or that they lie far apart, and not
-    whether somebody has won: a race that went on until somebody did would always have a winner."""
+    """Say whether more rounds would change little.
+
+    The rule uses only how narrow the intervals are (NARROW), or how far apart (APART). It ignores which variant leads,
+    to avoid bias: a race that went on until a variant won would always have a winner.
+    """
     if not plain.standing:
         return True
-    variants = [c.ratio(plain) for c in others if c.standing and c.is_graph]
-    if all(interval.high / interval.low < NARROW for interval in variants):
+    intervals = [c.ratio(plain) for c in others if c.standing and c.is_graph]
+    if all(interval.high / interval.low < NARROW for interval in intervals):
         return True
-    first, *rest = sorted([Ratio(value=1, low=1, high=1), *variants], key=lambda interval: interval.value)
+    first, *rest = sorted([Ratio(value=1, low=1, high=1), *intervals], key=lambda interval: interval.value)
     return all(interval.low > APART * first.high for interval in rest)
 
 
@@ -158,14 +195,25 @@ def race(
     scenario: str,
     session_lifetime_rounds: int = 0,
 ) -> Iterable[int]:
-    """Time contestants in `rounds` of these numbers, in random order at each size in turn, as long as `turns` says of
-    that size.
+    """Time variants in rounds. Each round visits the sizes, and at each size the variants, in random order.
 
-    All are loaded before the first is timed: a process that starts takes the processor from the one that is measured.
-    The first turn of each is preceded by calls that warm up, each later one by one, unless calls are so long that
-    waking up is nothing in them. After `session_lifetime_rounds` rounds (0: never) every graph has its session made
-    anew: where its memory comes to lie makes some per cent of its speed, and that luck is not the graph's. Who fails
-    leaves the race. Yields the number of each round that is over, so that the caller can say so or stop.
+    All variants are loaded before the first is timed, because a starting process takes processor time from the measured
+    one. Warm-up calls precede the first turn of each variant. One call precedes each later turn, unless calls are so
+    long that it makes no difference. Variants that fail leave the race.
+
+    Args:
+        competitors: The variants; their `rounds` and `warmups` are filled in place.
+        feeds: The inputs by size.
+        turns: The turn by size.
+        rounds: The numbers of the rounds, which may be endless.
+        order: Random order of sizes and variants.
+        samples: Keeps every latency.
+        scenario: Name of this measurement in `samples`.
+        session_lifetime_rounds: Rounds after which every graph gets a new session; 0 for never. The memory layout of a
+            session changes its speed by some per cent, which is not a property of the graph.
+
+    Yields:
+        The number of each finished round, so that the caller can report it or stop.
     """
     standing = [competitor for competitor in competitors if competitor.standing]
     for competitor in standing:
@@ -198,15 +246,17 @@ def race(
 def _turns(
     competitors: Sequence[BenchmarkedVariant], sizes: Mapping[str, Any], order: random.Random
 ) -> Iterable[tuple[BenchmarkedVariant, str]]:
-    """The turns of a round: sizes in random order, and at each all contestants in random order one after the other, so
-    that those that are compared are timed within a fraction of a second."""
+    """The turns of a round: sizes in random order, and at each size all variants in random order.
+
+    So variants that are compared are timed within a fraction of a second.
+    """
     for size in order.sample(list(sizes), len(sizes)):
         for competitor in order.sample(competitors, len(competitors)):
             yield competitor, size
 
 
 def _renew(competitor: BenchmarkedVariant) -> None:
-    """A session made anew in the same process. An original stays as it is: compiling it takes half a minute."""
+    """Create a new session in the same process. Originals are left alone: compiling one takes half a minute."""
     if competitor.standing and competitor.is_graph:
         try:
             competitor.worker.renew()
@@ -215,7 +265,7 @@ def _renew(competitor: BenchmarkedVariant) -> None:
 
 
 def _calls_before(competitor: BenchmarkedVariant, size: str, warmup: int, renewed: bool) -> int:
-    """Calls that precede a turn, of which `warmup` precede the first one."""
+    """Number of untimed calls before a turn; `warmup` before the first one."""
     last = competitor.rounds.get(size)
     if not last:
         return warmup
@@ -226,7 +276,11 @@ def _calls_before(competitor: BenchmarkedVariant, size: str, warmup: int, renewe
 
 
 def session_lifetime_of(competitors: Sequence[BenchmarkedVariant], turns: Mapping[str, Turn]) -> int:
-    """How many rounds sessions are to last: one, where making them anew and warming them up is quick beside a round."""
+    """Choose how many rounds sessions last, so that recreating them takes at most the share RENEWING of the time.
+
+    Returns:
+        A number of rounds from 1 to RARELY.
+    """
     graphs = [competitor for competitor in competitors if competitor.standing and competitor.is_graph]
     renewing = sum((c.result.session_ms or 0.0) + WARM_CALLS * sum(c.p50_ms.values()) for c in graphs)
     measuring = 1e3 * len(graphs) * sum(turn.seconds for turn in turns.values())
@@ -234,8 +288,14 @@ def session_lifetime_of(competitors: Sequence[BenchmarkedVariant], turns: Mappin
 
 
 def turns_of(calls: Mapping[str, float], feeds: Mapping[str, Feed], least: float, warmup: int) -> dict[str, Turn]:
-    """What a turn at each size is, by how many milliseconds `calls` take, as far as that is known: `least` seconds, or
-    as long as it needs for enough calls, after `warmup` calls, or as many as are enough."""
+    """Choose the turn at each size.
+
+    Args:
+        calls: Milliseconds of one call by size; sizes may be missing.
+        feeds: The inputs by size.
+        least: Least duration of a turn in seconds. It grows to CALLS_A_TURN calls, up to LONGEST_TURN.
+        warmup: Most warm-up calls. Fewer are made if they take WARM seconds.
+    """
     found = dict.fromkeys(feeds, Turn(least, warmup))
     for size, milliseconds in calls.items():
         call = milliseconds / 1e3
@@ -245,7 +305,16 @@ def turns_of(calls: Mapping[str, float], feeds: Mapping[str, Feed], least: float
 
 
 def figures(competitor: BenchmarkedVariant, plain: BenchmarkedVariant, feeds: Mapping[str, Feed]) -> Measurement:
-    """The measurement with the latencies of the contestant's rounds and their ratios to the plain export's."""
+    """Complete a variant's measurement after the race: latencies, ratios to the plain export, session time and memory.
+
+    Args:
+        competitor: The variant, with its rounds.
+        plain: The plain export, with its rounds.
+        feeds: The inputs by size.
+
+    Returns:
+        The variant's `result`, which is changed in place.
+    """
     result = competitor.result
     if not competitor.standing:
         return result
@@ -263,7 +332,7 @@ def figures(competitor: BenchmarkedVariant, plain: BenchmarkedVariant, feeds: Ma
 
 
 def blank(variant: str, runtime: str, provider: str, precision: str, **more: Any) -> Measurement:
-    """A measurement before anything was measured."""
+    """Create a measurement without figures."""
     return Measurement(
         variant=variant, runtime=runtime, provider=provider, precision=precision, status="passed", **more
     )

@@ -1,4 +1,4 @@
-"""Every latency that was measured, kept: figures can be computed again, in ways that nobody thought of here."""
+"""Keeps every measured latency, so that figures can be computed again in other ways."""
 
 from __future__ import annotations
 
@@ -12,17 +12,25 @@ FILE = "samples.parquet"
 
 
 class Samples:
-    """Latencies in milliseconds, each with who, where, in which scenario and round it was measured."""
+    """Latencies in milliseconds, each with its runtime, variant, scenario, size and round."""
 
     def __init__(self) -> None:
         self._turns: list[tuple[str, str, str, str, int, Sequence[float]]] = []
 
     def add(self, result: Measurement, scenario: str, size: str, number: int, latencies_ms: Sequence[float]) -> None:
-        """Keep what one turn measured: `scenario` is screening, tuning, single stream, sweep or callers."""
+        """Keep the latencies of one turn.
+
+        Args:
+            result: The measurement, for its runtime and variant.
+            scenario: "screening", "tuning", "single stream", "sweep", or "N callers".
+            size: Key of the size, such as "b8".
+            number: Number of the round, from 0.
+            latencies_ms: One latency per call, in milliseconds.
+        """
         self._turns.append((result.runtime, result.variant, scenario, size, number, latencies_ms))
 
     def save(self, folder: Path) -> None:
-        """Write samples.parquet: one row a call, in the order in which they were made."""
+        """Write samples.parquet to a folder: one row per call, in the order of the calls."""
         import pyarrow as pa
         from pyarrow import parquet
 

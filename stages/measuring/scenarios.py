@@ -1,4 +1,4 @@
-"""What a single stream does not tell: larger batches up to the knee, callers at the same time, the first answer."""
+"""Measures scenarios beyond a single stream: larger batches, concurrent callers, cold start."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from onward.stages.measuring.samples import Samples
 from onward.stages.parity.sizes import size_key
 from onward.stages.workers.worker import Worker
 
-# Twice the batch for less than this much more throughput is past the knee.
+# Least gain in throughput that justifies a larger batch; no batch past the knee reaches it.
 WORTH_DOUBLING = 1.10
 
-# Processes started for the cold start; the median of them is stated.
+# Processes started for the cold start; their median is reported.
 COLD_STARTS = 3
 
 
 def batches(dim: Dim) -> Iterator[int]:
-    """Sizes to sweep: from the smallest by doubling to the largest, and the largest."""
+    """Yield the batch sizes to sweep: doubled from the smallest on, then the largest."""
     size = max(dim.min, 1)
     while size < dim.max:
         yield size
@@ -31,7 +31,14 @@ def batches(dim: Dim) -> Iterator[int]:
 
 
 def knee(points: list[SweepPoint]) -> SweepPoint | None:
-    """The first size after which no larger one has WORTH_DOUBLING times the throughput; null without any."""
+    """Find the first batch size after which no larger one has WORTH_DOUBLING times its throughput.
+
+    Args:
+        points: The sweep, in increasing batch size.
+
+    Returns:
+        The point of that size; None if there are no points.
+    """
     for number, point in enumerate(points):
         if all(later.throughput < WORTH_DOUBLING * point.throughput for later in points[number + 1 :]):
             return point
@@ -47,13 +54,19 @@ def measure(
     settings: Benchmark,
     samples: Samples,
 ) -> Scenarios:
-    """All scenarios of one variant, after the race.
+    """Measure all scenarios of one variant after the race.
 
-    `fresh` is a worker like the contestant's, for the cold start. `batch` is the name of the dimension that samples
-    are stacked on, and what it may be; None where it is fixed. `feed_of` makes what is fed at given sizes.
+    Args:
+        competitor: The variant.
+        fresh: A worker of the same file and options that has not started, for the cold start.
+        feeds: The inputs by size. Callers and the cold start use the first one.
+        feed_of: Makes the inputs for the given sizes.
+        batch: Name and range of the batch dimension; None if it is fixed.
+        settings: The benchmark settings of the model.
+        samples: Keeps every latency.
 
     Raises:
-        WorkerFailure: a run came to nothing.
+        WorkerFailure: A run failed.
     """
     first = next(iter(feeds.values()))
     seconds = settings.round_seconds
@@ -67,7 +80,7 @@ def measure(
             middle = plain_statistics.median(latencies)
             points.append(SweepPoint(sizes=feed.sizes, p50_ms=middle, throughput=size * 1e3 / middle))
             if len(points) > 2 and knee(points[-3:]) is points[-3]:
-                break  # neither of two doublings was worth it
+                break  # two doublings in a row gained too little
     callers = []
     for count in settings.callers:
         latencies, wall = competitor.worker.measure_callers(first.tensors, count, 2 * seconds)
@@ -90,7 +103,7 @@ def measure(
 
 
 def _cold_start(worker: Worker, feed: Feed) -> float:
-    """Milliseconds from the start of a process to its first answer, the imports of numpy and the runtime included."""
+    """Milliseconds from the start of a process to its first output, including the imports of NumPy and the runtime."""
     found = []
     for _ in range(COLD_STARTS):
         begin = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Latencies into figures that can be believed: percentiles only from enough samples, ratios only with an interval."""
+"""Statistics of latencies: percentiles from enough samples, ratios with confidence intervals, drift."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from onward.registry.evidence.records import Latency, Ratio
 
 Array = npt.NDArray[np.float64]
 
-# MLPerf Inference's early-stopping rule: the fewest latencies from which a percentile p may be stated at 99 %
-# confidence, one latency above it allowed: the smallest n with P(Binomial(n, 1 - p) <= 1) <= 0.01.
+# MLPerf Inference's early-stopping rule: the fewest latencies from which percentile p may be reported at 99 %
+# confidence, if one latency may exceed it. It is the smallest n with P(Binomial(n, 1 - p) <= 1) <= 0.01.
 FEWEST_FOR_P90 = 64
 FEWEST_FOR_P95 = 130
 FEWEST_FOR_P99 = 662
@@ -22,21 +22,29 @@ FEWEST_FOR_P99 = 662
 CONFIDENCE = 0.95
 RESAMPLES = 1000
 
-# The share of rounds, the fastest, that tell what a graph itself takes.
+# Share of a variant's rounds, the fastest ones, that count as undisturbed (docs/decisions/0033-undisturbed-rounds.md).
 UNDISTURBED = 0.25
 
-# A change of speed over the rounds is called a drift when it is this unlikely to be chance and this large.
+# A change of speed over the rounds counts as drift at this significance level, and from this relative size on.
 UNLIKELY = 0.01
 DRIFT = 0.05
 
 
 def summarize(rounds: Sequence[Sequence[float]], size: str, sizes: Mapping[str, int], warmup: int) -> Latency:
-    """Describe latencies of single calls, in milliseconds, at one size, by the round that they were measured in.
+    """Summarise the latencies of single calls at one size.
 
-    Throughput counts items of the first dimension per second (1 where there is none), from the mean latency.
+    Args:
+        rounds: Latencies in milliseconds, by round.
+        size: Key of the size, such as "b8".
+        sizes: Size of each named dimension. The first one (1 if there is none) is the number of items per call.
+        warmup: Number of warm-up calls before them.
+
+    Returns:
+        The figures. Throughput is in items per second, from the mean latency. Percentiles from too few latencies are
+        None.
 
     Raises:
-        ValueError: there are no latencies.
+        ValueError: There are no latencies.
     """
     values = np.asarray([value for found in rounds for value in found], dtype=np.float64)
     if values.size == 0:
@@ -66,10 +74,14 @@ def summarize(rounds: Sequence[Sequence[float]], size: str, sizes: Mapping[str, 
 
 
 def drift(medians: Sequence[float]) -> float | None:
-    """By how much the last third of the rounds differs from the first: 0.1 is 10 % slower at the end.
+    """Compute by how much the last third of the rounds is slower than the first.
 
-    Zero where there is no trend (Mann-Kendall test at UNLIKELY) or one of less than DRIFT; null under 6 rounds, of
-    which no order is unlikely enough. `medians` are one latency a round, in order.
+    Args:
+        medians: The median latency of each round, in order.
+
+    Returns:
+        The relative change: 0.1 is 10 % slower at the end. It is 0 if a Mann-Kendall test finds no trend at UNLIKELY,
+        or the change is under DRIFT; None for fewer than 6 rounds, which cannot reach that significance.
     """
     count = len(medians)
     if count < 6:
@@ -81,29 +93,41 @@ def drift(medians: Sequence[float]) -> float | None:
 
 
 def undisturbed(logs: Array) -> Array:
-    """The mean of the smallest quarter along the last axis: of each round's log latency, what the graph itself takes.
+    """Compute the mean of the fastest quarter of rounds (UNDISTURBED).
 
-    Whoever else is on the machine makes some rounds slower and none faster, so that the fast end of a distribution says
-    most of the graph, and repeats best: Chen and Revels, "Robust benchmarking in noisy environments" (2016).
+    Other load on the machine makes some rounds slower and none faster, so the fast end of the distribution describes
+    the graph best and repeats best: Chen and Revels, "Robust benchmarking in noisy environments" (2016).
+
+    Args:
+        logs: Log latencies, shape [..., rounds].
+
+    Returns:
+        Means over the smallest values of the last axis, shape [...].
     """
     count = math.ceil(logs.shape[-1] * UNDISTURBED)
     return np.asarray(np.partition(logs, count - 1, axis=-1)[..., :count].mean(axis=-1))
 
 
 def ratio(pairs: Sequence[tuple[Array, Array]]) -> Ratio:
-    """How long a variant takes relative to the plain export, undisturbed: the geometric mean over sizes, with its 95 %
-    bootstrap confidence interval over rounds (percentile method, seeded).
+    """Compute a variant's latency relative to the plain export's, from undisturbed rounds.
 
-    For each size, the median latency of each round of the variant and of the plain export, the same rounds of both:
-    those are what is drawn again, all sizes of both together, since a machine's speed drifts.
+    The value is the geometric mean over sizes. The 95 % confidence interval is a seeded percentile bootstrap over
+    rounds: each resample takes all sizes of both graphs from the same rounds, because the machine's speed drifts.
+
+    Args:
+        pairs: For each size, the median latency of each round of the variant and of the plain export; each of shape
+            [rounds], from the same rounds, in the same unit.
+
+    Returns:
+        The ratio with its interval; a single round has no interval (low = high = value).
 
     Raises:
-        ValueError: the numbers of rounds differ, or are none.
+        ValueError: The numbers of rounds differ, or are zero.
     """
     logs = [np.log(medians) for pair in pairs for medians in pair]
     counts = {values.size for values in logs}
     if len(counts) != 1 or 0 in counts:
-        raise ValueError(f"rounds cannot be paired, there are {sorted(counts)}")
+        raise ValueError(f"rounds cannot be paired: the series have {sorted(counts)} rounds, wanted one number above 0")
     value = float(np.exp(_log_ratio(*logs)))
     if counts == {1}:
         return Ratio(value=value, low=value, high=value)
@@ -117,10 +141,9 @@ def ratio(pairs: Sequence[tuple[Array, Array]]) -> Ratio:
 
 
 def quotient(over: Ratio, under: Ratio) -> Ratio:
-    """The ratio of two ratios, with its interval: relative half-widths add as independent errors do, in squares.
+    """Divide two ratios, with an interval that adds their relative half-widths in squares, as independent errors.
 
-    Both are relative to the same plain export, whose own noise is in both and cancels out, so that the interval is
-    rather too wide than too narrow.
+    Both are relative to the same plain export, whose noise cancels out, so the interval is rather too wide.
     """
     value = over.value / under.value
 
@@ -135,7 +158,7 @@ def quotient(over: Ratio, under: Ratio) -> Ratio:
 
 
 def _log_ratio(*logs: Array, axis: int = -1) -> Array:
-    """Of the variant's and the plain export's log medians at one size, then at the next, and so on."""
-    assert axis == -1, "the last axis is the rounds'"
+    """Mean log ratio over sizes; `logs` are the variant's and the plain export's log medians, size by size."""
+    assert axis == -1, "rounds are the last axis"
     variant, plain = (np.stack([undisturbed(values) for values in some]) for some in (logs[::2], logs[1::2]))
     return np.asarray(np.mean(variant - plain, axis=0))

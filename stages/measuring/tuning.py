@@ -1,8 +1,7 @@
-"""Session options for the finalists: threads, pinning, spinning, memory arena, execution mode, graph level; and what
-its provider has options for.
+"""Finds session options for the finalists: threads, pinning, spinning, memory arena, execution mode, graph level.
 
-Each option is tried alone on a finalist, those that help are put together, and what came of it runs in the final race
-as a variant of its own: options are believed no more than optimisers are.
+On CUDA, it tries the provider's own options instead. Each option is tried alone on a finalist. The options that help
+are combined, and the finalist with them runs in the final race as a separate variant, to prove that they help.
 """
 
 from __future__ import annotations
@@ -18,20 +17,24 @@ from onward.stages.measuring.samples import Samples
 from onward.stages.measuring.screening import Deadline, run_rung
 from onward.stages.workers.worker import Worker
 
-# An option that gains less than this alone is left as ONNX Runtime has it.
+# Latency ratio that an option alone must stay below to be used; otherwise ONNX Runtime's default is kept.
 HELPS = 0.97
 
-# After a rung of all, this many of the best options run another one: a gain of 3 % is not seen in few rounds.
+# Number of the best options that run a second rung: one rung is too short to show a gain of 3 %.
 PROMISING = 4
 
 Start = Callable[[Measurement], Worker]
 
 
 def trials(provider: str, processors: Collection[int]) -> Iterator[SessionOptions]:
-    """Options to try alone, the likeliest to help first. `processors`, counted from 1, are those that may be used.
+    """Yield the options to try alone, the most promising first.
 
-    A number of threads that is given is not pinned to processors, where ONNX Runtime's default is; `affinity` pins. On
-    CUDA, where no thread of this machine multiplies, they are the provider's own.
+    ONNX Runtime pins its default threads to processors, but not an explicit number of threads; `affinity` pins those.
+    On CUDA, where no CPU thread multiplies, the options are the provider's own.
+
+    Args:
+        provider: ONNX Runtime's execution provider.
+        processors: The usable processors, counted from 1.
     """
     if provider == CUDA:
         yield SessionOptions(tf32=True)
@@ -51,14 +54,18 @@ def trials(provider: str, processors: Collection[int]) -> Iterator[SessionOption
 
 
 def combine(gains: Sequence[tuple[SessionOptions, Ratio]]) -> SessionOptions:
-    """The options that helped beyond doubt, put together; of two that set the same one, the better. With each, its
-    latency relative to the finalist's own with ONNX Runtime's options: under HELPS is a help."""
-    together: dict[str, object] = {}
+    """Combine the options that provably help; if two set the same option, take the faster one.
+
+    Args:
+        gains: Options with the finalist's latency under them, relative to ONNX Runtime's defaults. They help if the
+            ratio is below HELPS and its interval below 1.
+    """
+    combined: dict[str, object] = {}
     for options, gain in sorted(gains, key=lambda tried: tried[1].value):
         given = options.to_load()
-        if gain.value < HELPS and gain.high < 1 and not together.keys() & given.keys():
-            together |= given
-    return SessionOptions.model_validate(together)
+        if gain.value < HELPS and gain.high < 1 and not combined.keys() & given.keys():
+            combined |= given
+    return SessionOptions.model_validate(combined)
 
 
 def tune(
@@ -70,9 +77,19 @@ def tune(
     order: random.Random,
     samples: Samples,
 ) -> BenchmarkedVariant | None:
-    """The finalist with the session options that help it, as a contestant of its own; None where none does.
+    """Find the session options that make a finalist faster.
 
-    `start` makes a worker for a measurement's file and options.
+    Args:
+        finalist: The variant, already timed.
+        start: Creates a worker for a measurement's file and options.
+        feeds: The inputs by size.
+        turns: The turn by size.
+        deadline: When the search ends.
+        order: Random order of sizes and variants.
+        samples: Keeps every latency.
+
+    Returns:
+        A new variant of the same file with the options that help; None if none helps or the deadline passed.
     """
     default = _variation(finalist, finalist.name, SessionOptions(), start)
     alone = trials(finalist.result.provider, sorted(processors.usable())[: processors.count()])
@@ -95,6 +112,7 @@ def tune(
 
 
 def _variation(finalist: BenchmarkedVariant, name: str, options: SessionOptions, start: Start) -> BenchmarkedVariant:
+    """A finalist's file under other session options."""
     changed = {"variant": name, "graph": finalist.name, "options": options, "ratios": {}, "latencies": []}
     if options.tf32 and finalist.result.precision == "float32":
         changed["precision"] = "tf32"

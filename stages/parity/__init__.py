@@ -1,1 +1,1 @@
-"""Whether two implementations compute the same: test cases, comparison, references, quality."""
+"""Checks whether two implementations compute the same: test cases, comparison, references and quality."""

@@ -1,7 +1,7 @@
-"""What to feed: from the declared inputs and dimensions, named and seeded cases that can each be fed again alone.
+"""Test cases made from the declared inputs and dimensions. Each has a name and a seed, and can be repeated alone.
 
-Random draws alone mislead: a branch that depends on values, a mask that was lost, a size that was frozen show up at
-zeros, at negated samples, with half of a mask off, at a size that the exporter never saw. So all of these are fed.
+Random inputs do not find every error. A branch that depends on values, a lost mask or a fixed size show up with zeros,
+negated samples, partly masked rows, or a size that the exporter did not see. So there are cases for all of these.
 """
 
 from __future__ import annotations
@@ -24,17 +24,26 @@ Tensors = dict[str, Array]
 Generator = Callable[[dict[str, int], np.random.Generator], Tensors]
 Fill = Callable[[Input, Array, np.random.Generator], Array]
 
-# Magnitudes far from those that a model is trained on. A float16 ends at 65504, and its sums must fit, too.
+# Magnitudes far from those of training data. The largest float16 is 65504, which sums must not exceed either.
 LARGE = {"float16": 1e2, "float32": 1e6, "float64": 1e6}
 SMALL = {"float16": 1e-3, "float32": 1e-6, "float64": 1e-6}
 
 
 @dataclass(frozen=True)
 class Case:
-    """Inputs by name, and how they came about: `name` and `seed` are enough to make them again. A `probe` feeds what
-    the model was not declared to take: it informs, and fails nothing. A `degenerate` case has equal values throughout:
-    where they tie, the original may have no answer of its own, so that it is asked first. The values of a `made_up`
-    case follow from params.yaml alone, which may not say all: the original may refuse them."""
+    """One set of inputs.
+
+    Attributes:
+        name: Unique name, with the sizes after "@".
+        seed: Seed of its random values; name and seed suffice to make the inputs again.
+        sizes: Size of each named dimension.
+        inputs: Arrays by input name.
+        probe: Whether the inputs are outside of what params.yaml declares. Probes inform and fail nothing.
+        degenerate: Whether the floats are all equal or of extreme magnitude. Values may tie then, and the original's
+            answer may depend on their order, so its stability is checked first.
+        made_up: Whether the values were generated from params.yaml alone. It may not state all constraints, so the
+            original may refuse them.
+    """
 
     name: str
     seed: int
@@ -48,11 +57,20 @@ class Case:
 def draw(
     inputs: Mapping[str, Input], sizes: Mapping[str, int], rng: np.random.Generator, how: str = "normal"
 ) -> Tensors:
-    """Independent draws for each input: standard normal or uniform in [-1, 1] for floats (within `range`, where they
-    have one), uniform over `range` for integers, coins for booleans."""
+    """Draw random values for each input, independently.
+
+    Floats are uniform over their `range` if they have one, else standard normal or uniform over [-1, 1]. Integers are
+    uniform over their `range`. Booleans are true with probability 1/2.
+
+    Args:
+        inputs: The declared inputs.
+        sizes: Size of each named dimension.
+        rng: Source of the random values.
+        how: "normal" or "uniform".
+    """
     drawn: Tensors = {}
     for name, spec in inputs.items():
-        shape = [sizes[axis] if isinstance(axis, str) else axis for axis in spec.shape]
+        shape = _shape(spec, sizes)
         dtype = np.dtype(spec.dtype)
         if dtype == np.bool_:
             drawn[name] = rng.integers(0, 2, shape).astype(dtype)
@@ -67,31 +85,43 @@ def draw(
 
 
 class Source:
-    """Where a model's tensors come from: its own `cases` where it has them, else independent draws."""
+    """Generates valid inputs: with the model's own `cases` function if there is one, else with `draw`.
+
+    Args:
+        inputs: The declared inputs.
+        custom: The function that `cases` names in params.yaml.
+    """
 
     def __init__(self, inputs: Mapping[str, Input], custom: Generator | None = None) -> None:
         self.inputs = inputs
         self.custom = custom
 
     def tensors(self, sizes: Sizes, rng: np.random.Generator, how: str = "normal") -> Tensors:
-        """Valid inputs of these sizes.
+        """Generate valid inputs of these sizes.
+
+        Args:
+            sizes: Size of each named dimension.
+            rng: Source of the random values.
+            how: As for `draw`; ignored if the model has its own `cases`.
 
         Raises:
-            UsageError: the model's own `cases` gives other inputs, shapes or dtypes than are declared.
+            UsageError: The model's own `cases` returns other inputs, shapes or dtypes than declared.
         """
         if self.custom is None:
             return draw(self.inputs, sizes, rng, how)
-        given = {key: np.asarray(value) for key, value in self.custom(dict(sizes), rng).items()}
-        if set(given) != set(self.inputs):
-            raise UsageError(f"cases: gives inputs {sorted(given)}, params.yaml declares {sorted(self.inputs)}")
+        returned = {key: np.asarray(value) for key, value in self.custom(dict(sizes), rng).items()}
+        if set(returned) != set(self.inputs):
+            raise UsageError(
+                f"cases: returns the inputs {sorted(returned)}, params.yaml declares {sorted(self.inputs)}"
+            )
         for name, spec in self.inputs.items():
-            shape = tuple(sizes[axis] if isinstance(axis, str) else axis for axis in spec.shape)
-            if given[name].shape != shape or given[name].dtype != np.dtype(spec.dtype):
+            shape = _shape(spec, sizes)
+            if list(returned[name].shape) != shape or returned[name].dtype != np.dtype(spec.dtype):
                 raise UsageError(
-                    f"cases: gives {name} as {given[name].dtype} {list(given[name].shape)} at {dict(sizes)}; "
-                    f"params.yaml declares {spec.dtype} {list(shape)}"
+                    f"cases: returns {name} as {returned[name].dtype} {list(returned[name].shape)} at {dict(sizes)}; "
+                    f"params.yaml declares {spec.dtype} {shape}"
                 )
-        return {key: given[key] for key in self.inputs}
+        return {key: returned[key] for key in self.inputs}
 
 
 def all_cases(
@@ -103,19 +133,28 @@ def all_cases(
     samples: Mapping[str, Array] | None = None,
     limit: int = 64,
 ) -> Iterator[Case]:
-    """Every case of a model, the probes last, each independent of those before it.
+    """Generate every case of a model, the probes last. No case depends on those before it.
 
-    `draws` normal and as many uniform draws over the typical sizes (at least one normal draw a size), one at each
-    corner of the declared sizes, fills at prime sizes, `limit` real samples, and these negated and scaled.
+    There are normal and uniform draws at typical sizes (at least one normal draw per size), a draw at each corner of
+    the declared sizes, real samples, the first of them negated and scaled, special values at prime sizes, and probes.
+
+    Args:
+        inputs: The declared inputs.
+        dims: The declared dimensions.
+        draws: Number of normal and of uniform draws.
+        seed: The model's seed.
+        custom: The function that `cases` names in params.yaml.
+        samples: Real samples by input name, on the first axis.
+        limit: Largest number of real samples to use.
     """
     source = Source(inputs, custom)
     typical = typical_sizes(dims)
     prime = prime_sizes(dims)
-    for i in range(max(draws, len(typical))):
-        yield _drawn(source, f"normal{i}", typical[i % len(typical)], seed)
+    for number in range(max(draws, len(typical))):
+        yield _drawn(source, f"normal{number}", typical[number % len(typical)], seed)
     if any(spec.is_float for spec in inputs.values()):
-        for i in range(draws):
-            yield _drawn(source, f"uniform{i}", typical[i % len(typical)], seed, "uniform")
+        for number in range(draws):
+            yield _drawn(source, f"uniform{number}", typical[number % len(typical)], seed, "uniform")
     for label, sizes in corner_sizes(dims):
         yield _drawn(source, label, sizes, seed)
     if samples is not None:
@@ -123,19 +162,22 @@ def all_cases(
     probes = []
     for label, fits, fill in _FILLS:
         if any(fits(spec) for spec in inputs.values()):
-            # A model's own `cases` say how its inputs hang together; an integer that is set alone may break that.
-            probe = custom is not None and fits is not _is_float
-            made = _filled(source, label, prime, seed, fits, fill, probe)
-            if probe:
-                probes.append(made)
+            # A model's own `cases` may relate its inputs to each other, and changing one integer may break that.
+            is_probe = custom is not None and fits is not _is_float
+            case = _filled(source, label, prime, seed, fits, fill, is_probe)
+            if is_probe:
+                probes.append(case)
             else:
-                yield made
+                yield case
     yield from probes
     yield from _probes(source, dims, prime, seed)
 
 
 def jittered(case: Case) -> Tensors:
-    """The inputs of a case with every float moved by about a millionth: what no answer may depend on."""
+    """The inputs of a case with every float changed by up to 1e-6 of itself plus 1e-7.
+
+    A stable answer does not depend on such a change.
+    """
     rng = np.random.default_rng(case.seed)
     moved = {}
     for name, value in case.inputs.items():
@@ -147,7 +189,11 @@ def jittered(case: Case) -> Tensors:
 def shaken(case: Case, seed: int) -> Tensors:
     """The inputs of a case with every float moved by one unit in the last place, up or down at random.
 
-    Whole numbers stay. They may be categories or counts, and the next float would be another category.
+    Whole numbers stay the same. They may be categories or counts, and the next float would mean another category.
+
+    Args:
+        case: The case.
+        seed: Seed of the random directions, combined with the case's own seed.
     """
     rng = np.random.default_rng([case.seed, seed])
     moved = {}
@@ -157,22 +203,27 @@ def shaken(case: Case, seed: int) -> Tensors:
 
 
 def resized(inputs: Mapping[str, Input], samples: Mapping[str, Array], sizes: Mapping[str, int]) -> Tensors:
-    """Real samples cut, or repeated, to other sizes: what the original should take if it takes these sizes at all."""
-    made = {}
+    """Cut or repeat real samples to other sizes; the original should accept these if it accepts the sizes.
+
+    Args:
+        inputs: The declared inputs.
+        samples: Real samples by input name, on the first axis.
+        sizes: Size of each named dimension.
+    """
+    found = {}
     for name, spec in inputs.items():
         value = samples[name]
-        for axis, size in enumerate(spec.shape):
-            wanted = sizes[size] if isinstance(size, str) else size
-            value = np.take(value, np.arange(wanted) % max(1, value.shape[axis]), axis=axis)
-        made[name] = value
-    return made
+        for axis, size in enumerate(_shape(spec, sizes)):
+            value = np.take(value, np.arange(size) % max(1, value.shape[axis]), axis=axis)
+        found[name] = value
+    return found
 
 
 def find(cases: Iterable[Case], name: str) -> Case:
-    """The case of this name.
+    """Find the case of this name.
 
     Raises:
-        UsageError: there is none.
+        UsageError: There is none.
     """
     names = []
     for case in cases:
@@ -185,8 +236,16 @@ def find(cases: Iterable[Case], name: str) -> Case:
 def sample_cases(
     inputs: Mapping[str, Input], dims: Mapping[str, Dim], samples: Mapping[str, Array], limit: int
 ) -> Iterator[Case]:
-    """Real samples, `limit` at most, in batches as large as the first dimension may be; the first batch again with
-    its floats negated, ten times as large and a tenth as large."""
+    """Generate cases of real samples, in batches of the largest size that the first dimension allows.
+
+    The first batch is repeated with its floats negated, multiplied by 10 and by 0.1.
+
+    Args:
+        inputs: The declared inputs.
+        dims: The declared dimensions.
+        samples: Real samples by input name, on the first axis.
+        limit: Largest number of samples to use.
+    """
     first = next(iter(inputs.values())).shape[0]
     least, step = (dims[first].min, dims[first].max) if isinstance(first, str) else (first, first)
     count = min(limit, len(next(iter(samples.values()))))
@@ -194,7 +253,7 @@ def sample_cases(
         batch = {name: samples[name][start : min(start + step, count)] for name in inputs}
         size = len(next(iter(batch.values())))
         if size < least:
-            return  # a remainder that is no batch
+            return  # the remainder is too small for a batch
         sizes = _sizes(inputs, batch)
         yield Case(f"samples{start}@{size}", 0, sizes, batch, made_up=False)
         if start == 0 and any(spec.is_float for spec in inputs.values()):
@@ -206,17 +265,21 @@ def sample_cases(
                 yield Case(f"{label}@{size}", 0, sizes, scaled)
 
 
+def _shape(spec: Input, sizes: Mapping[str, int]) -> list[int]:
+    return [sizes[axis] if isinstance(axis, str) else axis for axis in spec.shape]
+
+
 def _drawn(source: Source, label: str, sizes: Sizes, seed: int, how: str = "normal", probe: bool = False) -> Case:
     name = f"{label}@{size_key(sizes)}"
-    own = zlib.crc32(f"{seed}/{name}".encode())
-    tensors = source.tensors(sizes, np.random.default_rng(own), how)
-    return Case(name, own, dict(sizes), tensors, probe, made_up=source.custom is None)
+    case_seed = zlib.crc32(f"{seed}/{name}".encode())
+    tensors = source.tensors(sizes, np.random.default_rng(case_seed), how)
+    return Case(name, case_seed, dict(sizes), tensors, probe, made_up=source.custom is None)
 
 
 def _filled(
     source: Source, label: str, sizes: Sizes, seed: int, fits: Callable[[Input], bool], fill: Fill, probe: bool
 ) -> Case:
-    """A draw in which every input that fits is filled."""
+    """A random case in which `fill` replaces every input that `fits`."""
     case = replace(_drawn(source, label, sizes, seed, probe=probe), degenerate=fits is _is_float, made_up=True)
     rng = np.random.default_rng(case.seed + 1)
     for name, spec in source.inputs.items():
@@ -227,7 +290,7 @@ def _filled(
 
 
 def _probes(source: Source, dims: Mapping[str, Dim], prime: Sizes, seed: int) -> Iterator[Case]:
-    """What was not declared: a NaN, an infinity, and, last, for it may take the process down, an empty batch."""
+    """Undeclared inputs: a NaN, an infinity and, last because it may end the process, an empty batch."""
     if any(spec.is_float for spec in source.inputs.values()):
         for label, value in (("nan", np.nan), ("infinity", np.inf)):
             case = _drawn(source, label, prime, seed, probe=True)
@@ -261,7 +324,7 @@ def _end(index: int) -> Fill:
 
 
 def _span(spec: Input, drawn: Array, rng: np.random.Generator) -> Array:
-    """The whole range, both ends included, in random order."""
+    """Values over the whole range, including both ends, in random order."""
     assert spec.range is not None
     values = np.round(np.linspace(spec.range[0], spec.range[1], drawn.size)).astype(np.int64)
     if drawn.size == 1:
@@ -270,15 +333,14 @@ def _span(spec: Input, drawn: Array, rng: np.random.Generator) -> Array:
 
 
 def _ragged(spec: Input, drawn: Array, rng: np.random.Generator) -> Array:
-    """On from the start of each row to somewhere in it, as padding leaves it; on and off in turn where that is all of
-    one length."""
+    """A mask of padded rows: on up to a random length, then off. Alternating if all rows have the full length."""
     length = drawn.shape[-1]
     lengths = rng.integers(1, length, size=(*drawn.shape[:-1], 1), endpoint=True) if length else np.zeros(1)
     rows = np.arange(length) < lengths
     return rows if not rows.all() else np.arange(drawn.size).reshape(drawn.shape) % 2 == 0
 
 
-# Labels, which inputs they fill, and with what. Inputs that do not fit keep their draw.
+# (label, which inputs are filled, with what). Other inputs keep their random values.
 _FILLS: list[tuple[str, Callable[[Input], bool], Fill]] = [
     ("zeros", _is_float, _constant(0.0)),
     ("ones", _is_float, _constant(1.0)),
@@ -296,7 +358,7 @@ _FILLS: list[tuple[str, Callable[[Input], bool], Fill]] = [
 
 
 def _within(spec: Input, values: Array) -> Array:
-    """Clipped to the declared range, where a float has one."""
+    """Clip floats to the declared range, if there is one."""
     if spec.range is None or not spec.is_float:
         return values
     return np.clip(values, *spec.range).astype(values.dtype)

@@ -1,4 +1,4 @@
-"""Feeds the same cases to a model and to its reference, and judges what comes back."""
+"""Runs the same cases through a model and its reference, and compares the outputs."""
 
 from __future__ import annotations
 
@@ -23,35 +23,35 @@ from onward.stages.workers.worker import FailureKind, Tensors, Worker, WorkerFai
 Answers = dict[str, npt.NDArray[Any]]
 
 
-# How often the original is asked again with weights and inputs moved by one unit in the last place.
+# Number of runs of the original with weights and inputs moved by one unit in the last place.
 SHAKES = 4
-# A float64 reference is not believed where rounding does not explain its distance from float32 in so large a share of
-# an output: a few elements may stand where a comparison or a rounding falls either way.
+# A float64 reference is discarded if rounding does not explain its distance from float32 in more than this share of an
+# output's elements. A few elements may be at a threshold, where a comparison or a rounding can go either way.
 UNBELIEVED = 0.01
-# Within these (relative, absolute) two answers are the same, whatever rounding explains: the default tolerance.
+# Within this (relative, absolute) tolerance, which is the default one, answers count as equal.
 _SAME = Tolerance().rtol, Tolerance().atol
-# The case of all dimensions at their largest, where it has so many times the elements of any other, takes as long as
-# all others together. Its answers are compared like any other's; what needs it many times leaves it out.
+# The case with all dimensions at their maximum counts as much larger than the others from this ratio of elements on.
+# It then takes as long as all others together. It is compared once, but left out of repeated runs.
 LARGEST, TOWERING = "maximum@", 2
-# Answers of more elements than that are not asked for again: their spread would take longer than all other cases.
+# No spread is computed for cases whose outputs have more elements in all; it would take longer than all other cases.
 MOST_ELEMENTS = 2**22
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What the reference answers to a case, or why it has no answer.
+    """The reference's answer to a case, or why there is none.
 
     Attributes:
-        case: what was asked.
-        outputs: the answers.
-        truth: the same in float64, where that can be had and believed.
-        spread: how far each element moves when weights and inputs move by one unit in the last place (root mean
-            square over SHAKES runs): what float32 cannot tell of it.
-        failure: why there is no answer.
-        steady: whether the answer stays the same when the inputs move by a millionth, which the order of equal values
-            does not. No model is held to an answer that does not.
-        refused: whether the reference refuses the values of a made-up case, and takes real ones of the same sizes.
-        unbelieved: outputs whose float64 answer was thrown away: largest distance from float32.
+        case: The case.
+        outputs: The reference's outputs by name.
+        truth: The same in float64, where it exists and is plausible.
+        spread: Change of each element when weights and inputs move by one unit in the last place (root mean square
+            over SHAKES runs). It estimates the element's rounding error in float32.
+        failure: Why there is no answer.
+        steady: Whether the answer stays the same when the inputs change by a millionth. The order of equal values
+            does not. Models are not judged by an unsteady answer.
+        refused: Whether the reference refuses the generated values of a case, but accepts real ones of the same sizes.
+        unbelieved: Outputs whose float64 result was discarded, with its largest distance from float32.
     """
 
     case: Case
@@ -65,33 +65,36 @@ class Expected:
 
     @property
     def probe(self) -> bool:
-        """Whether the case informs only."""
+        """Whether the case informs only and fails no model."""
         return self.case.probe or not self.steady or self.refused
 
 
 class Reference(Protocol):
-    """Whatever answers as the original does."""
+    """Anything that computes what the original does."""
 
     def run(self, inputs: Tensors) -> Answers:
-        """Outputs."""
+        """Outputs by name."""
 
     def answer(self, inputs: Tensors) -> tuple[Answers, Answers]:
-        """Outputs, and the same in float64 (empty where there is none)."""
+        """Outputs by name, and the same in float64 (empty if not supported)."""
 
     def shake(self, seed: int | None) -> bool:
-        """Move every weight by one unit in the last place from now on, or back with None; whether that can be done."""
+        """Move every weight by one unit in the last place, or back with None; False if not supported."""
 
 
 def answers(
     reference: Reference, cases: Iterable[Case], real: Callable[[Case], Tensors | None] = lambda case: None
 ) -> list[Expected]:
-    """The reference's outputs, case by case; where it has none, why.
+    """Run the reference on all cases.
 
     Args:
-        reference: the original.
-        cases: what it is asked.
-        real: real inputs of a case's sizes, or None. They tell whether the reference refuses a case's sizes, which it
-            was declared to take, or its made-up values.
+        reference: The original.
+        cases: The cases.
+        real: Returns real inputs of a case's sizes, or None. They show whether the reference refuses a case for its
+            generated values, or for its sizes, which params.yaml declares as valid.
+
+    Returns:
+        The answer to each case, or why there is none.
     """
     found = []
     for case in cases:
@@ -116,9 +119,9 @@ def _takes(reference: Reference, inputs: Tensors | None) -> bool:
 
 
 def _with_spread(reference: Reference, expected: list[Expected]) -> list[Expected]:
-    """The same with the spread of every answer but the largest ones, where the reference can be shaken."""
+    """Add the spread of every answer except the largest ones, if the reference supports it."""
     squares: list[Answers] = [{} for _ in expected]
-    asked = {
+    repeated = {
         item.case.name
         for item in without_the_largest(expected)
         if item.failure is None and not item.probe and _elements(item) <= MOST_ELEMENTS
@@ -128,9 +131,9 @@ def _with_spread(reference: Reference, expected: list[Expected]) -> list[Expecte
             if not reference.shake(seed):
                 return expected
             for item, sums in zip(expected, squares, strict=True):
-                if item.case.name in asked:
+                if item.case.name in repeated:
                     _add_squares(sums, item, reference, seed)
-    except WorkerFailure:  # the shaken model does not load: the exact one does, and is what counts
+    except WorkerFailure:  # the perturbed model does not load; the exact one does, so only the spread is missing
         return expected
     finally:
         reference.shake(None)
@@ -145,7 +148,7 @@ def _elements(item: Expected) -> int:
 
 
 def _add_squares(sums: Answers, item: Expected, reference: Reference, seed: int) -> None:
-    """Add to `sums` by how much a shaken reference's answers differ, squared. What is not finite adds nothing."""
+    """Add to `sums` the squared change of each element in one perturbed run. Changes that are not finite add 0."""
     try:
         moved = reference.run(shaken(item.case, seed))
     except WorkerFailure:
@@ -156,14 +159,14 @@ def _add_squares(sums: Answers, item: Expected, reference: Reference, seed: int)
 
 
 def _believed(item: Expected) -> Expected:
-    """The same without float64 answers that float32 arithmetic cannot explain."""
+    """Discard float64 outputs whose distance from float32 exceeds rounding in too many elements."""
     unbelieved = {}
     for name, value in item.truth.items():
         wanted = item.outputs[name]
         if wanted.dtype.kind != "f" or wanted.shape != value.shape or item.probe or not wanted.size:
             continue
         odd = unexplained(wanted, value.astype(np.float64), item.spread.get(name))
-        odd &= ~np.isclose(value, wanted, *_SAME)  # what no comparison would fail needs no explanation
+        odd &= ~np.isclose(value, wanted, *_SAME)  # such small differences fail no comparison
         if odd.mean() > UNBELIEVED:
             unbelieved[name] = float(np.abs(wanted[odd] - value[odd]).max())
     truth = {name: value for name, value in item.truth.items() if name not in unbelieved}
@@ -171,18 +174,18 @@ def _believed(item: Expected) -> Expected:
 
 
 def without_the_largest(expected: list[Expected]) -> list[Expected]:
-    """All cases, except for that of the largest sizes where it towers over the others."""
+    """Leave out the case of the largest sizes if it is much larger than the others."""
 
     def elements(item: Expected) -> int:
         return math.prod(item.case.sizes.values())
 
     others = [item for item in expected if not item.case.name.startswith(LARGEST)]
-    largest, next_one = (max(map(elements, items), default=0) for items in (expected, others))
-    return others if largest > TOWERING * next_one else expected
+    largest, second = (max(map(elements, items), default=0) for items in (expected, others))
+    return others if largest > TOWERING * second else expected
 
 
 def findings(expected: Iterable[Expected]) -> list[str]:
-    """What is odd about a reference, in words: float64 answers that were thrown away, and made-up inputs it refuses."""
+    """Describe discarded float64 results, and generated inputs that the original refuses."""
     found = []
     expected = list(expected)
     worst: dict[str, list[tuple[float, str]]] = {}
@@ -198,9 +201,9 @@ def findings(expected: Iterable[Expected]) -> list[str]:
     refused = [item for item in expected if item.refused]
     if refused and refused[0].failure is not None:
         found.append(
-            f"the original refuses the made-up values of {len(refused)} of {len(expected)} cases, so that these fail "
-            f"nothing ({refused[0].case.name}: {refused[0].failure.reason[:200]}); say which values are valid: `range` "
-            "of the input, or `cases`"
+            f"the original refuses the generated values of {len(refused)} of {len(expected)} cases, so these cases "
+            f"fail no model ({refused[0].case.name}: {refused[0].failure.reason[:200]}); declare which values are "
+            "valid: with `range` of the input, or with `cases`"
         )
     return found
 
@@ -210,7 +213,18 @@ def _steady(outputs: Tensors, moved: Tensors) -> bool:
 
 
 def check(candidate: Worker, expected: Iterable[Expected], tolerance: Tolerance) -> list[CaseResult]:
-    """One result a case. A case that takes the worker down is a verdict; the remaining ones still run."""
+    """Run a model on all cases and compare its outputs with the reference's.
+
+    If a case ends the worker, that is its verdict, and the remaining cases still run.
+
+    Args:
+        candidate: The worker of the model.
+        expected: The reference's answers.
+        tolerance: Tolerances of the outputs.
+
+    Returns:
+        One result per case.
+    """
     results = []
     for item in expected:
         case = item.case
@@ -222,11 +236,11 @@ def check(candidate: Worker, expected: Iterable[Expected], tolerance: Tolerance)
         except WorkerFailure as failure:
             reason = f"case {case.name}: {failure.reason}"
             if item.failure is not None:
-                reason += f"; the reference neither: {item.failure.reason}"
+                reason += f"; the reference fails, too: {item.failure.reason}"
             results.append(_result(item, failure.kind, reason, signal=failure.signal))
             continue
         if item.failure is not None:
-            reason = f"the model answers; the reference does not: {item.failure.reason}"
+            reason = f"the model returns outputs, but the reference fails: {item.failure.reason}"
             results.append(_result(item, item.failure.kind, reason, signal=item.failure.signal))
             continue
         outputs = compare_outputs(item.outputs, got, tolerance, item.truth, item.spread)
@@ -242,37 +256,50 @@ def compare_outputs(
     truth: Tensors | None = None,
     spread: Tensors | None = None,
 ) -> list[OutputComparison]:
-    """Every output of the reference against the one of the same name."""
+    """Compare every output of the reference with the model's output of the same name.
+
+    Args:
+        reference: The reference's outputs.
+        got: The model's outputs.
+        tolerance: Tolerances of the outputs.
+        truth: The reference's outputs in float64.
+        spread: As `Expected.spread`.
+    """
     truth, spread = truth or {}, spread or {}
     return [
         compare(name, np.asarray(value), np.asarray(got[name]), *tolerance.of(name), truth.get(name), spread.get(name))
         if name in got
-        else OutputComparison(output=name, verdict="missing output", reason="the model gives no such output")
+        else OutputComparison(output=name, verdict="missing output", reason="the model returns no output of this name")
         for name, value in reference.items()
     ]
 
 
 def misdeclared(expected: Iterable[Expected], outputs: Mapping[str, Output]) -> str:
-    """Where the reference's own answers have another shape than params.yaml declares; empty where they have not."""
+    """Describe the first reference output whose shape differs from params.yaml; empty if there is none.
+
+    Args:
+        expected: The reference's answers.
+        outputs: The declared outputs.
+    """
     for item in expected:
         for name, value in item.outputs.items():
             spec = outputs[name]
             wanted = [item.case.sizes.get(axis, axis) if isinstance(axis, str) else axis for axis in spec.shape]
             if not item.case.probe and list(value.shape) != wanted:
                 return (
-                    f"the original gives {name} the shape {list(value.shape)} in case {item.case.name}; "
-                    f"params.yaml declares {list(spec.shape)}: a dimension is frozen in its code, or misdeclared"
+                    f"the original returns {name} with the shape {list(value.shape)} in case {item.case.name}; "
+                    f"params.yaml declares {list(spec.shape)}: its code fixes a dimension, or the declaration is wrong"
                 )
     return ""
 
 
 def crashed(results: Iterable[CaseResult]) -> list[CaseResult]:
-    """The cases to which the model gave no answer at all, probes aside."""
+    """The cases, except probes, for which the model returned no outputs."""
     return [result for result in results if result.failed and result.verdict in CRASHES]
 
 
 def sentence(results: Iterable[CaseResult]) -> str:
-    """What failed, in words; empty when nothing did."""
+    """Summarise the failed cases in one sentence; empty if none failed. Probes do not count."""
     results = [result for result in results if not result.probe]
     failed = [result for result in results if result.failed]
     if not failed:
@@ -283,7 +310,8 @@ def sentence(results: Iterable[CaseResult]) -> str:
         key=lambda output: output["out_abs"],
         default={},
     )
-    detail = first.reason or next((o.reason for o in first.outputs if o.verdict != "ok" and o.reason), "")
+    output_reasons = (output.reason for output in first.outputs if output.verdict != "ok" and output.reason)
+    detail = first.reason or next(output_reasons, "")
     text = f"{len(failed)} of {len(results)} cases failed; {first.case}: {first.verdict}"
     if detail:
         text += f" ({detail})"
@@ -296,7 +324,7 @@ def sentence(results: Iterable[CaseResult]) -> str:
 
 
 def save_answers(expected: Iterable[Expected], path: Path) -> None:
-    """Write what the reference answers, so that later stages need not ask it again."""
+    """Write the reference's answers to an .npz file, so that later stages need not run the reference again."""
     arrays: dict[str, Any] = {}
     about = []
     for number, item in enumerate(expected):
@@ -321,10 +349,14 @@ def save_answers(expected: Iterable[Expected], path: Path) -> None:
 
 
 def recall(path: Path, cases: Iterable[Case]) -> list[Expected]:
-    """What `save_answers` wrote of these cases.
+    """Read the answers that `save_answers` wrote.
+
+    Args:
+        path: The file.
+        cases: The same cases, in the same order.
 
     Raises:
-        NotReady: the file is missing, or is of other cases.
+        NotReady: The file is missing, or belongs to other cases.
     """
     try:
         file = npz.arrays(path)
@@ -332,17 +364,19 @@ def recall(path: Path, cases: Iterable[Case]) -> list[Expected]:
         found = []
         for number, (case, entry) in enumerate(zip(cases, about, strict=True)):
             if entry["case"] != case.name:
-                raise ValueError(f"{entry['case']} stands for {case.name}")
+                raise ValueError(f"it contains {entry['case']} instead of {case.name}")
             failure: tuple[FailureKind, str, str] | None = entry["failure"]
             outputs, truth, spread = (
                 {name: file[f"{number}.{kind}.{position}"] for position, name in enumerate(entry[kind])}
                 for kind in ("outputs", "truth", "spread")
             )
-            ended = WorkerFailure(*failure) if failure else None
-            found.append(Expected(case, outputs, truth, spread, ended, entry["steady"], entry["refused"]))
+            why = WorkerFailure(*failure) if failure else None
+            found.append(Expected(case, outputs, truth, spread, why, entry["steady"], entry["refused"]))
         return found
     except (FileNotFoundError, ValueError) as error:
-        raise NotReady(f"{path.name}: is not of these cases ({error}): run `onward stage verify` again") from None
+        raise NotReady(
+            f"{path.name}: does not belong to these cases ({error}): run `onward stage verify` again"
+        ) from None
 
 
 def _result(

@@ -1,4 +1,4 @@
-"""How near: one output against its reference, as numbers and a verdict."""
+"""Compares one output with its reference, and gives figures and a verdict."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from onward.registry.evidence.similarity import agreement, cosine, signal_to_noi
 
 Array = npt.NDArray[Any]
 
-# How many times an element's own rounding error, or its unit in the last place, is still rounding: another order of
-# summation costs a small multiple of either, a wrong weight or operator far more.
+# A difference counts as rounding up to this multiple of the element's own rounding error, or of its unit in the last
+# place (ulp). Another order of summation costs a small multiple of either, a wrong weight or operator far more.
 ROUNDING = 10.0
-# How many times the spread of an element, over runs in which every weight and input moves by one unit in the last
-# place, is still rounding (docs/decisions/0046). The spread is a root mean square of few runs (check.SHAKES): with
-# four, it is under a fiftieth of its expectation with a probability of 3e-7. Weights rounded to TF32 move by 2 ** 12.
+# A difference counts as rounding up to this multiple of the element's spread over runs in which every weight and input
+# moves by one ulp (docs/decisions/0046). The spread is the root mean square of check.SHAKES runs. With four, it is
+# under 1/50 of its expectation with a probability of 3e-7. Rounding weights to TF32 moves them by up to 2^12 ulps.
 SPREAD = 100.0
 
 
@@ -32,30 +32,30 @@ def compare(
 ) -> OutputComparison:
     """Compare `got` with `reference` element by element, in float64.
 
-    An element is out of tolerance where |got - reference| > atol + rtol * |reference| (numpy.allclose's rule, with
-    the reference on the right) and its own rounding does not explain the difference (`_allowance`). Only the element
-    itself decides: what else stands in the output changes nothing. NaN and infinity must stand in the same places,
-    infinity with the same sign. Integers and booleans must be equal: a class that changed is not "nearly" right.
+    An element is out of tolerance if |got - reference| > atol + rtol * |reference| (the rule of numpy.allclose) and
+    its own rounding error does not explain the difference (`_allowance`). The other elements of the output do not
+    matter. NaN and infinity must be at the same places, infinity with the same sign. Integers and booleans must be
+    equal, because a class that changed is wrong, however near its number is.
 
     Args:
-        name: the output's name.
-        reference: what the original answers, of any shape.
-        got: what is compared with it.
-        rtol: relative tolerance.
-        atol: absolute tolerance, in the output's unit.
-        truth: the reference computed in float64. An integer that float64 decides otherwise, and a value that
-            overflowed in the reference alone, are not judged.
-        spread: how far each element of the reference moves when weights and inputs move by one unit in the last place
-            (root mean square, the reference's shape). An integer that moves is not judged.
+        name: Name of the output.
+        reference: The original's output, of any shape.
+        got: The output to compare, which must have the same shape and dtype.
+        rtol: Relative tolerance.
+        atol: Absolute tolerance, in the output's unit.
+        truth: The reference computed in float64. Integers that differ in float64, and values that overflow in the
+            reference but not in float64, are not judged.
+        spread: Change of each element of the reference when weights and inputs move by one ulp (root mean square, in
+            the reference's shape). Integers that change are not judged.
 
     Returns:
-        figures and a verdict.
+        The figures and the verdict.
     """
     if got.dtype != reference.dtype:
         return _mismatch(name, "dtype mismatch", f"{got.dtype} instead of {reference.dtype}")
     if got.shape != reference.shape:
         return _mismatch(name, "shape mismatch", f"{list(got.shape)} instead of {list(reference.shape)}")
-    # What float64 answers in another shape says nothing of these elements.
+    # A float64 result of another shape does not correspond to these elements.
     truth = None if truth is None or truth.shape != reference.shape else truth.astype(np.float64)
     spread = None if spread is None or spread.shape != reference.shape else spread.astype(np.float64)
     if reference.dtype.kind not in "fiub":
@@ -76,11 +76,11 @@ def compare(
             output=name,
             verdict="NaN mismatch",
             share_out=float(np.mean(~close[judged])),
-            reason="NaN or infinity does not stand where the reference has it",
+            reason="NaN or infinity is not at the same places as in the reference",
         )
     plain = judged & finite & np.isfinite(actual)
     difference = np.abs(actual[plain] - wanted[plain])
-    # Integers not by their difference: a float64 holds no large int64.
+    # Integers are compared for equality, because float64 cannot represent large int64 exactly.
     out = difference > atol + rtol * np.abs(wanted[plain]) if is_float else reference[plain] != got[plain]
     error = reference_error = None
     if is_float and (truth is not None or spread is not None):
@@ -91,7 +91,7 @@ def compare(
             error = _largest(np.abs(actual[known] - truth[known]))
             reference_error = _largest(np.abs(wanted[known] - truth[known]))
     share = float(out.sum() / reference.size) if reference.size else 0.0
-    # Relative to the reference, where that is no smaller than atol: below, the ratio says nothing.
+    # Relative to the reference, or to atol if that is larger: the ratio to a value near 0 is meaningless.
     scale = np.maximum(np.abs(wanted[plain]), max(atol, np.finfo(np.float64).tiny))
     return OutputComparison(
         output=name,
@@ -111,40 +111,51 @@ def compare(
 
 
 def squared_change(one: Array, other: Array) -> Array:
-    """The square of the difference of each element, in float64; zero where that is not finite."""
+    """Squared difference of each element, in float64; 0 where it is not finite.
+
+    Args:
+        one: An array.
+        other: An array of the same shape.
+    """
     with np.errstate(invalid="ignore", over="ignore"):
         square = np.square(one.astype(np.float64) - other.astype(np.float64))
     return np.where(np.isfinite(square), square, 0)
 
 
 def unexplained(reference: Array, truth: Array, spread: Array | None) -> Array:
-    """Where the reference in float64 differs from the reference by more than its own arithmetic can explain.
+    """Find elements whose float64 result differs from the reference by more than rounding explains.
 
-    Without a spread, what is relative to the element alone counts: a tenth of it, which no float keeps so badly unless
-    it is what cancellation leaves.
+    The limit is SPREAD times the spread plus ROUNDING ulps. Without a spread, it is a tenth of the element; rounding
+    alone exceeds that only after cancellation.
 
     Args:
-        reference: a float output of the original.
-        truth: the same in float64, of the same shape.
-        spread: as `compare` takes it.
+        reference: A float output of the original.
+        truth: The same in float64, of the same shape.
+        spread: As for `compare`.
 
     Returns:
-        a boolean for each element; False where either is not finite.
+        A boolean per element; False where either value is not finite.
     """
     wanted = reference.astype(np.float64)
     with np.errstate(invalid="ignore"):
-        own = np.abs(wanted - truth)
+        error = np.abs(wanted - truth)
         if spread is None:
-            return np.asarray(np.isfinite(own) & (own > 0.1 * np.maximum(np.abs(wanted), np.abs(truth))))
-        return np.asarray(np.isfinite(own) & (own > SPREAD * spread + ROUNDING * _ulp(reference)))
+            return np.asarray(np.isfinite(error) & (error > 0.1 * np.maximum(np.abs(wanted), np.abs(truth))))
+        return np.asarray(np.isfinite(error) & (error > SPREAD * spread + ROUNDING * _ulp(reference)))
+
+
+def magnitude(values: Array) -> float:
+    """The largest finite absolute value; 0 if there is none, or if the values are not numbers."""
+    if values.dtype.kind not in "fiub":
+        return 0.0
+    return float(np.abs(values[np.isfinite(values)].astype(np.float64)).max(initial=0.0))
 
 
 def _allowance(reference: Array, truth: Array | None, spread: Array | None) -> tuple[Array, Array]:
-    """(what an answer is compared with, how far from it rounding may take it), element by element.
+    """(centre, largest distance from it that counts as rounding), per element.
 
-    The first is float64's answer where that is to be believed, else the reference itself. The second is the largest of
-    ROUNDING times the element's distance between float32 and float64, ROUNDING times its unit in the last place, and
-    SPREAD times its spread.
+    The centre is the float64 result if it is plausible (`unexplained`), else the reference. The distance is the largest
+    of ROUNDING times the element's error in float32, ROUNDING ulps, and SPREAD times its spread.
     """
     centre, allowance = reference.astype(np.float64), ROUNDING * _ulp(reference)
     if spread is not None:
@@ -153,14 +164,14 @@ def _allowance(reference: Array, truth: Array | None, spread: Array | None) -> t
         known = np.isfinite(truth) & np.isfinite(centre)
         if spread is not None:
             known &= ~unexplained(reference, truth, spread)
-        own = np.zeros(reference.shape)
-        own[known] = np.abs(centre[known] - truth[known])
-        centre, allowance = np.where(known, truth, centre), np.maximum(allowance, ROUNDING * own)
+        error = np.zeros(reference.shape)
+        error[known] = np.abs(centre[known] - truth[known])
+        centre, allowance = np.where(known, truth, centre), np.maximum(allowance, ROUNDING * error)
     return centre, allowance
 
 
 def _ulp(values: Array) -> Array:
-    """The distance to the next representable number, in float64; zero where a value is not finite."""
+    """The distance to the next representable number, as float64; 0 where a value is not finite."""
     finite = np.isfinite(values)
     return np.where(finite, np.abs(np.spacing(np.where(finite, values, 0))), 0).astype(np.float64)
 
@@ -170,7 +181,7 @@ def _largest(values: Array) -> float | None:
 
 
 def _ulps(reference: Array, got: Array) -> int | None:
-    """The largest number of representable values between two, counted over the bits as signed integers in order."""
+    """The largest distance in representable values, counted with the bits read as ordered signed integers."""
     if reference.dtype.kind != "f" or reference.size == 0:
         return None
     kind = np.dtype(f"i{reference.dtype.itemsize}")
@@ -178,13 +189,14 @@ def _ulps(reference: Array, got: Array) -> int | None:
 
     def ordered(values: Array) -> Array:
         bits = np.ascontiguousarray(values).view(kind)
-        # Negative floats count downwards from minus zero; in Python integers, for the distance may need 65 bits.
+        # Negative floats count downwards from minus zero.
         return np.where(bits < 0, lowest - bits, bits)
 
     one, other = ordered(reference), ordered(got)
     if kind.itemsize < 8:
         return int(np.abs(one.astype(np.int64) - other.astype(np.int64)).max())
-    return max(abs(int(a) - int(b)) for a, b in zip(one.tolist(), other.tolist(), strict=True))
+    # Python integers, because the distance of two float64 may need 65 bits.
+    return max(abs(int(first) - int(second)) for first, second in zip(one.tolist(), other.tolist(), strict=True))
 
 
 def _mismatch(name: str, verdict: CaseVerdict, reason: str) -> OutputComparison:

@@ -1,4 +1,4 @@
-"""Runs a model over a whole set of samples, and judges its answers by the model's own measure."""
+"""Runs a model over a set of samples, and judges its outputs by the model's own measure and by their kinds."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BATCH = 64
 
 
 def batch_size(settings: ModelParams, most: int = BATCH) -> int:
-    """Samples to feed at once: the first dimension's size where that is fixed, else `most` as far as `dims` allows."""
+    """Number of samples per batch: the first dimension's size if it is fixed, else `most`, limited by `dims`."""
     first = next(iter(settings.inputs.values())).shape[0]
     if isinstance(first, int):
         return first
@@ -31,18 +31,25 @@ def batch_size(settings: ModelParams, most: int = BATCH) -> int:
 
 
 def batches(settings: ModelParams, samples: Arrays, most: int = BATCH) -> Iterator[dict[str, npt.NDArray[Any]]]:
-    """The inputs of all samples, in batches of sizes that `dims` allows. Of a remainder that is too small for a batch
-    nothing is fed.
+    """Split samples into batches of a size that `dims` allows. A remainder that is too small is left out.
+
+    Args:
+        settings: The model's settings.
+        samples: Arrays by input name, samples on the first axis.
+        most: Largest number of samples per batch.
+
+    Returns:
+        Arrays by input name, per batch.
 
     Raises:
-        UsageError: the samples do not fill one batch.
+        UsageError: The samples do not fill one batch.
     """
     first = next(iter(settings.inputs.values())).shape[0]
     size = batch_size(settings, most)
     least = size if isinstance(first, int) else settings.dims[first].min
     count = len(samples[next(iter(settings.inputs))])
     if count < max(1, least):
-        raise UsageError(f"{count} samples do not fill a batch: the first dimension is at least {max(1, least)}")
+        raise UsageError(f"{count} samples do not fill a batch: the first dimension must be at least {max(1, least)}")
     for start in range(0, count, size):
         if min(size, count - start) >= least:
             yield {name: samples[name][start : start + size] for name in settings.inputs}
@@ -51,7 +58,20 @@ def batches(settings: ModelParams, samples: Arrays, most: int = BATCH) -> Iterat
 def outputs_over(
     run: Callable[[Arrays], Arrays], settings: ModelParams, samples: Arrays, most: int = BATCH
 ) -> dict[str, npt.NDArray[Any]]:
-    """Outputs for all samples that fit in `batches`, stacked on the first axis."""
+    """Run a model over all samples that `batches` returns.
+
+    Args:
+        run: Computes the outputs of one batch.
+        settings: The model's settings.
+        samples: Arrays by input name, samples on the first axis.
+        most: Largest number of samples per batch.
+
+    Returns:
+        Outputs by name, samples on the first axis.
+
+    Raises:
+        UsageError: As `batches`.
+    """
     parts = [run(batch) for batch in batches(settings, samples, most)]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
@@ -59,40 +79,60 @@ def outputs_over(
 def quality_of(
     settings: ModelParams, outputs: Arrays, samples: Arrays, key: str = "", wanted: Arrays | None = None
 ) -> float | None:
-    """The model's own measure of its answers, higher is better: `quality` of the outputs and labels, or `fidelity` of
-    the reference's outputs and these; null where params.yaml names neither.
+    """Judge outputs by the model's own measure; higher is better.
+
+    The measure is `quality` of the outputs (and labels), or `fidelity` of the reference's outputs and these.
 
     Args:
-        settings: of the model.
-        outputs: the answers to judge, by name.
-        samples: the evaluation samples, with `label` where there is one.
-        key: the model's path in params.yaml.
-        wanted: the reference's answers, which `fidelity` compares with; without them, `quality` alone is asked.
+        settings: The model's settings.
+        outputs: The outputs to judge, by name.
+        samples: The evaluation samples, with `label` if there are labels.
+        key: The model's path in params.yaml.
+        wanted: The reference's outputs for `fidelity`; without them, only `quality` is used.
+
+    Returns:
+        The result; None if params.yaml names no measure.
 
     Raises:
-        UsageError: the measure does not import, or has another signature.
-        WorkerFailure: it raises, is no finite number, or needs labels where there are none.
+        UsageError: The measure has the wrong signature.
+        NotReady: The measure cannot be imported.
+        WorkerFailure: The measure raised, returned no finite number, or needs labels that do not exist.
     """
     if settings.quality is None and wanted is not None and settings.fidelity is not None:
-        before = {name: values[: len(outputs[name])] for name, values in wanted.items()}
-        return asked(settings.fidelity, f"{key}.fidelity", before, dict(outputs))
+        reference = {name: values[: len(outputs[name])] for name, values in wanted.items()}
+        return asked(settings.fidelity, f"{key}.fidelity", reference, dict(outputs))
     if settings.quality is None:
         return None
     return measure(settings, outputs, samples, key)
 
 
 def judged_by_quality(settings: ModelParams, wanted: Arrays, samples: Arrays, key: str) -> set[str]:
-    """The outputs that the model's own measure depends on: it changes when their answers are moved to other samples."""
+    """Find the outputs that the model's own measure depends on.
+
+    The measure depends on an output if it changes when the output's values are moved to other samples.
+
+    Args:
+        settings: The model's settings.
+        wanted: The reference's outputs by name.
+        samples: The evaluation samples.
+        key: The model's path in params.yaml.
+
+    Returns:
+        Names of outputs; empty if the model has no measure.
+
+    Raises:
+        UsageError, NotReady, WorkerFailure: As `quality_of`.
+    """
     exact = quality_of(settings, wanted, samples, key, wanted)
     if exact is None:
         return set()
     found = set()
     for name, values in wanted.items():
-        for shift in (1, 7):  # neighbours may have the same label
+        for shift in (1, 7):  # two shifts, because neighbouring samples may have the same label
             moved = {**wanted, name: np.roll(values, shift, axis=0)}
             try:
                 same = quality_of(settings, moved, samples, key, wanted) == exact
-            except WorkerFailure:  # such answers have no quality
+            except WorkerFailure:  # the measure refuses the moved values, so it depends on them
                 same = False
             if not same:
                 found.add(name)
@@ -100,8 +140,15 @@ def judged_by_quality(settings: ModelParams, wanted: Arrays, samples: Arrays, ke
 
 
 class Weighed(NamedTuple):
-    """What answers over the evaluation set are worth; the fields are those of
-    onward.registry.evidence.records.Variant."""
+    """Results over the evaluation set. The fields are those of onward.registry.evidence.records.Variant.
+
+    Attributes:
+        quality: Result of the model's own measure; None if it has none.
+        agreement: Share of samples with the original's top-1 answer, the lowest of all outputs that have one.
+        snr_db: Signal-to-noise ratio, in dB.
+        cosine: Cosine similarity of the worst sample.
+        fidelity: Loss of each output by the measure of its kind.
+    """
 
     quality: float | None
     agreement: float | None
@@ -118,20 +165,19 @@ def weigh(
     kinds: Sequence[OutputKind],
     key: str,
 ) -> Weighed:
-    """Run a model over the evaluation samples, and judge its answers by the model's own measure, and each output by the
-    original's answers and its kind.
+    """Run a model over the evaluation samples, and judge its outputs by the model's own measure and by their kinds.
 
     Args:
-        run: answers a batch.
-        settings: of the model.
-        samples: the evaluation samples.
-        wanted: the original's answers to them.
-        kinds: what each output is.
-        key: the model's path in params.yaml.
+        run: Computes the outputs of one batch.
+        settings: The model's settings.
+        samples: The evaluation samples.
+        wanted: The original's outputs for them.
+        kinds: The kind of each output.
+        key: The model's path in params.yaml.
 
     Raises:
-        UsageError: as quality_of and outputs_over.
-        WorkerFailure: a run came to nothing.
+        UsageError, NotReady: As `quality_of` and `outputs_over`.
+        WorkerFailure: A run or the measure failed.
     """
     got = outputs_over(run, settings, samples)
     near = fidelity(wanted, got)

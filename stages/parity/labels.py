@@ -1,7 +1,7 @@
-"""Asks a model's own measure, with or without labels, and refuses what says nothing.
+"""Calls a model's own measure, with or without labels, and rejects results that are not finite.
 
-`quality` in params.yaml is a function of (outputs by name, labels), or of the outputs alone: then it needs no labels.
-Its result is a finite number, higher is better.
+`quality` in params.yaml is a function of (outputs by name, labels), or of the outputs only, if it needs no labels.
+Its result is a finite number; higher is better.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from onward.stages.workers.worker import WorkerFailure
 Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]
 
-# One shuffle may leave a share as it was by chance: for 50 samples of two classes, in about one of ten. Five shuffles
-# all do so in about one of 100,000.
+# One shuffle can leave the quality unchanged by chance: for 50 samples of two classes, with a probability of about
+# 0.1. For five shuffles in a row it is about 1e-5.
 SHUFFLES = 5
 
 
 def takes_labels(function: Callable[..., Any], where: str) -> bool:
-    """Whether a quality function is one of (outputs, labels), and not of the outputs alone.
+    """Whether a quality function takes (outputs, labels), and not the outputs only.
 
     Args:
-        function: what `quality` names.
-        where: its path in params.yaml and its name, for messages.
+        function: The function that `quality` names.
+        where: Its path in params.yaml and its name, for messages.
 
     Raises:
-        UsageError: it can be called in neither way.
+        UsageError: It accepts neither one nor two positional arguments.
     """
     try:
         signature = inspect.signature(function)
@@ -47,103 +47,109 @@ def takes_labels(function: Callable[..., Any], where: str) -> bool:
         except TypeError:
             continue
         return arguments == 2
-    raise UsageError(f"{where} has the signature {signature}; give it (outputs, labels), or (outputs) if it needs none")
+    raise UsageError(
+        f"{where} has the signature {signature}; it must take (outputs, labels), or (outputs) if it needs no labels"
+    )
+
+
+def _needs_labels(quality: str, key: str) -> bool:
+    """Whether the quality function of the model at `key` takes labels."""
+    return takes_labels(resolve(quality, f"{key}.quality"), f"params.yaml: {key}.quality: {quality}")
 
 
 def without_labels(settings: ModelParams, samples: Arrays, key: str) -> str:
-    """Why the quality of the evaluation samples cannot be computed: it needs labels, and there are none.
+    """Explain why the quality cannot be computed: it needs labels, and the evaluation samples have none.
 
     Args:
-        settings: of the model, with `quality` and `samples`.
-        samples: the evaluation samples.
-        key: the model's path in params.yaml.
+        settings: The model's settings.
+        samples: The evaluation samples.
+        key: The model's path in params.yaml.
 
     Returns:
-        the reason and the remedy; empty where nothing is missing.
+        The reason and the remedy; empty if nothing is missing.
 
     Raises:
-        UsageError: the quality function does not import, or has another signature.
+        UsageError: The quality function has the wrong signature.
+        NotReady: The quality function cannot be imported.
     """
-    if settings.quality is None or "label" in samples:
-        return ""
-    where = f"params.yaml: {key}.quality: {settings.quality}"
-    if not takes_labels(resolve(settings.quality, f"{key}.quality"), where):
+    if settings.quality is None or "label" in samples or not _needs_labels(settings.quality, key):
         return ""
     return (
-        f'{where} takes (outputs, labels), but {settings.samples}("evaluation") gives no "label": give one there, or '
-        "write quality as a function of the outputs alone, if it needs no labels"
+        f"params.yaml: {key}.quality: {settings.quality} takes (outputs, labels), but "
+        f'{settings.samples}("evaluation") returns no "label": add it there or, if quality needs no labels, make it a '
+        "function of the outputs only"
     )
 
 
 def measure(settings: ModelParams, outputs: Arrays, samples: Arrays, key: str) -> float:
-    """The value of the model's quality function, which has to be finite.
+    """Call the model's quality function.
 
     Args:
-        settings: of the model, with `quality` and `samples`.
-        outputs: the answers by name. Where they are fewer than the samples, the last labels are left out.
-        samples: the evaluation samples, with `label` where there is one.
-        key: the model's path in params.yaml.
+        settings: The model's settings, with `quality`.
+        outputs: Outputs by name. If there are fewer than samples, the last labels are left out.
+        samples: The evaluation samples, with `label` if there are labels.
+        key: The model's path in params.yaml.
 
     Raises:
-        UsageError: the function does not import, or has another signature.
-        WorkerFailure: it needs labels and there are none, it raised, or its value is no finite number.
+        UsageError: The function has the wrong signature.
+        NotReady: The function cannot be imported.
+        WorkerFailure: The function needs labels that do not exist, raised, or returned no finite number.
     """
     missing = without_labels(settings, samples, key)
     if missing:
         raise WorkerFailure("error", missing)
     assert settings.quality is not None
     where = f"{key}.quality"
-    if not takes_labels(resolve(settings.quality, where), f"params.yaml: {where}: {settings.quality}"):
+    if not _needs_labels(settings.quality, key):
         return asked(settings.quality, where, dict(outputs))
     return asked(settings.quality, where, dict(outputs), np.asarray(samples["label"])[: _count(outputs)])
 
 
 def asked(name: str, where: str, *arguments: Any) -> float:
-    """The finite number that a function named in params.yaml returns.
+    """Call a function that is named in params.yaml and returns a finite number.
 
     Args:
         name: `module:function`.
-        where: the path in params.yaml that names it.
-        arguments: what to call it with.
+        where: The key in params.yaml that names it.
+        *arguments: The function's arguments.
 
     Raises:
-        UsageError: it does not import.
-        WorkerFailure: it raised, or returned anything but a finite number.
+        NotReady: The function cannot be imported.
+        WorkerFailure: The function raised, or returned anything but a finite number.
     """
     function = resolve(name, where)
-    said = f"params.yaml: {where}: {name}"
+    source = f"params.yaml: {where}: {name}"
     try:
         value = float(function(*arguments))
     except UsageError:
         raise
     except Exception as error:
-        raise WorkerFailure("error", f"{said} raised {type(error).__name__}: {error}") from error
+        raise WorkerFailure("error", f"{source} raised {type(error).__name__}: {error}") from error
     if not math.isfinite(value):
         raise WorkerFailure(
             "error",
-            f"{said} returned {value}; wanted a finite number. Look for NaN or infinity in the outputs or in the "
-            "labels, for a division by zero, or for a mean of no samples",
+            f"{source} returned {value}; expected a finite number. Look for NaN or infinity in the outputs or labels, "
+            "a division by zero, or a mean of no samples",
         )
     return value
 
 
 def label_findings(settings: ModelParams, outputs: Arrays, samples: Arrays, key: str, found: float | None) -> list[str]:
-    """What is odd about the labels: the quality is the same when they belong to other samples.
+    """Check whether the quality depends on the labels: it should change when the labels are shuffled.
 
     Args:
-        settings: of the model, with `quality` and `samples`.
-        outputs: the answers by name.
-        samples: the evaluation samples.
-        key: the model's path in params.yaml.
-        found: the quality of these outputs with the labels as they are.
+        settings: The model's settings.
+        outputs: Outputs by name.
+        samples: The evaluation samples.
+        key: The model's path in params.yaml.
+        found: The quality of these outputs with the correct labels.
 
     Returns:
-        one finding, or none. Functions without labels, and labels that are all equal, cannot tell.
+        One finding, or none. Nothing is reported if the quality takes no labels, or if all labels are equal.
     """
     if settings.quality is None or found is None or "label" not in samples:
         return []
-    where = f"params.yaml: {key}.quality: {settings.quality}"
-    if not takes_labels(resolve(settings.quality, f"{key}.quality"), where):
+    if not _needs_labels(settings.quality, key):
         return []
     labels = np.asarray(samples["label"])[: _count(outputs)]
     if (labels == labels[:1]).all():
@@ -151,13 +157,13 @@ def label_findings(settings: ModelParams, outputs: Arrays, samples: Arrays, key:
     for shuffled in _shuffled(labels):
         try:
             value = asked(settings.quality, f"{key}.quality", dict(outputs), shuffled)
-        except WorkerFailure:  # it accepts these labels in their order only, so it reads them
+        except WorkerFailure:  # the function refuses shuffled labels, so it depends on them
             return []
         if not math.isclose(value, found, rel_tol=1e-9, abs_tol=1e-12):
             return []
     return [
-        f"quality does not depend on the labels: shuffled, it is the same {found:.4g}. Check that {settings.quality} "
-        "compares the outputs with the labels, and that the outputs differ between samples"
+        f"quality does not depend on the labels: with shuffled labels it is {found:.4g}, too. Check that "
+        f"{settings.quality} compares the outputs with the labels, and that the outputs differ between samples"
     ]
 
 

@@ -1,4 +1,4 @@
-"""What a model is held to: the PyTorch module, or, where there is none, the ONNX file as it came, optimisations off."""
+"""The reference of a model: the PyTorch module or, without one, the original ONNX file with optimisations off."""
 
 from __future__ import annotations
 
@@ -18,23 +18,25 @@ from onward.stages.workers.jitter import jittered_file
 from onward.stages.workers.worker import AS_IT_IS, Tensors, Worker, WorkerFailure
 
 Arrays = dict[str, npt.NDArray[Any]]
-# How often a long evaluation says how far it is.
+# Seconds between progress messages of a long evaluation.
 SAY_SECONDS = 10.0
 
 
 @dataclass
 class OnnxOriginal(Worker):
-    """An ONNX file as its own reference: ONNX Runtime with its optimisations off, and the same graph evaluated in
-    float64 (runtime/evaluator.py), for `seconds` in all.
+    """An ONNX file as its own reference.
+
+    It runs in ONNX Runtime without optimisations. The same graph is evaluated in float64 (workers/evaluator.py) for a
+    limited time.
 
     Attributes:
-        model: its name in params.yaml.
-        file: the file as it came.
-        second: the evaluator's process; None where the settings switch it off.
-        seconds: what is left of the time for it.
-        unable: why the evaluator cannot run this model; empty where it can.
-        told: how many inputs it has answered.
-        untold: how many it has not, for want of time.
+        model: Name of the model in params.yaml.
+        file: The original file.
+        second: The evaluator's worker; None if the settings disable it.
+        seconds: Remaining time for the evaluator, in seconds.
+        unable: Why the evaluator cannot run this model; empty if it can.
+        told: Number of inputs that the evaluator has answered.
+        untold: Number of inputs that it has not answered, because the time was used up.
     """
 
     model: str = ""
@@ -47,19 +49,25 @@ class OnnxOriginal(Worker):
     _said: float = 0.0
 
     def answer(self, inputs: Tensors) -> tuple[Arrays, Arrays]:
-        """Outputs by name, and the same in float64; empty where there is no float64, or no time left.
+        """Run the model once, and evaluate it once more in float64.
+
+        Args:
+            inputs: Arrays by input name.
+
+        Returns:
+            Outputs by name, and the same in float64, which are empty if that is not possible or the time is used up.
 
         Raises:
-            WorkerFailure: ONNX Runtime refused the input, died of it, or did not answer in time.
+            WorkerFailure: ONNX Runtime refused the inputs, the process died, or the time ran out.
         """
         return self.run(inputs), self._evaluated(inputs, wide=True)
 
     def opinion(self, inputs: Tensors) -> Arrays:
-        """What the evaluator answers, in float64 or not; empty where it cannot, or has no time left."""
+        """The evaluator's outputs, in float64 or not; empty if it cannot run the model, or the time is used up."""
         return self._evaluated(inputs, wide=False)
 
     def shake(self, seed: int | None) -> bool:
-        """As Worker's: ONNX Runtime loads a copy of the file whose weights have moved."""
+        """As `Worker.shake`, by loading a copy of the file with perturbed weights."""
         self.start()
         target = self.file
         if seed is not None:
@@ -72,6 +80,7 @@ class OnnxOriginal(Worker):
         return True
 
     def close(self) -> None:
+        """End both processes."""
         super().close()
         self.load = {**self.load, "model": str(self.file)}
         if self.second is not None:
@@ -98,7 +107,7 @@ class OnnxOriginal(Worker):
             if failure.kind == "timed out":
                 self.seconds = 0.0
                 self.untold += 1
-            elif failure.kind != "error" or not self.told:  # what it cannot do once, it cannot do at all
+            elif failure.kind != "error" or not self.told:  # an error on the first input: it cannot run this model
                 self.unable = failure.reason
             return {}
         finally:
@@ -116,23 +125,29 @@ class OnnxOriginal(Worker):
 
 
 def trained_file(model: str, settings: ModelParams) -> Path:
-    """The file that the train stage left: weights, or the ONNX model itself."""
+    """The file that the train stage wrote: the weights of a PyTorch module, or the ONNX model."""
     return paths.build(model, "train") / ("model.safetensors" if settings.is_torch else "model.onnx")
 
 
 def onnx_original(model: str, settings: ModelParams) -> OnnxOriginal:
-    """A worker for an ONNX file from elsewhere, with a float64 reference if the settings have one."""
-    file, known = trained_file(model, settings), settings.verify
-    worker = OnnxOriginal.onnx(file, f"{model} as it came", options=AS_IT_IS, timeout=known.timeout)
+    """Create the reference of a model that is an ONNX file, with an evaluator if the settings enable it."""
+    file, verify = trained_file(model, settings), settings.verify
+    worker = OnnxOriginal.onnx(file, f"{model}, the original file,", options=AS_IT_IS, timeout=verify.timeout)
     assert isinstance(worker, OnnxOriginal)
     worker.model, worker.file = model, file
-    if known.evaluator:
-        worker.second, worker.seconds = Worker.evaluator(file, model), known.evaluator_seconds
+    if verify.evaluator:
+        worker.second, worker.seconds = Worker.evaluator(file, model), verify.evaluator_seconds
     return worker
 
 
 def reference_worker(model: str, settings: ModelParams, compiled: bool = False) -> Worker:
-    """A worker that answers as the original model does; `compiled`, for a PyTorch module, under torch.compile."""
+    """Create a worker that runs the original model.
+
+    Args:
+        model: Name of the model.
+        settings: Its settings.
+        compiled: Whether to run a PyTorch module with torch.compile.
+    """
     if settings.build is None:
         return onnx_original(model, settings)
     file = trained_file(model, settings)
@@ -148,10 +163,17 @@ def reference_worker(model: str, settings: ModelParams, compiled: bool = False) 
 
 
 def split(model: str, name: str) -> dict[str, npt.NDArray[Any]]:
-    """The `evaluation` or `calibration` samples that the data stage wrote: inputs by name, and `label` if there is one.
+    """Read samples that the data stage wrote.
+
+    Args:
+        model: Name of the model.
+        name: "evaluation" or "calibration".
+
+    Returns:
+        Arrays by input name, and `label` if there are labels, samples on the first axis.
 
     Raises:
-        NotReady: they are not there.
+        NotReady: The data stage has not run.
     """
     path = paths.build(model, "data") / f"{name}.npz"
     try:

@@ -1,4 +1,4 @@
-"""At which sizes to feed a model: typical ones, the corners of what is declared, and primes that no exporter saw."""
+"""The sizes to test a model at: typical ones, the corners of the declared range, and primes that no exporter saw."""
 
 from __future__ import annotations
 
@@ -11,11 +11,16 @@ Sizes = dict[str, int]
 
 
 def size_key(sizes: Mapping[str, int]) -> str:
-    """`b1` or `b8_s128`: each dimension by the shortest prefix that tells it from the others."""
+    """A short text for sizes, such as `b1` or `b8_s128`.
+
+    Each dimension is named by the shortest prefix that no other dimension shares.
+    """
 
     def prefix(name: str) -> str:
         others = [other for other in sizes if other != name]
-        lengths = (n for n in range(1, len(name)) if not any(other[:n] == name[:n] for other in others))
+        lengths = (
+            length for length in range(1, len(name)) if not any(other[:length] == name[:length] for other in others)
+        )
         return name[: next(lengths, len(name))]
 
     return "_".join(f"{prefix(name)}{size}" for name, size in sizes.items()) or "fixed"
@@ -23,19 +28,24 @@ def size_key(sizes: Mapping[str, int]) -> str:
 
 def typical_sizes(dims: Mapping[str, Dim]) -> list[Sizes]:
     """Every combination of the typical sizes, in the order of params.yaml."""
-    names = list(dims)
-    return [dict(zip(names, sizes, strict=True)) for sizes in itertools.product(*(dims[n].typical for n in names))]
+    combinations = itertools.product(*(dim.typical for dim in dims.values()))
+    return [dict(zip(dims, sizes, strict=True)) for sizes in combinations]
 
 
 def example_sizes(dims: Mapping[str, Dim]) -> Sizes:
-    """A size for each dimension to export with: 2 or more, for the exporter takes 0 and 1 to be fixed, and no two
-    alike where that can be had, or it may take two dimensions to be one."""
+    """The sizes of the example for the exporter.
+
+    Each is 2 or more, because torch.export treats 0 and 1 as fixed sizes. All differ if possible, because it may treat
+    two dimensions of the same size as one.
+    """
     return _distinct(dims, lambda _, size: size >= 2)
 
 
 def prime_sizes(dims: Mapping[str, Dim]) -> Sizes:
-    """For each dimension a prime of 3 or more that is neither typical nor what the exporter was given, no two alike
-    where that can be had; where there is none, a size as near to that as the dimension allows."""
+    """For each dimension a prime of 3 or more that is neither typical nor in the exporter's example.
+
+    All differ if possible. A dimension that allows no such prime gets another valid size.
+    """
     seen = example_sizes(dims)
     return _distinct(
         dims, lambda name, size: size >= 3 and is_prime(size) and size != seen[name] and size not in dims[name].typical
@@ -43,8 +53,14 @@ def prime_sizes(dims: Mapping[str, Dim]) -> Sizes:
 
 
 def corner_sizes(dims: Mapping[str, Dim]) -> Iterator[tuple[str, Sizes]]:
-    """(label, sizes): all dimensions at their minimum, at their maximum and at primes, then each alone at its minimum
-    and its maximum beside typical ones. No sizes come twice, and no typical ones."""
+    """Generate the corners of the declared sizes.
+
+    First all dimensions are at their minimum, their maximum and at primes. Then each dimension in turn is at its
+    minimum and its maximum, with the others at a typical size.
+
+    Returns:
+        (label, sizes) of each corner, without typical sizes and repetitions.
+    """
     typical = typical_sizes(dims)
     first = typical[0]
     wanted = [
@@ -62,7 +78,7 @@ def corner_sizes(dims: Mapping[str, Dim]) -> Iterator[tuple[str, Sizes]]:
 
 
 def is_prime(number: int) -> bool:
-    """By trial division: dimensions are small."""
+    """Whether a number is prime, by trial division, which is fast enough for dimensions."""
     return number > 1 and all(number % factor for factor in range(2, int(number**0.5) + 1))
 
 

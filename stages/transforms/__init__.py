@@ -1,1 +1,1 @@
-"""Makes variants of an ONNX graph: optimisers, quantisers, and what they need to know of the graph."""
+"""Builds variants of an ONNX graph, and describes graphs for optimisers and quantisers."""

@@ -1,4 +1,4 @@
-"""What the optimize and quantize stages have in common: graphs made in isolation, weighed, and none made twice."""
+"""Builds variants for the optimize and quantize stages in a separate process, and rejects duplicates."""
 
 from __future__ import annotations
 
@@ -23,17 +23,29 @@ from onward.stages.workers.worker import WorkerFailure
 
 Feed = Mapping[str, npt.NDArray[Any]]
 
-# What a session makes of two graphs is one and the same: timing both would time it twice.
-RUNS_AS = "ONNX Runtime makes the same graph of it as of"
+# ONNX Runtime rewrites both files to one graph, so they take the same time: only one is worth measuring.
+RUNS_AS = "ONNX Runtime rewrites it to the same graph as"
 
 
 class NotApplicable(Exception):
-    """A technique has nothing to offer for a graph; the message says why."""
+    """A technique cannot improve a graph; the message says why."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A variant to be made of `source`: by which technique, with which options, leaving which values in float."""
+    """An order for one variant.
+
+    Attributes:
+        name: Name of the variant.
+        base: Name of the variant that it is made from.
+        words: The technique and precision, for reports.
+        precision: Precision of its products, such as "int8".
+        stage: "optimize" or "quantize".
+        candidate: The technique and its options, as params.yaml gives them.
+        source: The ONNX file of the base.
+        target: The ONNX file to write.
+        keep: Names of the values that stay in float.
+    """
 
     name: str
     base: str
@@ -46,11 +58,11 @@ class Job:
     keep: tuple[str, ...] = ()
 
     def refused(self, reason: str) -> Variant:
-        """The variant, not attempted."""
+        """Report the variant as not attempted."""
         return self._variant("not attempted", reason)
 
     def failed(self, reason: str) -> Variant:
-        """The variant, failed."""
+        """Report the variant as failed."""
         return self._variant("failed", reason)
 
     def _variant(self, status: Status, reason: str = "") -> Variant:
@@ -65,10 +77,10 @@ class Job:
         )
 
     def made(self) -> Variant:
-        """The variant, with its size and node counts.
+        """Report the variant as passed, with its files, size in bytes and node counts.
 
         Raises:
-            UsageError: the file is unsound.
+            UsageError: The written file is not a valid model.
         """
         before, after = _described(self.source), onnx_file.describe(self.target)
         return self._variant("passed").model_copy(
@@ -86,8 +98,13 @@ class Job:
 
 @dataclass(frozen=True)
 class Made:
-    """What came of a job in its own process: why the technique refused, or the variant and what ONNX Runtime makes of
-    it."""
+    """The result of a job in the separate process.
+
+    Attributes:
+        refused: Why the technique is not applicable; empty if it is.
+        variant: The variant, unless refused.
+        fingerprint: Digest of the graph that ONNX Runtime rewrites it to; empty if it was not computed.
+    """
 
     refused: str = ""
     variant: Variant | None = None
@@ -95,12 +112,16 @@ class Made:
 
 
 class VariantBuilder:
-    """Makes the variants of one stage in a process of their own, and none twice.
-
-    `plain` is the graph that all are compared with first; `feeds` are for techniques that calibrate.
-    """
+    """Builds the variants of one stage in a separate process, and rejects those that equal an earlier one."""
 
     def __init__(self, plain: Path, timeout: float, feeds: list[Feed] | None = None) -> None:
+        """Prepare the process; it starts when the context is entered.
+
+        Args:
+            plain: The export. Variants that equal it are rejected, too.
+            timeout: Limit for each variant, in seconds.
+            feeds: Calibration inputs, for techniques that use them.
+        """
         self._known: dict[str, str] = {}
         self._process: isolated_call.Isolated[Job | Path, Made] = isolated_call.Isolated(
             functools.partial(_attempt, feeds or []), timeout, "the transformation"
@@ -117,25 +138,31 @@ class VariantBuilder:
         self._process.__exit__(kind, error, trace)
 
     def make(self, job: Job) -> Variant:
-        """The variant: `failed` with the reason where the transformation or its result is unsound, `not attempted`
-        where the technique has nothing to offer, or where its graph runs as one does that there is already."""
+        """Build one variant.
+
+        Returns:
+            The variant. Its status is "failed" if the transformation raised or wrote an invalid file, and "not
+            attempted" if the technique is not applicable or an earlier variant runs as the same graph.
+        """
         return next(self.make_all([job]))
 
     def remake(self, job: Job) -> Variant:
-        """The variant, also where there is one already that runs alike."""
+        """Build one variant, even if an earlier one runs as the same graph."""
         self._process.begin(job)
         return self._finished(job, known=False)
 
     def make_all(self, jobs: Sequence[Job]) -> Iterator[Variant]:
-        """The variants of many jobs, in order. They are begun at once: while the caller does something else or looks at
-        one, the next ones are being made."""
+        """Start many jobs at once and return their variants in order.
+
+        The process works on the next jobs while the caller handles a result.
+        """
         for job in jobs:
             self._process.begin(job)
         return (self._finished(job) for job in jobs)
 
     def _finished(self, job: Job, known: bool = True) -> Variant:
-        """What came of a job that was begun; `known`: whether it is refused where there is one that runs alike."""
-        if not self._known:  # the export was begun first
+        """The result of a job that was started; `known` rejects it if an earlier variant runs as the same graph."""
+        if not self._known:  # the export was the first job
             found = self._process.finish()
             self._known[sha256_file(self._plain)] = PLAIN
             if isinstance(found, Made) and found.fingerprint:
@@ -152,26 +179,35 @@ class VariantBuilder:
             return job.failed(str(failure))
         if not known:
             return variant
-        for key, alike in ((variant.files[0].sha256, "the same bytes as"), (outcome.fingerprint, RUNS_AS)):
+        for key, words in ((variant.files[0].sha256, "the same bytes as"), (outcome.fingerprint, RUNS_AS)):
             if key in self._known:
                 _remove(job.target)
-                return job.refused(f"{alike} {self._known[key]}")
+                return job.refused(f"{words} {self._known[key]}")
         self._known |= {key: job.name for key in (variant.files[0].sha256, outcome.fingerprint) if key}
         return variant
 
 
 def placed(files: list[FileDigest], model: str, stage: str) -> list[FileDigest]:
-    """The files named from the repository's root, as they lie once the stage is done."""
+    """Give the files their final paths.
+
+    Args:
+        files: Files with paths relative to the stage's folder.
+        model: Name of the model.
+        stage: Name of the stage.
+
+    Returns:
+        The files with paths relative to the repository's root.
+    """
     return [file.model_copy(update={"path": paths.relative(model, stage, file.path)}) for file in files]
 
 
 def plain_words(reason: str) -> str:
-    """A library's failure in one line."""
+    """Put a library's message on one line of at most 400 characters."""
     return re.sub(r"\s+", " ", reason).strip()[:400]
 
 
 def _attempt(feeds: list[Feed], job: Job | Path) -> Made:
-    """What is done in the process of its own."""
+    """Run a job in the separate process; a path alone is fingerprinted."""
     from onward.stages.transforms.graph_hash import fingerprint
 
     if isinstance(job, Path):
@@ -191,9 +227,11 @@ def _attempt(feeds: list[Feed], job: Job | Path) -> Made:
 
 @functools.lru_cache(maxsize=8)
 def _described(path: Path) -> GraphInfo:
+    """Description of a base, which many variants share."""
     return onnx_file.describe(path)
 
 
 def _remove(target: Path) -> None:
+    """Delete a variant's file and its external data."""
     for path in target.parent.glob(f"{target.name}*"):
         path.unlink()

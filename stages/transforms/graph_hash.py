@@ -1,7 +1,7 @@
-"""What ONNX Runtime makes of a graph, as a digest that neither names nor order change.
+"""Digest of the graph that ONNX Runtime rewrites a file to, independent of names and node order.
 
-A session rewrites its graph before it runs it. Two files of which it makes the same graph take the same time and
-compute the same: one of them is worth measuring.
+A session rewrites its graph before it runs it. Two files with the same rewritten graph take the same time and compute
+the same values, so only one of them is worth measuring.
 """
 
 from __future__ import annotations
@@ -14,15 +14,18 @@ import onnx
 
 from onward.stages.workers.onnx_worker import OnnxModel
 
-# Beyond this, writing the rewritten graph takes longer than measuring one variant more.
+# Bytes. For larger files, writing the rewritten graph takes longer than measuring one more variant.
 LARGEST = 1_000_000_000
 
 
 def fingerprint(path: Path) -> str:
-    """Digest of the graph that a session at level "extended" runs; empty where the file is too large to be rewritten.
+    """Compute the digest of the graph that a session at level "extended" runs.
 
-    What level "all" adds are memory layouts, which follow from that graph and the CPU. To be called in a process of its
-    own: it creates a session.
+    Level "all" only adds memory layouts, which follow from that graph and the CPU. Call it in a separate process: it
+    creates a session.
+
+    Returns:
+        The SHA-256 digest in hexadecimal; empty if the file is larger than LARGEST or has external data.
     """
     if path.stat().st_size > LARGEST or list(path.parent.glob(f"{path.name}.data")):
         return ""
@@ -33,12 +36,19 @@ def fingerprint(path: Path) -> str:
 
 
 def structure(model: onnx.ModelProto) -> str:
-    """Digest of a model's outputs, each by the operator, attributes and inputs that it is computed with, weights by
-    their content. The names of inputs and outputs count, those of values in between do not."""
+    """Compute a digest of how a model computes its outputs.
+
+    It covers operators, attributes, the content of weights, and the names of the graph's inputs and outputs, but not
+    the names of inner values.
+
+    Returns:
+        The SHA-256 digest in hexadecimal.
+    """
     return _outputs(model.graph, {}).hexdigest()
 
 
 def _outputs(graph: onnx.GraphProto, outer: dict[str, bytes]) -> hashlib._Hash:
+    """Digest of a graph's outputs; `outer` holds the digests of the values around a subgraph, by name."""
     values = dict(outer)
     for value in graph.input:
         values[value.name] = _digest(b"input", value.name.encode())
@@ -48,7 +58,7 @@ def _outputs(graph: onnx.GraphProto, outer: dict[str, bytes]) -> hashlib._Hash:
         content.ClearField("name")
         content.ClearField("doc_string")
         values[tensor.name] = _digest(b"weight", content.SerializeToString(deterministic=True))
-    for node in graph.node:  # ONNX has them in topological order
+    for node in graph.node:  # ONNX requires topological order
         parts = [node.domain.encode(), node.op_type.encode(), *(values.get(name, b"") for name in node.input)]
         parts += [_attribute(attribute, values) for attribute in sorted(node.attribute, key=lambda a: a.name)]
         for index, name in enumerate(node.output):

@@ -1,4 +1,4 @@
-"""What kind of graph this is, and how large: which techniques are worth trying on it."""
+"""Describes the kind and size of a graph, which decide the techniques that are worth trying."""
 
 from __future__ import annotations
 
@@ -14,16 +14,24 @@ from onward.registry.artifact import onnx_file
 RECURRENT = {"LSTM", "GRU", "RNN"}
 CONVOLUTIONS = {"Conv", "ConvTranspose"}
 PRODUCTS = {"MatMul", "Gemm"}
-# What fused graphs hold in place of a softmax between two products of activations.
+# Operators that replace a softmax between two products of activations in fused graphs.
 ATTENTION = {"Attention", "MultiHeadAttention", "GroupQueryAttention"}
 
 
 @dataclass(frozen=True)
 class GraphProfile:
-    """`products`, `convolutions` and `recurrent` are the bytes of their weights in float32; `multiplications` is what
-    one call costs at its typical sizes at most, weights alone (activation by activation is left out). `attention`:
-    there is a softmax, and a product of two activations. `folded`: PyTorch's exporter has left no node that follows
-    from weights alone."""
+    """The kind and size of a graph.
+
+    Attributes:
+        products: Bytes of the weights of matrix products, as float32.
+        convolutions: Bytes of the weights of convolutions, as float32.
+        recurrent: Bytes of the weights of recurrent layers, as float32.
+        multiplications: Multiplications with weights in one call. Products of two activations are not counted.
+        attention: It has a fused attention operator, or a softmax and a product of two activations.
+        softmax: It has a softmax.
+        folded: PyTorch's exporter left no node that depends on weights alone.
+        opset: Version of the default operator set.
+    """
 
     products: int = 0
     convolutions: int = 0
@@ -36,12 +44,12 @@ class GraphProfile:
 
     @property
     def weights(self) -> int:
-        """Bytes of all weights that something is multiplied with."""
+        """Bytes of all counted weights, as float32."""
         return self.products + self.convolutions + self.recurrent
 
     @property
     def kind(self) -> str:
-        """In a word: what most of the work is."""
+        """The operators with most of the weights, in words."""
         if self.attention:
             return "attention"
         if self.recurrent:
@@ -57,12 +65,17 @@ class GraphProfile:
 
 
 def describe(path: Path, sizes: Mapping[str, int]) -> GraphProfile:
-    """Look at a graph, with its named dimensions at `sizes`."""
+    """Profile an ONNX file.
+
+    Args:
+        path: The ONNX file.
+        sizes: Size of each named dimension, for `multiplications`.
+    """
     model = onnx_file.load_graph(path)
     shapes = _shapes(model, sizes)
     weights = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
     constants = 0
-    for node in model.graph.node:  # what follows from weights alone is a weight that nobody has folded yet
+    for node in model.graph.node:  # a value that depends on weights alone is a weight that is not folded yet
         if all(name in weights for name in node.input if name):
             constants += node.op_type != "Constant"
             weights |= {name: shapes.get(name, []) for name in node.output}
@@ -76,11 +89,11 @@ def describe(path: Path, sizes: Mapping[str, int]) -> GraphProfile:
             multiplications += size * _uses(group, node, shapes)
     operators = {node.op_type for node in model.graph.node}
     products = [node for node in model.graph.node if node.op_type == "MatMul"]
-    between = any(not set(node.input) & set(weights) for node in products)
+    of_activations = any(not set(node.input) & set(weights) for node in products)
     return GraphProfile(
         **found,
         multiplications=multiplications,
-        attention=bool(operators & ATTENTION) or ("Softmax" in operators and between),
+        attention=bool(operators & ATTENTION) or ("Softmax" in operators and of_activations),
         softmax="Softmax" in operators,
         folded=model.producer_name == "pytorch" and not constants,
         opset=max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0),
@@ -88,6 +101,7 @@ def describe(path: Path, sizes: Mapping[str, int]) -> GraphProfile:
 
 
 def _group(node: onnx.NodeProto) -> str:
+    """The field of GraphProfile that counts this node's weights; empty if none does."""
     if node.op_type in PRODUCTS | {"Attention"}:
         return "products"
     if node.op_type in CONVOLUTIONS:
@@ -96,7 +110,7 @@ def _group(node: onnx.NodeProto) -> str:
 
 
 def _uses(group: str, node: onnx.NodeProto, shapes: Mapping[str, list[int]]) -> int:
-    """How often each weight is used in one call: once a row, position or step; once where a shape is unknown."""
+    """How often one call uses each weight: once per row, position or step; once if the shape is unknown."""
     if group == "convolutions":
         shape = shapes.get(node.output[0], [])
         return math.prod([*shape[:1], *shape[2:]])
@@ -105,7 +119,7 @@ def _uses(group: str, node: onnx.NodeProto, shapes: Mapping[str, list[int]]) -> 
 
 
 def _shapes(model: onnx.ModelProto, sizes: Mapping[str, int]) -> dict[str, list[int]]:
-    """Shapes of values, as far as ONNX infers them; weights' contents are of no account and left out."""
+    """Shapes of values by name, as far as ONNX infers them. Large weights are cleared first: contents do not matter."""
     bare = onnx.ModelProto()
     bare.CopyFrom(model)
     for tensor in bare.graph.initializer:
@@ -127,6 +141,7 @@ def _shapes(model: onnx.ModelProto, sizes: Mapping[str, int]) -> dict[str, list[
 
 
 def _known(values: Iterable[onnx.ValueInfoProto]) -> Iterable[tuple[str, list[int]]]:
+    """Name and shape of the values with a fixed shape."""
     for value in values:
         dims = value.type.tensor_type.shape.dim
         if value.type.tensor_type.HasField("shape") and all(dim.HasField("dim_value") for dim in dims):

@@ -1,7 +1,7 @@
-"""What quantising each layer alone costs: its output against float, when its inputs are those of the float graph.
+"""Measures the error of each quantised layer alone: its output compared with float, given float inputs.
 
-The float graph and the quantised one are put side by side in one: where both have a value of the same name, every node
-reads the float graph's. So one run gives each layer's own error, free of the errors of those before it.
+The float graph and the quantised one are joined in one model. If both have a value of the same name, every node reads
+the float graph's. So one run gives each layer's own error, without the errors of earlier layers.
 """
 
 from __future__ import annotations
@@ -19,15 +19,24 @@ from onward.registry.evidence.records import LayerCost
 from onward.stages.transforms.builder import Feed
 from onward.stages.workers.worker import Worker
 
-# Names in the quantised half, and the sums of squares that are asked for.
+# Prefixes of names in the quantised half, and of the outputs with sums of squares.
 TWIN, SIGNAL, NOISE = "quantised/", "signal/", "noise/"
 
 
 def layer_costs(plain: Path, quantised: Path, operators: Iterable[str], feeds: list[Feed]) -> list[LayerCost]:
-    """The layers of `plain` of these operators that `quantised` computes otherwise, the costliest first.
+    """Rank quantised layers by their own error.
+
+    Args:
+        plain: The float ONNX file.
+        quantised: The quantised ONNX file, made from `plain`.
+        operators: Operator types in `plain` that count as layers.
+        feeds: Calibration inputs by name. Squares are summed over all of them.
+
+    Returns:
+        The layers that `quantised` changes, lowest signal-to-noise ratio (dB) first.
 
     Raises:
-        WorkerFailure: the two side by side do not run.
+        WorkerFailure: The joined model does not run.
     """
     base = onnx.load(plain)
     model, layers = side_by_side(base, onnx.load(quantised), set(operators))
@@ -57,8 +66,17 @@ def layer_costs(plain: Path, quantised: Path, operators: Iterable[str], feeds: l
 def side_by_side(
     plain: onnx.ModelProto, quantised: onnx.ModelProto, operators: set[str]
 ) -> tuple[onnx.ModelProto, dict[str, onnx.NodeProto]]:
-    """(a model whose outputs are, for each layer, the sums of squares of its float output and of what quantising
-    changes in it; the layers: the float node by the value that it gives)."""
+    """Join a float graph and its quantised form in one model.
+
+    Args:
+        plain: The float model.
+        quantised: The quantised model, made from `plain`.
+        operators: Operator types in `plain` that count as layers.
+
+    Returns:
+        The joined model, and the float node of each layer by the name of its output. For each layer the model outputs
+        two scalars: the sum of squares of the float output (SIGNAL) and of its change by quantising (NOISE).
+    """
     given = {name: node for node in plain.graph.node for name in node.output if name}
     outer = {value.name for value in plain.graph.input} | set(given)
     model = onnx.ModelProto()
@@ -97,11 +115,12 @@ def side_by_side(
 
 
 def _same(node: onnx.NodeProto, other: onnx.NodeProto | None) -> bool:
+    """Whether both nodes have the same operator and inputs."""
     return other is not None and (node.op_type, list(node.input)) == (other.op_type, list(other.input))
 
 
 def _is_float(plain: onnx.ModelProto, node: onnx.NodeProto) -> bool:
-    """A Gather of positions or shapes is no layer."""
+    """Whether a layer's first input is float: a Gather of positions or shapes is no layer."""
     kinds = {tensor.name: tensor.data_type for tensor in plain.graph.initializer}
     return all(kinds[name] == onnx.TensorProto.FLOAT for name in node.input[:1] if name in kinds)
 
@@ -113,11 +132,17 @@ def _decibels(signal: float, noise: float) -> float:
 
 
 def fewest(layers: int, holds: Callable[[int], bool]) -> int | None:
-    """The smallest number of costliest layers to leave in float with which `holds` is true; None where half of them is
-    too few: what is left is not worth the search.
+    """Find the smallest number of costliest layers to leave in float.
 
-    Half is tried first, so that a hopeless graph costs one try; then 1, 2, 4 ..., for it is few, mostly; then the gap
-    is halved. Holding is taken for monotone.
+    Tries half of the layers first, so that a hopeless graph costs one try; then 1, 2, 4 and so on, because few layers
+    usually suffice; then bisects.
+
+    Args:
+        layers: Number of layers.
+        holds: Whether the quality budget holds with this many layers in float. It must be monotone.
+
+    Returns:
+        The smallest number for which `holds` is true; None if half of the layers is too few.
     """
     most = layers // 2
     if most == 0 or not holds(most):

@@ -1,1 +1,1 @@
-"""Processes of their own that run models, and the client that talks to them."""
+"""Worker processes that run models, and the client that communicates with them."""

@@ -1,8 +1,8 @@
-"""An ONNX graph computed node by node: onnx's own evaluator, with the operators of operators.py in place of its own
-where they cover a node.
+"""Evaluates an ONNX graph node by node with onnx's reference evaluator.
 
-`Wide` computes everything in float64. The graph is not rewritten for that: weights, constants and inputs are widened as
-they are read, and a Cast to a float type leaves float64.
+The operators of operators.py replace onnx's own implementations for every node that they cover. `Wide` computes
+everything in float64 without changing the graph: weights, constants and inputs are converted when they are read, and a
+Cast to a float type keeps float64.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from onward.stages.workers.jitter import graphs
 Values = tuple[Any, ...]
 Own = Callable[..., Values]
 
-# The result of these is rounded to whole numbers: computed in float64, the model is another one.
+# These operators round to integers: in float64 the model would compute something else.
 QUANTISED = {
     "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger",
     "MatMulInteger",
@@ -31,14 +31,14 @@ RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLik
 
 
 class Unsupported(Exception):
-    """The graph holds something that cannot be evaluated; the message says what."""
+    """The graph contains something that cannot be evaluated; the message says what."""
 
 
 def read(path: Path | str) -> onnx.ModelProto:
-    """The model with all its weights, local functions put in place of their calls, and one name for ONNX's domain.
+    """Load a model with all its weights, with local functions inlined and the domain "ai.onnx" renamed to "".
 
     Raises:
-        Unsupported: it is larger than one message may be.
+        Unsupported: The model exceeds protobuf's limit of 2 GB for one message.
     """
     model = onnx.load(path)
     if model.ByteSize() >= onnx.checker.MAXIMUM_PROTOBUF:
@@ -56,54 +56,76 @@ def read(path: Path | str) -> onnx.ModelProto:
 
 
 def why_not_wide(model: onnx.ModelProto) -> str:
-    """Why float64 says nothing of this graph; empty where it does."""
+    """Why a float64 evaluation of this graph is no reference; empty if it is one."""
     kinds = sorted(QUANTISED & {node.op_type for graph in graphs(model.graph) for node in graph.node})
     return f"it is quantised ({', '.join(kinds)})" if kinds else ""
 
 
 class Evaluation:
-    """Computes a model. A subclass overrides `step` or `widen` to see or to change what passes.
+    """Evaluates a model. Subclasses override `step` or `widen` to observe or change values.
 
     Raises:
-        Unsupported: the evaluator lacks an operator of the model, or the model draws at random.
+        Unsupported: The model contains random operators, or an operator that the evaluator lacks.
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
         kinds = sorted(RANDOM & {node.op_type for graph in graphs(model.graph) for node in graph.node})
         if kinds:
-            raise Unsupported(f"it draws at random ({', '.join(kinds)})")
+            raise Unsupported(f"it draws random numbers ({', '.join(kinds)})")
         try:
-            self.evaluator: ReferenceEvaluator = type("Watched", (_Watched,), {"of": self})(model)
+            self.evaluator: ReferenceEvaluator = type("Watched", (_Watched,), {"evaluation": self})(model)
         except (NotImplementedError, RuntimeError, TypeError, ValueError, KeyError) as error:
             raise Unsupported(" ".join(str(error).split(". Available")[0].split())[:300]) from None
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """Outputs by name."""
+        """Evaluate the model on these inputs.
+
+        Args:
+            inputs: Arrays by input name.
+
+        Returns:
+            Outputs by name.
+        """
         with np.errstate(all="ignore"):
             results = self.evaluator.run(None, {name: self.widen(value) for name, value in inputs.items()})
         return dict(zip(self.evaluator.output_names, results, strict=True))
 
     def widen(self, value: Any) -> Any:
-        """An input or a weight, as it is computed with."""
+        """Convert an input or a weight before it is used; here it stays as it is."""
         return value
 
     def step(self, node: onnx.NodeProto, opset: int, own: Own, inputs: Sequence[Any]) -> Values:
-        """What a node gives; `own` is onnx's implementation."""
+        """Compute one node.
+
+        Args:
+            node: The node.
+            opset: Opset version of the node's domain.
+            own: onnx's implementation of the node.
+            inputs: Its inputs; None for an omitted optional one.
+
+        Returns:
+            The node's outputs.
+        """
         return compute(node, opset, own, inputs)
 
 
 class Wide(Evaluation):
-    """In float64."""
+    """Evaluates a model in float64."""
 
     def widen(self, value: Any) -> Any:
+        """Convert floats to float64."""
         return widened(value)
 
     def step(self, node: onnx.NodeProto, opset: int, own: Own, inputs: Sequence[Any]) -> Values:
+        """Compute one node in float64."""
         return wide_step(node, opset, own, inputs)
 
 
 def compute(node: onnx.NodeProto, opset: int, own: Own, inputs: Sequence[Any]) -> Values:
-    """What a node gives: by PyTorch where operators.py covers it, else by onnx's own implementation."""
+    """Compute one node with PyTorch if operators.py covers it, else with onnx's implementation.
+
+    Args and Returns as `Evaluation.step`.
+    """
     try:
         return operators.apply(node, opset, inputs)
     except NotImplementedError:
@@ -111,7 +133,10 @@ def compute(node: onnx.NodeProto, opset: int, own: Own, inputs: Sequence[Any]) -
 
 
 def wide_step(node: onnx.NodeProto, opset: int, own: Own, inputs: Sequence[Any]) -> Values:
-    """What a node gives in float64; a Cast from one float type to another changes nothing."""
+    """Compute one node in float64. A Cast to a float type keeps float64.
+
+    Args and Returns as `Evaluation.step`.
+    """
     wide = [widened(value) for value in inputs]
     results = compute(node, opset, own, wide)
     if node.op_type == "Cast" and not node.domain and _is_float(results[0]) and wide[0].dtype.kind in "fiub":
@@ -120,7 +145,7 @@ def wide_step(node: onnx.NodeProto, opset: int, own: Own, inputs: Sequence[Any])
 
 
 def widened(value: Any) -> Any:
-    """Floats as float64, in sequences too; all else as it is."""
+    """Convert floats to float64, also inside sequences. Other values stay as they are."""
     if isinstance(value, list):
         return [widened(item) for item in value]
     return np.asarray(value).astype(np.float64) if _is_float(value) else value
@@ -131,30 +156,33 @@ def _is_float(value: Any) -> bool:
 
 
 class _Watched(ReferenceEvaluator):
-    """onnx's evaluator, with each node handed to `of.step`. It makes evaluators of its own class for subgraphs, and for
-    operators that ONNX defines as functions: what happens inside such a function is the operator's own matter."""
+    """onnx's evaluator, which passes each node to `evaluation.step`.
 
-    of: Evaluation
+    It creates evaluators of its own class for subgraphs and for operators that ONNX defines as functions. Nodes inside
+    such a function belong to the operator and are not passed on.
+    """
+
+    evaluation: Evaluation
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self.rt_inits_ = {name: self.of.widen(value) for name, value in self.rt_inits_.items()}
+        self.rt_inits_ = {name: self.evaluation.widen(value) for name, value in self.rt_inits_.items()}
 
     def _load_impl(self, node: onnx.NodeProto, input_types: Any = None) -> Any:
-        made = super()._load_impl(node, input_types)
+        implementation = super()._load_impl(node, input_types)
         is_graph = self.onnx_graph_ is not None
         opset = self.opsets[node.domain]
-        inside = wide_step if isinstance(self.of, Wide) else compute
+        step_in_function = wide_step if isinstance(self.evaluation, Wide) else compute
 
-        def build(about: onnx.NodeProto, parameters: dict[str, Any]) -> Any:
-            operator = made(about, parameters)
-            if operator.need_context():  # If, Loop, Scan: their nodes are handed over one by one
+        def build(built_node: onnx.NodeProto, parameters: dict[str, Any]) -> Any:
+            operator = implementation(built_node, parameters)
+            if operator.need_context():  # If, Loop, Scan: the nodes of their subgraphs are passed on one by one
                 return operator
             own = operator.run
 
             def run(*inputs: Any, **options: Any) -> Values:
-                step = self.of.step if is_graph else inside
-                return step(about, opset, lambda *given: own(*given, **options), inputs)
+                step = self.evaluation.step if is_graph else step_in_function
+                return step(built_node, opset, lambda *given: own(*given, **options), inputs)
 
             operator.run = run
             return operator

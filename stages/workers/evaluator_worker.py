@@ -1,7 +1,7 @@
-"""The same protocol as worker.py, with an evaluation of the graph behind it, node by node (evaluator.py).
+"""A worker that evaluates an ONNX graph node by node (evaluator.py), with the protocol of onnx_worker.py.
 
 load  model                   -> unable: why the model cannot be evaluated; why_not_wide: why not in float64
-run   inputs, outputs (.npz)  -> nothing but ok; in float64 where that says something, else as the file has it
+run   inputs, outputs (.npz)  -> only ok; computes in float64, or in the file's own types if why_not_wide is set
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[3]))  # it is started as a file, like onnx_worker.py
+sys.path.insert(0, str(Path(__file__).parents[3]))  # started by file path, like onnx_worker.py
 
 import numpy as np
 
@@ -18,24 +18,30 @@ from onward.stages.workers import evaluator, onnx_worker
 
 
 class EvaluatedModel:
-    """The commands that an evaluator can answer: it is no runtime to be measured."""
+    """The commands of this worker. It measures nothing, because an evaluator is not a runtime."""
 
     def __init__(self) -> None:
         self.evaluation: evaluator.Evaluation | None = None
 
     def load(self, model: str) -> dict[str, Any]:
+        """Load an ONNX file; the answer says whether it can be evaluated, and whether in float64."""
         try:
-            read = evaluator.read(model)
-            reason = evaluator.why_not_wide(read)
-            self.evaluation = (evaluator.Evaluation if reason else evaluator.Wide)(read)
+            graph = evaluator.read(model)
+            reason = evaluator.why_not_wide(graph)
+            self.evaluation = (evaluator.Evaluation if reason else evaluator.Wide)(graph)
         except evaluator.Unsupported as error:
             return {"unable": str(error), "why_not_wide": str(error)}
         return {"unable": "", "why_not_wide": reason}
 
     def run(self, inputs: str, outputs: str) -> dict[str, Any]:
+        """Evaluate the graph on the inputs of one .npz file, and write the numeric outputs to another."""
         assert self.evaluation is not None
         results = self.evaluation.run(onnx_worker.read_tensors(inputs))
-        plain = {n: v for n, v in results.items() if isinstance(v, np.ndarray) and v.dtype.kind in "fiub"}
+        plain = {
+            name: value
+            for name, value in results.items()
+            if isinstance(value, np.ndarray) and value.dtype.kind in "fiub"
+        }
         np.savez(outputs, **plain)  # type: ignore[arg-type]
         return {}
 

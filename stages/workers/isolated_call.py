@@ -1,7 +1,8 @@
-"""Calls a function in a forked process: exporters, optimisers and quantisers run native code that may abort.
+"""Calls a function in a forked process, because exporters, optimisers and quantisers run native code that may abort.
 
-Fork, not spawn: the function's arguments and the modules it needs are there already. So a stage that isolates calls
-must not have started threads of its own; none imports torch or onnxruntime outside an isolated call.
+Processes are forked, not spawned: they inherit the function's arguments and all imported modules. Forking is unsafe
+while other threads run. So stages that use isolated calls start no threads, and import torch and onnxruntime inside
+isolated calls only.
 """
 
 from __future__ import annotations
@@ -31,12 +32,22 @@ T = TypeVar("T")
 
 
 def call(timeout: float, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """`function(*args, **kwargs)`, computed in a forked process; the result must be picklable.
+    """Compute `function(*args, **kwargs)` in a forked process.
+
+    Args:
+        timeout: Time limit, in seconds.
+        function: The function; it may be a closure.
+        *args: Its positional arguments.
+        **kwargs: Its keyword arguments.
+
+    Returns:
+        The function's result, which must be picklable.
 
     Raises:
-        WorkerFailure: it raised, died of a signal, or took longer than `timeout` seconds.
-        OnwardError: it raised one, for instance a UsageError; Killed, if it was killed from outside.
-        OSError: it raised one that an operator has to set right, such as a full disk.
+        WorkerFailure: The function raised, its process died of a signal, or it took longer than `timeout`.
+        OnwardError: The function raised this error, such as UsageError.
+        Killed: The process was killed from outside.
+        OSError: The function raised an error that the user must fix, such as a full disk.
     """
     process: Isolated[None, R] = Isolated(
         lambda _: function(*args, **kwargs), timeout, getattr(function, "__name__", "a call")
@@ -50,15 +61,21 @@ def call(timeout: float, function: Callable[P, R], *args: P.args, **kwargs: P.kw
 
 @dataclass(frozen=True)
 class Failed:
-    """A call that came to nothing, and why."""
+    """The reason why a call has no result."""
 
     error: WorkerFailure | OnwardError
 
 
 class Isolated(Generic[T, R]):
-    """A forked process that computes one function of many arguments, so that what it imports is imported once. Where a
-    call takes the process down, the next one gets another. The function may be a closure; arguments and results must
-    be picklable."""
+    """A forked process that calls one function many times, so that imports run only once.
+
+    If a call ends the process, the next call starts a new one.
+
+    Args:
+        function: The function; it may be a closure. Its argument and result must be picklable.
+        timeout: Time limit per call, in seconds.
+        name: Name of the function, for messages.
+    """
 
     def __init__(self, function: Callable[[T], R], timeout: float, name: str) -> None:
         self.function, self.timeout, self.name = function, timeout, name.strip("_")
@@ -76,23 +93,34 @@ class Isolated(Generic[T, R]):
         self._end()
 
     def call(self, argument: T) -> R | Failed:
-        """The result, or why there is none: the call raised, died of a signal, or took too long.
+        """Call the function and wait for its result.
+
+        Returns:
+            The result, or why there is none: the call raised, the process died of a signal, or the time ran out.
 
         Raises:
-            Killed: the process was killed from outside.
-            OSError: the call raised one that an operator has to set right, such as a full disk.
+            Killed: The process was killed from outside.
+            OSError: The call raised an error that the user must fix, such as a full disk.
         """
         self.begin(argument)
         return self.finish()
 
     def begin(self, argument: T) -> None:
-        """Start a call once those begun before are over, and go on with something else until `finish`."""
+        """Queue a call behind those begun earlier, without waiting for it; `finish` returns its result."""
         _, pipe = self._started()
         self._begun.append(argument)
         _send(pipe, argument)
 
     def finish(self) -> R | Failed:
-        """What came of the first call begun and not finished; `timeout` counts from here. Raises as `call` does."""
+        """Wait for the oldest call that was begun and not finished. Its `timeout` starts now.
+
+        Returns:
+            The result, or why there is none, as `call` does.
+
+        Raises:
+            Killed: The process was killed from outside.
+            OSError: The call raised an error that the user must fix, such as a full disk.
+        """
         process, pipe = self._started()
         self._begun.popleft()
         try:
@@ -124,7 +152,7 @@ class Isolated(Generic[T, R]):
             self._process = context.Process(target=_serve, args=(theirs, self._pipe, self.function))
             self._process.start()
             theirs.close()
-            for argument in self._begun:  # those that the process before this one did not live to see
+            for argument in self._begun:  # queued calls that the previous process did not answer
                 _send(self._pipe, argument)
         return self._process, self._pipe
 
@@ -140,7 +168,7 @@ class Isolated(Generic[T, R]):
 
 
 def _send(pipe: Connection[Any, Any], argument: Any) -> None:
-    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the process has died: finish says of what
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the process has died: `finish` reports why
         pipe.send(argument)
 
 
@@ -151,10 +179,10 @@ def _serve(pipe: Connection[Any, Any], theirs: Connection[Any, Any], function: C
             outcome = _outcome(function, pipe.recv())
             try:
                 pipe.send(outcome)
-            except (pickle.PicklingError, TypeError, AttributeError) as error:  # a result that cannot be handed over
+            except (pickle.PicklingError, TypeError, AttributeError) as error:  # the result cannot be pickled
                 pipe.send(("raised", _failure(error)))
     except (EOFError, BrokenPipeError, ConnectionResetError, KeyboardInterrupt):
-        return  # the parent is done with this process, and does not read what it would still say
+        return  # the parent has closed the pipe and reads no further answers
 
 
 def _outcome(function: Callable[..., Any], argument: Any) -> tuple[str, Any]:
@@ -163,23 +191,23 @@ def _outcome(function: Callable[..., Any], argument: Any) -> tuple[str, Any]:
     except (OnwardError, WorkerFailure) as error:
         return "raised", error
     except OSError as error:
-        theirs = error.errno in OPERATORS
-        return "raised", OSError(error.errno, error.strerror, error.filename) if theirs else _failure(error)
+        is_for_user = error.errno in OPERATORS
+        return "raised", OSError(error.errno, error.strerror, error.filename) if is_for_user else _failure(error)
     except BaseException as error:
-        full = os.strerror(errno.ENOSPC)  # native libraries say it in words alone
+        full = os.strerror(errno.ENOSPC)  # native libraries give the text only, not the error number
         return "raised", OSError(errno.ENOSPC, full) if full in str(error) else _failure(error)
 
 
 def _failure(error: BaseException) -> WorkerFailure:
-    """The failure, with the line of the team's own code that raised it, if one did."""
+    """Describe an error, with the innermost line of the team's own code in its traceback, if there is one."""
     frames = reversed(traceback.extract_tb(error.__traceback__))
-    own = next((frame for frame in frames if _is_teams(frame.filename)), None)
+    own = next((frame for frame in frames if _is_team_code(frame.filename)), None)
     where = f" ({paths.without_paths(own.filename)}:{own.lineno})" if own else ""
     return WorkerFailure("error", f"{type(error).__name__}: {error}{where}")
 
 
-def _is_teams(filename: str) -> bool:
-    """Whether a source file lies in the project, and is neither an installed package nor Onward's own."""
+def _is_team_code(filename: str) -> bool:
+    """Whether a source file is in the project and belongs neither to an installed package nor to Onward."""
     path = Path(filename).resolve()
-    ours = Path(__file__).resolve().parents[1]
-    return path.is_relative_to(paths.root()) and "site-packages" not in path.parts and not path.is_relative_to(ours)
+    stages = Path(__file__).resolve().parents[1]
+    return path.is_relative_to(paths.root()) and "site-packages" not in path.parts and not path.is_relative_to(stages)

@@ -1,4 +1,7 @@
-"""An ONNX file with every weight moved by one unit in the last place: its answers move by what float32 rounds."""
+"""Moves every float weight of an ONNX file by one unit in the last place (ulp).
+
+The change in the model's outputs shows how much of them is rounding in float32.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from onnx import numpy_helper
 
 from onward.registry.artifact import onnx_file
 
-# Operands, by position, that say where to look or how large to be: moved by an ulp, they could give another shape.
+# Operands, by position, that determine positions or sizes: moved by an ulp, they could change a shape.
 PLACES: dict[str, frozenset[int]] = {
     "Resize": frozenset({1, 2, 3}),
     "Upsample": frozenset({1}),
@@ -29,25 +32,25 @@ PLACES: dict[str, frozenset[int]] = {
 
 
 def jittered_file(model: Path, target: Path, seed: int) -> bool:
-    """Write a copy of `model` in which every float weight that is not a whole number is moved by one unit in the last
-    place, up or down at random. Whole numbers stay, since they may be categories or bounds; so do operands that say
-    how large a result is.
+    """Write a copy of `model` with its float weights moved by one ulp, up or down at random.
+
+    Whole numbers are kept, because they may be categories or bounds. Operands that determine a shape are kept, too.
 
     Args:
-        model: an ONNX file, with or without external data.
-        target: where to write the copy, one file.
-        seed: the same seed gives the same copy.
+        model: An ONNX file, with or without external data.
+        target: The file to write.
+        seed: Seed of the random directions; the same seed gives the same copy.
 
     Returns:
-        False, and nothing is written, where the copy would not fit into one file (2 GB).
+        Whether the copy was written; False if it would exceed one file's limit of 2 GB.
     """
     if sum(file.stat().st_size for file in onnx_file.files(model)) >= onnx_file.EXTERNAL_DATA_BYTES:
         return False
     copy = onnx.load(model)
     rng = np.random.default_rng(seed)
-    every = list(graphs(copy.graph))
-    kept = _deciding_shapes([node for graph in every for node in graph.node])
-    for graph in every:
+    all_graphs = list(graphs(copy.graph))
+    kept = _deciding_shapes([node for graph in all_graphs for node in graph.node])
+    for graph in all_graphs:
         for name, tensor in _weights(graph):
             if name not in kept and tensor.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE):
                 tensor.CopyFrom(numpy_helper.from_array(moved(numpy_helper.to_array(tensor), rng), tensor.name))
@@ -56,7 +59,7 @@ def jittered_file(model: Path, target: Path, seed: int) -> bool:
 
 
 def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """A graph and all its subgraphs."""
+    """Iterate over a graph and all its subgraphs."""
     yield graph
     for node in graph.node:
         for attribute in node.attribute:
@@ -65,15 +68,25 @@ def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
 
 
 def moved(values: npt.NDArray[Any], rng: np.random.Generator) -> npt.NDArray[Any]:
-    """Floats moved to the next one up or down, at random; whole numbers and what is not finite stay."""
-    towards = np.where(rng.random(values.shape) < 0.5, np.inf, -np.inf).astype(values.dtype)
+    """Move each float to the next representable one, up or down at random.
+
+    Whole numbers (zeros of pruned weights, bounds of categories), NaN and infinity stay as they are.
+
+    Args:
+        values: Floats of any shape.
+        rng: Source of the random directions.
+
+    Returns:
+        The moved values, with the shape and dtype of `values`.
+    """
+    direction = np.where(rng.random(values.shape) < 0.5, np.inf, -np.inf).astype(values.dtype)
     with np.errstate(invalid="ignore", over="ignore"):
-        still = ~np.isfinite(values) | (values == np.round(values))
-        return np.where(still, values, np.nextafter(values, towards))
+        is_kept = ~np.isfinite(values) | (values == np.round(values))
+        return np.where(is_kept, values, np.nextafter(values, direction))
 
 
 def _weights(graph: onnx.GraphProto) -> Iterator[tuple[str, onnx.TensorProto]]:
-    """Initializers, and the tensors of Constant nodes, by name."""
+    """(name, tensor) of each initializer and Constant node."""
     for tensor in graph.initializer:
         yield tensor.name, tensor
     for node in graph.node:
@@ -84,16 +97,22 @@ def _weights(graph: onnx.GraphProto) -> Iterator[tuple[str, onnx.TensorProto]]:
 
 
 def _deciding_shapes(nodes: list[onnx.NodeProto]) -> set[str]:
-    """Names of the values that a shape is computed from. What Shape and Size give does not depend on values."""
-    makers = {name: node for node in nodes for name in node.output if name}
+    """Names of all values that a shape is computed from.
+
+    The search stops at Shape and Size, because their results do not depend on their operand's values.
+    """
+    producers = {name: node for node in nodes for name in node.output if name}
     waiting = [
-        name for node in nodes for at, name in enumerate(node.input) if at in PLACES.get(node.op_type, frozenset())
+        name
+        for node in nodes
+        for position, name in enumerate(node.input)
+        if position in PLACES.get(node.op_type, frozenset())
     ]
     found: set[str] = set()
     while waiting:
         name = waiting.pop()
         if name not in found:
             found.add(name)
-            if name in makers and makers[name].op_type not in ("Shape", "Size"):
-                waiting += makers[name].input
+            if name in producers and producers[name].op_type not in ("Shape", "Size"):
+                waiting += producers[name].input
     return found

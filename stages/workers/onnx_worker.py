@@ -1,20 +1,21 @@
-"""Runs one ONNX model in a process of its own, in whatever Python holds the runtime to be measured.
+"""Runs one ONNX model in its own process, with the Python environment of the runtime to measure.
 
-Stand-alone on purpose: needs numpy and onnxruntime and nothing of ours, so that each execution provider can have its
-own environment. Reads one JSON request a line on stdin, answers one JSON line on stdout; tensors travel as .npz.
+This file is stand-alone: it needs numpy and onnxruntime and no other module of Onward, so that each execution provider
+can have its own environment. It reads JSON requests from stdin and writes JSON answers to stdout, one per line. Tensors
+are passed as .npz files.
 
     load     model, provider, [session options]                 -> session_ms, providers, inputs, outputs
     run      inputs, outputs (.npz paths)                       -> seconds
     measure  inputs, seconds, warmup                            -> latencies_ms
-    callers  inputs, seconds, callers                           -> latencies_ms of all, wall_seconds
-    profile  inputs                                             -> nodes run by each provider
+    callers  inputs, seconds, callers                           -> latencies_ms of all callers, wall_seconds
+    profile  inputs                                             -> number of nodes that each provider ran
     memory                                                      -> peak_mb
-    optimize model, target, graph_level                         -> nothing but ok
+    optimize model, target, graph_level                         -> only ok
 
-Session options have the names of registry/evidence/session_options.py, whose `to_load` makes them: threads,
-graph_level, spinning, execution_mode, arena, memory_pattern, affinity; and for the CUDA provider tf32, nhwc. One that
-is left out is ONNX Runtime's default, but for tf32, which is then off.
-A Python error is an answer with ok: false; a native abort is the end of the process, for the caller to see.
+Session options have the names that `to_load` of registry/evidence/session_options.py gives them: threads, graph_level,
+spinning, execution_mode, arena, memory_pattern, affinity; and for the CUDA provider tf32, nhwc. Options that are left
+out have ONNX Runtime's defaults, except for tf32, which is off by default.
+A Python error is answered with ok: false. A native abort ends the process, which the caller detects.
 """
 
 from __future__ import annotations
@@ -44,17 +45,27 @@ LEVELS = {
 MODES = {"sequential": "ORT_SEQUENTIAL", "parallel": "ORT_PARALLEL"}
 
 
-# prctl's "send me this signal when my parent ends".
+# The option of prctl(2) that makes the kernel send a signal to this process when its parent ends.
 PR_SET_PDEATHSIG = 1
 
 
 def read_tensors(path: str) -> dict[str, Any]:
+    """Read the arrays of an .npz file, by name."""
     with np.load(path, allow_pickle=False) as file:
         return {name: file[name] for name in file.files}
 
 
 def time_runs(run: Callable[[], object], seconds: float, warmup: int) -> list[float]:
-    """Latencies in milliseconds of repeated calls over at least `seconds`, after `warmup` calls."""
+    """Time repeated calls.
+
+    Args:
+        run: The function to call.
+        seconds: Minimal duration of the measurement, in seconds.
+        warmup: Number of calls before the measurement.
+
+    Returns:
+        Latency of each call, in ms.
+    """
     for _ in range(warmup):
         run()
     latencies: list[float] = []
@@ -70,40 +81,54 @@ def time_runs(run: Callable[[], object], seconds: float, warmup: int) -> list[fl
 
 
 def time_callers(run: Callable[[], object], seconds: float, callers: int) -> tuple[list[float], float]:
-    """Latencies in milliseconds of so many threads calling at once, and how many seconds it took until the last ended.
+    """Time repeated calls by several threads at the same time.
 
-    Each thread calls `run` once before the clock starts, and they start together.
+    Each thread calls `run` once for warm-up. Then all threads start together.
+
+    Args:
+        run: The function to call.
+        seconds: Minimal duration of the measurement, in seconds.
+        callers: Number of threads.
+
+    Returns:
+        Latencies of all calls, in ms, and the seconds until the last thread ended.
     """
-    together = threading.Barrier(callers + 1)
+    barrier = threading.Barrier(callers + 1)
 
     def call() -> list[float]:
         run()
-        together.wait()
+        barrier.wait()
         return time_runs(run, seconds, 0)
 
     with concurrent.futures.ThreadPoolExecutor(callers) as pool:
         futures = [pool.submit(call) for _ in range(callers)]
-        together.wait()
+        barrier.wait()
         start = time.perf_counter()
         latencies = [latency for future in futures for latency in future.result()]
         return latencies, time.perf_counter() - start
 
 
 def die_with_parent() -> None:
-    """Have this process end when the one that asks it does, even while it is stopped and sees no end of its input."""
+    """Make the kernel kill this process when its parent ends (Linux only).
+
+    End of input on stdin is not enough: a process that is stopped (SIGSTOP) does not see it.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
 
 
 def peak_memory_mb() -> float:
-    """This process's own peak resident memory; getrusage's would include that of the process it was forked from."""
+    """Peak resident memory of this process, in MiB.
+
+    On Linux it is VmHWM, because getrusage includes the memory of the process that this one was forked from.
+    """
     try:
         with open("/proc/self/status") as status:
             for line in status:
                 if line.startswith("VmHWM:"):
                     return int(line.split()[1]) / 1024
     except OSError:
-        pass  # not Linux: fall through to the portable figure
+        pass  # not Linux: use getrusage
     import resource
 
     unit = 1024 * 1024 if sys.platform == "darwin" else 1024
@@ -119,30 +144,36 @@ def session_options(
     memory_pattern: bool | None = None,
     affinity: str | None = None,
 ) -> Any:
-    """What registry/evidence/session_options.py's to_onnxruntime makes of the same names; a test holds them
-    together."""
+    """Create onnxruntime.SessionOptions from options by name; None means ONNX Runtime's default.
+
+    It duplicates `to_onnxruntime` of registry/evidence/session_options.py, because this file is stand-alone. A test
+    compares the two.
+    """
     import onnxruntime
 
-    made = onnxruntime.SessionOptions()
+    options = onnxruntime.SessionOptions()
     if threads is not None:
-        made.intra_op_num_threads = threads
+        options.intra_op_num_threads = threads
     if graph_level is not None:
-        made.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, LEVELS[graph_level])
+        options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, LEVELS[graph_level])
     if execution_mode is not None:
-        made.execution_mode = getattr(onnxruntime.ExecutionMode, MODES[execution_mode])
+        options.execution_mode = getattr(onnxruntime.ExecutionMode, MODES[execution_mode])
     if arena is not None:
-        made.enable_cpu_mem_arena = arena
+        options.enable_cpu_mem_arena = arena
     if memory_pattern is not None:
-        made.enable_mem_pattern = memory_pattern
+        options.enable_mem_pattern = memory_pattern
     if spinning is not None:
-        made.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
+        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
     if affinity is not None:
-        made.add_session_config_entry("session.intra_op_thread_affinities", affinity)
-    return made
+        options.add_session_config_entry("session.intra_op_thread_affinities", affinity)
+    return options
 
 
 def provider_of(name: str, tf32: bool | None, nhwc: bool | None) -> Any:
-    """What registry/evidence/session_options.py's to_provider makes of the same names."""
+    """An entry for InferenceSession's `providers`.
+
+    It duplicates `to_provider` of registry/evidence/session_options.py, because this file is stand-alone.
+    """
     if name != "CUDAExecutionProvider":
         return name
     layout = {} if nhwc is None else {"prefer_nhwc": str(int(nhwc))}
@@ -150,7 +181,7 @@ def provider_of(name: str, tf32: bool | None, nhwc: bool | None) -> Any:
 
 
 class OnnxModel:
-    """The commands, on ONNX Runtime."""
+    """The commands of this worker, on ONNX Runtime. Arguments and answers are in the module's docstring."""
 
     def __init__(self) -> None:
         self.session: Any = None
@@ -166,27 +197,30 @@ class OnnxModel:
         nhwc: bool | None = None,
         **options: Any,
     ) -> Any:
-        """A session of these options; `settings` are further attributes of onnxruntime.SessionOptions, `entries`
-        further entries of its configuration."""
+        """Create a session.
+
+        `settings` are further attributes of onnxruntime.SessionOptions, `entries` further configuration entries.
+        """
         import onnxruntime
 
         onnxruntime.set_default_logger_severity(3)
-        made = session_options(**options)
-        made.log_severity_level = 3
+        native_options = session_options(**options)
+        native_options.log_severity_level = 3
         for key, value in settings.items():
-            setattr(made, key, value)
+            setattr(native_options, key, value)
         for key, value in (entries or {}).items():
-            made.add_session_config_entry(key, value)
+            native_options.add_session_config_entry(key, value)
         if provider not in onnxruntime.get_available_providers():
             raise RuntimeError(
-                f"{provider} is not in this onnxruntime ({', '.join(onnxruntime.get_available_providers())})"
+                f"this onnxruntime has no {provider}; it has {', '.join(onnxruntime.get_available_providers())}"
             )
         if provider in ("CUDAExecutionProvider", "TensorrtExecutionProvider"):
-            onnxruntime.preload_dlls()  # NVIDIA's wheels lie where no linker looks
-        return onnxruntime.InferenceSession(model, made, providers=[provider_of(provider, tf32, nhwc)])
+            onnxruntime.preload_dlls()  # the linker does not search the folders of NVIDIA's wheels
+        return onnxruntime.InferenceSession(model, native_options, providers=[provider_of(provider, tf32, nhwc)])
 
     def load(self, **request: Any) -> dict[str, Any]:
-        import onnxruntime  # noqa: F401  outside the clock: session creation is what is reported
+        """Create the session, and time its creation without the import of onnxruntime."""
+        import onnxruntime  # noqa: F401  before the clock starts
 
         start = time.perf_counter()
         self.session = self._session(settings={}, **request)
@@ -194,12 +228,13 @@ class OnnxModel:
         return {
             "session_ms": (time.perf_counter() - start) * 1e3,
             "providers": self.session.get_providers(),
-            "inputs": [[i.name, i.type, i.shape] for i in self.session.get_inputs()],
-            "outputs": [[o.name, o.type, o.shape] for o in self.session.get_outputs()],
+            "inputs": [[value.name, value.type, value.shape] for value in self.session.get_inputs()],
+            "outputs": [[value.name, value.type, value.shape] for value in self.session.get_outputs()],
         }
 
     def run(self, inputs: str, outputs: str) -> dict[str, Any]:
-        names = [o.name for o in self.session.get_outputs()]
+        """Run the model once and write its outputs to a file."""
+        names = [value.name for value in self.session.get_outputs()]
         feed = read_tensors(inputs)
         start = time.perf_counter()
         results = self.session.run(names, feed)
@@ -208,21 +243,24 @@ class OnnxModel:
         return {"seconds": seconds}
 
     def measure(self, inputs: str, seconds: float, warmup: int) -> dict[str, Any]:
+        """Time repeated runs (`time_runs`)."""
         feed = read_tensors(inputs)
         session = self.session
         return {"latencies_ms": time_runs(lambda: session.run(None, feed), seconds, warmup)}
 
     def callers(self, inputs: str, seconds: float, callers: int) -> dict[str, Any]:
+        """Time repeated runs by several threads (`time_callers`)."""
         feed = read_tensors(inputs)
         session = self.session
         latencies, wall = time_callers(lambda: session.run(None, feed), seconds, callers)
         return {"latencies_ms": latencies, "wall_seconds": wall}
 
     def profile(self, inputs: str) -> dict[str, Any]:
-        """Runs once in a second session that writes a trace: what a provider list promises, a trace proves.
+        """Count the nodes that each provider ran, with one run of a second session that writes a trace.
 
-        Counted are the nodes that were given to each provider, as the graph has them (a provider may fuse hundreds
-        into one that the trace names), where the trace says that this provider ran anything.
+        The session's list of providers does not show which of them ran anything; the trace does. A provider may fuse
+        hundreds of nodes into one entry of the trace. So the nodes of the graph that were assigned to a provider are
+        counted, if the trace shows that this provider ran.
         """
         with tempfile.TemporaryDirectory() as folder:
             trace = {"enable_profiling": True, "profile_file_prefix": os.path.join(folder, "trace")}
@@ -239,16 +277,18 @@ class OnnxModel:
         return {"nodes": dict(nodes)}
 
     def memory(self) -> dict[str, Any]:
+        """Peak memory of this process, in MiB."""
         return {"peak_mb": peak_memory_mb()}
 
     def optimize(self, model: str, target: str, graph_level: str) -> dict[str, Any]:
+        """Write the graph as ONNX Runtime optimises it."""
         written = {"optimized_model_filepath": target}
         self._session(model, "CPUExecutionProvider", written, graph_level=graph_level)
         return {}
 
 
 def serve(model: Any) -> None:
-    """Answer requests until stdin ends. What native code prints goes to stderr, never between the answers."""
+    """Answer requests until stdin ends. Output that native code prints is redirected from stdout to stderr."""
     die_with_parent()
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
@@ -257,7 +297,7 @@ def serve(model: Any) -> None:
         command = request.pop("command")
         try:
             answer = {"ok": True, **getattr(model, command)(**request)}
-        except Exception as error:  # MemoryError, too: its text may be empty, its kind says enough
+        except Exception as error:  # includes MemoryError, whose text may be empty
             number = getattr(error, "errno", None)
             answer = {"ok": False, "kind": type(error).__name__, "error": str(error), "errno": number}
         answers.write(json.dumps(answer) + "\n")
@@ -265,6 +305,7 @@ def serve(model: Any) -> None:
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(ImportError):  # `load` says it; here, so that several workers import at the same time
+    # Import now, so that several workers import at the same time. `load` reports a failed import.
+    with contextlib.suppress(ImportError):
         import onnxruntime  # noqa: F401
     serve(OnnxModel())

@@ -1,4 +1,4 @@
-"""Whether two modules are the same one: weights, buffers, and whatever else they keep that answers may depend on."""
+"""Compares two modules: weights, buffers, and other attributes that their results may depend on."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ import numpy as np
 import torch
 from torch import nn
 
-# What every module keeps for torch's own use, and what says how it is used.
-_TORCHS = {*nn.Module().__dict__, "_is_full_backward_hook", "_backward_pre_hooks", "_forward_hooks"}
+# Attributes that PyTorch itself keeps in every module.
+_TORCH_ATTRIBUTES = {*nn.Module().__dict__, "_is_full_backward_hook", "_backward_pre_hooks", "_forward_hooks"}
 _PLAIN = (bool, int, float, complex, str, type(None))
 
 
 def differences(one: nn.Module, other: nn.Module, plain: bool = False) -> list[str]:
-    """Where two modules that should be the same differ, in words.
+    """Describe how two modules differ that should be equal.
 
-    Compared are parameters, buffers (non-persistent ones included), and attributes that hold tensors or arrays, alone
-    or in lists, tuples and dicts.
+    It compares parameters, buffers (including non-persistent ones), and attributes that contain tensors or arrays,
+    directly or in lists, tuples and dicts.
 
     Args:
-        one: a module.
-        other: another one, of the same code.
-        plain: whether numbers and texts are compared, too. They may differ without consequence (a time of creation).
+        one: A module.
+        other: Another module, built by the same code.
+        plain: Whether to compare numbers and texts, too. They may differ without effect, such as a creation time.
 
     Returns:
-        a sentence each, the path of the attribute first: "norm.mean is 0.3 in one and 0.0 in the other".
+        One phrase per difference, such as "norm.mean is 0.3 in one and 0.0 in the other".
     """
     first, second = (
         {name: value for name, value in _state(module) if plain or not isinstance(value, _PLAIN)}
         for module in (one, other)
     )
-    found = [f"{name} is in one of the two alone" for name in sorted(first.keys() ^ second.keys())]
+    found = [f"{name} is in only one of the two" for name in sorted(first.keys() ^ second.keys())]
     for name in first:
         if name in second and not _same(first[name], second[name]):
             found.append(f"{name} {_words(first[name], second[name])}")
@@ -40,12 +40,12 @@ def differences(one: nn.Module, other: nn.Module, plain: bool = False) -> list[s
 
 
 def _state(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Every value that a module keeps, by its path."""
+    """(path, value) of each value that a module keeps."""
     yield from module.named_parameters(remove_duplicate=False)
     yield from module.named_buffers(remove_duplicate=False)
     for prefix, child in module.named_modules():
         for name, value in vars(child).items():
-            if name not in _TORCHS:
+            if name not in _TORCH_ATTRIBUTES:
                 yield from _values(f"{prefix}.{name}" if prefix else name, value)
 
 
@@ -67,8 +67,8 @@ def _same(one: Any, other: Any) -> bool:
     if isinstance(one, torch.Tensor) or isinstance(other, torch.Tensor) or type(one) is not type(other):
         return False
     if isinstance(one, (np.ndarray, np.generic)):
-        floats = np.asarray(one).dtype.kind in "fc"
-        return bool(np.array_equal(one, other, equal_nan=floats))
+        equal_nan = np.asarray(one).dtype.kind in "fc"
+        return bool(np.array_equal(one, other, equal_nan=equal_nan))
     return bool(one == other or (one != one and other != other))
 
 
@@ -81,10 +81,10 @@ def _words(one: Any, other: Any) -> str:
     if isinstance(one, _PLAIN) and isinstance(other, _PLAIN):
         return f"is {one!r} in one and {other!r} in the other"
     shown = " and ".join(_short(value) for value in (one, other))
-    return f"holds other values in one than in the other ({shown})"
+    return f"has different values in the two ({shown})"
 
 
 def _short(value: Any) -> str:
-    """The first few elements."""
+    """The first three elements, as text."""
     values = value.detach().flatten()[:3].tolist() if isinstance(value, torch.Tensor) else np.ravel(value)[:3].tolist()
-    return ", ".join(f"{one:.4g}" if isinstance(one, float) else str(one) for one in values) + ", ..."
+    return ", ".join(f"{item:.4g}" if isinstance(item, float) else str(item) for item in values) + ", ..."

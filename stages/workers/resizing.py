@@ -1,7 +1,7 @@
-"""Resize by its specification: where each output element lies in the input is computed in exact rational arithmetic.
+"""ONNX's Resize, with the position of each output element in the input computed in exact rational arithmetic.
 
-Implementations differ here by a pixel, because a scale such as 64/26 has no exact value in floating point
-(microsoft/onnxruntime#12098). https://onnx.ai/onnx/operators/onnx__Resize.html
+Implementations differ by a pixel, because a scale such as 64/26 has no exact value in floating point
+(microsoft/onnxruntime#12098). Specification: https://onnx.ai/onnx/operators/onnx__Resize.html
 """
 
 from __future__ import annotations
@@ -21,91 +21,96 @@ HALF = Fraction(1, 2)
 _NEAREST: dict[str, Callable[[Fraction], int]] = {
     "floor": math.floor,
     "ceil": math.ceil,
-    "round_prefer_floor": lambda at: math.ceil(at - HALF),
-    "round_prefer_ceil": lambda at: math.floor(at + HALF),
+    "round_prefer_floor": lambda position: math.ceil(position - HALF),
+    "round_prefer_ceil": lambda position: math.floor(position + HALF),
 }
 
 
 def resize(node: Node, x: Tensor, *rest: Tensor | None) -> Tensor:
-    """`rest` is roi, scales and sizes; before opset 11, scales alone.
+    """Resize a tensor, axis by axis.
+
+    Args:
+        node: The node.
+        x: The tensor.
+        *rest: The operator's further inputs: roi, scales and sizes.
 
     Raises:
-        NotImplementedError: antialias, cropping, or a policy for the aspect ratio is asked for.
+        NotImplementedError: The opset is below 11, or the node uses antialiasing, cropping or an aspect ratio policy.
     """
     if node.opset < 11:
         raise NotImplementedError("Resize before opset 11")
-    scales, sizes = (rest[i] if len(rest) > i and rest[i] is not None else None for i in (1, 2))
-    scales, sizes = (None if v is None or v.numel() == 0 else v for v in (scales, sizes))
-    coordinates = node.get("coordinate_transformation_mode", "half_pixel")
-    plain = node.get("keep_aspect_ratio_policy", "stretch") == "stretch" and not node.get("antialias", 0)
-    if coordinates not in _WHERE or not plain or (scales is None) == (sizes is None):
-        raise NotImplementedError(f"Resize by {coordinates}")
+    scales, sizes = (rest[index] if len(rest) > index else None for index in (1, 2))
+    scales, sizes = (None if value is None or value.numel() == 0 else value for value in (scales, sizes))
+    mode = node.get("coordinate_transformation_mode", "half_pixel")
+    is_plain = node.get("keep_aspect_ratio_policy", "stretch") == "stretch" and not node.get("antialias", 0)
+    if mode not in _POSITION or not is_plain or (scales is None) == (sizes is None):
+        raise NotImplementedError(f"Resize with coordinates {mode}, antialiasing, or an aspect ratio policy")
     axes = [axis % x.ndim for axis in node.get("axes", range(x.ndim))]
-    for position, axis in enumerate(axes):
-        before = x.shape[axis]
+    for number, axis in enumerate(axes):
+        old = x.shape[axis]
         if sizes is not None:
-            after = int(sizes[position])
-            scale = Fraction(after, before)
+            new = int(sizes[number])
+            scale = Fraction(new, old)
         else:
             assert scales is not None
-            scale = Fraction(float(scales[position]))
-            after = math.floor(before * scale)
-            if coordinates == "align_corners" and after != before * scale:
-                raise NotImplementedError("implementations differ in what they align")
-        if after != before or scale != 1:
-            x = _along(node, x, axis, [_WHERE[coordinates](at, scale, before, after) for at in range(after)])
+            scale = Fraction(float(scales[number]))
+            new = math.floor(old * scale)
+            if mode == "align_corners" and new != old * scale:
+                raise NotImplementedError("align_corners with a fractional size, where implementations differ")
+        if new != old or scale != 1:
+            x = _resample(node, x, axis, [_POSITION[mode](index, scale, old, new) for index in range(new)])
     return x
 
 
-def _half_pixel(at: int, scale: Fraction, before: int, after: int) -> Fraction:
-    return (at + HALF) / scale - HALF
+def _half_pixel(index: int, scale: Fraction, old: int, new: int) -> Fraction:
+    return (index + HALF) / scale - HALF
 
 
-def _symmetric(at: int, scale: Fraction, before: int, after: int) -> Fraction:
-    adjustment = after / (scale * before)
-    return Fraction(before, 2) * (1 - adjustment) + _half_pixel(at, scale, before, after)
+def _symmetric(index: int, scale: Fraction, old: int, new: int) -> Fraction:
+    adjustment = new / (scale * old)
+    return Fraction(old, 2) * (1 - adjustment) + _half_pixel(index, scale, old, new)
 
 
-_WHERE: dict[str, Callable[[int, Fraction, int, int], Fraction]] = {
+# The position in the input of the output element `index`; `old` and `new` are the sizes of the axis.
+_POSITION: dict[str, Callable[[int, Fraction, int, int], Fraction]] = {
     "half_pixel": _half_pixel,
     "half_pixel_symmetric": _symmetric,
-    "pytorch_half_pixel": lambda at, scale, before, after: (
-        _half_pixel(at, scale, before, after) if after > 1 else Fraction(0)
+    "pytorch_half_pixel": lambda index, scale, old, new: (
+        _half_pixel(index, scale, old, new) if new > 1 else Fraction(0)
     ),
-    "align_corners": lambda at, scale, before, after: (
-        Fraction(at * (before - 1), after - 1) if after > 1 else Fraction(0)
-    ),
-    "asymmetric": lambda at, scale, before, after: at / scale,
+    "align_corners": lambda index, scale, old, new: Fraction(index * (old - 1), new - 1) if new > 1 else Fraction(0),
+    "asymmetric": lambda index, scale, old, new: index / scale,
 }
 
 
-def _along(node: Node, x: Tensor, axis: int, places: list[Fraction]) -> Tensor:
-    """Sample `x` along one axis at these places of it."""
+def _resample(node: Node, x: Tensor, axis: int, positions: list[Fraction]) -> Tensor:
+    """Interpolate `x` along one axis at these positions."""
     size, mode = x.shape[axis], node.get("mode", "nearest")
     if mode == "nearest":
-        choose = _NEAREST[node.get("nearest_mode", "round_prefer_floor")]
-        return x.index_select(axis, torch.tensor([min(max(choose(at), 0), size - 1) for at in places]).long())
-    weights = torch.zeros(len(places), size, dtype=x.dtype)
-    for row, at in enumerate(places):
-        first = math.floor(at)
-        share = float(at - first)
-        shares = [1 - share, share] if mode == "linear" else _cubic(share, node.get("cubic_coeff_a", -0.75))
-        begin = first if mode == "linear" else first - 1
+        nearest = _NEAREST[node.get("nearest_mode", "round_prefer_floor")]
+        chosen = [min(max(nearest(position), 0), size - 1) for position in positions]
+        return x.index_select(axis, torch.tensor(chosen).long())
+    matrix = torch.zeros(len(positions), size, dtype=x.dtype)
+    for row, position in enumerate(positions):
+        left = math.floor(position)
+        fraction = float(position - left)
+        weights = [1 - fraction, fraction] if mode == "linear" else _cubic(fraction, node.get("cubic_coeff_a", -0.75))
+        first = left if mode == "linear" else left - 1
         if node.get("exclude_outside", 0) and mode == "cubic":
-            shares = [value if 0 <= begin + k < size else 0.0 for k, value in enumerate(shares)]
-            shares = [value / sum(shares) for value in shares]
-        for k, value in enumerate(shares):
-            weights[row, min(max(begin + k, 0), size - 1)] += value
-    return torch.movedim(torch.tensordot(x, weights, dims=([axis], [1])), -1, axis)
+            weights = [weight if 0 <= first + offset < size else 0.0 for offset, weight in enumerate(weights)]
+            weights = [weight / sum(weights) for weight in weights]
+        for offset, weight in enumerate(weights):
+            matrix[row, min(max(first + offset, 0), size - 1)] += weight
+    return torch.movedim(torch.tensordot(x, matrix, dims=([axis], [1])), -1, axis)
 
 
-def _cubic(share: float, a: Any) -> list[float]:
-    """Weights of the four neighbours (Keys 1981)."""
+def _cubic(fraction: float, a: Any) -> list[float]:
+    """Weights of the four neighbours by cubic convolution (Keys 1981), whose parameter is `a`."""
 
-    def near(d: float) -> float:
-        return float(((a + 2) * d - (a + 3)) * d * d + 1)
+    def inner(distance: float) -> float:
+        return float(((a + 2) * distance - (a + 3)) * distance * distance + 1)
 
-    def far(d: float) -> float:
-        return float(((a * d - 5 * a) * d + 8 * a) * d - 4 * a)
+    def outer(distance: float) -> float:
+        return float(((a * distance - 5 * a) * distance + 8 * a) * distance - 4 * a)
 
-    return [far(1 + share), near(share), near(1 - share), far(2 - share)]
+    return [outer(1 + fraction), inner(fraction), inner(1 - fraction), outer(2 - fraction)]

@@ -1,6 +1,8 @@
-"""The PyTorch module itself, asked in this process: in float32, as it is; in float64, as near to the truth as it gets;
-and shaken, which shows how much of an answer is float32's rounding. Shared by the worker that other stages ask and by
-the exporter, which has the module in its hands."""
+"""Runs the PyTorch module in this process: unchanged, in float64, and with perturbed weights ("shaken").
+
+The float64 result is the best available approximation of the exact one. The change under perturbation shows how much of
+an output is rounding in float32. The PyTorch worker (torch_worker.py) and the export stage use this module.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from onward.stages.workers.jitter import moved
 from onward.stages.workers.rebuilt import differences
 from onward.stages.workers.signature import bind, name_outputs
 from onward.stages.workers.torch_module import load_module
@@ -21,13 +24,17 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 
 class Original:
-    """A module with its weights.
+    """The original module with its weights.
 
     Args:
-        build: `module:function` of the code that builds it.
-        weights: the file with its weights.
-        inputs: names of the inputs, bound to the parameters of forward() by name.
-        outputs: names of the outputs, which go by their keys where forward() returns keys.
+        build: `package.module:function` that returns the module.
+        weights: File with the weights.
+        inputs: Names of the inputs, matched with the parameters of forward() by name.
+        outputs: Names of the outputs, matched with the keys that forward() returns, or by position.
+
+    Attributes:
+        module: The module in evaluation mode.
+        why_not_wide: Why there are no float64 results; empty as long as there are.
 
     Raises:
         Mismatch: forward() does not take these inputs.
@@ -43,15 +50,21 @@ class Original:
         self._made = (build, weights)
 
     def arguments(self, tensors: Mapping[str, npt.NDArray[Any]]) -> tuple[tuple[torch.Tensor, ...], dict[str, Any]]:
-        """(positional arguments, keyword arguments) of forward(); copies, since a module may write to its inputs."""
+        """(positional arguments, keyword arguments) of forward(), copied because a module may write to its inputs."""
         return self.binding.arguments({name: torch.from_numpy(np.array(tensors[name])) for name in self.inputs})
 
     def run(self, tensors: Mapping[str, npt.NDArray[Any]]) -> Arrays:
-        """Outputs by name, of the module as it is, or as `shake` left it.
+        """Run the module, with perturbed weights after `shake`.
+
+        Args:
+            tensors: Inputs by name.
+
+        Returns:
+            Outputs by name.
 
         Raises:
-            Mismatch: the module returns other outputs than are declared.
-            ValueError: the module trains.
+            Mismatch: The module returns other outputs than declared.
+            ValueError: forward() switches the module to training mode.
         """
         try:
             return self._call(self._shaken or self.module, *self.arguments(tensors))
@@ -59,27 +72,38 @@ class Original:
             self._refuse_training()
 
     def answer(self, tensors: Mapping[str, npt.NDArray[Any]]) -> tuple[Arrays, Arrays]:
-        """Outputs, and the same in float64; empty where the module does not run in it (`why_not_wide` says why)."""
+        """Run the module unchanged and in float64.
+
+        Args:
+            tensors: Inputs by name.
+
+        Returns:
+            Outputs by name, and the same in float64, which are empty if the module does not run in it
+            (`why_not_wide` says why).
+        """
         return self.run(tensors), self._truth(tensors)
 
     def shake(self, seed: int | None) -> None:
-        """From now on, answer with every float weight moved by one unit in the last place, up or down at random; with
-        None, exactly again. What changes in the answers is what float32 cannot tell."""
+        """Perturb every float weight by one unit in the last place, up or down at random, for all later runs.
+
+        Args:
+            seed: Seed of the random directions; None restores the exact weights.
+        """
         self._shaken = None
         if seed is not None:
             self._shaken = load_module(*self._made)
-            generator = torch.Generator().manual_seed(seed)
+            rng = np.random.default_rng(seed)
             with torch.no_grad():
                 for value in (*self._shaken.parameters(), *self._shaken.buffers()):
                     if value.dtype in (torch.float32, torch.float64):
-                        value.copy_(_moved(value, generator))
+                        value.copy_(torch.from_numpy(moved(value.detach().numpy(), rng)))
 
     def _refuse_training(self) -> None:
         training = [name or "the module" for name, module in self.module.named_modules() if module.training]
         if training:
             raise ValueError(
-                f"forward() puts {', '.join(training)} back into training mode, so that the answers depend on the "
-                "batch, or on chance: take the call of train() out"
+                f"forward() switches {', '.join(training)} to training mode, so that its outputs depend on the batch "
+                "or on random numbers; remove the call of train()"
             )
 
     def _truth(self, tensors: Mapping[str, npt.NDArray[Any]]) -> Arrays:
@@ -95,22 +119,22 @@ class Original:
                 return self._call(
                     self._wide, tuple(map(_wide, positional)), {name: _wide(value) for name, value in keywords.items()}
                 )
-        except Exception as error:  # a dtype written into forward(): there is no truth then, which is no fault
+        except Exception as error:  # such as a fixed dtype in forward(); that is allowed, there is no float64 then
             self.why_not_wide = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
             return {}
 
     def _widened(self, tensors: Mapping[str, npt.NDArray[Any]]) -> torch.nn.Module | None:
-        """The module in float64; None, with `why_not_wide`, where a second build() gives another module."""
+        """A second module in float64; None, with `why_not_wide` set, if a second build() returns a different one."""
         second = load_module(*self._made)
         different = differences(self.module, second)
         one, other = (self._call(module, *self.arguments(tensors)) for module in (self.module, second))
         different += [
-            f"{name} is another one for the same inputs"
+            f"{name} differs for the same inputs"
             for name in one
             if one[name].shape != other[name].shape or not np.allclose(one[name], other[name], equal_nan=True)
         ]
         if different:
-            self.why_not_wide = f"build() gives another module each time: {different[0]}"
+            self.why_not_wide = f"build() returns a different module each time: {different[0]}"
             return None
         return second.double()
 
@@ -126,20 +150,12 @@ def _wide(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.double() if tensor.is_floating_point() else tensor
 
 
-def _moved(value: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """One unit in the last place up or down. Whole numbers stay: zeros that pruning left, bounds of categories."""
-    up = torch.rand(value.shape, generator=generator) < 0.5
-    infinity = torch.full((), float("inf"), dtype=value.dtype)
-    moved = torch.where(up, torch.nextafter(value, infinity), torch.nextafter(value, -infinity))
-    return torch.where((value == value.round()) | ~torch.isfinite(value), value, moved)
-
-
 @contextmanager
 def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """What tensors are made as where forward() does not say."""
-    before = torch.get_default_dtype()
+    """Set the dtype of tensors that forward() creates without a dtype."""
+    previous = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         yield
     finally:
-        torch.set_default_dtype(before)
+        torch.set_default_dtype(previous)

@@ -1,7 +1,8 @@
-"""The same protocol as worker.py, with the PyTorch module itself behind it: the reference that exports are held to.
+"""A worker that runs the original PyTorch module, the reference for exports, with the protocol of onnx_worker.py.
 
-run      inputs, outputs, [truth] (.npz paths)   with `truth`, the same in float64 (empty where there is none)
-shake    seed                                    from now on with every weight moved by an ulp; with null, exactly again
+load     build, weights, inputs, outputs, [compiled, threads]  -> session_ms, providers, widens, shakes
+run      inputs, outputs, [truth] (.npz paths)                 -> seconds, why_not_wide; float64 outputs go to `truth`
+shake    seed                                                  -> only ok; moves every weight by one ulp (null: back)
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[3]))  # it is started as a file, like onnx_worker.py
+sys.path.insert(0, str(Path(__file__).parents[3]))  # started by file path, like onnx_worker.py
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from onward.stages.workers.torch_reference import Original
 
 
 class TorchModel:
-    """The commands that make sense for a module: load, run, shake, measure, memory."""
+    """The commands of this worker: load, run, shake, measure, memory."""
 
     def __init__(self) -> None:
         self.original: Original | None = None
@@ -35,6 +36,7 @@ class TorchModel:
         compiled: bool = False,
         threads: int | None = None,
     ) -> dict[str, Any]:
+        """Load the module. `widens` and `shakes` say whether it can run in float64 and with perturbed weights."""
         if threads is not None:
             torch.set_num_threads(threads)
         start = time.perf_counter()
@@ -49,6 +51,7 @@ class TorchModel:
         }
 
     def run(self, inputs: str, outputs: str, truth: str = "") -> dict[str, Any]:
+        """Run the module once; with `truth`, also write its float64 outputs (none if `why_not_wide` is set)."""
         assert self.original is not None
         tensors = onnx_worker.read_tensors(inputs)
         start = time.perf_counter()
@@ -60,11 +63,13 @@ class TorchModel:
         return {"seconds": seconds, "why_not_wide": self.original.why_not_wide}
 
     def shake(self, seed: int | None) -> dict[str, Any]:
+        """Perturb the weights for all later runs, or restore them (`Original.shake`)."""
         assert self.original is not None
         self.original.shake(seed)
         return {}
 
     def measure(self, inputs: str, seconds: float, warmup: int) -> dict[str, Any]:
+        """Time repeated runs (`onnx_worker.time_runs`)."""
         assert self.original is not None
         module = self.original.module
         positional, keywords = self.original.arguments(onnx_worker.read_tensors(inputs))
@@ -72,6 +77,7 @@ class TorchModel:
             return {"latencies_ms": onnx_worker.time_runs(lambda: module(*positional, **keywords), seconds, warmup)}
 
     def memory(self) -> dict[str, Any]:
+        """Peak memory of this process, in MiB."""
         return {"peak_mb": onnx_worker.peak_memory_mb()}
 
 

@@ -1,7 +1,8 @@
-"""Talks to workers: starts them, feeds them, and turns their death into a sentence.
+"""The client of worker processes: starts them, sends requests, and reports how they end.
 
-A `Worker` is one process with one model. When native code takes it down, `WorkerFailure` says how (aborted, timed
-out, error), and the next request starts it again with the same model.
+A `Worker` is one process with one model. If native code ends the process, `WorkerFailure` says how (aborted, segfault,
+timed out, out of memory, error), and the next request starts it again with the same model. onnx_worker.py documents the
+protocol.
 """
 
 from __future__ import annotations
@@ -30,33 +31,39 @@ import psutil
 from onward.registry import npz, processors
 from onward.registry.errors import OnwardError
 from onward.registry.evidence.session_options import CPU, SessionOptions
+from onward.stages.config import paths
 
 Tensors = Mapping[str, npt.NDArray[Any]]
 FailureKind = Literal["aborted", "segfault", "timed out", "out of memory", "error"]
 
 _HERE = Path(__file__).parent
-# The graph as the file has it, none of ONNX Runtime's own rewriting.
+# Runs the graph as it is in the file, without ONNX Runtime's optimisations.
 AS_IT_IS = SessionOptions(graph_level="disabled")
 
-# How ONNX Runtime, PyTorch and the C++ library say it.
+# Messages of ONNX Runtime, PyTorch and the C++ library.
 _OUT_OF_MEMORY = r"bad_alloc|bad allocation|[Ff]ailed to allocate memory|can't allocate memory|[Oo]ut of memory"
 
-# Where a process that was stopped ends with its parent nonetheless (worker.py), it is stopped between two measurements.
-# Elsewhere its threads are given so many seconds to come to rest.
+# On Linux, a worker is stopped (SIGSTOP) between measurements; it still ends with its parent there
+# (onnx_worker.die_with_parent). Elsewhere, REST is the time in seconds for its threads to stop spinning.
 STOPPABLE = sys.platform == "linux"
 REST = 0.06
 
-# Not the model's fault: whoever runs the stage has to make room.
+# Errors that the user must fix, because they are not the model's fault.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 OPERATORS = (*DISK_FULL, errno.EACCES, errno.EROFS)
 
 
 class WorkerFailure(Exception):
-    """A request that came to nothing: `kind` says how, the message says of which model and why, `signal` names what
-    ended the process, if anything did."""
+    """A request failed.
+
+    Attributes:
+        kind: How it failed.
+        reason: The model and the cause, in words.
+        signal: Name of the signal that ended the process, if one did.
+    """
 
     def __init__(self, kind: FailureKind, reason: str, signal: str = "") -> None:
-        super().__init__(kind, reason, signal)  # all, so that it can be pickled
+        super().__init__(kind, reason, signal)  # all arguments, so that it can be pickled
         self.kind = kind
         self.reason = reason
         self.signal = signal
@@ -66,47 +73,64 @@ class WorkerFailure(Exception):
 
 
 class Killed(OnwardError):
-    """Somebody ended a process from outside. That is no verdict on a model, so the stage ends without one, and runs
-    again next time."""
+    """A process was killed from outside.
+
+    That says nothing about the model. So the stage ends without a verdict, and runs again next time.
+    """
 
 
 def death(label: str, code: int, words: str = "", kills: int = 0) -> WorkerFailure | Killed:
-    """What the exit code of a process means, with its last words.
+    """Interpret the exit code of a process.
 
-    `kills` is what `kernel_kills` said when the process started: a SIGKILL while the kernel ended processes for want
-    of memory is the model's fault, any other is somebody's.
+    Args:
+        label: Names the process in the message.
+        code: The exit code; negative for a signal.
+        words: The last line that the process wrote to stderr.
+        kills: The result of `kernel_kills` when the process started. If it has grown since, a SIGKILL means that the
+            process ran out of memory; otherwise it came from outside.
     """
-    last = f" ({words[:300]})" if words else ""
+    last_line = f" ({words[:300]})" if words else ""
     if code >= 0:
-        return WorkerFailure("error", f"{label}: the process ended with code {code}{last}")
+        return WorkerFailure("error", f"{label}: the process ended with code {code}{last_line}")
     name = signal.Signals(-code).name
     if -code == signal.SIGKILL and kernel_kills() > kills:
-        return WorkerFailure("out of memory", f"{label}: the kernel killed the process for want of memory", name)
+        return WorkerFailure("out of memory", f"{label}: the kernel killed the process, because memory ran out", name)
     if -code in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         return Killed(f"{label}: the process was killed from outside ({name}); nothing was written")
-    reason = f"{label}: the process died of {name}{last}"
-    if "bad_alloc" in words:  # thrown where no frame catches it, in a thread of the runtime's own
+    reason = f"{label}: the process died of {name}{last_line}"
+    if "bad_alloc" in words:  # thrown in a thread of the runtime, where nothing catches it
         return WorkerFailure("out of memory", reason, name)
     return WorkerFailure("segfault" if -code in (signal.SIGSEGV, signal.SIGBUS) else "aborted", reason, name)
 
 
 def kernel_kills() -> int:
-    """How many processes the kernel has ended for want of memory since it started; 0 where it does not say."""
+    """Number of processes that the kernel has killed since boot because memory ran out; 0 if unknown."""
     try:
         for line in Path("/proc/vmstat").read_text().splitlines():
             if line.startswith("oom_kill "):
                 return int(line.split()[1])
     except OSError:
-        pass  # no Linux
+        pass  # not Linux
     return 0
 
 
 @dataclass
 class Worker:
-    """One model in one process of its own. `label` names model and provider in messages. The process may use
-    `memory_bytes`, by default all that this machine has: more is a verdict, before it is everybody's trouble.
-    `busy_seconds` is how long runs have taken inside the process so far, `why_not_wide` why `answer` gives nothing in
-    float64."""
+    """One model in its own process.
+
+    Every request raises WorkerFailure if the runtime refuses it, the process dies, or the time runs out.
+
+    Attributes:
+        label: Names the model and the provider in messages.
+        command: Command line of the process.
+        load: Arguments of the load request.
+        timeout: Time limit per request, in seconds.
+        memory_bytes: Limit of the process's memory, by default all physical memory; a model that needs more fails
+            before the machine runs out of memory. None means no limit.
+        loaded: The answer to the load request.
+        busy_seconds: Total time of the runs so far, in seconds, measured inside the process.
+        why_not_wide: Why `answer` returns no float64 outputs; empty if it does.
+    """
 
     label: str
     command: list[str]
@@ -134,19 +158,34 @@ class Worker:
         python: Path | str = sys.executable,
         timeout: float = 120.0,
     ) -> Worker:
-        """A worker for an ONNX file in the environment of `python`, with these session options. Where they name no
-        threads, it has as many as InferenceSession has here."""
-        given = options or SessionOptions()
-        given = given.fitting_here() if given.threads is None else given
-        load = {"model": str(model), "provider": provider, **given.to_load()}
-        # CUDA maps far more than it uses: there, only the kernel knows when memory is out.
+        """Create a worker for an ONNX file.
+
+        Args:
+            model: The ONNX file.
+            label: Names the model in messages.
+            provider: Execution provider.
+            options: Session options; without `threads`, the default number for this machine is set.
+            python: The Python interpreter whose environment contains the runtime.
+            timeout: Time limit per request, in seconds.
+        """
+        options = options or SessionOptions()
+        options = options.fitting_here() if options.threads is None else options
+        load = {"model": str(model), "provider": provider, **options.to_load()}
+        # No limit with CUDA, which maps far more memory than it uses.
         memory = None if "CUDA" in provider or "Tensorrt" in provider else _physical_memory()
         return cls(f"{label} on {provider}", [str(python), str(_HERE / "onnx_worker.py")], load, timeout, memory)
 
     @classmethod
     def evaluator(cls, model: Path, label: str, timeout: float = 120.0) -> Worker:
-        """A worker for an ONNX file evaluated node by node, in float64 where that says something: slow, and no
-        runtime's opinion."""
+        """Create a worker that evaluates an ONNX file node by node, in float64 if possible (evaluator_worker.py).
+
+        It is slow, and independent of ONNX Runtime.
+
+        Args:
+            model: The ONNX file.
+            label: Names the model in messages.
+            timeout: Time limit per request, in seconds.
+        """
         command = [sys.executable, str(_HERE / "evaluator_worker.py")]
         return cls(f"{label} evaluated node by node", command, {"model": str(model)}, timeout)
 
@@ -161,7 +200,17 @@ class Worker:
         timeout: float = 120.0,
         compiled: bool = False,
     ) -> Worker:
-        """A worker for a PyTorch module, with `compiled` under torch.compile."""
+        """Create a worker for a PyTorch module (torch_worker.py).
+
+        Args:
+            build: `package.module:function` that returns the module.
+            weights: File with the weights.
+            inputs: Names of the inputs.
+            outputs: Names of the outputs.
+            label: Names the model in messages.
+            timeout: Time limit per request, in seconds.
+            compiled: Whether to run the module with torch.compile.
+        """
         load = {"build": build, "weights": str(weights), "inputs": inputs, "outputs": outputs, "compiled": compiled}
         load |= {"threads": processors.fewer()}
         return cls(label, [sys.executable, str(_HERE / "torch_worker.py")], load, timeout)
@@ -175,11 +224,11 @@ class Worker:
         self.close()
 
     def spawn(self) -> None:
-        """Start the process, if that is not done yet, and do not wait for it: several may start at the same time."""
+        """Start the process, unless it runs, without waiting for it, so that several can start at the same time."""
         if self._process is None:
             if self._folder is None:
                 self._folder = tempfile.TemporaryDirectory(prefix="onward-")
-            self._errors = tempfile.TemporaryFile()  # noqa: SIM115  it lives as long as the process does
+            self._errors = tempfile.TemporaryFile()  # noqa: SIM115  closed when the process ends
             self._kills = kernel_kills()
             self._process = subprocess.Popen(
                 self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors
@@ -190,7 +239,11 @@ class Worker:
                 resource.prlimit(self._process.pid, resource.RLIMIT_DATA, limit)
 
     def start(self) -> dict[str, Any]:
-        """Start the process and load the model, if that is not done yet; returns what the load answered."""
+        """Start the process and load the model, unless that is done.
+
+        Returns:
+            The answer to the load request.
+        """
         self.spawn()
         if not self._is_loaded:
             self.loaded = self._ask({"command": "load", **self.load})
@@ -201,29 +254,33 @@ class Worker:
         return self.loaded
 
     def switch(self, model: Path, label: str) -> None:
-        """Have the same process load another ONNX file, where it is time that counts and no figure of the process.
+        """Load another ONNX file in the same process.
+
+        This saves the start of a process. Do not use it before measuring peak memory, which includes all files loaded.
 
         Raises:
-            WorkerFailure: the runtime refused the file, or died of it.
+            WorkerFailure: The runtime refused the file, the process died, or the time ran out.
         """
         self.label = f"{label} on {self.load['provider']}"
         self.load = {**self.load, "model": str(model)}
         self.renew()
 
     def renew(self) -> None:
-        """Have the same process load its model anew, into other memory.
-
-        Raises:
-            WorkerFailure: as `switch`.
-        """
+        """Load the model again in the same process, at other memory addresses."""
         self._is_loaded = False
         self.start()
 
     def run(self, inputs: Tensors) -> dict[str, npt.NDArray[Any]]:
-        """Outputs by name.
+        """Run the model once.
+
+        Args:
+            inputs: Arrays by input name.
+
+        Returns:
+            Outputs by name.
 
         Raises:
-            WorkerFailure: the runtime refused the input, died of it, or did not answer in time.
+            WorkerFailure: The runtime refused the inputs, the process died, or the time ran out.
         """
         self.start()
         target = self._path("outputs.npz")
@@ -232,10 +289,13 @@ class Worker:
         return npz.arrays(Path(target))
 
     def answer(self, inputs: Tensors) -> tuple[dict[str, npt.NDArray[Any]], dict[str, npt.NDArray[Any]]]:
-        """Outputs by name, and the same computed in float64, where the worker can (else empty).
+        """Run the model once, and once more in float64 if the worker supports it.
 
-        Raises:
-            WorkerFailure: as `run`.
+        Args:
+            inputs: Arrays by input name.
+
+        Returns:
+            Outputs by name, and the same computed in float64 (empty if not supported).
         """
         self.start()
         if not self.loaded.get("widens"):
@@ -247,14 +307,13 @@ class Worker:
         return npz.arrays(Path(target)), npz.arrays(Path(truth))
 
     def shake(self, seed: int | None) -> bool:
-        """From now on, have the model answer with every float weight moved by one unit in the last place, up or down at
-        random; with None, exactly again.
+        """Perturb every float weight by one unit in the last place, up or down at random, for all later runs.
+
+        Args:
+            seed: Seed of the random directions; None restores the exact weights.
 
         Returns:
-            whether the worker can do that.
-
-        Raises:
-            WorkerFailure: the model could not be loaded so.
+            Whether the worker supports this.
         """
         self.start()
         if not self.loaded.get("shakes"):
@@ -264,7 +323,16 @@ class Worker:
         return True
 
     def measure(self, inputs: Tensors, seconds: float, warmup: int) -> list[float]:
-        """Latencies in milliseconds of repeated runs over at least `seconds`."""
+        """Time repeated runs.
+
+        Args:
+            inputs: Arrays by input name.
+            seconds: Minimal duration of the measurement, in seconds.
+            warmup: Number of runs before the measurement.
+
+        Returns:
+            Latency of each run, in ms.
+        """
         self.start()
         path = self._write(inputs)
         answer = self._ask({"command": "measure", "inputs": path, "seconds": seconds, "warmup": warmup})
@@ -273,7 +341,16 @@ class Worker:
         return latencies
 
     def measure_callers(self, inputs: Tensors, callers: int, seconds: float) -> tuple[list[float], float]:
-        """Latencies in milliseconds of so many threads calling at once for `seconds`, and the seconds it took."""
+        """Time repeated runs by several threads at the same time.
+
+        Args:
+            inputs: Arrays by input name.
+            callers: Number of threads.
+            seconds: Minimal duration of the measurement, in seconds.
+
+        Returns:
+            Latencies of all runs, in ms, and the seconds until the last thread ended.
+        """
         self.start()
         path = self._write(inputs)
         answer = self._ask({"command": "callers", "inputs": path, "seconds": seconds, "callers": callers})
@@ -282,13 +359,13 @@ class Worker:
         return latencies, float(answer["wall_seconds"])
 
     def profile(self, inputs: Tensors) -> dict[str, int]:
-        """How many nodes each provider ran."""
+        """Number of nodes that each provider ran in one run."""
         self.start()
         nodes: dict[str, int] = self._ask({"command": "profile", "inputs": self._write(inputs)})["nodes"]
         return nodes
 
     def peak_memory_mb(self) -> float:
-        """Peak resident memory of the process so far."""
+        """Peak resident memory of the process so far, in MiB."""
         self.start()
         return float(self._ask({"command": "memory"})["peak_mb"])
 
@@ -309,8 +386,11 @@ class Worker:
         return path
 
     def _rest(self) -> None:
-        """Stop the process until it is asked again. Threads of a pool spin after their last task, ONNX Runtime's for
-        40 ms and PyTorch's for 200, on the processor of whoever is measured next."""
+        """Stop the process until the next request.
+
+        Otherwise its idle threads would slow down the next process to be measured: ONNX Runtime's threads spin for
+        40 ms after their last task, PyTorch's for 200 ms.
+        """
         assert self._process is not None
         if STOPPABLE:
             self._process.send_signal(signal.SIGSTOP)
@@ -355,7 +435,7 @@ class Worker:
         return line
 
     def _death(self) -> WorkerFailure | Killed:
-        """What took the process down: a signal by name, or its last words."""
+        """Describe how the process ended: by which signal, or with which last line on stderr."""
         assert self._process is not None
         code = self._process.wait()
         self._errors.seek(0)
@@ -372,7 +452,7 @@ class Worker:
                     try:
                         stream.close()
                     except BrokenPipeError:
-                        continue  # what was still buffered for a dead process
+                        continue  # data was still buffered for the dead process
             self._process = None
 
 
@@ -381,7 +461,8 @@ def _physical_memory() -> int:
 
 
 def _without_paths(text: str) -> str:
-    """`text` with the repository's absolute path taken out: reports are the same wherever the checkout lies."""
-    from onward.stages.config import paths
+    """Remove the project's and the temporary folder's paths, so that reports do not depend on them.
 
+    `paths.without_paths` also shortens other paths, which would cut node names such as /encoder/Conv.
+    """
     return text.replace(f"{paths.root()}/", "").replace(tempfile.gettempdir() + "/", "")

@@ -1,6 +1,6 @@
-"""onnxoptimizer: identities out, transposes fused, BatchNorm into Conv.
+"""onnxoptimizer: removes identities, fuses transposes, folds BatchNorm into Conv.
 
-`guide` applies the eight passes of the ONNX export guide, `all` every fusion and elimination there is.
+`passes: guide` applies the eight passes in GUIDE, `passes: all` every fusion and elimination pass.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ GUIDE = [
 
 
 def optimize(source: Path, target: Path, options: Options) -> None:
-    """Apply the passes, in order, once."""
+    """Apply each pass once, in order."""
     import onnxoptimizer
 
     passes = GUIDE if options["passes"] == "guide" else onnxoptimizer.get_fuse_and_elimination_passes()

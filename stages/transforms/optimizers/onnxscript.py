@@ -1,6 +1,6 @@
-"""onnxscript's optimiser: folds constants, inlines functions, removes what is redundant.
+"""onnxscript's optimiser: folds constants, inlines functions, removes redundant nodes.
 
-torch's exporter has applied it to its own exports already; graphs from elsewhere may gain.
+torch's exporter already applies it to its own exports. Graphs from other sources may gain.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from onward.stages.transforms.optimizers import FOLDED
 
 
 def skip_reason(graph: GraphProfile, options: Options, runtimes: list[str]) -> str:
-    """Why there is nothing to fold."""
+    """Say why there is nothing to fold; empty if there may be."""
     return FOLDED if graph.folded else ""
 
 
 def optimize(source: Path, target: Path, options: Options) -> None:
-    """Optimise a graph until nothing changes."""
+    """Optimise a graph until it no longer changes."""
     import onnx_ir as ir
     from onnxscript.optimizer import optimize as fold
 

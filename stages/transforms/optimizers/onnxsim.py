@@ -1,4 +1,4 @@
-"""onnxsim: folds constants, infers shapes and removes what is redundant."""
+"""onnxsim: folds constants, infers shapes and removes redundant nodes."""
 
 from __future__ import annotations
 
@@ -15,13 +15,17 @@ from onward.stages.transforms.optimizers import FOLDED
 
 
 def skip_reason(graph: GraphProfile, options: Options, runtimes: list[str]) -> str:
-    """Why there is nothing to simplify."""
+    """Say why there is nothing to simplify; empty if there may be."""
     return FOLDED if graph.folded else ""
 
 
 def optimize(source: Path, target: Path, options: Options) -> None:
-    """Simplify a graph. Its own check is one run on random inputs; the stage's checks are what counts."""
-    # Its training helpers import torch, which takes seconds and which simplifying has no use for.
+    """Simplify a graph.
+
+    Raises:
+        NotApplicable: onnxsim's own check, one run on random inputs, found different outputs.
+    """
+    # onnxsim's training helpers import torch, which takes seconds. Simplifying does not need them.
     sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
     import onnxsim
 

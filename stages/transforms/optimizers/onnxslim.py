@@ -1,4 +1,4 @@
-"""onnxslim: folds constants, fuses what is redundant, removes common subexpressions."""
+"""onnxslim: folds constants, fuses redundant nodes, removes common subexpressions."""
 
 from __future__ import annotations
 
@@ -14,15 +14,19 @@ from onward.stages.transforms.optimizers import FOLDED
 
 
 def skip_reason(graph: GraphProfile, options: Options, runtimes: list[str]) -> str:
-    """Why there is nothing to simplify."""
+    """Say why there is nothing to simplify; empty if there may be."""
     return FOLDED if graph.folded else ""
 
 
 def optimize(source: Path, target: Path, options: Options) -> None:
-    """Slim a graph."""
+    """Slim a graph.
+
+    Raises:
+        NotApplicable: onnxslim returned no model.
+    """
     import onnxslim
 
     model = onnxslim.slim(onnx.load(source))
     if model is None:
-        raise NotApplicable("onnxslim gave nothing back")
+        raise NotApplicable("onnxslim returned no model")
     save(model, target)

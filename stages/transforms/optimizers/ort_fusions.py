@@ -1,14 +1,13 @@
-"""onnxscript's rewriter for ONNX Runtime: fuses attention, layer normalisation and GELU of today's transformers.
+"""onnxscript's rewriter for ONNX Runtime: fuses attention, layer normalisation and GELU in graphs of current exporters.
 
-ONNX Runtime's transformers optimiser looks for the patterns of older exporters, and fuses no attention in a graph
-that torch exports today.
+ONNX Runtime's own transformers optimiser (ort_transformers) matches the patterns of older exporters. It fuses no
+attention in a graph of torch's current exporter.
 
-How far attention is fused decides what can be quantised afterwards: `whole` makes one Attention of the projections of
-Q, K and V and of what follows; `partial` stops at MultiHeadAttention and leaves the projections matrix products.
+`attention` decides which products can be quantised afterwards. `whole` fuses the projections of Q, K and V into one
+Attention node. `partial` stops at MultiHeadAttention, and the projections stay matrix products.
 
-`norms: apart` takes each SkipLayerNormalization to pieces again: its kernel for CPUs computes element by element, and
-takes three times as long as the sum and the LayerNormalization that it stands for. The sum is a Sum, for a session
-would fuse an Add once more.
+`norms: apart` splits each SkipLayerNormalization again: its CPU kernel computes element by element, which takes three
+times as long as a sum and a LayerNormalization. The sum is a Sum node, because a session would fuse an Add again.
 """
 
 from __future__ import annotations
@@ -24,12 +23,12 @@ from onward.stages.transforms.graph_profile import GraphProfile
 
 OPTIONS = {"attention": ("whole", "partial"), "norms": ("apart", "fused")}
 
-# From opset 23 on, torch exports a native Attention, which these rules leave alone.
+# From opset 23 on, torch exports a native Attention, which these rules do not match.
 NATIVE_ATTENTION = 23
 
 
 def skip_reason(graph: GraphProfile, options: Options, runtimes: list[str]) -> str:
-    """Why there is nothing to fuse, or nothing to gain from it."""
+    """Say why there is nothing to fuse, or why fusing makes nothing faster; empty if it may."""
     if not graph.softmax:
         return "no attention in this graph (it has no Softmax)"
     if graph.opset >= NATIVE_ATTENTION:
@@ -40,17 +39,17 @@ def skip_reason(graph: GraphProfile, options: Options, runtimes: list[str]) -> s
 
 
 def optimize(source: Path, target: Path, options: Options) -> None:
-    """Fuse what the rules find.
+    """Apply the fusion rules.
 
     Raises:
-        NotApplicable: no rule matched.
+        NotApplicable: No rule matched.
     """
     import onnx_ir as ir
     from onnxscript.rewriter import ort_fusions
     from onnxscript.rewriter.ort_fusions import _core
 
     if options["attention"] == "partial":
-        # The one rule that takes the projections in; this process is the optimiser's own.
+        # Disables the one rule that fuses the projections. The process runs nothing but optimisers.
         setattr(_core, "fuse_attention", lambda model, debug=False: 0)  # noqa: B010
     model, fused = ort_fusions.optimize_for_ort(ir.from_proto(onnx.load(source)))
     if not any(fused.values()):
@@ -65,18 +64,18 @@ def optimize(source: Path, target: Path, options: Options) -> None:
 
 
 def _drop_equal_sizes(node: onnx.NodeProto) -> None:
-    """Three equal hidden sizes are what an Attention without the attribute takes for granted; with it, quantisers leave
-    the node in float."""
+    """Remove an Attention's hidden sizes if they are equal, the default: quantisers skip nodes that state them."""
     for attribute in list(node.attribute):
         if attribute.name == "qkv_hidden_sizes" and len(set(attribute.ints)) == 1:
             node.attribute.remove(attribute)
 
 
 def _take_norms_apart(graph: onnx.GraphProto) -> None:
+    """Replace each SkipLayerNormalization by its parts."""
     used = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
     nodes: list[onnx.NodeProto] = []
     for node in graph.node:
-        if node.op_type == "SkipLayerNormalization" and not used & set(node.output[1:3]):  # mean and deviation
+        if node.op_type == "SkipLayerNormalization" and not used & set(node.output[1:3]):  # mean, deviation
             nodes += _parts(node)
         else:
             nodes.append(node)
@@ -85,7 +84,7 @@ def _take_norms_apart(graph: onnx.GraphProto) -> None:
 
 
 def _parts(node: onnx.NodeProto) -> list[onnx.NodeProto]:
-    """(x + bias) + skip, normalised. A bias that is added first, quantisers' kernels take in with the product."""
+    """Nodes for (x + bias) + skip and its normalisation. Quantised kernels can fuse a bias that is added first."""
     x, skip, scale, shift, bias = [*node.input, "", ""][:5]
     result = node.output[0]
     total = next(iter(node.output[3:4]), "") or f"{result}.sum"

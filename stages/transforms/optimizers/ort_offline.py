@@ -1,7 +1,7 @@
 """ONNX Runtime's own graph optimisations, applied once and saved, so that sessions need not repeat them.
 
-`all` adds memory layouts for the CPU at hand, which other machines may not read: a choice for a graph that is served
-where it was made, and never a default.
+`level: all` adds memory layouts for this machine's CPU, which other machines may not support. It suits graphs that are
+served where they were made, and is never the default.
 """
 
 from __future__ import annotations
@@ -15,5 +15,5 @@ OPTIONS = {"level": ("extended", "basic", "all")}
 
 
 def optimize(source: Path, target: Path, options: Options) -> None:
-    """Let ONNX Runtime write the graph that it would run."""
+    """Save the graph that ONNX Runtime would run."""
     OnnxModel().optimize(str(source), str(target), str(options["level"]))

@@ -1,6 +1,6 @@
-"""ONNX Runtime's transformers optimiser: attention, layer normalisation, GELU, in the patterns of many exporters.
+"""ONNX Runtime's transformers optimiser: fuses attention, layer normalisation and GELU in patterns of many exporters.
 
-`num_heads` and `hidden_size` 0 are read from the graph, where the patterns are of BERT's kind.
+With `num_heads: 0` and `hidden_size: 0` it reads both from the graph, which works for patterns like BERT's.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ MICROSOFT = "com.microsoft"
 
 
 def skip_reason(graph: GraphProfile, options: Options, runtimes: list[str]) -> str:
-    """Why there is nothing to fuse."""
+    """Say why there is nothing to fuse; empty if there may be."""
     return "" if graph.softmax else "no attention in this graph (it has no Softmax)"
 
 
 def optimize(source: Path, target: Path, options: Options) -> None:
-    """Fuse what the patterns of a model type find.
+    """Apply the fusion patterns of a model type.
 
     Raises:
-        NotApplicable: they find nothing.
+        NotApplicable: No pattern matched.
     """
     import onnxruntime
     from onnxruntime.transformers.optimizer import optimize_model
@@ -63,5 +63,5 @@ def optimize(source: Path, target: Path, options: Options) -> None:
     if not any(found.get_fused_operator_statistics().values()):
         raise NotApplicable("no fusion matched")
     if not any(entry.domain == MICROSOFT for entry in found.model.opset_import):
-        found.model.opset_import.append(onnx.helper.make_opsetid(MICROSOFT, 1))  # which it uses, and may not declare
+        found.model.opset_import.append(onnx.helper.make_opsetid(MICROSOFT, 1))  # the optimiser may not declare it
     save(found.model, target)

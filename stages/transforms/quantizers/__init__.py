@@ -1,14 +1,19 @@
-"""One quantiser a file, all of one shape: `quantize(source, target, calibration, keep, options)` writes a graph of
-lower precision.
+"""Quantisers, one module each; all have the same interface.
 
-`calibration` is a list of feeds (input name to array), whether the technique uses it or not; `keep` names values of
-the source whose nodes stay in float. `OPTIONS` are its options, each with its values, the default first;
-`ACCURACY_ONLY` those that change what is computed and not how fast, `COARSER` those of which one value loses more than
-another: (more, less). `precision(options)` is what the weights become, `skip_reason(graph, options, runtimes)` says
-why a graph of these traits has nothing to gain. `NOT_ON_CPU` says why no CPU can be asked what a graph computes: then
-the benchmark alone judges it, where it is measured. `PREPARED = True` asks for a source that ONNX Runtime has
-pre-processed; `OPERATORS` are those whose layers are ranked when the quality budget breaks, `RANKED_AS` the options
-with which they can be.
+`quantize(source, target, calibration, keep, options)` reads an ONNX file and writes another of lower precision.
+`calibration` is a list of feeds (arrays by input name), which a technique may ignore. `keep` names values of the source
+whose nodes stay in float. It raises `onward.stages.transforms.builder.NotApplicable` with the reason if it cannot.
+`precision(options)` names the precision of the weights.
+`skip_reason(graph, options, runtimes)` says why a graph with this profile cannot gain; empty if it may.
+
+Optional in a module:
+`OPTIONS`: its options, each with its allowed values, the default first.
+`ACCURACY_ONLY`: the options that change accuracy but not speed.
+`COARSER`: by option, the pair of values (less accurate, more accurate).
+`NOT_ON_CPU`: why no CPU can run the graph; then the benchmark judges its outputs on the device that runs it.
+`PREPARED = True`: the source must be pre-processed by ONNX Runtime.
+`OPERATORS`: the operators whose layers are ranked if the quality budget breaks.
+`RANKED_AS`: the options with which layers can be ranked.
 """
 
 import logging
@@ -22,30 +27,32 @@ from onward.stages.transforms.graph_profile import GraphProfile
 
 __all__ = ["Feed", "named", "no_half", "prepare", "producer_nodes", "quiet", "too_small"]
 
-# Under so many multiplications a call, quantising activations takes longer than the products do: a microsecond or two
-# a layer, in which a core multiplies some 100,000 floats.
+# Multiplications per call below which int8 cannot pay: quantising activations takes one or two microseconds per layer,
+# and a core multiplies about 100,000 floats in that time.
 TINY = 100_000
-# Where the layers that a technique turns to int8 hold a smaller share of the weights, the rest decides.
+# Least share of the weights in layers that a technique converts to int8; below it, other layers determine the speed.
 WORTHWHILE_SHARE = 0.1
 
 
 def too_small(graph: GraphProfile) -> str:
-    """Why int8 products cannot pay for quantising their activations; empty where they may."""
+    """Say why int8 products cannot make up for quantising their activations; empty if they may."""
     if graph.multiplications < TINY:
-        return f"too small: {graph.multiplications} multiplications a call cost less than quantising does"
+        return f"too small: {graph.multiplications} multiplications per call take less time than quantising activations"
     return ""
 
 
 def no_half(runtimes: Iterable[str]) -> str:
-    """Why half precision cannot pay; empty where a runtime has kernels for it. A CPU computes it in float32, and
-    converts in between."""
+    """Say why half precision makes nothing faster on these runtimes; empty if one has kernels for it.
+
+    CPUs compute it in float32, with conversions in between.
+    """
     if set(runtimes) & {"cuda", "tensorrt"}:
         return ""
-    return f"none of the runtimes ({', '.join(runtimes)}) computes in half precision: it would convert in between"
+    return f"none of the runtimes ({', '.join(runtimes)}) computes in half precision: each would convert to float32"
 
 
 def quiet() -> None:
-    """Silence advice on the root logger and native warnings about unused initializers; for a process of its own."""
+    """Silence advice on the root logger and native warnings about unused initializers, for the whole process."""
     import onnxruntime
 
     logging.getLogger().setLevel(logging.ERROR)
@@ -53,7 +60,7 @@ def quiet() -> None:
 
 
 def named(source: Path) -> onnx.ModelProto:
-    """The model, each node with a name of its own: a quantiser is told by name what to leave alone."""
+    """Load a model and give every node a unique name, because quantisers exclude nodes by name."""
     model = onnx.load(source)
     seen: set[str] = set()
     for node in model.graph.node:
@@ -64,15 +71,23 @@ def named(source: Path) -> onnx.ModelProto:
 
 
 def producer_nodes(model: onnx.ModelProto, values: Iterable[str]) -> list[str]:
-    """Names of the nodes that give these values, and what ONNX Runtime calls the product that it makes of a Gemm before
-    it looks for them."""
+    """Find the nodes that quantisers must exclude to keep some values in float.
+
+    Args:
+        model: A model with unique node names, from `named`.
+        values: Names of the values.
+
+    Returns:
+        Names of the nodes that compute them. ONNX Runtime replaces a Gemm by a MatMul before it excludes nodes, so the
+        name of that MatMul is included.
+    """
     wanted = set(values)
     found = [node for node in model.graph.node if wanted & set(node.output)]
     return [node.name for node in found] + [f"{node.name}_MatMul" for node in found if node.op_type == "Gemm"]
 
 
 def prepare(source: Path, target: Path) -> None:
-    """ONNX Runtime's pre-processing for quantisation: BatchNorm folded, constants too, shapes inferred."""
+    """Pre-process a graph for quantisation with ONNX Runtime: fold BatchNorm and constants, infer shapes."""
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     quiet()

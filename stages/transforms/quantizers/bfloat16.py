@@ -1,4 +1,4 @@
-"""bfloat16 for matrix products, each between two casts: the range of float32, and fewer digits than float16 has."""
+"""bfloat16 for matrix products, each between two casts: the range of float32, but fewer digits than float16."""
 
 from __future__ import annotations
 
@@ -13,20 +13,25 @@ from onward.stages.transforms.builder import NotApplicable
 from onward.stages.transforms.graph_profile import GraphProfile
 from onward.stages.transforms.quantizers import Feed, named, no_half, producer_nodes
 
-NOT_ON_CPU = "ONNX Runtime multiplies bfloat16 on no CPU"
+NOT_ON_CPU = "ONNX Runtime has no CPU kernels for bfloat16 products"
 
 
 def precision(options: Options) -> str:
+    """Return the precision of the weights."""
     return "bfloat16"
 
 
 def skip_reason(graph: GraphProfile, options: Options, runtimes: list[str]) -> str:
-    """Why half precision cannot pay."""
+    """Say why half precision makes nothing faster; empty if it may."""
     return no_half(runtimes)
 
 
 def quantize(source: Path, target: Path, calibration: list[Feed], keep: list[str], options: Options) -> None:
-    """Convert the products with a constant matrix that are not kept; needs no calibration."""
+    """Convert the products with a constant matrix, except those in `keep`; needs no calibration.
+
+    Raises:
+        NotApplicable: There is no such product.
+    """
     model = named(source)
     kept = producer_nodes(model, keep)
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -47,10 +52,11 @@ def quantize(source: Path, target: Path, calibration: list[Feed], keep: list[str
         node.output[:] = [result]
         nodes += [cast, node, back]
     if len(nodes) == len(model.graph.node):
-        raise NotApplicable("no product with a constant matrix is to be converted")
+        raise NotApplicable("it has no product with a constant matrix to convert")
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     read = {name for node in nodes_of(model) for name in node.input}
-    for tensor in [t for t in model.graph.initializer if f"{t.name}.bfloat16" in weights and t.name not in read]:
+    unused = [w for w in model.graph.initializer if f"{w.name}.bfloat16" in weights and w.name not in read]
+    for tensor in unused:
         model.graph.initializer.remove(tensor)
     save(model, target)

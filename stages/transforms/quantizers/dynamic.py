@@ -1,8 +1,8 @@
-"""Dynamic int8: weights are int8 in the file, activations are quantised as they come, with a scale of their own.
+"""Dynamic int8: the file stores int8 weights; activations are quantised at run time, each tensor with its own scale.
 
-Convolutions are left in float: their dynamic form (ConvInteger) is slower than no quantisation. So are small tables of
-embeddings: a table of int8 makes nothing faster, only the file smaller, and all of it shares one scale. `reduce_range`
-leaves weights 7 bits, so that the sums of products cannot saturate in CPUs without VNNI.
+Convolutions stay in float: their dynamic form (ConvInteger) is slower than float. Small embedding tables stay in float,
+too: an int8 table only makes the file smaller, and the whole table shares one scale. `reduce_range` limits weights to
+7 bits, so that sums of products cannot saturate on CPUs without VNNI.
 """
 
 from __future__ import annotations
@@ -20,21 +20,22 @@ OPTIONS = {"scales": ("per_channel", "per_tensor"), "reduce_range": (False, True
 ACCURACY_ONLY = ("reduce_range",)
 COARSER = {"scales": ("per_tensor", "per_channel")}
 
-# A table with a smaller share of the weights is not worth its error.
+# Least share of the weights in an embedding table. For a smaller table, the saved bytes do not justify its error.
 TABLE_SHARE = 0.05
 
 OPERATORS = ("MatMul", "Gemm", "LSTM", "Attention", "Gather", "EmbedLayerNormalization")
 
 
 def precision(options: Options) -> str:
+    """Return the precision of the weights."""
     return "int8"
 
 
 def skip_reason(graph: GraphProfile, options: Options, runtimes: list[str]) -> str:
-    """Why int8 cannot pay."""
+    """Say why int8 makes nothing faster; empty if it may."""
     share = (graph.products + graph.recurrent) / max(graph.weights, 1)
     if share < WORTHWHILE_SHARE:
-        return f"only {share:.0%} of the weights are matrix products; dynamic convolutions are slower than float"
+        return f"only {share:.0%} of the weights are in matrix products; dynamic convolutions are slower than float"
     return too_small(graph)
 
 
@@ -57,7 +58,7 @@ def quantize(source: Path, target: Path, calibration: list[Feed], keep: list[str
 
 
 def _small_tables(graph: onnx.GraphProto) -> list[str]:
-    """Names of the Gathers that look things up in a small table."""
+    """Names of the Gather nodes that read a small embedding table."""
     sizes = {weight.name: math.prod(weight.dims) for weight in graph.initializer}
     smallest = TABLE_SHARE * sum(sizes.values())
     return [

@@ -1,4 +1,4 @@
-"""Half precision throughout, inputs and outputs as they were."""
+"""float16 for the whole graph, except its inputs and outputs."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from onward.stages.transforms.quantizers import Feed, named, no_half, producer_n
 
 
 def precision(options: Options) -> str:
+    """Return the precision of the weights."""
     return "float16"
 
 
 def skip_reason(graph: GraphProfile, options: Options, runtimes: list[str]) -> str:
-    """Why half precision cannot pay."""
+    """Say why half precision makes nothing faster; empty if it may."""
     return no_half(runtimes)
 
 
 def quantize(source: Path, target: Path, calibration: list[Feed], keep: list[str], options: Options) -> None:
-    """Convert what is not kept; needs no calibration."""
+    """Convert all nodes except those of the values in `keep`; needs no calibration."""
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     quiet()

@@ -1,7 +1,7 @@
-"""Weight-only: matrices of 4 or 8 bits in blocks, multiplied with activations that stay as they are.
+"""Weight-only quantisation: matrices of 4 or 8 bits in blocks, multiplied with float activations.
 
-What it saves is memory: bytes on disk, and the time to read them where a matrix is used for few rows at a time. Where
-matrices fit a CPU's cache, or are used for many rows, int8 products are faster.
+It saves bytes on disk, and the time to read a matrix that is used for few rows per call. If matrices fit in a CPU's
+cache, or are used for many rows, int8 products are faster.
 """
 
 from __future__ import annotations
@@ -15,19 +15,20 @@ from onward.stages.transforms.quantizers import Feed, named, producer_nodes, qui
 
 OPTIONS = {"bits": (4, 8), "block": (32, 64, 128)}
 
-# About the last-level cache of a server's CPU: smaller matrices are not what a call waits for.
+# Bytes of float32 matrices below which reading them does not limit a call: about a server CPU's last-level cache.
 LARGE = 64_000_000
 
 
 def precision(options: Options) -> str:
+    """Return the precision of the weights."""
     return f"int{options['bits']}"
 
 
 def skip_reason(graph: GraphProfile, options: Options, runtimes: list[str]) -> str:
-    """Why fewer bytes of weights cannot pay."""
+    """Say why fewer bytes of weights make nothing faster; empty if they may."""
     if graph.products < LARGE:
         size = f"{graph.products / 1e6:.1f} MB of matrices"
-        return f"{size} fit in a CPU's cache: reading them is not what takes time"
+        return f"{size} fit in a CPU's cache: reading them takes no significant time"
     return ""
 
 
@@ -42,7 +43,7 @@ def quantize(source: Path, target: Path, calibration: list[Feed], keep: list[str
         bits=int(options["bits"]),
         block_size=int(options["block"]),
         is_symmetric=True,
-        accuracy_level=4,  # products in int8, which CPU kernels are quickest at
+        accuracy_level=4,  # products in int8, for which CPU kernels are fastest
         nodes_to_exclude=producer_nodes(model, keep),
     )
     quantizer.process()

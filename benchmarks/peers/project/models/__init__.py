@@ -1,0 +1,1 @@
+"""The models of eight architectures; see params.yaml."""

@@ -23,7 +23,7 @@ VOCABULARY_FILE = Path(__file__).parent.parent / "weights" / "vocab.txt"
 
 
 class Embeddings(nn.Module):
-    """Words, positions and one segment, added and normalised."""
+    """The sum of word, position and segment embeddings, normalised."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,13 +33,14 @@ class Embeddings(nn.Module):
         self.LayerNorm = nn.LayerNorm(HIDDEN, eps=1e-12)
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Map ids [batch, sequence] to [batch, sequence, hidden]."""
         positions = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
         words = self.word_embeddings(input_ids) + self.token_type_embeddings(torch.zeros_like(input_ids))
         return self.LayerNorm(words + self.position_embeddings(positions))
 
 
 class SelfAttention(nn.Module):
-    """The three projections, and PyTorch's own attention between them."""
+    """Query, key and value projections with PyTorch's attention."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,6 +49,7 @@ class SelfAttention(nn.Module):
         self.value = nn.Linear(HIDDEN, HIDDEN)
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Map [batch, sequence, hidden] to the same shape."""
         shape = (x.shape[0], x.shape[1], HEADS, HIDDEN // HEADS)
         query, key, value = (f(x).view(shape).transpose(1, 2) for f in (self.query, self.key, self.value))
         mixed = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
@@ -55,7 +57,7 @@ class SelfAttention(nn.Module):
 
 
 class Dense(nn.Module):
-    """A projection with a residual and a layer norm after it."""
+    """A projection, followed by a residual sum and a layer norm."""
 
     def __init__(self, inputs: int) -> None:
         super().__init__()
@@ -63,29 +65,38 @@ class Dense(nn.Module):
         self.LayerNorm = nn.LayerNorm(HIDDEN, eps=1e-12)
 
     def forward(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        """Map [batch, sequence, inputs] to [batch, sequence, hidden]."""
         return self.LayerNorm(self.dense(x) + residual)
 
 
 class Attention(nn.Module):
+    """Self-attention with its output projection."""
+
     def __init__(self) -> None:
         super().__init__()
         self.self = SelfAttention()
         self.output = Dense(HIDDEN)
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Map [batch, sequence, hidden] to the same shape."""
         return self.output(self.self(x, mask), x)
 
 
 class Intermediate(nn.Module):
+    """The first half of the feed-forward network."""
+
     def __init__(self) -> None:
         super().__init__()
         self.dense = nn.Linear(HIDDEN, INTERMEDIATE)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map [batch, sequence, hidden] to [batch, sequence, intermediate]."""
         return nn.functional.gelu(self.dense(x))
 
 
 class Layer(nn.Module):
+    """A transformer layer."""
+
     def __init__(self) -> None:
         super().__init__()
         self.attention = Attention()
@@ -93,24 +104,30 @@ class Layer(nn.Module):
         self.output = Dense(INTERMEDIATE)
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Map [batch, sequence, hidden] to the same shape."""
         x = self.attention(x, mask)
         return self.output(self.intermediate(x), x)
 
 
 class Encoder(nn.Module):
+    """All transformer layers."""
+
     def __init__(self) -> None:
         super().__init__()
         self.layer = nn.ModuleList(Layer() for _ in range(LAYERS))
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Map [batch, sequence, hidden] to the same shape."""
         for layer in self.layer:
             x = layer(x, mask)
         return x
 
 
 class MiniLM(nn.Module):
-    """input_ids and attention_mask, both [batch, sequence], to last_hidden_state [batch, sequence, 384]. Its state
-    dict has the names that transformers gives a BertModel without pooler."""
+    """The encoder: input_ids and attention_mask [batch, sequence] to last_hidden_state [batch, sequence, 384].
+
+    Its state dict has the same names as a BertModel of transformers without pooler.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -118,7 +135,8 @@ class MiniLM(nn.Module):
         self.encoder = Encoder()
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        # True where a position may be looked at, for each that looks: the mask that transformers 5 makes.
+        """Map ids and mask [batch, sequence] to [batch, sequence, hidden]."""
+        # True where a position (axis 2) may attend to another (axis 3): the same mask as in transformers 5.
         mask = attention_mask.bool()[:, None, None, :].expand(-1, 1, input_ids.shape[1], -1)
         return self.encoder(self.embeddings(input_ids), mask)
 
@@ -134,7 +152,7 @@ def _vocabulary() -> dict[str, int]:
 
 
 def tokens(text: str) -> list[int]:
-    """WordPiece ids of `text`, lower-cased and without accents, as BERT's uncased tokeniser has them."""
+    """WordPiece ids of `text`, lower-cased and without accents, as BERT's uncased tokeniser gives them."""
     plain = unicodedata.normalize("NFD", text.lower())
     plain = "".join(letter for letter in plain if unicodedata.category(letter) != "Mn")
     ids: list[int] = []
@@ -144,7 +162,7 @@ def tokens(text: str) -> list[int]:
 
 
 def _pieces(word: str) -> list[int]:
-    """The longest pieces of the vocabulary that make `word`, from the left."""
+    """Split `word` into the longest pieces of the vocabulary, from the left."""
     known = _vocabulary()
     found: list[int] = []
     start = 0
@@ -160,7 +178,7 @@ def _pieces(word: str) -> list[int]:
 
 @functools.cache
 def _passages(length: int) -> Integers:
-    """Passages [n, length] of token ids from Python's own reference, each begun and ended as BERT wants it."""
+    """Passages [n, length] of token ids from Python's reference manual, with BERT's begin and end tokens."""
     from pydoc_data.topics import topics
 
     rows = []
@@ -180,7 +198,7 @@ def samples(split: str) -> Arrays:
 
 
 def cases(sizes: dict[str, int], rng: np.random.Generator) -> Arrays:
-    """Random tokens with masks that are on from the start of each row to somewhere in it, as padding leaves them."""
+    """Random tokens, with masks of a random number of ones at the start of each row, as with padding."""
     shape = (sizes["batch"], sizes["sequence"])
     lengths = rng.integers(1, shape[1], size=(shape[0], 1), endpoint=True)
     return {

@@ -1,4 +1,4 @@
-"""Two models of series: an LSTM that guesses the next word, and a temporal convolutional network that names a chirp."""
+"""Two sequence models: an LSTM that predicts the next word, and a temporal CNN that classifies chirps."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ class Lstm(nn.Module):
         self.fc = nn.Linear(HIDDEN, WORDS)
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Map ids [batch, sequence] to logits [batch, 10000]."""
         steps, _ = self.lstm(self.words(input_ids))
         return self.fc(steps[:, -1, :])
 
@@ -42,7 +43,7 @@ def lstm() -> nn.Module:
 
 @functools.cache
 def _windows() -> npt.NDArray[np.int64]:
-    """Windows [n, 33] of word ids (crc32 modulo 10000) from Python's own reference, each once."""
+    """Windows [n, 33] of word ids (crc32 modulo 10000) from Python's reference manual, without duplicates."""
     from pydoc_data.topics import topics
 
     words = re.findall(r"[a-z]+|[^\sa-z]", " ".join(topics[name] for name in sorted(topics)).lower())
@@ -52,13 +53,13 @@ def _windows() -> npt.NDArray[np.int64]:
 
 
 def word_samples(split: str) -> Arrays:
-    """input_ids [n, 32] int64, and as label the word that follows, [n] int64."""
+    """Samples: input_ids [n, 32] int64, and the next word as label [n] int64."""
     rows = _windows()[slice(*SPLITS[split])]
     return {"input_ids": rows[:, :WINDOW], "label": rows[:, WINDOW]}
 
 
 def train_lstm(seed: int) -> nn.Module:
-    """Train to guess the word after each window."""
+    """Train to predict the word after each window."""
     found = word_samples("train")
     torch.manual_seed(seed)
     ids, labels = torch.from_numpy(found["input_ids"]), torch.from_numpy(found["label"])
@@ -76,6 +77,7 @@ class Dilated(nn.Module):
         self.norm2 = nn.BatchNorm1d(channels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map [batch, channels, frames] to the same shape."""
         y = torch.relu(self.norm1(self.conv1(x)))
         return torch.relu(self.norm2(self.conv2(y)) + x)
 
@@ -90,6 +92,7 @@ class Tcn(nn.Module):
         self.fc = nn.Linear(channels, CHIRPS)
 
     def forward(self, bands: torch.Tensor) -> torch.Tensor:
+        """Map [batch, 64, frames] to logits [batch, 12]."""
         return self.fc(self.blocks(torch.relu(self.stem(bands))).mean(dim=2))
 
 
@@ -99,7 +102,7 @@ def tcn() -> nn.Module:
 
 
 def chirp_samples(split: str) -> Arrays:
-    """bands [n, 64, 128] float32 and label [n] int64: which of twelve sweeps sounds in the noise."""
+    """Samples: bands [n, 64, 128] float32, and label [n] int64: one of twelve frequency sweeps in noise."""
     first, last = SPLITS[split]
     rng = np.random.default_rng(first + 1)
     labels = np.arange(last - first) % CHIRPS

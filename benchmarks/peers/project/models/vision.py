@@ -1,4 +1,4 @@
-"""Picture models of 224x224: a ViT-small, a ResNet-18 and a MobileNet-V2, which tell how a photograph was turned."""
+"""Image models for 224x224: ViT-small, ResNet-18 and MobileNet-V2, which classify rotations of two photographs."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ __all__ = ["accuracy", "mobilenet", "resnet18", "vit"]
 Floats = npt.NDArray[np.float32]
 
 SIDE = 224
-CLASSES = 8  # two photographs, each turned by a quarter, a half and three quarters
+CLASSES = 8  # two photographs, each in four rotations
 SPLITS = {"train": (1, 384), "calibration": (2, 64), "evaluation": (3, 64)}
 
 
 @functools.cache
 def _photographs() -> list[Floats]:
-    """scikit-learn's two, as [height, width, 3], 0 to 1."""
+    """Two photographs of scikit-learn, [height, width, 3], 0 to 1."""
     from sklearn.datasets import load_sample_images
 
     return [picture.astype(np.float32) / 255 for picture in load_sample_images().images]
 
 
 def crops(count: int, seed: int, side: int = SIDE) -> tuple[Floats, npt.NDArray[np.int64]]:
-    """Pictures [count, 3, side, side], normalised, and which photograph was turned how [count]."""
+    """Random crops [count, 3, side, side], normalised, and their classes [count]: photograph and rotation."""
     rng = np.random.default_rng(seed)
     labels = np.arange(count) % CLASSES
     made = []
@@ -48,7 +48,7 @@ def crops(count: int, seed: int, side: int = SIDE) -> tuple[Floats, npt.NDArray[
 
 
 def samples(split: str) -> Arrays:
-    """image [n, 3, 224, 224] float32 and label [n] int64."""
+    """Samples: image [n, 3, 224, 224] float32 and label [n] int64."""
     seed, count = SPLITS[split]
     pictures, labels = crops(count, seed)
     return {"image": pictures, "label": labels}
@@ -61,7 +61,7 @@ def _train(module: nn.Module, seed: int, epochs: int, rate: float, side: int) ->
 
 
 class Block(nn.Module):
-    """ResNet's basic block: two 3x3 convolutions beside a shortcut."""
+    """ResNet's basic block: two 3x3 convolutions and a shortcut."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -74,6 +74,7 @@ class Block(nn.Module):
             self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map [batch, inputs, h, w] to [batch, outputs, h / stride, w / stride]."""
         y = torch.relu(self.bn1(self.conv1(x)))
         return torch.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
 
@@ -95,6 +96,7 @@ class ResNet18(nn.Module):
         self.fc = nn.Linear(512, CLASSES)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Map images [batch, 3, h, w] to logits [batch, 8]."""
         return self.fc(self.blocks(self.stem(image)).mean(dim=(2, 3)))
 
 
@@ -104,13 +106,13 @@ def resnet18() -> nn.Module:
 
 
 def train_resnet18(seed: int) -> nn.Module:
-    """Train on small pictures: a convolution does not mind, and statistics are those of pictures."""
+    """Train on smaller images (96x96), which is faster; convolutions accept any size."""
     torch.manual_seed(seed)
     return _train(resnet18(), seed, 5, 1e-3, 96)
 
 
 class Inverted(nn.Module):
-    """MobileNet-V2's block: widen, filter each channel by itself, narrow; with a shortcut where shapes allow it."""
+    """MobileNet-V2's block: expansion, depthwise convolution, projection; with a shortcut if the shapes are equal."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, expansion: int) -> None:
         super().__init__()
@@ -124,6 +126,7 @@ class Inverted(nn.Module):
         self.residual = stride == 1 and inputs == outputs
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map [batch, inputs, h, w] to [batch, outputs, h / stride, w / stride]."""
         y = self.layers(x)
         return x + y if self.residual else y
 
@@ -149,6 +152,7 @@ class MobileNet(nn.Module):
         self.fc = nn.Linear(1280, CLASSES)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Map images [batch, 3, h, w] to logits [batch, 8]."""
         return self.fc(self.features(image).mean(dim=(2, 3)))
 
 
@@ -158,7 +162,7 @@ def mobilenet() -> nn.Module:
 
 
 def train_mobilenet(seed: int) -> nn.Module:
-    """Train on small pictures."""
+    """Train on smaller images (96x96)."""
     torch.manual_seed(seed)
     return _train(mobilenet(), seed, 6, 2e-3, 96)
 
@@ -179,6 +183,7 @@ class Layer(nn.Module):
         self.down = nn.Linear(4 * hidden, hidden)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map [batch, tokens, hidden] to the same shape."""
         y = self.norm1(x)
         shape = (x.shape[0], x.shape[1], self.heads, x.shape[2] // self.heads)
         query, key, value = (f(y).view(shape).transpose(1, 2) for f in (self.query, self.key, self.value))
@@ -188,7 +193,7 @@ class Layer(nn.Module):
 
 
 class ViT(nn.Module):
-    """ViT-small, patches of 16: [batch, 3, 224, 224] to logits [batch, 8]."""
+    """ViT-small with patches of 16: [batch, 3, 224, 224] to logits [batch, 8]."""
 
     def __init__(self, hidden: int = 384, heads: int = 6, layers: int = 12, patch: int = 16) -> None:
         super().__init__()
@@ -200,10 +205,11 @@ class ViT(nn.Module):
         self.head = nn.Linear(hidden, CLASSES)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Map images [batch, 3, 224, 224] to logits [batch, 8]."""
         return self.head(self.features(image))
 
     def features(self, image: torch.Tensor) -> torch.Tensor:
-        """[batch, 384]: what the layers make of a picture."""
+        """Map images [batch, 3, 224, 224] to features [batch, 384]."""
         x = self.patches(image).flatten(2).transpose(1, 2)
         x = torch.cat([self.cls.expand(x.shape[0], -1, -1), x], dim=1) + self.positions
         for layer in self.layers:
@@ -217,7 +223,7 @@ def vit() -> nn.Module:
 
 
 def train_vit(seed: int) -> nn.Module:
-    """Train the head alone, on what the layers make of pictures as they were drawn: the rest would take hours."""
+    """Train only the head, on the features of the untrained layers; training all layers would take hours."""
     torch.manual_seed(seed)
     module = ViT().eval()
     pictures, labels = crops(SPLITS["train"][1], SPLITS["train"][0])
