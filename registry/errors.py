@@ -12,8 +12,13 @@ OnwardError                    1
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+# Faults of the machine that a person has to correct; they say nothing about a model.
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+OPERATOR_FAULTS = (*DISK_FULL, errno.EACCES, errno.EROFS)
 
 
 class OnwardError(Exception):

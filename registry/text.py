@@ -6,8 +6,10 @@ text, or hands it to something that interprets markup, passes it through this mo
 
 from __future__ import annotations
 
+import difflib
 import re
 import unicodedata
+from collections.abc import Iterable
 
 # Control characters, formatting (ESC, bidi, zero width), lone surrogates, line and paragraph separators.
 _HIDDEN = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))
@@ -82,3 +84,14 @@ def mathtext(text: object) -> str:
 def is_unicode(text: str) -> bool:
     """Whether `text` can be written as UTF-8: an argument whose bytes are no UTF-8 holds lone surrogates."""
     return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` if a known name is similar to `name`, else the empty string."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def plain_words(reason: str) -> str:
+    """Put a library's message on one line of at most 400 characters."""
+    return re.sub(r"\s+", " ", reason).strip()[:400]
