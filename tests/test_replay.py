@@ -144,7 +144,7 @@ def test_a_version_of_an_older_release_is_replayed_by_its_tolerance(tmp_path: Pa
 @pytest.mark.parametrize(
     ("tags", "words"),
     [
-        ({}, "no evidence says which kind of host this was measured on"),
+        ({}, "no record of the kind of host that this was measured on"),
         ({"instruction_sets": OTHER_HOST}, f"no evidence from this kind of host .*; measured on {OTHER_HOST}"),
         ({"instruction_sets": f"{OTHER_HOST}; {hardware.kind(hardware.describe())}"}, "CPUExecutionProvider$"),
     ],
