@@ -333,7 +333,7 @@ def test_outside_a_checkout_the_message_says_where_runtimes_are(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     code, _, err = onward("runtimes")
-    assert (code, "inside a checkout" in err) == (2, True)
+    assert (code, "inside a project" in err) == (2, True)
 
 
 def test_what_a_runtime_can_do_is_said_in_words() -> None:

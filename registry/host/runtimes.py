@@ -132,7 +132,7 @@ def install(name: str, root: Path) -> bool:
             f"TensorRT 10 libraries on LD_LIBRARY_PATH; run onward runtimes install {_ENVIRONMENT[name]}"
         )
     if name not in installable:
-        raise UsageError(f"unknown runtime {name!r}: runtimes/ contains {', '.join(installable) or 'none'}")
+        raise UsageError(f"unknown runtime {name!r}: runtimes/ has {', '.join(installable) or 'none'}")
     if name == "cpu" or _made_of(name, root) == _wanted(name, root):
         return False
     with replacing(root / _FOLDER / name) as fresh:
