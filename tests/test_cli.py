@@ -229,7 +229,7 @@ def test_predict_refuses_pickled_arrays(onward, tmp_path, monkeypatch):
     np.savez(tmp_path / "x.npz", x=np.array([{"a": 1}], dtype=object))
     code, _, err = onward("predict", "m.onnx", "--input", "x.npz")
     assert code == 2
-    assert "no .npz file of plain arrays" in err
+    assert "not an .npz file of plain arrays" in err
 
 
 def test_inspect_says_what_a_file_is(onward, tmp_path, monkeypatch):

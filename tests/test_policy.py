@@ -243,7 +243,7 @@ def test_a_key_that_stands_twice_is_refused_with_its_line(tmp_path, monkeypatch)
     path = tmp_path / "signers.yaml"
     path.write_text("environments:\n  staging:\n    from: candidate\n    require: []\n    from: production\n")
     monkeypatch.setenv("ONWARD_PARAMS", str(path))
-    with pytest.raises(UsageError, match=r"the key from stands twice.*line 5"):
+    with pytest.raises(UsageError, match=r"the key from occurs twice.*line 5"):
         policy.read()
 
 
