@@ -256,7 +256,7 @@ def test_an_environment_of_other_pins_does_not_count(checkout: Path) -> None:
     runtimes.install("openvino", checkout)
     assert runtimes.state("openvino", checkout).reason.startswith("does not start: ModuleNotFoundError")
     (checkout / "runtimes" / "openvino.txt").write_text("# something else\n")
-    assert runtimes.state("openvino", checkout).reason.startswith("installed from other pins than runtimes/openvino.txt")
+    assert runtimes.state("openvino", checkout).reason.startswith("installed from other pins than runtimes")
 
 
 def test_an_installation_that_fails_leaves_what_was_there(checkout: Path) -> None:
