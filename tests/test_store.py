@@ -394,7 +394,7 @@ def test_environments_of_params_yaml_are_obeyed(store, tmp_path):
         ({"a": {"require": []}}, "environments.a.from: "),
         ({"a": {"from": "b", "require": []}}, "environments.a.from: no environment 'b'"),
         ({"a": {"from": "b", "require": []}, "b": {"from": "a", "require": []}}, "forms a cycle"),
-        ({"a.b": {"from": "candidate", "require": []}}, "environments.a.b: no name"),
+        ({"a.b": {"from": "candidate", "require": []}}, "environments.a.b: not a valid name"),
         ({"candidate": {"from": "candidate", "require": []}}, "environments.candidate: this name is reserved"),
         ([], "environments: has to map"),
         ({"a": 3}, "environments.a: "),

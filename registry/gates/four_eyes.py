@@ -2,7 +2,7 @@
 
 MLflow does not verify names, so without signers the rule is only advisory. With signers, promotions and approvals are
 signed, but the publisher's name is still unverified. So the promoter and an approver must then be two different
-signers, whoever published. Keys identify persons: two names with the same key count as one person.
+signers; the publisher does not matter. Keys identify persons: two names with the same key count as one person.
 """
 
 from __future__ import annotations
