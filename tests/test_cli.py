@@ -231,7 +231,7 @@ def test_predict_refuses_pickled_arrays(onward, tmp_path, monkeypatch):
     np.savez(tmp_path / "x.npz", x=np.array([{"a": 1}], dtype=object))
     code, _, err = onward("predict", "m.onnx", "--input", "x.npz")
     assert code == 2
-    assert "no .npz file of plain arrays" in err
+    assert "not an .npz file of plain arrays" in err
 
 
 def test_inspect_says_what_a_file_is(onward, tmp_path, monkeypatch):
@@ -299,12 +299,12 @@ def external(path, location):
 @pytest.mark.parametrize(
     ("prepare", "message"),
     [
-        (lambda path: path.write_bytes(b"not onnx at all"), "is no ONNX file"),
-        (lambda path: path.write_bytes(b""), "is no ONNX file"),
+        (lambda path: path.write_bytes(b"not onnx at all"), "is not an ONNX file"),
+        (lambda path: path.write_bytes(b""), "is not an ONNX file"),
         (lambda path: path.write_bytes(scale_model(path, 2).read_bytes()[:-40]), "ONNX"),
         (lambda path: external(path, "weights.bin"), "external data 'weights.bin' is missing"),
-        (lambda path: external(path, "../../etc/passwd"), "lies outside its own folder"),
-        (lambda path: external(path, "/etc/passwd"), "lies outside its own folder"),
+        (lambda path: external(path, "../../etc/passwd"), "is outside the folder"),
+        (lambda path: external(path, "/etc/passwd"), "is outside the folder"),
     ],
 )
 def test_inspect_refuses_broken_files_in_one_line(onward, tmp_path, monkeypatch, prepare, message):

@@ -66,18 +66,18 @@ def test_only_signed_files_are_promoted_loaded_and_rolled_back_to(store, tmp_pat
 def test_what_another_key_signed_is_refused_everywhere(store, tmp_path):
     file_signatures.create_key(tmp_path / "other.pem")
     approval.sign_files("cnn", 1, tmp_path / "other.pem", store=store)
-    with pytest.raises(Refused, match=r"the signature of the files is not one by release\.pem\.pub"):
+    with pytest.raises(Refused, match=r"the signature of the files was not made with release\.pem\.pub"):
         promote(store)
     approval.sign_files("cnn", 1, tmp_path / "release.pem", store=store)
     promote(store)
     require(tmp_path, "other.pem.pub")
-    with pytest.raises(Refused, match=r"not one by other\.pem\.pub"):
+    with pytest.raises(Refused, match=r"not made with other\.pem\.pub"):
         InferenceSession("cnn@staging")
     assert InferenceSession("cnn/1").metadata.version == 1  # a candidate is in no environment
     assert not overview.check("cnn", "staging", store).results[1].met
     approval.sign_files("cnn", add_candidate(store, "cnn", 2), tmp_path / "other.pem", store=store)
     promote(store, 2)
-    with pytest.raises(Refused, match=r"not one by other\.pem\.pub"):
+    with pytest.raises(Refused, match=r"not made with other\.pem\.pub"):
         promotion.rollback("cnn", "staging", to=1, reason="because", store=store)
 
 
@@ -116,7 +116,7 @@ def test_a_file_more_or_less_is_named(folder, tmp_path):
 @pytest.mark.parametrize("forged", ["", "{}", "[]", "null", '{"mediaType": "x", "dsseEnvelope": 3}', "\x00"])
 def test_a_signature_that_is_none_is_no_proof(folder, tmp_path, forged):
     key = file_signatures.create_key(tmp_path / "k.pem")
-    with pytest.raises(Refused, match="the signature of the files is not one by"):
+    with pytest.raises(Refused, match="the signature of the files was not made with"):
         file_signatures.verify(folder, forged, key)
 
 
@@ -125,9 +125,9 @@ def test_keys_that_are_none_are_said_so(store, tmp_path, folder, onward):
     for name in ("no.pem", "nowhere.pem"):
         code, _, err = onward("sign-files", "cnn", "1", "--key", name)
         assert (code, err.count("\n")) == (2, 1)
-        assert f"--key {name}: no private key" in err
+        assert f"--key {name}: not a private key" in err
     signature = file_signatures.sign(folder, tmp_path / "release.pem")
-    with pytest.raises(UsageError, match=r"no\.pem: no public key"):
+    with pytest.raises(UsageError, match=r"no\.pem: not a public key"):
         file_signatures.verify(folder, signature, tmp_path / "no.pem")
     for path in ("/etc/release.pub", "../release.pub"):
         with pytest.raises(UsageError, match=r"environments\.staging\.files_key: .* must be a path inside"):

@@ -66,12 +66,12 @@ def test_where_no_budget_is_recorded_the_verdict_answers():
     for verdict in ("failed", None):
         met, detail = result("quality", quality_budget=None, verdict=verdict)
         assert not met
-        assert "nothing recorded says that this is within the budget" in detail
+        assert "no record that this is within the budget" in detail
 
 
 def test_without_a_measure_of_quality_only_float32_that_holds_parity_passes():
     exact = {"quality_drop": None, "precision": "float32", "parity": "passed", "verdict": "passed"}
-    assert result("quality", **exact) == (True, "no measure of quality; float32 that holds parity")
+    assert result("quality", **exact) == (True, "no quality measure; float32 within the tolerances of parity")
     for change in ({"precision": "int8"}, {"parity": "failed"}, {"verdict": "failed"}, {"precision": None}):
         assert result("quality", **{**exact, **change}) == (False, NO_EVIDENCE), change
     assert result("quality", **{**exact, "quality_drop": "much"})[0]
@@ -81,7 +81,7 @@ def test_another_measure_may_break_its_limit_only_where_the_pipeline_judged_that
     lost = {"quality_measure": "lost labels", "quality_drop": "0.02", "quality_budget": "0.01"}
     met, detail = result("quality", **lost)
     assert met
-    assert detail == "lost labels 0.02, 0.01 allowed; the samples are too few to say that it is more"
+    assert detail == "lost labels 0.02, 0.01 allowed; too few samples to show that it is exceeded"
     assert result("quality", **lost, verdict="failed") == (False, "lost labels 0.02, 0.01 allowed")
     assert result("quality", **{**lost, "quality_drop": "0.01"}) == (True, "lost labels 0.01, 0.01 allowed")
     assert not result("quality", **{**lost, "quality_measure": "quality"})[0]

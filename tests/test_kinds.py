@@ -192,7 +192,7 @@ def test_a_class_that_is_lost_breaks_the_limit_though_nearly_all_pixels_agree() 
     got[:, 2] -= 30
     found = judge(SCORES, {"y": wanted}, {"y": got}, 0.01)
     assert found[0].holds
-    assert ("share of one answer lost", "class 2") in {(one.measure, one.reason) for one in found if not one.holds}
+    assert ("share of one class lost", "class 2") in {(one.measure, one.reason) for one in found if not one.holds}
 
 
 def test_a_class_that_stands_in_one_sample_or_two_is_no_evidence() -> None:
@@ -219,4 +219,4 @@ def test_scores_that_always_give_one_answer_are_judged_by_their_noise() -> None:
     wanted[:, 0] += 20
     noise = RNG.standard_normal((512, 10))
     assert fidelity_of(SCORES, wanted, wanted + 0.05 * noise).holds
-    assert fidelity_of(SCORES, wanted, wanted + noise).measure == "share of noise in its power"
+    assert fidelity_of(SCORES, wanted, wanted + noise).measure == "noise power over signal power"

@@ -149,7 +149,7 @@ def test_every_problem_is_named_at_once_and_in_one_order(folder):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [(None, "is missing, so nothing says"), ("", "cannot be read"), ("[", "cannot be read"), ("{}", "cannot be read"),
+    [(None, "files cannot be checked"), ("", "cannot be read"), ("[", "cannot be read"), ("{}", "cannot be read"),
      ('[{"path": "a"}]', "cannot be read"), ("[]", "the files are not those")],
 )  # fmt: skip
 def test_a_manifest_that_says_nothing_lets_nothing_pass(folder, text, message):
@@ -189,7 +189,7 @@ def link_the_manifest(folder: Path, elsewhere: Path) -> str:
 
 def add_a_pipe(folder: Path, elsewhere: Path) -> str:
     os.mkfifo(folder / "validation" / "pipe")
-    return "pipe is no regular file"
+    return "pipe is not a regular file"
 
 
 @pytest.mark.parametrize(

@@ -238,7 +238,7 @@ def test_where_nothing_is_live_there_is_nothing_to_roll_back_to_and_the_log_is_n
     for to in (None, 1):
         with pytest.raises((Refused, UsageError), match=r"^staging\.cnn: "):
             rollback("cnn", "staging", reason="x", to=to, store=store)
-    with pytest.raises(UsageError, match="no name for a model"):
+    with pytest.raises(UsageError, match="name for a model"):
         rollback("../cnn", "staging", reason="x", store=store)
     with pytest.raises(UsageError, match="no environment 'moon'"):
         rollback("cnn", "moon", reason="x", store=store)
@@ -397,7 +397,7 @@ def test_environments_are_made_before_anybody_promotes_and_only_once(store):
     ]  # fmt: skip
     assert promotion.create_environments(["cnn", "mlp"], store) == []
     assert promotion.create_environments(["cnn", "new"], store) == ["staging.new", "production.new"]
-    with pytest.raises(UsageError, match="no name for a model"):
+    with pytest.raises(UsageError, match="name for a model"):
         promotion.create_environments(["a", "b/c"], store)
     assert "staging.a" not in store.versions.named("staging.a")
 

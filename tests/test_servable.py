@@ -67,7 +67,7 @@ BROKEN = {
     "cannot be loaded": (unknown, ZEROS, r"loading it: .*ONNX Runtime cannot load it"),
     "aborts": (aborting, ZEROS, r"predict with the recorded inputs: the runtime died of SIG"),
     "other answers": (relu, ZEROS + 1, r"predict with the recorded inputs: output y is off by up to"),
-    "another shape": (relu, ZEROS[:, :2], r"output y has shape \[4, 4\], \[4, 2\] was recorded"),
+    "another shape": (relu, ZEROS[:, :2], r"output y has shape \[4, 4\], but \[4, 2\] was recorded"),
 }
 
 

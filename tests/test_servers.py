@@ -266,7 +266,7 @@ def test_a_server_that_is_down_is_told_from_one_that_says_no(login, monkeypatch)
 @pytest.mark.parametrize("name", ["../cnn", ""])
 def test_an_environment_of_no_model_is_not_made(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UsageError, match="no name for a model"):
+    with pytest.raises(UsageError, match="name for a model"):
         promotion.create_environments([name])
 
 

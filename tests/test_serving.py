@@ -77,8 +77,8 @@ def test_no_options_are_onnx_runtimes_own() -> None:
         ({"threads": 0}, "greater than or equal to 1"),
         ({"graph_level": "most"}, "'disabled', 'basic', 'extended' or 'all'"),
         ({"affinity": "all", "threads": 2}, "groups of processors"),
-        ({"affinity": "1"}, "threads has to be 2"),
-        ({"affinity": "1;2", "threads": 2}, "threads has to be 3"),
+        ({"affinity": "1"}, "set threads to 2"),
+        ({"affinity": "1;2", "threads": 2}, "set threads to 3"),
         ({"spining": False}, "Extra inputs"),
     ],
 )
@@ -176,5 +176,5 @@ def test_a_serving_json_that_cannot_be_meant_is_refused(version: Path, text: str
 
 
 def test_a_serving_json_names_files_that_are_there(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"model\.onnx, which the folder does not hold"):
+    with pytest.raises(ValueError, match=r"model\.onnx, which the folder does not contain"):
         Serving({"cpu": Served(file=MODEL, provider=CPU)}).save(tmp_path)

@@ -121,14 +121,14 @@ def test_who_has_no_key_of_a_signer_is_told_before_anything_is_done(
     environment(signers=keys)
     entry_signatures.create_key(tmp_path / "eve.pem")
     be("eve")
-    with pytest.raises(Refused, match=r"counts only what ann, bob signed, and the key in .*eve\.pem is none of theirs"):
+    with pytest.raises(Refused, match=r"only entries signed by ann, bob, but the key in .*eve\.pem belongs to none"):
         promote(store, 1, force=True)
     monkeypatch.delenv("ONWARD_SIGNING_KEY")
     with pytest.raises(Refused, match="set ONWARD_SIGNING_KEY"):
         promotion.rollback("cnn", "staging", reason="because", store=store)
     (tmp_path / "no.pem").write_text("no key")
     be("no")
-    with pytest.raises(UsageError, match=r"no\.pem holds no key"):
+    with pytest.raises(UsageError, match=r"no\.pem contains no Ed25519 key"):
         promote(store, 1)
     assert store.log("staging", "cnn").entries() == []
 
@@ -176,7 +176,7 @@ def test_without_signers_two_names_are_advice(store, be, environment):
         promote(store, 1)
     be("bob")
     [gate] = promote(store, 1).gates
-    assert gate.detail == "published by ann, promoted by bob (advice: without `signers`, names are not proved)"
+    assert gate.detail == "published by ann, promoted by bob (advice: without `signers`, names are not verified)"
     be("ann")
     approvals.approve("cnn", 2, "staging", reason="my own", store=store)
     with pytest.raises(Refused, match="somebody else has to approve it first"):
@@ -273,7 +273,7 @@ def test_a_key_is_for_its_owners_eyes_and_never_overwritten(tmp_path, onward, mo
 
 @pytest.mark.parametrize("key", ["", "short", "!" * 44])
 def test_a_signer_without_a_key_is_refused_with_its_path(key):
-    with pytest.raises(UsageError, match=r"environments\.staging\.signers\.ann: no public key"):
+    with pytest.raises(UsageError, match=r"environments\.staging\.signers\.ann: not a public key"):
         policy.parse({"staging": {"from": "candidate", "require": [], "signers": {"ann": key}}})
 
 
@@ -371,7 +371,7 @@ def test_a_signer_leaves_and_what_they_signed_goes_on_counting(store, keys, be, 
     assert live(store) == 2
     assert promotion.rollback("cnn", "staging", reason="because", store=store).version == 1
     be("ann")
-    with pytest.raises(Refused, match=r"counts only what bob signed"):
+    with pytest.raises(Refused, match=r"accepts only entries signed by bob"):
         promote(store, 3)
     environment(signers=keys)
     promote(store, 3)
@@ -379,7 +379,7 @@ def test_a_signer_leaves_and_what_they_signed_goes_on_counting(store, keys, be, 
     assert (live(store), store.head("staging", "cnn").alarm) == (3, ())
     environment(signers={"bob": keys["bob"], "ann": {"key": keys["ann"], "until": "2020-01-01T00:00:00Z"}})
     assert live(store) == 1
-    with pytest.raises(Refused, match=r"counts only what bob signed"):
+    with pytest.raises(Refused, match=r"accepts only entries signed by bob"):
         promote(store, 1)
     be("bob")
     assert onward("sign", "cnn", "--env", "staging", "--entry", "4")[1].startswith("signed entry 4: ann promoted")

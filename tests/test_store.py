@@ -87,8 +87,8 @@ def test_force_is_kept_in_history(store):
     promote(store, "staging", version, force=True)
     [entry] = overview.history("cnn", "staging", store)["staging"].history.entries()
     assert entry.forced
-    assert "against data" in str(entry)
-    assert "against data" in store._client.get_model_version("staging.cnn", "1").description
+    assert "unmet: data" in str(entry)
+    assert "unmet: data" in store._client.get_model_version("staging.cnn", "1").description
 
 
 def test_force_past_gates_that_are_met_is_no_stain(store):
@@ -351,7 +351,7 @@ def test_an_entry_of_a_newer_onward_is_not_guessed_at(store):
 
 def test_wrong_names_reach_neither_paths_nor_filters(store):
     for name in ("../cnn", "cnn' or '1'='1", "a.b", "", "-x", "cnn/1"):
-        with pytest.raises(UsageError, match="no name for a model"):
+        with pytest.raises(UsageError, match="name for a model"):
             promotion.promote(name, "staging", reason="because", store=store)
     with pytest.raises(UsageError, match=r"no environment 'moon'; params\.yaml has staging, production"):
         promote(store, "moon")
@@ -393,9 +393,9 @@ def test_environments_of_params_yaml_are_obeyed(store, tmp_path):
         ({"a": {"from": "candidate", "require": "parity"}}, "environments.a.require: "),
         ({"a": {"require": []}}, "environments.a.from: "),
         ({"a": {"from": "b", "require": []}}, "environments.a.from: no environment 'b'"),
-        ({"a": {"from": "b", "require": []}, "b": {"from": "a", "require": []}}, "runs in a circle"),
-        ({"a.b": {"from": "candidate", "require": []}}, "environments.a.b: no name"),
-        ({"candidate": {"from": "candidate", "require": []}}, "environments.candidate: the name is taken"),
+        ({"a": {"from": "b", "require": []}, "b": {"from": "a", "require": []}}, "forms a cycle"),
+        ({"a.b": {"from": "candidate", "require": []}}, "environments.a.b: not a valid name"),
+        ({"candidate": {"from": "candidate", "require": []}}, "environments.candidate: this name is reserved"),
         ([], "environments: has to map"),
         ({"a": 3}, "environments.a: "),
     ],

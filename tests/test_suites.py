@@ -68,7 +68,7 @@ def test_every_unmet_expectation_is_named_beside_the_other_gates(store, tmp_path
     assert unmet == ["parity", "gates/ours.json", "gates/ours.json"]
     entry = promote(store, version, force=True).entry
     assert entry.forced
-    assert "against parity, gates/ours.json" in str(entry)
+    assert "unmet: parity, gates/ours.json" in str(entry)
 
 
 @pytest.mark.parametrize("value", [None, "nan", "often"])
@@ -118,10 +118,10 @@ def test_a_dry_run_leaves_no_run_behind(store, tmp_path):
     ("text", "message"),
     [
         (None, "there is no such file in the repository"),
-        ("{}", "wants JSON of the form"),
-        ("[", "wants JSON of the form"),
-        ('{"expectations": []}', "wants JSON of the form"),
-        ('{"expectations": [{"type": "expect_miracles"}]}', "Great Expectations refuses it"),
+        ("{}", "must be JSON of the form"),
+        ("[", "must be JSON of the form"),
+        ('{"expectations": []}', "must be JSON of the form"),
+        ('{"expectations": [{"type": "expect_miracles"}]}', "Great Expectations rejects it"),
     ],
 )
 def test_a_suite_that_is_none_is_a_users_mistake(store, tmp_path, text, message):
