@@ -153,7 +153,7 @@ def _through(store: Store, proxy: Proxy, fault: str, count: int) -> Iterator[Fin
         try:
             answer = change(store, number, actor)
         except StoreUnreachable as error:
-            answer = "unsure" if "will say whether it counts" in str(error) else "unreachable"
+            answer = "unsure" if "shows whether it counts" in str(error) else "unreachable"
         except Exception as error:  # whatever it is, it is what this benchmark looks for
             answer = f"error: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
         longest = max(longest, time.perf_counter() - start) if answer == "unreachable" else longest

@@ -350,7 +350,7 @@ def test_an_answer_that_is_lost_is_looked_up_and_never_called_nothing(store, arr
     if arrives:
         assert promotion.promote("cnn", "staging", reason="because", store=flaky).changed
         return
-    with pytest.raises(StoreUnreachable, match="holds no such entry now; `onward history cnn` will say") as told:
+    with pytest.raises(StoreUnreachable, match="does not contain the entry now: `onward history cnn` shows") as told:
         promotion.promote("cnn", "staging", reason="because", store=flaky)
     assert "nothing was changed" not in str(told.value)
 

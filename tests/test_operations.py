@@ -372,7 +372,9 @@ def test_reconcile_writes_what_is_missing_and_says_what(store):
     assert reconcile(store) == []
     store._client.delete_registered_model_alias("staging.cnn", "live")
     store._client.set_registered_model_alias("cnn", "production", "1")
-    assert [str(drift) for drift in reconcile(store)] == ["the alias live of staging.cnn is nowhere and belongs at 1"]
+    assert [str(drift) for drift in reconcile(store)] == [
+        "the alias live of staging.cnn is not set and should be set to version 1"
+    ]
     assert store.versions.aliases("staging.cnn") == {"live": 1}
 
 

@@ -197,7 +197,7 @@ def test_the_slower_of_two_authors_is_told_who_won(store):
         add_candidate(store, "cnn", factor)
     promote(store, "staging", 1)
     stale = store.log("staging", "cnn").history.live.model_copy(update={"key": "stale", "base": 0, "actor": "bob"})
-    with pytest.raises(LostRace, match="somebody else got there first") as lost:
+    with pytest.raises(LostRace, match="another command was faster") as lost:
         store.append("staging", "cnn", stale)
     assert "ann promoted version 1" in str(lost.value)
     log = store.log("staging", "cnn")

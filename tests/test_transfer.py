@@ -107,7 +107,7 @@ def test_a_number_that_is_used_up_is_said(new, exported, tmp_path):
     add_candidate(new, "cnn", 1)
     promotion.promote("cnn", "staging", reason="because", store=new)
     new._client.delete_model_version("staging.cnn", "1")
-    with pytest.raises(LostRace, match=r"staging\.cnn: number 1 is taken.*delete the registered model"):
+    with pytest.raises(LostRace, match=r"staging\.cnn: number 1 is already used.*delete the registered model"):
         transfer.import_(exported, tmp_path / "files", new)
     assert facts(new) == []
 
