@@ -104,7 +104,8 @@ def test_a_gate_that_says_no_exits_1_and_lists_all(store, onward):
     code, out, err = promote(onward, "staging", "1")
     assert (code, out) == (1, "")
     assert err.startswith(
-        "onward: cnn version 1 is not fit for staging; nothing was changed:\n  parity: failed\n  data:"
+        "onward: cnn version 1 does not meet the requirements of staging; nothing was changed:\n"
+        "  parity: failed\n  data:"
     )
 
 

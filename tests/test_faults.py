@@ -313,7 +313,7 @@ def test_a_prune_that_breaks_off_says_what_is_deleted(store, monkeypatch):
     for factor in (1, 2, 3, 4):
         add_candidate(store, "cnn", factor)
     flaky = Store(Flaky(store._client, "delete_model_version", 1))
-    with pytest.raises(StoreUnreachable, match="Deleted before that: 3; version 2 may be half deleted") as told:
+    with pytest.raises(StoreUnreachable, match="Deleted before that: 3; version 2 may be partly deleted") as told:
         pruning.prune("cnn", "0h", store=flaky)
     assert "nothing was changed" not in str(told.value)
     pruning.prune("cnn", "0h", store=store)
@@ -323,7 +323,7 @@ def test_a_prune_that_breaks_off_says_what_is_deleted(store, monkeypatch):
 def test_environments_that_were_made_in_part_are_named(store):
     flaky = Store(Flaky(store._client, "create_registered_model", 1))
     with pytest.raises(
-        StoreUnreachable, match=r"Made before that: environments/staging, staging.cnn, environments/prod"
+        StoreUnreachable, match=r"Created before that: environments/staging, staging.cnn, environments/prod"
     ):
         promotion.create_environments(["cnn"], flaky)
 
@@ -338,7 +338,7 @@ def test_an_import_that_breaks_off_says_what_is_there(store, tmp_path):
     for name in ("staging.cnn", "production.cnn"):
         store._client.delete_registered_model(name)
     flaky = Store(Flaky(store._client, "create_model_version", 1))
-    with pytest.raises(StoreUnreachable, match=r"Imported before that, whole: (production|staging).cnn; the next"):
+    with pytest.raises(StoreUnreachable, match=r"Imported completely before that: (production|staging).cnn; the next"):
         transfer.import_(file, store=flaky)
     assert sum(log.added for log in transfer.import_(file, store=store)) == 1
 

@@ -165,7 +165,7 @@ def test_an_older_entry_is_readable_and_says_that_it_pins_less(store):
     assert np.array_equal(InferenceSession("cnn@staging").predict(X), 3 * X)
     found = overview.check("cnn", "staging", store)
     assert found.met
-    assert "pins the model files alone" in found.results[0].detail
+    assert "pinned only the model files" in found.results[0].detail
     again = promotion.promote("cnn", "staging", 3, reason="pin all of it", store=store)
     assert (again.changed, again.entry.number) == (True, 2)
     assert "pins" not in overview.check("cnn", "staging", store).results[0].detail

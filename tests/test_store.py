@@ -44,9 +44,9 @@ def through_staging(store, version):
 
 def test_a_version_goes_through_staging_to_production(store):
     version = add_candidate(store, "cnn")
-    with pytest.raises(Refused, match="takes what is live in staging, and nothing is"):
+    with pytest.raises(Refused, match="takes the version that is live in staging, and nothing is"):
         promote(store, "production")
-    with pytest.raises(Refused, match="order: production takes what is live in staging, which is nothing"):
+    with pytest.raises(Refused, match="order: production takes the version that is live in staging, which is nothing"):
         promote(store, "production", version)
     assert promote(store, "staging").version == version
     assert promote(store, "production").version == version
