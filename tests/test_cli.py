@@ -177,7 +177,7 @@ def test_without_a_store_or_a_checkout_it_says_what_to_do(onward, tmp_path, monk
 
 
 def test_an_empty_store_says_what_fills_it(store, onward):
-    assert onward("status") == (0, "No model is registered yet: `dvc repro` registers those that are fit.\n", "")
+    assert onward("status") == (0, "No model is registered yet: `dvc repro` registers every model that passes.\n", "")
 
 
 def test_check_finds_a_changed_byte_in_what_is_live(store, onward):
@@ -204,7 +204,7 @@ def test_drift_shows_in_status_until_it_is_reconciled(store, onward):
     promote(onward, "staging")
     store._client.delete_registered_model_alias("staging.cnn", "live")
     assert "the alias live of staging.cnn is not set and should be set to version 1" in onward("status")[1]
-    assert "put right" in onward("reconcile")[1]
+    assert "corrected" in onward("reconcile")[1]
     assert "alias" not in onward("status")[1]
 
 
@@ -269,8 +269,8 @@ def test_inspect_of_a_report_says_what_failed_and_where_they_part(onward, tmp_pa
     assert code == 0
     for words in (
         "verify of toy: failed", "1 of 2 cases passed", "zeros@b3: out of tolerance: y off by 0.5, 25.0% out of",
-        "probe empty@b0: aborted: died of SIGABRT", "Gemm giving 'h' (case zeros@b3)", "head", "m.py:7",
-        "0.5 where values reach 2",
+        "probe empty@b0: aborted: died of SIGABRT", "Gemm, which computes 'h' (case zeros@b3)", "head", "m.py:7",
+        "0.5, with values up to 2",
     ):  # fmt: skip
         assert words in out
     assert json.loads(onward("inspect", "report.json", "--json")[1])["divergence"]["module"] == "head"
@@ -341,5 +341,5 @@ def test_environments_are_made_once(store, onward):
     assert json.loads(onward("environments", "create", "cnn", "mlp", "--json")[1]) == {
         "created": ["staging.mlp", "production.mlp"]
     }
-    assert onward("environments", "create", "mlp")[1] == "All of them are there.\n"
+    assert onward("environments", "create", "mlp")[1] == "Everything exists already.\n"
     assert onward("environments", "create", "../mlp")[0] == 2

@@ -95,11 +95,15 @@ def test_a_server_that_answers_nonsense_is_no_gate(onward, monkeypatch, tmp_path
 # This machine
 
 FAULTS = [
-    (OSError(errno.ENOSPC, "No space left on device", "/tmp/x"), 5, "/tmp/x: No space left on device; make room"),
+    (OSError(errno.ENOSPC, "No space left on device", "/tmp/x"), 5, "/tmp/x: No space left on device; free space"),
     (PermissionError(errno.EACCES, "Permission denied", "/cache"), 5, "/cache: Permission denied; look at its"),
     (OSError(errno.EROFS, "Read-only file system", "/cache"), 5, "XDG_CACHE_HOME"),
-    (MemoryError(), 5, "not enough memory"),
-    (ZeroDivisionError("x\ny"), 5, "unexpected ZeroDivisionError: x y; run it again with --debug"),
+    (MemoryError(), 5, "does not have enough memory"),
+    (
+        ZeroDivisionError("x\ny"),
+        5,
+        "unexpected ZeroDivisionError: x y. This is a defect of Onward: run the command again with",
+    ),
     (RecursionError("deep"), 5, "report it"),
     (ConnectionResetError(errno.ECONNRESET, "reset"), 4, "could not be reached"),
     (TimeoutError("slow"), 4, "could not be reached"),

@@ -148,7 +148,7 @@ def test_a_history_from_before_the_signers_counts_once_one_of_them_has_signed_it
     assert code == 0
     assert [entry["number"] for entry in json.loads(out)["signed"]] == [1, 2]
     assert live(store) == 2
-    assert onward("sign", "cnn", "--env", "staging")[1] == "There is nothing to sign.\n"
+    assert onward("sign", "cnn", "--env", "staging")[1] == "No entry needs a signature.\n"
     assert promotion.rollback("cnn", "staging", reason="because", store=store).version == 1
 
 

@@ -185,6 +185,6 @@ def test_the_commands_move_a_history(old, tmp_path, onward, monkeypatch):
     fresh_store(tmp_path / "new", monkeypatch)
     code, out, _ = onward("import-log", str(tmp_path / "log.jsonl"), "--files", str(tmp_path / "files"))
     assert code == 0
-    assert "staging of cnn: 5 entries imported, 0 were there already" in out
+    assert "staging of cnn: 5 entries imported, 0 existed already" in out
     assert onward("export-log", "nope")[0] == 2
     assert onward("import-log", "absent.jsonl")[0] == 2

@@ -1,4 +1,4 @@
-"""What a stage's report says, in lines for people: what failed, where two computations part, which ways were tried."""
+"""Describe a stage's report in lines of text: what failed, the first difference, and what was tried."""
 
 from __future__ import annotations
 
@@ -20,24 +20,35 @@ from onward.registry.evidence.reports import (
 
 
 def read(path: Path) -> Report:
-    """The report in a file, whichever stage wrote it.
+    """Read a report that any stage wrote.
+
+    Args:
+        path: the file.
 
     Raises:
-        UsageError: there is none, or it is no stage's report.
+        UsageError: there is no such file, or it is not a stage's report.
     """
     try:
         stage = json.loads(path.read_bytes()).get("stage")
     except FileNotFoundError:
         raise UsageError(f"{path}: there is no such file; `dvc repro` writes the reports") from None
     except (ValueError, AttributeError, RecursionError):
-        raise UsageError(f"{path}: is no report of a stage") from None
+        raise _not_a_report(path) from None
     if stage not in REPORTS:
-        raise UsageError(f"{path}: is no report of a stage")
+        raise _not_a_report(path)
     return load(REPORTS[stage], path)
 
 
+def _not_a_report(path: Path) -> UsageError:
+    return UsageError(f"{path}: is not a stage's report: give a file such as build/MODEL/verify/report.json")
+
+
 def lines(report: Report) -> Iterator[str]:
-    """What the report says."""
+    """Describe a report, line by line.
+
+    Args:
+        report: the report.
+    """
     yield f"{report.stage} of {report.model}: {report.status}"
     if report.reason:
         yield f"  {report.reason}"
@@ -74,11 +85,11 @@ def _divergence(divergence: FirstDivergence) -> Iterator[str]:
     if not divergence.value:
         yield f"    {divergence.reason}"
         return
-    yield f"    parts first at  {divergence.operator} giving {divergence.value!r} (case {divergence.case})"
+    yield f"    first differs   at {divergence.operator}, which computes {divergence.value!r} (case {divergence.case})"
     if divergence.module:
         yield f"    module          {divergence.module}"
     if divergence.source:
         yield f"    source          {divergence.source}"
-    yield f"    off by          {divergence.difference:.3g} where values reach {divergence.scale:.3g}"
+    yield f"    difference      {divergence.difference:.3g}, with values up to {divergence.scale:.3g}"
     if divergence.reason:
-        yield f"    that is         {divergence.reason}"
+        yield f"    cause           {divergence.reason}"

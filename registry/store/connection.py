@@ -238,13 +238,13 @@ def reachable() -> Iterator[None]:
         ):
             if found := _MACHINE_FAULT_WORDS.search(text):
                 raise MachineFault(
-                    f"{found[0]}: this machine could not read or write MLflow's store or files ({_first(text)})"
+                    f"{found[0]}: this machine could not read or write MLflow's store or files ({excerpt(text)})"
                 ) from error
             raise StoreUnreachable(_unreachable(error)) from error
         if _NOT_MLFLOW_WORDS.search(text) or name in ("JSONDecodeError", "ParseError") or _misread(error):
             raise StoreUnreachable(
                 f"the answer from {without_credentials(tracking_uri())} is not from an MLflow server, or a proxy "
-                f"changed it: {_first(text)}. Check MLFLOW_TRACKING_URI"
+                f"changed it: {excerpt(text)}. Check MLFLOW_TRACKING_URI"
             ) from error
         raise
 
@@ -257,8 +257,12 @@ def _misread(error: Exception) -> bool:
     return str(frame.f_globals.get("__name__", "")).startswith(("mlflow.", "google.protobuf."))
 
 
-def _first(text: str) -> str:
-    """The first 300 characters of another package's message, on one line and without secrets."""
+def excerpt(text: str) -> str:
+    """The first 300 characters of another package's message, on one line and without secrets.
+
+    Args:
+        text: the message.
+    """
     return hidden(" ".join(text.split()))[:300]
 
 
@@ -275,7 +279,7 @@ def _endpoint(text: str) -> str:
 
 
 def _unreachable(error: BaseException) -> str:
-    reason = _first(str(error).partition("\n")[0]) or type(error).__name__
+    reason = excerpt(str(error).partition("\n")[0]) or type(error).__name__
     return f"the MLflow store {without_credentials(tracking_uri())} could not be reached: {reason}. {reach.ADVICE}"
 
 
