@@ -16,10 +16,10 @@ import re
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
 from onward.registry import checkout
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 DATABASE = "mlflow.db"
 ARTIFACTS = "mlartifacts"
 _SQLITE = "sqlite:///"
+# The number of rows that one request asks MLflow for.
+PAGE = 1000
 
 # Report a server that is down after a few seconds, not after MLflow's default of several minutes.
 _SETTINGS = {
@@ -255,6 +257,21 @@ def _misread(error: Exception) -> bool:
         return False
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     return str(frame.f_globals.get("__name__", "")).startswith(("mlflow.", "google.protobuf."))
+
+
+def all_items(fetch_page: Callable[[str | None], Any]) -> Iterator[Any]:
+    """Yield all items of one of MLflow's paged answers.
+
+    Args:
+        fetch_page: requests a page, given the token of the page (None for the first one).
+    """
+    token: str | None = None
+    while True:
+        page = fetch_page(token)
+        yield from page
+        token = page.token
+        if not token:
+            return
 
 
 def excerpt(text: str) -> str:

@@ -9,14 +9,13 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from onward.registry.errors import Refused
-from onward.registry.store.connection import reachable
+from onward.registry.store.connection import PAGE, all_items, reachable
 from onward.registry.store.schema import Overview
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
-_PAGE = 1000
 _PROMPT = "mlflow.prompt.is_prompt"
 # The newest entry usually says what is live. More entries are needed only if some of them lost a race.
 _FIRST_PAGE = 3
@@ -56,16 +55,12 @@ class Versions:
     def everything(self) -> dict[str, Overview]:
         """The newest versions and the aliases of all registered models, with one request per page of 1000 models."""
         found: dict[str, Overview] = {}
-        token: str | None = None
-        while True:
-            with reachable():
-                page = self._client.search_registered_models(max_results=_PAGE, page_token=token)
-            for registered in page:
+        with reachable():
+            models = all_items(lambda token: self._client.search_registered_models(max_results=PAGE, page_token=token))
+            for registered in models:
                 newest = sorted(registered.latest_versions, key=lambda version: -int(version.version))
                 found[registered.name] = Overview(tuple(newest), _aliases(registered))
-            token = page.token
-            if not token:
-                return found
+        return found
 
     def get(self, registered: str, number: int) -> ModelVersion | None:
         """One version of a registered model; None if it does not exist."""
@@ -111,7 +106,7 @@ class Versions:
                 return
             below = int(page[-1].version)
             yield list(page), below - 1
-            size = min(10 * size, _PAGE)
+            size = min(10 * size, PAGE)
 
     def _require_visible(self, registered: str) -> None:
         """Check that MLflow does not hide the versions of a registered model.
@@ -135,12 +130,12 @@ class Versions:
         """The versions of a registered model that have all of these tags; at most 1000."""
         wanted = " and ".join([f"name = '{registered}'", *(f"tags.{key} = '{value}'" for key, value in tags.items())])
         with reachable():
-            return list(self._client.search_model_versions(wanted, max_results=_PAGE))
+            return list(self._client.search_model_versions(wanted, max_results=PAGE))
 
     def named(self, pattern: str) -> list[str]:
         """The names of the registered models that match an SQL LIKE pattern; at most 1000."""
         with reachable():
-            page = self._client.search_registered_models(f"name LIKE '{pattern}'", max_results=_PAGE)
+            page = self._client.search_registered_models(f"name LIKE '{pattern}'", max_results=PAGE)
         return [registered.name for registered in page]
 
 

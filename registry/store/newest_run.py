@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from onward.registry.store.connection import reachable
+from onward.registry.store.connection import PAGE, all_items, reachable
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 MARK = "onward.newest"
 # The prefix of a failed run's reason. A list of failed runs leaves it out.
 NOTHING = "nothing registered: "
-_PAGE = 1000
 
 
 def mark(client: MlflowClient, model: str, run_id: str) -> None:
@@ -55,16 +54,6 @@ def to_reason(tag: str | None) -> str:
 def _marked(client: MlflowClient, condition: str) -> Iterator[Run]:
     """The marked runs that fulfil a condition, in all experiments, because a team may change `tracking.experiment`."""
     wanted = f"tags.`onward.role` = 'model' and tags.`{MARK}` = 'true' and {condition}"
-    experiments, token = [], None
-    while True:
-        page = client.search_experiments(max_results=_PAGE, page_token=token)
-        experiments += [experiment.experiment_id for experiment in page]
-        token = page.token
-        if not token:
-            break
-    while True:
-        runs = client.search_runs(experiments, wanted, max_results=_PAGE, page_token=token)
-        yield from runs
-        token = runs.token
-        if not token:
-            return
+    found = all_items(lambda token: client.search_experiments(max_results=PAGE, page_token=token))
+    experiments = [experiment.experiment_id for experiment in found]
+    return all_items(lambda token: client.search_runs(experiments, wanted, max_results=PAGE, page_token=token))

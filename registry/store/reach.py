@@ -10,6 +10,7 @@ import os
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from typing import Literal
 from urllib.parse import urlsplit
 
 from onward.registry.errors import MachineFault, StoreMissing, StoreUnreachable, UsageError
@@ -74,7 +75,7 @@ def _check_file(file: Path, create: bool) -> None:
         problem = "is a folder, and must be a file" if file.is_dir() else "cannot be read: look at its permissions"
         raise MachineFault(f"the MLflow store {file} {problem}")
     try:
-        with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True, timeout=5)) as opened:
+        with closing(open_sqlite(file, timeout_s=5)) as opened:
             tables = {name for (name,) in opened.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     except sqlite3.OperationalError:
         return  # another process is writing: MLflow waits for it
@@ -82,6 +83,18 @@ def _check_file(file: Path, create: bool) -> None:
         raise StoreUnreachable(f"the MLflow store {file} cannot be read: {error}") from None
     if "experiments" not in tables and (tables or not create):
         raise StoreMissing(f"{file} is not an MLflow store: it does not contain MLflow's tables")
+
+
+def open_sqlite(file: Path, timeout_s: float, mode: Literal["ro", "rw"] = "ro") -> sqlite3.Connection:
+    """Open an SQLite file, without beginning a transaction and without creating the file.
+
+    Args:
+        file: the file.
+        timeout_s: how long to wait for another process's lock, in s.
+        mode: whether to open it read-only or for writing.
+    """
+    address = f"{file.absolute().as_uri()}?mode={mode}"
+    return sqlite3.connect(address, uri=True, timeout=timeout_s, isolation_level=None)
 
 
 def _check_server(uri: str, kind: str) -> None:

@@ -18,6 +18,7 @@ from urllib.parse import quote, unquote_to_bytes
 
 from onward.registry.errors import Refused, StoreUnreachable, UsageError
 from onward.registry.store.connection import ARTIFACTS, tracking_uri
+from onward.registry.store.reach import open_sqlite
 from onward.registry.store.sqlite_reader import REVISION
 from onward.registry.uri import sqlite_file
 
@@ -90,9 +91,8 @@ def find(uri: str | None = None) -> Elsewhere | None:
     if database is None or not database.is_file():
         return None
     here = database.resolve().parent
-    address = f"{database.absolute().as_uri()}?mode=ro"
     try:
-        with closing(sqlite3.connect(address, uri=True, timeout=5)) as tables:
+        with closing(open_sqlite(database, timeout_s=5)) as tables:
             recorded = _recorded(tables, here)
     except sqlite3.Error:
         return None  # these are not the known tables of MLflow: MLflow itself reports what is wrong with them
@@ -136,9 +136,8 @@ def move(*, dry_run: bool = False) -> Moved:
     if not database.is_file():
         raise UsageError(f"there is no store to move: {database} does not exist")
     here = database.resolve().parent
-    address = f"{database.absolute().as_uri()}?mode={'ro' if dry_run else 'rw'}"
     try:
-        with closing(sqlite3.connect(address, uri=True, timeout=10, isolation_level=None)) as tables:
+        with closing(open_sqlite(database, timeout_s=10, mode="ro" if dry_run else "rw")) as tables:
             tables.execute("BEGIN" if dry_run else "BEGIN IMMEDIATE")
             _require_revision(tables, database)
             recorded = _recorded(tables, here)

@@ -13,11 +13,11 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 from onward.registry.store.connection import tracking_uri
 from onward.registry.store.newest_run import MARK, to_reason
+from onward.registry.store.reach import open_sqlite
 from onward.registry.store.schema import Overview
 from onward.registry.uri import sqlite_file
 
@@ -101,7 +101,7 @@ def _query(function: Callable[[sqlite3.Connection], Answer]) -> Answer | None:
     if elsewhere or file is None or "?" in uri:
         return None
     try:
-        with closing(_opened(file, timeout=1)) as tables:
+        with closing(open_sqlite(file, timeout_s=1)) as tables:
             tables.execute("BEGIN")  # all queries read the same state
             return function(tables) if _revision(tables) == REVISION else None
     except sqlite3.Error:
@@ -122,17 +122,11 @@ def experiment(name: str) -> tuple[str, str] | None:
         return None
     query = "SELECT experiment_id, creation_time FROM experiments WHERE name = ? AND lifecycle_stage = 'active'"
     try:
-        with closing(_opened(file, timeout=5)) as tables:
+        with closing(open_sqlite(file, timeout_s=5)) as tables:
             row = tables.execute(query, (name,)).fetchone()
     except sqlite3.Error:
         return None  # the tables have another schema: the caller uses MLflow's client
     return (str(row[0]), str(row[1])) if row else None
-
-
-def _opened(file: Path, timeout: float) -> sqlite3.Connection:
-    """Open a read-only connection that does not begin transactions by itself."""
-    address = f"{file.absolute().as_uri()}?mode=ro"
-    return sqlite3.connect(address, uri=True, timeout=timeout, isolation_level=None)
 
 
 def _revision(tables: sqlite3.Connection) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from onward.registry.errors import UsageError
-from onward.registry.store.connection import http_status, reachable, tracking_uri
+from onward.registry.store.connection import all_items, http_status, reachable, tracking_uri
 from onward.registry.store.reach import is_server
 from onward.registry.uri import without_credentials
 
@@ -44,17 +44,12 @@ def ensure(client: MlflowClient, environment: str, address: str) -> list[str]:
 
     with reachable():
         try:
-            token: str | None = None
-            while True:
-                page = client.list_webhooks(page_token=token)
-                for webhook in page:
-                    if webhook.name == name:
-                        if webhook.url == address:
-                            return []
-                        client.update_webhook(webhook.webhook_id, url=address)
-                        return [f"webhook {name}"]
-                if not (token := page.token):
-                    break
+            for webhook in all_items(lambda token: client.list_webhooks(page_token=token)):
+                if webhook.name == name:
+                    if webhook.url == address:
+                        return []
+                    client.update_webhook(webhook.webhook_id, url=address)
+                    return [f"webhook {name}"]
             client.create_webhook(
                 name,
                 address,
