@@ -125,7 +125,8 @@ def status(as_json: Json = False) -> None:
     if ours:
         environments = [state.environment for state in ours[0].environments]
         rows = [
-            (m.model, newest_cell(m), *(environment_cell(state) for state in m.environments), run_cell(m)) for m in ours
+            (model.model, newest_cell(model), *map(environment_cell, model.environments), run_cell(model))
+            for model in ours
         ]
         # The last column is shown only if a run failed.
         runs = ["newest run"] if any(model.failed for model in ours) else []

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from onward.registry.errors import UsageError
-from onward.registry.evidence.records import CaseResult, FirstDivergence
+from onward.registry.evidence.records import CaseResult, FirstDivergence, OutputComparison
 from onward.registry.evidence.reports import (
     REPORTS,
     ExportReport,
@@ -53,7 +53,8 @@ def lines(report: Report) -> Iterator[str]:
     if report.reason:
         yield f"  {report.reason}"
     if isinstance(report, ExportReport):
-        yield from (f"  tried {r.strategy}: {r.status}{': ' if r.reason else ''}{r.reason}" for r in report.attempts)
+        for attempt in report.attempts:
+            yield f"  tried {attempt.strategy}: {_with_reason(attempt.status, attempt.reason)}"
     yield from (f"  found: {finding}" for finding in getattr(report, "findings", []))
     if isinstance(report, VerifyReport):
         yield from _cases(report.cases)
@@ -61,7 +62,7 @@ def lines(report: Report) -> Iterator[str]:
             yield from _divergence(report.divergence)
     if isinstance(report, OptimizeReport | QuantizeReport):
         for variant in report.variants:
-            yield f"  {variant.name}: {variant.status}{': ' if variant.reason else ''}{variant.reason}"
+            yield f"  {variant.name}: {_with_reason(variant.status, variant.reason)}"
             if variant.divergence is not None:
                 yield from _divergence(variant.divergence)
 
@@ -74,11 +75,19 @@ def _cases(cases: list[CaseResult]) -> Iterator[str]:
         if case.verdict == "ok":
             continue
         detail = case.reason or "; ".join(
-            f"{o.output} {o.reason or f'off by {o.max_abs:.3g}, {o.share_out:.1%} out of tolerance'}"
-            for o in case.outputs
-            if o.verdict != "ok" and (o.reason or o.max_abs is not None)
+            f"{output.output} {output.reason or _difference(output)}"
+            for output in case.outputs
+            if output.verdict != "ok" and (output.reason or output.max_abs is not None)
         )
-        yield f"  {'probe ' if case.probe else ''}{case.case}: {case.verdict}{': ' if detail else ''}{detail}"
+        yield f"  {'probe ' if case.probe else ''}{case.case}: {_with_reason(case.verdict, detail)}"
+
+
+def _difference(output: OutputComparison) -> str:
+    return f"off by {output.max_abs:.3g}, {output.share_out:.1%} out of tolerance"
+
+
+def _with_reason(status: str, reason: str) -> str:
+    return f"{status}: {reason}" if reason else status
 
 
 def _divergence(divergence: FirstDivergence) -> Iterator[str]:

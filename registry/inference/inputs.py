@@ -32,13 +32,13 @@ def declared(documentation: str) -> dict[str, dict[str, Any]]:
     return {name: about for name, about in declarations if isinstance(about, dict)}
 
 
-def declared_shape(said: Mapping[str, Any] | None) -> list[Any] | None:
+def declared_shape(declaration: Mapping[str, Any] | None) -> list[Any] | None:
     """The shape that params.yaml declares of an input or output; None if it declares none.
 
     Args:
-        said: the declaration, as `declared` returns it.
+        declaration: the declaration, as `declared` returns it.
     """
-    shape = (said or {}).get("shape")
+    shape = (declaration or {}).get("shape")
     return shape if isinstance(shape, list) else None
 
 
@@ -54,8 +54,8 @@ def documented(shape: Sequence[int | str | None] | None, declared: Sequence[Any]
     if declared is None or len(declared) != len(known):
         return known
     return [
-        size if isinstance(size, int) else dimension(said) if isinstance(said, str) else None
-        for size, said in zip(known, declared, strict=True)
+        size if isinstance(size, int) else dimension(name) if isinstance(name, str) else None
+        for size, name in zip(known, declared, strict=True)
     ]
 
 
@@ -85,8 +85,8 @@ class Input:
         self.rank = len(self.shape)
         if strict and declared is not None and len(declared) == self.rank:
             self.shape = [
-                said if known is None and type(said) is int and said > 0 else known
-                for known, said in zip(self.shape, declared, strict=True)
+                size if known is None and type(size) is int and size > 0 else known
+                for known, size in zip(self.shape, declared, strict=True)
             ]
         self.limits = limits
         self._bounds = None if limits is None else _representable(limits, self.dtype)
@@ -193,19 +193,19 @@ class Inputs:
 
     Args:
         values: the inputs, as ONNX Runtime describes them.
-        said: the graph's metadata.
+        metadata: the graph's metadata.
         validate: how strictly inputs are checked.
 
     Raises:
         UsageError: `validate` is none of its allowed values.
     """
 
-    def __init__(self, values: Sequence[Any], said: Mapping[str, str], validate: Validate) -> None:
+    def __init__(self, values: Sequence[Any], metadata: Mapping[str, str], validate: Validate) -> None:
         if validate not in get_args(Validate):
             raise UsageError(f"validate: {validate!r} is not known; choose one of {', '.join(get_args(Validate))}")
         self.validate = validate
         strict = validate == "strict"
-        about, sizes = declared(said.get("onward.inputs", "")), _sizes(said.get("onward.dims", ""))
+        about, sizes = declared(metadata.get("onward.inputs", "")), _sizes(metadata.get("onward.dims", ""))
         empty = frozenset(name for name, (least, _) in sizes.items() if least == 0)
         self.all = [
             Input(
@@ -370,9 +370,9 @@ def _sizes(documentation: str) -> dict[str, tuple[int, int]]:
     return {name: (least, most) for name, (least, most) in found.items() if type(least) is type(most) is int}
 
 
-def _limits(said: Mapping[str, Any] | None) -> Limits | None:
+def _limits(declaration: Mapping[str, Any] | None) -> Limits | None:
     """The documented range of an input's values."""
-    found = (said or {}).get("range")
+    found = (declaration or {}).get("range")
     if not isinstance(found, list) or len(found) != 2 or not all(type(end) in (int, float) for end in found):
         return None
     return None if any(math.isnan(end) for end in found) else (found[0], found[1])

@@ -92,9 +92,9 @@ class Loaded:
         self._no_batches = without_batches(path.parent)
         self._served: Served | None = None
         self._open(serving, providers, strict_providers, session_options)
-        said = self._session.get_modelmeta().custom_metadata_map
-        self._inputs = Inputs(self._session.get_inputs(), said, validate)
-        about = declared(said.get("onward.outputs", ""))
+        metadata = self._session.get_modelmeta().custom_metadata_map
+        self._inputs = Inputs(self._session.get_inputs(), metadata, validate)
+        about = declared(metadata.get("onward.outputs", ""))
         self._answers = {
             value.name: documented(value.shape, declared_shape(about.get(value.name)))
             for value in self._session.get_outputs()
@@ -315,5 +315,5 @@ def error_text(error: Exception) -> str:
 
 def _about(specs: list[TensorSpec], documentation: str) -> list[TensorSpec]:
     """The graph's inputs or outputs, with the descriptions that the export stage copied from params.yaml."""
-    said = declared(documentation)
-    return [spec.model_copy(update={"about": str(said.get(spec.name, {}).get("about", ""))}) for spec in specs]
+    declarations = declared(documentation)
+    return [spec.model_copy(update={"about": str(declarations.get(spec.name, {}).get("about", ""))}) for spec in specs]

@@ -65,7 +65,7 @@ def grant(environment: str, user: str, store: Store | None = None) -> list[Grant
 
     server = AuthServiceClient(uri)
     granted: list[Grant] = []
-    with saying(lambda: f"Granted before that: {', '.join(g.name for g in granted if g.changed) or 'nothing'}"):
+    with saying(lambda: f"Granted before that: {', '.join(one.name for one in granted if one.changed) or 'nothing'}"):
         for kind, name, identifier in _resources(store, environment):
             granted.append(Grant(kind, name, _ensure_edit(server, user, kind, name, identifier, uri)))
     return granted

@@ -260,7 +260,8 @@ def _missing(store: Store, environment: str, model: str, lines: list[LogRecord])
 def _gaps(lines: list[LogRecord]) -> set[int]:
     """The numbers that belong to no entry, because a version was deleted or registered by hand; at most 101 of them."""
     known = {line.number for line in lines}
-    return set(itertools.islice((n for n in range(1, lines[-1].number) if n not in known), _MOST_GAPS + 1))
+    missing = (number for number in range(1, lines[-1].number) if number not in known)
+    return set(itertools.islice(missing, _MOST_GAPS + 1))
 
 
 def _fields(entry: Entry) -> dict[str, object]:

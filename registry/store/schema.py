@@ -293,7 +293,8 @@ def parse_log(registered: str, versions: Iterable[Version], signers: Signers, fl
     if signers:
         judged = chain.judge(entries.values(), rows, registered, signers, floor)
     counting = judged.proven - judged.undecided
-    history = fold((e for n, e in entries.items() if n in counting and e.kind != "approve"), floor)
+    deployments = (entry for number, entry in entries.items() if number in counting and entry.kind != "approve")
+    history = fold(deployments, floor)
     unproven = [entry for number, entry in sorted(entries.items()) if number not in counting]
     return Log(
         history,

@@ -203,7 +203,9 @@ def _fidelity_metrics(measurement: Measurement, evidence: Evidence, settings: Ma
     losses = [loss for loss in measurement.fidelity if loss.output in by_kind]
     for loss in losses:
         figures = {"loss": loss.value, "loss_low": loss.low, "loss_high": loss.high, "limit": loss.limit}
-        metrics |= {f"fidelity/{_key(loss.output)}_{name}": v for name, v in figures.items() if v is not None}
+        metrics |= {
+            f"fidelity/{_key(loss.output)}_{key}": figure for key, figure in figures.items() if figure is not None
+        }
     # With the model's own measure, top-1 agreement has a minimum too (tolerance.agreement). Without it, agreement is
     # the measure of the kinds "scores" and "probabilities".
     if own_measure or any(loss.kind in ("scores", "probabilities") for loss in losses):
@@ -241,7 +243,7 @@ def version_tags(evidence: Evidence) -> dict[str, str]:
     """
     chosen = chosen_measurement(evidence)
     assert chosen is not None
-    choice = next(c for c in evidence.select.choices if c.chosen)
+    choice = _chosen_choice(evidence)
     graph, machine = evidence.export.graph, evidence.benchmark.machine
     found: dict[str, Any] = {
         "variant": chosen.variant,
@@ -279,13 +281,17 @@ def chosen_measurement(evidence: Evidence) -> Measurement | None:
     return next((item for item in measurements if (item.variant, item.runtime) == wanted), None)
 
 
+def _chosen_choice(evidence: Evidence) -> Choice:
+    return next(choice for choice in evidence.select.choices if choice.chosen)
+
+
 def sentence(evidence: Evidence) -> str:
     """Describe the chosen variant in one sentence: its name, its speed and its quality.
 
     Args:
         evidence: the model's evidence, in which a variant was chosen.
     """
-    chosen, choice = chosen_measurement(evidence), next(c for c in evidence.select.choices if c.chosen)
+    chosen, choice = chosen_measurement(evidence), _chosen_choice(evidence)
     assert chosen is not None
     speed = ""
     if choice.ratio and chosen.variant != PLAIN:

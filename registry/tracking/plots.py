@@ -109,7 +109,8 @@ def _tradeoff(axes: Any, tradeoff: TradeOff) -> None:
     The layers with the largest loss are left in float first.
     """
     points = [point for point in tradeoff.points if point.snr_db is not None]
-    axes.plot([p.float_layers for p in points], [p.snr_db for p in points], color="C0", label="the graph")
+    counts, ratios = [point.float_layers for point in points], [point.snr_db for point in points]
+    axes.plot(counts, ratios, color="C0", label="the graph")
     for point in points:
         axes.plot(point.float_layers, point.snr_db, "o" if point.holds else "x", color="C2" if point.holds else "C3")
         if point.quality is not None:

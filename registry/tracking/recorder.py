@@ -341,10 +341,11 @@ class _Recorder:
         tags = {**version_tags(self.evidence), "sha256": sha256, "run_id": run_id, SERVED_AS: serving}
         if self.version.servable.batches:
             tags["batches"] = f"no: {self.version.servable.batches}"
-        same = [v for v in self.client.search_model_versions(f"name = '{name}'") if v.tags.get("sha256") == sha256]
-        known = [version for version in same if self._served(version) == serving]
-        if known:
-            version = min(known, key=lambda v: int(v.version))
+        registered = self.client.search_model_versions(f"name = '{name}'")
+        same_files = [version for version in registered if version.tags.get("sha256") == sha256]
+        same = [version for version in same_files if self._served(version) == serving]
+        if same:
+            version = min(same, key=lambda found: int(found.version))
             if "instruction_sets" in tags:  # list every kind of host that these files were measured on
                 before = version.tags.get("instruction_sets", "").split("; ")
                 kinds = dict.fromkeys([*filter(None, before), tags["instruction_sets"]])
