@@ -408,7 +408,7 @@ def test_a_log_that_was_cut_off_at_its_end_raises_an_alarm_where_it_was_seen_who
     store._client.delete_model_version("staging.cnn", "2")
     assert live(store) == 1
     [alarm] = store.head("staging", "cnn").alarm
-    assert alarm.startswith("entry 2 was live when this machine last read the log, and now an older")
+    assert alarm.startswith("entry 2 was live when this machine read the log before, and now an older")
     assert "ALARM: entry 2 was live when" in onward("status")[1]
     assert "entry 2 was live when" in onward("reconcile")[2]
     with pytest.raises(Refused, match=r"raises an alarm \(entry 2 was live when .*\), and version 2 stays loaded"):

@@ -177,8 +177,8 @@ def create_environments(
     """Create everything that the environments need for some models.
 
     On a server with users, an administrator runs this before the first promotion, and then owns the environments.
-    `onward environments grant` then allows users to deploy. Other stores do not need this command, because `onward
-    promote` creates what is missing.
+    `onward environments grant` then allows users to deploy. In all other cases, `onward promote` creates what is
+    missing, except for a `server_webhook`.
 
     Example: onward environments create cnn classifier
     """

@@ -135,8 +135,8 @@ class Loaded:
             if running[0] == _name(provider):
                 break
         requested = [_name(provider) for provider in wanted]
-        # If the caller named no providers and the version was measured on the one in use, only faster providers that
-        # are installed count as missing.
+        # If the caller named no providers, only installed providers that come before the one in use count as missing,
+        # unless the version was not measured on the one in use.
         if not given and (self._served or not serving):
             requested = [name for name in requested[: requested.index(running[0])] if name in available]
         missing = [name for name in requested if name not in running]

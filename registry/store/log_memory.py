@@ -41,7 +41,7 @@ def gone(uri: str, registered: str, log: Log) -> str:
         _write(file, uri, registered, live.number, digest(live, registered))
     elif number and (live is None or (live.number, digest(live, registered)) != (number, known)):
         return (
-            f"entry {number} was live when this machine last read the log, and now an older or a different entry is "
+            f"entry {number} was live when this machine read the log before, and now an older or a different entry is "
             f"live: entry {number} was deleted or changed, or its signer was removed. If that was intended, delete "
             f"{file}"
         )
