@@ -23,7 +23,7 @@ def reconcile(as_json: Json = False) -> None:
     """Correct aliases that disagree with the logs.
 
     Aliases, marks and stages in MLflow disagree with the deployment logs if a command was interrupted, or after manual
-    changes in MLflow. `onward status` shows such differences.
+    changes in MLflow. `onward status` shows wrong aliases and missing marks.
 
     Example: onward reconcile
     """

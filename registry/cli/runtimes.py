@@ -16,15 +16,15 @@ from onward.registry.errors import Refused
 if TYPE_CHECKING:
     from onward.registry.evidence.records import RuntimeState
 
-runtimes = typer.Typer(invoke_without_command=True, help="Show or install builds of ONNX Runtime.")
+runtimes = typer.Typer(invoke_without_command=True)
 
 
 @runtimes.callback(invoke_without_command=True)
 def list_runtimes(context: typer.Context, as_json: Json = False) -> None:
-    """Show what each build of ONNX Runtime can do on this machine, or install one.
+    """Show or install builds of ONNX Runtime.
 
-    Each build (a runtime) has its own Python environment. The command runs small models on each of them. `onward
-    runtimes install` creates the environment of a runtime.
+    Each build (a runtime) has its own Python environment. Without a subcommand, this runs small models on each runtime,
+    and shows what it can do on this machine. `onward runtimes install` creates the environment of a runtime.
 
     Example: onward runtimes
     """

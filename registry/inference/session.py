@@ -60,8 +60,8 @@ class InferenceSession:
             in use, without those that this host does not support (number of processors).
         require_signed: whether to load only versions that a signer deployed. Then `target` must be MODEL@ENVIRONMENT,
             the environment must have signers, and no unproven row may follow the live entry in its log. Without a
-            checkout, ONWARD_PARAMS names the file with the signers. If False, unproven rows cause an UnprovenLog warning. The environment variable
-            ONWARD_REQUIRE_SIGNED=1 requires the same of all versions from a registry.
+            checkout, ONWARD_PARAMS names the file with the signers. If False, unproven rows cause an UnprovenLog
+            warning. The environment variable ONWARD_REQUIRE_SIGNED=1 requires the same of all versions from a registry.
         validate: what is checked of the inputs before each run. "strict": names, dtypes, shapes, and the documented
             ranges of values (NaN is in none) and sizes of dimensions. "shape": the same without documented ranges and
             sizes. "off": only names; ONNX Runtime receives arrays unchanged, and a UsageError reports those that it
