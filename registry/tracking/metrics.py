@@ -29,8 +29,8 @@ from onward.registry.evidence.reports import Evidence
 from onward.registry.evidence.session_options import SessionOptions
 from onward.registry.host import hardware
 
-# The longest tag, in characters. Users read tags in a table.
-MOST_WORDS = 5000
+# MLflow's limit for the length of a tag, in characters.
+LONGEST_TAG = 5000
 
 
 @dataclass(frozen=True)
@@ -256,7 +256,7 @@ def version_tags(evidence: Evidence) -> dict[str, str]:
         "verdict": "passed",
         "parity": evidence.verify.status,
         "data": evidence.data.status,
-        "findings": "; ".join([*evidence.train.findings, *evidence.export.findings])[:MOST_WORDS] or None,
+        "findings": "; ".join([*evidence.train.findings, *evidence.export.findings])[:LONGEST_TAG] or None,
         "quality": chosen.quality,
         "quality_drop": choice.quality_drop,
         "quality_budget": choice.quality_budget if choice.quality_measure else evidence.select.quality_budget,

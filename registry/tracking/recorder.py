@@ -37,6 +37,7 @@ from onward.registry.store.connection import (
 )
 from onward.registry.text import markdown
 from onward.registry.tracking.metrics import (
+    LONGEST_TAG,
     RunRecord,
     flatten,
     graph_params,
@@ -53,9 +54,9 @@ if TYPE_CHECKING:
     from mlflow.entities import LoggedModel, Run
     from mlflow.entities.model_registry import ModelVersion
 
-# MLflow's limits for one batch of metrics, params and tags, and for the length of a param or a tag.
+# MLflow's limits for one batch of metrics, params and tags, and for the length of a param.
 _METRICS, _PARAMS, _TAGS = 1000, 100, 100
-_LONGEST_PARAM, _LONGEST_TAG = 6000, 5000
+_LONGEST_PARAM = 6000
 
 
 @dataclass(frozen=True)
@@ -282,7 +283,7 @@ class _Recorder:
             tags = {**tags, "onward.not_finite": ", ".join(not_finite)}
         points = [Metric(key, value, 0, 0) for key, value in metrics.items() if key not in not_finite]
         settings = [Param(key, str(value)[:_LONGEST_PARAM]) for key, value in params.items()]
-        labels = [RunTag(key, str(value)[:_LONGEST_TAG]) for key, value in tags.items() if value]
+        labels = [RunTag(key, str(value)[:LONGEST_TAG]) for key, value in tags.items() if value]
         for start in range(0, max(len(points), 1), _METRICS):
             self.client.log_batch(run_id, metrics=points[start : start + _METRICS])
         for start in range(0, max(len(settings), 1), _PARAMS):
