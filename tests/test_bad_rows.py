@@ -77,7 +77,7 @@ def test_another_teams_model_is_listed_as_foreign_and_harms_nobody(store, onward
         store._client.create_model_version(name, source="file:///tmp/x")
     code, out, err = onward("status")
     assert (code, err) == (0, "")
-    assert "is not Onward's, and is left alone" in out
+    assert "is not Onward's, and is ignored" in out
     assert [model for model in json.loads(onward("status", "--json")[1]) if model["foreign"]]
     assert onward("reconcile")[:2] == (0, "Everything agrees with the logs.\n")
     assert onward("prune", "cnn", "--older-than", "1h")[0] == 0
@@ -96,7 +96,7 @@ def test_tags_edited_by_hand_make_a_row_foreign_for_every_command(store, onward,
     for tag, value in tags.items():
         store._client.set_model_version_tag("staging.cnn", "1", tag, value)
     out = onward("status")[1]
-    assert "version 1 in a log of staging of cnn is no entry of Onward's, and counts for nothing" in out
+    assert "version 1 in the log of cnn in staging is not an entry of Onward's, and does not count" in out
     assert onward("reconcile")[0] == 0
     assert onward("prune", "cnn", "--older-than", "1h")[0] == 0
     assert onward("history", "cnn")[0] == 0
@@ -110,8 +110,8 @@ def test_tags_edited_by_hand_make_a_row_foreign_for_every_command(store, onward,
         ({"number": 10**9}, "more than 100 numbers"),
         ({"number": 400}, "more than 100 numbers"), ({"number": 10**23}, "number"), ({"number": 0}, "number"),
         ({"candidate_version": -1}, "candidate_version"), ({"candidate_version": 10**23}, "candidate_version"),
-        ({"base": 7}, "base is 7, and only earlier"), ({"restores": 3}, "only earlier"), ({"actor": "a\nb"}, "actor"),
-        ({"reason": "a\n  9  boss promoted"}, "reason"), ({"kind": "rollback"}, "rollback names what it restores"),
+        ({"base": 7}, "base is 7, but must be"), ({"restores": 3}, "an earlier entry"), ({"actor": "a\nb"}, "actor"),
+        ({"reason": "a\n  9  boss promoted"}, "reason"), ({"kind": "rollback"}, "rollback must name the entry"),
         ({"sha256": "x"}, "sha256"), ({"evidence": {"a": 1}}, "evidence"), ({"key": ""}, "key"), ({"seen": 9}, "seen"),
     ],
 )  # fmt: skip

@@ -106,7 +106,8 @@ def test_a_gate_that_says_no_exits_1_and_lists_all(store, onward):
     code, out, err = promote(onward, "staging", "1")
     assert (code, out) == (1, "")
     assert err.startswith(
-        "onward: cnn version 1 is not fit for staging; nothing was changed:\n  parity: failed\n  data:"
+        "onward: cnn version 1 does not meet the requirements of staging; nothing was changed:\n"
+        "  parity: failed\n  data:"
     )
 
 
@@ -152,7 +153,7 @@ def test_a_lost_race_exits_3(store, onward, monkeypatch):
     monkeypatch.setattr(builtin, "judge", somebody_is_quicker)
     code, out, err = promote(onward, "staging", "2")
     assert (code, out) == (3, "")
-    assert "somebody else got there first" in err
+    assert "another command was faster" in err
     assert "bob promoted version 1" in err
     assert "lost" in onward("history", "cnn")[1]
 
@@ -178,7 +179,7 @@ def test_without_a_store_or_a_checkout_it_says_what_to_do(onward, tmp_path, monk
 
 
 def test_an_empty_store_says_what_fills_it(store, onward):
-    assert onward("status") == (0, "No model is registered yet: `dvc repro` registers those that are fit.\n", "")
+    assert onward("status") == (0, "No model is registered yet: `dvc repro` registers every model that passes.\n", "")
 
 
 def test_check_finds_a_changed_byte_in_what_is_live(store, onward):
@@ -204,8 +205,8 @@ def test_drift_shows_in_status_until_it_is_reconciled(store, onward):
     add_candidate(store, "cnn")
     promote(onward, "staging")
     store._client.delete_registered_model_alias("staging.cnn", "live")
-    assert "the alias live of staging.cnn is nowhere and belongs at 1" in onward("status")[1]
-    assert "put right" in onward("reconcile")[1]
+    assert "the alias live of staging.cnn is not set and should be set to version 1" in onward("status")[1]
+    assert "corrected" in onward("reconcile")[1]
     assert "alias" not in onward("status")[1]
 
 
@@ -270,8 +271,8 @@ def test_inspect_of_a_report_says_what_failed_and_where_they_part(onward, tmp_pa
     assert code == 0
     for words in (
         "verify of toy: failed", "1 of 2 cases passed", "zeros@b3: out of tolerance: y off by 0.5, 25.0% out of",
-        "probe empty@b0: aborted: died of SIGABRT", "Gemm giving 'h' (case zeros@b3)", "head", "m.py:7",
-        "0.5 where values reach 2",
+        "probe empty@b0: aborted: died of SIGABRT", "Gemm, which computes 'h' (case zeros@b3)", "head", "m.py:7",
+        "0.5, with values up to 2",
     ):  # fmt: skip
         assert words in out
     assert json.loads(onward("inspect", "report.json", "--json")[1])["divergence"]["module"] == "head"
@@ -342,7 +343,7 @@ def test_environments_are_made_once(store, onward):
     assert json.loads(onward("environments", "create", "cnn", "mlp", "--json")[1]) == {
         "created": ["staging.mlp", "production.mlp"]
     }
-    assert onward("environments", "create", "mlp")[1] == "All of them are there.\n"
+    assert onward("environments", "create", "mlp")[1] == "Everything exists already.\n"
     assert onward("environments", "create", "../mlp")[0] == 2
 
 

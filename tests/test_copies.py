@@ -63,11 +63,11 @@ def test_promoting_what_is_live_already_restores_its_files(store: Store, lose) -
     assert not overview.check("cnn", "staging", store).met
     outcome = promote(store, "staging", 1)
     assert not outcome.changed
-    assert "was lost and was made again from models:/cnn/1" in outcome.note
+    assert "had lost its copy, which was restored from models:/cnn/1" in outcome.note
     assert live(store) == before
     checked = overview.check("cnn", "staging", store)
     assert checked.met
-    assert f"{before.source}, which the entry names, is lost" in str(checked.results[0])
+    assert f"the files in {before.source}, which the entry names, are lost" in str(checked.results[0])
     assert np.array_equal(InferenceSession("cnn@staging").predict(X), X)
     # It is there now: another time nothing is done.
     copies = store.files.own_copies("staging", "cnn", before.sha256)

@@ -71,7 +71,7 @@ def test_what_is_live_is_compared_without_its_run(store, tmp_path):
     [
         ("cnn@staging", Refused, "nothing is live in staging of cnn"),
         ("cnn/7", UsageError, "no version 7 of cnn"),
-        ("cnn", UsageError, "names nothing: give MODEL@ENVIRONMENT, MODEL/VERSION"),
+        ("cnn", UsageError, "is not a target: give MODEL@ENVIRONMENT, MODEL/VERSION"),
     ],
 )
 def test_targets_that_name_nothing_are_refused(store, target, error, message):

@@ -165,7 +165,7 @@ def test_an_older_entry_is_readable_and_says_that_it_pins_less(store):
     assert np.array_equal(InferenceSession("cnn@staging").predict(X), 3 * X)
     found = overview.check("cnn", "staging", store)
     assert found.met
-    assert "pins the model files alone" in found.results[0].detail
+    assert "pinned only the model files" in found.results[0].detail
     again = promotion.promote("cnn", "staging", 3, reason="pin all of it", store=store)
     assert (again.changed, again.entry.number) == (True, 2)
     assert "pins" not in overview.check("cnn", "staging", store).results[0].detail
@@ -183,18 +183,18 @@ def test_the_cache_is_for_its_user_alone(store):
     assert stat.S_IMODE(download.cache().stat().st_mode) == 0o700
     assert not any(path.stat().st_mode & 0o022 for path in (folder, *folder.rglob("*")))
     (folder / "model.onnx").chmod(0o666)
-    with pytest.raises(Refused, match=r"model\.onnx can be written by others than the cache's user"):
+    with pytest.raises(Refused, match=r"users other than the cache's owner can write to model\.onnx"):
         InferenceSession("cnn@staging")
     (folder / "model.onnx").chmod(0o644)
     download.cache().chmod(0o777)
-    with pytest.raises(UsageError, match=r"can be written by others, .*`chmod 700"):
+    with pytest.raises(UsageError, match=r"other users can write to .*`chmod 700"):
         InferenceSession("cnn@staging")
 
 
 def test_a_cache_below_a_folder_of_everybody_is_refused(store):
     cached()
     download.cache().parent.chmod(0o777)
-    with pytest.raises(UsageError, match="can be written by everybody"):
+    with pytest.raises(UsageError, match="all users can write to"):
         InferenceSession("cnn@staging")
     download.cache().parent.chmod(0o1777)
     InferenceSession("cnn@staging")

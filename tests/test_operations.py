@@ -282,10 +282,10 @@ def test_what_a_newer_onward_wrote_stops_whoever_would_change_something(store):
 
 
 def test_the_newest_fit_version_is_chosen_by_force_the_newest_and_never_one_of_somebody_elses(store):
-    with pytest.raises(UsageError, match=r"no version of cnn: `dvc repro`"):
+    with pytest.raises(UsageError, match=r"no version of 'cnn': `dvc repro`"):
         promote("cnn", "staging", reason="x", store=store)
     add_candidate(store, "cnn", 1, sha256=None)
-    with pytest.raises(UsageError, match="no version of cnn: `dvc repro`"):
+    with pytest.raises(UsageError, match="no version of 'cnn': `dvc repro`"):
         promote("cnn", "staging", reason="x", store=store)
     add_candidate(store, "cnn", 2)
     add_candidate(store, "cnn", 3, data="failed")
@@ -295,7 +295,8 @@ def test_the_newest_fit_version_is_chosen_by_force_the_newest_and_never_one_of_s
     assert promote("cnn", "staging", reason="x", dry_run=True, force=True, store=store).version == 4
     store._client.delete_model_version("cnn", "2")
     with pytest.raises(
-        Refused, match=r"no version of cnn is fit for staging; the newest, 4, .*\n  parity.*\n  data"
+        Refused,
+        match=r"no version of cnn meets the requirements of staging; the newest, version 4, .*\n  parity.*\n  data",
     ) as no:
         promote("cnn", "staging", reason="x", store=store)
     assert "quality" not in str(no.value)
@@ -329,7 +330,9 @@ def test_against_the_order_of_environments_only_force_helps_and_the_log_says_so(
     for factor in (1, 2):
         add_candidate(store, "cnn", factor)
     promote("cnn", "staging", 1, reason="x", store=store)
-    with pytest.raises(Refused, match="order: production takes what is live in staging, which is version 1"):
+    with pytest.raises(
+        Refused, match="order: production takes the version that is live in staging, which is version 1"
+    ):
         promote("cnn", "production", 2, reason="x", store=store)
     done = promote("cnn", "production", 2, reason="x", force=True, store=store)
     assert (done.version, done.entry.forced, done.entry.gates[0].met) == (2, True, False)
@@ -372,7 +375,9 @@ def test_reconcile_writes_what_is_missing_and_says_what(store):
     assert reconcile(store) == []
     store._client.delete_registered_model_alias("staging.cnn", "live")
     store._client.set_registered_model_alias("cnn", "production", "1")
-    assert [str(drift) for drift in reconcile(store)] == ["the alias live of staging.cnn is nowhere and belongs at 1"]
+    assert [str(drift) for drift in reconcile(store)] == [
+        "the alias live of staging.cnn is not set and should be set to version 1"
+    ]
     assert store.versions.aliases("staging.cnn") == {"live": 1}
 
 
@@ -384,7 +389,7 @@ def test_reconcile_leaves_a_log_of_a_newer_onward_alone_and_puts_right_the_rest(
     store._client.create_model_version("staging.cnn", source="x", tags={"schema": "9"})
     with pytest.raises(Refused, match=r"staging\.cnn: entry 2 was written by a newer Onward") as refused:
         reconcile(store)
-    assert "put right elsewhere: the alias live of staging.mlp" in str(refused.value)
+    assert "corrected in other logs: the alias live of staging.mlp" in str(refused.value)
     assert store.versions.aliases("staging.cnn") == {}
     assert store.versions.aliases("staging.mlp") == {"live": 1}
 

@@ -100,7 +100,7 @@ def test_everything_that_would_touch_files_says_what_happened_and_what_to_do(
             continue  # what it shows is in the database
         assert (code, out) == (2, ""), command
         assert f"{there} was moved or copied" in err
-        assert f"files are in {home};" in err
+        assert f"looks for its files in {home};" in err
         assert "`onward store move`" in err
     with pytest.raises(UsageError, match="onward store move"):
         publish(make_publication(there))
@@ -114,7 +114,7 @@ def test_status_says_so_in_words_and_in_json(home: Path, monkeypatch: pytest.Mon
     assert out.splitlines()[-1].startswith(f"! the store in {there} was moved or copied")
     code, out, err = onward("status", "--json")
     assert json.loads(out)[0]["model"] == "cnn"
-    assert f"files are in {home};" in err
+    assert f"looks for its files in {home};" in err
 
 
 def test_after_a_move_all_works_again_once_the_store_is_moved(
@@ -182,11 +182,11 @@ def test_files_that_stayed_behind_are_named(home: Path, monkeypatch: pytest.Monk
     copy = copied(home, "copy", monkeypatch)
     shutil.rmtree(copy / "mlartifacts")
     before = dump(copy)
-    with pytest.raises(Refused, match="are not beside it") as refused:
+    with pytest.raises(Refused, match="are not beside its database") as refused:
         relocate.move()
     assert str(home / "mlartifacts" / "environments") in str(refused.value)
     shutil.rmtree(home / "mlartifacts")
-    with pytest.raises(Refused, match="are not beside it"):
+    with pytest.raises(Refused, match="are not beside its database"):
         relocate.move(dry_run=True)
     assert dump(copy) == before
 
@@ -252,7 +252,7 @@ def test_tables_of_another_mlflow_are_noticed_and_not_rewritten(home: Path, monk
     with closing(sqlite3.connect(there / "mlflow.db")) as tables, tables:
         tables.execute("UPDATE alembic_version SET version_num = 'another'")
     assert relocate.find() is not None
-    with pytest.raises(UsageError, match="revision another"):
+    with pytest.raises(UsageError, match="revision is another"):
         relocate.move()
 
 

@@ -213,7 +213,7 @@ def test_the_servers_own_webhook_tells_of_entries_and_of_what_is_live(login, rec
     with pytest.raises(Refused, match="does not allow bob"):
         login("bob").prepare_webhook("hooked", address)
     admin = login(*ADMIN)
-    with pytest.raises(UsageError, match="the server takes no such address") as refused:
+    with pytest.raises(UsageError, match="the server rejects the address") as refused:
         admin.prepare_webhook("hooked", "ftp://hush")
     assert "hush" not in str(refused.value)
     assert "webhook onward.hooked" in promotion.create_environments(["cnn"], admin)

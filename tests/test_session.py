@@ -74,7 +74,7 @@ def test_one_input_by_position_by_name_and_as_a_dict(scale):
 def test_torch_tensors_are_inputs(scale):
     torch = pytest.importorskip("torch")
     assert np.array_equal(scale.predict(torch.from_numpy(X).requires_grad_()), 2 * X)
-    with pytest.raises(UsageError, match="input x cannot be made an array"):
+    with pytest.raises(UsageError, match="input x cannot be converted to an array"):
         scale.predict(torch.from_numpy(X).to(torch.bfloat16))
 
 
@@ -99,7 +99,7 @@ def test_many_inputs_give_a_dict_of_outputs(two):
         ((X, [1.5, 2, 3]), {}, "input ids is float64"),
         ((X.astype(np.int64), [1, 2, 3]), {}, "input a is int64"),
         ((X.astype(complex), [1, 2, 3]), {}, "input a is complex128"),
-        (([[1, 2], [3]], [1, 2]), {}, "input a cannot be made an array"),
+        (([[1, 2], [3]], [1, 2]), {}, "input a cannot be converted to an array"),
         ((X, ["one", "two", "three"]), {}, "input ids is <U5"),
         ((X, [1, 2, 2**63]), {}, "input ids is float64"),
         ((None, [1, 2, 3]), {}, "input a is object"),
@@ -166,7 +166,7 @@ def test_no_samples_give_empty_answers(scale, two, fixed):
 def test_wrong_batches_are_refused(scale, two):
     with pytest.raises(UsageError, match="differ in their number of samples"):
         two.predict_batches((X, np.arange(2)))
-    with pytest.raises(UsageError, match="one array for 2 inputs"):
+    with pytest.raises(UsageError, match="the model has 2 inputs, not one"):
         two.predict_batches(X)
     with pytest.raises(UsageError, match="batch_size: 0"):
         scale.predict_batches(X, 0)
@@ -186,7 +186,7 @@ def test_an_output_that_is_not_per_sample_cannot_be_joined(tmp_path):
         )
     )
     assert summed.predict(X) == X.sum()
-    with pytest.raises(UsageError, match="output y does not hold one answer a sample"):
+    with pytest.raises(UsageError, match="output y does not have one row per sample"):
         summed.predict_batches(X)
 
 
@@ -230,8 +230,8 @@ def test_a_provider_that_is_not_here_is_said_aloud(tmp_path):
     ("name", "content", "message"),
     [
         ("absent.onnx", None, "there is no such file"),
-        ("garbage.onnx", b"\x00\xff not onnx", "ONNX Runtime cannot load it"),
-        ("empty.onnx", b"", "ONNX Runtime cannot load it"),
+        ("garbage.onnx", b"\x00\xff not onnx", "ONNX Runtime cannot load the model"),
+        ("empty.onnx", b"", "ONNX Runtime cannot load the model"),
     ],
 )
 def test_files_that_are_no_models(tmp_path, name, content, message):

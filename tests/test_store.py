@@ -44,9 +44,9 @@ def through_staging(store, version):
 
 def test_a_version_goes_through_staging_to_production(store):
     version = add_candidate(store, "cnn")
-    with pytest.raises(Refused, match="takes what is live in staging, and nothing is"):
+    with pytest.raises(Refused, match="takes the version that is live in staging, and nothing is"):
         promote(store, "production")
-    with pytest.raises(Refused, match="order: production takes what is live in staging, which is nothing"):
+    with pytest.raises(Refused, match="order: production takes the version that is live in staging, which is nothing"):
         promote(store, "production", version)
     assert promote(store, "staging").version == version
     assert promote(store, "production").version == version
@@ -197,7 +197,7 @@ def test_the_slower_of_two_authors_is_told_who_won(store):
         add_candidate(store, "cnn", factor)
     promote(store, "staging", 1)
     stale = store.log("staging", "cnn").history.live.model_copy(update={"key": "stale", "base": 0, "actor": "bob"})
-    with pytest.raises(LostRace, match="somebody else got there first") as lost:
+    with pytest.raises(LostRace, match="another command was faster") as lost:
         store.append("staging", "cnn", stale)
     assert "ann promoted version 1" in str(lost.value)
     log = store.log("staging", "cnn")

@@ -164,10 +164,10 @@ def test_a_checkout_without_a_store_stays_without_one(onward, monkeypatch, tmp_p
     monkeypatch.chdir(tmp_path)
     (tmp_path / "dvc.yaml").write_text("stages: {}\n")
     code, out, _ = onward("status")
-    assert (code, out) == (0, "No model is registered yet: `dvc repro` registers those that are fit.\n")
+    assert (code, out) == (0, "No model is registered yet: `dvc repro` registers every model that passes.\n")
     code, _, err = onward(*arguments)
     assert (code, err.count("\n")) == (4, 1)
-    assert "`dvc repro` makes one" in err
+    assert "`dvc repro` creates it" in err
     assert nothing_yet()
     assert [path.name for path in tmp_path.iterdir()] == ["dvc.yaml"]
 
