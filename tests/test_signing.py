@@ -459,7 +459,7 @@ def test_an_approval_of_other_files_with_the_same_model_is_none(store, keys, be,
 
 
 def test_the_memory_of_logs_is_not_written_where_others_can_write(store, keys, be, environment, tmp_path):
-    from onward.registry.store.download import cache
+    from onward.registry.store.cache import cache
 
     environment(signers=keys)
     cache().mkdir(parents=True)

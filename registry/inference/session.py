@@ -30,7 +30,8 @@ from onward.registry.inference.inputs import Validate
 from onward.registry.inference.model import Loaded, Metadata, ProviderFallback
 from onward.registry.names import PATTERN
 from onward.registry.store import connection
-from onward.registry.store.download import cache, download
+from onward.registry.store.cache import cache
+from onward.registry.store.download import download
 
 if TYPE_CHECKING:
     from onward.registry.store.resolve import Target

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from onward.registry.artifact import onnx_file
-from onward.registry.inference.session import download
+from onward.registry.store.download import download
 from onward.registry.store.resolve import resolve
 from onward.registry.store.store import Store
 

@@ -15,7 +15,7 @@ import os
 from pathlib import Path
 
 from onward.registry.files import write_atomically
-from onward.registry.store.download import cache, is_private
+from onward.registry.store.cache import cache, is_private
 from onward.registry.store.schema import Log
 from onward.registry.trust.entry_signatures import digest
 from onward.registry.uri import without_credentials
