@@ -1,4 +1,4 @@
-"""Small models of many kinds, each right as it stands: what an exporter may get wrong and a check must not refuse."""
+"""Small correct models of many kinds: exporters may convert them wrongly, and checks must accept them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ MODELS: dict[str, dict[str, Any]] = {}
 
 
 def model(inputs: dict[str, Any], outputs: dict[str, list[Any]], **dims: tuple[int, int, list[int]]) -> Any:
-    """Register a module class under its name in lower case, with what params.yaml would say of it. A dimension is
-    (min, max, typical); `batch` is there always."""
+    """Register a module class under its lower-case name, with its settings in params.yaml.
+
+    A dimension is (min, max, typical); `batch` always exists.
+    """
 
     def register(kind: type[nn.Module]) -> type[nn.Module]:
         name = kind.__name__.lower()
@@ -25,12 +27,12 @@ def model(inputs: dict[str, Any], outputs: dict[str, list[Any]], **dims: tuple[i
         def build() -> nn.Module:
             torch.manual_seed(7)
             module = kind()
-            for child in module.modules():  # statistics and scales that are not the ones that do nothing
+            for child in module.modules():  # replace statistics and scales that have no effect
                 if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
-                    nn.init.normal_(child.running_mean, std=0.5)
-                    nn.init.uniform_(child.running_var, 0.5, 2.0)
-                if isinstance(getattr(child, "bias", None), Tensor):
-                    nn.init.normal_(child.bias, std=0.3)
+                    nn.init.normal_(child.get_buffer("running_mean"), std=0.5)
+                    nn.init.uniform_(child.get_buffer("running_var"), 0.5, 2.0)
+                if isinstance(bias := getattr(child, "bias", None), Tensor):
+                    nn.init.normal_(bias, std=0.3)
             return module.eval()
 
         globals()[f"build_{name}"] = build
@@ -176,7 +178,7 @@ class FeedForward(nn.Sequential):
 
 @model({"x": ["batch", "time", 16]}, {"y": ["batch", "time", 16]}, time=TIME)
 class Rotary(nn.Module):
-    """RMS normalisation and rotary position embedding, as in today's language models."""
+    """RMS normalization and rotary position embedding, as in current language models."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -214,7 +216,7 @@ class Conditional(nn.Module):
 
 @model({"x": ["batch", 8]}, {"y": ["batch", 4]})
 class Branching(nn.Module):
-    """A branch in Python on the values of its input: what only torch.jit.script keeps."""
+    """A Python branch on input values, which only torch.jit.script preserves."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -262,7 +264,7 @@ class Ranking(nn.Module):
 
 @model({"x": ["batch", 8]}, {"y": ["batch", 8], "order": ["batch", 3]})
 class Ties(nn.Module):
-    """What has no answer where all values are equal: an order, a deviation to divide by."""
+    """Operations undefined for equal values: an order, and a division by a standard deviation."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return (x - x.mean(1, keepdim=True)) / x.std(1, keepdim=True), torch.topk(x, 3, dim=1).indices
@@ -288,7 +290,7 @@ class Masked(nn.Module):
 
 @model({"x": ["batch", 8], "y": ["batch", 8]}, {"z": ["batch", 8]})
 class Wrapped(nn.Module):
-    """A forward() that hands on whatever it is given, as wrappers do."""
+    """A forward() that passes on its arguments, as wrappers do."""
 
     def forward(self, *tensors: Tensor) -> Tensor:
         return torch.stack(tensors).prod(0)
@@ -304,7 +306,7 @@ class Pooled(nn.Sequential):
 
 @model({"x": ["batch", 8]}, {"y": ["batch", 8]})
 class InPlace(nn.Module):
-    """Writes to its argument, and to a view of what it made."""
+    """Writes to its argument, and to a view of its own tensor."""
 
     def forward(self, x: Tensor) -> Tensor:
         x += 1

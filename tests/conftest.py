@@ -1,4 +1,4 @@
-"""What tests share: an MLflow store of their own, and a copy of the project to run the pipeline in."""
+"""Shared fixtures: an MLflow store per test, and a copy of the project in which the pipeline runs."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, TypeVar
 
 import hypothesis
 import pytest
 
 Command = Callable[..., tuple[int, str, str]]
+T = TypeVar("T")
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# A noisy machine is no finding: properties have no deadline.
+# Properties have no deadline, because a busy machine is not a fault.
 hypothesis.settings.register_profile("onward", deadline=None)
-# For benchmarks/mutants.py: few examples, the same ones every time, and none made smaller.
+# For benchmarks/mutants.py: few deterministic examples, without shrinking.
 hypothesis.settings.register_profile(
     "mutants",
     deadline=None,
@@ -32,25 +34,25 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "onward"))
 
-# Commands that tests start find the tools of the environment that runs the tests, and none of its settings.
+# Commands that tests start find the tools of this environment, but not its settings.
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 for name in [name for name in os.environ if name.startswith(("MLFLOW_", "DVC_", "ONWARD_"))]:
     del os.environ[name]
 
 
-# The files that take minutes, longest first: two workers that begin with these end together.
+# Test files that take minutes, longest first, so that two workers finish at about the same time.
 LONGEST = (
     "test_pipeline", "test_docs", "test_benchmarks", "test_corpus", "test_release", "test_servers", "test_bench",
     "test_runtimes", "test_verify", "test_stages", "test_field_cases", "test_servable", "test_newest", "test_pitfalls",
 )  # fmt: skip
 
 
-# The files that compute with torch in the test's own process: what is forked after that may hang, and stages fork.
+# Test files that use torch in the test process run last: stages fork, and a fork after torch ran may hang.
 LAST = ("test_tracing", "test_opinions", "test_signature", "test_rebuilt", "test_operators")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if "torch" in sys.modules:  # its threads do not survive a fork (stages/workers/isolated_call.py)
+    if "torch" in sys.modules:  # torch threads do not survive a fork (stages/workers/isolated_call.py)
         sys.modules["torch"].set_num_threads(1)
     items.sort(key=lambda item: _place(item.path.stem))
 
@@ -63,7 +65,7 @@ def _place(name: str) -> int:
 
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An MLflow database with its tables and nothing in them: making one takes seconds, copying it none."""
+    """An MLflow database with empty tables. Creating one takes seconds; copying it is fast."""
     from mlflow import MlflowClient
 
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
@@ -73,7 +75,7 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def store_uri(empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """An MLflow store of the test's own, and a cache of its own, both in use."""
+    """An MLflow store and a cache for one test, both configured."""
     shutil.copy(empty_database, tmp_path / "mlflow.db")
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
@@ -84,7 +86,7 @@ def store_uri(empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty project: stages run in it as in a checkout; a test writes its models/ and params.yaml."""
+    """An empty project in which stages run as in a checkout; the test writes models/ and params.yaml."""
     root = tmp_path / "project"
     (root / "models").mkdir(parents=True)
     (root / "models" / "__init__.py").write_text("")
@@ -104,7 +106,7 @@ def _forget_models_afterwards() -> Iterator[None]:
 
 @pytest.fixture
 def onward(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Run the console entry point: (exit code, stdout, stderr)."""
+    """Run the console entry point; returns (exit code, stdout, stderr)."""
     from onward import cli
 
     def run(*arguments: str) -> tuple[int, str, str]:
@@ -121,12 +123,21 @@ def onward(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
     return run
 
 
+class Receiver(http.server.ThreadingHTTPServer):
+    """A web server that records what it receives."""
+
+    codes: list[int]
+    got: list[tuple[str, str | None, Any]]
+
+
 @pytest.fixture
-def receiver() -> Iterator[http.server.ThreadingHTTPServer]:
-    """A web server that answers with the codes of `codes`, the last one again and again, and keeps what it got."""
+def receiver() -> Iterator[Receiver]:
+    """A web server that answers with `codes` in order, repeats the last one, and records requests in `got`."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
-        def do_POST(self):
+        server: Receiver
+
+        def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             self.server.got.append((self.path, self.headers["Content-Type"], json.loads(body)))
             codes = self.server.codes
@@ -135,13 +146,13 @@ def receiver() -> Iterator[http.server.ThreadingHTTPServer]:
             self.send_header("Content-Length", "0")
             self.end_headers()
 
-        def do_GET(self):
+        def do_GET(self) -> None:
             self.server.got.append((self.path, "GET", {}))
 
-        def log_message(self, *_):
-            """Quiet."""
+        def log_message(self, *_: Any) -> None:
+            """Log nothing."""
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = Receiver(("127.0.0.1", 0), Handler)
     server.codes, server.got = [204], []
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -151,14 +162,20 @@ def receiver() -> Iterator[http.server.ThreadingHTTPServer]:
     server.server_close()
 
 
+def not_none(value: T | None) -> T:
+    """Return `value`, which must not be None."""
+    assert value is not None
+    return value
+
+
 def forget_models() -> None:
-    """Each test's `models` package is another one."""
+    """Forget the `models` package, because each test has its own."""
     for name in [name for name in sys.modules if name == "models" or name.startswith("models.")]:
         del sys.modules[name]
 
 
 def clone(target: Path) -> Path:
-    """A copy of the working tree as git sees it, with a git repository of its own, as a new user would have."""
+    """Copy the files that git tracks or would track into a new repository, as a new user would have it."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -167,7 +184,7 @@ def clone(target: Path) -> Path:
     ).stdout
     for name in filter(None, listed.decode().split("\0")):
         source = ROOT / name
-        if (source.is_file() or source.is_symlink()) and name != "dvc.lock":  # that one says what was computed here
+        if (source.is_file() or source.is_symlink()) and name != "dvc.lock":  # its results are local
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, target / name, follow_symlinks=False)
     subprocess.run(["git", "init", "-q", "."], cwd=target, check=True)
@@ -178,7 +195,7 @@ def clone(target: Path) -> Path:
 
 
 def run(command: str, cwd: Path, timeout: float = 600, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run a shell command in a project and hand back what it printed, stderr included."""
+    """Run a shell command in a project; stdout contains stderr too."""
     return subprocess.run(
         command,
         shell=True,

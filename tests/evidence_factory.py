@@ -1,4 +1,4 @@
-"""Evidence of a small model that really computes, as the stages would hand it over, without running them."""
+"""Evidence of a small working model, as the stages would produce it, without running them."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ CPU = "CPUExecutionProvider"
 def make_publication(
     root: Path, model: str = "toy", p50: float = 1.0, scale: float = 1.0, **changes: Any
 ) -> Publication:
-    """A publication of `model` below `root`: the plain export and a variant `fast`, which is chosen.
+    """A publication of `model` in `root` with the plain export and the chosen variant `fast`.
 
-    `p50` varies the measurement and not the bytes, `scale` the bytes; `failed` names a stage that failed. `chosen` is
-    the ONNX file of the variant `fast`, `answers` what is recorded as its answers y to x of shape [4, 4].
+    `p50` changes the measurement but not the bytes; `scale` changes the bytes. `failed` names a failed stage. `chosen`
+    is the ONNX file of the variant `fast`, and `answers` are its recorded outputs y for x of shape [4, 4].
     """
     failed, chosen, answers = (changes.pop(name, None) for name in ("failed", "chosen", "answers"))
     plain, fast = (linear(_folder(root, model, n) / f"{n}.onnx", scale=s) for n, s in (("plain", 1), ("fast", scale)))
@@ -128,7 +128,7 @@ def make_publication(
 
 
 def register(root: Path, model: str = "toy", scale: float = 1.0, **changes: Any) -> int:
-    """Publish, and return the version's number."""
+    """Publish and return the version number."""
     version = publish(make_publication(root, model, scale=scale, **changes)).version
     assert version is not None
     return version
@@ -141,7 +141,7 @@ def _folder(root: Path, model: str, name: str) -> Path:
 
 
 def _bundle(folder: Path, model: Path, answers: Any = None) -> Path:
-    inputs = {"x": np.random.default_rng(0).standard_normal((4, 4)).astype(np.float32)}
+    inputs: dict[str, Any] = {"x": np.random.default_rng(0).standard_normal((4, 4)).astype(np.float32)}
     if answers is None:
         answers = onnxruntime.InferenceSession(str(model), providers=[CPU]).run(["y"], inputs)[0]
     np.savez(folder / "inputs.npz", **inputs)

@@ -1,12 +1,12 @@
-"""Kills `replacing` before every step that it takes on the disk, or has that step fail, and says what is left.
+"""Kill `replacing` before each of its disk operations, or make that operation fail, and check what is left.
 
     python -m tests.kills FOLDER WAY FAULT START
 
-WAY: `exchange` (two names are swapped in one step) or `renames` (where the system cannot). FAULT: `kill` or `fail`
-before the n-th call of Python's, for every n; or `strace-kill` and `strace-fail`, before every system call. START:
-what is there before: `old` (a folder at its place), `none`, or `between` (what a kill between two renames leaves);
-`removed` is `old`, and the folder is deleted after the fault, as DVC deletes a stage's output before it runs it.
-Prints how many steps were tried, and exits with a message at the first that loses anything.
+WAY: `exchange` (swap two names in one operation) or `renames` (for systems that cannot). FAULT: `kill` or `fail`
+before the n-th Python call, for every n; or `strace-kill` and `strace-fail` before every system call. START is the
+initial state: `old` (the folder exists), `none`, or `between` (the state after a kill between two renames); `removed`
+is `old`, and the folder is deleted after the fault, as DVC deletes the output of a stage before running it.
+Prints the number of tried steps, and exits with a message at the first step that loses data.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def fill(folder: Path, word: str) -> None:
 
 
 def state(folder: Path) -> str:
-    """The word that a complete folder holds; `none` where there is no folder, `broken` where something is missing."""
+    """The word in a complete folder; `none` if there is no folder, `broken` if a file is missing."""
     if not folder.exists():
         return "none"
     words = {(folder / name).read_text() if (folder / name).is_file() else "" for name in NAMES}
@@ -49,7 +49,7 @@ def replace(folder: Path, word: str) -> None:
 
 
 def recover(folder: Path) -> None:
-    """The next call, which fails by itself, so that it changes nothing but what it puts back."""
+    """Run the next replacement, whose body fails, so that it only recovers the old state."""
     try:
         with files.replacing(folder):
             raise KeyError
@@ -69,7 +69,7 @@ def prepare(folder: Path, start: str) -> None:
 
 
 def hooked(at: int, action: Callable[[], None]) -> list[int]:
-    """Have `action` happen before the `at`-th call that Python makes to the system; gives the counter."""
+    """Run `action` before the `at`-th system call made by Python; returns the call counter."""
     count = [0]
 
     def step(event: str, _: Any = None) -> None:
@@ -86,7 +86,7 @@ def hooked(at: int, action: Callable[[], None]) -> list[int]:
         return wrapped
 
     sys.addaudithook(step)
-    os.fsync = counted("os.fsync", os.fsync)  # these two tell no audit hook
+    os.fsync = counted("os.fsync", os.fsync)  # these two raise no audit event
     found = files._renameat2()
     if found is not None:
         swap = counted("os.renameat2", found)
@@ -103,7 +103,7 @@ def failed() -> None:
 
 
 def child(work: Callable[[], None]) -> int:
-    """A forked process: 0 when `work` ended, 1 when it raised OSError, 2 for any other error."""
+    """Run `work` in a forked process; returns 0, 1 for OSError, 2 for any other error."""
     pid = os.fork()
     if pid == 0:
         code = 2
@@ -118,7 +118,7 @@ def child(work: Callable[[], None]) -> int:
 
 
 def by_python(folder: Path, fault: str, at: int) -> bool:
-    """Whether there was such a step."""
+    """Return whether such a step exists."""
 
     def work() -> None:
         count = hooked(at, killed if fault == "kill" else failed)
@@ -134,7 +134,7 @@ def by_python(folder: Path, fault: str, at: int) -> bool:
 
 
 def by_strace(folder: Path, inject: str) -> str:
-    """What strace wrote of one run; `inject` as its option of this name."""
+    """The strace output of one run with the option `inject`."""
 
     def work() -> None:
         os.kill(os.getpid(), signal.SIGSTOP)
@@ -156,7 +156,7 @@ def by_strace(folder: Path, inject: str) -> str:
 
 
 def steps(folder: Path, fault: str, start: str) -> Any:
-    """Make the run fail at one step after the other; yields what it was."""
+    """Make the run fail at each step in turn; yields a description of the step."""
     if not fault.startswith("strace"):
         at = 1
         while True:

@@ -1,4 +1,4 @@
-"""One thing wrong with a model that was right: each takes the path of an .onnx and spoils the file in place."""
+"""Faults for correct models: each function takes the path of an .onnx file and modifies it in place."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import numpy as np
 import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+Change = Callable[[Any], None]
 MUTATIONS: dict[str, tuple[str, Callable[[Path], None]]] = {}
 
 
-def spoils(base: str, label: str) -> Any:
-    """Register a change to the export of `base`: of the graph, or of the file where it is annotated with Path."""
+def spoils(base: str, label: str) -> Callable[[Change], Change]:
+    """Register a change to the graph of `base`, or to its file if the parameter is annotated with Path."""
 
-    def register(change: Callable[[Any], None]) -> Callable[[Any], None]:
+    def register(change: Change) -> Change:
         def on_file(path: Path) -> None:
             model = onnx.load(path)
             change(model)
@@ -41,11 +42,12 @@ def attribute(node: NodeProto, name: str, value: Any) -> None:
 
 
 def get(node: NodeProto, name: str) -> AttributeProto:
-    return next(a for a in node.attribute if a.name == name)
+    found: AttributeProto = next(a for a in node.attribute if a.name == name)
+    return found
 
 
 def edit(model: ModelProto, name: str, change: Callable[[np.ndarray], Any]) -> None:
-    """Replace a constant by what `change` makes of it."""
+    """Replace a constant by the result of `change`."""
     for tensor in model.graph.initializer:
         if tensor.name == name:
             tensor.CopyFrom(
@@ -193,7 +195,7 @@ def _(model: ModelProto) -> None:
 @spoils("mlp", "Dropout in training mode")
 def _(model: ModelProto) -> None:
     relu = nodes(model.graph, "Relu")[0]
-    model.graph.initializer.append(numpy_helper.from_array(np.float32(0.5), "ratio"))
+    model.graph.initializer.append(numpy_helper.from_array(np.array(0.5, np.float32), "ratio"))
     model.graph.initializer.append(numpy_helper.from_array(np.array(True), "on"))
     made = helper.make_node("Dropout", ["raw", "ratio", "on"], [relu.output[0]])
     relu.output[0] = "raw"

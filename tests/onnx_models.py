@@ -1,4 +1,4 @@
-"""Small ONNX files, made by hand."""
+"""Small hand-made ONNX files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 
 def linear(path: Path, external: bool = False, scale: float = 1.0) -> Path:
-    """x [batch, 4] float32 to y [batch, 3]: a MatMul and a Relu. With `external`, the weights lie beside the file."""
+    """A graph from x float32[batch, 4] to y [batch, 3] by MatMul and Relu; `external` stores the weights apart."""
     weights = np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3) * np.float32(scale)
     graph = helper.make_graph(
         [helper.make_node("MatMul", ["x", "w"], ["h"]), helper.make_node("Relu", ["h"], ["y"])],

@@ -1,17 +1,19 @@
-"""What the processes of a race do; a module of its own so that a fresh process can import it."""
+"""Work of racing processes, in a separate module so that a new process can import it."""
 
 from __future__ import annotations
 
 import os
 import signal
+from typing import NoReturn
 
 from onward.registry.errors import LostRace, Refused
 from onward.registry.operations import promotion
+from onward.registry.store.schema import Log
 from onward.registry.store.store import Store
 
 
 def promote_and_roll_back(seed: int, attempts: int) -> list[str]:
-    """Promote and roll back by turns, and return what each attempt was told."""
+    """Promote and roll back in turn, and return the result of each attempt."""
     store = Store()
     told = []
     for attempt in range(attempts):
@@ -30,8 +32,9 @@ def promote_and_roll_back(seed: int, attempts: int) -> list[str]:
 
 
 class _Killed(Store):
-    def heal(self, environment, model, log=None):
+    def heal(self, environment: str, model: str, log: Log | None = None) -> NoReturn:
         os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError("it was not killed")
 
 
 def promote_and_die_before_the_alias(version: int) -> None:

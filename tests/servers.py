@@ -1,5 +1,7 @@
-"""Real servers for tests: Postgres from the system's packages, an S3-compatible store, and MLflow with basic auth on
-both, started by the command and the settings that compose.yaml has for it."""
+"""Real servers for tests: Postgres from system packages, an S3-compatible store, and MLflow with basic auth on both.
+
+MLflow starts with the command and settings of compose.yaml.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
-# What docs/team-setup.md has people write into .env: letters and digits.
+# Passwords as docs/team-setup.md describes them for .env: letters and digits.
 PASSWORDS = {
     "POSTGRES_PASSWORD": "postgresOfTests1",
     "OBJECTS_PASSWORD": "objectsOfTests1",
@@ -33,7 +35,7 @@ ADMIN = ("admin", PASSWORDS["ADMIN_PASSWORD"])
 
 
 def postgres_binaries() -> Path | None:
-    """The folder with initdb and postgres, or None where they are not installed."""
+    """The folder with initdb and postgres, or None if they are not installed."""
     found = shutil.which("initdb")
     if found:
         return Path(found).resolve().parent
@@ -49,8 +51,8 @@ def free_port() -> int:
 
 @contextmanager
 def postgres(binaries: Path) -> Iterator[str]:
-    """A Postgres of its own with the databases `mlflow` and `auth`; yields its URI, without the database."""
-    # Not below pytest's folders: Postgres refuses to run as root, and another user cannot enter those.
+    """Start a Postgres with the databases `mlflow` and `auth`; yields its URI without the database."""
+    # Not in a pytest folder: Postgres does not run as root, and another user cannot enter those folders.
     folder = Path(tempfile.mkdtemp(prefix="onward-postgres-"))
     owner = "postgres" if os.getuid() == 0 else None
     if owner:
@@ -75,14 +77,14 @@ def postgres(binaries: Path) -> Iterator[str]:
             subprocess.run([str(binaries / "createdb"), *login, name], check=True, capture_output=True)
         yield f"postgresql://onward@127.0.0.1:{port}"
     finally:
-        server.send_signal(signal.SIGINT)  # a fast shutdown: clients are cut off
+        server.send_signal(signal.SIGINT)  # a fast shutdown, which disconnects clients
         server.wait(60)
         shutil.rmtree(folder)
 
 
 @contextmanager
 def objects(folder: Path) -> Iterator[str]:
-    """An S3-compatible store of its own, with the bucket `mlflow`; yields its URL."""
+    """Start an S3-compatible store with the bucket `mlflow`; yields its URL."""
     url = f"http://127.0.0.1:{free_port()}"
     with open(folder / "objects.log", "wb") as log:
         command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", url.rpartition(":")[2]]
@@ -97,7 +99,7 @@ def objects(folder: Path) -> Iterator[str]:
 
 
 def bucket(url: str) -> Any:
-    """The bucket in which `objects` holds MLflow's files."""
+    """The bucket of `objects` with the MLflow files."""
     import boto3
 
     credentials = {"aws_access_key_id": "onward", "aws_secret_access_key": PASSWORDS["OBJECTS_PASSWORD"]}
@@ -105,7 +107,7 @@ def bucket(url: str) -> Any:
 
 
 def compose(variables: dict[str, str]) -> dict[str, Any]:
-    """compose.yaml, with what it takes from the file .env filled in as docker does."""
+    """Read compose.yaml with the variables of .env substituted as docker does."""
 
     def value(match: re.Match[str]) -> str:
         name, _, default = match[1].partition(":-")
@@ -119,23 +121,23 @@ def compose(variables: dict[str, str]) -> dict[str, Any]:
 
 @contextmanager
 def mlflow_server(database: str, objects_url: str, folder: Path) -> Iterator[str]:
-    """The service `mlflow` of compose.yaml, on this machine; yields its URL."""
+    """Start the service `mlflow` of compose.yaml on this machine; yields its URL."""
     port, config = free_port(), folder / "basic_auth.ini"
     loaded = compose({**PASSWORDS, "MLFLOW_HOSTS": f"127.0.0.1:{port}"})
     service, here = loaded["services"]["mlflow"], database.rpartition("@")[2]
 
     def local(text: str) -> str:
-        """What a container calls by its service's name is on a port of this machine."""
+        """Replace service names by ports of this machine."""
         return text.replace("@postgres/", f"@{here}/").replace("http://objects:9000", objects_url)
 
     config.write_text(local(loaded["configs"]["auth"]["content"]))
     environment = {**os.environ, **{name: local(value) for name, value in service["environment"].items()}}
     environment |= {
         "MLFLOW_AUTH_CONFIG_PATH": str(config),
-        # Receivers of webhooks are on this machine too.
+        # Webhook receivers also run on this machine.
         "MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http",
         "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true",
-        "MLFLOW_WEBHOOK_CACHE_TTL": "1",  # a new one is seen after a minute else
+        "MLFLOW_WEBHOOK_CACHE_TTL": "1",  # otherwise a new webhook takes effect after a minute
     }
     command = shlex.split(local(service["command"]))
     for option, value in (("--host", "127.0.0.1"), ("--port", str(port)), ("--workers", "2")):
@@ -171,7 +173,7 @@ def answers(url: str) -> bool:
 
 
 def wait_until(ready: Callable[[], bool], seconds: float = 120) -> None:
-    """Raises TimeoutError."""
+    """Wait until `ready()` is true, or raise TimeoutError."""
     until = time.monotonic() + seconds
     while not ready():
         if time.monotonic() > until:

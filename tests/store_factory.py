@@ -1,4 +1,4 @@
-"""A real MLflow store for a test, and candidate versions in it as the pipeline would register them."""
+"""A real MLflow store for a test, with candidate versions as the pipeline would register them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ GOOD = {
 
 @functools.cache
 def _empty_database() -> Path:
-    """An empty store, migrated once: that takes seconds, a copy takes none."""
+    """An empty store, migrated once: a migration takes seconds, a copy is fast."""
     folder = Path(tempfile.mkdtemp(prefix="onward-test-"))
     before = os.environ.get("MLFLOW_TRACKING_URI")
     os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder / 'mlflow.db'}"
@@ -67,7 +67,7 @@ def fresh_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
 
 
 def scale_model(path: Path, factor: float) -> Path:
-    """y = factor * x, of float32[batch, 4]."""
+    """Write a model y = factor * x for float32[batch, 4]."""
     graph = helper.make_graph(
         [helper.make_node("Mul", ["x", "factor"], ["y"])],
         "scale",
@@ -82,11 +82,11 @@ def scale_model(path: Path, factor: float) -> Path:
 
 
 def add_candidate(
-    store: Store, model: str, factor: float = 1.0, recorded_factor: float | None = None, **tags: str
+    store: Store, model: str, factor: float = 1.0, recorded_factor: float | None = None, **tags: str | None
 ) -> int:
     """Register a version of `model` that computes factor * x, and return its number.
 
-    `recorded_factor` is what its recorded outputs say it computes. A tag of None is left out.
+    `recorded_factor` is the factor of its recorded outputs. Tags of None are omitted.
     """
     client = store._client
     experiment = ensure_experiment(client, "onward")
@@ -122,13 +122,13 @@ def add_candidate(
 
 
 def artifacts_of(store: Store, model: str, version: int) -> Path:
-    """The folder in which the embedded store keeps a version's files."""
+    """The folder of a version in the embedded store."""
     uri = store._client.get_model_version_download_uri(model, str(version))
     return Path(uri.removeprefix("file://"))
 
 
 def version_for_two_providers(folder: Path) -> Path:
-    """A version's folder: it doubles on the CPU and, to tell them apart, trebles on OpenVINO, its first choice."""
+    """The folder of a version that doubles on the CPU and triples on OpenVINO, its preferred provider."""
     specs = [TensorSpec(name=name, dtype="float32", shape=["batch", 4]) for name in ("x", "y")]
     serving = Serving(
         {

@@ -1,8 +1,10 @@
-"""One bad row harms only itself: rows of other teams, tags edited by hand, entries imported from anywhere."""
+"""A bad row affects only itself: foreign rows, hand-edited tags, imported entries."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -11,6 +13,9 @@ from hypothesis import strategies as st
 from onward.registry.errors import UsageError
 from onward.registry.operations import promotion, pruning, transfer
 from onward.registry.store import schema
+from onward.registry.store.store import Store
+from onward.registry.trust.entry_signatures import Signer
+from tests.conftest import Command, not_none
 from tests.store_factory import add_candidate, fresh_store
 
 TAGS = {
@@ -20,7 +25,7 @@ TAGS = {
 
 
 @pytest.fixture
-def store(tmp_path, monkeypatch):
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     store = fresh_store(tmp_path, monkeypatch)
     for factor in (1, 2):
         add_candidate(store, "cnn", factor)
@@ -45,7 +50,7 @@ class Row:
         {"sha256": "A" * 64}, {"kind": "delete"}, {"key": ""}, {"forced": "perhaps"}, {"manifest": "x"}, {"seen": "-7"},
     ],
 )  # fmt: skip
-def test_tags_that_cannot_be_right_are_no_entry(tags):
+def test_invalid_tags_are_not_parsed_as_an_entry(tags: dict[str, str]) -> None:
     entry = schema.from_version(Row(**tags))
     if "schema" in tags:
         assert entry is not None
@@ -56,13 +61,13 @@ def test_tags_that_cannot_be_right_are_no_entry(tags):
 
 
 @given(st.dictionaries(st.sampled_from([*TAGS, "gates", "restores", "seen", "manifest", "signature"]), st.text()))
-def test_no_tags_at_all_break_a_log(tags):
-    for signers in ({}, {"ann": {}}):
-        log = schema.parse_log("staging.cnn", [Row(**tags)], {} if not signers else _signers())
+def test_arbitrary_tags_do_not_break_the_log(tags: dict[str, str]) -> None:
+    for signers in ({}, _signers()):
+        log = schema.parse_log("staging.cnn", [Row(**tags)], signers)
         assert len(log.entries()) + len(log.foreign) + len(log.newer) == 1
 
 
-def _signers():
+def _signers() -> dict[str, Signer]:
     from onward.registry.trust.entry_signatures import Signer
 
     return {"ann": Signer(key="A" * 43 + "=")}
@@ -71,7 +76,7 @@ def _signers():
 @pytest.mark.parametrize(
     "name", ["production.bob's model", "staging.a b", 'production."x"', "staging.x'; drop", "staging."]
 )
-def test_another_teams_model_is_listed_as_foreign_and_harms_nobody(store, onward, name):
+def test_a_foreign_model_is_listed_and_breaks_no_command(store: Store, onward: Command, name: str) -> None:
     store._client.create_registered_model(name)
     for _ in range(2):
         store._client.create_model_version(name, source="file:///tmp/x")
@@ -84,7 +89,7 @@ def test_another_teams_model_is_listed_as_foreign_and_harms_nobody(store, onward
     assert promotion.promote("cnn", "staging", 2, reason="because", store=store).changed
 
 
-def test_environments_of_names_that_are_none_are_left_out(store):
+def test_environments_with_invalid_names_are_ignored(store: Store) -> None:
     store._client.create_registered_model("o'brien.cnn")
     assert store.environments("cnn") == ["staging"]
     assert pruning.prune("cnn", "1h", dry_run=True, store=store).deleted == ()
@@ -92,7 +97,7 @@ def test_environments_of_names_that_are_none_are_left_out(store):
 
 
 @pytest.mark.parametrize("tags", [{"candidate": str(10**23)}, {"at": "yesterday"}, {"gates": "[" * 5000}])
-def test_tags_edited_by_hand_make_a_row_foreign_for_every_command(store, onward, tags):
+def test_every_command_treats_a_hand_edited_row_as_foreign(store: Store, onward: Command, tags: dict[str, str]) -> None:
     for tag, value in tags.items():
         store._client.set_model_version_tag("staging.cnn", "1", tag, value)
     out = onward("status")[1]
@@ -100,7 +105,7 @@ def test_tags_edited_by_hand_make_a_row_foreign_for_every_command(store, onward,
     assert onward("reconcile")[0] == 0
     assert onward("prune", "cnn", "--older-than", "1h")[0] == 0
     assert onward("history", "cnn")[0] == 0
-    assert promotion.promote("cnn", "staging", 2, reason="because", store=store).entry.number == 2
+    assert not_none(promotion.promote("cnn", "staging", 2, reason="because", store=store).entry).number == 2
 
 
 @pytest.mark.parametrize(
@@ -115,7 +120,9 @@ def test_tags_edited_by_hand_make_a_row_foreign_for_every_command(store, onward,
         ({"sha256": "x"}, "sha256"), ({"evidence": {"a": 1}}, "evidence"), ({"key": ""}, "key"), ({"seen": 9}, "seen"),
     ],
 )  # fmt: skip
-def test_an_import_checks_every_field_before_anything_is_written(store, tmp_path, monkeypatch, change, where):
+def test_an_import_validates_every_field_before_writing(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], where: str
+) -> None:
     [line] = transfer.export(["cnn"], tmp_path / "files", store)
     (tmp_path / "log.jsonl").write_text(json.dumps({**line.model_dump(), **change}))
     (tmp_path / "new").mkdir()

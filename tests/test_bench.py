@@ -1,4 +1,4 @@
-"""The benchmark stage on a model that trains in no time: what it measures and keeps, and what select makes of it."""
+"""The benchmark stage on a quickly trained model: what it measures and keeps, and what select chooses."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def measured(**changes: object) -> tuple[BenchmarkReport, SelectReport]:
     return found, chosen
 
 
-def test_the_bench_measures_the_best_keeps_every_call_and_tells_each_other_why_not(project: Path) -> None:
+def test_the_benchmark_measures_the_best_keeps_every_call_and_records_why_others_lost(project: Path) -> None:
     write_project(project, WIDE, many_rows())
     report, chosen = measured()
     assert report.passed, report.reason
@@ -73,7 +73,7 @@ def test_the_bench_measures_the_best_keeps_every_call_and_tells_each_other_why_n
     assert winner is plain or (winner.ratios["all"].high < 1 and winner.quality is not None)
 
 
-def test_a_search_without_time_still_judges_one_variant_and_says_that_it_was_cut_short(project: Path) -> None:
+def test_a_search_without_time_judges_one_variant_and_reports_the_cut(project: Path) -> None:
     hurry = {"search_seconds": 0.001, "race_seconds": 0.001, "torch_compile": True}
     write_project(project, WIDE, many_rows(benchmark=toy_params()["models"]["toy"]["benchmark"] | hurry))
     report, chosen = measured()
@@ -96,9 +96,7 @@ def test_a_search_without_time_still_judges_one_variant_and_says_that_it_was_cut
 
 
 @pytest.mark.parametrize("budget", [{"min_cosine": 0.999999}, {"min_snr_db": 90.0}])
-def test_int8_that_strays_further_than_the_budget_allows_is_never_measured_in_full(
-    project: Path, budget: dict[str, float]
-) -> None:
+def test_int8_outside_the_budget_is_not_measured_in_full(project: Path, budget: dict[str, float]) -> None:
     write_project(project, WIDE, many_rows(quality=None, budget=budget, optimize={"candidates": []}))
     report, chosen = measured()
     made = load(QuantizeReport, project / "build/toy/quantize/report.json")

@@ -1,8 +1,10 @@
-"""Signed logs: what is proven, what nobody can decide, and what was done to a log behind its signers' backs."""
+"""Signed logs: what is proven, what stays undecided, and how tampering is reported."""
 
 from __future__ import annotations
 
 import base64
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -13,6 +15,7 @@ from onward.registry.log.entries import Draft
 from onward.registry.store.schema import Log, from_version, parse_log, to_tags
 from onward.registry.trust import chain
 from onward.registry.trust.entry_signatures import Key, Signer, digest, link, sign
+from tests.conftest import not_none
 
 LOG = "production.cnn"
 KEYS = {name: Ed25519PrivateKey.from_private_bytes(bytes([n]) * 32) for n, name in enumerate(("ann", "bob", "eve"))}
@@ -27,7 +30,7 @@ TIES = {"seen", "seen_digest", "base_digest"}
 
 
 class Row:
-    """A version of a registered model, as MLflow has it."""
+    """A version of a registered model, as MLflow returns it."""
 
     def __init__(self, number: int, tags: dict[str, str], run_link: str | None = None) -> None:
         self.version, self.tags, self.run_link = number, tags, run_link
@@ -35,21 +38,21 @@ class Row:
 
 
 class Book:
-    """A log that people write to, each from what they saw."""
+    """A log with several authors, each of whom writes from the state that they read."""
 
     def __init__(self) -> None:
         self.rows: dict[int, dict[str, str]] = {}
         self.links: dict[int, str | None] = {}
         self.last = 0
 
-    def read(self, signers=SIGNERS, floor: int = 0) -> Log:
+    def read(self, signers: Mapping[str, Signer] = SIGNERS, floor: int = 0) -> Log:
         return parse_log(LOG, [Row(n, t, self.links[n]) for n, t in self.rows.items() if n > floor], signers, floor)
 
-    def live(self, signers=SIGNERS) -> int:
+    def live(self, signers: Mapping[str, Signer] = SIGNERS) -> int:
         return self.read(signers).history.base
 
     def draft(self, who: str = "ann", at: str = "2026-01-02T03:04:05+00:00", seen: Log | None = None) -> Draft:
-        """What `who` would append, who sees the log as it is, or as it was."""
+        """The entry that `who` would append after reading the log, or its earlier state `seen`."""
         seen = seen or self.read()
         number = self.last + 1
         unsigned = Draft(
@@ -62,7 +65,7 @@ class Book:
         return self.put(to_tags(draft))
 
     def put(self, tags: dict[str, str]) -> int:
-        """A new row, with the link that fits its words: whoever makes a row chooses that, and nobody changes it."""
+        """Add a row with the link that matches its tags. A link is set when a row is created and never changes."""
         self.last += 1
         self.rows[self.last] = dict(tags)
         entry = from_version(Row(self.last, tags))
@@ -75,7 +78,7 @@ class Book:
 
 
 def raced() -> Book:
-    """A log in which row 3, by bob, lost to row 2, by ann: both saw row 1 as live."""
+    """A log in which row 3 by bob lost to row 2 by ann: both read row 1 as live."""
     book = Book()
     book.promote("ann")
     late = book.draft("bob")
@@ -84,7 +87,7 @@ def raced() -> Book:
     return book
 
 
-def test_a_changed_newest_entry_raises_an_alarm_and_the_last_proven_one_stays():
+def test_a_changed_newest_entry_raises_an_alarm_and_the_last_proven_entry_stays_live() -> None:
     book = Book()
     book.promote("ann", "bob", "ann")
     book.rows[3]["reason"] = "becausf"
@@ -95,7 +98,7 @@ def test_a_changed_newest_entry_raises_an_alarm_and_the_last_proven_one_stays():
     )
     book.promote("bob")
     assert (book.live(), book.read().alarm) == (4, ())
-    assert book.read().history.live.base == 2
+    assert not_none(book.read().history.live).base == 2
 
 
 @pytest.mark.parametrize(
@@ -109,7 +112,7 @@ def test_a_changed_newest_entry_raises_an_alarm_and_the_last_proven_one_stays():
         (lambda rows: rows.pop(2), "row 3 is signed, but a row before it is missing or not proven"),
     ],
 )
-def test_an_entry_that_lost_a_race_never_goes_live_because_the_winner_was_damaged(damage, sentence):
+def test_damage_to_the_winner_does_not_make_a_lost_entry_live(damage: Callable[[Any], object], sentence: str) -> None:
     book = raced()
     assert book.live() == 2
     damage(book.rows)
@@ -118,7 +121,7 @@ def test_an_entry_that_lost_a_race_never_goes_live_because_the_winner_was_damage
     assert any(alarm.startswith(sentence) for alarm in log.alarm), log.alarm
 
 
-def test_a_removed_signers_entries_go_on_counting_below_later_ones():
+def test_entries_of_a_removed_signer_count_below_later_entries() -> None:
     book = Book()
     book.promote("ann", "ann", "bob")
     later = {"bob": SIGNERS["bob"]}
@@ -127,7 +130,7 @@ def test_a_removed_signers_entries_go_on_counting_below_later_ones():
     assert (log.unproven, log.alarm) == ((), ())
 
 
-def test_a_removed_signers_last_entry_raises_an_alarm_and_what_lost_to_it_stays_lost():
+def test_the_last_entry_of_a_removed_signer_raises_an_alarm_and_its_losers_stay_lost() -> None:
     book = Book()
     book.promote("bob")
     late = book.draft("bob")
@@ -139,7 +142,7 @@ def test_a_removed_signers_last_entry_raises_an_alarm_and_what_lost_to_it_stays_
     assert len(log.alarm) == 2
 
 
-def test_until_keeps_what_a_signer_wrote_while_being_one_and_nothing_later():
+def test_until_accepts_entries_before_the_signer_left_and_none_later() -> None:
     left = {**SIGNERS, "ann": Signer(key=SIGNERS["ann"].key, until="2026-01-03T00:00:00+00:00")}
     book = Book()
     book.promote("bob", "ann")
@@ -148,14 +151,14 @@ def test_until_keeps_what_a_signer_wrote_while_being_one_and_nothing_later():
     assert book.live(left) == 2
     book.write(book.draft("bob", at="2026-01-05T00:00:00+00:00", seen=book.read(left)))
     assert book.live(left) == 4
-    # Her clock may lie, but not against the entry that hers rests on.
+    # Her clock may be wrong, but her entry cannot be earlier than its base.
     book.write(book.draft("ann", at="2026-01-02T00:00:00+00:00", seen=book.read(left)))
     for floor in (0, 3, 4):
         log = book.read(left, floor)
         assert not log.settled or log.history.base == 4
 
 
-def test_deleted_and_changed_entries_of_the_past_are_named():
+def test_deleted_and_changed_past_entries_are_named() -> None:
     book = Book()
     book.promote("ann", "bob", "ann", "bob", "ann")
     assert book.read().damage == ()
@@ -168,7 +171,7 @@ def test_deleted_and_changed_entries_of_the_past_are_named():
     assert book.live() == 5
 
 
-def test_the_words_of_one_row_put_into_another_are_not_proven():
+def test_tags_copied_to_another_row_are_not_proven() -> None:
     book = raced()
     book.rows[2], book.rows[3] = book.rows[3], book.rows[2]
     assert (book.live(), len(book.read().alarm)) == (1, 2)
@@ -176,12 +179,12 @@ def test_the_words_of_one_row_put_into_another_are_not_proven():
     assert (book.live(), len(book.read().alarm)) == (1, 2)
 
 
-def test_an_entry_that_another_one_passed_over_stays_so():
+def test_a_skipped_entry_stays_skipped() -> None:
     book = Book()
     book.promote("ann", "ann")
     signature = book.rows[2].pop("signature")
     book.promote("bob")
-    assert (book.live(), book.read().history.live.base) == (3, 1)
+    assert (book.live(), not_none(book.read().history.live).base) == (3, 1)
     book.rows[2]["signature"] = signature
     log = book.read()
     assert (log.history.base, log.alarm) == (3, ())
@@ -190,7 +193,7 @@ def test_an_entry_that_another_one_passed_over_stays_so():
     assert [entry.number for entry in book.read().history.counted] == [1, 3, 4]
 
 
-def test_a_draft_is_tied_to_its_base_and_to_the_newest_row_that_its_author_saw():
+def test_a_draft_references_its_base_and_the_newest_row_its_author_saw() -> None:
     book = Book()
     book.promote("ann")
     late = book.draft("bob")
@@ -202,7 +205,7 @@ def test_a_draft_is_tied_to_its_base_and_to_the_newest_row_that_its_author_saw()
     assert (tied.seen, tied.seen_digest) == (3, digest(entries[3], LOG))
     assert tied.base_digest == digest(entries[2], LOG)
     assert tied.model_dump(exclude=TIES) == unsigned.model_dump(exclude=TIES)
-    # A row that is no entry has no digest, and neither has the base of the first one.
+    # A row that is not an entry has no digest, and neither does the base of the first entry.
     first = chain.follow(unsigned.model_copy(update={"base": 0}), LOG, 9, entries.values())
     assert (first.seen, first.seen_digest, first.base_digest) == (9, "", "")
 
@@ -210,7 +213,7 @@ def test_a_draft_is_tied_to_its_base_and_to_the_newest_row_that_its_author_saw()
 @pytest.mark.parametrize(
     ("how", "words"), [("change", "was changed"), ("delete", "was deleted"), ("garble", "was changed")]
 )
-def test_a_lost_entry_that_later_authors_saw_is_missed_as_well(how, words):
+def test_damage_to_a_lost_entry_is_reported_if_later_authors_saw_it(how: str, words: str) -> None:
     book = raced()
     book.promote("ann", "bob")
     assert book.read().damage == ()
@@ -228,12 +231,12 @@ def test_a_lost_entry_that_later_authors_saw_is_missed_as_well(how, words):
 
 
 def tied(book: Book, who: str, base: int, seen: int, seen_digest: str = "", base_digest: str = "") -> Draft:
-    """What `who` would sign who claims to have seen that."""
+    """A signed entry of `who` that claims to have seen this row."""
     said = {"base": base, "seen": seen, "seen_digest": seen_digest, "base_digest": base_digest}
     return sign(book.draft(who).model_copy(update=said), LOG, Key(who, KEYS[who]))
 
 
-def judged(book: Book, signers=SIGNERS) -> chain.Judged:
+def judged(book: Book, signers: Mapping[str, Signer] = SIGNERS) -> chain.Judged:
     """The verdict over a whole log."""
     entries = {
         e.number: e for e in parse_log(LOG, [Row(n, t, book.links[n]) for n, t in book.rows.items()], {}).entries()
@@ -241,7 +244,7 @@ def judged(book: Book, signers=SIGNERS) -> chain.Judged:
     return chain.judge(entries.values(), book.rows.keys(), LOG, signers)
 
 
-def test_a_whole_log_is_judged_from_its_first_row_and_nothing_is_left_open():
+def test_a_complete_log_is_judged_completely() -> None:
     book = Book()
     book.promote("ann", "bob", "ann")
     assert judged(book) == chain.Judged(frozenset({1, 2, 3}), frozenset(), ())
@@ -252,14 +255,14 @@ def test_a_whole_log_is_judged_from_its_first_row_and_nothing_is_left_open():
     assert judged(book).damage == ("entry 1 was deleted after entry 2 had named it",)
 
 
-def test_a_signed_entry_of_before_has_no_ties_and_counts():
+def test_a_signed_entry_of_an_older_schema_without_references_counts() -> None:
     book = Book()
     for base in (0, 1, 2):
         book.write(tied(book, "ann", base, seen=-1))
     assert (book.live(), book.read().alarm, book.read().damage) == (3, (), ())
     book.write(tied(book, "bob", base=1, seen=-1))
     assert book.live() == 3
-    del book.rows[1]  # which rows their authors saw is not known
+    del book.rows[1]  # the rows that their authors saw are unknown
     assert (book.live(), book.read().unproven) == (3, ())
 
 
@@ -267,14 +270,14 @@ def test_a_signed_entry_of_before_has_no_ties_and_counts():
     ("base", "seen", "counts"),
     [(2, 3, True), (3, 3, True), (2, 2, True), (3, 2, False), (3, 0, False), (3, 4, False), (3, 5, False)],
 )
-def test_nobody_can_have_seen_less_than_their_base_or_their_own_entry(base, seen, counts):
+def test_an_entry_that_saw_less_than_its_base_does_not_count(base: int, seen: int, counts: bool) -> None:
     book = Book()
     book.promote("ann", "bob", "ann")
     number = book.write(tied(book, "bob", base, seen))
     assert (number in judged(book).proven) == counts
 
 
-def test_an_entry_that_says_it_saw_itself_passes_nothing_over():
+def test_an_entry_that_says_it_saw_itself_passes_nothing_over() -> None:
     book = Book()
     book.write(tied(book, "ann", base=0, seen=1))
     assert judged(book).proven == frozenset()
@@ -284,7 +287,7 @@ def test_an_entry_that_says_it_saw_itself_passes_nothing_over():
     assert judged(book).proven == {1, 2}  # bob vouches for it, and was the only one to see it
 
 
-def test_the_first_entry_of_one_who_has_left_rests_on_nothing_older():
+def test_the_first_entry_of_a_departed_signer_needs_no_older_entry() -> None:
     left = {**SIGNERS, "ann": Signer(key=SIGNERS["ann"].key, until="2026-01-03T00:00:00+00:00")}
     book = Book()
     book.promote("ann")
@@ -292,17 +295,17 @@ def test_the_first_entry_of_one_who_has_left_rests_on_nothing_older():
     assert (log.history.base, log.settled, log.open) == (1, True, False)
 
 
-def test_an_entry_of_one_who_has_left_is_judged_with_the_entry_that_it_rests_on():
+def test_an_entry_of_a_departed_signer_is_judged_with_its_base() -> None:
     left = {**SIGNERS, "ann": Signer(key=SIGNERS["ann"].key, until="2026-01-03T00:00:00+00:00")}
     book = Book()
     book.promote("bob", "bob", "ann")
     assert (book.read(left, floor=2).settled, book.read(left, floor=2).open) == (False, True)
     assert (book.read(left, floor=1).history.base, book.read(left, floor=1).settled) == (3, True)
-    book.promote("ann")  # proves the one before, as far as that is read
+    book.promote("ann")  # proves the previous one, if that was read
     assert (book.read(left, floor=2).history.base, book.read(left, floor=2).settled) == (4, True)
     assert not book.read(left, floor=3).settled
     assert book.read(left).history.base == 4
-    del book.rows[3]  # what was read to its beginning is not left open
+    del book.rows[3]  # a log read from its beginning is settled
     log = book.read(left)
     assert (log.history.base, log.settled) == (2, True)
     assert [alarm.split()[1] for alarm in log.alarm] == ["4"]
@@ -313,14 +316,14 @@ def approval(book: Book, who: str, seen: Log) -> Draft:
     return sign(draft, LOG, Key(who, KEYS[who]))
 
 
-def test_what_a_later_signer_rested_on_is_decided_whatever_became_of_the_rows_before_it():
+def test_the_base_of_a_later_signer_counts_even_if_earlier_rows_are_damaged() -> None:
     book = Book()
     book.promote("ann")
     seen = book.read()
     book.write(approval(book, "bob", seen))
     book.write(book.draft("ann", seen=seen))
     only_ann = {"ann": SIGNERS["ann"]}
-    log = book.read(only_ann)  # bob's row may have been an entry that won
+    log = book.read(only_ann)  # the row by bob may have been a winning entry
     assert (log.history.base, [e.number for e in log.unproven]) == (1, [2, 3])
     book.promote("ann")
     log = book.read(only_ann)
@@ -328,17 +331,17 @@ def test_what_a_later_signer_rested_on_is_decided_whatever_became_of_the_rows_be
     assert (judged(book, only_ann).undecided, log.alarm) == (frozenset(), ())
 
 
-def test_to_have_seen_a_row_is_not_to_vouch_for_it():
+def test_seeing_a_row_does_not_prove_it() -> None:
     book = Book()
     book.promote("ann")
     book.write(approval(book, "eve", book.read()))
     book.promote("ann")
     log = book.read()
-    assert (log.history.base, log.history.live.seen) == (3, 2)
+    assert (log.history.base, not_none(log.history.live).seen) == (3, 2)
     assert (log.approvals, [e.number for e in log.unproven]) == ((), [2])
 
 
-def test_an_approval_has_nobody_to_race_with():
+def test_approvals_do_not_race() -> None:
     book = Book()
     book.promote("ann")
     seen = book.read()
@@ -348,7 +351,7 @@ def test_an_approval_has_nobody_to_race_with():
     assert [e.number for e in book.read().history.counted] == [1]
 
 
-def test_whatever_is_no_proven_entry_is_told_in_the_order_of_the_log_however_it_was_read():
+def test_unproven_rows_are_reported_in_log_order_for_every_read_order() -> None:
     book = Book()
     book.promote("ann")
     seen = book.read()
@@ -374,7 +377,7 @@ def test_whatever_is_no_proven_entry_is_told_in_the_order_of_the_log_however_it_
     assert [e.number for e in parse_log(LOG, rows[::-1], SIGNERS).approvals] == [9, 10]
 
 
-def test_of_several_entries_one_that_rests_on_what_was_not_read_leaves_the_log_open():
+def test_one_entry_with_an_unread_base_leaves_the_log_unsettled() -> None:
     left = {**SIGNERS, "ann": Signer(key=SIGNERS["ann"].key, until="2026-01-03T00:00:00+00:00")}
     book = Book()
     book.promote("bob", "bob", "bob", "bob")
@@ -386,11 +389,11 @@ def test_of_several_entries_one_that_rests_on_what_was_not_read_leaves_the_log_o
     assert [e.number for e in log.history.counted] == [3]
 
 
-def test_one_who_is_no_signer_changes_nothing_and_is_named():
+def test_an_entry_of_a_non_signer_changes_nothing_and_is_named() -> None:
     book = Book()
     book.promote("ann")
     book.promote("eve")
-    book.put(book.rows[1])  # an entry once more
+    book.put(book.rows[1])  # a repeated entry
     book.put({"schema": "2"})
     book.put({})
     log = book.read()
@@ -401,9 +404,12 @@ def test_one_who_is_no_signer_changes_nothing_and_is_named():
 
 @given(st.data())
 @settings(max_examples=150, deadline=None)
-def test_whoever_has_no_key_can_at_most_go_back_to_what_was_live_before_and_never_unseen(data):
-    """Signers write, some of them late; then somebody changes, deletes and adds rows. What is live afterwards was live
-    at some time, and if it is not what was live last, there is an alarm, unless the newest rows were deleted."""
+def test_an_attacker_without_a_key_can_only_restore_an_earlier_version_and_raises_an_alarm(data: st.DataObject) -> None:
+    """Signers write, some of them late; then an attacker changes, deletes and adds rows.
+
+    The version that is live afterwards was live before. If it is not the last live version, there is an alarm, unless
+    the newest rows were deleted.
+    """
     book = Book()
     was_live = [0]
     pending: list[Draft] = []
@@ -411,7 +417,8 @@ def test_whoever_has_no_key_can_at_most_go_back_to_what_was_live_before_and_neve
         if late:
             pending.append(book.draft(who))
         else:
-            book.write(pending.pop(0) if pending and data.draw(st.booleans()) else book.draft(who))
+            is_pending = bool(pending) and data.draw(st.booleans())
+            book.write(pending.pop(0) if is_pending else book.draft(who))
             was_live.append(book.live())
     intact = book.read()
     for _ in range(data.draw(st.integers(1, 3))):
@@ -444,7 +451,7 @@ def test_whoever_has_no_key_can_at_most_go_back_to_what_was_live_before_and_neve
 
 @given(st.data())
 @settings(max_examples=100, deadline=None)
-def test_the_newest_rows_alone_say_what_the_whole_log_says(data):
+def test_the_newest_rows_give_the_same_verdict_as_the_whole_log(data: st.DataObject) -> None:
     book = Book()
     for who in data.draw(st.lists(st.sampled_from(["ann", "bob", "eve", ""]), min_size=1, max_size=8)):
         if who:
@@ -461,7 +468,7 @@ def test_the_newest_rows_alone_say_what_the_whole_log_says(data):
                 assert (part.history.base, part.alarm) == (whole.history.base, whole.alarm)
 
 
-def test_without_signers_everything_is_taken_at_its_word():
+def test_without_signers_every_entry_counts() -> None:
     book = Book()
     book.promote("eve")
     book.write(book.draft("eve", seen=book.read({})))

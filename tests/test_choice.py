@@ -1,4 +1,4 @@
-"""Figures and choice: nothing slower than the plain export, nothing outside the budget."""
+"""Statistics and choice: no chosen variant is slower than the plain export or outside the budget."""
 
 from __future__ import annotations
 
@@ -28,10 +28,11 @@ from onward.stages.measuring.statistics import (
 )
 from onward.stages.parity.budget import Judgement
 from onward.stages.select import WORTHWHILE, choose, pareto
+from tests.conftest import not_none
 
 
 @pytest.mark.parametrize("count", [1, 63, 64, 129, 130, 661, 662])
-def test_no_percentile_is_stated_from_too_few_samples(count: int) -> None:
+def test_too_few_samples_give_no_percentile(count: int) -> None:
     values = list(range(1, count + 1))
     figures = summarize([values], "b1", {"batch": 1}, 3)
     for name, share, fewest in (("p90", 90, 64), ("p95", 95, 130), ("p99", 99, 662)):
@@ -44,7 +45,7 @@ def test_no_percentile_is_stated_from_too_few_samples(count: int) -> None:
 @pytest.mark.parametrize(
     ("percentile", "fewest"), [(0.90, FEWEST_FOR_P90), (0.95, FEWEST_FOR_P95), (0.99, FEWEST_FOR_P99)]
 )
-def test_the_fewest_samples_are_those_of_the_early_stopping_rule(percentile: float, fewest: int) -> None:
+def test_the_minimum_sample_count_follows_the_early_stopping_rule(percentile: float, fewest: int) -> None:
     assert stats.binom.cdf(1, fewest, 1 - percentile) <= 0.01 < stats.binom.cdf(1, fewest - 1, 1 - percentile)
 
 
@@ -57,7 +58,7 @@ def test_throughput_counts_items_of_a_batch() -> None:
         summarize([], "b1", {}, 0)
 
 
-def test_latencies_of_all_rounds_are_described_together() -> None:
+def test_latencies_of_all_rounds_are_summarized_together() -> None:
     figures = summarize([[3.0, 1.0], [2.0], [8.0]], "b1", {"batch": 2}, 7)
     assert (figures.samples, figures.warmup, figures.sizes) == (4, 7, {"batch": 2})
     assert (figures.p50_ms, figures.mean_ms, figures.min_ms, figures.max_ms) == (2.5, 3.5, 1.0, 8.0)
@@ -70,7 +71,7 @@ def test_latencies_of_all_rounds_are_described_together() -> None:
 
 @given(st.lists(st.floats(-5, 5), min_size=1, max_size=40), st.randoms())
 @example([5.0, 4.0, 3.0, 2.0, 1.0, 6.0, 7.0, 8.0], Random(0))
-def test_what_a_graph_takes_is_told_by_the_fastest_quarter_of_its_rounds(logs: list[float], random: Random) -> None:
+def test_a_latency_is_estimated_from_the_fastest_quarter_of_the_rounds(logs: list[float], random: Random) -> None:
     assert undisturbed(np.array(logs)) == pytest.approx(np.mean(sorted(logs)[: math.ceil(len(logs) / 4)]))
     random.shuffle(logs)
     quarter = sorted(logs)[: math.ceil(len(logs) / 4)]
@@ -79,7 +80,7 @@ def test_what_a_graph_takes_is_told_by_the_fastest_quarter_of_its_rounds(logs: l
 
 
 @given(st.floats(0.01, 100), st.floats(1, 2), st.floats(0.01, 100), st.floats(1, 2))
-def test_a_ratio_of_ratios_has_an_interval_no_narrower_than_either_and_no_wider_than_both(
+def test_a_ratio_of_ratios_has_an_interval_between_the_wider_one_and_both_combined(
     over: float, over_spread: float, under: float, under_spread: float
 ) -> None:
     first = Ratio(value=over, low=over / over_spread, high=over * over_spread)
@@ -91,9 +92,7 @@ def test_a_ratio_of_ratios_has_an_interval_no_narrower_than_either_and_no_wider_
 
 
 @given(st.lists(st.floats(0.1, 100), min_size=1, max_size=20), st.floats(0.2, 5))
-def test_a_constant_factor_is_found_whatever_the_machine_does_between_rounds(
-    speeds: list[float], factor: float
-) -> None:
+def test_a_constant_factor_is_found_despite_noise_between_rounds(speeds: list[float], factor: float) -> None:
     plain = np.array(speeds)
     found = ratio([(plain * factor, plain), (plain * factor * 3, plain * 3)])
     assert found.value == pytest.approx(factor)
@@ -102,13 +101,13 @@ def test_a_constant_factor_is_found_whatever_the_machine_does_between_rounds(
 
 
 def shared_machine(rng: np.random.Generator, latency: float, rounds: int) -> Array:
-    """Medians of rounds on a machine that others use at times: half of the rounds take up to half as long again."""
+    """Medians of rounds on a shared machine: half of the rounds take up to 1.5 times as long."""
     disturbed = rng.random(rounds) < 0.5
     return np.asarray(latency * rng.lognormal(0, 0.01, rounds) * (1 + disturbed * rng.uniform(0, 0.5, rounds)))
 
 
 @pytest.mark.parametrize("rounds", [12, 25, 60])
-def test_an_interval_holds_what_a_graph_takes_undisturbed_however_disturbed_the_machine_is(rounds: int) -> None:
+def test_an_interval_contains_the_undisturbed_latency_on_a_busy_machine(rounds: int) -> None:
     rng = np.random.default_rng(0)
     intervals = [
         ratio([(shared_machine(rng, 0.9 * size, rounds), shared_machine(rng, size, rounds)) for size in (0.1, 2.0)])
@@ -118,7 +117,7 @@ def test_an_interval_holds_what_a_graph_takes_undisturbed_however_disturbed_the_
     assert np.std([np.log(interval.value) for interval in intervals]) < 0.12 / np.sqrt(rounds)
 
 
-def test_noise_alone_is_no_gain() -> None:
+def test_noise_is_not_reported_as_a_gain() -> None:
     rng = np.random.default_rng(0)
     wins = 0
     for _ in range(100):
@@ -128,7 +127,7 @@ def test_noise_alone_is_no_gain() -> None:
 
 
 @pytest.mark.parametrize(("growth", "wanted"), [(0.0, False), (0.002, False), (0.03, True), (-0.03, True)])
-def test_a_machine_that_becomes_slower_is_noticed_and_noise_is_not(growth: float, wanted: bool) -> None:
+def test_drift_is_detected_and_noise_is_not(growth: float, wanted: bool) -> None:
     rng = np.random.default_rng(0)
     medians = [1.0 + growth * number + 0.01 * rng.standard_normal() for number in range(12)]
     found = drift(medians)
@@ -137,7 +136,7 @@ def test_a_machine_that_becomes_slower_is_noticed_and_noise_is_not(growth: float
     assert found * growth >= 0
 
 
-def test_few_rounds_tell_nothing_of_drift() -> None:
+def test_few_rounds_give_no_drift() -> None:
     assert drift([1.0, 2.0, 3.0, 4.0, 5.0]) is None
     assert drift([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]) == pytest.approx(5.5 / 1.5 - 1)
 
@@ -147,25 +146,23 @@ def test_few_rounds_tell_nothing_of_drift() -> None:
     [
         ([10, 11, 12, 13, 14, 15, 16], 15.5 / 10.5 - 1),
         ([16, 15, 14, 13, 12, 11, 10], 10.5 / 15.5 - 1),
-        ([10, 11, 12, 14, 13, 15, 16], 15.5 / 10.5 - 1),  # one pair out of order: 0.3 % by chance
-        ([10, 12, 11, 13, 14, 16, 15], 0),  # two: 1.1 %
-        ([16, 16.1, 16.2, 16.3, 16.4, 16.5, 17], 0),  # certain, but 4 %
+        ([10, 11, 12, 14, 13, 15, 16], 15.5 / 10.5 - 1),  # one pair out of order: probability 0.3 %
+        ([10, 12, 11, 13, 14, 16, 15], 0),  # two pairs: 1.1 %
+        ([16, 16.1, 16.2, 16.3, 16.4, 16.5, 17], 0),  # significant, but only 4 %
         ([16, 16.1, 16.2, 16.3, 16.4, 16.9, 17], 16.95 / 16.05 - 1),  # 6 %
-        ([16, 11, 12, 13, 14, 10, 30], 0),  # much, but in no order
+        ([16, 11, 12, 13, 14, 10, 30], 0),  # large, but without a trend
         ([1, 2, 3, 4, 5, 6, 7, 8, 9], 8 / 2 - 1),
     ],
 )
-def test_a_drift_is_the_change_from_the_first_third_to_the_last_that_is_no_chance(
-    medians: list[float], found: float
-) -> None:
+def test_drift_is_the_significant_change_from_the_first_to_the_last_third(medians: list[float], found: float) -> None:
     assert drift(medians) == pytest.approx(found)
 
 
-def test_an_interval_is_that_of_the_percentile_bootstrap_over_rounds_and_the_same_every_time() -> None:
+def test_an_interval_is_a_deterministic_percentile_bootstrap_over_rounds() -> None:
     rng = np.random.default_rng(2)
     pairs = [(rng.lognormal(0, 0.3, 15), rng.lognormal(0.1, 0.3, 15)) for _ in range(2)]
     found = ratio(pairs)
-    # Draws that are the same ones every time: a report that is computed again is the same to the last byte.
+    # A fixed seed makes a recomputed report identical to the byte.
     assert [found.low, found.high] == pytest.approx([0.8584350666622304, 1.1057202694706465], rel=1e-9)
     drawn = [
         np.mean([undisturbed(np.log(a[again])) - undisturbed(np.log(b[again])) for a, b in pairs])
@@ -182,7 +179,7 @@ def test_unequal_rounds_cannot_be_paired() -> None:
 
 
 def measured(
-    name: str, value: float = 1.0, spread: float = 0.01, quality: float = 0.9, **changes: object
+    name: str, value: float = 1.0, spread: float = 0.01, quality: float | None = 0.9, **changes: object
 ) -> Measurement:
     found = Ratio(value=value, low=value - spread, high=value + spread)
     latency = Latency(
@@ -227,14 +224,14 @@ def test_a_variant_that_is_slower_at_one_size_loses() -> None:
     assert chosen(mixed) == "plain"
 
 
-def test_among_those_as_fast_the_one_that_loses_least_wins_and_then_the_simpler() -> None:
+def test_among_equally_fast_variants_the_smallest_loss_wins_then_the_simplest() -> None:
     assert chosen(measured("a", 0.5, quality=0.895), measured("b", 0.504, quality=0.9)) == "b"
     tuned = measured("a-tuned", 0.5, options=SessionOptions(threads=1))
     assert chosen(tuned, measured("b", 0.504)) == "b"
     assert chosen(tuned, measured("b", 0.6)) == "a-tuned"
 
 
-def test_what_was_only_screened_never_wins() -> None:
+def test_a_variant_that_was_only_screened_never_wins() -> None:
     assert chosen(measured("a", 0.2, status="not attempted", reason="left", latencies=[])) == "plain"
     assert chosen(measured("a", 0.2, quality=0.5, latencies=[])) == "plain"
 
@@ -259,13 +256,13 @@ def test_nothing_is_chosen_when_nothing_meets_a_ceiling(budget: Budget) -> None:
 
 
 @given(st.lists(st.tuples(st.floats(0.1, 3), st.floats(0.9, 1), st.integers(1, 5)), max_size=8))
-def test_nothing_on_the_front_is_dominated_and_all_else_is(found: list[tuple[float, float, int]]) -> None:
+def test_the_pareto_front_contains_exactly_the_undominated_variants(found: list[tuple[float, float, int]]) -> None:
     files = [[FileDigest(path="m.onnx", sha256="0" * 64, size_bytes=size)] for _, _, size in found]
     field = [
         PLAIN,
         *(measured(f"v{i}", v, 0, q, files=files[i]) for i, (v, q, _) in enumerate(found)),
     ]
-    drops = {m.variant: 0.9 - (m.quality or 0) for m in field}
+    drops: dict[str, float | None] = {m.variant: 0.9 - (m.quality or 0) for m in field}
     front = pareto(field, drops)
 
     def costs(m: Measurement) -> tuple[float, float, int]:
@@ -280,9 +277,11 @@ def test_nothing_on_the_front_is_dominated_and_all_else_is(found: list[tuple[flo
 
 
 @given(st.lists(st.tuples(st.floats(0.1, 3), st.floats(0, 0.5), st.floats(0.5, 1)), max_size=8))
-def test_what_is_chosen_is_never_slower_and_never_outside_the_budget(found: list[tuple[float, float, float]]) -> None:
+def test_the_chosen_variant_is_never_slower_and_never_outside_the_budget(
+    found: list[tuple[float, float, float]],
+) -> None:
     variants = [measured(f"v{i}", value, spread, quality) for i, (value, spread, quality) in enumerate(found)]
     name = chosen(*variants)
     winner = next(m for m in [PLAIN, *variants] if m.variant == name)
     assert winner is PLAIN or winner.ratios["all"].high < 1
-    assert REFERENCE.quality - winner.quality <= Budget().quality_drop + 1e-6
+    assert not_none(REFERENCE.quality) - not_none(winner.quality) <= Budget().quality_drop + 1e-6

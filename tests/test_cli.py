@@ -1,4 +1,4 @@
-"""The `onward` command: what it prints, and the exit codes that scripts rely on."""
+"""The `onward` command: its output, and the exit codes that scripts rely on."""
 
 from __future__ import annotations
 
@@ -6,38 +6,44 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onward import cli as main
+import onward.cli  # noqa: F401  # adds the commands of the pipeline to the app
+from onward.registry.cli.main import app
 from onward.registry.evidence.records import CaseResult, FirstDivergence, OutputComparison
 from onward.registry.evidence.reports import VerifyReport, save
 from onward.registry.gates import builtin
 from onward.registry.operations import promotion
+from onward.registry.store.store import Store
 from onward.registry.trust.identity import who
+from tests.conftest import Command, not_none
 from tests.store_factory import add_candidate, artifacts_of, fresh_store, scale_model
 
-COMMANDS = [command.name or command.callback.__name__ for command in main.app.registered_commands]
+COMMANDS = [command.name or not_none(command.callback).__name__ for command in app.registered_commands]
 SUBCOMMANDS = [
     f"{group.name} {command.name}"
-    for group in main.app.registered_groups
-    for command in group.typer_instance.registered_commands
+    for group in app.registered_groups
+    for command in not_none(group.typer_instance).registered_commands
 ]
 
 
 @pytest.fixture
-def store(tmp_path, monkeypatch):
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     return fresh_store(tmp_path, monkeypatch)
 
 
-def promote(onward, to, *arguments):
+def promote(onward: Command, to: str, *arguments: str) -> tuple[int, str, str]:
     return onward("promote", "cnn", *arguments, "--to", to, "--reason", "because")
 
 
-def test_help_is_quick_and_teaches():
+def test_help_is_fast_and_shows_examples() -> None:
     shown = subprocess.run([sys.executable, "-m", "onward.cli", "--help"], capture_output=True, text=True)
     assert shown.returncode == 0
     for command in (*COMMANDS, *(name.split()[0] for name in SUBCOMMANDS)):
@@ -48,14 +54,14 @@ def test_help_is_quick_and_teaches():
 
 
 @pytest.mark.parametrize("command", COMMANDS + SUBCOMMANDS)
-def test_every_command_has_an_example_and_json(onward, command):
+def test_every_command_has_an_example_and_json(onward: Command, command: str) -> None:
     code, out, _ = onward(*command.split(), "--help")
     assert code == 0
     assert f"Example: onward {command}" in " ".join(out.split())
     assert "--json" in out
 
 
-def test_from_candidate_to_production_and_back(store, onward):
+def test_commands_promote_to_production_and_roll_back(store: Store, onward: Command) -> None:
     for factor in (1, 2):
         version = str(add_candidate(store, "cnn", factor))
         code, out, err = promote(onward, "staging", version)
@@ -74,7 +80,7 @@ def test_from_candidate_to_production_and_back(store, onward):
     assert [line.split()[0] for line in out.splitlines() if " live " in line] == ["2", "3"]
 
 
-def test_json_is_all_that_stdout_holds(store, onward, tmp_path):
+def test_with_json_stdout_contains_only_json(store: Store, onward: Command, tmp_path: Path) -> None:
     add_candidate(store, "cnn")
     np.savez(tmp_path / "x.npz", x=np.ones((2, 4), np.float32))
     scale_model(tmp_path / "m.onnx", 2)
@@ -101,7 +107,7 @@ def test_json_is_all_that_stdout_holds(store, onward, tmp_path):
     assert answers["inspect"]["operators"] == {"Mul": 1}
 
 
-def test_a_gate_that_says_no_exits_1_and_lists_all(store, onward):
+def test_an_unmet_gate_exits_1_and_lists_all_unmet_gates(store: Store, onward: Command) -> None:
     add_candidate(store, "cnn", parity="failed", data=None)
     code, out, err = promote(onward, "staging", "1")
     assert (code, out) == (1, "")
@@ -130,7 +136,7 @@ def test_a_gate_that_says_no_exits_1_and_lists_all(store, onward):
         ("nonsense",),
     ],
 )
-def test_wrong_usage_exits_2(store, onward, tmp_path, arguments):
+def test_wrong_usage_exits_2(store: Store, onward: Command, tmp_path: Path, arguments: tuple[str, ...]) -> None:
     promote_version = add_candidate(store, "cnn")
     promotion.promote("cnn", "staging", promote_version, reason="because", store=store)
     np.savez(tmp_path / "x.npz", x=np.ones((2, 4), np.float32))
@@ -140,17 +146,17 @@ def test_wrong_usage_exits_2(store, onward, tmp_path, arguments):
     assert "Traceback" not in err
 
 
-def test_a_lost_race_exits_3(store, onward, monkeypatch):
+def test_a_lost_race_exits_3(store: Store, onward: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     for factor in (1, 2):
         add_candidate(store, "cnn", factor)
     judge = builtin.judge
 
-    def somebody_is_quicker(*arguments):
+    def promote_meanwhile(*arguments: Any) -> Any:
         monkeypatch.setattr(builtin, "judge", judge)
         promotion.promote("cnn", "staging", 1, reason="quicker", actor="bob", store=store)
         return judge(*arguments)
 
-    monkeypatch.setattr(builtin, "judge", somebody_is_quicker)
+    monkeypatch.setattr(builtin, "judge", promote_meanwhile)
     code, out, err = promote(onward, "staging", "2")
     assert (code, out) == (3, "")
     assert "another command was faster" in err
@@ -158,7 +164,7 @@ def test_a_lost_race_exits_3(store, onward, monkeypatch):
     assert "lost" in onward("history", "cnn")[1]
 
 
-def test_a_store_that_is_down_exits_4(onward, tmp_path, monkeypatch):
+def test_an_unreachable_store_exits_4(onward: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
@@ -168,7 +174,9 @@ def test_a_store_that_is_down_exits_4(onward, tmp_path, monkeypatch):
     assert "secret" not in err
 
 
-def test_without_a_store_or_a_checkout_it_says_what_to_do(onward, tmp_path, monkeypatch):
+def test_without_a_store_or_checkout_the_error_names_the_next_step(
+    onward: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.delenv("DVC_EXP_GIT_REMOTE", raising=False)
     monkeypatch.chdir(tmp_path)
@@ -178,11 +186,11 @@ def test_without_a_store_or_a_checkout_it_says_what_to_do(onward, tmp_path, monk
     assert "MLFLOW_TRACKING_URI" in err
 
 
-def test_an_empty_store_says_what_fills_it(store, onward):
+def test_an_empty_store_names_the_command_that_fills_it(store: Store, onward: Command) -> None:
     assert onward("status") == (0, "No model is registered yet: `dvc repro` registers every model that passes.\n", "")
 
 
-def test_check_finds_a_changed_byte_in_what_is_live(store, onward):
+def test_check_finds_a_changed_byte_in_the_live_version(store: Store, onward: Command) -> None:
     add_candidate(store, "cnn")
     promote(onward, "staging")
     assert onward("check", "cnn@staging")[0] == 0
@@ -192,7 +200,7 @@ def test_check_finds_a_changed_byte_in_what_is_live(store, onward):
     assert "validation/tolerance.json has changed" in err
 
 
-def test_check_notices_answers_that_do_not_repeat(store, onward):
+def test_check_detects_outputs_that_do_not_match_the_recorded_ones(store: Store, onward: Command) -> None:
     add_candidate(store, "cnn", 2, recorded_factor=3)
     promote(onward, "staging")
     code, out, err = onward("check", "cnn@staging")
@@ -201,7 +209,7 @@ def test_check_notices_answers_that_do_not_repeat(store, onward):
     assert "met     digest" in out
 
 
-def test_drift_shows_in_status_until_it_is_reconciled(store, onward):
+def test_status_shows_drift_until_reconcile_runs(store: Store, onward: Command) -> None:
     add_candidate(store, "cnn")
     promote(onward, "staging")
     store._client.delete_registered_model_alias("staging.cnn", "live")
@@ -210,14 +218,14 @@ def test_drift_shows_in_status_until_it_is_reconciled(store, onward):
     assert "alias" not in onward("status")[1]
 
 
-def test_a_table_in_a_pipe_is_not_cut_off(store, onward):
+def test_a_table_in_a_pipe_is_not_truncated(store: Store, onward: Command) -> None:
     name = "a-model-with-quite-a-long-name-that-would-not-fit-into-eighty-columns-" + "x" * 40
     add_candidate(store, name)
     onward("promote", name, "--to", "staging", "--reason", "because")
     assert name in onward("status")[1]
 
 
-def test_predict_writes_every_output(store, onward, tmp_path):
+def test_predict_writes_every_output(store: Store, onward: Command, tmp_path: Path) -> None:
     scale_model(tmp_path / "m.onnx", 2)
     x = np.arange(400, dtype=np.float32).reshape(100, 4)
     np.savez(tmp_path / "x.npz", x=x)
@@ -226,7 +234,7 @@ def test_predict_writes_every_output(store, onward, tmp_path):
     assert np.array_equal(np.load(tmp_path / "y.npz")["y"], 2 * x)
 
 
-def test_predict_refuses_pickled_arrays(onward, tmp_path, monkeypatch):
+def test_predict_refuses_pickled_arrays(onward: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     scale_model(tmp_path / "m.onnx", 2)
     np.savez(tmp_path / "x.npz", x=np.array([{"a": 1}], dtype=object))
@@ -235,7 +243,7 @@ def test_predict_refuses_pickled_arrays(onward, tmp_path, monkeypatch):
     assert "not an .npz file of plain arrays" in err
 
 
-def test_inspect_says_what_a_file_is(onward, tmp_path, monkeypatch):
+def test_inspect_describes_a_file(onward: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     scale_model(tmp_path / "m.onnx", 2)
     code, out, _ = onward("inspect", "m.onnx")
@@ -244,7 +252,9 @@ def test_inspect_says_what_a_file_is(onward, tmp_path, monkeypatch):
         assert words in out
 
 
-def test_inspect_of_a_report_says_what_failed_and_where_they_part(onward, tmp_path, monkeypatch):
+def test_inspect_of_a_report_shows_the_failure_and_the_first_difference(
+    onward: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     difference = OutputComparison(output="y", verdict="out of tolerance", max_abs=0.5, share_out=0.25)
     report = VerifyReport(
@@ -280,7 +290,7 @@ def test_inspect_of_a_report_says_what_failed_and_where_they_part(onward, tmp_pa
     assert onward("inspect", "odd.json")[0] == 2
 
 
-def external(path, location):
+def external(path: Path, location: str) -> None:
     tensor = numpy_helper.from_array(np.ones((4, 4), np.float32), "w")
     tensor.ClearField("raw_data")
     tensor.data_location = TensorProto.EXTERNAL
@@ -308,7 +318,9 @@ def external(path, location):
         (lambda path: external(path, "/etc/passwd"), "is outside the folder"),
     ],
 )
-def test_inspect_refuses_broken_files_in_one_line(onward, tmp_path, monkeypatch, prepare, message):
+def test_inspect_rejects_broken_files_with_one_line(
+    onward: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prepare: Callable[[Path], object], message: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     prepare(tmp_path / "m.onnx")
     code, out, err = onward("inspect", "m.onnx")
@@ -317,7 +329,7 @@ def test_inspect_refuses_broken_files_in_one_line(onward, tmp_path, monkeypatch,
     assert err.count("\n") == 1
 
 
-def test_who_acts_is_known_without_git(monkeypatch, tmp_path):
+def test_the_actor_is_known_without_git(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("ONWARD_ACTOR", "ann")
     assert who() == "ann"
     monkeypatch.delenv("ONWARD_ACTOR")
@@ -325,7 +337,7 @@ def test_who_acts_is_known_without_git(monkeypatch, tmp_path):
     assert who()
 
 
-def test_ui_of_a_server_is_the_servers(onward, monkeypatch):
+def test_ui_opens_the_page_of_a_server(onward: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://user:secret@mlflow.example.org")
     code, out, _ = onward("ui")
     assert code == 0
@@ -333,7 +345,7 @@ def test_ui_of_a_server_is_the_servers(onward, monkeypatch):
     assert "Model training" in out
 
 
-def test_environments_are_made_once(store, onward):
+def test_environments_are_created_once(store: Store, onward: Command) -> None:
     assert onward("environments", "create", "cnn")[1].splitlines() == [
         "created environments/staging",
         "created staging.cnn",
@@ -347,16 +359,16 @@ def test_environments_are_made_once(store, onward):
     assert onward("environments", "create", "../mlp")[0] == 2
 
 
-def test_the_version_is_that_of_the_package(onward):
+def test_the_version_option_prints_the_package_version(onward: Command) -> None:
     assert onward("--version") == (0, f"onward {version('onward')}\n", "")
 
 
 @pytest.mark.parametrize("arguments", [("-h",), ("status", "-h"), ("environments", "grant", "-h")])
-def test_h_is_help(onward, arguments):
+def test_short_option_h_shows_help(onward: Command, arguments: tuple[str, ...]) -> None:
     assert onward(*arguments) == onward(*arguments[:-1], "--help")
 
 
-def test_shells_can_complete_commands():
+def test_shell_completion_completes_commands() -> None:
     asked = {**os.environ, "_ONWARD_COMPLETE": "complete_bash", "COMP_WORDS": "onward rollb", "COMP_CWORD": "1"}
     done = subprocess.run([sys.executable, "-m", "onward.cli"], env=asked, capture_output=True, text=True)
     assert done.stdout.split() == ["rollback"]

@@ -1,4 +1,4 @@
-"""A stage depends on the code that it runs, and on no other."""
+"""A stage depends only on the code that it runs."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ OPTIMIZERS = "onward.stages.transforms.optimizers"
 
 
 @pytest.mark.parametrize("stage", READS)
-def test_the_code_of_a_stage_is_its_module_and_those_that_it_imports(stage: str) -> None:
+def test_the_code_of_a_stage_is_its_module_and_its_imports(stage: str) -> None:
     found = code.digests(stage)
     assert f"onward.stages.{stage}" in found
     assert not set(found) & code.PLUMBING
     assert not {name for name in found if name.startswith("onward.stages.config")}
 
 
-def test_modules_that_a_stage_starts_as_processes_are_its_code(project: Path) -> None:
+def test_modules_that_a_stage_starts_as_processes_count_as_its_code(project: Path) -> None:
     assert "onward.stages.workers.onnx_worker" in code.digests("verify")
     assert "onward.stages.parity.compare" in code.digests("verify")
     assert "onward.stages.parity.compare" not in code.digests("data")
 
 
-def test_every_module_of_the_lists_exists() -> None:
+def test_every_listed_module_exists() -> None:
     started = [name for names in code.STARTED.values() for name in names]
     for name in (*code.PLUMBING, *code.STARTED, *started):
         assert source_files.locate(name) is not None, name
 
 
-def test_a_technique_is_code_of_the_models_that_try_it_alone(project: Path) -> None:
+def test_only_models_that_try_a_technique_depend_on_its_code(project: Path) -> None:
     write_project(project, params=toy_params(optimize={"candidates": ["onnxsim"]}))
     found = {name: json.loads(text) for name, text in sections(read()).items()}
     own = {name for name in found["toy/optimize.json"]["code"] if name.startswith(f"{OPTIMIZERS}.")}
@@ -53,7 +53,7 @@ def double(x):
 
 
 @given(st.lists(st.sampled_from(["comment", "docstring", "blank", "module"]), max_size=4))
-def test_comments_docstrings_and_blank_lines_are_no_code(kinds: list[str]) -> None:
+def test_comments_docstrings_and_blank_lines_do_not_change_the_digest(kinds: list[str]) -> None:
     source = SOURCE
     for kind in kinds:
         if kind == "comment":
@@ -68,11 +68,11 @@ def test_comments_docstrings_and_blank_lines_are_no_code(kinds: list[str]) -> No
 
 
 @pytest.mark.parametrize("changed", ["return 3 * x", "return '# 2' * x", 'return """twice""" * x'])
-def test_a_change_of_the_code_is_one(changed: str) -> None:
+def test_a_code_change_changes_the_digest(changed: str) -> None:
     assert code.stripped(SOURCE.replace("return 2 * x", changed)) != code.stripped(SOURCE)
 
 
-def test_sources_are_found_in_the_repository_and_below_src(project: Path) -> None:
+def test_sources_are_found_in_the_repository_and_under_src(project: Path) -> None:
     repository = project.parent
     (repository / ".git").mkdir()
     for folder, name in ((repository / "src" / "nets", "deep"), (repository, "shallow")):
@@ -86,7 +86,7 @@ def test_sources_are_found_in_the_repository_and_below_src(project: Path) -> Non
     assert {"models/toy.py", "../src/nets/deep.py", "../src/nets/__init__.py", "../shallow.py"} <= set(sources)
 
 
-def test_a_callable_of_an_installed_package_is_tracked_by_its_version_and_said_to_be(project: Path) -> None:
+def test_a_callable_of_an_installed_package_is_tracked_by_version_with_a_notice(project: Path) -> None:
     write_project(project, params=toy_params(quality="sklearn.metrics:accuracy_score"))
     assert any("sklearn.metrics" in line and "scikit-learn 1." in line for line in untracked(read()))
     sources = json.loads(sections(read())["toy/verify.json"])["sources"]

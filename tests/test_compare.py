@@ -1,4 +1,4 @@
-"""How near one output is to its reference: each rule of stages/parity/compare.py, element by element, at its limit."""
+"""Each rule of stages/parity/compare.py, per element, at its limit."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ from onward.stages.parity.compare import ROUNDING, SPREAD, compare, squared_chan
 
 Array = np.ndarray[Any, np.dtype[Any]]
 F = np.float32
-EPS = float(np.spacing(F(1)))  # the unit in the last place of 1
+EPS = float(np.spacing(F(1)))  # the ulp of 1
 
 
 def f32(*values: float) -> Array:
     return np.array(values, F)
 
 
-def outs(reference: Array, got: Array, rtol: float = 0, atol: float = 0, truth=None, spread=None) -> list[bool]:
-    """Which elements are out of tolerance, each asked alone."""
+def outs(
+    reference: Array, got: Array, rtol: float = 0, atol: float = 0, truth: Any = None, spread: Any = None
+) -> list[bool]:
+    """Compare each element separately; returns which ones are out of tolerance."""
     found = []
     for n in range(reference.size):
         one = compare(
@@ -37,7 +39,7 @@ def outs(reference: Array, got: Array, rtol: float = 0, atol: float = 0, truth=N
 
 
 def by_the_rule(wanted: float, got: float, rtol: float, atol: float, truth: float | None, spread: float | None) -> bool:
-    """The docstring of `compare`, for one finite float32 element, in plain numbers: whether it is out of tolerance."""
+    """The rule in the docstring of `compare` for one finite float32 element: whether it is out of tolerance."""
     out = abs(got - wanted) > atol + rtol * abs(wanted)
     if truth is None and spread is None:
         return out
@@ -58,7 +60,7 @@ small = st.floats(1e-9, 10)
 @given(
     values, values, small, small, st.none() | st.floats(-1e6, 1e6) | st.just(math.inf), st.none() | small, st.booleans()
 )
-def test_an_element_is_out_where_neither_the_tolerance_nor_its_rounding_explains_it(
+def test_an_element_fails_if_neither_tolerance_nor_rounding_explains_it(
     wanted: float, got: float, rtol: float, atol: float, truth: float | None, spread: float | None, near: bool
 ) -> None:
     rtol, atol = rtol * 1e-3, atol * 1e-3
@@ -72,14 +74,14 @@ def test_an_element_is_out_where_neither_the_tolerance_nor_its_rounding_explains
     assert (found.verdict != "ok") == by_the_rule(wanted, got, rtol, atol, truth, spread)
 
 
-def test_a_difference_may_be_as_large_as_the_tolerance_and_no_larger() -> None:
+def test_a_difference_up_to_the_tolerance_passes() -> None:
     reference = f32(2, -2, 0, 0, 2)
     got = f32(2.75, -2.75, 0.25, 0.5, 1.25)
     assert outs(reference, got, rtol=0.25, atol=0.25) == [False, False, False, True, False]
     assert outs(reference, f32(2.751, -2.751, 0.251, 0, 1.249), rtol=0.25, atol=0.25) == [True, True, True, False, True]
 
 
-def test_ten_units_in_the_last_place_are_rounding_where_rounding_is_known() -> None:
+def test_ten_ulps_count_as_rounding_if_the_rounding_is_known() -> None:
     reference, spread = f32(1, 1, 1), [0.0, 0.0, 0.0]
     got = f32(1 + 10 * EPS, 1 + 11 * EPS, 1 - 11 * EPS)
     assert outs(reference, got) == [True, True, True]
@@ -87,21 +89,21 @@ def test_ten_units_in_the_last_place_are_rounding_where_rounding_is_known() -> N
     assert outs(reference, got, truth=[1.0, 1.0, 1.0]) == [False, True, True]
 
 
-def test_ten_times_an_elements_own_error_is_rounding_counted_from_float64() -> None:
+def test_ten_times_the_reference_error_against_float64_counts_as_rounding() -> None:
     reference, truth = f32(1, 1, 1, 1), [1.01, 1.01, 1.01, 1.01]
     got = f32(1.109, 1.111, 0.911, 0.909)
     assert outs(reference, got, truth=truth) == [False, True, False, True]
 
 
-def test_a_hundred_times_an_elements_spread_is_rounding() -> None:
+def test_a_hundred_times_the_spread_of_an_element_counts_as_rounding() -> None:
     reference, spread = f32(1, 1, 1), [0.01, 0.01, 0.01]
     assert outs(reference, f32(1.99, 2.01, 0.01), spread=spread) == [False, True, False]
-    # The larger one counts: of the spread's allowance and that of the distance to float64.
+    # The larger allowance applies: by spread, or by the distance to float64.
     assert outs(reference, f32(2.4, 2.6, -0.4), truth=[1.5] * 3, spread=spread) == [False, False, False]
     assert outs(reference, f32(6.4, 6.6, -3.6), truth=[1.5] * 3, spread=spread) == [False, True, True]
 
 
-def test_a_float64_answer_that_the_spread_cannot_explain_is_not_believed() -> None:
+def test_a_float64_output_that_the_spread_cannot_explain_is_ignored() -> None:
     reference, spread, truth = f32(1), [1e-3], [1.2]
     assert unexplained(reference, np.array(truth), np.array(spread)).tolist() == [True]
     assert outs(reference, f32(1.15), truth=truth, spread=spread) == [True]
@@ -110,14 +112,14 @@ def test_a_float64_answer_that_the_spread_cannot_explain_is_not_believed() -> No
 
 
 @pytest.mark.parametrize("truth", [np.ones(2), np.ones((1, 1))])
-def test_a_truth_or_a_spread_of_another_shape_says_nothing(truth: Array) -> None:
+def test_a_truth_or_spread_of_another_shape_is_ignored(truth: Array) -> None:
     reference, got = f32(1), f32(1.5)
     plain = compare("y", reference, got, 0, 0)
     assert compare("y", reference, got, 0, 0, truth, truth * 9) == plain
     assert plain.error is None
 
 
-def test_a_class_that_the_spread_moves_is_not_judged() -> None:
+def test_an_integer_output_that_the_spread_changes_is_not_judged() -> None:
     reference, got = np.array([3, 4]), np.array([5, 4])
     assert compare("y", reference, got, 0, 0, spread=np.array([0.5, 0])).verdict == "ok"
     assert compare("y", reference, got, 0, 0, spread=np.array([0, 0.5])).share_out == 0.5
@@ -128,7 +130,7 @@ def test_a_class_that_the_spread_moves_is_not_judged() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["U3", "S3", "M8[s]", "c8", "O"])
-def test_what_is_no_number_has_to_be_equal(dtype: str) -> None:
+def test_non_numeric_outputs_must_be_equal(dtype: str) -> None:
     made: dict[str, list[Any]] = {"M8[s]": ["2026-01-01", "2026-01-02"], "c8": [1 + 1j, 1 - 1j], "O": ["1", "2"]}
     reference = np.array(made.get(dtype, ["a", "b"]), dtype)
     same = compare("y", reference, reference.copy(), 0, 0)
@@ -137,24 +139,24 @@ def test_what_is_no_number_has_to_be_equal(dtype: str) -> None:
     assert (other.verdict, other.share_out) == ("out of tolerance", 1)
 
 
-def test_what_float64_has_finite_and_the_reference_has_not_is_not_judged_and_nothing_else_is_left_out() -> None:
+def test_only_elements_that_overflow_in_the_reference_but_not_in_float64_are_not_judged() -> None:
     reference, truth = f32(np.inf, np.nan, 1, np.inf), np.array([1e39, 2.0, np.nan, np.inf])
     assert compare("y", reference, f32(7, 7, 1, np.inf), 0, 0, truth).verdict == "ok"
     assert compare("y", reference, f32(7, 7, 2, np.inf), 0, 0, truth).share_out == 0.25
     odd = compare("y", reference, f32(7, 7, 2, 7), 0, 0, truth)
-    assert (odd.verdict, odd.share_out) == ("NaN mismatch", 1.0)  # of the two that are judged
+    assert (odd.verdict, odd.share_out) == ("NaN mismatch", 1.0)  # of the two judged elements
     assert "NaN or infinity" in odd.reason
     assert compare("y", f32(1, np.inf), f32(1, 3), 0, 0, np.array([1.0, np.inf])).verdict == "NaN mismatch"
 
 
-def test_nan_and_infinity_may_stand_where_the_reference_has_them() -> None:
+def test_nan_and_infinity_pass_where_the_reference_has_them() -> None:
     odd = f32(np.nan, np.inf, -np.inf, 1)
     found = compare("y", odd, odd.copy(), 0, 0)
     assert (found.verdict, found.share_out, found.max_abs) == ("ok", 0, 0)
     assert compare("y", odd, f32(np.nan, np.inf, np.inf, 1), 9, 9).verdict == "NaN mismatch"
 
 
-def test_where_nan_is_misplaced_the_share_counts_what_is_not_close_either() -> None:
+def test_with_misplaced_nan_the_share_also_counts_elements_out_of_tolerance() -> None:
     reference = f32(1, 2, np.nan, np.inf, 4, 4, 4, 4)
     got = f32(1.05, 9, np.nan, np.inf, np.nan, 4, 4, 4)
     found = compare("y", reference, got, 0.1, 0)
@@ -163,13 +165,13 @@ def test_where_nan_is_misplaced_the_share_counts_what_is_not_close_either() -> N
     assert compare("y", reference, got, 0, 0).share_out == 0.375
 
 
-def test_every_figure_is_that_of_its_definition() -> None:
+def test_every_figure_matches_its_definition() -> None:
     reference, got = f32(4, -8, 0, 1e-9), f32(4.5, -7, 0.25, 0)
     found = compare("y", reference, got, 0, 0.125)
     assert (found.output, found.verdict, found.share_out) == ("y", "out of tolerance", 0.75)
     assert (found.max_abs, found.out_abs) == (1.0, 1.0)
     assert found.mean_abs == pytest.approx((0.5 + 1 + 0.25) / 4)
-    assert found.max_rel == pytest.approx(2)  # 0.25 against atol: the reference is smaller than that
+    assert found.max_rel == pytest.approx(2)  # 0.25 relative to atol, because the reference is smaller
     assert (found.error, found.reference_error) == (None, None)
     assert found.cosine == pytest.approx(74 / math.sqrt(80 * (4.5**2 + 49 + 0.0625)))
     assert found.snr_db == pytest.approx(10 * math.log10(80 / (0.25 + 1 + 0.0625)), rel=1e-6)
@@ -181,7 +183,7 @@ def test_every_figure_is_that_of_its_definition() -> None:
     assert compare("y", reference, got, 0, 1).out_abs is None
 
 
-def test_errors_against_float64_are_the_largest_of_each() -> None:
+def test_errors_against_float64_are_maxima() -> None:
     reference, got, truth = f32(1, 2, 3, np.inf), f32(1.5, 2, 3.25, np.inf), np.array([1.25, 1.0, np.inf, 5.0])
     found = compare("y", reference, got, 9, 9, truth)
     assert (found.error, found.reference_error) == (1.0, 1.0)
@@ -191,14 +193,14 @@ def test_errors_against_float64_are_the_largest_of_each() -> None:
     assert compare("y", reference[:1], got[:1], 9, 9, spread=np.array([1.0])).error is None
 
 
-def test_relative_errors_are_relative_to_what_is_no_smaller_than_atol_or_than_any_number() -> None:
+def test_the_denominator_of_a_relative_error_is_at_least_atol_and_positive() -> None:
     assert compare("y", f32(1e-3), f32(2e-3), 0, 1e-2).max_rel == pytest.approx(0.1)
     assert compare("y", f32(1e-3), f32(2e-3), 0, 1e-4).max_rel == pytest.approx(1)
     assert compare("y", f32(0), f32(0), 0, 0).max_rel == 0
     assert math.isfinite(compare("y", f32(0), f32(1), 0, 0).max_rel or math.inf)
 
 
-def test_integers_have_no_figures_of_floats() -> None:
+def test_integer_outputs_have_no_float_figures() -> None:
     found = compare("y", np.array([[1, 2], [3, 4]]), np.array([[1, 2], [3, 6]]), 0, 0)
     assert (found.max_abs, found.mean_abs, found.max_rel) == (2.0, 0.5, 0.5)
     assert (found.cosine, found.snr_db, found.agreement, found.max_ulp) == (None, None, None, None)
@@ -208,7 +210,7 @@ def test_integers_have_no_figures_of_floats() -> None:
 
 
 @pytest.mark.parametrize("shape", [(0,), (0, 3), (2, 0)])
-def test_an_output_without_elements_has_figures_of_nothing(shape: tuple[int, ...]) -> None:
+def test_an_empty_output_has_zero_figures(shape: tuple[int, ...]) -> None:
     empty = np.empty(shape, F)
     for truth in (None, np.empty(shape)):
         found = compare("y", empty, empty, 0, 0, truth)
@@ -217,7 +219,7 @@ def test_an_output_without_elements_has_figures_of_nothing(shape: tuple[int, ...
 
 
 @given(st.floats(-(2.0**100), 2.0**100, width=32), st.integers(0, 50))
-def test_steps_between_float32_are_counted(start: float, steps: int) -> None:
+def test_ulps_between_float32_values_are_counted(start: float, steps: int) -> None:
     end = F(start)
     for _ in range(steps):
         end = np.nextafter(end, F(np.inf))
@@ -225,7 +227,7 @@ def test_steps_between_float32_are_counted(start: float, steps: int) -> None:
     assert compare("y", np.array([end]), f32(start), 9, 9).max_ulp == steps
 
 
-def test_steps_are_counted_across_zero_and_at_every_width_and_the_largest_counts() -> None:
+def test_ulps_are_counted_across_zero_and_for_every_width_and_the_maximum_is_reported() -> None:
     for dtype, width in ((np.float16, 16), (np.float32, 32), (np.float64, 64)):
         tiny = np.nextafter(dtype(0), dtype(1))
         assert compare("y", np.array([-tiny, 1], dtype), np.array([tiny, 1], dtype), 9, 9).max_ulp == 2
@@ -239,7 +241,7 @@ def test_steps_are_counted_across_zero_and_at_every_width_and_the_largest_counts
     assert compare("y", np.ones((3, 2), F).T, np.ones((3, 2), F).T, 0, 0).max_ulp == 0
 
 
-def test_a_change_is_squared_in_float64_and_zero_where_it_is_not_finite() -> None:
+def test_a_difference_is_squared_in_float64_and_is_zero_if_not_finite() -> None:
     one, other = f32(3, 3e38, np.inf, np.nan, np.inf, 1), f32(1, -3e38, np.inf, 1, 1, 1)
     found = squared_change(one, other)
     assert found.dtype == np.float64
@@ -257,14 +259,14 @@ def test_a_change_is_squared_in_float64_and_zero_where_it_is_not_finite() -> Non
         (1.0, 1.99, 0.01, False), (1.0, 2.01, 0.01, True), (0.0, 1e-44, 0.0, False), (0.0, 2e-44, 0.0, True),
     ],
 )  # fmt: skip
-def test_a_float64_answer_is_unexplained_beyond_a_tenth_or_beyond_what_the_spread_and_rounding_make(
+def test_a_float64_output_is_unexplained_beyond_a_tenth_or_beyond_spread_and_rounding(
     wanted: float, truth: float, spread: float | None, is_unexplained: bool
 ) -> None:
     found = unexplained(f32(wanted), np.array([truth]), None if spread is None else np.array([spread]))
     assert found.tolist() == [is_unexplained]
 
 
-def test_what_differs_in_kind_is_said_with_both_kinds() -> None:
+def test_a_different_dtype_or_shape_is_reported_with_both_values() -> None:
     found = compare("y", f32(1), np.ones(1), 9, 9)
     assert (found.output, found.verdict, found.reason) == ("y", "dtype mismatch", "float64 instead of float32")
     found = compare("y", f32(1), f32(1, 1), 9, 9)

@@ -1,4 +1,4 @@
-"""One store for everything, and a process that uses Onward keeps its own MLflow as it was."""
+"""All data goes to one store, and a process that uses Onward keeps its own MLflow settings."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def own_mlflow(tmp_path: Path) -> str:
 
 
 @pytest.mark.parametrize("named", [True, False])
-def test_a_service_keeps_its_own_mlflow(store: Store, tmp_path: Path, named: bool) -> None:
+def test_a_service_keeps_its_own_mlflow_settings(store: Store, tmp_path: Path, named: bool) -> None:
     uri = os.environ["MLFLOW_TRACKING_URI"]
     done = subprocess.run(
         [sys.executable, "-c", SERVICE, own_mlflow(tmp_path), tmp_path / "checkout", uri if named else ""],
@@ -79,7 +79,7 @@ def test_a_service_keeps_its_own_mlflow(store: Store, tmp_path: Path, named: boo
     assert done.stdout.splitlines()[-1:] == ["served"], done.stderr
 
 
-def test_what_is_written_goes_to_the_store_in_use_whatever_the_process_uses(
+def test_writes_go_to_the_configured_store_and_not_to_the_store_of_the_process(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import mlflow
@@ -101,10 +101,10 @@ def test_what_is_written_goes_to_the_store_in_use_whatever_the_process_uses(
             assert mlflow.get_tracking_uri() == uri
         assert (mlflow.get_tracking_uri(), os.environ["MLFLOW_TRACKING_URI"]) == (own, uri)
     finally:
-        mlflow.set_tracking_uri(None)
+        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # the default again; its annotation lacks None
 
 
-def test_a_registry_in_another_store_is_refused(
+def test_a_registry_in_another_store_is_rejected(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, onward: Command
 ) -> None:
     monkeypatch.setenv("MLFLOW_REGISTRY_URI", own_mlflow(tmp_path))
@@ -122,7 +122,7 @@ def test_a_registry_in_another_store_is_refused(
     assert onward("status")[0] == 0
 
 
-def test_a_store_without_a_server_has_no_users_to_grant_anything(store: Store, onward: Command) -> None:
+def test_a_store_without_a_server_has_no_permissions_to_grant(store: Store, onward: Command) -> None:
     code, out, err = onward("environments", "grant", "staging", "--to", "bob")
     assert (code, out) == (2, "")
     assert "has no users" in err
@@ -130,7 +130,7 @@ def test_a_store_without_a_server_has_no_users_to_grant_anything(store: Store, o
     assert (code, "nowhere" in err) == (2, True)
 
 
-def test_credentials_of_a_registry_are_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_credentials_of_a_registry_are_not_printed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ann:hush@localhost:5000")
     monkeypatch.setenv("MLFLOW_REGISTRY_URI", "http://ann:hush@localhost:5001")
     with pytest.raises(UsageError) as refused:
@@ -139,7 +139,7 @@ def test_credentials_of_a_registry_are_not_told(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.timeout(60)
-def test_a_server_that_is_down_is_said_so_at_once_in_a_process_that_set_nothing(
+def test_an_unreachable_server_is_reported_at_once_without_settings(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name in [name for name in os.environ if name.startswith("MLFLOW_HTTP_REQUEST")]:

@@ -1,4 +1,4 @@
-"""Whoever asks for what is live, and however, gets the same answers."""
+"""Every way to use the live version gives the same outputs."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import signal
 import subprocess
 import sys
 import urllib.request
+from pathlib import Path
 
 import mlflow
 import numpy as np
+import pytest
 
 from onward.registry.inference.session import InferenceSession
 from onward.registry.operations import promotion
@@ -18,8 +20,8 @@ from tests.servers import answers, free_port, wait_until
 from tests.store_factory import add_candidate, fresh_store
 
 
-def served(uri: str, folder, x: np.ndarray) -> np.ndarray:
-    """What `mlflow models serve` answers."""
+def served(uri: str, folder: Path, x: np.ndarray) -> np.ndarray:
+    """The outputs of `mlflow models serve`."""
     port = free_port()
     command = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", uri, "--env-manager", "local"]
     command += ["--host", "127.0.0.1", "--port", str(port)]
@@ -39,7 +41,9 @@ def served(uri: str, folder, x: np.ndarray) -> np.ndarray:
         server.wait(60)
 
 
-def test_onward_pyfunc_and_mlflow_models_serve_all_answer_the_same(tmp_path, monkeypatch):
+def test_onward_pyfunc_and_mlflow_models_serve_give_the_same_outputs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = fresh_store(tmp_path, monkeypatch)
     for factor in (2, 3):
         add_candidate(store, "cnn", factor)

@@ -1,8 +1,9 @@
-"""An environment's own copy that is lost is found again, or made again, as long as the bytes are anywhere."""
+"""A lost copy of an environment is found or recreated, as long as its bytes exist somewhere."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,10 @@ import pytest
 
 from onward.registry.errors import Refused
 from onward.registry.inference.session import InferenceSession
+from onward.registry.log.entries import Entry
 from onward.registry.operations import overview, promotion, transfer
 from onward.registry.store.store import Store
+from tests.conftest import not_none
 from tests.store_factory import add_candidate, artifacts_of, fresh_store
 
 X = np.ones((1, 4), np.float32)
@@ -30,8 +33,8 @@ def promote(store: Store, to: str, version: int | None = None) -> promotion.Outc
     return promotion.promote("cnn", to, version, reason="because", store=store)
 
 
-def live(store: Store, environment: str = "staging"):
-    return store.log(environment, "cnn").history.live
+def live(store: Store, environment: str = "staging") -> Entry:
+    return not_none(store.log(environment, "cnn").history.live)
 
 
 def delete_files(store: Store, environment: str, number: int) -> None:
@@ -56,7 +59,9 @@ LOSSES = [delete_files, damage_a_file, delete_a_file, delete_the_logged_model]
 
 
 @pytest.mark.parametrize("lose", LOSSES)
-def test_promoting_what_is_live_already_restores_its_files(store: Store, lose) -> None:
+def test_promoting_the_live_version_again_restores_its_files(
+    store: Store, lose: Callable[[Store, str, int], None]
+) -> None:
     before = live(store)
     assert promote(store, "staging", 1).note == ""
     lose(store, "staging", 1)
@@ -69,14 +74,16 @@ def test_promoting_what_is_live_already_restores_its_files(store: Store, lose) -
     assert checked.met
     assert f"the files in {before.source}, which the entry names, are lost" in str(checked.results[0])
     assert np.array_equal(InferenceSession("cnn@staging").predict(X), X)
-    # It is there now: another time nothing is done.
+    # The copy exists now, so a second promotion does nothing.
     copies = store.files.own_copies("staging", "cnn", before.sha256)
     assert promote(store, "staging", 1).note == ""
     assert store.files.own_copies("staging", "cnn", before.sha256) == copies
 
 
 @pytest.mark.parametrize("lose", LOSSES)
-def test_promoting_again_what_was_live_before_makes_a_lost_copy_anew(store: Store, lose) -> None:
+def test_promoting_an_earlier_version_again_recreates_a_lost_copy(
+    store: Store, lose: Callable[[Store, str, int], None]
+) -> None:
     add_candidate(store, "cnn", 2.0)
     promote(store, "staging", 2)
     lose(store, "staging", 1)
@@ -84,14 +91,16 @@ def test_promoting_again_what_was_live_before_makes_a_lost_copy_anew(store: Stor
     assert outcome.changed
     assert live(store).source != store.entry("staging", "cnn", 1).source
     assert overview.check("cnn", "staging", store).met
-    # The old entry of the same bytes can be gone back to as well.
+    # A rollback to the old entry with the same bytes also works.
     promote(store, "staging", 2)
     assert promotion.rollback("cnn", "staging", reason="x", to=1, store=store).changed
     assert overview.check("cnn", "staging", store).met
 
 
 @pytest.mark.parametrize("lose", LOSSES)
-def test_rollback_to_a_lost_copy_takes_the_candidates_files(store: Store, lose) -> None:
+def test_rollback_to_a_lost_copy_uses_the_files_of_the_candidate(
+    store: Store, lose: Callable[[Store, str, int], None]
+) -> None:
     add_candidate(store, "cnn", 2.0)
     promote(store, "staging", 2)
     lose(store, "staging", 1)
@@ -101,13 +110,15 @@ def test_rollback_to_a_lost_copy_takes_the_candidates_files(store: Store, lose) 
 
 
 @pytest.mark.parametrize("lose", LOSSES)
-def test_promoting_onwards_what_the_environment_before_has_lost(store: Store, lose) -> None:
+def test_a_promotion_survives_a_lost_copy_in_the_previous_environment(
+    store: Store, lose: Callable[[Store, str, int], None]
+) -> None:
     lose(store, "staging", 1)
     assert promote(store, "production").version == 1
     assert overview.check("cnn", "production", store).met
 
 
-def test_what_another_version_has_is_as_good(store: Store) -> None:
+def test_a_lost_copy_is_recreated_from_another_version_with_the_same_bytes(store: Store) -> None:
     store._client.delete_model_version("cnn", "1")
     add_candidate(store, "cnn", 1.0)  # the same bytes
     delete_files(store, "staging", 1)
@@ -115,7 +126,7 @@ def test_what_another_version_has_is_as_good(store: Store) -> None:
     assert overview.check("cnn", "production", store).met
 
 
-def test_where_the_files_are_nowhere_it_says_where_it_looked(store: Store) -> None:
+def test_if_no_copy_is_left_the_error_names_the_searched_places(store: Store) -> None:
     source = live(store).source
     delete_files(store, "staging", 1)
     shutil.rmtree(artifacts_of(store, "cnn", 1))
@@ -128,21 +139,21 @@ def test_where_the_files_are_nowhere_it_says_where_it_looked(store: Store) -> No
         InferenceSession("cnn@staging")
 
 
-def test_a_candidate_that_is_lost_is_taken_from_the_environments_copy(store: Store) -> None:
+def test_the_files_of_a_lost_candidate_come_from_the_copy_of_the_environment(store: Store) -> None:
     add_candidate(store, "cnn", 2.0)
     promote(store, "staging", 2)
     shutil.rmtree(artifacts_of(store, "cnn", 1))
     assert promote(store, "staging", 1).changed
 
 
-def test_an_export_takes_the_copy_that_is_left(store: Store, tmp_path: Path) -> None:
+def test_an_export_uses_the_remaining_copy(store: Store, tmp_path: Path) -> None:
     delete_files(store, "staging", 1)
     promote(store, "staging", 1)
     transfer.export(["cnn"], tmp_path / "moved", store)
     assert (tmp_path / "moved" / live(store).manifest / "model.onnx").is_file()
 
 
-def test_a_reader_makes_nothing(store: Store) -> None:
+def test_reading_creates_no_copy(store: Store) -> None:
     before = {found.name for found in store._client.search_experiments()}
     assert store.files.own_copies("nowhere", "cnn", "0" * 64) == []
     assert {found.name for found in store._client.search_experiments()} == before

@@ -1,10 +1,11 @@
-"""What passes and what does not: sound models of many kinds, and models with one thing wrong."""
+"""Correct models of many kinds pass, and models with one fault fail."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,12 +24,12 @@ from onward.stages.workers import isolated_call
 from onward.stages.workers.torch_module import load_module
 from onward.stages.workers.worker import Worker, WorkerFailure
 from tests.architectures import MODELS
-from tests.conftest import ROOT
+from tests.conftest import ROOT, not_none
 from tests.mutations import MUTATIONS
 
 
 def settle(name: str, **changes: object) -> ModelParams:
-    """Settings of a model of the corpus, with its weights and samples where stages look for them."""
+    """The settings of a corpus model, with its weights and samples in the paths that stages read."""
     settings = ModelParams.model_validate(MODELS[name] | changes)
     assert settings.build is not None
     weights = paths.build(name, "train") / "model.safetensors"
@@ -38,18 +39,21 @@ def settle(name: str, **changes: object) -> ModelParams:
         save_file(state, weights)
         paths.build(name, "data").mkdir()
         sizes = {dim: spec.typical[-1] for dim, spec in settings.dims.items()} | {"batch": 24}
-        np.savez(paths.build(name, "data") / "evaluation.npz", **draw(settings.inputs, sizes, np.random.default_rng(5)))
+        samples: dict[str, Any] = draw(settings.inputs, sizes, np.random.default_rng(5))
+        np.savez(paths.build(name, "data") / "evaluation.npz", **samples)
     return settings
 
 
-# How the models that the first way of exporting gets wrong are exported.
+# The strategies for models that the first strategy exports wrongly.
 OTHERWISE = {"branching": "script", "gru": "script", "bidirectional": "script"}
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder in which every model of the corpus is exported, with its module's answers beside it: in one process,
-    for torch takes its time to start."""
+    """A folder with the export of every corpus model and the outputs of its module.
+
+    One process exports all of them, because torch is slow to start.
+    """
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("corpus")
         patch.setenv("ONWARD_PROJECT", str(folder))
@@ -68,13 +72,13 @@ def export_all(root: Path) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_good_model_of_any_kind_passes(name: str, root: Path, tmp_path: Path) -> None:
+def test_every_correct_model_passes(name: str, root: Path, tmp_path: Path) -> None:
     shutil.copytree(root / name, tmp_path / "made")
     assert verdict(name, root, tmp_path / "made") == ""
 
 
 @pytest.mark.parametrize(("name", "strategy"), [("branching", "script"), ("gru", "script")])
-def test_the_ladder_finds_the_way_that_works_and_says_why_the_others_fell(
+def test_the_export_ladder_finds_the_working_strategy_and_reports_why_others_failed(
     name: str, strategy: str, root: Path, tmp_path: Path
 ) -> None:
     made, attempts = _ladder(name, settle(name), tmp_path)
@@ -85,7 +89,7 @@ def test_the_ladder_finds_the_way_that_works_and_says_why_the_others_fell(
 
 
 def verdict(name: str, root: Path, folder: Path) -> str:
-    """Why a model does not pass; empty where it does."""
+    """The reason why a model fails; empty if it passes."""
     settings, path = settle(name), folder / "model.onnx"
     expected = recall(root / f"{name}.npz", cases(name, settings, Verify()))
     try:
@@ -98,7 +102,7 @@ def verdict(name: str, root: Path, folder: Path) -> str:
 
 
 @pytest.mark.parametrize("label", MUTATIONS)
-def test_a_model_with_one_thing_wrong_does_not_pass(label: str, root: Path, tmp_path: Path) -> None:
+def test_a_model_with_one_fault_does_not_pass(label: str, root: Path, tmp_path: Path) -> None:
     name, mutate = MUTATIONS[label]
     shutil.copytree(root / name, tmp_path / "made")
     mutate(tmp_path / "made" / "model.onnx")
@@ -107,7 +111,7 @@ def test_a_model_with_one_thing_wrong_does_not_pass(label: str, root: Path, tmp_
     assert str(tmp_path) not in said
 
 
-def test_a_tracer_that_baked_one_branch_falls(root: Path) -> None:
+def test_a_trace_with_one_baked_branch_is_rejected(root: Path) -> None:
     settings = settle("branching", export={"strategy": "trace"})
     folder = root / "baked"
     folder.mkdir()
@@ -135,13 +139,13 @@ def test_a_tracer_that_baked_one_branch_falls(root: Path) -> None:
         ),
     ],
 )
-def test_the_report_names_the_node_the_module_and_the_line_where_they_part(
+def test_the_report_names_the_node_module_and_line_of_the_first_difference(
     label: str, operator: str, module: str, source: str, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name, mutate = MUTATIONS[label]
     settings, path, weights = settle(name), tmp_path / "made" / "model.onnx", paths.build(name, "train")
     shutil.copytree(root / name, tmp_path / "made")
-    monkeypatch.setattr(paths, "root", lambda: ROOT)  # where the module's source lies
+    monkeypatch.setattr(paths, "root", lambda: ROOT)  # the source file of the module
     _sound(name, settings, path, weights / "model.safetensors")
     mutate(path)
     monkeypatch.undo()
@@ -156,11 +160,13 @@ def test_the_report_names_the_node_the_module_and_the_line_where_they_part(
     assert found.module == module
     assert source in found.source
     assert not found.source.startswith("/")
-    assert found.difference > 1e-3 * found.scale > 0
+    assert not_none(found.difference) > 1e-3 * not_none(found.scale) > 0
     assert worst.case.name == found.case
 
 
-def test_a_variant_is_told_by_the_first_value_that_departs_from_the_plain_export(root: Path, tmp_path: Path) -> None:
+def test_a_report_names_the_first_value_of_a_variant_that_differs_from_the_plain_export(
+    root: Path, tmp_path: Path
+) -> None:
     shutil.copytree(root / "attention", tmp_path / "made")
     MUTATIONS["the softmax's axis off by one"][1](tmp_path / "made" / "model.onnx")
     settings = settle("attention")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from random import Random
+from typing import Any, Literal
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,9 +21,13 @@ from onward.registry.log.entries import (
     last_live,
     plan_rollback,
 )
+from tests.conftest import not_none
+
+Kind = Literal["promote", "rollback"]
+Race = tuple[list[Entry], dict[int, bool]]  # the log, and for each entry whether its author learns that it counts
 
 
-def entry(number: int, base: int, kind: str = "promote", restores: int = 0, version: int | None = None) -> Entry:
+def entry(number: int, base: int, kind: Kind = "promote", restores: int = 0, version: int | None = None) -> Entry:
     return Entry(
         number=number,
         kind=kind,
@@ -41,7 +48,7 @@ def promotions(count: int) -> list[Entry]:
 
 
 def forwards(entries: list[Entry]) -> tuple[list[int], list[int]]:
-    """The rule, applied to a whole log from its beginning: which entries count, and which are lost."""
+    """Apply the rule to a whole log from its beginning; returns the counted and the lost entries."""
     log = {e.number: e for e in entries}
     deleted = {e.base for e in entries} - log.keys() - {0}
     live, counted, lost = 0, [], []
@@ -55,7 +62,7 @@ def forwards(entries: list[Entry]) -> tuple[list[int], list[int]]:
 
 
 def newest(log: list[Entry], first_page: int) -> DeploymentHistory:
-    """What a reader finds who reads from the end, in pages that grow, until what is live is settled."""
+    """Read a log from its end, in growing pages, until the live entry is settled."""
     size = first_page
     while True:
         floor = log[-size].number - 1 if size < len(log) else 0
@@ -72,9 +79,11 @@ def rolled_back(log: list[Entry], to: int | None = None) -> list[Entry]:
 
 
 @st.composite
-def races(draw):
-    """Authors who read the log and append at other moments. Yields the log, and per entry whether its author, who
-    reads once more after appending, is told that it counts."""
+def races(draw: st.DrawFn) -> Race:
+    """Authors that read the log and append later.
+
+    Returns the log, and for each entry whether its author, on reading again after appending, finds that it counts.
+    """
     log: list[Entry] = []
     told: dict[int, bool] = {}
     seen: dict[int, int] = {}
@@ -89,7 +98,7 @@ def races(draw):
 
 
 @given(races())
-def test_one_deployment_is_live_and_it_is_what_the_winners_were_told(race):
+def test_exactly_one_deployment_is_live_and_winners_agree_on_it(race: Race) -> None:
     log, told = race
     line = fold(log)
     assert [e.number for e in line.counted] == [number for number, won in told.items() if won]
@@ -99,24 +108,24 @@ def test_one_deployment_is_live_and_it_is_what_the_winners_were_told(race):
 
 
 @given(races())
-def test_what_counts_is_what_followed_the_rule_from_the_first_entry_on(race):
+def test_counted_entries_are_those_that_follow_the_rule_from_the_first_entry(race: Race) -> None:
     log, _ = race
     line = fold(log)
     assert forwards(log) == ([e.number for e in line.counted], [e.number for e in line.lost])
 
 
 @given(races(), st.integers(1, 5))
-def test_the_newest_entries_alone_say_what_is_live_and_whether_an_attempt_won(race, first_page):
+def test_the_newest_entries_determine_the_live_version_and_whether_an_attempt_won(race: Race, first_page: int) -> None:
     log, _ = race
     for length in range(1, len(log) + 1):
         line, whole = newest(log[:length], first_page), fold(log[:length])
         assert (line.live, line.base) == (whole.live, whole.base)
-        settled = [e.number for e in whole.counted if e.number > whole.live.base]
-        assert [e.number for e in line.counted if e.number > whole.live.base] == settled
+        settled = [e.number for e in whole.counted if e.number > not_none(whole.live).base]
+        assert [e.number for e in line.counted if e.number > not_none(whole.live).base] == settled
 
 
 @given(races(), st.integers(1, 5), st.data())
-def test_entries_deleted_by_hand_leave_all_readers_of_one_mind(race, first_page, data):
+def test_all_readers_agree_after_entries_are_deleted_by_hand(race: Race, first_page: int, data: st.DataObject) -> None:
     log, _ = race
     gone = data.draw(st.sets(st.integers(1, max(len(log), 1))))
     left = [e for e in log if e.number not in gone]
@@ -127,7 +136,7 @@ def test_entries_deleted_by_hand_leave_all_readers_of_one_mind(race, first_page,
 
 
 @given(st.lists(st.integers(0, 12), max_size=12), st.integers(1, 4))
-def test_a_log_that_no_onward_wrote_still_has_one_live_deployment_for_every_reader(bases, first_page):
+def test_all_readers_agree_on_the_live_deployment_of_an_arbitrary_log(bases: list[int], first_page: int) -> None:
     log = [entry(number, base) for number, base in enumerate(bases, 1)]
     line = fold(log)
     assert [e.number for e in line.entries()] == [e.number for e in log]
@@ -137,14 +146,14 @@ def test_a_log_that_no_onward_wrote_still_has_one_live_deployment_for_every_read
 
 
 @given(st.integers(3, 300), st.integers(1, 3))
-def test_how_much_is_read_does_not_grow_with_the_log(length, lost):
+def test_the_number_of_rows_read_does_not_grow_with_the_log(length: int, lost: int) -> None:
     log = promotions(length)
     log += [entry(length + n, length - 1) for n in range(1, lost + 1)]
     assert len(newest(log, 2).entries()) <= 2 * (lost + 2)
 
 
 @given(races(), st.randoms())
-def test_every_reader_sees_the_same_in_whatever_order_entries_arrive(race, random):
+def test_the_result_does_not_depend_on_the_order_of_entries(race: Race, random: Random) -> None:
     log, _ = race
     shuffled = list(log)
     random.shuffle(shuffled)
@@ -152,7 +161,7 @@ def test_every_reader_sees_the_same_in_whatever_order_entries_arrive(race, rando
 
 
 @given(races())
-def test_what_counted_once_counts_for_ever(race):
+def test_a_counted_entry_counts_forever(race: Race) -> None:
     log, _ = race
     for length in range(len(log)):
         before, after = fold(log[:length]), fold(log)
@@ -160,22 +169,22 @@ def test_what_counted_once_counts_for_ever(race):
 
 
 @given(races())
-def test_each_counted_entry_follows_the_one_that_its_author_saw(race):
+def test_each_counted_entry_follows_the_entry_its_author_saw(race: Race) -> None:
     counted = fold(race[0]).counted
     assert [e.base for e in counted] == [0, *(e.number for e in counted)][: len(counted)]
 
 
 @given(st.integers(1, 12), st.data())
-def test_rollbacks_walk_back_through_the_promotions(count, data):
+def test_rollbacks_walk_back_through_the_promotions(count: int, data: st.DataObject) -> None:
     log = promotions(count)
     steps = data.draw(st.integers(0, count - 1))
     for step in range(1, steps + 1):
         log = rolled_back(log)
-        assert fold(log).live.candidate_version == count - step
+        assert not_none(fold(log).live).candidate_version == count - step
 
 
 @given(st.lists(st.sampled_from(["promote", "rollback"]), max_size=40))
-def test_promote_and_rollback_are_push_and_pop(operations):
+def test_promote_and_rollback_act_as_push_and_pop(operations: list[str]) -> None:
     log: list[Entry] = []
     stack: list[int] = []
     for operation in operations:
@@ -193,7 +202,7 @@ def test_promote_and_rollback_are_push_and_pop(operations):
 
 
 @given(races(), st.data())
-def test_an_entry_deleted_by_hand_changes_nothing_but_itself(race, data):
+def test_a_deleted_entry_does_not_change_other_entries(race: Race, data: st.DataObject) -> None:
     log, _ = race
     counted = [e.number for e in fold(log).counted]
     if len(counted) < 2:
@@ -203,14 +212,14 @@ def test_an_entry_deleted_by_hand_changes_nothing_but_itself(race, data):
     assert line.live == fold(log).live
 
 
-def test_going_back_to_a_named_entry_and_on_from_there():
+def test_a_rollback_to_a_named_entry_can_be_followed_by_others() -> None:
     log = rolled_back(promotions(4), to=2)
-    assert fold(log).live.candidate_version == 2
-    assert fold(rolled_back(log)).live.candidate_version == 1
-    assert fold(rolled_back(log, to=4)).live.candidate_version == 4
+    assert not_none(fold(log).live).candidate_version == 2
+    assert not_none(fold(rolled_back(log)).live).candidate_version == 1
+    assert not_none(fold(rolled_back(log, to=4)).live).candidate_version == 4
 
 
-def test_a_rollback_named_as_target_means_what_it_brought_back():
+def test_a_rollback_as_target_means_the_version_it_restored() -> None:
     log = [*rolled_back(promotions(3))]
     log.append(entry(5, 4))
     line = fold(log)
@@ -218,7 +227,7 @@ def test_a_rollback_named_as_target_means_what_it_brought_back():
     assert deployment(line.find(4), line.find).number == 2
 
 
-def test_what_was_live_is_known_until_when():
+def test_the_history_records_until_when_a_version_was_live() -> None:
     log = [e.model_copy(update={"at": f"2026-01-0{e.number}T00:00:00+00:00"}) for e in rolled_back(promotions(3))]
     log[3] = log[3].model_copy(update={"sha256": log[1].sha256})
     assert last_live(fold([])) == {}
@@ -229,14 +238,14 @@ def test_what_was_live_is_known_until_when():
     }
 
 
-def test_the_first_deployment_cannot_be_rolled_back():
+def test_the_first_deployment_cannot_be_rolled_back() -> None:
     with pytest.raises(Refused, match="nothing is live"):
         plan_rollback(None, fold([]).find)
     with pytest.raises(Refused, match="nothing to roll back to: version 1"):
         plan_rollback(fold(promotions(1)).live, fold(promotions(1)).find)
 
 
-def test_entries_that_were_never_live_cannot_be_restored():
+def test_entries_that_were_never_live_cannot_be_restored() -> None:
     line = fold([entry(4, 0), entry(3, 1), *promotions(2)])
     assert [e.number for e in line.lost] == [3, 4]
     for lost in (3, 4):
@@ -263,7 +272,7 @@ def test_entries_that_were_never_live_cannot_be_restored():
         ("at", ["2026-01-02T03:04:05+00:00", "2026-01-02T03:04:05Z"], ["", "2026-01-02", "2026-01-02T03:04:05"]),
     ],
 )
-def test_an_entry_holds_only_what_can_be_right(field, right, wrong):
+def test_an_entry_rejects_invalid_values(field: str, right: list[Any], wrong: list[Any]) -> None:
     said = entry(1, 0).model_dump()
     for value in right:
         assert getattr(Entry.model_validate({**said, field: value}), field) == value
@@ -272,7 +281,7 @@ def test_an_entry_holds_only_what_can_be_right(field, right, wrong):
             Entry.model_validate({**said, field: value})
 
 
-def test_what_an_entry_does_not_say_is_nothing():
+def test_optional_fields_of_an_entry_default_to_empty() -> None:
     said = {"number", "kind", "key", "base", "sha256", "candidate_version", "source", "actor", "reason", "at"}
     bare = Entry.model_validate(entry(1, 0).model_dump(include=said))
     assert bare.model_dump(exclude=said) == {
@@ -281,7 +290,7 @@ def test_what_an_entry_does_not_say_is_nothing():
     }  # fmt: skip
 
 
-def test_a_part_of_a_log_is_settled_where_nothing_older_can_change_what_is_live():
+def test_a_partial_log_is_settled_if_older_entries_cannot_change_the_live_version() -> None:
     log = promotions(5)
     for floor, settled in ((0, True), (1, True), (3, True), (4, True), (5, False)):
         line = fold(log, floor)
@@ -290,20 +299,20 @@ def test_a_part_of_a_log_is_settled_where_nothing_older_can_change_what_is_live(
         assert [e.number for e in line.entries()] == [n for n in range(1, 6) if n > floor]
     late = [*log, entry(6, 2)]
     assert not fold(late, 5).settled
-    assert fold(late, 4).live.number == 5
+    assert not_none(fold(late, 4).live).number == 5
 
 
-def test_an_attempt_is_found_by_its_key_where_it_counted():
+def test_a_counted_attempt_is_found_by_its_key() -> None:
     line = fold([*promotions(2), entry(3, 1)])
     assert line.won("key2") == line.live
-    assert line.won("key1").number == 1
+    assert not_none(line.won("key1")).number == 1
     assert line.won("key3") is None
     assert line.won("other") is None
     assert fold([]) == DeploymentHistory((), ())
     assert (fold([]).live, fold([]).base, fold([]).settled) == (None, 0, True)
 
 
-def test_an_entry_reads_as_a_sentence():
+def test_an_entry_prints_as_a_sentence() -> None:
     promoted = entry(3, 2)
     assert str(promoted) == "ann promoted version 3 (sha256 000000000000): because"
     forced = Draft.model_validate(

@@ -1,4 +1,4 @@
-"""Files and folders are replaced as wholes, whatever happens meanwhile."""
+"""Files and folders are replaced atomically."""
 
 from __future__ import annotations
 
@@ -37,7 +37,9 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     ],
 )
 @pytest.mark.parametrize("way", WAYS)
-def test_no_kill_and_no_error_at_any_step_loses_both_folders(tmp_path: Path, way: str, fault: str, start: str) -> None:
+def test_a_kill_or_error_at_any_step_leaves_the_old_or_the_new_folder(
+    tmp_path: Path, way: str, fault: str, start: str
+) -> None:
     if fault.startswith("strace") and shutil.which("strace") is None:
         pytest.skip("there is no strace")
     if way == "exchange" and files._renameat2() is None:
@@ -50,7 +52,7 @@ def test_no_kill_and_no_error_at_any_step_loses_both_folders(tmp_path: Path, way
     assert int(done.stdout) > 30
 
 
-def test_a_rename_that_fails_restores_the_old_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_rename_restores_the_old_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "_renameat2", lambda: None)
     fill(tmp_path / "f", "old")
     rename = os.rename
@@ -68,7 +70,7 @@ def test_a_rename_that_fails_restores_the_old_folder(tmp_path: Path, monkeypatch
     assert os.listdir(tmp_path) == ["f"]
 
 
-def test_a_reader_sees_a_whole_folder_at_every_moment(tmp_path: Path) -> None:
+def test_a_reader_always_sees_a_complete_folder(tmp_path: Path) -> None:
     if files._renameat2() is None:
         pytest.skip("this system cannot swap two names")
     folder, words, over = tmp_path / "f", set(), threading.Event()
@@ -76,7 +78,7 @@ def test_a_reader_sees_a_whole_folder_at_every_moment(tmp_path: Path) -> None:
 
     def read() -> None:
         while not over.is_set():
-            handle = os.open(folder, os.O_RDONLY)  # fails where nothing is at the place
+            handle = os.open(folder, os.O_RDONLY)  # fails if the path does not exist
             os.close(handle)
             words.add("seen")
 
@@ -90,7 +92,7 @@ def test_a_reader_sees_a_whole_folder_at_every_moment(tmp_path: Path) -> None:
     assert state(folder) == "99"
 
 
-def test_what_a_living_process_writes_is_left_alone(tmp_path: Path, way: str) -> None:
+def test_the_scratch_folder_of_a_running_process_is_kept(tmp_path: Path, way: str) -> None:
     folder = tmp_path / "f"
     with replacing(folder) as fresh:
         fill(fresh, "slow")
@@ -101,7 +103,9 @@ def test_what_a_living_process_writes_is_left_alone(tmp_path: Path, way: str) ->
     assert os.listdir(tmp_path) == ["f"]
 
 
-def test_another_machines_folder_is_left_alone_until_it_is_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_scratch_folder_of_another_machine_is_kept_until_it_is_old(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "f"
     theirs, aside = tmp_path / ".f.00000000.0123456789abcdef", tmp_path / ".f.00000000.fedcba9876543210.old"
     fill(theirs, "half")
@@ -121,7 +125,7 @@ def test_another_machines_folder_is_left_alone_until_it_is_old(tmp_path: Path, m
     assert os.listdir(tmp_path) == ["f"]
 
 
-def test_what_has_a_similar_name_is_left_alone(tmp_path: Path) -> None:
+def test_folders_with_similar_names_are_kept(tmp_path: Path) -> None:
     names = [
         ".f.json.0123456789abcdef",
         ".f.hidden",
@@ -134,7 +138,7 @@ def test_what_has_a_similar_name_is_left_alone(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == sorted([*names, "f"])
 
 
-def test_an_error_in_the_body_leaves_what_was_there(tmp_path: Path, way: str) -> None:
+def test_an_error_in_the_body_keeps_the_old_folder(tmp_path: Path, way: str) -> None:
     replace(tmp_path / "f", "old")
     recover(tmp_path / "f")
     assert state(tmp_path / "f") == "old"
@@ -177,7 +181,7 @@ def test_a_file_in_the_place_of_a_folder_is_replaced(tmp_path: Path, way: str) -
     assert os.listdir(tmp_path) == ["f"]
 
 
-def test_a_path_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_an_error_names_the_path_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for write in (lambda path: write_atomically(path, b""), recover):
         with pytest.raises(NotADirectoryError, match=r"file/x/y cannot be written: Not a directory"):

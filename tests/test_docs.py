@@ -1,4 +1,4 @@
-"""What the documents say, done: the demo, the README's commands, and the page on adding a model, to the letter."""
+"""The documents are executed: the demo, the commands of the README, and the page on adding a model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from onward.stages.config.schema import ModelParams, Params, candidates
 from onward.stages.transforms.builder import NotApplicable
 from tests.conftest import ROOT, clone, run
 
-# Commands of the README that are run in another way: what `make demo` runs is the fixture below, `make test` is this.
+# Commands of the README that run elsewhere: the fixture below runs `make demo`, and `make test` is this run.
 ELSEWHERE = {"make demo", "make test", ". .venv/bin/activate", "onward ui"}
 
 
@@ -30,7 +30,7 @@ def blocks(page: str, language: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clone in which the demo has run, on the model that it promotes, measured briefly."""
+    """A clone in which the demo has run, with short measurements, on the model that it promotes."""
     root = clone(tmp_path_factory.mktemp("demo") / "onward")
     params = yaml.safe_load((root / "params.yaml").read_text())
     params["models"] = {"classifier": params["models"]["classifier"]}
@@ -78,7 +78,7 @@ def test_every_command_of_the_readme_works(demo: Path, command: str) -> None:
     assert "Traceback" not in done.stdout
 
 
-def test_the_readmes_python_works_on_what_the_demo_left(demo: Path) -> None:
+def test_the_python_code_of_the_readme_works_after_the_demo(demo: Path) -> None:
     (code,) = blocks("README.md", "python")
     before = (
         "import numpy as np\nimages = np.zeros((70, 784), np.float32)\nimage = images[:1]\n"
@@ -91,7 +91,7 @@ def test_the_readmes_python_works_on_what_the_demo_left(demo: Path) -> None:
     assert done.stdout.endswith("fine\n"), done.stdout
 
 
-def test_the_page_on_adding_a_model_is_right_to_the_letter(demo: Path) -> None:
+def test_every_step_of_the_page_on_adding_a_model_works(demo: Path) -> None:
     page = "docs/add-your-model.md"
     (source,), (entry,), (commands,) = (blocks(page, language) for language in ("python", "yaml", "bash"))
     assert len(entry.splitlines()) <= 10
@@ -154,7 +154,7 @@ def test_the_page_on_params_names_every_key() -> None:
     assert set(Params.model_fields) == {"schema_version", "tracking", "defaults", "models", "runtimes", "environments"}
 
 
-def test_links_between_documents_lead_somewhere() -> None:
+def test_links_between_documents_resolve() -> None:
     for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
         for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
             assert (page.parent / link).exists(), f"{page.name}: {link}"

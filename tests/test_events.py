@@ -1,19 +1,24 @@
-"""What hooks are told of entries, and that a hook never decides whether one counts."""
+"""Hooks receive entries, and a failed hook never invalidates an entry."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from onward.registry.errors import UsageError
 from onward.registry.gates import policy
 from onward.registry.operations import notification, promotion
+from onward.registry.operations.promotion import Outcome
+from onward.registry.store.store import Store
+from tests.conftest import Command, Receiver, not_none
 from tests.store_factory import add_candidate, fresh_store
 
 
 @pytest.fixture
-def store(tmp_path, monkeypatch):
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     monkeypatch.setattr(notification, "PAUSES_S", (0.0, 0.0))
     store = fresh_store(tmp_path, monkeypatch)
     for factor in (1, 2):
@@ -21,17 +26,17 @@ def store(tmp_path, monkeypatch):
     return store
 
 
-def environments(folder, notify):
+def environments(folder: Path, notify: Any) -> None:
     (folder / "dvc.yaml").write_text("stages: {}\n")
     section = {"staging": {"from": "candidate", "require": [], "notify": notify}}
     (folder / "params.yaml").write_text(json.dumps({"environments": section}))
 
 
-def promote(store, version):
+def promote(store: Store, version: int) -> Outcome:
     return promotion.promote("cnn", "staging", version, reason="because", store=store)
 
 
-def test_a_command_gets_every_entry_on_stdin(store, tmp_path):
+def test_a_command_receives_every_entry_on_stdin(store: Store, tmp_path: Path) -> None:
     environments(tmp_path, {"command": ["sh", "-c", "cat >> told; echo >> told"]})
     promote(store, 1)
     promote(store, 2)
@@ -47,15 +52,15 @@ def test_a_command_gets_every_entry_on_stdin(store, tmp_path):
     assert {(event["model"], event["environment"], event["actor"]) for event in told} == {("cnn", "staging", "ann")}
 
 
-def test_a_webhook_gets_the_entry_as_its_body(store, tmp_path, receiver):
+def test_a_webhook_receives_the_entry_as_its_body(store: Store, tmp_path: Path, receiver: Receiver) -> None:
     environments(tmp_path, {"webhook": f"http://127.0.0.1:{receiver.server_port}/hook"})
-    entry = promote(store, 1).entry
+    entry = not_none(promote(store, 1).entry)
     [(path, content, body)] = receiver.got
     assert (path, content) == ("/hook", "application/json")
     assert body == notification.event("cnn", "staging", entry)
 
 
-def test_a_webhook_that_fails_for_a_while_is_tried_again(store, tmp_path, receiver):
+def test_a_failed_webhook_is_retried(store: Store, tmp_path: Path, receiver: Receiver) -> None:
     environments(tmp_path, {"webhook": f"http://127.0.0.1:{receiver.server_port}/"})
     receiver.codes[:] = [503, 429, 200]
     assert promote(store, 1).note == ""
@@ -63,13 +68,15 @@ def test_a_webhook_that_fails_for_a_while_is_tried_again(store, tmp_path, receiv
 
 
 @pytest.mark.parametrize(("code", "tries"), [(500, 3), (404, 1), (302, 1)])
-def test_a_webhook_that_says_no_is_a_warning_and_the_entry_counts(store, tmp_path, receiver, code, tries):
+def test_a_rejecting_webhook_is_a_warning_and_the_entry_counts(
+    store: Store, tmp_path: Path, receiver: Receiver, code: int, tries: int
+) -> None:
     environments(tmp_path, {"webhook": f"http://127.0.0.1:{receiver.server_port}/"})
     receiver.codes[:] = [code]
     outcome = promote(store, 1)
     assert outcome.note.endswith(f"the hook of staging failed: the webhook at 127.0.0.1 answered {code}")
     assert [got[0] for got in receiver.got] == ["/"] * tries
-    assert store.log("staging", "cnn").history.live.candidate_version == 1
+    assert not_none(store.log("staging", "cnn").history.live).candidate_version == 1
     assert store.versions.aliases("staging.cnn") == {"live": 1}
 
 
@@ -81,7 +88,9 @@ def test_a_webhook_that_says_no_is_a_warning_and_the_entry_counts(store, tmp_pat
         (["sleep", "60"], "sleep did not finish within 0.2 s"),
     ],
 )
-def test_a_command_that_fails_is_a_warning_and_the_entry_counts(store, tmp_path, onward, monkeypatch, command, message):
+def test_a_failed_command_is_a_warning_and_the_entry_counts(
+    store: Store, tmp_path: Path, onward: Command, monkeypatch: pytest.MonkeyPatch, command: list[str], message: str
+) -> None:
     monkeypatch.setattr(notification, "TIMEOUT_S", 0.2)
     environments(tmp_path, {"command": command})
     code, out, err = onward("promote", "cnn", "1", "--to", "staging", "--reason", "because", "--json")
@@ -90,17 +99,21 @@ def test_a_command_that_fails_is_a_warning_and_the_entry_counts(store, tmp_path,
     assert answer["changed"]
     assert answer["note"] in err
     assert message in answer["note"]
-    assert store.log("staging", "cnn").history.live.candidate_version == 1
+    assert not_none(store.log("staging", "cnn").history.live).candidate_version == 1
 
 
-def test_what_a_command_prints_does_not_spoil_the_answer(store, tmp_path, capfd):
+def test_output_of_a_command_does_not_mix_with_json(
+    store: Store, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     environments(tmp_path, {"command": ["echo", "told them"]})
     promote(store, 1)
     out, err = capfd.readouterr()
     assert (out, err) == ("", "told them\n")
 
 
-def test_an_address_that_is_a_secret_is_never_repeated(store, tmp_path, onward, monkeypatch):
+def test_a_secret_address_is_never_printed(
+    store: Store, tmp_path: Path, onward: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
     environments(tmp_path, {"webhook": "$TEAM_HOOK"})
     for address in ("http://user:hush@127.0.0.1:9/hush?token=hush", "hush", "http://[hush/hush"):
         monkeypatch.setenv("TEAM_HOOK", address)
@@ -125,12 +138,12 @@ def test_an_address_that_is_a_secret_is_never_repeated(store, tmp_path, onward, 
         ),
     ],
 )
-def test_a_hook_that_is_none_is_refused_with_its_path(notify, message):
+def test_an_invalid_hook_is_rejected_with_its_path(notify: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         policy.parse({"staging": {"from": "candidate", "require": [], "notify": notify}})
 
 
-def test_a_webhook_of_the_server_wants_a_server(store, tmp_path, monkeypatch):
+def test_a_server_webhook_requires_a_server(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     environments(tmp_path, {"server_webhook": "$TEAM_HOOK"})
     assert promote(store, 1).note == ""
     with pytest.raises(UsageError, match="the environment variable TEAM_HOOK holds no http"):

@@ -1,8 +1,9 @@
-"""External data of an ONNX file, whatever its names: what is published is what every later check accepts."""
+"""External data of an ONNX file with any names: every later check accepts the published files."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import onnx
@@ -21,7 +22,7 @@ from onward.registry.evidence.records import FileDigest, TensorSpec, Winner
 from onward.registry.evidence.session_options import CPU
 from onward.registry.inference.session import InferenceSession
 
-# Names of one or more files, as exporters write them: Optimum, torch, one file a tensor, a folder of them.
+# File names as exporters write them: Optimum, torch, one file per tensor, a folder of files.
 LAYOUTS = {
     "none": [],
     "ours": ["model.onnx.data"],
@@ -36,7 +37,7 @@ LAYOUTS = {
 
 
 def scaled(folder: Path, locations: list[str], factor: float = 2.0) -> Path:
-    """A model y = factor * x + 1 whose two weights lie in the files `locations`."""
+    """A model y = factor * x + 1 with its two weights in the files `locations`."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {"scale": np.full(4, factor, np.float32), "offset": np.ones(4, np.float32)}
     tensors = [numpy_helper.from_array(value, name) for name, value in weights.items()]
@@ -58,7 +59,7 @@ def scaled(folder: Path, locations: list[str], factor: float = 2.0) -> Path:
 
 
 def version(folder: Path, main: Path, other: Path | None = None) -> tuple[Path, str]:
-    """The folder of a version, and the sha256 that `publish` gives it."""
+    """The folder of a version, and its sha256 from `publish`."""
     winners = [
         Winner(variant="plain", runtime=runtime, provider=provider, p50_ms=1, files=onnx_file.digests(path))
         for runtime, provider, path in (("cpu", CPU, main), ("openvino", "OpenVINOExecutionProvider", other))
@@ -82,7 +83,7 @@ def answer(path: Path) -> float:
 
 
 @pytest.mark.parametrize("locations", LAYOUTS.values(), ids=LAYOUTS)
-def test_the_published_sha256_is_that_of_every_later_check(tmp_path: Path, locations: list[str]) -> None:
+def test_the_published_sha256_matches_every_later_check(tmp_path: Path, locations: list[str]) -> None:
     folder, sha256 = version(tmp_path, scaled(tmp_path / "made", locations))
     files = check_folder(folder, sha256)
     assert len(files) == len(onnx_file.files(tmp_path / "made" / "m.onnx"))
@@ -101,7 +102,7 @@ def test_the_sha256_covers_external_data(tmp_path: Path, locations: list[str]) -
         check_folder(folder, sha256)
 
 
-def test_two_providers_may_have_external_data_of_the_same_name(tmp_path: Path) -> None:
+def test_two_providers_may_use_external_data_of_the_same_name(tmp_path: Path) -> None:
     names = ["model.onnx_data", "data/b"]
     main, other = scaled(tmp_path / "a", names), scaled(tmp_path / "b", names, 3.0)
     folder, sha256 = version(tmp_path, main, other)
@@ -112,7 +113,7 @@ def test_two_providers_may_have_external_data_of_the_same_name(tmp_path: Path) -
 @pytest.mark.parametrize(
     "name", ["MLmodel", "manifest.json", "serving.json", "model.onnx", "providers/x", "validation/x"]
 )
-def test_external_data_named_as_another_file_of_a_version_is_refused(tmp_path: Path, name: str) -> None:
+def test_external_data_named_like_another_file_of_the_version_is_rejected(tmp_path: Path, name: str) -> None:
     main = scaled(tmp_path / "made", [name])
     with pytest.raises(Refused, match="has the name of another file of a version"):
         version(tmp_path, main)
@@ -120,7 +121,7 @@ def test_external_data_named_as_another_file_of_a_version_is_refused(tmp_path: P
 
 @pytest.mark.parametrize("over", [True, False], ids=["two files", "one file"])
 @pytest.mark.parametrize("locations", LAYOUTS.values(), ids=LAYOUTS)
-def test_a_file_from_elsewhere_is_taken_in_with_its_weights_in_one_place(
+def test_an_imported_file_keeps_its_weights_in_one_file(
     tmp_path: Path, locations: list[str], over: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, target = scaled(tmp_path / "made", locations), tmp_path / "taken" / "model.onnx"
@@ -134,7 +135,7 @@ def test_a_file_from_elsewhere_is_taken_in_with_its_weights_in_one_place(
         assert target.read_bytes() == source.read_bytes()
 
 
-def test_weights_that_are_cut_off_are_named_when_a_file_is_taken_in(tmp_path: Path) -> None:
+def test_an_import_names_truncated_weights(tmp_path: Path) -> None:
     source = scaled(tmp_path / "made", ["weights.bin"])
     (source.parent / "weights.bin").write_bytes(b"short")
     with pytest.raises(UsageError, match=r"m\.onnx: its external data cannot be read"):
@@ -142,7 +143,7 @@ def test_weights_that_are_cut_off_are_named_when_a_file_is_taken_in(tmp_path: Pa
 
 
 @given(st.lists(st.text("0123456789abcdef", min_size=64, max_size=64), min_size=1, max_size=5), st.randoms())
-def test_the_content_digest_knows_no_names_and_no_order(digests: list[str], random: st.DataObject) -> None:
+def test_the_content_digest_ignores_names_and_order(digests: list[str], random: Random) -> None:
     files = [FileDigest(path=f"{n}", sha256=digest, size_bytes=1) for n, digest in enumerate(digests)]
     other = [file.model_copy(update={"path": f"x/{file.path}"}) for file in files]
     random.shuffle(other)

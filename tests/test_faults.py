@@ -1,4 +1,4 @@
-"""Every way in which a command can fail is one line with its own exit code, and says what is known to be done."""
+"""Every failure of a command prints one line, has its own exit code, and reports what was done."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ import threading
 import time
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from mlflow import MlflowClient
 from onnx import TensorProto, helper, numpy_helper
 
 from onward.registry import npz
@@ -28,25 +30,25 @@ from onward.registry.operations import overview, promotion, pruning, transfer
 from onward.registry.store.connection import reachable
 from onward.registry.store.store import Store
 from onward.stages.config import load
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Command
 from tests.store_factory import add_candidate, fresh_store, scale_model
 
 
 @pytest.fixture
-def store(tmp_path, monkeypatch):
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     return fresh_store(tmp_path, monkeypatch)
 
 
 @pytest.fixture
-def samples(tmp_path, monkeypatch):
-    """An .npz file that is right, beside a model that takes it."""
+def samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A valid .npz file next to a model that accepts it."""
     monkeypatch.chdir(tmp_path)
     scale_model(tmp_path / "m.onnx", 2)
     np.savez(tmp_path / "x.npz", x=np.arange(40, dtype=np.float32).reshape(10, 4))
     return tmp_path / "x.npz"
 
 
-# Servers that answer nonsense
+# Servers with invalid responses
 
 NONSENSE = [
     (200, b"<html>\n<h1>Sign in</h1></html>"),
@@ -64,9 +66,11 @@ NONSENSE = [
 
 
 @pytest.mark.parametrize(("code", "body"), NONSENSE)
-def test_a_server_that_answers_nonsense_is_no_gate(onward, monkeypatch, tmp_path, code, body):
+def test_an_invalid_server_response_is_not_reported_as_an_unmet_gate(
+    onward: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: int, body: bytes
+) -> None:
     class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
+        def do_GET(self) -> None:
             self.send_response(code)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -74,8 +78,8 @@ def test_a_server_that_answers_nonsense_is_no_gate(onward, monkeypatch, tmp_path
 
         do_POST = do_GET
 
-        def log_message(self, *_):
-            """Quiet."""
+        def log_message(self, *_: Any) -> None:
+            """Log nothing."""
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -114,14 +118,16 @@ FAULTS = [
 
 
 @pytest.mark.parametrize(("error", "code", "words"), FAULTS, ids=lambda value: type(value).__name__)
-def test_every_exception_is_one_line_and_a_code(onward, monkeypatch, error, code, words):
+def test_every_exception_becomes_one_line_and_an_exit_code(
+    onward: Command, monkeypatch: pytest.MonkeyPatch, error: Exception, code: int, words: str
+) -> None:
     monkeypatch.setattr(overview, "status", lambda: (_ for _ in ()).throw(error))
     found, out, err = onward("status")
     assert (found, out, err.count("\n")) == (code, "", 1)
     assert words in err
 
 
-def test_a_traceback_is_for_those_who_ask(onward, monkeypatch):
+def test_a_traceback_is_printed_only_on_request(onward: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://bob:secret@host/db")
     monkeypatch.setattr(overview, "status", lambda: (_ for _ in ()).throw(ValueError("for bob with 'secret'\x1b")))
     assert "Traceback" not in onward("status")[2]
@@ -137,7 +143,9 @@ def test_a_traceback_is_for_those_who_ask(onward, monkeypatch):
 
 
 @pytest.mark.parametrize("words", ["database or disk is full", "attempt to write a readonly database"])
-def test_a_full_disk_under_the_store_is_this_machines_fault(words, monkeypatch, tmp_path):
+def test_a_full_disk_under_the_store_is_a_machine_fault(
+    words: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     from sqlalchemy.exc import OperationalError
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
@@ -145,7 +153,9 @@ def test_a_full_disk_under_the_store_is_this_machines_fault(words, monkeypatch, 
         raise OperationalError("INSERT", {}, Exception(f"(sqlite3.OperationalError) {words}"))
 
 
-def test_a_cache_that_cannot_be_written_is_this_machines_fault(store, onward, tmp_path, monkeypatch):
+def test_an_unwritable_cache_is_a_machine_fault(
+    store: Store, onward: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     add_candidate(store, "cnn")
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
@@ -154,9 +164,12 @@ def test_a_cache_that_cannot_be_written_is_this_machines_fault(store, onward, tm
     assert str(tmp_path / "file") in err
 
 
-def test_what_onnx_runtime_cannot_run_is_this_machines_fault(samples, capfd, monkeypatch):
+def test_a_graph_that_onnx_runtime_cannot_run_is_a_machine_fault(
+    samples: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     target = numpy_helper.from_array(np.array([3, 3], np.int64), "shape")
-    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in (("x", ["n", 4]), ("y", [3, 3])))
+    shapes: list[tuple[str, list[int | str]]] = [("x", ["n", 4]), ("y", [3, 3])]
+    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in shapes)
     node = helper.make_node("Reshape", ["x", "shape"], ["y"], name="bad\x1b[31m")
     graph = helper.make_graph([node], "g", [x], [y], [target])
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), "bad.onnx")
@@ -166,23 +179,23 @@ def test_what_onnx_runtime_cannot_run_is_this_machines_fault(samples, capfd, mon
     assert r"bad\x1b[31m" in done.stderr
 
 
-# Files that somebody gives
+# Files from users
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(cut=st.integers(0, 400), at=st.integers(0, 400), bits=st.integers(1, 255))
 @example(cut=400, at=150, bits=1)
 @example(cut=200, at=0, bits=1)
-def test_a_broken_npz_file_is_a_mistake_of_usage(samples, cut, at, bits):
+def test_a_corrupt_npz_file_is_a_usage_error(samples: Path, cut: int, at: int, bits: int) -> None:
     content = bytearray(samples.read_bytes())
     content[at % len(content)] ^= bits
     broken = samples.with_name("broken.npz")
     broken.write_bytes(content[: len(content) - (400 - cut)])
-    assert "\n" not in said_of(broken)
+    assert "\n" not in message_for(broken)
 
 
-def said_of(path: Path) -> str:
-    """What is said of an .npz file; nothing where it can be read all the same."""
+def message_for(path: Path) -> str:
+    """The error for an .npz file; empty if it is readable after all."""
     try:
         npz.read(path)
     except UsageError as error:
@@ -191,7 +204,7 @@ def said_of(path: Path) -> str:
 
 
 @pytest.mark.parametrize("kind", ["npy", "object", "short", "crc", "text", "empty", "folder", "none"])
-def test_what_is_no_npz_file_is_told_in_one_line(samples, onward, kind):
+def test_an_invalid_npz_file_is_reported_in_one_line(samples: Path, onward: Command, kind: str) -> None:
     file = samples.with_name(f"{kind}.npz")
     if kind == "npy":
         with open(file, "wb") as stream:
@@ -226,14 +239,14 @@ BAD_YAML = {
 
 
 @pytest.mark.parametrize("kind", BAD_YAML)
-def test_params_that_are_no_yaml_are_a_mistake_of_usage(project, kind):
+def test_invalid_yaml_in_params_is_a_usage_error(project: Path, kind: str) -> None:
     (project / "params.yaml").write_bytes(BAD_YAML[kind])
     for read in (policy.read, load.read):
         with pytest.raises(UsageError, match=r"\Aparams\.yaml:.*\Z"):
             read()
 
 
-def test_an_alias_that_is_used_twice_is_no_circle(project):
+def test_a_yaml_alias_used_twice_is_not_a_cycle(project: Path) -> None:
     environments = "{a: {from: candidate, require: &both [parity]}, b: {from: a, require: *both}}"
     (project / "params.yaml").write_text(f"models: {{}}\nenvironments: {environments}\n")
     assert list(policy.read()) == ["a", "b"]
@@ -242,7 +255,7 @@ def test_an_alias_that_is_used_twice_is_no_circle(project):
 # The ends of a command
 
 
-def started(*arguments: str, **streams) -> subprocess.Popen[bytes]:
+def started(*arguments: str, **streams: Any) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
         [sys.executable, "-m", "onward.cli", *arguments],
@@ -252,16 +265,21 @@ def started(*arguments: str, **streams) -> subprocess.Popen[bytes]:
     )
 
 
-def test_ctrl_c_is_one_line(onward, monkeypatch):
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
-    monkeypatch.setattr(overview, "status", lambda: os.kill(os.getpid(), signal.SIGINT) or time.sleep(5))
+def test_ctrl_c_prints_one_line(onward: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore SIGINT
+
+    def interrupted() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
+
+    monkeypatch.setattr(overview, "status", interrupted)
     try:
         assert onward("status") == (130, "", "onward: interrupted\n")
     finally:
         signal.signal(signal.SIGINT, before)
 
 
-def test_a_reader_that_has_seen_enough_is_no_fault(store):
+def test_a_closed_pipe_is_not_an_error(store: Store) -> None:
     for factor in (1, 2):
         add_candidate(store, "cnn", factor)
     reader, writer = os.pipe()
@@ -271,7 +289,7 @@ def test_a_reader_that_has_seen_enough_is_no_fault(store):
     assert (process.communicate()[1], process.returncode) == (b"", 141)
 
 
-def test_output_that_was_closed_before_is_no_fault(store):
+def test_an_output_closed_before_the_start_is_not_an_error(store: Store) -> None:
     command = f"{sys.executable} -m onward.cli status >&-"
     done = subprocess.run(command, shell=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True)
     assert (done.returncode, done.stderr) == (0, b"")
@@ -279,7 +297,7 @@ def test_output_that_was_closed_before_is_no_fault(store):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 @pytest.mark.parametrize("arguments", [["status"], ["status", "--json"], ["--help"]])
-def test_output_that_cannot_be_written_is_told(store, arguments):
+def test_an_unwritable_output_is_reported(store: Store, arguments: list[str]) -> None:
     add_candidate(store, "cnn")
     with open("/dev/full", "wb") as full:
         process = started(*arguments, stdout=full)
@@ -288,21 +306,21 @@ def test_output_that_cannot_be_written_is_told(store, arguments):
     assert b"No space left on device" in told
 
 
-# What was done
+# Partially completed commands
 
 
 class Flaky:
-    """A client that stops answering at one call of a method."""
+    """A client that fails from the given call of a method on."""
 
-    def __init__(self, client, method, calls, also=False):
+    def __init__(self, client: MlflowClient, method: str, calls: int, also: bool = False) -> None:
         self._client, self._method, self._left, self._also = client, method, calls, also
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         found = getattr(self._client, name)
         if name != self._method:
             return found
 
-        def call(*arguments, **options):
+        def call(*arguments: Any, **options: Any) -> Any:
             self._left -= 1
             if self._left >= 0:
                 return found(*arguments, **options)
@@ -313,10 +331,14 @@ class Flaky:
         return call
 
 
-def test_a_prune_that_breaks_off_says_what_is_deleted(store, monkeypatch):
+def flaky_client(client: MlflowClient, method: str, calls: int, also: bool = False) -> Any:
+    return Flaky(client, method, calls, also)
+
+
+def test_an_interrupted_prune_reports_the_deleted_versions(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     for factor in (1, 2, 3, 4):
         add_candidate(store, "cnn", factor)
-    flaky = Store(Flaky(store._client, "delete_model_version", 1))
+    flaky = Store(flaky_client(store._client, "delete_model_version", 1))
     with pytest.raises(StoreUnreachable, match="Deleted before that: 3; version 2 may be partly deleted") as told:
         pruning.prune("cnn", "0h", store=flaky)
     assert "nothing was changed" not in str(told.value)
@@ -324,15 +346,15 @@ def test_a_prune_that_breaks_off_says_what_is_deleted(store, monkeypatch):
     assert [candidate.version for candidate in store.candidates("cnn")] == [4]
 
 
-def test_environments_that_were_made_in_part_are_named(store):
-    flaky = Store(Flaky(store._client, "create_registered_model", 1))
+def test_partially_created_environments_are_named(store: Store) -> None:
+    flaky = Store(flaky_client(store._client, "create_registered_model", 1))
     with pytest.raises(
         StoreUnreachable, match=r"Created before that: environments/staging, staging.cnn, environments/prod"
     ):
         promotion.create_environments(["cnn"], flaky)
 
 
-def test_an_import_that_breaks_off_says_what_is_there(store, tmp_path):
+def test_an_interrupted_import_reports_the_imported_logs(store: Store, tmp_path: Path) -> None:
     add_candidate(store, "cnn")
     promotion.promote("cnn", "staging", reason="because", store=store)
     promotion.promote("cnn", "production", reason="because", store=store)
@@ -341,16 +363,16 @@ def test_an_import_that_breaks_off_says_what_is_there(store, tmp_path):
     file.write_text("".join(f"{line.model_dump_json()}\n" for line in lines))
     for name in ("staging.cnn", "production.cnn"):
         store._client.delete_registered_model(name)
-    flaky = Store(Flaky(store._client, "create_model_version", 1))
+    flaky = Store(flaky_client(store._client, "create_model_version", 1))
     with pytest.raises(StoreUnreachable, match=r"Imported completely before that: (production|staging).cnn; the next"):
         transfer.import_(file, store=flaky)
     assert sum(log.added for log in transfer.import_(file, store=store)) == 1
 
 
 @pytest.mark.parametrize("arrives", [True, False])
-def test_an_answer_that_is_lost_is_looked_up_and_never_called_nothing(store, arrives):
+def test_a_lost_response_is_looked_up_and_not_reported_as_unchanged(store: Store, arrives: bool) -> None:
     add_candidate(store, "cnn")
-    flaky = Store(Flaky(store._client, "create_model_version", 0, also=arrives))
+    flaky = Store(flaky_client(store._client, "create_model_version", 0, also=arrives))
     if arrives:
         assert promotion.promote("cnn", "staging", reason="because", store=flaky).changed
         return
@@ -359,6 +381,6 @@ def test_an_answer_that_is_lost_is_looked_up_and_never_called_nothing(store, arr
     assert "nothing was changed" not in str(told.value)
 
 
-def test_onwards_own_errors_stay_what_they_are():
+def test_errors_of_onward_are_not_wrapped() -> None:
     error = OnwardError("x")
     assert explained(error) is error

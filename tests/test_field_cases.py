@@ -1,6 +1,6 @@
-"""Small models after public bug reports, as their READMEs tell them: each has the outcome that it should have.
+"""Small models after public bug reports: each has the expected outcome.
 
-field_cases/ holds each one's model and params.yaml, unchanged.
+field_cases/ contains the model and params.yaml of each case, unchanged.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Go = Callable[..., dict[str, Any]]
 
 @pytest.fixture
 def case(project: Path) -> Go:
-    """Run one of the models through stages: `case("c01", "c01", "train", ...)` gives the reports by stage."""
+    """Run a model through stages; `case("c01", "c01", "train", ...)` returns the reports by stage."""
 
     def go(source: str, model: str, *stages: str, **changes: Any) -> dict[str, Any]:
         for path in HERE.glob("*.py"):
@@ -50,7 +50,7 @@ def reasons(reports: Mapping[str, Report]) -> str:
 
 
 def farthest(model: str, build: str, inputs: Mapping[str, np.ndarray], outputs: list[str]) -> float:
-    """The largest difference between the exported file, fed by name, and the module, called by keyword."""
+    """The largest difference between the exported file with named inputs and the module with keyword arguments."""
     session = onnxruntime.InferenceSession(str(paths.build(model, "export") / "model.onnx"))
     got = dict(zip([o.name for o in session.get_outputs()], session.run(None, dict(inputs)), strict=True))
     wanted = isolated_call.call(60, called, model, build, inputs)
@@ -70,47 +70,47 @@ def few(name: str) -> dict[str, np.ndarray]:
     return {key: value[:8] for key, value in samples.items() if key != "label"}
 
 
-def test_01_a_gru_is_exported_right(case: Go) -> None:
+def test_01_a_gru_is_exported_correctly(case: Go) -> None:
     assert reasons(case("c01", "c01")) == ""
 
 
-def test_08_minus_infinity_in_a_buffer_is_a_mask(case: Go) -> None:
+def test_08_minus_infinity_in_a_buffer_is_accepted(case: Go) -> None:
     assert reasons(case("c08", "c08")) == ""
 
 
-def test_09_inputs_in_another_order_than_forwards_go_by_name(case: Go) -> None:
+def test_09_inputs_are_passed_to_forward_by_name(case: Go) -> None:
     assert reasons(case("c09", "c09")) == ""
     inputs = few("c09") | {"token_type_ids": np.ones((8, 10), np.int64)}
     assert farthest("c09", "models.c09:build", inputs, ["logits"]) < 1e-5
 
 
 @pytest.mark.parametrize("model", ["c10", "c10q"])
-def test_10_outputs_of_a_dict_go_by_key(case: Go, model: str) -> None:
+def test_10_outputs_of_a_dict_are_matched_by_key(case: Go, model: str) -> None:
     assert reasons(case("c10", model)) == ""
     assert farthest(model, "models.c10:build", few("c10"), ["mood", "topic"]) < 1e-5
 
 
-def test_12_samples_on_another_axis_are_a_failed_verdict_that_says_where_samples_stand(case: Go) -> None:
+def test_12_a_wrong_sample_axis_fails_and_the_reason_names_the_required_axis(case: Go) -> None:
     report = case("c12", "c12", "data")["data"]
     assert report.status == "failed"
     assert "first axis" in report.reason
 
 
 @pytest.mark.parametrize("model", ["c15", "c15c"])
-def test_15_made_up_values_that_the_original_refuses_fail_nothing(case: Go, model: str) -> None:
+def test_15_generated_values_that_the_original_rejects_fail_nothing(case: Go, model: str) -> None:
     reports = case("c15", model)
     assert reasons(reports) == ""
     assert any("with `range` of the input, or with `cases`" in finding for finding in reports["verify"].findings)
 
 
 @pytest.mark.parametrize("model", ["c18", "c18n"])
-def test_18_a_sequence_of_maps_is_said_to_be_one(case: Go, model: str) -> None:
+def test_18_a_sequence_of_maps_is_reported_as_such(case: Go, model: str) -> None:
     words = reasons(case("c18", model, "train", "data", "export"))
     assert "output_probability is a sequence of maps" in words
     assert "zipmap" in words
 
 
-def test_20_a_second_output_that_int8_breaks_is_named(case: Go) -> None:
+def test_20_the_report_names_a_second_output_that_int8_breaks(case: Go) -> None:
     report = case("c20", "c20", *VERIFIED, "optimize", "quantize")["quantize"]
     broken = [variant for variant in report.variants if variant.precision == "int8" and variant.files]
     assert broken
@@ -119,18 +119,18 @@ def test_20_a_second_output_that_int8_breaks_is_named(case: Go) -> None:
 
 
 @pytest.mark.parametrize("model", ["c28", "c28n", "c28f"])
-def test_28_a_model_of_one_sample_is_never_fed_more(case: Go, model: str) -> None:
+def test_28_a_model_with_batch_one_never_receives_a_larger_batch(case: Go, model: str) -> None:
     assert reasons(case("c28", model)) == ""
 
 
-def test_28_a_file_frozen_at_one_sample_is_to_be_declared_so(case: Go) -> None:
+def test_28_a_file_with_a_fixed_batch_of_one_must_be_declared_so(case: Go) -> None:
     words = reasons(case("c28", "c28x", "train", "data", "export"))
     assert "froze" in words
     assert "x.shape" not in words
 
 
 @pytest.mark.parametrize("model", ["c30", "c30d"])
-def test_30_what_is_optional_or_keyword_only_goes_by_name(case: Go, model: str) -> None:
+def test_30_optional_and_keyword_only_parameters_are_passed_by_name(case: Go, model: str) -> None:
     assert reasons(case("c30", model)) == ""
     build = {"c30": "models.c30:build", "c30d": "models.c30:default"}[model]
     assert farthest(model, build, few("c30"), ["y"]) < 1e-5
@@ -143,13 +143,13 @@ def test_35_state_outside_the_state_dict_fails_in_train(case: Go, model: str) ->
     assert "mean" in report.reason or "wiring" in report.reason
 
 
-def test_36_a_small_value_beside_a_large_one_is_judged_by_itself(case: Go) -> None:
+def test_36_a_small_value_next_to_a_large_one_is_judged_separately(case: Go) -> None:
     report = case("c36", "c36")["verify"]
     assert report.status == "failed"
     assert "Resize" in report.reason
 
 
-def test_37_few_different_inputs_may_stand_in_both_splits_where_params_say_so(case: Go) -> None:
+def test_37_params_may_allow_equal_inputs_in_both_splits(case: Go) -> None:
     report = case("c37", "c37", "data")["data"]
     assert report.status == "failed"
     assert "max_shared" in report.reason
@@ -160,7 +160,7 @@ def test_37_few_different_inputs_may_stand_in_both_splits_where_params_say_so(ca
     ("model", "words"),
     [("c39p", ""), ("c39t", ""), ("c39o", ""), ("c39c", "total_ops"), ("c39w", "state_dict")],
 )
-def test_39_checkpoints_are_taken_as_people_have_them_or_refused_in_a_sentence(
+def test_39_checkpoints_are_loaded_in_common_forms_or_rejected_with_a_reason(
     case: Go, project: Path, model: str, words: str
 ) -> None:
     (project / "c39").mkdir()

@@ -1,4 +1,4 @@
-"""Which figures are logged: those that decided over a variant, and no others beside them."""
+"""Only the figures that judged a variant are logged."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.evidence_factory import make_publication
 
 
 def int8_evidence(root: Path, quality: float | None = 0.89, crashed: bool = False, **kind: Any) -> Evidence:
-    """The int8 variant `fast` was chosen. By the tolerances of float32 it fails its only case, and a probe."""
+    """The int8 variant `fast` was chosen. By float32 tolerances it fails its only case and a probe."""
     evidence = make_publication(root).evidence
     off = OutputComparison(output="y", verdict="out of tolerance", max_abs=0.9, cosine=0.22, snr_db=0.4, share_out=0.8)
     case = CaseResult(
@@ -42,12 +42,12 @@ def metrics_of(evidence: Evidence, number: int = 1, **budget: float) -> dict[str
 
 
 def computed(metrics: dict[str, float]) -> dict[str, float]:
-    """What of the metrics is about answers, and not about time or size."""
+    """The metrics about outputs, without those about time or size."""
     about = ("parity/", "fidelity/", "quality", "agreement", "snr_db", "cosine")
     return {name: value for name, value in metrics.items() if name.startswith(about)}
 
 
-def test_float32_shows_its_parity_and_no_fidelity(tmp_path: Path) -> None:
+def test_float32_shows_parity_and_no_fidelity(tmp_path: Path) -> None:
     found = computed(metrics_of(int8_evidence(tmp_path), 0))
     assert found == {
         "parity/y_max_abs": 1e-7, "parity/y_mean_abs": 1e-8, "parity/y_max_rel": 1e-6, "parity/y_share_out": 0.0,
@@ -55,7 +55,7 @@ def test_float32_shows_its_parity_and_no_fidelity(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_lower_precision_shows_no_figure_of_the_float_tolerances(tmp_path: Path) -> None:
+def test_lower_precision_shows_no_parity_figures(tmp_path: Path) -> None:
     found = computed(metrics_of(int8_evidence(tmp_path)))
     assert found == {
         "fidelity/cases": 1, "fidelity/cases_crashed": 0, "quality": 0.89, "quality_drop": 0.0, "agreement": 0.97
@@ -66,7 +66,7 @@ def test_a_crash_is_counted_at_any_precision(tmp_path: Path) -> None:
     assert metrics_of(int8_evidence(tmp_path, crashed=True))["fidelity/cases_crashed"] == 1
 
 
-def test_an_output_that_its_kind_judges_shows_its_loss_and_its_limit(tmp_path: Path) -> None:
+def test_an_output_judged_by_kind_shows_its_loss_and_its_limit(tmp_path: Path) -> None:
     found = computed(metrics_of(int8_evidence(tmp_path, quality=None)))
     assert {name: value for name, value in found.items() if name.startswith("fidelity/y")} == {
         "fidelity/y_loss": 0.03, "fidelity/y_loss_low": 0.01, "fidelity/y_loss_high": 0.05, "fidelity/y_limit": 0.1
@@ -75,7 +75,7 @@ def test_an_output_that_its_kind_judges_shows_its_loss_and_its_limit(tmp_path: P
     assert "snr_db" not in found
 
 
-def test_what_the_budget_limits_is_shown_and_takes_the_place_of_kinds(tmp_path: Path) -> None:
+def test_limits_of_the_budget_are_shown_instead_of_kinds(tmp_path: Path) -> None:
     found = computed(metrics_of(int8_evidence(tmp_path, quality=None), min_cosine=0.9))
     assert found["cosine"] == 0.983
     assert not {"snr_db", "agreement", "fidelity/y_loss"} & found.keys()
@@ -83,19 +83,19 @@ def test_what_the_budget_limits_is_shown_and_takes_the_place_of_kinds(tmp_path: 
     assert (both["cosine"], both["snr_db"], both["agreement"]) == (0.983, 21.0, 0.97)
 
 
-def test_every_child_run_gets_the_figures_of_its_precision(tmp_path: Path) -> None:
+def test_every_child_run_records_the_figures_of_its_precision(tmp_path: Path) -> None:
     runs = {run_record.name: run_record.metrics for run_record in run_records(int8_evidence(tmp_path), tmp_path, {})}
     assert {name for name, metrics in runs.items() if any(key.startswith("parity/") for key in metrics)} == {
         "reference", "plain"
     }  # fmt: skip
 
 
-def test_a_version_says_what_decided_over_its_answers(tmp_path: Path) -> None:
+def test_a_version_records_which_measure_judged_its_outputs(tmp_path: Path) -> None:
     evidence = int8_evidence(tmp_path, quality=None)
     choice = evidence.select.choices[1]
     choice.quality_drop, choice.quality_budget, choice.quality_measure = 0.03, 0.1, "y: changed top-1 answers"
     tags = version_tags(evidence)
-    assert "quality" not in tags  # agreement is no quality
+    assert "quality" not in tags  # agreement is not a quality
     assert sentence(evidence).endswith(", y: changed top-1 answers 0.03, 0.1 allowed.")
     parity, quality = judge(["parity", "quality"], tags, None)
     assert parity.met
@@ -104,7 +104,7 @@ def test_a_version_says_what_decided_over_its_answers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("budget", [0.1, 0.0, None])
-def test_plots_are_drawn_whatever_decided(tmp_path: Path, budget: float | None) -> None:
+def test_plots_are_drawn_for_every_measure(tmp_path: Path, budget: float | None) -> None:
     evidence = int8_evidence(tmp_path)
     evidence.select.quality_budget = None
     evidence.select.choices[1].quality_budget = budget

@@ -1,9 +1,11 @@
-"""Files signed with model-signing and a key of one's own, and environments that take no others."""
+"""Files signed with model-signing and a private key, and environments that require such signatures."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,13 +16,16 @@ from onward.registry.errors import Refused, UsageError
 from onward.registry.gates import policy, signed_files
 from onward.registry.inference.session import InferenceSession
 from onward.registry.operations import approval, overview, promotion
+from onward.registry.operations.promotion import Outcome
+from onward.registry.store.store import Store
 from onward.registry.trust import file_signatures
+from tests.conftest import Command, not_none
 from tests.store_factory import add_candidate, artifacts_of, fresh_store
 
 
 @pytest.fixture
-def store(tmp_path, monkeypatch):
-    """staging takes what is signed by release.pem alone."""
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """A store in which staging accepts only files signed with release.pem."""
     store = fresh_store(tmp_path, monkeypatch)
     file_signatures.create_key(tmp_path / "release.pem")
     (tmp_path / "dvc.yaml").write_text("stages: {}\n")
@@ -29,17 +34,17 @@ def store(tmp_path, monkeypatch):
     return store
 
 
-def require(folder, key):
+def require(folder: Path, key: str) -> None:
     section = {"staging": {"from": "candidate", "require": [], "files_key": key}}
     (folder / "params.yaml").write_text(yaml.safe_dump({"environments": section}))
 
 
-def promote(store, version=1, **options):
+def promote(store: Store, version: int = 1, **options: Any) -> Outcome:
     return promotion.promote("cnn", "staging", version, reason="because", store=store, **options)
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path: Path) -> Path:
     found = tmp_path / "version"
     (found / "validation").mkdir(parents=True)
     for name in ("model.onnx", "validation/inputs.npz"):
@@ -48,7 +53,9 @@ def folder(tmp_path):
     return found
 
 
-def test_only_signed_files_are_promoted_loaded_and_rolled_back_to(store, tmp_path, onward):
+def test_only_signed_files_can_be_promoted_loaded_and_rolled_back_to(
+    store: Store, tmp_path: Path, onward: Command
+) -> None:
     with pytest.raises(Refused, match=r"cnn version 1: the files are not signed, .*onward sign-files MODEL VERSION"):
         promote(store, force=True)
     code, out, _ = onward("sign-files", "cnn", "1", "--key", "release.pem")
@@ -63,7 +70,7 @@ def test_only_signed_files_are_promoted_loaded_and_rolled_back_to(store, tmp_pat
     assert promotion.rollback("cnn", "staging", reason="because", store=store).version == 1
 
 
-def test_what_another_key_signed_is_refused_everywhere(store, tmp_path):
+def test_files_signed_with_another_key_are_rejected_everywhere(store: Store, tmp_path: Path) -> None:
     file_signatures.create_key(tmp_path / "other.pem")
     approval.sign_files("cnn", 1, tmp_path / "other.pem", store=store)
     with pytest.raises(Refused, match=r"the signature of the files was not made with release\.pem\.pub"):
@@ -73,7 +80,7 @@ def test_what_another_key_signed_is_refused_everywhere(store, tmp_path):
     require(tmp_path, "other.pem.pub")
     with pytest.raises(Refused, match=r"not made with other\.pem\.pub"):
         InferenceSession("cnn@staging")
-    assert InferenceSession("cnn/1").metadata.version == 1  # a candidate is in no environment
+    assert InferenceSession("cnn/1").metadata.version == 1  # a candidate does not belong to an environment
     assert not overview.check("cnn", "staging", store).results[1].met
     approval.sign_files("cnn", add_candidate(store, "cnn", 2), tmp_path / "other.pem", store=store)
     promote(store, 2)
@@ -82,14 +89,14 @@ def test_what_another_key_signed_is_refused_everywhere(store, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "MLmodel", "validation/outputs.npz", MANIFEST])
-def test_a_changed_byte_is_refused_with_the_files_name_even_where_the_manifest_was_made_to_fit(store, tmp_path, name):
+def test_a_changed_byte_is_rejected_even_if_the_manifest_was_rewritten(store: Store, tmp_path: Path, name: str) -> None:
     approval.sign_files("cnn", 1, tmp_path / "release.pem", store=store)
     promote(store)
     folder = artifacts_of(store, "staging.cnn", 1)
     content = bytearray((folder / name).read_bytes())
     content[-1] ^= 1
     (folder / name).write_bytes(content)
-    evidence = store.head("staging", "cnn").history.live.evidence
+    evidence = not_none(store.head("staging", "cnn").history.live).evidence
     if name != MANIFEST:
         write_manifest(folder)
     with pytest.raises(Refused, match=f"those that were signed: .*{name} has changed"):
@@ -99,7 +106,7 @@ def test_a_changed_byte_is_refused_with_the_files_name_even_where_the_manifest_w
     assert not overview.check("cnn", "staging", store).met
 
 
-def test_a_file_more_or_less_is_named(folder, tmp_path):
+def test_an_added_or_missing_file_is_named(folder: Path, tmp_path: Path) -> None:
     key = file_signatures.create_key(tmp_path / "k.pem")
     signature = file_signatures.sign(folder, tmp_path / "k.pem")
     file_signatures.verify(folder, signature, key)
@@ -114,13 +121,13 @@ def test_a_file_more_or_less_is_named(folder, tmp_path):
 
 
 @pytest.mark.parametrize("forged", ["", "{}", "[]", "null", '{"mediaType": "x", "dsseEnvelope": 3}', "\x00"])
-def test_a_signature_that_is_none_is_no_proof(folder, tmp_path, forged):
+def test_an_invalid_signature_is_not_accepted(folder: Path, tmp_path: Path, forged: str) -> None:
     key = file_signatures.create_key(tmp_path / "k.pem")
     with pytest.raises(Refused, match="the signature of the files was not made with"):
         file_signatures.verify(folder, forged, key)
 
 
-def test_keys_that_are_none_are_said_so(store, tmp_path, folder, onward):
+def test_invalid_keys_are_reported(store: Store, tmp_path: Path, folder: Path, onward: Command) -> None:
     (tmp_path / "no.pem").write_text("no key")
     for name in ("no.pem", "nowhere.pem"):
         code, _, err = onward("sign-files", "cnn", "1", "--key", name)
@@ -134,14 +141,16 @@ def test_keys_that_are_none_are_said_so(store, tmp_path, folder, onward):
             policy.parse({"staging": {"from": "candidate", "require": [], "files_key": path}})
 
 
-def test_without_the_package_the_command_that_installs_it_is_named(folder, tmp_path, monkeypatch):
+def test_without_the_package_the_error_names_the_install_command(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file_signatures.create_key(tmp_path / "k.pem")
     monkeypatch.setitem(sys.modules, "model_signing", None)
     with pytest.raises(UsageError, match=r"pip install 'onward\[signing\]'"):
         file_signatures.sign(folder, tmp_path / "k.pem")
 
 
-def test_the_packages_own_command_verifies_what_onward_signed(folder, tmp_path):
+def test_the_model_signing_command_verifies_a_signature_of_onward(folder: Path, tmp_path: Path) -> None:
     key = file_signatures.create_key(tmp_path / "k.pem")
     (tmp_path / "k.sig").write_text(file_signatures.sign(folder, tmp_path / "k.pem"))
     command = [sys.executable, "-m", "model_signing", "verify", "key", str(folder), "--signature"]

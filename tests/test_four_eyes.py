@@ -1,8 +1,9 @@
-"""Whose second look a promotion needs: with names alone, and with keys."""
+"""Which second person must approve a promotion, by names alone and by keys."""
 
 from __future__ import annotations
 
 import base64
+from collections.abc import Mapping
 
 import pytest
 from hypothesis import given
@@ -25,13 +26,13 @@ def approval(name: str) -> Entry:
     )  # fmt: skip
 
 
-def said(publisher: str, promoter: str, *approvers: str, signers=None) -> GateResult:
+def judged(publisher: str, promoter: str, *approvers: str, signers: Mapping[str, Signer] | None = None) -> GateResult:
     return judge(publisher, promoter, [approval(name) for name in approvers], signers or {}, NOW, "onward approve")
 
 
 @given(st.sampled_from(["", *NAMES]), st.sampled_from(NAMES), st.lists(st.sampled_from(NAMES), max_size=3))
-def test_without_signers_two_names_are_enough_and_one_is_not(publisher, promoter, approvers):
-    found = said(publisher, promoter, *approvers)
+def test_without_signers_two_different_names_are_required(publisher: str, promoter: str, approvers: list[str]) -> None:
+    found = judged(publisher, promoter, *approvers)
     others = set(approvers) - {publisher, promoter}
     assert found.met == (bool(others) or publisher not in ("", promoter))
     assert found.detail.endswith(f" ({ADVICE})")
@@ -40,26 +41,26 @@ def test_without_signers_two_names_are_enough_and_one_is_not(publisher, promoter
 @given(
     st.sampled_from(["", "zoe", *NAMES]), st.sampled_from(NAMES), st.lists(st.sampled_from([*NAMES, "zoe"]), max_size=3)
 )
-def test_with_signers_the_promoter_and_an_approver_are_two_of_them_and_neither_published(
-    publisher, promoter, approvers
-):
-    found = said(publisher, promoter, *approvers, signers=SIGNERS)
+def test_with_signers_promoter_and_approver_are_two_signers_other_than_the_publisher(
+    publisher: str, promoter: str, approvers: list[str]
+) -> None:
+    found = judged(publisher, promoter, *approvers, signers=SIGNERS)
     assert found.met == bool((set(approvers) & SIGNERS.keys()) - {publisher, promoter})
     assert ADVICE not in found.detail
 
 
-def test_one_key_under_two_names_is_one_person():
+def test_two_names_with_the_same_key_count_as_one_person() -> None:
     signers = {**SIGNERS, "ann2": Signer(key=KEYS["ann"])}
-    assert not said("eve", "ann", "ann2", signers=signers).met
-    assert not said("ann", "bob", "ann2", signers=signers).met
-    assert said("ann2", "ann", "bob", signers=signers).met
+    assert not judged("eve", "ann", "ann2", signers=signers).met
+    assert not judged("ann", "bob", "ann2", signers=signers).met
+    assert judged("ann2", "ann", "bob", signers=signers).met
 
 
-def test_a_signer_who_has_left_approves_nothing_any_more():
+def test_an_approval_by_a_departed_signer_does_not_count() -> None:
     for until, met in (("2026-05-31T23:59:59+00:00", False), (NOW, True), ("2027-01-01T00:00:00+00:00", True)):
         signers = {**SIGNERS, "bob": Signer(key=KEYS["bob"], until=until)}
-        assert said("eve", "ann", "bob", signers=signers).met == met
-        assert said("eve", "ann", "bob", "bob", signers=signers).met == met
+        assert judged("eve", "ann", "bob", signers=signers).met == met
+        assert judged("eve", "ann", "bob", "bob", signers=signers).met == met
 
 
 @pytest.mark.parametrize(
@@ -78,14 +79,16 @@ def test_a_signer_who_has_left_approves_nothing_any_more():
         ),
     ],
 )
-def test_who_is_missing_is_said_with_the_command_that_approves(publisher, signers, detail):
-    found = said(publisher, "ann", signers=signers)
+def test_the_detail_names_the_missing_approval_and_the_command(
+    publisher: str, signers: dict[str, Signer], detail: str
+) -> None:
+    found = judged(publisher, "ann", signers=signers)
     assert (found.requirement, found.met) == ("four_eyes", False)
     assert found.detail.startswith(detail)
     assert ("or to promote it" in found.detail) == (publisher == "ann")
 
 
-def test_each_approver_is_named_once():
-    assert said("", "ann", "bob", "eve", "bob", "ann").detail == f"approved by bob, eve ({ADVICE})"
-    assert said("", "ann", "eve", "bob", signers=SIGNERS).detail == "approved by eve, bob"
-    assert said("bob", "ann").detail == f"published by bob, promoted by ann ({ADVICE})"
+def test_each_approver_is_named_once() -> None:
+    assert judged("", "ann", "bob", "eve", "bob", "ann").detail == f"approved by bob, eve ({ADVICE})"
+    assert judged("", "ann", "eve", "bob", signers=SIGNERS).detail == "approved by eve, bob"
+    assert judged("bob", "ann").detail == f"published by bob, promoted by ann ({ADVICE})"

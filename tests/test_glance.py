@@ -1,4 +1,4 @@
-"""What is read of the embedded store's file is what MLflow would tell of it."""
+"""Direct reads of the embedded store give the same as MLflow."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def facts(version: Version) -> tuple[object, ...]:
     )
 
 
-def told(known: dict[str, Overview]) -> dict[str, object]:
+def as_facts(known: dict[str, Overview]) -> dict[str, object]:
     return {name: ([facts(version) for version in it.newest], dict(it.aliases)) for name, it in known.items()}
 
 
@@ -41,7 +41,7 @@ def test_an_empty_store_holds_nothing(store: Store) -> None:
     assert sqlite_reader.read() == {} == store.versions.everything()
 
 
-def test_it_tells_what_mlflow_tells(store: Store) -> None:
+def test_it_returns_the_same_as_mlflow(store: Store) -> None:
     for factor in (1.0, 2.0, 3.0):
         add_candidate(store, "cnn", factor)
     add_candidate(store, "mlp")
@@ -59,11 +59,11 @@ def test_it_tells_what_mlflow_tells(store: Store) -> None:
     found = sqlite_reader.read()
     assert found is not None
     assert sorted(found) == ["bare", "cnn", "mlp", "production.cnn", "staging.cnn"]
-    assert told(found) == told(store.versions.everything())
+    assert as_facts(found) == as_facts(store.versions.everything())
     assert overview.status() == overview.status(store)
 
 
-def test_tables_of_another_revision_are_left_to_mlflow(store: Store) -> None:
+def test_tables_of_another_revision_are_read_through_mlflow(store: Store) -> None:
     with closing(sqlite3.connect("mlflow.db")) as tables, tables:
         tables.execute("UPDATE alembic_version SET version_num = 'another'")
     assert sqlite_reader.read() is None
@@ -78,14 +78,14 @@ def test_tables_of_another_revision_are_left_to_mlflow(store: Store) -> None:
         ("MLFLOW_TRACKING_URI", "sqlite:////nowhere/mlflow.db"),
     ],
 )
-def test_any_other_store_is_left_to_mlflow(
+def test_any_other_store_is_read_through_mlflow(
     store: Store, monkeypatch: pytest.MonkeyPatch, variable: str, value: str
 ) -> None:
     monkeypatch.setenv(variable, value)
     assert sqlite_reader.read() is None
 
 
-def test_a_file_that_is_no_database_is_left_to_mlflow(store: Store) -> None:
+def test_a_file_that_is_not_a_database_is_read_through_mlflow(store: Store) -> None:
     Path("mlflow.db").write_bytes(b"rubbish, and enough of it to be read as the head of a file" * 10)
     assert sqlite_reader.read() is None
 

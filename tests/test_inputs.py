@@ -1,4 +1,4 @@
-"""The dimensions of an input: a name is one size in all inputs, a placeholder says nothing."""
+"""The dimensions of an input: a name means one size in all inputs, a placeholder means any size."""
 
 from __future__ import annotations
 
@@ -41,23 +41,23 @@ def fits(inputs: list[Input], shapes: list[list[int]]) -> bool:
 
 
 @pytest.mark.parametrize("placeholder", PLACEHOLDERS)
-def test_a_placeholder_is_no_name(placeholder: int | str | None) -> None:
+def test_a_placeholder_is_not_a_dimension_name(placeholder: int | str | None) -> None:
     assert dimension(placeholder) is None
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_name_is_kept(name: str) -> None:
+def test_a_dimension_name_is_kept(name: str) -> None:
     assert dimension(name) == name
 
 
 @given(st.lists(st.lists(st.tuples(open_dimension, size), min_size=1, max_size=4), min_size=1, max_size=3))
-def test_dimensions_without_a_name_take_any_sizes(inputs: list[list[tuple[int | str | None, int]]]) -> None:
+def test_unnamed_dimensions_accept_any_size(inputs: list[list[tuple[int | str | None, int]]]) -> None:
     specs = [made_input(f"x{n}", [dim for dim, _ in dims]) for n, dims in enumerate(inputs)]
     assert fits(specs, [[size for _, size in dims] for dims in inputs])
 
 
 @given(st.lists(st.lists(st.tuples(st.sampled_from([*PLACEHOLDERS, "a", "b", 2, 3]), size), min_size=1), min_size=1))
-def test_inputs_fit_where_every_size_and_every_name_does(inputs: list[list[tuple[int | str | None, int]]]) -> None:
+def test_inputs_fit_if_every_size_and_name_fits(inputs: list[list[tuple[int | str | None, int]]]) -> None:
     pairs = [(dim, size) for dims in inputs for dim, size in dims]
     sizes = all(size == dim for dim, size in pairs if dim in (2, 3))
     names = all(len({size for dim, size in pairs if dim == name}) <= 1 for name in ("a", "b"))
@@ -65,7 +65,7 @@ def test_inputs_fit_where_every_size_and_every_name_does(inputs: list[list[tuple
     assert fits(specs, [[size for _, size in dims] for dims in inputs]) == (sizes and names)
 
 
-def test_params_yaml_names_the_dimensions_that_the_graph_leaves_open() -> None:
+def test_params_yaml_names_unnamed_dimensions_of_the_graph() -> None:
     assert documented(["N", 3, "N", None], ["batch", 3, "height", "width"]) == ["batch", 3, "height", "width"]
     assert documented(["N", 3, "N"], ["batch", "channels", 48]) == ["batch", 3, None]
     assert documented(["N", "?"], None) == ["N", None]
@@ -83,7 +83,7 @@ def model(path: Path, dims: list[int | str | None], declared: str = "") -> Path:
 
 
 @pytest.mark.parametrize("placeholder", PLACEHOLDERS)
-def test_a_session_takes_different_sizes_for_two_dimensions_without_a_name(
+def test_a_session_accepts_different_sizes_for_two_unnamed_dimensions(
     tmp_path: Path, placeholder: int | str | None
 ) -> None:
     path = model(tmp_path / "m.onnx", [placeholder, 3, placeholder])
@@ -96,7 +96,7 @@ def test_a_session_takes_different_sizes_for_two_dimensions_without_a_name(
     assert onnx_file.describe(path).outputs[0].shape == ["?", 3, "?"]
 
 
-def test_a_session_believes_params_yaml_where_the_graph_has_one_name_for_two_dimensions(tmp_path: Path) -> None:
+def test_params_yaml_overrides_a_graph_that_uses_one_name_for_two_dimensions(tmp_path: Path) -> None:
     said = json.dumps({name: {"shape": ["batch", 3, "width"]} for name in "xy"})
     session = InferenceSession(model(tmp_path / "m.onnx", ["N", 3, "N"], said))
     x = np.ones((4, 3, 9), np.float32)
@@ -107,6 +107,6 @@ def test_a_session_believes_params_yaml_where_the_graph_has_one_name_for_two_dim
 
 
 @pytest.mark.parametrize("declared", ["[1]", "nonsense", '{"x": 1}', '{"x": {"shape": "b"}}', '{"x": {"shape": [{}]}}'])
-def test_metadata_of_another_tool_changes_nothing(tmp_path: Path, declared: str) -> None:
+def test_metadata_of_another_tool_is_ignored(tmp_path: Path, declared: str) -> None:
     session = InferenceSession(model(tmp_path / "m.onnx", ["N", 3], declared))
     assert session.predict(np.ones((4, 3), np.float32)).shape == (4, 3)

@@ -1,4 +1,4 @@
-"""What is loaded is what was published, to the last file: links, additions, options, tolerances, the cache."""
+"""Only the published files are loaded: links, added files, options, tolerances, the cache."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import json
 import os
 import shutil
 import stat
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -16,15 +19,17 @@ from onward.registry.errors import Refused, UsageError
 from onward.registry.files import sha256_file
 from onward.registry.inference.session import InferenceSession
 from onward.registry.operations import overview, promotion
-from onward.registry.store import download
+from onward.registry.store.cache import cache
 from onward.registry.store.resolve import resolve
+from onward.registry.store.store import Store
+from tests.conftest import not_none
 from tests.store_factory import add_candidate, artifacts_of, fresh_store, scale_model, version_for_two_providers
 
 X = np.arange(8, dtype=np.float32).reshape(2, 4)
 
 
 @pytest.fixture
-def store(tmp_path, monkeypatch):
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     store = fresh_store(tmp_path, monkeypatch)
     for factor in (1, 2, 3):
         add_candidate(store, "cnn", factor)
@@ -33,7 +38,7 @@ def store(tmp_path, monkeypatch):
 
 
 def cached() -> Path:
-    return download.cache() / InferenceSession("cnn@staging").metadata.manifest
+    return cache() / InferenceSession("cnn@staging").metadata.manifest
 
 
 def add_link_to_folder(folder: Path, elsewhere: Path) -> None:
@@ -76,7 +81,7 @@ SPOILS = [add_link_to_folder, link_to_file, widen_tolerance, nest_a_manifest, ad
 
 
 def rewrite_manifest(folder: Path) -> None:
-    """As somebody would who knows how: over what lies there, links followed."""
+    """Rewrite the manifest as an attacker would, including files behind links."""
     write_over = [path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / MANIFEST]
     lines = [
         {"path": p.relative_to(folder).as_posix(), "sha256": sha256_file(p), "size_bytes": p.stat().st_size}
@@ -87,7 +92,9 @@ def rewrite_manifest(folder: Path) -> None:
 
 @pytest.mark.parametrize("spoil", SPOILS, ids=lambda spoil: spoil.__name__)
 @pytest.mark.parametrize("rewritten", [False, True])
-def test_a_cached_version_that_was_changed_is_refused(store, tmp_path, spoil, rewritten):
+def test_a_changed_cached_version_is_rejected(
+    store: Store, tmp_path: Path, spoil: Callable[[Path, Path], None], rewritten: bool
+) -> None:
     folder = cached()
     spoil(folder, tmp_path / "elsewhere")
     if rewritten:
@@ -97,7 +104,9 @@ def test_a_cached_version_that_was_changed_is_refused(store, tmp_path, spoil, re
 
 
 @pytest.mark.parametrize("spoil", [widen_tolerance, nest_a_manifest, add_serving_options], ids=lambda s: s.__name__)
-def test_check_does_not_believe_a_rewritten_manifest_in_the_store(store, tmp_path, spoil, monkeypatch):
+def test_check_rejects_a_rewritten_manifest_in_the_store(
+    store: Store, tmp_path: Path, spoil: Callable[[Path, Path], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = resolve("cnn@staging", store).source
     [folder] = [path.parent for path in Path("mlartifacts/environments/staging").rglob("MLmodel")]
     assert source.startswith("models:/m-")
@@ -111,7 +120,7 @@ def test_check_does_not_believe_a_rewritten_manifest_in_the_store(store, tmp_pat
         InferenceSession("cnn@staging")
 
 
-def test_swapped_graphs_of_two_providers_are_another_version(tmp_path):
+def test_swapping_the_graphs_of_two_providers_changes_the_version(tmp_path: Path) -> None:
     folder = version_for_two_providers(tmp_path)
     pinned = manifest_digest(folder)
     check_folder(folder, manifest=pinned)
@@ -125,15 +134,15 @@ def test_swapped_graphs_of_two_providers_are_another_version(tmp_path):
         check_folder(folder, manifest=pinned)
 
 
-def test_promotion_pins_the_manifest_and_rollback_pins_it_again(store):
+def test_promotion_and_rollback_pin_the_manifest(store: Store) -> None:
     promotion.promote("cnn", "staging", 1, reason="because", store=store)
     back = promotion.rollback("cnn", "staging", reason="because", store=store)
     entries = store.log("staging", "cnn").entries()
-    assert [entry.manifest for entry in entries] == [store.candidate("cnn", n).manifest for n in (3, 1, 3)]
-    assert back.entry.manifest == manifest_digest(artifacts_of(store, "cnn", 3))
+    assert [entry.manifest for entry in entries] == [not_none(store.candidate("cnn", n)).manifest for n in (3, 1, 3)]
+    assert not_none(back.entry).manifest == manifest_digest(artifacts_of(store, "cnn", 3))
 
 
-def test_a_candidate_that_was_changed_after_it_was_published_is_refused(store):
+def test_a_candidate_changed_after_publication_is_rejected(store: Store) -> None:
     folder = artifacts_of(store, "cnn", 2)
     widen_tolerance(folder, folder)
     write_manifest(folder)
@@ -142,10 +151,12 @@ def test_a_candidate_that_was_changed_after_it_was_published_is_refused(store):
 
 
 @pytest.mark.parametrize("spoil", [widen_tolerance, nest_a_manifest, lose_a_file], ids=lambda spoil: spoil.__name__)
-def test_a_copy_that_differs_from_what_was_uploaded_is_never_deployed(store, tmp_path, monkeypatch, spoil):
+def test_a_copy_that_differs_from_the_upload_is_never_deployed(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Path, Path], None]
+) -> None:
     upload = store._client.log_model_artifacts
 
-    def upload_and_spoil(model_id, folder):
+    def upload_and_spoil(model_id: str, folder: str) -> None:
         upload(model_id, folder)
         spoil(next(Path("mlartifacts").rglob(model_id)) / "artifacts", tmp_path / "elsewhere")
 
@@ -153,86 +164,90 @@ def test_a_copy_that_differs_from_what_was_uploaded_is_never_deployed(store, tmp
         broken.setattr(store._client, "log_model_artifacts", upload_and_spoil)
         with pytest.raises(Refused, match="the files are not those that were published"):
             promotion.promote("cnn", "staging", 2, reason="because", store=store)
-    assert store.log("staging", "cnn").history.live.candidate_version == 3
-    sha256 = store.candidate("cnn", 2).sha256
+    assert not_none(store.log("staging", "cnn").history.live).candidate_version == 3
+    sha256 = not_none(store.candidate("cnn", 2)).sha256
     assert store.files.own_copies("staging", "cnn", sha256) == []
     again = promotion.promote("cnn", "staging", 2, reason="because", store=store)
-    assert store.files.own_copies("staging", "cnn", sha256) == [again.entry.source]
+    assert store.files.own_copies("staging", "cnn", sha256) == [not_none(again.entry).source]
 
 
-def test_an_older_entry_is_readable_and_says_that_it_pins_less(store):
+def test_an_older_entry_is_readable_and_reports_what_it_does_not_pin(store: Store) -> None:
     store._client.delete_model_version_tag("staging.cnn", "1", "manifest")
     assert np.array_equal(InferenceSession("cnn@staging").predict(X), 3 * X)
     found = overview.check("cnn", "staging", store)
     assert found.met
     assert "pinned only the model files" in found.results[0].detail
     again = promotion.promote("cnn", "staging", 3, reason="pin all of it", store=store)
-    assert (again.changed, again.entry.number) == (True, 2)
+    assert (again.changed, not_none(again.entry).number) == (True, 2)
     assert "pins" not in overview.check("cnn", "staging", store).results[0].detail
 
 
-def test_a_candidate_of_an_older_onward_is_pinned_when_it_is_promoted(store):
+def test_promoting_a_candidate_of_an_older_onward_pins_its_manifest(store: Store) -> None:
     store._client.delete_model_version_tag("cnn", "2", "manifest")
     promoted = promotion.promote("cnn", "staging", 2, reason="because", store=store).entry
-    assert promoted.manifest == manifest_digest(artifacts_of(store, "cnn", 2))
+    assert not_none(promoted).manifest == manifest_digest(artifacts_of(store, "cnn", 2))
     assert not promotion.promote("cnn", "staging", 2, reason="again", store=store).changed
 
 
-def test_the_cache_is_for_its_user_alone(store):
+def test_only_its_user_can_access_the_cache(store: Store) -> None:
     folder = cached()
-    assert stat.S_IMODE(download.cache().stat().st_mode) == 0o700
+    assert stat.S_IMODE(cache().stat().st_mode) == 0o700
     assert not any(path.stat().st_mode & 0o022 for path in (folder, *folder.rglob("*")))
     (folder / "model.onnx").chmod(0o666)
     with pytest.raises(Refused, match=r"users other than the cache's owner can write to model\.onnx"):
         InferenceSession("cnn@staging")
     (folder / "model.onnx").chmod(0o644)
-    download.cache().chmod(0o777)
+    cache().chmod(0o777)
     with pytest.raises(UsageError, match=r"other users can write to .*`chmod 700"):
         InferenceSession("cnn@staging")
 
 
-def test_a_cache_below_a_folder_of_everybody_is_refused(store):
+def test_a_cache_below_a_world_writable_folder_is_rejected(store: Store) -> None:
     cached()
-    download.cache().parent.chmod(0o777)
+    cache().parent.chmod(0o777)
     with pytest.raises(UsageError, match="all users can write to"):
         InferenceSession("cnn@staging")
-    download.cache().parent.chmod(0o1777)
+    cache().parent.chmod(0o1777)
     InferenceSession("cnn@staging")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
-def test_a_cache_of_another_user_is_refused(store):
+def test_a_cache_of_another_user_is_rejected(store: Store) -> None:
     cached()
-    os.chown(download.cache(), 12345, 12345)
+    os.chown(cache(), 12345, 12345)
     with pytest.raises(UsageError, match="belongs to another user"):
         InferenceSession("cnn@staging")
 
 
-def test_a_read_only_cache_serves_what_it_holds_and_the_rest_is_kept_for_the_process(store, monkeypatch):
+def test_a_read_only_cache_is_read_and_other_files_go_to_a_temporary_folder(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = cached()
 
-    def read_only(*_: object, **__: object) -> None:
+    def read_only(*_: object, **__: object) -> NoReturn:
         raise OSError(30, "Read-only file system")
 
-    before = sorted(path.name for path in download.cache().iterdir())
-    mkdtemp = download.tempfile.mkdtemp
+    before = sorted(path.name for path in cache().iterdir())
+    mkdtemp = tempfile.mkdtemp
     monkeypatch.setattr(
-        download.tempfile,
+        tempfile,
         "mkdtemp",
-        lambda *a, **k: read_only() if k.get("dir") == download.cache() else mkdtemp(*a, **k),
+        lambda *a, **k: read_only() if k.get("dir") == cache() else mkdtemp(*a, **k),
     )
     monkeypatch.setattr(
-        download.tempfile,
+        tempfile,
         "TemporaryDirectory",
-        _refusing(download.tempfile.TemporaryDirectory, download.cache(), read_only),
+        _refusing(tempfile.TemporaryDirectory, cache(), read_only),
     )
     assert InferenceSession("cnn@staging").metadata.manifest == folder.name
     assert np.array_equal(InferenceSession("cnn/2").predict(X), 2 * X)
     assert np.array_equal(InferenceSession("cnn/2").predict(X), 2 * X)
-    assert sorted(path.name for path in download.cache().iterdir()) == before
+    assert sorted(path.name for path in cache().iterdir()) == before
 
 
-def _refusing(original, folder, refuse):
-    """TemporaryDirectory that fails in `folder` as a read-only file system does: root, who may run the tests, is
-    stopped by no mode."""
+def _refusing(original: Callable[..., Any], folder: Path, refuse: Callable[[], NoReturn]) -> Callable[..., Any]:
+    """A TemporaryDirectory that fails in `folder` like a read-only file system.
+
+    File modes do not suffice, because root may run the tests.
+    """
     return lambda *args, **options: refuse() if options.get("dir") == folder else original(*args, **options)

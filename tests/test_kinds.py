@@ -1,4 +1,4 @@
-"""What an output is taken for, and how each kind is judged at lower precision."""
+"""Which kind is inferred for an output, and how each kind is judged at lower precision."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ VALUES = OutputKind(output="y", kind="values", axis=1)
 
 
 def fidelity_of(kind: OutputKind, wanted: np.ndarray, got: np.ndarray) -> OutputFidelity:
-    """The measure of the kind that decides."""
+    """The measure that decides for the kind."""
     found = judge(kind, {"y": wanted}, {"y": got}, 0.01)
     return max(found, key=lambda one: (not one.holds, one.used))
 
@@ -52,8 +52,8 @@ UNIT = WIDE / np.linalg.norm(WIDE, axis=1, keepdims=True)
         ("y", ["batch"], NORMAL[:, 0], None, "values", None),
     ],
 )
-def test_a_kind_is_guessed_from_what_the_answers_look_like_and_the_reason_said(
-    name: str, shape: list, answers: np.ndarray, labels: np.ndarray | None, kind: Kind, axis: int | None
+def test_the_kind_is_inferred_from_the_outputs_with_a_reason(
+    name: str, shape: list[str | int], answers: np.ndarray, labels: np.ndarray | None, kind: Kind, axis: int | None
 ) -> None:
     inputs = {"state": Input(shape=["batch", 10])}
     found = kinds_of({name: Output(shape=shape)}, inputs, {name: answers}, labels)[0]
@@ -61,7 +61,7 @@ def test_a_kind_is_guessed_from_what_the_answers_look_like_and_the_reason_said(
     assert found.reason
 
 
-def test_what_params_say_is_not_guessed() -> None:
+def test_a_kind_in_params_is_not_inferred() -> None:
     spec = Output(shape=["batch", 10], kind="scores", axis=1, limit=0.05)
     found = kinds_of({"y": spec}, {}, {"y": softmax(NORMAL)}, None)[0]
     assert (found.kind, found.limit, found.reason) == ("scores", 0.05, "set in params.yaml")
@@ -72,7 +72,7 @@ def test_what_params_say_is_not_guessed() -> None:
 
 
 @given(st.sampled_from(["scores", "values", "probabilities", "embedding", "state"]), st.integers(1, 40))
-def test_the_same_answers_lose_nothing_whatever_they_are(kind: Kind, count: int) -> None:
+def test_equal_outputs_of_every_kind_lose_nothing(kind: Kind, count: int) -> None:
     values = softmax(NORMAL[:count])
     found = fidelity_of(OutputKind(output="y", kind=kind, axis=1), values, values.copy())
     assert found.holds
@@ -80,7 +80,7 @@ def test_the_same_answers_lose_nothing_whatever_they_are(kind: Kind, count: int)
 
 
 def flipped(samples: int, flips: int) -> tuple[np.ndarray, np.ndarray]:
-    """Clear answers (margin 1) of which some are changed to other clear answers."""
+    """Clear answers (margin 1), some of them changed to other clear answers."""
     wanted = np.zeros((samples, 4), np.float32)
     wanted[np.arange(samples), np.arange(samples) % 4] = 1
     got = wanted.copy()
@@ -91,7 +91,7 @@ def flipped(samples: int, flips: int) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize(
     ("samples", "flips", "holds"), [(96, 1, True), (96, 10, False), (16, 1, True), (16, 6, False), (1000, 30, False)]
 )
-def test_few_changes_in_few_samples_are_no_evidence_and_many_are(samples: int, flips: int, holds: bool) -> None:
+def test_few_flips_in_few_samples_pass_and_many_fail(samples: int, flips: int, holds: bool) -> None:
     found = fidelity_of(SCORES, *flipped(samples, flips))
     assert found.holds == holds
     assert found.value == pytest.approx(flips / samples)
@@ -100,7 +100,7 @@ def test_few_changes_in_few_samples_are_no_evidence_and_many_are(samples: int, f
     assert found.low <= found.value <= found.high
 
 
-def test_where_samples_are_few_what_the_noise_predicts_decides() -> None:
+def test_with_few_samples_the_predicted_flip_rate_decides() -> None:
     rng = np.random.default_rng(3)
     wanted = rng.standard_normal((60, 10))
     noisy = wanted + 0.25 * rng.standard_normal(wanted.shape)
@@ -108,7 +108,7 @@ def test_where_samples_are_few_what_the_noise_predicts_decides() -> None:
     assert fidelity_of(SCORES, wanted, wanted + 0.001 * rng.standard_normal(wanted.shape)).holds
 
 
-def test_pixels_of_a_picture_are_counted_along_the_class_axis() -> None:
+def test_pixels_are_counted_along_the_class_axis() -> None:
     wanted = RNG.standard_normal((32, 3, 20, 20))
     got = wanted.copy()
     got[:, :, 0, 0] = np.roll(got[:, :, 0, 0], 1, axis=1)  # a quarter of a per cent of all pixels
@@ -117,7 +117,7 @@ def test_pixels_of_a_picture_are_counted_along_the_class_axis() -> None:
     assert found.value == pytest.approx(1 / 400)
 
 
-def test_a_peak_that_moves_to_a_bin_as_likely_is_no_change_and_a_confident_answer_lost_is() -> None:
+def test_a_peak_that_moves_to_an_equally_likely_bin_passes_and_a_lost_confident_answer_fails() -> None:
     kind = OutputKind(output="y", kind="probabilities", axis=1)
     wanted = np.full((40, 8), 0.02)
     wanted[:, 3], wanted[:, 4] = 0.442, 0.438
@@ -129,7 +129,7 @@ def test_a_peak_that_moves_to_a_bin_as_likely_is_no_change_and_a_confident_answe
     assert not fidelity_of(kind, wanted, far).holds
 
 
-def test_a_channel_of_scores_does_not_drown_beside_pixels() -> None:
+def test_a_score_channel_is_not_masked_by_pixel_channels() -> None:
     pixels, scores = 300 * RNG.random((64, 4)), RNG.random((64, 1))
     wanted = np.concatenate([pixels, scores], axis=1)
     got = wanted + np.array([0.5, 0.5, 0.5, 0.5, 0.2])
@@ -138,7 +138,7 @@ def test_a_channel_of_scores_does_not_drown_beside_pixels() -> None:
     assert "4" in found.reason
 
 
-def test_a_channel_that_is_still_is_judged_by_the_scale_of_the_others() -> None:
+def test_a_constant_channel_is_judged_by_the_scale_of_the_others() -> None:
     wanted = np.concatenate([RNG.standard_normal((64, 3)), np.zeros((64, 1))], axis=1)
     assert fidelity_of(VALUES, wanted, wanted + 0.01).holds
     assert not fidelity_of(VALUES, wanted, wanted + 0.2).holds
@@ -153,7 +153,7 @@ def test_embeddings_are_judged_by_cosine_and_by_neighbours() -> None:
     assert not fidelity_of(kind, wanted, rng.permutation(wanted)).holds
 
 
-def test_members_of_top_k_may_change_places_and_other_indices_may_not() -> None:
+def test_members_of_top_k_may_swap_and_other_indices_may_not() -> None:
     scores = RNG.random((64, 9))
     ranking = np.argsort(-scores, axis=1)[:, :3]
     answers = {"y": ranking, "scores": -np.sort(-scores, axis=1)[:, :3]}
@@ -167,14 +167,14 @@ def test_members_of_top_k_may_change_places_and_other_indices_may_not() -> None:
     assert not fidelity_of(kind, mask, ~mask).holds
 
 
-def test_nan_and_another_shape_are_never_faithful() -> None:
+def test_nan_and_another_shape_always_fail() -> None:
     assert not fidelity_of(VALUES, NORMAL, np.full_like(NORMAL, np.nan)).holds
     assert "shape" in str(fidelity_of(VALUES, NORMAL, NORMAL[:, :3]))
-    assert fidelity_of(VALUES, NORMAL, NORMAL[:60]).holds  # a fixed batch left samples out
+    assert fidelity_of(VALUES, NORMAL, NORMAL[:60]).holds  # a fixed batch omitted samples
 
 
 @given(st.integers(2, 400), st.data())
-def test_an_interval_holds_its_share_and_narrows_with_samples(count: int, data: st.DataObject) -> None:
+def test_an_interval_contains_the_share_and_narrows_with_samples(count: int, data: st.DataObject) -> None:
     changed = np.zeros(count)
     changed[: data.draw(st.integers(0, count - 1))] = 1
     found = share(changed, np.ones(count))
@@ -184,7 +184,7 @@ def test_an_interval_holds_its_share_and_narrows_with_samples(count: int, data: 
     assert many.high - many.low <= found.high - found.low + 1e-9
 
 
-def test_a_class_that_is_lost_breaks_the_limit_though_nearly_all_pixels_agree() -> None:
+def test_a_lost_class_exceeds_the_limit_even_if_most_pixels_agree() -> None:
     wanted = RNG.standard_normal((24, 3, 32, 32))
     wanted[:, 0] += 12
     wanted[:, 2, 5, 5:8] += 30  # three pixels of 1024
@@ -195,15 +195,15 @@ def test_a_class_that_is_lost_breaks_the_limit_though_nearly_all_pixels_agree() 
     assert ("share of one class lost", "class 2") in {(one.measure, one.reason) for one in found if not one.holds}
 
 
-def test_a_class_that_stands_in_one_sample_or_two_is_no_evidence() -> None:
+def test_a_class_in_one_or_two_samples_is_not_evidence() -> None:
     wanted, got = np.zeros((256, 120)), np.zeros((256, 120))
     wanted[np.arange(256), np.arange(256) % 120] = got[np.arange(256), np.arange(256) % 120] = 5
     got[[4, 130]] = np.roll(got[[4, 130]], 1, axis=1)
     assert fidelity_of(SCORES, wanted, got).holds
 
 
-def test_detections_that_are_lost_among_thousands_of_certainties_near_zero_are_found() -> None:
-    """9 of 32 detections, each of 2100 places; the certainties of two classes do not sum to 1."""
+def test_lost_detections_are_found_among_thousands_of_scores_near_zero() -> None:
+    """9 of 32 detections in 2100 positions; the scores of two classes do not sum to 1."""
     wanted = np.full((32, 2100, 2), 1e-3, np.float32)
     wanted[np.arange(32), np.arange(32) * 50, 0] = 0.9
     wanted[::2, 7, 1] = 0.8
@@ -214,7 +214,7 @@ def test_detections_that_are_lost_among_thousands_of_certainties_near_zero_are_f
     assert found.reason == "channel of axis 2: 0"
 
 
-def test_scores_that_always_give_one_answer_are_judged_by_their_noise() -> None:
+def test_scores_with_one_constant_answer_are_judged_by_noise() -> None:
     wanted = RNG.standard_normal((512, 10))
     wanted[:, 0] += 20
     noise = RNG.standard_normal((512, 10))

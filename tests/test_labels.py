@@ -1,4 +1,4 @@
-"""Labels and the quality function: what is refused, and what is reported as a finding."""
+"""Labels and the quality function: what fails, and what is reported as a finding."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def with_quality(body: str, parameters: str = "outputs, labels", source: str = S
     return source.replace(ACCURACY, body).replace("accuracy(outputs, labels)", f"accuracy({parameters})")
 
 
-def test_quality_without_labels_is_a_failed_verdict_with_the_remedy(project: Path) -> None:
+def test_quality_without_labels_fails_with_a_remedy(project: Path) -> None:
     write_project(project, source=NO_LABEL)
     reports = through("train", "data", "export", "verify")
     assert reports["data"].status == "failed"
@@ -34,7 +34,7 @@ def test_quality_without_labels_is_a_failed_verdict_with_the_remedy(project: Pat
 
 
 @pytest.mark.parametrize("source", [NO_LABEL, SOURCE], ids=["no label", "a label"])
-def test_a_quality_of_the_outputs_alone_needs_no_labels(project: Path, source: str) -> None:
+def test_a_quality_function_of_outputs_alone_needs_no_labels(project: Path, source: str) -> None:
     write_project(project, source=with_quality('return -float(abs(outputs["y"]).mean())', "outputs", source))
     reports = through("train", "data")
     assert [report.status for report in reports.values()] == ["passed", "passed"], [r.reason for r in reports.values()]
@@ -43,7 +43,7 @@ def test_a_quality_of_the_outputs_alone_needs_no_labels(project: Path, source: s
     assert train.findings == []
 
 
-def test_labels_are_needed_for_the_evaluation_samples_only(project: Path) -> None:
+def test_only_evaluation_samples_need_labels(project: Path) -> None:
     source = SOURCE.replace(
         'return {"x": x, "label"', 'return {"x": x} if split == "calibration" else {"x": x, "label"'
     )
@@ -52,21 +52,21 @@ def test_labels_are_needed_for_the_evaluation_samples_only(project: Path) -> Non
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
-def test_a_quality_that_is_not_finite_is_a_failed_verdict(project: Path, value: str) -> None:
+def test_a_non_finite_quality_fails(project: Path, value: str) -> None:
     write_project(project, source=with_quality(f'return float("{value}")'))
     report: TrainReport = through("train")["train"]
     assert report.status == "failed"
     assert f"models.toy:accuracy returned {value}; expected a finite number" in report.reason
 
 
-def test_a_quality_that_raises_is_a_failed_verdict(project: Path) -> None:
+def test_a_quality_function_that_raises_fails(project: Path) -> None:
     write_project(project, source=with_quality('return outputs["z"].mean()'))
     report: TrainReport = through("train")["train"]
     assert report.status == "failed"
     assert "models.toy.quality: models.toy:accuracy raised KeyError: 'z'" in report.reason
 
 
-def test_a_quality_that_ignores_its_labels_is_a_finding(project: Path) -> None:
+def test_a_quality_function_that_ignores_labels_is_a_finding(project: Path) -> None:
     write_project(project, source=with_quality("return 0.95"))
     report: TrainReport = through("train")["train"]
     assert report.status == "passed"
@@ -85,7 +85,9 @@ def test_a_quality_that_ignores_its_labels_is_a_finding(project: Path) -> None:
     ],
     ids=["it reads them", "labels that are all equal", "labels of one order only"],
 )
-def test_there_is_no_finding_where_labels_count_or_cannot_tell(project: Path, body: str, label: str | None) -> None:
+def test_no_finding_is_reported_if_labels_matter_or_give_no_evidence(
+    project: Path, body: str, label: str | None
+) -> None:
     source = with_quality(body)
     if label:
         source = source.replace("(x[:, 0] > 0).astype(np.int64) + (x[:, 1] > 0).astype(np.int64)", label)
@@ -94,20 +96,20 @@ def test_there_is_no_finding_where_labels_count_or_cannot_tell(project: Path, bo
     assert (report.status, report.findings) == ("passed", [])
 
 
-def test_the_data_stage_says_nothing_of_labels_without_quality(project: Path) -> None:
+def test_the_data_stage_reports_no_labels_without_quality(project: Path) -> None:
     write_project(project, source=NO_LABEL, params=toy_params(quality=None))
     report: DataReport = through("data")["data"]
     assert report.status == "passed"
     assert "label" not in {expectation.column for expectation in report.expectations}
 
 
-def test_the_parameters_of_quality_say_whether_it_takes_labels() -> None:
-    def both(outputs, labels): ...
-    def optional(outputs, labels=None): ...
-    def alone(outputs): ...
-    def keyword(outputs, *, threshold=0.5): ...
-    def anything(*arguments): ...
-    def three(outputs, labels, more): ...
+def test_the_signature_of_quality_determines_whether_it_takes_labels() -> None:
+    def both(outputs: object, labels: object) -> None: ...
+    def optional(outputs: object, labels: object = None) -> None: ...
+    def alone(outputs: object) -> None: ...
+    def keyword(outputs: object, *, threshold: float = 0.5) -> None: ...
+    def anything(*arguments: object) -> None: ...
+    def three(outputs: object, labels: object, more: object) -> None: ...
 
     assert [takes_labels(f, "") for f in (both, optional, anything)] == [True, True, True]
     assert [takes_labels(f, "") for f in (alone, keyword, functools.partial(both, labels=1))] == [False, False, False]

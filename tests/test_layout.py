@@ -1,9 +1,10 @@
-"""How entries and candidates lie in MLflow, and which views disagree with a log: without a store."""
+"""The format of entries and candidates in MLflow, and aliases that disagree with a log, without a store."""
 
 from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -32,14 +33,15 @@ NEEDED = ("kind", "key", "base", "sha256", "candidate", "actor", "reason", "at")
 
 
 class Row:
-    """A version of a registered model, as MLflow has it."""
+    """A version of a registered model, as MLflow returns it."""
 
     def __init__(self, number: int | str, tags: dict[str, str], source: str | None = "models:/m-1") -> None:
         self.name, self.version, self.tags, self.source = NAME, number, tags, source
-        self.creation_timestamp, self.current_stage, self.run_link = 1_700_000_000_123, None, None
+        self.creation_timestamp, self.run_link = 1_700_000_000_123, None
+        self.current_stage: str | None = None
 
 
-def entry(number: int, base: int, **changes) -> Entry:
+def entry(number: int, base: int, **changes: Any) -> Entry:
     said = {
         "number": number, "kind": "promote", "key": f"k{number}", "base": base, "sha256": f"{number:064x}",
         "candidate_version": number, "source": "models:/m-1", "actor": "ann", "reason": "because", "at": AT,
@@ -47,7 +49,7 @@ def entry(number: int, base: int, **changes) -> Entry:
     return Entry.model_validate({**said, **changes})
 
 
-def row(number: int, base: int, **changes) -> Row:
+def row(number: int, base: int, **changes: Any) -> Row:
     return Row(number, to_tags(entry(number, base, **changes)))
 
 
@@ -65,7 +67,7 @@ drafts = st.builds(
 
 
 @given(drafts, st.integers(1, 2**31 - 1))
-def test_what_an_entry_says_is_read_back(draft, number):
+def test_an_entry_survives_a_round_trip_through_tags(draft: Draft, number: int) -> None:
     tags = to_tags(draft)
     read = from_version(Row(str(number), tags))
     assert read is not None
@@ -80,7 +82,7 @@ def test_what_an_entry_says_is_read_back(draft, number):
     assert all(isinstance(value, str) for value in tags.values())
 
 
-def test_tags_hold_what_an_entry_says_and_nothing_of_what_it_does_not():
+def test_tags_contain_only_the_fields_that_an_entry_sets() -> None:
     plain = to_tags(entry(7, 3, evidence={"b": "2", "a": "1"}))
     assert plain == {
         "schema": "1", "kind": "promote", "key": "k7", "base": "3", "sha256": f"{7:064x}", "candidate": "7",
@@ -105,19 +107,21 @@ def test_tags_hold_what_an_entry_says_and_nothing_of_what_it_does_not():
         ({"signature": "s", "seen": 0}, "2"), ({"signature": "s", "manifest": "a" * 64}, "2"),
     ],
 )  # fmt: skip
-def test_only_signed_entries_that_an_older_onward_would_misread_have_the_new_schema(changes, schema):
+def test_only_signed_entries_that_older_versions_would_misread_use_the_new_schema(
+    changes: dict[str, Any], schema: str
+) -> None:
     assert to_tags(entry(1, 0, **changes))["schema"] == schema
 
 
 @pytest.mark.parametrize("missing", NEEDED)
-def test_an_entry_without_what_every_entry_has_is_none(missing):
+def test_a_row_without_a_required_tag_is_not_an_entry(missing: str) -> None:
     tags = to_tags(entry(1, 0))
     assert from_version(Row(1, tags)) is not None
     del tags[missing]
     assert from_version(Row(1, tags)) is None
 
 
-def test_a_row_that_its_first_readers_wrote_is_an_entry():
+def test_a_row_of_the_first_schema_is_an_entry() -> None:
     assert from_version(Row(1, {name: to_tags(entry(1, 0))[name] for name in NEEDED})) == entry(1, 0)
     assert from_version(Row(1, to_tags(entry(1, 0)), source=None)) is None
 
@@ -129,7 +133,7 @@ def test_a_row_that_its_first_readers_wrote_is_an_entry():
         ("²", False), ("-3", False), ("3.0", False), (" 3", False), ("3x", False),
     ],
 )  # fmt: skip
-def test_a_row_is_newer_where_its_schema_is_a_higher_number(schema, newer):
+def test_a_row_with_a_higher_schema_number_is_newer(schema: str | None, newer: bool) -> None:
     tags = to_tags(entry(1, 0))
     tags.pop("schema")
     found = Row(1, tags if schema is None else {**tags, "schema": schema})
@@ -139,7 +143,7 @@ def test_a_row_is_newer_where_its_schema_is_a_higher_number(schema, newer):
     assert (log.history.live is None) == newer
 
 
-def test_a_log_is_parted_into_what_counts_and_what_does_not():
+def test_a_log_is_split_into_counted_and_other_rows() -> None:
     rows = [
         row(6, 0), row(5, 3), Row(4, {"x": "y"}), row(3, 2), Row(2, {**to_tags(entry(2, 1)), "lost": "true"}),
         row(1, 0), Row(7, {**to_tags(entry(7, 1)), "lost": "true"}), row(8, 0, kind="approve"), Row(9, {"schema": "3"}),
@@ -155,24 +159,24 @@ def test_a_log_is_parted_into_what_counts_and_what_does_not():
     assert log.settled
 
 
-def test_approvals_and_unproven_entries_stand_among_the_others_in_the_order_of_the_log():
+def test_approvals_and_unproven_entries_keep_the_order_of_the_log() -> None:
     rows = [row(1, 0), row(2, 0, kind="approve"), row(3, 1), row(4, 0, kind="approve"), row(5, 3)]
     assert [e.number for e in parse_log(NAME, rows, {}).entries()] == [1, 2, 3, 4, 5]
 
 
-def test_an_empty_log_has_nothing():
+def test_an_empty_log_has_no_entries() -> None:
     log = parse_log(NAME, [], {})
     assert (log.history.live, log.newest, log.settled, log.entries()) == (None, 0, True, [])
     assert log == Log(log.history)
     assert not Log(log.history, open=True).settled
 
 
-def test_part_of_a_log_says_whether_it_is_enough():
+def test_a_partial_log_reports_whether_it_is_settled() -> None:
     assert parse_log(NAME, [row(4, 3), row(3, 2)], {}, floor=2).settled
     assert not parse_log(NAME, [row(4, 2)], {}, floor=3).settled
 
 
-def test_an_entry_of_a_newer_onward_stops_whoever_acts_where_it_is_newer_than_what_is_live():
+def test_a_row_of_a_newer_onward_blocks_actions_if_it_follows_the_live_entry() -> None:
     old = parse_log(NAME, [Row(1, {"schema": "3"}), row(2, 0)], {})
     assert (old.newer, old.history.base) == ((1,), 2)
     old.require_known(NAME)
@@ -190,7 +194,9 @@ ALIASES = st.one_of(st.none(), st.integers(1, 6))
 
 
 @given(st.lists(st.integers(0, 4), max_size=5), ALIASES, ALIASES, ALIASES)
-def test_a_view_is_put_right_exactly_where_it_disagrees(bases, candidate, live_at, candidate_at):
+def test_exactly_the_aliases_that_disagree_are_corrected(
+    bases: list[int], candidate: int | None, live_at: int | None, candidate_at: int | None
+) -> None:
     log = parse_log(NAME, [row(number, base) for number, base in enumerate(bases, 1)], {})
     found = {NAME: live_at, "cnn": candidate_at}
     drifts = find_drift("staging", "cnn", log, candidate, found)
@@ -207,7 +213,7 @@ def test_a_view_is_put_right_exactly_where_it_disagrees(bases, candidate, live_a
     assert [d.wanted for d in drifts if d.alias == "lost"] == [e.number for e in log.history.lost]
 
 
-def test_only_entries_without_a_mark_are_marked_as_lost():
+def test_only_unmarked_entries_are_marked_as_lost() -> None:
     lost = {**to_tags(entry(2, 0)), "lost": "true"}
     log = parse_log(NAME, [row(1, 0), Row(2, lost), row(3, 0)], {})
     assert find_drift("staging", "cnn", log, 1, {NAME: 1, "cnn": 1}) == [Drift(NAME, "lost", 3, None)]
@@ -221,11 +227,11 @@ def test_only_entries_without_a_mark_are_marked_as_lost():
         (Drift(NAME, "lost", 4, None), "entry 4 of staging.cnn lost a race and is not marked"),
     ],
 )
-def test_a_drift_reads_as_a_sentence(drift, sentence):
+def test_a_drift_prints_as_a_sentence(drift: Drift, sentence: str) -> None:
     assert str(drift) == sentence
 
 
-def test_a_candidate_is_what_the_pipeline_registered():
+def test_a_candidate_is_parsed_from_a_registered_version() -> None:
     version = Row("12", {"sha256": "a" * 64, "manifest": "b" * 64}, "models:/m-0123")
     found = to_registered_version(version)
     assert (found.model, found.version, found.logged_model, found.stage) == (NAME, 12, "m-0123", "")
@@ -247,12 +253,14 @@ def test_a_candidate_is_what_the_pipeline_registered():
         ("a" * 64, "x", False), ("x", "", False), ("x", "b" * 64, False), (None, None, False),
     ],
 )  # fmt: skip
-def test_a_candidate_is_known_by_its_digest_where_its_digests_are_some(sha256, manifest, known):
+def test_a_candidate_has_a_digest_only_if_its_digests_are_valid(
+    sha256: str | None, manifest: str | None, known: bool
+) -> None:
     said = {"sha256": sha256, "manifest": manifest}
     found = RegisteredVersion("cnn", 1, {k: v for k, v in said.items() if v is not None}, datetime.now(UTC))
     assert found.sha256 == (sha256 if known else "")
 
 
-def test_names_of_what_lies_in_mlflow():
+def test_names_in_mlflow_follow_their_patterns() -> None:
     assert registered_name("staging", "cnn") == NAME
     assert approval_source("a" * 64) == "approval:" + "a" * 64

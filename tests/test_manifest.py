@@ -1,4 +1,4 @@
-"""The digests that pin a folder, and what is refused: without a store, and with files of any names."""
+"""The digests that pin a folder, and which folders are rejected, without a store."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -30,8 +32,8 @@ FILES = {"MLmodel": b"flavors", "validation/inputs.npz": b"in", "validation/deep
 
 
 @pytest.fixture
-def folder(tmp_path) -> Path:
-    """A version of a graph for every runtime and one for a provider of its own, and of files that are no model."""
+def folder(tmp_path: Path) -> Path:
+    """The folder of a version with a common graph, a graph for one provider, and other files."""
     root = tmp_path / "version"
     for name, content in FILES.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -50,19 +52,19 @@ def named(files: list[FileDigest]) -> list[str]:
     return sorted(file.path for file in files)
 
 
-def test_the_manifest_names_every_file_with_its_digest_in_one_order(folder):
+def test_the_manifest_lists_every_file_with_its_digest_in_a_fixed_order(folder: Path) -> None:
     said = json.loads((folder / MANIFEST).read_text())
     assert [file["path"] for file in said] == sorted([*FILES, *GRAPHS], key=lambda name: Path(name).parts)
     for file in said:
         content = (folder / file["path"]).read_bytes()
         assert (file["sha256"], file["size_bytes"]) == (hashlib.sha256(content).hexdigest(), len(content))
     assert [file.model_dump() for file in read_manifest(folder)] == said
-    # Its own digest is pinned: made anew from the same files, it has to be the same to the last byte.
+    # The digest of the manifest is pinned, so the same files must give the same manifest bytes.
     assert (folder / MANIFEST).read_text() == json.dumps(said, indent=2) + "\n"
     assert write_manifest(folder) == manifest_digest(folder) == sha256_file(folder / MANIFEST)
 
 
-def test_what_is_whole_is_let_pass_and_its_model_files_are_told(folder):
+def test_a_complete_folder_passes_and_its_model_files_are_returned(folder: Path) -> None:
     model = check_folder(folder)
     assert named(model) == GRAPHS
     assert check_folder(folder, content_digest(model), manifest_digest(folder)) == model
@@ -108,7 +110,7 @@ SPOILS = [change_a_file, change_the_model, add_a_file, add_a_graph, add_a_manife
 
 
 @pytest.mark.parametrize("spoil", SPOILS, ids=lambda spoil: spoil.__name__)
-def test_a_file_that_was_changed_added_or_lost_is_named(folder, spoil):
+def test_a_changed_added_or_missing_file_is_named(folder: Path, spoil: Callable[[Path], str]) -> None:
     pinned = manifest_digest(folder)
     message = spoil(folder)
     for sha256, manifest in ((None, ""), (None, pinned)):
@@ -117,7 +119,9 @@ def test_a_file_that_was_changed_added_or_lost_is_named(folder, spoil):
 
 
 @pytest.mark.parametrize("spoil", SPOILS, ids=lambda spoil: spoil.__name__)
-def test_a_manifest_that_was_written_anew_does_not_hide_it_where_it_was_pinned(folder, spoil):
+def test_a_rewritten_manifest_does_not_pass_if_the_manifest_was_pinned(
+    folder: Path, spoil: Callable[[Path], str]
+) -> None:
     pinned, model = manifest_digest(folder), content_digest(check_folder(folder))
     spoil(folder)
     anew = write_manifest(folder)
@@ -131,7 +135,7 @@ def test_a_manifest_that_was_written_anew_does_not_hide_it_where_it_was_pinned(f
         check_folder(folder, model)
 
 
-def test_every_problem_is_named_at_once_and_in_one_order(folder):
+def test_all_problems_are_named_together_in_a_fixed_order(folder: Path) -> None:
     for name in "abcdef":
         (folder / f"kept-{name}").write_text("x")
         (folder / f"lost-{name}").write_text("x")
@@ -152,7 +156,7 @@ def test_every_problem_is_named_at_once_and_in_one_order(folder):
     [(None, "files cannot be checked"), ("", "cannot be read"), ("[", "cannot be read"), ("{}", "cannot be read"),
      ('[{"path": "a"}]', "cannot be read"), ("[]", "the files are not those")],
 )  # fmt: skip
-def test_a_manifest_that_says_nothing_lets_nothing_pass(folder, text, message):
+def test_an_invalid_manifest_is_rejected(folder: Path, text: str | None, message: str) -> None:
     (folder / MANIFEST).unlink()
     if text is not None:
         (folder / MANIFEST).write_text(text)
@@ -195,7 +199,9 @@ def add_a_pipe(folder: Path, elsewhere: Path) -> str:
 @pytest.mark.parametrize(
     "spoil", [link_to_a_file, link_to_a_folder, link_below, link_the_manifest, add_a_pipe], ids=lambda s: s.__name__
 )
-def test_what_is_no_file_of_its_own_is_refused_and_no_link_is_followed(folder, tmp_path, spoil):
+def test_links_and_special_files_are_rejected_and_not_followed(
+    folder: Path, tmp_path: Path, spoil: Callable[[Path, Path], str]
+) -> None:
     message = spoil(folder, tmp_path / "elsewhere")
     with pytest.raises(Refused, match=message):
         check_folder(folder)
@@ -203,7 +209,7 @@ def test_what_is_no_file_of_its_own_is_refused_and_no_link_is_followed(folder, t
         write_manifest(folder) if spoil is not link_the_manifest else manifest_digest(folder)
 
 
-def test_what_mlflow_adds_to_a_download_is_no_file_of_the_version_at_the_top_alone(folder):
+def test_the_file_that_mlflow_adds_is_ignored_only_at_the_top_level(folder: Path) -> None:
     (folder / "registered_model_meta").write_text("model_name: cnn")
     pinned = manifest_digest(folder)
     check_folder(folder, manifest=pinned)
@@ -213,10 +219,10 @@ def test_what_mlflow_adds_to_a_download_is_no_file_of_the_version_at_the_top_alo
         check_folder(folder)
 
 
-def test_a_folder_that_cannot_be_listed_is_an_error_and_no_empty_one(folder, monkeypatch):
+def test_an_unreadable_folder_is_an_error_and_not_empty(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     listed = os.scandir
 
-    def refuse(path):
+    def refuse(path: Path) -> Any:
         if Path(path).name == "deep":
             raise PermissionError(13, "Permission denied", str(path))
         return listed(path)
@@ -228,7 +234,7 @@ def test_a_folder_that_cannot_be_listed_is_an_error_and_no_empty_one(folder, mon
         write_manifest(folder)
 
 
-def test_the_data_that_a_graph_refers_to_belongs_to_the_model(tmp_path):
+def test_external_data_of_a_graph_belongs_to_the_model(tmp_path: Path) -> None:
     main = scaled(tmp_path / "version", ["data/weights.bin"])
     (main.rename(main.with_name("model.onnx")).parent / "notes").write_text("location")
     folder = main.parent
@@ -245,7 +251,7 @@ def test_the_data_that_a_graph_refers_to_belongs_to_the_model(tmp_path):
         check_folder(folder)
 
 
-def test_a_graph_that_uses_a_file_of_the_manifest_alone_is_whole_and_one_beside_it_is_refused(tmp_path):
+def test_a_graph_may_only_use_files_of_the_manifest(tmp_path: Path) -> None:
     main = scaled(tmp_path / "version", [MANIFEST])
     folder = main.rename(main.with_name("model.onnx")).parent
     write_manifest(folder)
@@ -253,7 +259,7 @@ def test_a_graph_that_uses_a_file_of_the_manifest_alone_is_whole_and_one_beside_
         check_folder(folder)
 
 
-def test_an_empty_graph_and_one_that_is_none_are_their_own_only_file(tmp_path):
+def test_an_empty_or_invalid_graph_is_its_only_file(tmp_path: Path) -> None:
     for content in (b"", b"no graph"):
         (tmp_path / "model.onnx").write_bytes(content)
         write_manifest(tmp_path)
@@ -268,7 +274,7 @@ def test_an_empty_graph_and_one_that_is_none_are_their_own_only_file(tmp_path):
     "name", ["other.onnx", "xmodel.onnx", "model.onnx.data", "providers/model.onnx", "providers/a/b/model.onnx",
              "providers/a.b/model.onnx", "a/model.onnx", "modelxonnx"],
 )  # fmt: skip
-def test_only_graphs_at_their_places_are_the_model(folder, name):
+def test_only_graphs_at_known_paths_belong_to_the_model(folder: Path, name: str) -> None:
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
     scale_model(folder / name, 9)
     write_manifest(folder)
@@ -276,7 +282,9 @@ def test_only_graphs_at_their_places_are_the_model(folder, name):
 
 
 @given(st.lists(st.binary(max_size=3).map(lambda b: hashlib.sha256(b).hexdigest()), min_size=1, max_size=5))
-def test_a_model_is_known_by_its_bytes_whatever_its_files_are_called_and_however_they_are_ordered(digests):
+def test_the_model_digest_depends_only_on_bytes_and_not_on_names_or_order(
+    digests: list[str],
+) -> None:
     files = [FileDigest(path=f"{n}", sha256=digest, size_bytes=1) for n, digest in enumerate(digests)]
     other = [FileDigest(path=f"x{n}", sha256=digest, size_bytes=1) for n, digest in enumerate(sorted(digests))]
     wanted = digests[0] if len(digests) == 1 else hashlib.sha256("".join(f"{d}\n" for d in sorted(digests)).encode())

@@ -1,4 +1,4 @@
-"""The search: who is left after screening, which session options are put together, what the scenarios say."""
+"""The search: which variants survive screening, how session options are combined, what the scenarios report."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ FEEDS = {"b1": Feed({"batch": 1}, {}), "b8": Feed({"batch": 8}, {})}
 
 
 class Simulated:
-    """A worker whose latencies are drawn: a variant's own, on a machine that is slower or faster from turn to turn."""
+    """A simulated worker: the latency of a variant times machine noise that changes from turn to turn."""
 
     def __init__(self, latency_ms: float, noise: np.random.Generator, calls: list[str], name: str) -> None:
         self.latency_ms, self.noise, self.calls, self.name = latency_ms, noise, calls, name
@@ -72,14 +72,14 @@ def field(latencies: list[float], calls: list[str], seed: int = 0) -> list[Bench
 
 
 def screened(latencies: list[float], calls: list[str], keep: int = 3, seed: int = 0) -> list[BenchmarkedVariant]:
-    """`latencies[0]` is the plain export's."""
+    """`latencies[0]` belongs to the plain export."""
     plain, *others = field(latencies, calls, seed)
     deadline = Deadline.after(60)
     return screen(others, plain, FEEDS, Turn(0.01, 2), keep, deadline, random.Random(seed), Samples())
 
 
 @given(st.dictionaries(st.text(min_size=1), st.floats(0.1, 3), max_size=30), st.integers(1, 5))
-def test_halving_keeps_the_fastest_half_and_none_that_is_hopeless(ratios: dict[str, float], keep: int) -> None:
+def test_halving_keeps_the_fastest_half_and_drops_hopeless_variants(ratios: dict[str, float], keep: int) -> None:
     kept = halve(ratios, keep)
     hopeful = [name for name in ratios if ratios[name] < HOPELESS]
     assert set(kept) <= set(hopeful)
@@ -88,7 +88,7 @@ def test_halving_keeps_the_fastest_half_and_none_that_is_hopeless(ratios: dict[s
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_the_fastest_of_many_survives_screening(seed: int) -> None:
+def test_the_fastest_of_many_variants_survives_screening(seed: int) -> None:
     rng = random.Random(seed)
     latencies = [1.0, *(rng.uniform(0.6, 1.6) for _ in range(24))]
     latencies[1 + rng.randrange(24)] = 0.5
@@ -97,10 +97,10 @@ def test_the_fastest_of_many_survives_screening(seed: int) -> None:
     assert latencies[int(ranked[0].name[1:])] == 0.5
     assert len({c.name for c in ranked}) == 24
     turns = len([call for call in calls if call.endswith(tuple("0123456789"))])
-    assert turns < 25 * len(FEEDS) * MOST_ROUNDS * 2  # every further rung is for half as many
+    assert turns < 25 * len(FEEDS) * MOST_ROUNDS * 2  # every further rung has half as many variants
 
 
-def test_a_neighbour_that_outlasts_three_short_rounds_does_not_cost_the_fastest_its_place(
+def test_noise_longer_than_three_short_rounds_does_not_eliminate_the_fastest(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     plain, fastest, other = field([1.0, 0.85, 0.95], [])
@@ -110,7 +110,7 @@ def test_a_neighbour_that_outlasts_three_short_rounds_does_not_cost_the_fastest_
     assert ranked[0] is fastest
 
 
-def test_who_leaves_is_told_why_and_gives_its_process_back() -> None:
+def test_a_dropped_variant_gets_a_reason_and_its_process_ends() -> None:
     calls: list[str] = []
     ranked = screened([1.0, 0.5, 0.6, 0.7, 2.0, 2.1, 2.2, 2.3], calls)
     left = [c for c in ranked if c.result.reason]
@@ -123,15 +123,15 @@ def test_who_leaves_is_told_why_and_gives_its_process_back() -> None:
     ("ratio", "finalists", "seconds", "reason"),
     [
         (1.11, {}, 60, "slower in screening: 1.11 times the plain export's latency"),
-        (1.09, {}, 60, ""),  # may be the faster one for all that a few rounds tell
-        (0.99, {}, 0, ""),  # one is judged in any case
+        (1.09, {}, 60, ""),  # a few rounds cannot exclude that it is faster
+        (0.99, {}, 0, ""),  # one variant is always judged
         (0.6, {"int8": 0.5}, 60, ""),
         (0.6, {"int8": 0.5}, 0, "1.67 times as fast as the plain export in its best rounds of screening; the search"),
         (0.8, {"int8": 0.5}, 60, "of screening; int8: 2.00 times as fast as the plain export in its best rounds"),
         (0.6, {"int8": 0.5, "other": 0.55}, 60, "; 2 faster variants within the budget were measured instead"),
     ],
 )
-def test_who_cannot_win_is_not_measured_in_full(
+def test_a_variant_that_cannot_win_is_not_measured_in_full(
     ratio: float, finalists: dict[str, float], seconds: float, reason: str
 ) -> None:
     said = why_out(ratio, finalists, 2, Deadline.after(seconds))
@@ -139,7 +139,7 @@ def test_who_cannot_win_is_not_measured_in_full(
     assert bool(said) == bool(reason)
 
 
-def test_a_search_that_is_out_of_time_ends_with_the_round_it_is_in() -> None:
+def test_a_search_out_of_time_finishes_its_current_round() -> None:
     calls: list[str] = []
     plain, *others = field([1.0] * 9, calls)
     ranked = screen(others, plain, FEEDS, Turn(0.01, 2), 2, Deadline.after(0), random.Random(0), Samples())
@@ -147,21 +147,21 @@ def test_a_search_that_is_out_of_time_ends_with_the_round_it_is_in() -> None:
     assert len([call for call in calls if call.endswith(tuple("0123456789"))]) == 9 * len(FEEDS)
 
 
-def test_in_every_round_each_contestant_runs_once_a_size_in_another_order() -> None:
+def test_in_every_round_each_variant_runs_once_per_size_in_a_new_order() -> None:
     calls: list[str] = []
     competitors = field([1.0, 1.0, 1.0], calls)
     samples = Samples()
     lasting = dict.fromkeys(FEEDS, Turn(0.01, 3))
     assert list(race(competitors, FEEDS, lasting, range(4), random.Random(0), samples, "single stream")) == [0, 1, 2, 3]
     loaded = [f"v{number} {what}" for what in ("spawned", "loaded") for number in range(3)]
-    assert calls[:6] == loaded  # a process that starts takes the processor from the one that is measured
+    assert calls[:6] == loaded  # a starting process would take processor time from the measured one
     rounds = [calls[start : start + 6] for start in range(6, 30, 6)]
     assert all(sorted(turns) == ["v0", "v0", "v1", "v1", "v2", "v2"] for turns in rounds)
     assert len({tuple(turns) for turns in rounds}) > 1
     assert competitors[0].warmups == {"b1": 3 + 3, "b8": 3 + 3}
 
 
-def test_sessions_are_made_anew_between_sittings_and_warm_up_again() -> None:
+def test_sessions_are_recreated_and_warmed_up_between_sittings() -> None:
     calls: list[str] = []
     plain, original = field([1.0, 1.0], calls)
     plain.result.files = [FileDigest(path="plain.onnx", sha256="0" * 64, size_bytes=1)]
@@ -185,7 +185,7 @@ def test_sessions_are_made_anew_between_sittings_and_warm_up_again() -> None:
 @pytest.mark.parametrize(
     ("session_ms", "call_ms", "rounds"), [(20, 1, 1), (20, 5, 2), (20, 10, 3), (20, 15, 4), (900, 1, 5)]
 )
-def test_sessions_that_take_long_to_make_or_to_warm_up_last_longer(
+def test_sessions_that_are_slow_to_create_or_warm_up_are_kept_longer(
     session_ms: float, call_ms: float, rounds: int
 ) -> None:
     competitors = field([1.0, 1.0], [])
@@ -196,7 +196,7 @@ def test_sessions_that_take_long_to_make_or_to_warm_up_last_longer(
     assert session_lifetime_of(competitors, dict.fromkeys(FEEDS, Turn(0.04, 10))) == rounds
 
 
-def test_turns_are_of_enough_calls_but_short_where_calls_are_long() -> None:
+def test_a_turn_has_enough_calls_but_stays_short_for_slow_calls() -> None:
     feeds = {size: Feed({}, {}) for size in ("quick", "middling", "long", "unknown")}
     calls = {"quick": 0.1, "middling": 20.0, "long": 400.0, "left out": 1.0}
     assert turns_of(calls, feeds, 0.04, 10) == {
@@ -207,7 +207,7 @@ def test_turns_are_of_enough_calls_but_short_where_calls_are_long() -> None:
     }
 
 
-def test_long_calls_are_not_warmed_up_again() -> None:
+def test_slow_calls_are_not_warmed_up_again() -> None:
     competitors = field([1.0, 100.0], [])
     for _ in race(
         competitors, FEEDS, dict.fromkeys(FEEDS, Turn(0.01, 3)), range(4), random.Random(0), Samples(), "single"
@@ -220,7 +220,7 @@ def gain(value: float, spread: float = 0.01) -> Ratio:
     return Ratio(value=value, low=value - spread, high=value + spread)
 
 
-def test_options_that_help_are_put_together_and_those_that_do_not_are_left() -> None:
+def test_options_that_help_are_combined_and_others_are_dropped() -> None:
     one, two = SessionOptions(threads=1), SessionOptions(threads=2, affinity="2")
     still, flat = SessionOptions(spinning=False), SessionOptions(arena=False)
     assert combine([(one, gain(0.9)), (two, gain(0.8)), (still, gain(0.95)), (flat, gain(HELPS))]) == SessionOptions(
@@ -230,14 +230,14 @@ def test_options_that_help_are_put_together_and_those_that_do_not_are_left() -> 
 
 
 @given(st.integers(1, 64))
-def test_every_trial_is_one_that_this_many_processors_can_run(cores: int) -> None:
+def test_every_trial_fits_the_number_of_processors(cores: int) -> None:
     tried = list(trials(CPU, range(1, cores + 1)))
     assert len({str(options) for options in tried}) == len(tried)
     assert all((options.threads or 1) <= cores for options in tried)
     assert SessionOptions() not in tried
 
 
-def test_on_cuda_it_is_the_providers_own_options_that_are_tried() -> None:
+def test_on_cuda_only_options_of_the_provider_are_tried() -> None:
     assert {key for options in trials(CUDA, range(1, 17)) for key in options.to_load()} == {"tf32", "nhwc"}
 
 
@@ -248,12 +248,12 @@ def test_on_cuda_it_is_the_providers_own_options_that_are_tried() -> None:
         ({"a": (0.8, 0.1), "b": (0.82, 0.1)}, False),
         ({"a": (0.5, 0.1), "b": (0.8, 0.1)}, True),  # apart
         ({"a": (0.5, 0.1), "b": (0.45, 0.001)}, False),
-        ({"a": (1.5, 0.1)}, True),  # the plain export is first, and far ahead
+        ({"a": (1.5, 0.1)}, True),  # the plain export leads clearly
         ({"a": (1.1, 0.1)}, False),
         ({}, True),
     ],
 )
-def test_a_race_has_told_enough_where_intervals_are_narrow_or_far_apart(
+def test_a_race_stops_if_intervals_are_narrow_or_far_apart(
     variants: dict[str, tuple[float, float]], enough: bool
 ) -> None:
     rng, raced = np.random.default_rng(0), [(1.0, 0.0), *variants.values()]
@@ -265,7 +265,7 @@ def test_a_race_has_told_enough_where_intervals_are_narrow_or_far_apart(
 
 
 @given(st.integers(0, 8), st.integers(1, 300))
-def test_a_sweep_goes_from_the_smallest_batch_to_the_largest_by_doubling(least: int, most: int) -> None:
+def test_a_sweep_doubles_the_batch_from_the_smallest_to_the_largest(least: int, most: int) -> None:
     if least > most:
         return
     found = list(batches(Dim(min=least, max=most, typical=[most])))
@@ -275,7 +275,7 @@ def test_a_sweep_goes_from_the_smallest_batch_to_the_largest_by_doubling(least: 
 
 
 @given(st.lists(st.floats(1, 1e6), min_size=1, max_size=10))
-def test_past_the_knee_no_larger_batch_is_worth_it(throughputs: list[float]) -> None:
+def test_no_batch_beyond_the_knee_is_worthwhile(throughputs: list[float]) -> None:
     points = [SweepPoint(sizes={"batch": 2**n}, p50_ms=1, throughput=t) for n, t in enumerate(throughputs)]
     found = knee(points)
     assert found is not None
@@ -283,7 +283,7 @@ def test_past_the_knee_no_larger_batch_is_worth_it(throughputs: list[float]) -> 
     assert all(point.throughput < WORTH_DOUBLING * found.throughput for point in after)
 
 
-def test_callers_run_at_the_same_time() -> None:
+def test_callers_run_concurrently() -> None:
     latencies, wall = time_callers(lambda: time.sleep(0.02), 0.1, 4)
     assert sum(latencies) / 1e3 > 2 * wall
     assert len(latencies) >= 4 * 2

@@ -1,17 +1,20 @@
-"""MLflow's deprecated stages follow the log where an environment asks for it."""
+"""The deprecated stages of MLflow follow the log if an environment requests it."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 
 from onward.registry.errors import UsageError
 from onward.registry.gates import policy
 from onward.registry.operations import promotion
+from onward.registry.store.store import Store
 from tests.store_factory import add_candidate, fresh_store
 
 
 @pytest.fixture
-def store(tmp_path, monkeypatch):
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     store = fresh_store(tmp_path, monkeypatch)
     for factor in (1, 2):
         add_candidate(store, "cnn", factor)
@@ -24,16 +27,16 @@ def store(tmp_path, monkeypatch):
     return store
 
 
-def stages(store):
+def stages(store: Store) -> dict[int, str | None]:
     return {candidate.version: candidate.stage for candidate in store.candidates("cnn")}
 
 
-def promote(store, environment, version=None):
+def promote(store: Store, environment: str, version: int | None = None) -> None:
     promotion.promote("cnn", environment, version, reason="because", store=store)
 
 
 @pytest.mark.filterwarnings("error::FutureWarning")
-def test_stages_follow_promotions_and_rollbacks(store):
+def test_stages_follow_promotions_and_rollbacks(store: Store) -> None:
     promote(store, "staging", 1)
     assert stages(store) == {1: "Staging", 2: "None"}
     promote(store, "production")
@@ -46,7 +49,7 @@ def test_stages_follow_promotions_and_rollbacks(store):
     assert stages(store) == {1: "Production", 2: "Staging"}
 
 
-def test_reconcile_puts_stages_right(store):
+def test_reconcile_corrects_stages(store: Store) -> None:
     promote(store, "staging", 1)
     store.set_stage("cnn", 1, "Archived")
     store.set_stage("cnn", 2, "Production")
@@ -57,7 +60,7 @@ def test_reconcile_puts_stages_right(store):
     assert promotion.reconcile(store) == []
 
 
-def test_a_new_candidate_of_an_old_number_gets_no_stage(store):
+def test_a_new_candidate_with_a_reused_number_gets_no_stage(store: Store) -> None:
     promote(store, "staging", 1)
     store._client.delete_registered_model("cnn")
     add_candidate(store, "cnn", 7)
@@ -65,7 +68,7 @@ def test_a_new_candidate_of_an_old_number_gets_no_stage(store):
     assert stages(store) == {1: "None"}
 
 
-def test_stages_are_left_alone_where_nobody_asks(store, tmp_path):
+def test_stages_are_unchanged_unless_configured(store: Store, tmp_path: Path) -> None:
     (tmp_path / "params.yaml").unlink()
     store.set_stage("cnn", 2, "Staging")
     promote(store, "staging", 1)
@@ -73,6 +76,6 @@ def test_stages_are_left_alone_where_nobody_asks(store, tmp_path):
     assert stages(store) == {1: "None", 2: "Staging"}
 
 
-def test_an_environment_without_a_stage_cannot_be_mirrored():
+def test_an_environment_without_a_stage_cannot_be_mirrored() -> None:
     with pytest.raises(UsageError, match=r"environments\.moon\.mirror_stages: MLflow has stages for staging and prod"):
         policy.parse({"moon": {"from": "candidate", "require": [], "mirror_stages": True}})

@@ -1,4 +1,4 @@
-"""The faults that `make mutants` tries, and what benchmarks/mutants.json says of the tests that look for them."""
+"""The mutants of `make mutants`, and the results in benchmarks/mutants.json."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Told:
 '''
 
 
-def test_every_kind_of_fault_is_put_in_once_and_words_are_left_alone():
+def test_every_kind_of_mutation_is_made_once_and_strings_are_not_mutated() -> None:
     found = list(mutants(SOURCE, frozenset()))
     for mutant in found:
         ast.parse(mutant.source)
@@ -55,16 +55,16 @@ def test_every_kind_of_fault_is_put_in_once_and_words_are_left_alone():
     assert not any(mutant.name.startswith("judge") for mutant in mutants(SOURCE, frozenset({"judge"})))
 
 
-def test_a_fault_is_looked_for_by_the_tests_that_run_its_line_the_quickest_first():
+def test_a_mutant_is_tested_by_the_tests_that_run_its_line_fastest_first() -> None:
     ran = {"slow": (2.0, {7, 8}), "quick": (1.0, {7}), "other": (0.1, {9})}
     found = {mutant.line: mutant for mutant in mutants(SOURCE)}
     assert able(found[7], ran) == ["quick", "slow"]
     assert able(found[8], ran) == ["slow"]
-    assert able(found[2], ran) == ["other", "quick", "slow"]  # what runs at the import runs for all
+    assert able(found[2], ran) == ["other", "quick", "slow"]  # code that runs on import runs in every test
     assert able(found[16], ran) == []
 
 
-def test_a_fault_is_put_into_the_module_that_the_tests_import():
+def test_a_fault_is_put_into_the_module_that_the_tests_import() -> None:
     for module in MODULES:
         name = _Finder(PACKAGE / module, "")._name
         spec = importlib.util.find_spec(name)
@@ -72,7 +72,7 @@ def test_a_fault_is_put_into_the_module_that_the_tests_import():
         assert spec.origin == str(PACKAGE / module)
 
 
-def test_every_survivor_is_explained_and_more_than_nine_in_ten_faults_are_found():
+def test_every_survivor_is_explained_and_over_ninety_percent_of_mutants_are_killed() -> None:
     scores = {name: Score(**said) for name, said in json.loads((ROOT / "benchmarks/mutants.json").read_text()).items()}
     known = yaml.safe_load((ROOT / "benchmarks/mutants_known.yaml").read_text())
     assert scores.keys() <= MODULES.keys()

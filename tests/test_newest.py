@@ -26,7 +26,7 @@ def store(store_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> St
 
 
 def failed(store: Store) -> dict[str, str]:
-    """What both ways to ask agree on."""
+    """The result on which both implementations agree."""
     found = store.failures()
     assert sqlite_reader.failures() == found
     assert overview.status() == overview.status(store)
@@ -44,7 +44,7 @@ def test_a_failed_run_is_listed_until_a_newer_one_passes(store: Store, tmp_path:
     assert code == 0
     assert "newest run" in out
     assert "failed: export: a branch depends on input values" in out
-    publish(good)  # again: the run that passed is older than the one that failed, and is what was published last
+    publish(good)  # publish again: the passed run is older than the failed one, but was published last
     assert failed(store) == {}
     assert "newest run" not in onward("status")[1]
     publish(bad)
@@ -86,6 +86,6 @@ def test_runs_of_another_experiment_and_deleted_runs_do_not_count(store: Store, 
     assert failed(store) == {}
 
 
-def test_a_long_reason_is_cut_off() -> None:
+def test_a_long_reason_is_truncated() -> None:
     assert shortened("a\n b\t\x07c") == "a b \\x07c"
     assert shortened("x" * 101) == "x" * 99 + "…"

@@ -1,4 +1,4 @@
-"""ONNX files from anywhere: what is wrong with one is said in a line, and nothing outside its folder is read."""
+"""ONNX files from any source: a fault is reported in one line, and no file outside the folder is read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from onward.registry.errors import UsageError
 from tests.onnx_models import linear
 
 
-def test_a_sound_file_is_described(tmp_path: Path) -> None:
+def test_a_valid_file_is_described(tmp_path: Path) -> None:
     path = linear(tmp_path / "m.onnx")
     onnx_file.check(path)
     graph = onnx_file.describe(path)
@@ -30,7 +30,7 @@ def test_external_data_is_part_of_the_file(tmp_path: Path) -> None:
     assert onnx_file.describe(path).size_bytes > path.stat().st_size
 
 
-def test_external_data_that_is_missing_is_named(tmp_path: Path) -> None:
+def test_missing_external_data_is_named(tmp_path: Path) -> None:
     path = linear(tmp_path / "m.onnx", external=True)
     (tmp_path / "m.onnx.data").unlink()
     with pytest.raises(UsageError, match=r"external data 'm\.onnx\.data' is missing"):
@@ -38,7 +38,7 @@ def test_external_data_that_is_missing_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("location", ["../secret", "/etc/passwd", "a/../../secret"])
-def test_external_data_outside_the_folder_is_refused(tmp_path: Path, location: str) -> None:
+def test_external_data_outside_the_folder_is_rejected(tmp_path: Path, location: str) -> None:
     folder = tmp_path / "inner"
     folder.mkdir()
     (tmp_path / "secret").write_bytes(b"\0" * 48)
@@ -52,7 +52,7 @@ def test_external_data_outside_the_folder_is_refused(tmp_path: Path, location: s
         onnx_file.check(path)
 
 
-def test_over_the_limit_weights_go_beside_the_file_and_compute_the_same(tmp_path: Path) -> None:
+def test_weights_over_the_limit_go_to_an_external_file_and_compute_the_same(tmp_path: Path) -> None:
     model = onnx.load(linear(tmp_path / "m.onnx"))
     model.graph.initializer[0].raw_data = bytes(4096)
     model.graph.initializer[0].dims[:] = [4, 256]
@@ -64,7 +64,7 @@ def test_over_the_limit_weights_go_beside_the_file_and_compute_the_same(tmp_path
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
-def test_a_truncated_or_garbled_file_is_a_line_and_never_a_traceback(tmp_path: Path, data: st.DataObject) -> None:
+def test_a_truncated_or_corrupt_file_gives_one_line_and_no_traceback(tmp_path: Path, data: st.DataObject) -> None:
     content = linear(tmp_path / "m.onnx").read_bytes()
     end = data.draw(st.integers(0, len(content) - 1))
     tail = data.draw(st.binary(max_size=20))
@@ -79,7 +79,7 @@ def test_a_truncated_or_garbled_file_is_a_line_and_never_a_traceback(tmp_path: P
     assert not said or said.startswith("broken.onnx: ")
 
 
-def test_a_file_that_is_not_onnx_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_onnx_is_rejected(tmp_path: Path) -> None:
     for content in (b"", b"hello", b"\x00" * 100):
         path = tmp_path / "m.onnx"
         path.write_bytes(content)

@@ -1,9 +1,12 @@
-"""What a promotion and a rollback choose, ask for, write and answer, field by field."""
+"""What promotion and rollback choose, require, write and return, field by field."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -18,6 +21,7 @@ from onward.registry.operations.choice import Deployable
 from onward.registry.operations.promotion import Outcome, promote, reconcile, rollback, valid_reason
 from onward.registry.store.schema import Log, approval_source
 from onward.registry.store.store import Store
+from tests.conftest import not_none
 from tests.store_factory import add_candidate, fresh_store
 
 SHA, OTHER = "a" * 64, "b" * 64
@@ -25,22 +29,22 @@ PIN, OTHER_PIN = "c" * 64, "d" * 64
 
 
 @pytest.fixture
-def store(tmp_path, monkeypatch) -> Store:
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     return fresh_store(tmp_path, monkeypatch)
 
 
 @pytest.fixture
-def environments(tmp_path):
-    """Write params.yaml with these environments."""
+def environments(tmp_path: Path) -> Callable[..., None]:
+    """Return a function that writes params.yaml with the given environments."""
 
-    def write(**section) -> None:
+    def write(**section: Any) -> None:
         (tmp_path / "dvc.yaml").write_text("stages: {}\n")
         (tmp_path / "params.yaml").write_text(yaml.safe_dump({"environments": section}))
 
     return write
 
 
-def entry(number: int = 1, **changes) -> Entry:
+def entry(number: int = 1, **changes: Any) -> Entry:
     said = {
         "number": number, "kind": "promote", "key": "k", "base": 0, "sha256": SHA, "candidate_version": 1,
         "source": "models:/m-1", "actor": "ann", "reason": "because", "at": "2026-01-02T03:04:05+00:00",
@@ -48,12 +52,12 @@ def entry(number: int = 1, **changes) -> Entry:
     return Entry.model_validate({**said, **changes})
 
 
-def approval(sha256: str, **changes: str) -> Draft:
+def approval(sha256: str, **changes: Any) -> Draft:
     said = entry(kind="approve", sha256=sha256, source=approval_source(sha256), **changes)
     return Draft.model_validate(said.model_dump(exclude={"number"}))
 
 
-# What is the same
+# Equal deployments
 
 
 @pytest.mark.parametrize(
@@ -64,7 +68,7 @@ def approval(sha256: str, **changes: str) -> Draft:
         ({"manifest": OTHER_PIN}, {"manifest": PIN}, False),
         ({}, {"manifest": ""}, False),  # pins less
         ({"manifest": ""}, {"manifest": PIN}, True),
-        ({"manifest": "", "version": 2}, {"manifest": PIN}, True),  # neither says how it is served
+        ({"manifest": "", "version": 2}, {"manifest": PIN}, True),  # neither has serving options
         ({"manifest": "", "evidence": {"serving": "x"}}, {"evidence": {"serving": "x"}}, True),
         ({"manifest": "", "version": 2, "evidence": {"serving": "x"}}, {"evidence": {"serving": "x"}}, True),
         ({"manifest": "", "evidence": {"serving": "x"}}, {"evidence": {"serving": "y"}}, False),
@@ -73,16 +77,18 @@ def approval(sha256: str, **changes: str) -> Draft:
         ({"manifest": "", "version": 2}, {"evidence": {"serving": "x"}}, False),
     ],
 )
-def test_what_is_live_is_the_same_where_its_files_and_how_they_are_served_are(wanted, live, same):
+def test_two_deployments_are_equal_if_files_and_serving_options_are_equal(
+    wanted: dict[str, Any], live: dict[str, Any], same: bool
+) -> None:
     asked = {"version": 1, "sha256": SHA, "manifest": PIN, "source": "models:/cnn/1", "evidence": {}, **wanted}
     assert Deployable(**asked).is_live_as(entry(**live)) == same
 
 
-# Reasons, moments, people
+# Reasons, times, actors
 
 
 @given(st.text(max_size=1200))
-def test_a_reason_is_one_line_that_shows_and_is_not_too_long(text):
+def test_a_reason_is_one_visible_line_of_limited_length(text: str) -> None:
     try:
         reason = valid_reason(text)
     except UsageError:
@@ -91,7 +97,7 @@ def test_a_reason_is_one_line_that_shows_and_is_not_too_long(text):
     assert reason == " ".join(text.split())
 
 
-def test_a_reason_may_have_a_thousand_characters_and_must_be_utf8():
+def test_a_reason_has_at_most_a_thousand_characters_and_is_utf8() -> None:
     assert valid_reason("x" * 1000) == "x" * 1000
     assert valid_reason(" a\n\tb ") == "a b"
     for wrong, message in (("x" * 1001, "1001 characters"), ("", "say why"), (" \n", "say why"), ("a\udcff", "UTF-8")):
@@ -99,7 +105,7 @@ def test_a_reason_may_have_a_thousand_characters_and_must_be_utf8():
             valid_reason(wrong)
 
 
-def test_now_is_this_second_in_utc():
+def test_now_is_the_current_second_in_utc() -> None:
     before = datetime.now(UTC).replace(microsecond=0)
     found = promotion.now()
     assert before <= datetime.fromisoformat(found) <= datetime.now(UTC)
@@ -107,7 +113,7 @@ def test_now_is_this_second_in_utc():
     assert found.endswith("+00:00")
 
 
-def test_an_entry_is_never_earlier_than_the_one_that_it_replaces():
+def test_an_entry_is_never_earlier_than_the_entry_it_replaces() -> None:
     later, earlier = "2999-01-01T00:00:00+00:00", "2026-01-01T00:00:00+00:00"
     assert promotion._after(entry(at=later)) == later
     assert promotion._after(entry(at="2998-12-31T23:59:59-02:00")) == "2998-12-31T23:59:59-02:00"
@@ -116,16 +122,16 @@ def test_an_entry_is_never_earlier_than_the_one_that_it_replaces():
         assert before <= promotion._after(live) <= promotion.now()
 
 
-def test_an_author_is_who_is_named_else_who_is_at_the_machine(monkeypatch):
+def test_the_author_is_the_given_actor_or_else_the_user_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ONWARD_ACTOR", "machine")
     wanted = policy.parse(None)["staging"]
     assert promotion.author(wanted, "staging", "bob") == ("bob", None)
     assert promotion.author(wanted, "staging", " b\n ob ") == ("b ob", None)
-    for nobody in (None, "", " "):
-        assert promotion.author(wanted, "staging", nobody) == ("machine", None)
+    for missing in (None, "", " "):
+        assert promotion.author(wanted, "staging", missing) == ("machine", None)
 
 
-def test_no_one_alone_forces_a_second_person_who_has_to_sign():
+def test_force_does_not_skip_the_second_person_if_there_are_signers() -> None:
     four, data = (GateResult(requirement=name, met=False, detail="") for name in ("four_eyes", "data"))
     plain = policy.parse({"s": {"from": "candidate", "require": []}})["s"]
     signed = policy.parse({"s": {"from": "candidate", "require": [], "signers": {"ann": "A" * 43 + "="}}})["s"]
@@ -134,7 +140,7 @@ def test_no_one_alone_forces_a_second_person_who_has_to_sign():
         assert promotion._forcible(signed, unmet) == forcible
 
 
-def test_a_signed_entry_that_is_not_proven_is_unmet_where_it_is_newer_than_what_is_live():
+def test_an_unproven_signed_entry_newer_than_the_live_one_is_an_unmet_gate() -> None:
     signed = policy.parse({"s": {"from": "candidate", "require": [], "signers": {"ann": "A" * 43 + "="}}})["s"]
     line = DeploymentHistory((entry(2),), ())
     assert choice.proof(Log(line), policy.parse(None)["staging"]) == ()
@@ -150,15 +156,15 @@ def test_a_signed_entry_that_is_not_proven_is_unmet_where_it_is_newer_than_what_
         assert ("onward sign" in found.detail) == (not met)
 
 
-# What is written and answered
+# What is written and returned
 
 
-def test_a_promotion_writes_all_that_it_knows_and_answers_with_it(store):
+def test_a_promotion_writes_and_returns_all_fields(store: Store) -> None:
     add_candidate(store, "cnn", 1, data="failed", published_by="eve")
     before = promotion.now()
     done = promote("cnn", "staging", 1, reason=" a\nb ", force=True, actor="bob", store=store)
     [written] = store.log("staging", "cnn").entries()
-    candidate = store.candidate("cnn", 1)
+    candidate = not_none(store.candidate("cnn", 1))
     assert written.model_dump(exclude={"key", "at", "source", "gates"}) == {
         "number": 1, "kind": "promote", "base": 0, "sha256": candidate.sha256, "manifest": candidate.manifest,
         "candidate_version": 1, "actor": "bob", "reason": "a b", "restores": 0, "forced": True, "gates_run": "",
@@ -175,7 +181,7 @@ def test_a_promotion_writes_all_that_it_knows_and_answers_with_it(store):
     assert done == Outcome("cnn", "staging", 1, candidate.sha256, True, False, written, written.gates, "")
 
 
-def test_a_rollback_writes_what_the_entry_that_it_restores_had(store):
+def test_a_rollback_copies_the_fields_of_the_restored_entry(store: Store) -> None:
     for factor in (1, 2):
         add_candidate(store, "cnn", factor, remark=f"r{factor}")
         promote("cnn", "staging", factor, reason="because", store=store)
@@ -191,7 +197,7 @@ def test_a_rollback_writes_what_the_entry_that_it_restores_had(store):
     assert len({one.key for one in store.log("staging", "cnn").entries()}) == 3
 
 
-def test_what_is_live_already_is_answered_as_it_is(store):
+def test_promoting_the_live_version_changes_nothing(store: Store) -> None:
     add_candidate(store, "cnn", 1)
     add_candidate(store, "cnn", 2)
     first = promote("cnn", "staging", 1, reason="because", store=store)
@@ -204,27 +210,28 @@ def test_what_is_live_already_is_answered_as_it_is(store):
     promote("cnn", "staging", 2, reason="because", store=store)
     back = rollback("cnn", "staging", reason="no", store=store)
     assert rollback("cnn", "staging", reason="again", to=1, store=store) == dataclasses.replace(back, changed=False)
-    assert rollback("cnn", "staging", reason="again", to=3, store=store).entry.number == 3
+    assert not_none(rollback("cnn", "staging", reason="again", to=3, store=store).entry).number == 3
     assert len(store.log("staging", "cnn").entries()) == 3
 
 
-def test_what_stays_is_healed_and_a_dry_run_heals_nothing(store):
+def test_a_promotion_without_change_repairs_aliases_and_a_dry_run_does_not(store: Store) -> None:
     add_candidate(store, "cnn", 1)
     promote("cnn", "staging", 1, reason="because", store=store)
-    for act, healed in (
+    acts: tuple[tuple[Callable[[], Outcome], bool], ...] = (
         (lambda: promote("cnn", "staging", 1, reason="x", dry_run=True, store=store), False),
         (lambda: promote("cnn", "staging", 1, reason="x", store=store), True),
         (lambda: rollback("cnn", "staging", reason="x", to=1, store=store), True),
-    ):
+    )
+    for act, healed in acts:
         store._client.delete_registered_model_alias("staging.cnn", "live")
         act()
         assert store.versions.aliases("staging.cnn") == ({"live": 1} if healed else {})
         promote("cnn", "staging", 1, reason="x", store=store)
 
 
-def test_a_dry_run_tells_what_would_be_done_and_leaves_no_copy(store):
+def test_a_dry_run_reports_the_outcome_and_leaves_no_copy(store: Store) -> None:
     add_candidate(store, "cnn", 1)
-    sha256 = store.candidate("cnn", 1).sha256
+    sha256 = not_none(store.candidate("cnn", 1)).sha256
     done = promote("cnn", "staging", 1, reason="x", dry_run=True, store=store)
     assert (done.version, done.sha256, done.changed, done.dry_run, done.entry) == (1, sha256, False, True, None)
     assert store.files.own_copies("staging", "cnn", sha256) == []
@@ -234,7 +241,7 @@ def test_a_dry_run_tells_what_would_be_done_and_leaves_no_copy(store):
     assert not promote("cnn", "staging", 2, reason="x", dry_run=True, force=True, store=store).gates[-1].met
 
 
-def test_where_nothing_is_live_there_is_nothing_to_roll_back_to_and_the_log_is_named(store):
+def test_a_rollback_without_a_live_version_fails_and_names_the_log(store: Store) -> None:
     for to in (None, 1):
         with pytest.raises((Refused, UsageError), match=r"^staging\.cnn: "):
             rollback("cnn", "staging", reason="x", to=to, store=store)
@@ -246,14 +253,16 @@ def test_where_nothing_is_live_there_is_nothing_to_roll_back_to_and_the_log_is_n
         rollback("cnn", "staging", reason=" ", store=store)
 
 
-def test_the_store_that_is_given_is_used_else_that_of_the_environment_and_none_is_made(store, tmp_path, monkeypatch):
+def test_the_given_store_is_used_or_else_the_configured_store_without_creating_one(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for factor in (1, 2):
         add_candidate(store, "cnn", factor)
-        assert promote("cnn", "staging", factor, reason="x").entry.number == factor
+        assert not_none(promote("cnn", "staging", factor, reason="x").entry).number == factor
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'none' / 'mlflow.db'}")
     (tmp_path / "none").mkdir()
-    assert rollback("cnn", "staging", reason="x", store=store).entry.number == 3
-    assert promote("cnn", "staging", 2, reason="x", store=store).entry.number == 4
+    assert not_none(rollback("cnn", "staging", reason="x", store=store).entry).number == 3
+    assert not_none(promote("cnn", "staging", 2, reason="x", store=store).entry).number == 4
     assert reconcile(store) == []
     for act in (
         lambda: promote("cnn", "staging", 1, reason="x"), lambda: rollback("cnn", "staging", reason="x"), reconcile,
@@ -263,17 +272,18 @@ def test_the_store_that_is_given_is_used_else_that_of_the_environment_and_none_i
     assert list((tmp_path / "none").iterdir()) == []
 
 
-def test_what_a_newer_onward_wrote_stops_whoever_would_change_something(store):
+def test_a_row_of_a_newer_onward_blocks_every_change(store: Store) -> None:
     for factor in (1, 2):
         add_candidate(store, "cnn", factor)
         promote("cnn", "staging", factor, reason="x", store=store)
     store._client.create_model_version("staging.cnn", source="x", tags={"schema": "9"})
-    for act in (
+    acts: tuple[Callable[[], Outcome], ...] = (
         lambda: promote("cnn", "staging", 1, reason="x", force=True, store=store),
         lambda: promote("cnn", "staging", 2, reason="x", dry_run=True, store=store),
         lambda: rollback("cnn", "staging", reason="x", store=store),
         lambda: rollback("cnn", "staging", reason="x", to=2, store=store),
-    ):
+    )
+    for act in acts:
         with pytest.raises(UsageError, match=r"staging\.cnn: entry 3 was written by a newer Onward"):
             act()
 
@@ -281,7 +291,7 @@ def test_what_a_newer_onward_wrote_stops_whoever_would_change_something(store):
 # What is chosen
 
 
-def test_the_newest_fit_version_is_chosen_by_force_the_newest_and_never_one_of_somebody_elses(store):
+def test_the_newest_acceptable_version_is_chosen_or_with_force_the_newest_published_one(store: Store) -> None:
     with pytest.raises(UsageError, match=r"no version of 'cnn': `dvc repro`"):
         promote("cnn", "staging", reason="x", store=store)
     add_candidate(store, "cnn", 1, sha256=None)
@@ -302,14 +312,14 @@ def test_the_newest_fit_version_is_chosen_by_force_the_newest_and_never_one_of_s
     assert "quality" not in str(no.value)
 
 
-def test_version_0_is_none(store):
+def test_version_0_does_not_exist(store: Store) -> None:
     add_candidate(store, "cnn", 1)
     for to in ("staging", "production"):
         with pytest.raises(UsageError, match="no version 0 of cnn"):
             promote("cnn", to, 0, reason="x", store=store)
 
 
-def test_what_was_tried_before_is_promoted_with_the_evidence_of_its_candidate_as_it_is_now(store):
+def test_a_repeated_promotion_uses_the_current_evidence_of_the_candidate(store: Store) -> None:
     add_candidate(store, "cnn", 1, data="failed")
     promote("cnn", "staging", 1, reason="x", force=True, store=store)
     with pytest.raises(Refused, match="data: failed"):
@@ -319,14 +329,14 @@ def test_what_was_tried_before_is_promoted_with_the_evidence_of_its_candidate_as
     order = done.gates[0]
     assert (order.requirement, order.met, order.detail) == ("order", True, "live in staging since entry 1")
     assert all(gate.met for gate in done.gates)
-    # A candidate made anew under the old number is another one, whatever it says.
+    # A new candidate under the old number is a different one, even with the same tags.
     store._client.delete_registered_model("cnn")
     add_candidate(store, "cnn", 2)
     with pytest.raises(Refused, match="data: failed"):
         promote("cnn", "production", reason="x", store=store)
 
 
-def test_against_the_order_of_environments_only_force_helps_and_the_log_says_so(store):
+def test_only_force_skips_the_order_of_environments_and_the_log_records_it(store: Store) -> None:
     for factor in (1, 2):
         add_candidate(store, "cnn", factor)
     promote("cnn", "staging", 1, reason="x", store=store)
@@ -335,15 +345,17 @@ def test_against_the_order_of_environments_only_force_helps_and_the_log_says_so(
     ):
         promote("cnn", "production", 2, reason="x", store=store)
     done = promote("cnn", "production", 2, reason="x", force=True, store=store)
-    assert (done.version, done.entry.forced, done.entry.gates[0].met) == (2, True, False)
+    assert (done.version, not_none(done.entry).forced, not_none(done.entry).gates[0].met) == (2, True, False)
     with pytest.raises(UsageError, match="no version of 'nothing'"):
         promote("nothing", "production", reason="x", store=store)
 
 
-def test_an_approval_is_of_all_files_of_a_version_where_it_says_so(store, environments):
+def test_an_approval_with_a_manifest_covers_all_files_of_a_version(
+    store: Store, environments: Callable[..., None]
+) -> None:
     environments(staging={"from": "candidate", "require": [], "four_eyes": True})
     add_candidate(store, "cnn", 1, published_by="ann")
-    candidate = store.candidate("cnn", 1)
+    candidate = not_none(store.candidate("cnn", 1))
 
     def approve(name: str, **changes: str) -> None:
         store.approve("staging", "cnn", approval(candidate.sha256, actor=name, key=name, **changes))
@@ -359,17 +371,17 @@ def test_an_approval_is_of_all_files_of_a_version_where_it_says_so(store, enviro
     assert four_eyes().met
 
 
-def test_an_approval_of_before_is_of_the_model_alone(store, environments):
+def test_an_approval_without_a_manifest_covers_only_the_model(store: Store, environments: Callable[..., None]) -> None:
     environments(staging={"from": "candidate", "require": [], "four_eyes": True})
     add_candidate(store, "cnn", 1, published_by="ann")
-    store.approve("staging", "cnn", approval(store.candidate("cnn", 1).sha256, actor="bob"))
+    store.approve("staging", "cnn", approval(not_none(store.candidate("cnn", 1)).sha256, actor="bob"))
     assert promote("cnn", "staging", 1, reason="x", dry_run=True, store=store).gates[0].met
 
 
-# Looking after what is there
+# Repair and approval
 
 
-def test_reconcile_writes_what_is_missing_and_says_what(store):
+def test_reconcile_writes_missing_aliases_and_reports_them(store: Store) -> None:
     add_candidate(store, "cnn", 1)
     promote("cnn", "staging", 1, reason="x", store=store)
     assert reconcile(store) == []
@@ -381,7 +393,7 @@ def test_reconcile_writes_what_is_missing_and_says_what(store):
     assert store.versions.aliases("staging.cnn") == {"live": 1}
 
 
-def test_reconcile_leaves_a_log_of_a_newer_onward_alone_and_puts_right_the_rest(store):
+def test_reconcile_skips_logs_of_a_newer_onward_and_corrects_the_rest(store: Store) -> None:
     for model in ("cnn", "mlp"):
         add_candidate(store, model, 1)
         promote(model, "staging", 1, reason="x", store=store)
@@ -394,7 +406,7 @@ def test_reconcile_leaves_a_log_of_a_newer_onward_alone_and_puts_right_the_rest(
     assert store.versions.aliases("staging.mlp") == {"live": 1}
 
 
-def test_environments_are_made_before_anybody_promotes_and_only_once(store):
+def test_environments_are_created_once_before_any_promotion(store: Store) -> None:
     made = promotion.create_environments(["cnn", "mlp"], store)
     assert made == [
         "environments/staging", "staging.cnn", "staging.mlp", "environments/production", "production.cnn",
@@ -407,12 +419,14 @@ def test_environments_are_made_before_anybody_promotes_and_only_once(store):
     assert "staging.a" not in store.versions.named("staging.a")
 
 
-def test_who_is_overtaken_between_the_look_and_the_entry_changes_nothing(store, monkeypatch):
+def test_a_promotion_overtaken_between_read_and_write_changes_nothing(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for factor in (1, 2):
         add_candidate(store, "cnn", factor)
     append = Store.append
 
-    def overtaken(self, environment, model, draft):
+    def overtaken(self: Store, environment: str, model: str, draft: Draft) -> Log:
         monkeypatch.setattr(Store, "append", append)
         promote("cnn", "staging", 2, reason="first", actor="bob", store=Store())
         return append(self, environment, model, draft)
@@ -421,6 +435,6 @@ def test_who_is_overtaken_between_the_look_and_the_entry_changes_nothing(store, 
     with pytest.raises(LostRace, match="Live now: entry 1, bob promoted version 2"):
         promote("cnn", "staging", 1, reason="second", store=store)
     log = store.log("staging", "cnn")
-    assert (log.history.live.candidate_version, log.history.live.reason) == (2, "first")
+    assert (not_none(log.history.live).candidate_version, not_none(log.history.live).reason) == (2, "first")
     assert {e.number for e in log.history.lost} == log.marked
     assert store.versions.aliases("cnn") == {"staging": 2}

@@ -1,4 +1,4 @@
-"""Operators over PyTorch, held to ONNX Runtime on small graphs, and to themselves in float64."""
+"""Operators implemented in PyTorch, compared with ONNX Runtime on small graphs and with themselves in float64."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def draws(*shape: int) -> np.ndarray[Any, Any]:
 
 
 def in_onnxruntime(node: onnx.NodeProto, opset: int, inputs: list[Any]) -> list[Any]:
-    """The node alone, with ONNX Runtime's optimisations off."""
+    """Run a single node in ONNX Runtime without optimizations."""
     feeds = {name: value for name, value in zip(node.input, inputs, strict=True) if name}
     graph = helper.make_graph(
         [node],
@@ -131,7 +131,7 @@ def _is_float(value: Any) -> bool:
     return value is not None and value.dtype == np.float32
 
 
-def test_what_is_not_covered_is_said() -> None:
+def test_unsupported_operators_are_reported() -> None:
     for operator, inputs, attributes in (
         ("Nonsense", [IMAGE], {}),
         ("MaxPool", [IMAGE.astype(np.int8)], {"kernel_shape": [2, 2]}),

@@ -1,4 +1,4 @@
-"""Files from elsewhere: their float64 reference, their spread, and who is believed where implementations differ."""
+"""Imported files: their float64 reference, their spread, and the majority among differing implementations."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from onward.stages.parity.compare import compare
 from onward.stages.parity.opinions import Question, settle
 from onward.stages.workers import evaluator, operators
 from onward.stages.workers.jitter import jittered_file
+from tests.conftest import not_none
 from tests.onnx_models import linear
 
 RNG = np.random.default_rng(0)
@@ -39,7 +40,7 @@ def model_of(nodes: list[Any], weights: dict[str, Any], x: list[Any], y: list[An
 
 
 def normalised(opset: int) -> onnx.ModelProto:
-    """A batch normalisation whose statistics are far from those of a batch, momentum set."""
+    """A batch normalization with statistics far from those of a batch, and with a momentum."""
     weights = {
         name: RNG.uniform(0.5, 1.5, 4).astype(np.float32) + offset
         for name, offset in (("s", 0), ("b", 0), ("m", np.float32(3)), ("v", np.float32(2)))
@@ -49,7 +50,7 @@ def normalised(opset: int) -> onnx.ModelProto:
 
 
 def interpolated() -> onnx.ModelProto:
-    """torch's F.interpolate(size=64, mode="nearest") of 26 pixels, as the exporter writes it."""
+    """F.interpolate(size=64, mode="nearest") of 26 pixels, as the torch exporter writes it."""
     node = helper.make_node(
         "Resize", ["x", "", "", "sizes"], ["y"], name="up", mode="nearest", nearest_mode="floor",
         coordinate_transformation_mode="asymmetric",
@@ -79,11 +80,11 @@ def test_batch_normalisation_of_any_opset_is_evaluated_as_onnx_runtime_computes_
     np.testing.assert_allclose(truth, answers(model, x)["y"], rtol=1e-5)
 
 
-def test_onnx_s_own_batch_normalisation_is_found_wrong_by_a_majority(
+def test_the_majority_finds_the_batch_normalization_of_onnx_wrong(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     x = RNG.standard_normal((5, 4)).astype(np.float32)
-    # Without PyTorch's: the node is converted to an opset in which onnx's evaluator has it right.
+    # Without the PyTorch operator, the node is converted to an opset that the ONNX evaluator computes correctly.
     monkeypatch.delitem(operators.OPERATORS, "BatchNormalization")
     (found,) = settled(normalised(9), x, tmp_path)
     assert found.ruling == "other"
@@ -94,7 +95,9 @@ def test_onnx_s_own_batch_normalisation_is_found_wrong_by_a_majority(
     assert found.words.endswith("ONNX's reference evaluator is wrong there")
 
 
-def test_a_wrong_operator_over_pytorch_is_outvoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_operator_is_outvoted_with_pytorch_as_third_opinion(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(operators.OPERATORS, "Relu", lambda node, x: x + 1)
     node = helper.make_node("Relu", ["x"], ["y"], name="r")
     (found,) = settled(model_of([node], {}, [3], [3]), np.ones(3, np.float32), tmp_path)
@@ -105,7 +108,7 @@ def test_a_wrong_operator_over_pytorch_is_outvoted(tmp_path: Path, monkeypatch: 
     )
 
 
-def test_two_against_onnx_runtime_find_it_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_implementations_outvote_onnx_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(operators.OPERATORS, "Relu", lambda node, x: x + 2)
     monkeypatch.setattr(_op_list.Relu, "_run", lambda self, x: (x + np.float32(2),))
     nodes = [helper.make_node("Neg", ["x"], ["h"]), helper.make_node("Relu", ["h"], ["y"], name="r")]
@@ -114,7 +117,7 @@ def test_two_against_onnx_runtime_find_it_wrong(tmp_path: Path, monkeypatch: pyt
     assert found.words.startswith("ONNX Runtime computes Relu 'r' (opset 17) differently from PyTorch and ONNX's")
 
 
-def test_without_a_majority_both_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_majority_both_implementations_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_op_list.Celu, "_run", lambda self, x, alpha=None: (x + np.float32(1),))
     node = helper.make_node("Celu", ["x"], ["y"], name="c")
     (found,) = settled(model_of([node], {}, [3], [3]), np.ones(3, np.float32), tmp_path)
@@ -124,14 +127,14 @@ def test_without_a_majority_both_are_named(tmp_path: Path, monkeypatch: pytest.M
     )
 
 
-def test_where_every_operator_agrees_rounding_is_named(tmp_path: Path) -> None:
+def test_if_all_operators_agree_rounding_is_named_as_the_cause(tmp_path: Path) -> None:
     node = helper.make_node("Relu", ["x"], ["y"], name="r")
     (found,) = settled(model_of([node], {}, [3], [3]), np.ones(3, np.float32), tmp_path)
     assert found.ruling == "other"
     assert "the graph enlarges rounding" in found.words
 
 
-def test_nearest_pixels_that_onnx_runtime_picks_wrongly_fail_at_resize(tmp_path: Path) -> None:
+def test_wrong_nearest_pixels_of_onnx_runtime_are_located_at_resize(tmp_path: Path) -> None:
     x = np.arange(26, dtype=np.float32).reshape(1, 1, 26)
     wanted = np.floor(np.arange(64) * 26 / 64).astype(np.float32)
     if np.array_equal(answers(interpolated(), x)["y"].ravel(), wanted):
@@ -141,7 +144,7 @@ def test_nearest_pixels_that_onnx_runtime_picks_wrongly_fail_at_resize(tmp_path:
     assert "Resize 'up'" in found[-1].words
 
 
-def test_weights_move_by_one_unit_and_what_decides_sizes_stays(tmp_path: Path) -> None:
+def test_weights_move_by_one_ulp_and_shape_constants_do_not(tmp_path: Path) -> None:
     weights = {
         "w": np.array([0.1, 2.0, np.inf, -0.3], np.float32),
         "half": np.array([0.5], np.float32),
@@ -170,7 +173,7 @@ def test_weights_move_by_one_unit_and_what_decides_sizes_stays(tmp_path: Path) -
     assert abs(constant[0] - np.float32(0.7)) == np.spacing(np.float32(0.7))
 
 
-def test_a_graph_with_branches_is_widened_within_them(tmp_path: Path) -> None:
+def test_a_graph_with_branches_is_converted_to_float64_inside_the_branches(tmp_path: Path) -> None:
     third = np.float32(1) / np.float32(3)
 
     def branch(name: str, value: Any) -> onnx.GraphProto:
@@ -199,7 +202,7 @@ def test_a_graph_with_branches_is_widened_within_them(tmp_path: Path) -> None:
         np.testing.assert_allclose(got, x.astype(np.float64) * np.float64(third), rtol=1e-15)
 
 
-def test_quantised_random_and_unknown_operators_are_told_apart(tmp_path: Path) -> None:
+def test_quantized_random_and_unknown_operators_are_distinguished(tmp_path: Path) -> None:
     weights = {"s": np.float32(0.1), "z": np.uint8(3)}
     pair = [
         helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
@@ -215,9 +218,7 @@ def test_quantised_random_and_unknown_operators_are_told_apart(tmp_path: Path) -
             evaluator.Wide(model)
 
 
-def test_that_optimisations_change_the_result_is_said_only_after_both_levels_were_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_optimizations_are_blamed_only_after_both_levels_ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings: Any = SimpleNamespace(tolerance=Tolerance())
     case = Case("normal0@b2", 0, {"batch": 2}, {"x": np.ones((2, 4), np.float32)})
     plain = linear(tmp_path / "m.onnx")
@@ -228,7 +229,7 @@ def test_that_optimisations_change_the_result_is_said_only_after_both_levels_wer
     assert localize_torch._by_level(plain, case, settings).endswith("y differs: they change the result")
 
 
-def test_a_sum_that_cancels_differs_from_float64_by_what_its_spread_explains(tmp_path: Path) -> None:
+def test_the_spread_explains_the_error_of_a_cancelling_sum(tmp_path: Path) -> None:
     weight = RNG.standard_normal((8, 64, 3, 3)).astype(np.float32)
     node = helper.make_node("Conv", ["x", "w"], ["y"], name="c")
     model = model_of([node], {"w": weight}, [1, 64, 60, 60], [1, 8, 58, 58])
@@ -240,10 +241,10 @@ def test_a_sum_that_cancels_differs_from_float64_by_what_its_spread_explains(tmp
     for seed in range(4):
         jittered_file(tmp_path / "m.onnx", tmp_path / "j.onnx", seed)
         squares += np.square(answers(onnx.load(tmp_path / "j.onnx"), x)["y"].astype(np.float64) - y)
-    # Another order of summation, as another layout of the convolution has it: few elements, all of them near zero.
+    # Another order of summation, as in another convolution layout: few elements differ, all of them near zero.
     other = sum(answers(model_of([node], {"w": weight[:, part]}, [1, 16, 60, 60], [1, 8, 58, 58]), x[:, part])["y"]
                 for part in (slice(0, 16), slice(16, 32), slice(32, 48), slice(48, 64)))  # fmt: skip
-    assert 0 < compare("y", y, other, 1e-5, 1e-5).share_out < 0.1
+    assert 0 < not_none(compare("y", y, other, 1e-5, 1e-5).share_out) < 0.1
     assert compare("y", y, other, 1e-5, 1e-5, truth, np.sqrt(squares / 4)).verdict == "ok"
     wrong = other.copy()
     wrong[0, 0, 0, 0] *= 1.01

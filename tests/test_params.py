@@ -1,4 +1,4 @@
-"""params.yaml: every mistake is a line with the path into the file, and nothing is written."""
+"""params.yaml: every invalid setting gives a line with its path, and nothing is written."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ MISTAKES: list[tuple[str, dict[str, Any], str]] = [
     ("negative tolerance", with_model(tolerance={"atol": -1}), "models.toy.tolerance.atol: "),
     ("opset too new", with_model(export={"opset": 99}), "models.toy.export.opset: "),
     ("bad axis", with_model(inputs={"x": {"shape": ["batch", 0]}}), "models.toy.inputs.x.shape[1]: 0: "),
-    ("axis of no kind", with_model(inputs={"x": {"shape": ["batch", 1.5]}}), "models.toy.inputs.x.shape[1]: "),
+    ("axis of an invalid type", with_model(inputs={"x": {"shape": ["batch", 1.5]}}), "models.toy.inputs.x.shape[1]: "),
     (
         "undeclared dimension",
         with_model(inputs={"x": {"shape": ["bach", 6]}}),
         "models.toy.inputs.x.shape[0]: the dimension 'bach' is not declared under dims; did you mean 'batch'?",
     ),
     (
-        "dimension nobody uses",
+        "unused dimension",
         with_model(dims={"batch": {"max": 4, "typical": [1]}, "time": {"max": 4, "typical": [1]}}),
         "models.toy.dims.time: no input uses this dimension",
     ),
@@ -50,20 +50,20 @@ MISTAKES: list[tuple[str, dict[str, Any], str]] = [
     ("neither build nor onnx", with_model(build=None), "models.toy: give either build"),
     ("both", with_model(onnx="a.onnx"), "models.toy.build: give either build"),
     ("missing key", with_model(samples=None), "models.toy.samples: this key is missing"),
-    ("no callable's name", with_model(build="models.toy.net"), "models.toy.build: 'models.toy.net' is not of the form"),
+    ("invalid callable", with_model(build="models.toy.net"), "models.toy.build: 'models.toy.net' is not of the form"),
     (
-        "function that is not there",
+        "missing function",
         with_model(build="models.toy:nett"),
         "models.toy.build: models.toy defines no 'nett'",
     ),
-    ("module that is not there", with_model(build="nowhere.toy:net"), "models.toy.build: there is no module"),
+    ("missing module", with_model(build="nowhere.toy:net"), "models.toy.build: there is no module"),
     (
-        "weights that are not there",
+        "missing weights",
         with_model(weights="w.safetensors"),
         "models.toy.weights: w.safetensors: there is no",
     ),
     (
-        "path out of the repository",
+        "path outside the repository",
         with_model(weights="../w.pt"),
         "models.toy.weights: ../w.pt: is outside the repository",
     ),
@@ -79,17 +79,17 @@ MISTAKES: list[tuple[str, dict[str, Any], str]] = [
         "models.toy.quantize.candidates[0].calibrate: 'maxmin' is none of minmax, entropy, percentile",
     ),
     (
-        "number for a switch",
+        "number for a boolean",
         with_model(quantize={"candidates": [{"dynamic": {"reduce_range": 1}}]}),
         "models.toy.quantize.candidates[0].reduce_range: 1 is none of false, true",
     ),
     (
-        "the same twice",
+        "duplicate candidate",
         with_model(optimize={"candidates": ["onnxsim", {"onnxsim": {}}]}),
         "models.toy.optimize.candidates[1]: the same as optimize.candidates[0]",
     ),
     (
-        "candidate of no shape",
+        "invalid candidate",
         with_model(optimize={"candidates": [3]}),
         "models.toy.optimize.candidates[0]: must be the name of a technique",
     ),
@@ -104,14 +104,18 @@ MISTAKES: list[tuple[str, dict[str, Any], str]] = [
         {**with_model(), "environments": {"staging": {"from": "candidate", "require": ["speed"]}}},
         "environments.staging.require[0]: ",
     ),
-    ("name that is no path", {"models": {"../toy": toy_params()["models"]["toy"]}}, "models.../toy: a model's name"),
-    ("name that is taken", {"models": {"host": toy_params()["models"]["toy"]}}, "models.host: this name is reserved"),
+    (
+        "name that is not a valid path",
+        {"models": {"../toy": toy_params()["models"]["toy"]}},
+        "models.../toy: a model's name",
+    ),
+    ("reserved name", {"models": {"host": toy_params()["models"]["toy"]}}, "models.host: this name is reserved"),
     ("unknown default", {**with_model(), "defaults": {"exprot": {}}}, "defaults.exprot: unknown key; did you mean"),
 ]
 
 
 @pytest.mark.parametrize(("raw", "wanted"), [pytest.param(raw, wanted, id=name) for name, raw, wanted in MISTAKES])
-def test_a_mistake_is_named_with_its_path_and_nothing_is_written(
+def test_an_invalid_setting_is_named_with_its_path_and_nothing_is_written(
     project: Path, raw: dict[str, Any], wanted: str
 ) -> None:
     write_project(project, params=raw)
@@ -132,7 +136,7 @@ def test_the_command_prints_one_line_and_exits_2(project: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["models: [", "models:\n  a: {x: 1}\n  a: {x: 2}\n", "- just a list\n"])
-def test_broken_yaml_is_one_line(project: Path, text: str) -> None:
+def test_invalid_yaml_is_reported_in_one_line(project: Path, text: str) -> None:
     (project / "params.yaml").write_text(text)
     with pytest.raises(UsageError) as caught:
         load.read()
@@ -146,7 +150,7 @@ def test_a_module_that_fails_to_import_is_named(project: Path) -> None:
         params.write_sections(load.read(), project / "build" / "params")
 
 
-def test_defaults_reach_every_model_and_a_model_overrides_them(project: Path) -> None:
+def test_defaults_apply_to_every_model_and_a_model_overrides_them(project: Path) -> None:
     raw = toy_params(tolerance={"atol": 0.5})
     raw["defaults"] = {"tolerance": {"rtol": 0.25, "atol": 0.1}, "export": {"opset": 18}}
     write_project(project, params=raw)
@@ -154,7 +158,7 @@ def test_defaults_reach_every_model_and_a_model_overrides_them(project: Path) ->
     assert (model.tolerance.rtol, model.tolerance.atol, model.export.opset) == (0.25, 0.5, 18)
 
 
-def test_a_stage_cannot_reach_what_it_does_not_declare(project: Path) -> None:
+def test_a_stage_cannot_read_an_undeclared_setting(project: Path) -> None:
     write_project(project)
     write_settings()
     part = load.section("toy", "export")
@@ -163,7 +167,7 @@ def test_a_stage_cannot_reach_what_it_does_not_declare(project: Path) -> None:
         _ = part.tolerance
 
 
-def test_a_changed_tolerance_changes_no_section_of_export_or_train(project: Path) -> None:
+def test_a_changed_tolerance_does_not_change_the_settings_of_export_or_train(project: Path) -> None:
     def sections() -> dict[str, bytes]:
         folder = project / "build" / "params"
         params.write_sections(load.read(), folder)
@@ -178,7 +182,7 @@ def test_a_changed_tolerance_changes_no_section_of_export_or_train(project: Path
     assert not changed & {"train.json", "data.json", "export.json"}
 
 
-def test_training_depends_on_the_limits_of_the_batch_and_on_no_other_size(project: Path) -> None:
+def test_training_depends_only_on_the_limits_of_the_batch(project: Path) -> None:
     def section(**batch: Any) -> bytes:
         write_project(project, params=toy_params(dims={"batch": {"max": 16, "typical": [1, 4], **batch}}))
         params.write_sections(load.read(), project / "build" / "params")
@@ -190,7 +194,7 @@ def test_training_depends_on_the_limits_of_the_batch_and_on_no_other_size(projec
     assert section(min=1) == before
 
 
-def test_a_changed_source_file_is_seen_through_what_it_imports(project: Path) -> None:
+def test_a_change_in_an_imported_source_file_is_detected(project: Path) -> None:
     (project / "models" / "helper.py").write_text("WIDTH = 16\n")
     write_project(project, source="from models.helper import WIDTH\n" + SOURCE)
     folder = project / "build" / "params"
@@ -201,7 +205,7 @@ def test_a_changed_source_file_is_seen_through_what_it_imports(project: Path) ->
     assert (folder / "toy" / "export.json").read_bytes() != before
 
 
-def test_the_shipped_params_are_right() -> None:
+def test_the_shipped_params_are_valid() -> None:
     raw = yaml.safe_load((ROOT / "params.yaml").read_text())
     found = load.read(ROOT / "params.yaml")
     assert list(found.models) == list(raw["models"])
@@ -209,7 +213,7 @@ def test_the_shipped_params_are_right() -> None:
 
 
 @pytest.mark.parametrize("stage", sorted(load.READS))
-def test_a_stage_reads_no_setting_that_its_section_lacks(stage: str) -> None:
+def test_a_stage_reads_only_settings_in_its_section(stage: str) -> None:
     source = (ROOT / "stages" / f"{stage}.py").read_text()
     read = set(re.findall(r"\bsettings\.(\w+)", source)) & set(ModelParams.model_fields)
     assert read <= set(load.READS[stage])

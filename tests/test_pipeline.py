@@ -1,6 +1,6 @@
-"""`dvc repro`, for real, in a clone: a model that passes, one that cannot be exported, and all that may happen between.
+"""A real `dvc repro` in a clone, with a model that passes and one that cannot be exported.
 
-The tests share one clone and build on its state, in the order in which they stand here.
+The tests share one clone and run in file order, because each builds on the state of the previous one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
-from tests.conftest import clone, run
+from tests.conftest import clone, not_none, run
 from tests.toy import SOURCE, toy_params
 
 BRANCHING = """
@@ -51,7 +51,7 @@ MEASURED = {"benchmark@toy", "select@toy", "publish@toy"}
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clone with two small models of its own in place of the shipped ones."""
+    """A clone with two small models instead of the shipped ones."""
     root = clone(tmp_path_factory.mktemp("clone") / "with a space")
     (root / "models" / "toy.py").write_text(SOURCE + BRANCHING)
     params = toy_params()
@@ -72,7 +72,7 @@ def repro(root: Path, *flags: str) -> tuple[int, set[str], str]:
 
 @contextlib.contextmanager
 def edited(root: Path) -> Iterator[dict[str, Any]]:
-    """The models of params.yaml, written back as they are left."""
+    """Yield the models of params.yaml, and write their changes back."""
     path = root / "params.yaml"
     params = yaml.safe_load(path.read_text())
     yield params["models"]
@@ -85,7 +85,7 @@ def edit(root: Path, model: str, **changes: Any) -> None:
 
 
 def published(root: Path) -> dict[str, Any]:
-    """What the store holds now. Read from a copy: MLflow keeps a connection a path, even to a file since deleted."""
+    """The content of the store, read from a copy: MLflow caches a connection per path, even to a deleted file."""
     with tempfile.TemporaryDirectory() as temporary:
         copy = Path(temporary) / "mlflow.db"
         with closing(sqlite3.connect(root / "mlflow.db")) as store, closing(sqlite3.connect(copy)) as target:
@@ -95,7 +95,7 @@ def published(root: Path) -> dict[str, Any]:
 
 def _published(client: MlflowClient) -> dict[str, Any]:
     experiment = client.get_experiment_by_name("onward")
-    runs = client.search_runs([experiment.experiment_id])
+    runs = client.search_runs([not_none(experiment).experiment_id])
     return {
         "parents": [r for r in runs if r.data.tags["onward.role"] == "model"],
         "runs": len(runs),
@@ -103,7 +103,7 @@ def _published(client: MlflowClient) -> dict[str, Any]:
     }
 
 
-def test_one_model_passes_and_the_others_failure_is_named_and_recorded(checkout: Path) -> None:
+def test_one_model_passes_and_the_failure_of_the_other_is_reported_and_recorded(checkout: Path) -> None:
     code, ran, output = repro(checkout)
     assert code != 0
     assert {"publish@toy", "publish@branching", "verdict"} <= ran
@@ -117,7 +117,7 @@ def test_one_model_passes_and_the_others_failure_is_named_and_recorded(checkout:
     assert found["versions"] == [("toy", 1)]
 
 
-def test_nothing_written_knows_where_the_checkout_lies(checkout: Path) -> None:
+def test_no_written_file_contains_the_path_of_the_checkout(checkout: Path) -> None:
     for path in (checkout / "build").rglob("*"):
         if path.is_file():
             assert str(checkout).encode() not in path.read_bytes(), path
@@ -125,7 +125,7 @@ def test_nothing_written_knows_where_the_checkout_lies(checkout: Path) -> None:
     assert changed == [" M params.yaml", "?? dvc.lock", "?? models/toy.py"]
 
 
-def test_a_second_run_computes_nothing_but_says_no_again(checkout: Path) -> None:
+def test_a_second_run_computes_nothing_and_fails_again(checkout: Path) -> None:
     before = published(checkout)
     stage = checkout / "stages" / "export.py"
     stage.write_text(stage.read_text() + "\n# A comment is no change of the code.\n")
@@ -136,7 +136,7 @@ def test_a_second_run_computes_nothing_but_says_no_again(checkout: Path) -> None
     assert (after["runs"], after["versions"]) == (before["runs"], before["versions"])
 
 
-def test_once_the_failing_model_is_gone_the_verdict_is_yes(checkout: Path) -> None:
+def test_without_the_failing_model_the_verdict_passes(checkout: Path) -> None:
     with edited(checkout) as models:
         models["other"] = {**models.pop("branching"), "build": "models.toy:net"}
     code, ran, output = repro(checkout)
@@ -144,14 +144,14 @@ def test_once_the_failing_model_is_gone_the_verdict_is_yes(checkout: Path) -> No
     assert not any(stage.endswith("@toy") for stage in ran)
 
 
-def test_a_changed_tolerance_runs_no_export_and_no_other_model(checkout: Path) -> None:
+def test_a_changed_tolerance_reruns_no_export_and_no_other_model(checkout: Path) -> None:
     edit(checkout, "toy", tolerance={"rtol": 0.002})
     code, ran, output = repro(checkout)
     assert code == 0, output
     assert ran == ALWAYS | MEASURED | {"verify@toy", "optimize@toy", "quantize@toy", "verdict"}
 
 
-def test_an_emptied_store_is_filled_again_and_nothing_is_computed(checkout: Path) -> None:
+def test_an_emptied_store_is_refilled_without_computing(checkout: Path) -> None:
     (checkout / "mlflow.db").unlink()
     shutil.rmtree(checkout / "mlartifacts")
     code, ran, output = repro(checkout)
@@ -160,7 +160,7 @@ def test_an_emptied_store_is_filled_again_and_nothing_is_computed(checkout: Path
     assert sorted(published(checkout)["versions"]) == [("other", 1), ("toy", 1)]
 
 
-def test_a_change_of_one_optimisers_code_runs_optimize_and_its_successors_alone(checkout: Path) -> None:
+def test_a_change_in_one_optimizer_reruns_only_optimize_and_later_stages(checkout: Path) -> None:
     technique = checkout / "stages" / "transforms" / "optimizers" / "onnxsim.py"
     technique.write_text(technique.read_text() + "\nCHANGED = True\n")
     code, ran, output = repro(checkout)
@@ -171,9 +171,9 @@ def test_a_change_of_one_optimisers_code_runs_optimize_and_its_successors_alone(
     }  # fmt: skip
 
 
-def test_another_cpu_measures_again_and_exports_nothing(checkout: Path) -> None:
+def test_another_cpu_reruns_measurements_and_no_export(checkout: Path) -> None:
     with edited(checkout) as models:
-        del models["other"]  # one is enough from here on
+        del models["other"]  # one model suffices from here on
     host = checkout / "registry" / "host" / "hardware.py"
     text = host.read_text()
     host.write_text(re.sub(r"INSTRUCTION_SETS = \(.*?\)", 'INSTRUCTION_SETS = ("fpu",)', text, flags=re.S))
@@ -185,7 +185,7 @@ def test_another_cpu_measures_again_and_exports_nothing(checkout: Path) -> None:
 
 
 @pytest.mark.parametrize("stage", ["export", "benchmark", "publish"])
-def test_a_stage_killed_halfway_ends_as_if_undisturbed(checkout: Path, stage: str) -> None:
+def test_rerunning_a_killed_stage_gives_the_undisturbed_result(checkout: Path, stage: str) -> None:
     changes: dict[str, Any] = {
         "export": {"export": {"opset": 21}},
         "benchmark": {"benchmark": {"rounds": 400, "round_seconds": 0.05}},
@@ -200,13 +200,13 @@ def test_a_stage_killed_halfway_ends_as_if_undisturbed(checkout: Path, stage: st
     until = time.monotonic() + 180
     while victim is None and time.monotonic() < until and process.poll() is None:
         for child in psutil.Process(process.pid).children(recursive=True):
-            with contextlib.suppress(psutil.Error):  # it has just ended
+            with contextlib.suppress(psutil.Error):  # the process has just ended
                 if child.name().startswith("python") and stage in child.cmdline():
                     victim = child
         time.sleep(0.05)
     assert victim is not None, "the stage never ran"
     time.sleep(0.8)
-    with contextlib.suppress(psutil.NoSuchProcess):  # what it had started ends with it
+    with contextlib.suppress(psutil.NoSuchProcess):  # child processes end with it
         for child in [*victim.children(recursive=True), victim]:
             child.send_signal(signal.SIGKILL)
     assert process.wait(120) != 0
@@ -221,7 +221,7 @@ def test_a_stage_killed_halfway_ends_as_if_undisturbed(checkout: Path, stage: st
     assert all(r.info.status == "FINISHED" for r in latest)
 
 
-def test_wrong_params_are_one_line_and_nothing_changes(checkout: Path) -> None:
+def test_invalid_params_give_one_line_and_change_nothing(checkout: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in (checkout / "build").rglob("*") if path.is_file()}
     edit(checkout, "toy", tolerance={"rtol": "small"})
     code, ran, output = repro(checkout)
@@ -231,7 +231,7 @@ def test_wrong_params_are_one_line_and_nothing_changes(checkout: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in (checkout / "build").rglob("*") if path.is_file()} == before
 
 
-def test_a_stage_run_by_hand_explains_itself(checkout: Path) -> None:
+def test_a_stage_run_by_hand_has_help_and_prints_its_verdict(checkout: Path) -> None:
     edit(checkout, "toy", tolerance={"rtol": 0.001})
     for stage in yaml.safe_load((checkout / "dvc.yaml").read_text())["stages"]:
         done = run(f"onward stage {stage} --help", checkout)

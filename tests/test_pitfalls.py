@@ -1,4 +1,4 @@
-"""Export pitfalls: every example of docs/export-pitfalls.md does what the page says."""
+"""Every example of docs/export-pitfalls.md behaves as the page says."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TAIL = "\n\ndef build():\n    torch.manual_seed(0)\n    return Model()\n"
 
 @dataclass
 class Example:
-    """A code block of the page, and one of the claims that stand above it."""
+    """A code block of the page, and one of the claims above it."""
 
     name: str
     code: str
@@ -38,7 +38,7 @@ class Example:
     warnings: list[str] = field(default_factory=list)
 
     def settings(self) -> ModelParams:
-        """With the shape that the module gives: [batch, ...]."""
+        """Settings with the output shape of the module: [batch, ...]."""
         module = f"models.{self.name}"
         translations = {"custom_translations": f"{module}:translations"} if "translations" in self.claim else {}
         return ModelParams.model_validate(
@@ -54,7 +54,7 @@ class Example:
 
 
 def examples() -> list[Example]:
-    """One for each claim of the page."""
+    """One example for each claim of the page."""
     text = (ROOT / "docs" / "export-pitfalls.md").read_text()
     found = []
     for number, match in enumerate(re.finditer(r"((?:<!-- .*? -->\n)+)```python\n(.*?)```", text, re.S)):
@@ -75,7 +75,7 @@ EXAMPLES = {
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A project with every example in it, all exported as their claims say, in one process."""
+    """A project with every example, exported as claimed, in one process."""
     with pytest.MonkeyPatch.context() as patch:
         root = tmp_path_factory.mktemp("pitfalls")
         patch.setenv("ONWARD_PROJECT", str(root))
@@ -98,7 +98,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def export_all(root: Path) -> dict[str, str]:
-    """Why each example is refused; empty where it is not."""
+    """The reason why each example is rejected; empty if it is not."""
     refusals = {}
     for example in EXAMPLES.values():
         settings, folder = example.settings(), root / example.name
@@ -124,7 +124,7 @@ def export_all(root: Path) -> dict[str, str]:
 
 
 def verdict(example: Example, root: Path) -> tuple[str, list[str]]:
-    """Why the example does not pass, and what was found odd about it."""
+    """Why the example fails, and its findings."""
     if example.refused:
         return example.refused, []
     settings, folder = example.settings(), root / example.name
@@ -141,7 +141,7 @@ def verdict(example: Example, root: Path) -> tuple[str, list[str]]:
 
 
 @pytest.mark.parametrize("label", EXAMPLES)
-def test_an_example_does_what_the_page_says(label: str, exported: Path) -> None:
+def test_every_example_behaves_as_the_page_says(label: str, exported: Path) -> None:
     example = EXAMPLES[label]
     said, found = verdict(example, exported)
     if "passes" in example.claim:
@@ -154,6 +154,6 @@ def test_an_example_does_what_the_page_says(label: str, exported: Path) -> None:
         assert found == []
 
 
-def test_the_page_has_examples_that_pass_and_that_do_not() -> None:
+def test_the_page_has_passing_and_failing_examples() -> None:
     assert sum("passes" in example.claim for example in EXAMPLES.values()) >= 8
     assert sum("refused" in example.claim for example in EXAMPLES.values()) >= 6

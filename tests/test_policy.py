@@ -1,8 +1,10 @@
-"""The section `environments` of params.yaml: what it may say, where it is read from, and what it means."""
+"""The section `environments` of params.yaml: valid settings, its location, and its meaning."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,12 +16,12 @@ from onward.registry.names import is_name, valid_name
 KEY = "A" * 43 + "="
 
 
-def one(**options) -> policy.Environment:
-    """The environment `staging` of these options."""
+def one(**options: Any) -> policy.Environment:
+    """The environment `staging` with these options."""
     return parse({"staging": {"from": "candidate", "require": [], **options}})["staging"]
 
 
-def test_without_a_section_there_are_two_environments_one_after_the_other():
+def test_without_a_section_the_defaults_are_two_ordered_environments() -> None:
     found = parse(None)
     assert [(name, wanted.source, wanted.require) for name, wanted in found.items()] == [
         ("staging", "candidate", ["parity", "quality", "data"]),
@@ -32,26 +34,26 @@ def test_without_a_section_there_are_two_environments_one_after_the_other():
 
 
 @pytest.mark.parametrize("section", [{}, [], "staging", 3])
-def test_a_section_that_maps_nothing_is_refused(section):
+def test_a_section_that_is_not_a_mapping_is_rejected(section: Any) -> None:
     with pytest.raises(UsageError, match=r"environments: has to map names"):
         parse(section)
 
 
-def test_requirements_are_onwards_own_or_paths_of_suites():
+def test_requirements_are_built_in_or_suite_paths() -> None:
     found = one(require=["gates/fast.json", "parity", "a/b.json", "replay"])
     assert found.named == ["parity", "replay"]
     assert found.suites == ["gates/fast.json", "a/b.json"]
 
 
 @pytest.mark.parametrize("name", ["cnn", "a", "9", "a-b_c", "A9", "1-"])
-def test_names_of_letters_digits_and_strokes_are_names(name):
+def test_names_of_letters_digits_hyphens_and_underscores_are_valid(name: str) -> None:
     assert is_name(name)
     assert valid_name(name, "a model") == name
     assert list(parse({name: {"from": "candidate", "require": []}})) == [name]
 
 
 @pytest.mark.parametrize("name", ["", "-a", "_a", "a.b", "a/b", "a b", "a'", "ä", "a\n", "a.", "."])
-def test_what_could_reach_a_path_or_a_filter_is_no_name(name):
+def test_names_that_could_affect_a_path_or_filter_are_invalid(name: str) -> None:
     assert not is_name(name)
     with pytest.raises(UsageError, match="is not a valid name for a model"):
         valid_name(name, "a model")
@@ -59,12 +61,12 @@ def test_what_could_reach_a_path_or_a_filter_is_no_name(name):
         parse({name: {"from": "candidate", "require": []}})
 
 
-def test_the_candidates_are_no_environment():
+def test_candidate_is_not_a_valid_environment_name() -> None:
     with pytest.raises(UsageError, match=r"environments\.candidate: this name is reserved"):
         parse({"candidate": {"from": "candidate", "require": []}})
 
 
-def test_a_name_that_yaml_read_as_something_else_is_no_name():
+def test_a_name_that_yaml_does_not_read_as_text_is_invalid() -> None:
     for name in (3, True, None):
         with pytest.raises(UsageError, match="not a valid name for an environment"):
             parse({name: {"from": "candidate", "require": []}})
@@ -88,18 +90,18 @@ def test_a_name_that_yaml_read_as_something_else_is_no_name():
         ({"notify": {"shout": "x"}}, r"staging\.notify\.shout: unknown key; there are command, webhook, "),
     ],
 )  # fmt: skip
-def test_a_mistake_is_named_with_its_path(options, message):
+def test_an_invalid_setting_is_named_with_its_path(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         one(**options)
 
 
-def test_what_is_right_is_kept():
+def test_valid_settings_are_kept() -> None:
     found = one(files_key="keys/team.pem", signers={"ann": KEY}, four_eyes=True, mirror_stages=True)
     assert (found.files_key, found.four_eyes, found.mirror_stages) == ("keys/team.pem", True, True)
     assert found.signers["ann"].key == KEY
 
 
-def test_stages_are_mirrored_where_mlflow_has_a_stage_of_that_name():
+def test_stages_are_mirrored_only_for_names_of_mlflow_stages() -> None:
     section = {"staging": {"from": "candidate", "require": [], "mirror_stages": True}}
     section["production"] = {"from": "staging", "require": [], "mirror_stages": True}
     assert all(wanted.mirror_stages for wanted in parse(section).values())
@@ -120,12 +122,12 @@ def test_stages_are_mirrored_where_mlflow_has_a_stage_of_that_name():
         ({"ok": "candidate", "a": "b", "b": "c", "c": "a"}, r"forms a cycle"),
     ],
 )
-def test_every_environment_leads_back_to_the_candidates(origins, message):
+def test_every_environment_must_lead_back_to_the_candidates(origins: dict[str, str], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         parse({name: {"from": origin, "require": []} for name, origin in origins.items()})
 
 
-def test_environments_may_stand_in_any_order():
+def test_environments_may_be_listed_in_any_order() -> None:
     found = parse(
         {
             "c": {"from": "b", "require": []},
@@ -149,7 +151,7 @@ def test_environments_may_stand_in_any_order():
         {"webhook": "http://a"},
     ],
 )
-def test_one_way_to_tell_is_given(said):
+def test_exactly_one_notification_channel_is_accepted(said: dict[str, Any]) -> None:
     found = one(notify=said).notify
     assert found == Notify(**said)
     assert {name: value for name, value in found.model_dump().items() if value is not None} == said
@@ -163,25 +165,25 @@ def test_one_way_to_tell_is_given(said):
         {"webhook": "x http://a"}, {"webhook": "https://"},
     ],
 )  # fmt: skip
-def test_no_way_or_two_are_refused(said):
+def test_zero_or_two_notification_channels_are_rejected(said: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=r"environments\.staging\.notify"):
         one(notify=said)
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
-    """An empty folder to be in."""
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("ONWARD_PARAMS", raising=False)
     return tmp_path
 
 
-def write(path, *names: str) -> None:
+def write(path: Path, *names: str) -> None:
     path.parent.mkdir(exist_ok=True)
     path.write_text("environments:\n" + "".join(f"  {name}: {{from: candidate, require: []}}\n" for name in names))
 
 
-def test_the_policy_is_that_of_the_checkout_around(place, monkeypatch):
+def test_the_policy_comes_from_the_surrounding_checkout(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (place / "dvc.yaml").write_text("")
     assert list(read()) == ["staging", "production"]
     write(place / "params.yaml", "live")
@@ -192,14 +194,14 @@ def test_the_policy_is_that_of_the_checkout_around(place, monkeypatch):
     assert policy.home() == place
 
 
-def test_a_host_without_a_checkout_has_the_default(place):
+def test_a_host_without_a_checkout_uses_the_default(place: Path) -> None:
     write(place / "params.yaml", "live")
     assert list(read()) == ["staging", "production"]
     with pytest.raises(UsageError, match=r"no dvc\.yaml"):
         policy.home()
 
 
-def test_a_named_file_comes_before_the_checkout(place, monkeypatch):
+def test_a_configured_file_overrides_the_checkout(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (place / "dvc.yaml").write_text("")
     write(place / "params.yaml", "live")
     write(place / "etc" / "onward.yaml", "edge")
@@ -211,7 +213,7 @@ def test_a_named_file_comes_before_the_checkout(place, monkeypatch):
         read()
 
 
-def test_a_file_that_changed_is_read_again_and_one_that_did_not_is_not(place, monkeypatch):
+def test_a_file_is_read_again_only_if_it_changed(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (place / "dvc.yaml").write_text("")
     write(place / "params.yaml", "live")
     first = read()
@@ -225,21 +227,21 @@ def test_a_file_that_changed_is_read_again_and_one_that_did_not_is_not(place, mo
 
 
 @pytest.mark.parametrize("text", ["", "# nothing\n", "seed: 3\n", "[1, 2]\n", "text\n", "environments:\n"])
-def test_a_file_without_the_section_means_the_default(place, text):
+def test_a_file_without_the_section_gives_the_default(place: Path, text: str) -> None:
     (place / "dvc.yaml").write_text("")
     (place / "params.yaml").write_text(text)
     assert list(read()) == ["staging", "production"]
 
 
 @pytest.mark.parametrize("text", ["environments: {a: [", "a: 2026-99-99\n", "a: b: c\n"])
-def test_a_file_that_is_no_yaml_is_said_so(place, text):
+def test_an_invalid_yaml_file_is_reported(place: Path, text: str) -> None:
     (place / "dvc.yaml").write_text("")
     (place / "params.yaml").write_text(text)
     with pytest.raises(UsageError, match=r"params\.yaml: is not YAML"):
         read()
 
 
-def test_a_key_that_stands_twice_is_refused_with_its_line(tmp_path, monkeypatch):
+def test_a_duplicate_key_is_rejected_with_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "signers.yaml"
     path.write_text("environments:\n  staging:\n    from: candidate\n    require: []\n    from: production\n")
     monkeypatch.setenv("ONWARD_PARAMS", str(path))
@@ -248,7 +250,7 @@ def test_a_key_that_stands_twice_is_refused_with_its_line(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("name", ["", " ", "a\nb", "\u200b"])
-def test_a_signer_has_a_name_that_shows(name):
+def test_a_signer_name_must_be_visible(name: str) -> None:
     key = "A" * 43 + "="
     with pytest.raises(UsageError, match="is not a valid name"):
         policy.parse({"staging": {"from": "candidate", "require": [], "signers": {name: key}}})

@@ -1,4 +1,4 @@
-"""Threads are no more than the processors that this process may use: a container's quota, and its own affinity."""
+"""The thread count never exceeds the quota of the container or the affinity of the process."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from tests.store_factory import scale_model
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """One of 64 processors."""
+    """One usable processor of 64."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     return monkeypatch
 
 
 def tree(root: Path, said: str, **files: str) -> Path:
-    """A fake /proc/self/cgroup that says `said`, and files under /sys/fs/cgroup."""
+    """A fake /proc/self/cgroup with the content `said`, and files under /sys/fs/cgroup."""
     (root / "proc" / "self").mkdir(parents=True)
     (root / "proc" / "self" / "cgroup").write_text(said)
     for path, text in files.items():
@@ -34,7 +34,7 @@ def tree(root: Path, said: str, **files: str) -> Path:
 
 
 def v1(folder: str, quota: int) -> dict[str, str]:
-    """The files of a cgroup of version 1."""
+    """The files of a version 1 cgroup."""
     return {f"{folder}/cpu.cfs_quota_us": f"{quota}\n", f"{folder}/cpu.cfs_period_us": "100000\n"}
 
 
@@ -65,13 +65,13 @@ V1 = "4:cpu,cpuacct:/docker/abc\n3:memory:/docker/abc\n"
         ("", {}, 64),
     ],
 )
-def test_the_smallest_limit_of_the_cgroups_counts(
+def test_the_smallest_cgroup_limit_applies(
     tmp_path: Path, machine: pytest.MonkeyPatch, said: str, files: dict[str, str], wanted: int
 ) -> None:
     assert processors.count(tree(tmp_path, said, **files)) == wanted
 
 
-def test_without_cgroups_the_affinity_counts(tmp_path: Path, machine: pytest.MonkeyPatch) -> None:
+def test_without_cgroups_the_affinity_applies(tmp_path: Path, machine: pytest.MonkeyPatch) -> None:
     assert processors.count(tmp_path) == 64
     machine.setattr(os, "sched_getaffinity", lambda _: {3, 5, 7})
     assert processors.count(tmp_path) == 3
@@ -80,7 +80,7 @@ def test_without_cgroups_the_affinity_counts(tmp_path: Path, machine: pytest.Mon
 
 @pytest.fixture
 def container(tmp_path: Path, machine: pytest.MonkeyPatch) -> None:
-    """Two processors of 64."""
+    """Two usable processors of 64."""
     root = tree(tmp_path / "root", "0::/\n", **{"cpu.max": "200000 100000"})
     quotas = processors._quotas
     machine.setattr(processors, "_quotas", lambda _: quotas(root))
@@ -101,7 +101,9 @@ def container(tmp_path: Path, machine: pytest.MonkeyPatch) -> None:
     ],
     ids=str,
 )
-def test_a_container_gets_as_many_threads_as_its_quota(container: None, options: SessionOptions, threads: int) -> None:
+def test_the_thread_count_of_a_container_follows_its_quota(
+    container: None, options: SessionOptions, threads: int
+) -> None:
     fitting = options.fitting_here()
     assert fitting.threads == threads
     made = fitting.to_onnxruntime()
@@ -109,17 +111,17 @@ def test_a_container_gets_as_many_threads_as_its_quota(container: None, options:
     assert made.inter_op_num_threads == (2 if options.execution_mode == "parallel" else 0)
 
 
-def test_a_session_and_a_worker_have_the_threads_of_the_container(container: None, tmp_path: Path) -> None:
+def test_a_session_and_a_worker_use_the_thread_count_of_the_container(container: None, tmp_path: Path) -> None:
     path = scale_model(tmp_path / "m.onnx", 2)
     assert InferenceSession(path)._loaded._session.get_session_options().intra_op_num_threads == 2
     with Worker.onnx(path, "m") as started:
         assert started.load["threads"] == 2
     assert (
         Worker.torch("models.digits:cnn", path, ["x"], ["y"], "m").load["threads"] == 2
-    )  # or the race would be unfair
+    )  # otherwise the race would be unfair
 
 
-def test_a_whole_machine_is_left_to_onnx_runtime(machine: pytest.MonkeyPatch) -> None:
+def test_without_limits_onnx_runtime_chooses_the_thread_count(machine: pytest.MonkeyPatch) -> None:
     machine.setattr(processors, "_quotas", lambda _: iter(()))
     assert SessionOptions(threads=65).fitting_here() == SessionOptions()
     assert SessionOptions(threads=64).fitting_here() == SessionOptions(threads=64)

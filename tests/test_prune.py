@@ -1,20 +1,24 @@
-"""What `onward prune` deletes, and what it never does."""
+"""What `onward prune` deletes, and what it keeps."""
 
 from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
 from onward.registry.errors import UsageError
 from onward.registry.operations import overview, promotion, pruning
+from onward.registry.store.store import Store
+from tests.conftest import Command, not_none
 from tests.store_factory import add_candidate, fresh_store
 
 
 @pytest.fixture
-def store(tmp_path, monkeypatch):
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     """Six versions of cnn, all of them 40 days old."""
     store = fresh_store(tmp_path, monkeypatch)
     for factor in range(1, 7):
@@ -23,7 +27,7 @@ def store(tmp_path, monkeypatch):
     return store
 
 
-def age(folder, versions, days):
+def age(folder: Path, versions: Iterable[int], days: float) -> None:
     then = datetime.now(UTC) - timedelta(days=days)
     with sqlite3.connect(folder / "mlflow.db") as database:
         for version in versions:
@@ -33,18 +37,18 @@ def age(folder, versions, days):
             )
 
 
-def promote(store, version, days, environment="staging"):
-    """Promote a version, some days ago."""
+def promote(store: Store, version: int, days: float, environment: str = "staging") -> None:
+    """Promote a version, dated `days` days ago."""
     entry = promotion.promote("cnn", environment, version, reason="because", store=store).entry
     at = (datetime.now(UTC) - timedelta(days=days)).isoformat(timespec="seconds")
-    store._client.set_model_version_tag(f"{environment}.cnn", str(entry.number), "at", at)
+    store._client.set_model_version_tag(f"{environment}.cnn", str(not_none(entry).number), "at", at)
 
 
-def left(store):
+def left(store: Store) -> set[int]:
     return {candidate.version for candidate in store.candidates("cnn")}
 
 
-def test_what_is_or_was_lately_live_stays_and_so_does_the_newest(store):
+def test_live_recently_live_and_newest_versions_are_kept(store: Store) -> None:
     for version, days in ((1, 39), (2, 38), (3, 20), (4, 1)):
         promote(store, version, days)
     found = pruning.prune("cnn", "30d", store=store)
@@ -58,7 +62,7 @@ def test_what_is_or_was_lately_live_stays_and_so_does_the_newest(store):
     assert left(store) == {2, 3, 4, 6}
 
 
-def test_what_is_live_in_an_environment_that_nobody_names_stays(store):
+def test_a_version_live_in_an_unlisted_environment_is_kept(store: Store) -> None:
     promote(store, 1, 39)
     promote(store, 1, 39, "production")
     promote(store, 2, 35)
@@ -67,13 +71,13 @@ def test_what_is_live_in_an_environment_that_nobody_names_stays(store):
     assert left(store) == {1, 2, 6}
 
 
-def test_the_young_and_those_under_an_alias_stay(store, tmp_path):
+def test_new_and_aliased_versions_are_kept(store: Store, tmp_path: Path) -> None:
     age(tmp_path, [2], 3)
     store._client.set_registered_model_alias("cnn", "champion", "3")
     assert {candidate.version for candidate in pruning.prune("cnn", "2w", store=store).deleted} == {1, 4, 5}
 
 
-def test_a_rollback_to_what_was_pruned_works(store):
+def test_a_rollback_to_a_pruned_version_works(store: Store) -> None:
     for version, days in ((1, 39), (2, 38)):
         promote(store, version, days)
     pruning.prune("cnn", "1h", store=store)
@@ -82,14 +86,14 @@ def test_a_rollback_to_what_was_pruned_works(store):
     assert overview.check("cnn", "staging", store).met
 
 
-def test_the_files_go_with_the_version(store):
+def test_pruning_deletes_the_files_of_a_version(store: Store) -> None:
     [first] = [candidate for candidate in store.candidates("cnn") if candidate.version == 1]
     pruning.prune("cnn", "30d", store=store)
-    experiment = store._client.get_experiment_by_name("onward").experiment_id
+    experiment = not_none(store._client.get_experiment_by_name("onward")).experiment_id
     assert first.logged_model not in {model.model_id for model in store._client.search_logged_models([experiment])}
 
 
-def test_a_dry_run_deletes_nothing_and_says_the_same(store, onward):
+def test_a_dry_run_reports_the_same_and_deletes_nothing(store: Store, onward: Command) -> None:
     code, out, _ = onward("prune", "cnn", "--older-than", "30d", "--dry-run", "--json")
     assert code == 0
     assert left(store) == set(range(1, 7))
@@ -102,7 +106,7 @@ def test_a_dry_run_deletes_nothing_and_says_the_same(store, onward):
 
 
 @pytest.mark.parametrize("text", ["30", "d", "-1d", "30 d", "1y", ""])
-def test_a_time_that_is_none_is_refused(store, text):
+def test_an_invalid_age_is_rejected(store: Store, text: str) -> None:
     with pytest.raises(UsageError, match="--older-than"):
         pruning.prune("cnn", text, store=store)
     with pytest.raises(UsageError, match="no version of 'nope'"):

@@ -1,4 +1,4 @@
-"""What a graph of lower precision has lost, and when that is too much."""
+"""The loss of a graph of lower precision, and its limits."""
 
 from __future__ import annotations
 
@@ -36,14 +36,17 @@ def lost(output: str, value: float, holds: bool) -> OutputFidelity:
     )  # fmt: skip
 
 
-def test_the_same_answers_are_perfectly_faithful() -> None:
-    answers = {"logits": np.random.default_rng(0).normal(size=(8, 5)).astype(np.float32), "digit": np.arange(8)}
+def test_equal_outputs_have_perfect_fidelity() -> None:
+    answers: dict[str, np.ndarray] = {
+        "logits": np.random.default_rng(0).normal(size=(8, 5)).astype(np.float32),
+        "digit": np.arange(8),
+    }
     found = fidelity(answers, answers)
     assert found.snr_db == float("inf")
     assert found.cosine == pytest.approx(1.0)
 
 
-def test_fidelity_is_that_of_the_worst_sample_and_the_worst_output() -> None:
+def test_fidelity_is_the_worst_over_samples_and_outputs() -> None:
     wanted = {"a": np.ones((4, 3)), "b": np.ones((4, 2))}
     got = {"a": wanted["a"].copy(), "b": wanted["b"].copy()}
     got["b"][2] = [1.0, -1.0]
@@ -53,23 +56,23 @@ def test_fidelity_is_that_of_the_worst_sample_and_the_worst_output() -> None:
 
 
 @given(st.floats(5, 60))
-def test_noise_of_a_known_power_is_measured_as_such(decibels: float) -> None:
+def test_noise_of_known_power_gives_the_expected_snr(decibels: float) -> None:
     rng = np.random.default_rng(1)
     signal = rng.normal(size=(64, 100))
     noise = rng.normal(size=signal.shape) * 10 ** (-decibels / 20)
     assert fidelity({"y": signal}, {"y": signal + noise}).snr_db == pytest.approx(decibels, abs=0.5)
 
 
-def test_a_nan_is_the_worst_there_is() -> None:
+def test_a_nan_gives_the_worst_fidelity() -> None:
     wanted = np.ones((2, 3))
     assert fidelity({"y": wanted}, {"y": np.where(np.eye(2, 3) > 0, np.nan, wanted)}) == (-np.inf, -1.0)
 
 
-def test_samples_that_a_fixed_batch_left_out_are_not_compared() -> None:
+def test_samples_left_out_by_a_fixed_batch_are_not_compared() -> None:
     assert fidelity({"y": np.ones((5, 3))}, {"y": np.ones((4, 3))}).cosine == pytest.approx(1.0)
 
 
-def test_integers_alone_say_nothing_of_fidelity() -> None:
+def test_integer_outputs_alone_give_no_fidelity() -> None:
     assert fidelity({"y": np.arange(3)}, {"y": np.arange(3)}) == (None, None)
 
 
@@ -88,7 +91,7 @@ def test_integers_alone_say_nothing_of_fidelity() -> None:
         (Judged(), None, Budget(), "were not measured (boxes, logits)"),
     ],
 )
-def test_what_breaks_the_budget_is_said_in_words_and_names_the_output(
+def test_a_broken_budget_is_explained_and_names_the_output(
     judged: Judged, reference: float | None, budget: Budget, words: str
 ) -> None:
     kinds = [SCORES, BOXES] if reference is None else []
@@ -107,16 +110,14 @@ def test_what_breaks_the_budget_is_said_in_words_and_names_the_output(
         (Judged(), Budget(), "quality could not be measured"),
     ],
 )
-def test_a_model_with_a_measure_of_its_own_is_held_to_that_and_to_floors(
-    judged: Judged, budget: Budget, words: str
-) -> None:
+def test_a_model_with_its_own_measure_is_judged_by_it_and_by_floors(judged: Judged, budget: Budget, words: str) -> None:
     kinds = [SCORES.model_copy(update={"by_quality": True})]
     faults = list(Judgement(0.95, budget, kinds, Agreement()).faults(judged))
     assert len(faults) == 1
     assert words in faults[0]
 
 
-def test_one_flip_in_few_samples_breaks_no_floor_and_many_do() -> None:
+def test_one_flip_in_few_samples_passes_the_floor_and_many_fail() -> None:
     def faults(low: float) -> list[str]:
         answers = OutputFidelity(
             output="logits", kind="scores", measure=ANSWERS, value=0.02, low=low, high=0.2, limit=0.01, holds=True
@@ -128,7 +129,7 @@ def test_one_flip_in_few_samples_breaks_no_floor_and_many_do() -> None:
     assert "98.0% of the samples, under the 99% of" in faults(0.015)[0]
 
 
-def test_an_output_that_the_models_own_measure_ignores_is_judged_by_its_kind() -> None:
+def test_an_output_that_the_model_measure_ignores_is_judged_by_its_kind() -> None:
     judgement = Judgement(0.95, Budget(), [SCORES.model_copy(update={"by_quality": True}), BOXES])
     broken = Judged(quality=0.95, fidelity=[lost("logits", 0.5, False), lost("boxes", 0.8, False)])
     assert [words.split()[0] for words in judgement.faults(broken)] == ["boxes"]
@@ -138,7 +139,7 @@ def test_an_output_that_the_models_own_measure_ignores_is_judged_by_its_kind() -
     assert (loss.value, loss.limit) == (0.8, 0.05)
 
 
-def test_an_encoder_without_labels_is_held_to_the_fidelity_its_budget_names_and_to_nothing_else() -> None:
+def test_an_encoder_without_labels_is_judged_only_by_the_fidelity_in_its_budget() -> None:
     encoder = Judged(agreement=0.3, cosine=0.99, snr_db=25.0, fidelity=[lost("logits", 0.5, False)])
     judgement = Judgement(None, Budget(min_cosine=0.98), [SCORES], Agreement())
     assert not list(judgement.faults(encoder))
@@ -147,7 +148,7 @@ def test_an_encoder_without_labels_is_held_to_the_fidelity_its_budget_names_and_
     assert loss.value == pytest.approx(0.01)
 
 
-def test_a_float_graph_whose_quality_cannot_be_measured_lost_nothing() -> None:
+def test_a_float_graph_without_measurable_quality_counts_as_lossless() -> None:
     judgement = Judgement(None, Budget(), [SCORES])
     loss = judgement.loss(Judged(precision="float32"))
     assert loss is not None

@@ -1,4 +1,4 @@
-"""Two builds of one module are the same, or it is said where they are not."""
+"""Two builds of one module are equal, or their differences are reported."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Net(nn.Module):
         self.mean = float(seed)
 
 
-def test_the_same_build_is_the_same_module() -> None:
+def test_two_equal_builds_give_equal_modules() -> None:
     assert differences(Net(), Net(), plain=True) == []
 
 
-def test_weights_buffers_and_tensors_beside_them_are_compared_and_numbers_on_request() -> None:
+def test_weights_buffers_and_other_tensors_are_compared_and_numbers_on_request() -> None:
     found = differences(Net(0), Net(1), plain=True)
     for name in ("layer.weight", "features", "wiring", "tables['a'][0]"):
         assert any(words.startswith(f"{name} has different values in the two (") for words in found)
@@ -32,13 +32,13 @@ def test_weights_buffers_and_tensors_beside_them_are_compared_and_numbers_on_req
     assert not any("mean" in words for words in differences(Net(0), Net(1)))
 
 
-def test_what_one_of_them_lacks_is_said() -> None:
+def test_a_tensor_missing_from_one_module_is_reported() -> None:
     other = Net()
     other.scale = torch.ones(1)
     assert differences(Net(), other) == ["scale is in only one of the two"]
 
 
-def test_nan_and_minus_infinity_equal_themselves() -> None:
+def test_nan_and_minus_infinity_compare_equal() -> None:
     one, other = Net(), Net()
     for net in (one, other):
         net.mask = torch.tensor([float("-inf"), float("nan"), 0.0])

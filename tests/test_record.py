@@ -1,4 +1,4 @@
-"""Publishing: the measured bytes are the registered bytes, and doing it again, or halfway, changes nothing."""
+"""Publishing registers the measured bytes, and repeated or interrupted publishing changes nothing."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from onward.registry.evidence.records import FileDigest, Machine, Winner
 from onward.registry.evidence.session_options import SessionOptions
 from onward.registry.inference.session import InferenceSession
 from onward.registry.operations import promotion
-from onward.registry.store import connection
 from onward.registry.tracking.recorder import Publication, publish, store_identity
-from tests.conftest import ROOT
+from onward.registry.uri import without_credentials
+from tests.conftest import ROOT, not_none
 from tests.evidence_factory import make_publication
 from tests.onnx_models import linear
 
 
 def contents(uri: str) -> dict[str, Any]:
-    """Everything that publishing makes, as it can be compared."""
+    """Everything that publishing creates, in comparable form."""
     client = MlflowClient(uri, uri)
     experiment = client.get_experiment_by_name("tests")
     assert experiment is not None
@@ -48,7 +48,9 @@ def contents(uri: str) -> dict[str, Any]:
     }
 
 
-def test_a_publication_is_a_parent_a_child_a_variant_and_one_version(store_uri: str, tmp_path: Path) -> None:
+def test_a_publication_creates_a_parent_run_a_child_run_per_variant_and_one_version(
+    store_uri: str, tmp_path: Path
+) -> None:
     report = publish(make_publication(tmp_path))
     client = MlflowClient(store_uri, store_uri)
     parent = client.get_run(report.run_id)
@@ -67,7 +69,7 @@ def test_a_publication_is_a_parent_a_child_a_variant_and_one_version(store_uri: 
     assert "latency_cpu/b1_p99_ms" not in parent.data.metrics
 
 
-def test_a_version_holds_byte_for_byte_what_was_measured(store_uri: str, tmp_path: Path) -> None:
+def test_a_version_contains_the_measured_bytes(store_uri: str, tmp_path: Path) -> None:
     import mlflow
 
     publication = make_publication(tmp_path)
@@ -98,7 +100,7 @@ def test_publishing_again_adds_nothing(store_uri: str, tmp_path: Path) -> None:
     assert contents(store_uri) == before
 
 
-def test_measuring_the_same_bytes_again_adds_a_run_and_no_version(store_uri: str, tmp_path: Path) -> None:
+def test_measuring_equal_bytes_again_adds_a_run_and_no_version(store_uri: str, tmp_path: Path) -> None:
     first = publish(make_publication(tmp_path))
     second = publish(make_publication(tmp_path, p50=2.0))
     assert first.run_id != second.run_id
@@ -112,7 +114,7 @@ def with_threads(publication: Publication, threads: int) -> Publication:
     return publication
 
 
-def test_the_same_bytes_served_with_other_options_are_another_version(store_uri: str, tmp_path: Path) -> None:
+def test_equal_bytes_with_other_serving_options_are_another_version(store_uri: str, tmp_path: Path) -> None:
     versions = [
         publish(with_threads(make_publication(tmp_path, p50=p50), threads)).version
         for threads, p50 in ((1, 1.0), (2, 2.0), (1, 3.0), (2, 4.0))
@@ -123,10 +125,10 @@ def test_the_same_bytes_served_with_other_options_are_another_version(store_uri:
     assert first.tags["sha256"] == second.tags["sha256"]
     assert first.tags["serving"] != second.tags["serving"]
     for number, threads in ((1, 1), (2, 2)):
-        assert InferenceSession(f"toy/{number}").metadata.served.options.threads == threads
+        assert not_none(InferenceSession(f"toy/{number}").metadata.served).options.threads == threads
 
 
-def test_each_version_of_the_same_bytes_is_deployed_with_its_own_options(
+def test_versions_with_equal_bytes_are_deployed_with_their_own_options(
     store_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -143,10 +145,10 @@ def test_each_version_of_the_same_bytes_is_deployed_with_its_own_options(
         assert session.metadata.served.options.threads == version
     assert not promotion.promote("toy", "staging", 1, reason="x").changed
     assert promotion.rollback("toy", "staging", reason="x").version == 2
-    assert InferenceSession("toy@staging").metadata.served.options.threads == 2
+    assert not_none(InferenceSession("toy@staging").metadata.served).options.threads == 2
 
 
-def test_a_version_of_before_is_known_by_its_files(store_uri: str, tmp_path: Path) -> None:
+def test_a_version_of_an_older_onward_is_identified_by_its_files(store_uri: str, tmp_path: Path) -> None:
     publish(with_threads(make_publication(tmp_path), 1))
     client = MlflowClient(store_uri, store_uri)
     client.delete_model_version_tag("toy", "1", "serving")
@@ -156,7 +158,7 @@ def test_a_version_of_before_is_known_by_its_files(store_uri: str, tmp_path: Pat
     assert publish(with_threads(make_publication(tmp_path, p50=3.0), 2)).version == 2
 
 
-def test_a_version_names_every_kind_of_host_that_it_was_measured_on(store_uri: str, tmp_path: Path) -> None:
+def test_a_version_lists_every_host_kind_it_was_measured_on(store_uri: str, tmp_path: Path) -> None:
     for sets in (["avx2"], ["avx2", "avx512_vnni"], ["avx2"]):
         publication = make_publication(tmp_path, p50=float(len(sets)))
         publication.evidence.benchmark.machine = Machine(
@@ -194,7 +196,7 @@ STEPS = [
 
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("step", STEPS)
-def test_publishing_killed_at_any_step_ends_as_if_undisturbed(
+def test_publishing_again_after_a_kill_gives_the_undisturbed_result(
     store_uri: str, tmp_path: Path, step: str, when: str, empty_database: Path
 ) -> None:
     script = textwrap.dedent(
@@ -238,11 +240,11 @@ def test_a_new_or_emptied_store_has_another_identity_and_no_credential(
     assert str(tmp_path) not in str(first)
     (tmp_path / "mlflow.db").write_bytes(empty_database.read_bytes())
     assert store_identity("tests") != first
-    assert connection.without_credentials("https://user:secret@host:5000/path?token=x") == "https://host:5000/path"
-    assert "secret" not in connection.without_credentials("postgresql://user:secret@host/db")
+    assert without_credentials("https://user:secret@host:5000/path?token=x") == "https://host:5000/path"
+    assert "secret" not in without_credentials("postgresql://user:secret@host/db")
 
 
-def test_a_server_that_is_down_is_said_so_within_seconds_and_without_the_password(
+def test_an_unreachable_server_is_reported_within_seconds_without_the_password(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@127.0.0.1:9")
@@ -253,14 +255,14 @@ def test_a_server_that_is_down_is_said_so_within_seconds_and_without_the_passwor
     assert "secret" not in str(caught.value)
 
 
-def test_a_deleted_experiment_is_said_so(store_uri: str, tmp_path: Path) -> None:
+def test_a_deleted_experiment_is_reported(store_uri: str, tmp_path: Path) -> None:
     identity = store_identity("tests")
     MlflowClient(store_uri, store_uri).delete_experiment(identity["experiment_id"])
     with pytest.raises(UsageError, match="was deleted: restore it"):
         publish(make_publication(tmp_path))
 
 
-def test_a_metric_that_is_not_finite_is_left_out_and_named(store_uri: str, tmp_path: Path) -> None:
+def test_a_non_finite_metric_is_omitted_and_named(store_uri: str, tmp_path: Path) -> None:
     publication = make_publication(tmp_path)
     publication.evidence.benchmark.measurements[1].quality = float("nan")
     report = publish(publication)
@@ -269,9 +271,7 @@ def test_a_metric_that_is_not_finite_is_left_out_and_named(store_uri: str, tmp_p
     assert run.data.tags["onward.not_finite"] == "quality"
 
 
-def test_a_version_holds_the_winner_of_every_runtime_and_says_how_each_is_served(
-    store_uri: str, tmp_path: Path
-) -> None:
+def test_a_version_contains_the_winner_of_every_runtime_and_its_serving_options(store_uri: str, tmp_path: Path) -> None:
     import mlflow
 
     publication = make_publication(tmp_path)
@@ -294,7 +294,7 @@ def test_a_version_holds_the_winner_of_every_runtime_and_says_how_each_is_served
     assert tags["runtimes"] == "cpu openvino"
 
 
-def test_what_was_only_screened_is_a_run_with_its_reason_and_no_artifact(store_uri: str, tmp_path: Path) -> None:
+def test_a_screened_variant_is_a_run_with_a_reason_and_no_artifact(store_uri: str, tmp_path: Path) -> None:
     publication = make_publication(tmp_path)
     plain = publication.evidence.benchmark.measurements[0]
     screened = plain.model_copy(

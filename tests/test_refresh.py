@@ -1,22 +1,25 @@
-"""A running consumer follows an environment: swaps without dropping a call, and keeps what works."""
+"""A running consumer follows an environment: it swaps without dropping a call, and keeps a working model."""
 
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from onward.registry.errors import Refused, StoreUnreachable
+from onward.registry.inference.model import Metadata
 from onward.registry.inference.session import InferenceSession, cache
 from onward.registry.operations import promotion
+from onward.registry.store.store import Store
 from tests.store_factory import add_candidate, artifacts_of, fresh_store, scale_model
 
 X = np.arange(8, dtype=np.float32).reshape(2, 4)
 
 
 @pytest.fixture
-def store(tmp_path, monkeypatch):
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     store = fresh_store(tmp_path, monkeypatch)
     for factor in (1, 2, 3):
         add_candidate(store, "cnn", factor)
@@ -24,13 +27,13 @@ def store(tmp_path, monkeypatch):
     return store
 
 
-def deploy(store, version):
+def deploy(store: Store, version: int) -> None:
     promotion.promote("cnn", "staging", version, reason="because", store=store)
 
 
-def test_refresh_loads_what_is_live_by_now(store):
+def test_refresh_loads_the_current_live_version(store: Store) -> None:
     session = InferenceSession("cnn@staging")
-    seen = []
+    seen: list[Metadata] = []
     assert not session.refresh(seen.append)
     deploy(store, 2)
     assert np.array_equal(session.predict(X), X)
@@ -43,21 +46,21 @@ def test_refresh_loads_what_is_live_by_now(store):
     assert (session.metadata.version, session.metadata.entry) == (1, 3)
 
 
-def test_the_same_bytes_live_again_are_not_loaded_again(store):
+def test_refresh_does_not_reload_equal_bytes(store: Store) -> None:
     session = InferenceSession("cnn@staging")
     deploy(store, 2)
     promotion.rollback("cnn", "staging", reason="because", store=store)
-    seen = []
+    seen: list[Metadata] = []
     assert not session.refresh(seen.append)
     assert seen == []
     assert session.metadata.entry == 3
 
 
-def test_no_call_is_dropped_by_a_swap(store):
+def test_a_swap_drops_no_call(store: Store) -> None:
     session = InferenceSession("cnn@staging")
     answers, done = [], threading.Event()
 
-    def consume():
+    def consume() -> None:
         mine = []
         while not done.is_set():
             mine.append(session.predict(X)[0, 1])
@@ -77,7 +80,7 @@ def test_no_call_is_dropped_by_a_swap(store):
     assert all(mine[0] == 1.0 for mine in answers)
 
 
-def test_a_model_that_does_not_repeat_its_answers_here_is_not_taken(store):
+def test_refresh_rejects_a_model_that_does_not_reproduce_its_outputs(store: Store) -> None:
     bad = add_candidate(store, "cnn", 5, recorded_factor=6)
     session = InferenceSession("cnn@staging")
     deploy(store, bad)
@@ -90,7 +93,7 @@ def test_a_model_that_does_not_repeat_its_answers_here_is_not_taken(store):
     assert session.refresh()
 
 
-def test_changed_bytes_are_not_taken(store):
+def test_refresh_rejects_changed_bytes(store: Store) -> None:
     session = InferenceSession("cnn@staging")
     deploy(store, 2)
     (artifacts_of(store, "staging.cnn", 2) / "model.onnx").write_bytes(b"other")
@@ -100,7 +103,7 @@ def test_changed_bytes_are_not_taken(store):
     assert not list(cache().glob(".download-*"))
 
 
-def test_a_store_that_is_down_takes_nothing_down(store, monkeypatch):
+def test_an_unreachable_store_does_not_stop_a_session(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     session = InferenceSession("cnn@staging")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
@@ -109,7 +112,7 @@ def test_a_store_that_is_down_takes_nothing_down(store, monkeypatch):
     assert np.array_equal(session.predict(X), X)
 
 
-def test_versions_and_files_never_change(store, tmp_path):
+def test_a_session_of_a_version_or_file_never_changes(store: Store, tmp_path: Path) -> None:
     for target in ("cnn/1", scale_model(tmp_path / "at@staging.onnx", 1)):
         session = InferenceSession(target)
         deploy(store, 2)

@@ -1,4 +1,4 @@
-"""From what the pipeline publishes to what a consumer is served, through the `onward` command alone."""
+"""From publication to serving, using only the `onward` command."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 from mlflow import MlflowClient
 
 from onward.registry.inference.session import InferenceSession
-from tests.conftest import ROOT
+from tests.conftest import ROOT, not_none
 from tests.evidence_factory import register
 
 
@@ -31,7 +31,7 @@ def promoted(version: int) -> None:
         assert done.returncode == 0, done.stderr
 
 
-def test_a_published_version_is_promoted_checked_and_predicts(store_uri: str, tmp_path: Path) -> None:
+def test_a_published_version_can_be_promoted_checked_and_used(store_uri: str, tmp_path: Path) -> None:
     promoted(register(tmp_path))
     np.savez(tmp_path / "in.npz", x=np.ones((5, 4), np.float32))
     done = onward(
@@ -43,21 +43,19 @@ def test_a_published_version_is_promoted_checked_and_predicts(store_uri: str, tm
     assert json.loads(onward("inspect", "toy@production", "--json").stdout)["operators"] == {"MatMul": 1, "Relu": 1}
 
 
-def test_rollback_and_prediction_survive_deleted_candidates_their_runs_and_their_experiment(
-    store_uri: str, tmp_path: Path
-) -> None:
+def test_rollback_and_prediction_survive_deleted_candidates_runs_and_experiment(store_uri: str, tmp_path: Path) -> None:
     for scale in (1.0, 2.0):
         promoted(register(tmp_path, scale=scale))
     ones = np.ones((1, 4), np.float32)
     before = InferenceSession("toy@production").predict(ones)
     client = MlflowClient(store_uri, store_uri)
     experiment = client.get_experiment_by_name("tests")
-    for run in client.search_runs([experiment.experiment_id]):
+    for run in client.search_runs([not_none(experiment).experiment_id]):
         client.delete_run(run.info.run_id)
-    for model in client.search_logged_models([experiment.experiment_id]):
+    for model in client.search_logged_models([not_none(experiment).experiment_id]):
         client.delete_logged_model(model.model_id)
     client.delete_registered_model("toy")
-    client.delete_experiment(experiment.experiment_id)
+    client.delete_experiment(not_none(experiment).experiment_id)
     gone = subprocess.run([sys.executable, "-m", "mlflow", "gc", "--backend-store-uri", store_uri], capture_output=True)
     assert gone.returncode == 0
     done = onward("rollback", "toy", "--env", "production", "--reason", "wrong answers")
@@ -66,7 +64,7 @@ def test_rollback_and_prediction_survive_deleted_candidates_their_runs_and_their
     assert onward("check", "toy@production").returncode == 0
 
 
-def test_mlflow_loads_what_is_live_by_its_alias(store_uri: str, tmp_path: Path) -> None:
+def test_mlflow_loads_the_live_version_by_alias(store_uri: str, tmp_path: Path) -> None:
     import mlflow
 
     promoted(register(tmp_path))
@@ -76,7 +74,7 @@ def test_mlflow_loads_what_is_live_by_its_alias(store_uri: str, tmp_path: Path) 
         assert np.allclose(mlflow.pyfunc.load_model(uri).predict({"x": x})["y"], wanted)
 
 
-def test_a_store_that_is_down_is_exit_code_4_without_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_store_exits_4_without_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     done = onward("status")
@@ -85,7 +83,7 @@ def test_a_store_that_is_down_is_exit_code_4_without_a_traceback(monkeypatch: py
     assert "Traceback" not in done.stderr
 
 
-def test_the_ui_opens_on_the_store_in_use(store_uri: str, tmp_path: Path) -> None:
+def test_the_ui_opens_the_configured_store(store_uri: str, tmp_path: Path) -> None:
     register(tmp_path)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

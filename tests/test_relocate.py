@@ -1,4 +1,4 @@
-"""The embedded store after its folder was moved or copied: noticed, refused, and put right by `onward store move`."""
+"""An embedded store in a moved or copied folder is detected, rejected, and repaired by `onward store move`."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 
 from onward.registry.errors import Refused, StoreUnreachable, UsageError
 from onward.registry.operations import overview, promotion, pruning
-from onward.registry.store import relocate, sqlite_reader
-from onward.registry.store.connection import connect, sqlite_file, sqlite_uri
+from onward.registry.store import relocate
+from onward.registry.store.connection import connect, sqlite_uri
 from onward.registry.store.store import Store
 from onward.registry.tracking.recorder import publish
+from onward.registry.uri import sqlite_file
 from tests.conftest import ROOT, Command
 from tests.evidence_factory import make_publication
 from tests.store_factory import _empty_database, add_candidate
@@ -31,7 +32,7 @@ AWKWARD = "ä b#c 50%25 d?é;e"
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A checkout in a folder with an awkward name, with two candidates, both promoted to staging in turn."""
+    """A checkout in a folder with special characters, with two candidates, promoted to staging in turn."""
     root = tmp_path / AWKWARD / "onward"
     root.mkdir(parents=True)
     (root / "dvc.yaml").write_text("stages: {}\n")
@@ -60,7 +61,7 @@ def snapshot(root: Path) -> dict[str, bytes]:
 
 
 def copied(home: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the checkout beside it, which becomes the working directory."""
+    """A copy of the checkout, which becomes the working directory."""
     copy = home.parent / name
     shutil.copytree(home, copy)
     monkeypatch.chdir(copy)
@@ -74,13 +75,13 @@ def moved(home: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> Path:
     return there
 
 
-def test_a_store_where_it_was_made_is_in_order(home: Path) -> None:
+def test_a_store_at_its_original_path_needs_no_move(home: Path) -> None:
     assert relocate.find() is None
     assert relocate.move() == relocate.Moved(home, (), {}, dry_run=False)
     assert overview.check("cnn", "staging").met
 
 
-def test_everything_that_would_touch_files_says_what_happened_and_what_to_do(
+def test_commands_on_a_moved_store_explain_the_move_and_the_remedy(
     home: Path, monkeypatch: pytest.MonkeyPatch, onward: Command
 ) -> None:
     there = moved(home, "elsewhere", monkeypatch)
@@ -97,7 +98,7 @@ def test_everything_that_would_touch_files_says_what_happened_and_what_to_do(
     ):
         code, out, err = onward(*command)
         if command[0] == "diff" and code == 0:
-            continue  # what it shows is in the database
+            continue  # the shown values are in the database
         assert (code, out) == (2, ""), command
         assert f"{there} was moved or copied" in err
         assert f"looks for its files in {home};" in err
@@ -107,7 +108,9 @@ def test_everything_that_would_touch_files_says_what_happened_and_what_to_do(
     assert not home.exists()
 
 
-def test_status_says_so_in_words_and_in_json(home: Path, monkeypatch: pytest.MonkeyPatch, onward: Command) -> None:
+def test_status_reports_a_moved_store_as_text_and_json(
+    home: Path, monkeypatch: pytest.MonkeyPatch, onward: Command
+) -> None:
     there = moved(home, "elsewhere", monkeypatch)
     code, out, _ = onward("status")
     assert code == 0
@@ -117,10 +120,8 @@ def test_status_says_so_in_words_and_in_json(home: Path, monkeypatch: pytest.Mon
     assert f"looks for its files in {home};" in err
 
 
-def test_after_a_move_all_works_again_once_the_store_is_moved(
-    home: Path, monkeypatch: pytest.MonkeyPatch, onward: Command
-) -> None:
-    # One name is the beginning of the other.
+def test_after_move_store_everything_works_again(home: Path, monkeypatch: pytest.MonkeyPatch, onward: Command) -> None:
+    # One name is a prefix of the other.
     there = moved(home, "onward2", monkeypatch)
     before = dump(there)
     code, out, _ = onward("store", "move", "--dry-run", "--json")
@@ -161,7 +162,7 @@ def test_a_copy_becomes_independent_of_its_original(home: Path, monkeypatch: pyt
     assert overview.status()[0].environments[1].live is None
 
 
-def test_a_copy_inside_of_its_original_and_back_out_again(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_copy_inside_its_original_can_be_moved_in_and_out(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     inner = home / "inner"
     inner.mkdir()
     for name in ("mlflow.db", "mlartifacts", "dvc.yaml", "params.yaml"):
@@ -178,7 +179,7 @@ def test_a_copy_inside_of_its_original_and_back_out_again(home: Path, monkeypatc
     assert overview.check("cnn", "staging").met
 
 
-def test_files_that_stayed_behind_are_named(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_left_behind_are_named(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copy = copied(home, "copy", monkeypatch)
     shutil.rmtree(copy / "mlartifacts")
     before = dump(copy)
@@ -191,7 +192,7 @@ def test_files_that_stayed_behind_are_named(home: Path, monkeypatch: pytest.Monk
     assert dump(copy) == before
 
 
-def test_files_that_were_lost_before_hold_up_nothing(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_previously_lost_files_do_not_block_a_move(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [lost, *_] = (home / "mlartifacts" / "environments" / "staging").glob("models/*")
     shutil.rmtree(lost)
     moved(home, "elsewhere", monkeypatch)
@@ -199,7 +200,7 @@ def test_files_that_were_lost_before_hold_up_nothing(home: Path, monkeypatch: py
     assert relocate.find() is None
 
 
-def test_a_link_to_the_folder_is_no_move(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_link_to_the_folder_is_not_a_move(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     link = home.parent / "link"
     link.symlink_to(home)
     monkeypatch.chdir(link)
@@ -208,12 +209,12 @@ def test_a_link_to_the_folder_is_no_move(home: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     link.unlink()
     there = moved(home, "elsewhere", monkeypatch)
-    home.symlink_to(there)  # the old name still leads here
+    home.symlink_to(there)  # the old name still resolves to this folder
     assert relocate.find() is None
     assert overview.check("cnn", "staging").met
 
 
-def test_files_that_a_copy_shares_with_its_original_by_a_link_are_refused(
+def test_files_shared_with_the_original_through_a_link_are_rejected(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     disk = home.parent / "disk"
@@ -230,9 +231,7 @@ def test_files_that_a_copy_shares_with_its_original_by_a_link_are_refused(
     assert relocate.move().recorded == (str(home),)
 
 
-def test_an_experiment_whose_files_somebody_put_elsewhere_stays_as_it_is(
-    home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_experiment_with_files_elsewhere_is_unchanged(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     client = connect()
     for name, location in (("theirs", "/srv/mlartifacts/7"), ("bucket", "s3://bucket/mlartifacts/bucket")):
         client.create_experiment(name, artifact_location=location)
@@ -247,7 +246,7 @@ def test_an_experiment_whose_files_somebody_put_elsewhere_stays_as_it_is(
     assert locations["below"] == str(there / "mlruns" / "8")
 
 
-def test_tables_of_another_mlflow_are_noticed_and_not_rewritten(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tables_of_another_mlflow_version_are_not_rewritten(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     there = moved(home, "elsewhere", monkeypatch)
     with closing(sqlite3.connect(there / "mlflow.db")) as tables, tables:
         tables.execute("UPDATE alembic_version SET version_num = 'another'")
@@ -256,13 +255,7 @@ def test_tables_of_another_mlflow_are_noticed_and_not_rewritten(home: Path, monk
         relocate.move()
 
 
-def test_the_known_revision_is_that_of_status() -> None:
-    assert relocate.REVISION == sqlite_reader.REVISION
-
-
-def test_a_server_and_a_store_that_is_not_there_have_nothing_to_move(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_server_or_missing_store_has_nothing_to_move(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     assert relocate.find() is None
     with pytest.raises(UsageError, match="only the embedded store"):
@@ -274,7 +267,7 @@ def test_a_server_and_a_store_that_is_not_there_have_nothing_to_move(
     assert not list(tmp_path.iterdir())
 
 
-def test_another_writer_is_waited_for_and_then_named(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_move_waits_for_another_writer_and_then_names_it(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     there = moved(home, "elsewhere", monkeypatch)
     real = sqlite3.connect
     with closing(sqlite3.connect(there / "mlflow.db", isolation_level=None)) as writer:
@@ -284,7 +277,7 @@ def test_another_writer_is_waited_for_and_then_named(home: Path, monkeypatch: py
             relocate.move()
 
 
-def test_a_move_that_is_killed_changes_nothing(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_move_changes_nothing(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     there = moved(home, "elsewhere", monkeypatch)
     before = dump(there)
     script = (
@@ -305,25 +298,25 @@ def test_a_move_that_is_killed_changes_nothing(home: Path, monkeypatch: pytest.M
     assert overview.check("cnn", "staging").met
 
 
-def test_signed_entries_stay_proven_because_no_entry_names_a_path(home: Path) -> None:
+def test_signed_entries_stay_proven_after_a_move(home: Path) -> None:
     for entry in Store().log("staging", "cnn").entries():
         assert entry.source.startswith("models:/m-")
 
 
-NAMES = st.text(st.characters(exclude_characters="/\0", exclude_categories=("Cs",)), min_size=1, max_size=12).filter(
+NAMES = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=12).filter(
     lambda name: name not in (".", "..")
 )
 
 
 @given(NAMES, NAMES)
-def test_locations_are_read_as_they_are_written(first: str, second: str) -> None:
+def test_recorded_locations_are_read_back(first: str, second: str) -> None:
     path = f"/{first}/{second}"
     assert relocate.to_path(relocate.to_uri(path)) == path
     assert relocate.to_uri(path) == Path(path).as_uri()
 
 
 @given(NAMES)
-def test_the_uri_of_a_database_names_that_file_to_us_and_to_sqlalchemy(name: str) -> None:
+def test_the_uri_of_a_database_resolves_to_the_same_file_in_sqlalchemy(name: str) -> None:
     from sqlalchemy import make_url
 
     file = Path(f"/{name}/mlflow.db")
@@ -332,7 +325,7 @@ def test_the_uri_of_a_database_names_that_file_to_us_and_to_sqlalchemy(name: str
 
 
 @given(NAMES, NAMES, NAMES)
-def test_only_what_is_below_the_old_folder_moves(old: str, new: str, rest: str) -> None:
+def test_only_paths_below_the_old_folder_move(old: str, new: str, rest: str) -> None:
     here = Path(tempfile.gettempdir()) / new
     recorded = (f"/{old}",)
     assert relocate._moved(Path(f"/{old}/{rest}").as_uri(), recorded, here) == (here / rest).as_uri()
@@ -340,5 +333,5 @@ def test_only_what_is_below_the_old_folder_moves(old: str, new: str, rest: str) 
     for other in (f"/{old}{rest}", f"/{old} {rest}/{rest}", f"/another folder/{old}/{rest}"):
         assert relocate._moved(other, recorded, here) is None
         assert relocate._moved(Path(other).as_uri(), recorded, here) is None
-    for other in (f"s3://{old}/{rest}", f"models:/{old}/{rest}", "", None):
-        assert relocate._moved(other, recorded, here) is None
+    for elsewhere in (f"s3://{old}/{rest}", f"models:/{old}/{rest}", "", None):
+        assert relocate._moved(elsewhere, recorded, here) is None

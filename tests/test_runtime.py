@@ -1,8 +1,9 @@
-"""Workers: whatever native code does, the process that reports on it lives and says what happened."""
+"""Workers: a crash of native code is reported, and the main process survives."""
 
 from __future__ import annotations
 
 import faulthandler
+import functools
 import os
 import signal
 import subprocess
@@ -30,7 +31,7 @@ from tests.onnx_models import linear
 
 @pytest.fixture
 def lstm(tmp_path: Path) -> Path:
-    """An LSTM: fed an empty batch, ONNX Runtime aborts the whole process."""
+    """An LSTM: with an empty batch, ONNX Runtime aborts the whole process."""
     rng = np.random.default_rng(0)
     weights = {"w": (1, 16, 3), "r": (1, 16, 4)}
     graph = helper.make_graph(
@@ -50,7 +51,7 @@ def case(name: str, batch: int) -> Case:
     return Case(name, 0, {"batch": batch}, inputs)
 
 
-def test_a_native_abort_is_a_verdict_and_the_remaining_cases_still_run(lstm: Path) -> None:
+def test_after_a_native_abort_the_remaining_cases_still_run(lstm: Path) -> None:
     cases = [case("one", 1), case("empty", 0), case("two", 2)]
     with Worker.onnx(lstm, "lstm") as reference:
         expected = answers(reference, [cases[0], cases[2]])
@@ -62,7 +63,7 @@ def test_a_native_abort_is_a_verdict_and_the_remaining_cases_still_run(lstm: Pat
     assert "case empty: lstm on CPUExecutionProvider: the process died of SIGABRT" in results[1].reason
 
 
-def test_an_input_of_the_wrong_shape_is_an_error_with_the_runtimes_words(tmp_path: Path) -> None:
+def test_an_input_of_the_wrong_shape_reports_the_message_of_the_runtime(tmp_path: Path) -> None:
     with Worker.onnx(linear(tmp_path / "m.onnx"), "m") as worker:
         with pytest.raises(WorkerFailure, match="m on CPUExecutionProvider: run: InvalidArgument") as caught:
             worker.run({"x": np.ones((2, 7), np.float32)})
@@ -70,7 +71,7 @@ def test_an_input_of_the_wrong_shape_is_an_error_with_the_runtimes_words(tmp_pat
         assert worker.run({"x": np.ones((2, 4), np.float32)})["y"].shape == (2, 3)
 
 
-def test_a_hang_is_a_time_out(tmp_path: Path) -> None:
+def test_a_hang_is_reported_as_a_timeout(tmp_path: Path) -> None:
     with Worker.onnx(linear(tmp_path / "m.onnx"), "m", timeout=1.0) as worker:
         worker.run({"x": np.ones((2, 4), np.float32)})
         assert worker._process is not None
@@ -81,7 +82,7 @@ def test_a_hang_is_a_time_out(tmp_path: Path) -> None:
         assert worker.run({"x": np.ones((2, 4), np.float32)})["y"].shape == (2, 3)
 
 
-def test_a_killed_worker_names_the_signal_and_starts_again(tmp_path: Path) -> None:
+def test_a_killed_worker_names_the_signal_and_restarts(tmp_path: Path) -> None:
     with Worker.onnx(linear(tmp_path / "m.onnx"), "m") as worker:
         worker.start()
         assert worker._process is not None
@@ -92,7 +93,7 @@ def test_a_killed_worker_names_the_signal_and_starts_again(tmp_path: Path) -> No
         assert worker.measure({"x": np.ones((2, 4), np.float32)}, 0.01, 1)
 
 
-def test_a_file_that_is_no_model_is_an_error_without_a_path(tmp_path: Path) -> None:
+def test_an_invalid_model_file_is_an_error_without_a_path(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     path.write_bytes(b"nothing")
     with Worker.onnx(path, "m") as worker, pytest.raises(WorkerFailure) as caught:
@@ -100,7 +101,7 @@ def test_a_file_that_is_no_model_is_an_error_without_a_path(tmp_path: Path) -> N
     assert str(tmp_path) not in str(caught.value)
 
 
-def test_a_provider_that_is_not_there_is_an_error_and_never_a_silent_fallback(tmp_path: Path) -> None:
+def test_a_missing_provider_is_an_error_and_not_a_silent_fallback(tmp_path: Path) -> None:
     path = linear(tmp_path / "m.onnx")
     worker = Worker.onnx(path, "m", provider="CUDAExecutionProvider")
     with worker, pytest.raises(WorkerFailure, match="this onnxruntime has no CUDAExecutionProvider"):
@@ -112,14 +113,14 @@ def test_a_profile_says_which_provider_ran_the_nodes(tmp_path: Path) -> None:
         assert worker.profile({"x": np.ones((2, 4), np.float32)}) == {"CPUExecutionProvider": 2}
 
 
-def test_peak_memory_is_the_workers_own_and_not_its_parents(tmp_path: Path) -> None:
+def test_peak_memory_excludes_the_parent_process(tmp_path: Path) -> None:
     ballast = np.ones(64 * 2**20, np.uint8) * 3
     with Worker.onnx(linear(tmp_path / "m.onnx"), "m") as worker:
         assert 10 < worker.peak_memory_mb() < 200
     assert ballast[-1] == 3
 
 
-def test_a_worker_that_was_timed_leaves_the_processors_to_the_next(tmp_path: Path) -> None:
+def test_a_timed_worker_frees_the_processors_for_the_next(tmp_path: Path) -> None:
     weights = numpy_helper.from_array(np.ones((512, 512), np.float32), "w")
     graph = helper.make_graph(
         [helper.make_node("MatMul", ["x", "w"], ["y"])],
@@ -136,11 +137,11 @@ def test_a_worker_that_was_timed_leaves_the_processors_to_the_next(tmp_path: Pat
         process = psutil.Process(worker._process.pid)
         before = sum(process.cpu_times()[:2])
         time.sleep(0.2)
-        # A pool of threads that spins uses 40 ms; the clock of processes counts in steps of 10.
+        # A spinning thread pool uses 40 ms; the process clock has a resolution of 10 ms.
         assert sum(process.cpu_times()[:2]) - before < 0.025
 
 
-def test_a_full_disk_is_nobodys_verdict(tmp_path: Path) -> None:
+def test_a_full_disk_is_not_a_verdict_on_a_model(tmp_path: Path) -> None:
     script = "import json; input(); print(json.dumps({'ok': True})); input(); print(json.dumps({'ok': False, "
     script += "'kind': 'OSError', 'error': 'No space left on device', 'errno': 28}))"
     with Worker("m", [sys.executable, "-c", script], {}) as worker, pytest.raises(OSError, match="No space left"):
@@ -150,7 +151,7 @@ def test_a_full_disk_is_nobodys_verdict(tmp_path: Path) -> None:
 
 
 def dies(number: int) -> None:
-    faulthandler.disable()  # its death is wanted; a dump of the stack would look like trouble
+    faulthandler.disable()  # the crash is intended; a stack dump would look like a failure
     os.kill(os.getpid(), number)
 
 
@@ -158,15 +159,19 @@ def raises(error: Exception) -> None:
     raise error
 
 
+def is_stopped(process: psutil.Process) -> bool:
+    return process.status() == psutil.STATUS_STOPPED
+
+
 @pytest.mark.skipif(not pool.STOPPABLE, reason="processes are stopped on Linux alone")
-def test_who_has_been_measured_takes_no_processor_until_it_is_asked_again(tmp_path: Path) -> None:
+def test_a_measured_worker_uses_no_processor_until_the_next_call(tmp_path: Path) -> None:
     with Worker.onnx(linear(tmp_path / "m.onnx"), "m") as worker:
         feed = {"x": np.ones((2, 4), np.float32)}
         for measured in (lambda: worker.measure(feed, 0.01, 1), lambda: worker.measure_callers(feed, 2, 0.01)):
             measured()
             assert worker._process is not None
             process = psutil.Process(worker._process.pid)
-            wait_for(lambda process=process: process.status() == psutil.STATUS_STOPPED)
+            wait_for(functools.partial(is_stopped, process))
             before = process.cpu_times()
             time.sleep(0.1)
             assert process.cpu_times()[:2] == before[:2]
@@ -175,7 +180,7 @@ def test_who_has_been_measured_takes_no_processor_until_it_is_asked_again(tmp_pa
 
 
 @pytest.mark.skipif(not pool.STOPPABLE, reason="processes are stopped on Linux alone")
-def test_a_worker_that_is_stopped_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
+def test_a_stopped_worker_ends_with_its_parent_process(tmp_path: Path) -> None:
     code = (
         "import os, signal; from pathlib import Path; from onward.stages.workers.worker import Worker\n"
         f"worker = Worker.onnx(Path({str(linear(tmp_path / 'm.onnx'))!r}), 'm'); worker.start()\n"
@@ -194,7 +199,7 @@ def wait_for(what: Callable[[], bool], seconds: float = 10) -> None:
         time.sleep(0.01)
 
 
-def test_an_isolated_call_returns_what_the_function_returns() -> None:
+def test_an_isolated_call_returns_the_result() -> None:
     assert isolated_call.call(30, divmod, 7, 2) == (3, 1)
 
 
@@ -213,16 +218,22 @@ def quotient(pair: tuple[int, int]) -> int:
     return pair[0] // pair[1]
 
 
-def test_calls_begun_together_end_in_order_and_one_that_dies_takes_no_other_with_it() -> None:
+def test_calls_begun_together_end_in_order_and_a_crash_affects_only_its_own() -> None:
     pairs = [(7, 2), (1, 0), (9, 3), (8, 0), (6, 3)]
     with isolated_call.Isolated(quotient, 30, "a quotient") as process:
         for pair in pairs:
             process.begin(pair)
         found = [process.finish() for _ in pairs]
-    assert [f if isinstance(f, int) else f.error.kind for f in found] == [3, "aborted", 3, "aborted", 2]
+    assert [f if isinstance(f, int) else getattr(f.error, "kind", None) for f in found] == [
+        3,
+        "aborted",
+        3,
+        "aborted",
+        2,
+    ]
 
 
-def test_a_model_that_wants_more_memory_than_there_is_is_a_verdict_and_the_worker_lives_on(tmp_path: Path) -> None:
+def test_a_model_that_needs_too_much_memory_fails_and_the_worker_survives(tmp_path: Path) -> None:
     graph = helper.make_graph(
         [helper.make_node("Expand", ["x", "shape"], ["y"])],
         "large",
@@ -245,7 +256,7 @@ def test_a_model_that_wants_more_memory_than_there_is_is_a_verdict_and_the_worke
         assert worker.run(feed(3))["y"].shape == (3,)
 
 
-def test_a_kill_by_the_kernel_for_want_of_memory_is_told_from_one_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_out_of_memory_kill_is_distinguished_from_a_manual_kill(monkeypatch: pytest.MonkeyPatch) -> None:
     before = pool.kernel_kills()
     assert isinstance(pool.death("m", -signal.SIGKILL, kills=before), Killed)
     monkeypatch.setattr(pool, "kernel_kills", lambda: before + 1)
@@ -254,7 +265,7 @@ def test_a_kill_by_the_kernel_for_want_of_memory_is_told_from_one_by_hand(monkey
     assert ended.kind == "out of memory"
 
 
-def test_a_kill_from_outside_is_nobodys_verdict(tmp_path: Path) -> None:
+def test_a_kill_from_outside_is_not_a_verdict_on_a_model(tmp_path: Path) -> None:
     with pytest.raises(Killed, match="SIGKILL"):
         isolated_call.call(30, dies, signal.SIGKILL)
     with Worker.onnx(linear(tmp_path / "m.onnx"), "m") as worker:
@@ -272,15 +283,18 @@ def test_an_isolated_call_that_hangs_is_ended() -> None:
     assert time.monotonic() - began < 50  # it would have slept for 60
 
 
-def test_a_process_that_nobody_waits_for_says_nothing_on_the_terminal(capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_abandoned_process_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     def late(seconds: float) -> bytes:
         time.sleep(seconds)
         return bytes(1_000_000)
 
+    def unpicklable(_: None) -> Callable[[], None]:
+        return lambda: None
+
     with isolated_call.Isolated(late, 10, "late") as process:
-        process.begin(0.05)  # it answers when the pipe is closed
-    with isolated_call.Isolated(lambda _: lambda: None, 10, "a function cannot be handed over") as process:
-        outcome = process.call(None)
+        process.begin(0.05)  # it answers after the pipe is closed
+    with isolated_call.Isolated(unpicklable, 10, "a function cannot be handed over") as other:
+        outcome = other.call(None)
     assert isinstance(outcome, isolated_call.Failed)
     assert "pickle" in str(outcome.error).lower()
     with pytest.raises(WorkerFailure, match="KeyError"):
@@ -288,7 +302,7 @@ def test_a_process_that_nobody_waits_for_says_nothing_on_the_terminal(capfd: pyt
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_failure_names_the_line_of_the_projects_own_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_names_the_line_in_the_project_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ONWARD_PROJECT", str(tmp_path))
     (tmp_path / "model.py").write_text("def build():\n    raise ValueError('no')\n")
     namespace: dict[str, Callable[[], None]] = {}
@@ -297,7 +311,7 @@ def test_a_failure_names_the_line_of_the_projects_own_code(tmp_path: Path, monke
         isolated_call.call(10, namespace["build"])
 
 
-def test_an_isolated_call_hands_on_a_users_mistake_and_wraps_everything_else() -> None:
+def test_an_isolated_call_passes_on_usage_errors_and_wraps_other_errors() -> None:
     with pytest.raises(UsageError, match="look here"):
         isolated_call.call(30, raises, UsageError("look here"))
     with pytest.raises(WorkerFailure, match="KeyError: 'x'"):

@@ -1,6 +1,6 @@
-"""Runtimes: each in an environment of its own, and believed only as far as something really ran on it.
+"""Runtimes: each has its own environment and counts as usable only after a test run.
 
-OpenVINO is installed here for good, below .runtimes: it is a second provider on any x86 machine.
+OpenVINO is installed permanently in .runtimes: it is a second provider on any x86 machine.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from onward.registry.artifact.replay import replay_in_subprocess
 from onward.registry.artifact.serving_plan import Serving
 from onward.registry.cli import runtimes as cli_runtimes
 from onward.registry.errors import OnwardError, UsageError
+from onward.registry.evidence.records import RuntimeState
 from onward.registry.evidence.reports import BenchmarkReport, PublishReport
 from onward.registry.evidence.session_options import CPU, SessionOptions
 from onward.registry.host import hardware, runtimes
@@ -72,13 +73,13 @@ def accuracy(outputs, labels):
 
 @pytest.fixture(scope="module")
 def openvino() -> Path:
-    """The interpreter of OpenVINO's environment, made if it is not there."""
+    """The interpreter of the OpenVINO environment, which is created if it is missing."""
     runtimes.install("openvino", ROOT)
     return runtimes.python("openvino", ROOT)
 
 
 def run_on(python: Path, code: str) -> str:
-    """What a script prints last in another environment: with its own ONNX Runtime, and our packages behind it."""
+    """The last line that a script prints in another environment, with its own ONNX Runtime before our packages."""
     before = f"import sys; sys.path += [{str(ROOT)!r}, {sysconfig.get_path('purelib')!r}]\nfrom pathlib import Path\n"
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run([python, "-c", before + code], capture_output=True, text=True, env=environment, check=False)
@@ -88,7 +89,7 @@ def run_on(python: Path, code: str) -> str:
 
 @pytest.fixture
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A checkout with one runtime, `tiny`, that installs in a moment."""
+    """A checkout with one small runtime, `tiny`, that installs quickly."""
     (tmp_path / "dvc.yaml").write_text("stages: {}\n")
     (tmp_path / "runtimes").mkdir()
     (tmp_path / "runtimes" / "tiny.txt").write_text("# nothing but what venv brings\n")
@@ -96,7 +97,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_openvino_is_tried_and_not_just_listed(openvino: Path) -> None:
+def test_openvino_is_tested_and_not_only_listed(openvino: Path) -> None:
     found = runtimes.state("openvino", ROOT)
     assert found.usable
     assert found.version == "1.24.1"
@@ -104,7 +105,7 @@ def test_openvino_is_tried_and_not_just_listed(openvino: Path) -> None:
     assert found.int8_exact is not None
 
 
-def test_this_hosts_int8_saturates_just_where_it_has_no_instructions_for_it(openvino: Path) -> None:
+def test_int8_saturates_exactly_on_hosts_without_int8_instructions(openvino: Path) -> None:
     exact = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"} & set(hardware.instruction_sets())
     assert runtimes.state("cpu", ROOT).int8_exact is bool(exact)
 
@@ -115,8 +116,8 @@ def up_to_benchmark(project: Path) -> None:
     host.main()
     for name, stage in (("train", train), ("data", data), ("export", export), ("verify", verify)):
         assert one(name, "toy", stage).passed
-    for name, stage in (("optimize", optimize), ("quantize", quantize)):
-        one(name, "toy", stage)
+    for name, compute in (("optimize", optimize), ("quantize", quantize)):
+        one(name, "toy", compute)
 
 
 def test_a_real_model_is_measured_published_and_replayed_on_both_providers(
@@ -141,17 +142,17 @@ def test_a_real_model_is_measured_published_and_replayed_on_both_providers(
     serving = Serving.load(folder)
     assert serving is not None
     assert {"cpu", "openvino"} <= set(serving.root)
-    assert replay_in_subprocess(folder)[0]  # in this environment: what won on the CPU
+    assert replay_in_subprocess(folder)[0]  # in this environment the CPU winner is served
     assert (
         run_on(openvino, f"from onward.registry.artifact.replay import replay; print(replay(Path({str(folder)!r}))[0])")
         == "True"
     )
 
 
-def test_a_model_that_a_provider_cannot_run_fell_back_to_the_cpu(
+def test_a_model_that_a_provider_cannot_run_is_reported_as_a_cpu_fallback(
     project: Path, openvino: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """OpenVINO knows no ai.onnx.ml: ONNX Runtime hands the node to the CPU without a word."""
+    """OpenVINO does not support ai.onnx.ml: ONNX Runtime silently runs the node on the CPU."""
     node = helper.make_node("Normalizer", ["x"], ["y"], domain="ai.onnx.ml", norm="L2")
     graph = helper.make_graph(
         [node],
@@ -174,13 +175,13 @@ def test_a_model_that_a_provider_cannot_run_fell_back_to_the_cpu(
     assert plain.latencies == []
 
 
-def test_nodes_are_counted_as_the_graph_has_them_however_a_provider_fuses_them(tmp_path: Path, openvino: Path) -> None:
+def test_nodes_are_counted_before_fusion(tmp_path: Path, openvino: Path) -> None:
     feed = {"x": np.ones((2, 4), np.float32)}
     with Worker.onnx(linear(tmp_path / "m.onnx"), "m", OPENVINO, python=openvino) as worker:
         assert worker.profile(feed) == {OPENVINO: 2}
 
 
-def test_the_wrapper_serves_what_won_on_openvino_where_that_is_installed(tmp_path: Path, openvino: Path) -> None:
+def test_the_wrapper_serves_the_openvino_winner_if_openvino_is_installed(tmp_path: Path, openvino: Path) -> None:
     version = version_for_two_providers(tmp_path)
     code = (
         "import json, numpy as np\nfrom onward.registry.inference.session import InferenceSession\n"
@@ -193,19 +194,19 @@ def test_the_wrapper_serves_what_won_on_openvino_where_that_is_installed(tmp_pat
 
 @pytest.mark.skipif(bool(hardware.accelerators()), reason="there is a GPU: CUDA is tested below")
 @pytest.mark.parametrize("name", ["cuda", "tensorrt"])
-def test_without_a_gpu_its_runtimes_are_absent_and_say_why(name: str) -> None:
+def test_without_a_gpu_its_runtimes_are_absent_with_a_reason(name: str) -> None:
     found = runtimes.state(name, ROOT)
     assert (found.usable, found.reason) == (False, "no NVIDIA GPU: nvidia-smi is missing or lists none")
 
 
 @pytest.mark.skipif(not hardware.accelerators(), reason="no NVIDIA GPU here")
-def test_cuda_really_runs_where_there_is_a_gpu() -> None:
+def test_cuda_runs_on_a_gpu() -> None:
     runtimes.install("cuda", ROOT)
     assert runtimes.state("cuda", ROOT).node_share["float32"] == 1.0
 
 
 @pytest.mark.skipif(not hardware.accelerators(), reason="no NVIDIA GPU here")
-def test_float32_on_cuda_repeats_what_the_cpu_computes(tmp_path: Path) -> None:
+def test_float32_on_cuda_reproduces_the_cpu_outputs(tmp_path: Path) -> None:
     runtimes.install("cuda", ROOT)
     path, rng = tmp_path / "product.onnx", np.random.default_rng(0)
     weight = numpy_helper.from_array(rng.standard_normal((512, 64)).astype(np.float32), "w")
@@ -223,7 +224,7 @@ def test_float32_on_cuda_repeats_what_the_cpu_computes(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not hardware.accelerators(), reason="no NVIDIA GPU here")
-def test_tensorrt_really_runs_where_its_libraries_are_and_is_no_fallback_where_they_are_not() -> None:
+def test_tensorrt_runs_with_its_libraries_and_does_not_fall_back_without_them() -> None:
     runtimes.install("cuda", ROOT)
     found = runtimes.state("tensorrt", ROOT)
     try:
@@ -234,11 +235,11 @@ def test_tensorrt_really_runs_where_its_libraries_are_and_is_no_fallback_where_t
         assert found.node_share["float32"] == 1.0
 
 
-def test_a_runtime_without_its_environment_says_what_installs_it(checkout: Path) -> None:
+def test_a_runtime_without_its_environment_names_the_install_command(checkout: Path) -> None:
     assert runtimes.state("openvino", checkout).reason == "not installed: onward runtimes install openvino"
 
 
-def test_an_environment_is_made_once_and_again_when_its_pins_change(checkout: Path) -> None:
+def test_an_environment_is_recreated_only_when_its_pins_change(checkout: Path) -> None:
     assert runtimes.install("tiny", checkout)
     (checkout / ".runtimes" / "tiny" / "mark").write_text("")
     assert not runtimes.install("tiny", checkout)
@@ -249,7 +250,7 @@ def test_an_environment_is_made_once_and_again_when_its_pins_change(checkout: Pa
     assert [path.name for path in (checkout / ".runtimes").iterdir()] == ["tiny"]
 
 
-def test_an_environment_of_other_pins_does_not_count(checkout: Path) -> None:
+def test_an_environment_with_other_pins_is_not_used(checkout: Path) -> None:
     (checkout / "runtimes" / "openvino.txt").write_text("# nothing\n")
     runtimes.install("openvino", checkout)
     assert runtimes.state("openvino", checkout).reason.startswith("does not start: ModuleNotFoundError")
@@ -257,7 +258,7 @@ def test_an_environment_of_other_pins_does_not_count(checkout: Path) -> None:
     assert runtimes.state("openvino", checkout).reason.startswith("installed from other pins than openvino.txt")
 
 
-def test_an_installation_that_fails_leaves_what_was_there(checkout: Path) -> None:
+def test_a_failed_installation_keeps_the_old_environment(checkout: Path) -> None:
     runtimes.install("tiny", checkout)
     (checkout / "runtimes" / "tiny.txt").write_text("./no-such-package\n")
     with pytest.raises(OnwardError, match=r"runtimes/tiny\.txt cannot be installed: ERROR: .*no-such-package"):
@@ -265,7 +266,7 @@ def test_an_installation_that_fails_leaves_what_was_there(checkout: Path) -> Non
     assert [path.name for path in (checkout / ".runtimes").iterdir()] == ["tiny"]
 
 
-def test_an_installation_that_is_killed_leaves_nothing_that_counts(checkout: Path) -> None:
+def test_a_killed_installation_leaves_no_usable_environment(checkout: Path) -> None:
     code = "from pathlib import Path; from onward.registry.host import runtimes; "
     code += f"runtimes.install('tiny', Path({str(checkout)!r}))"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -284,12 +285,12 @@ def test_an_installation_that_is_killed_leaves_nothing_that_counts(checkout: Pat
 @pytest.mark.parametrize(
     ("name", "message"), [("gpu", "there are cpu, cuda, openvino, tiny"), ("tensorrt", "install cuda")]
 )
-def test_a_runtime_that_there_is_not_cannot_be_installed(checkout: Path, name: str, message: str) -> None:
+def test_an_unknown_runtime_cannot_be_installed(checkout: Path, name: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         runtimes.install(name, checkout)
 
 
-def test_a_probe_is_kept_until_the_environment_or_the_machine_is_another(
+def test_a_probe_result_is_kept_until_environment_or_machine_changes(
     checkout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = runtimes.state("cpu", checkout)
@@ -305,14 +306,16 @@ def test_a_probe_is_kept_until_the_environment_or_the_machine_is_another(
         runtimes.state("cpu", checkout)
 
 
-def test_a_provider_that_dies_on_a_small_model_is_a_sentence(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_provider_that_crashes_on_a_small_model_is_reported_in_one_sentence(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (checkout / "probe").mkdir()
     (checkout / "probe" / "runtime_probe.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)\n")
     monkeypatch.setattr(runtimes, "_HERE", checkout / "probe")
     assert runtimes.state("cpu", checkout).reason == "died of SIGSEGV on a small model"
 
 
-def test_the_commands_list_and_install(checkout: Path, onward: Command) -> None:
+def test_the_commands_list_and_install_runtimes(checkout: Path, onward: Command) -> None:
     code, out, _ = onward("runtimes")
     lines = {line.split()[0]: line for line in out.splitlines()}
     assert code == 0
@@ -328,7 +331,7 @@ def test_the_commands_list_and_install(checkout: Path, onward: Command) -> None:
     assert (code, out.split(";")[0]) == (0, "cpu: nothing to install")
 
 
-def test_outside_a_checkout_the_message_says_where_runtimes_are(
+def test_outside_a_checkout_the_error_says_where_runtimes_are_installed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, onward: Command
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -336,15 +339,15 @@ def test_outside_a_checkout_the_message_says_where_runtimes_are(
     assert (code, "inside a project" in err) == (2, True)
 
 
-def test_what_a_runtime_can_do_is_said_in_words() -> None:
-    found = runtimes.RuntimeState(
+def test_the_capabilities_of_a_runtime_are_described() -> None:
+    found = RuntimeState(
         runtime="x", usable=True, node_share={"float32": 1.0, "float16": 0.5, "int8": 0.0}, int8_exact=None
     )
     assert cli_runtimes.describe(found) == "float32; float16 (50% of the nodes); no int8"
 
 
-def test_the_environments_pins_are_those_of_the_pipeline_where_both_have_a_package() -> None:
-    """Two versions of NumPy would be two more differences between two latencies."""
+def test_environments_and_pipeline_pin_shared_packages_to_the_same_versions() -> None:
+    """Different NumPy versions would distort a comparison of latencies."""
     constraints = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
     for path in sorted((ROOT / "runtimes").glob("*.txt")):
         for line in path.read_text().splitlines():

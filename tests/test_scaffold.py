@@ -1,5 +1,4 @@
-"""`onward init` adds Onward to a repository and changes nothing that is there; `onward upgrade` keeps what was
-edited."""
+"""`onward init` adds Onward without changing existing files; `onward upgrade` keeps manual edits."""
 
 from __future__ import annotations
 
@@ -32,7 +31,7 @@ THEIRS = {
 
 @pytest.fixture
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Path:
-    """A team's git repository with a DVC pipeline and packages of its own; the working directory is below it."""
+    """A git repository of a team with its own DVC pipeline and packages; the working directory is a subfolder."""
     top = tmp_path / "their work"
     for name, text in THEIRS.items():
         (top / name).parent.mkdir(parents=True, exist_ok=True)
@@ -51,7 +50,7 @@ def files(top: Path) -> set[str]:
 
 
 @pytest.mark.without_dvc
-def test_init_writes_into_one_folder_and_overwrites_nothing(repository: Path, onward: Command) -> None:
+def test_init_writes_one_folder_and_overwrites_nothing(repository: Path, onward: Command) -> None:
     code, out, _ = onward("init", "--json")
     assert code == 0
     assert {"onward/dvc.yaml", "onward/params.yaml", ".onward-project"} <= set(json.loads(out)["written"])
@@ -63,7 +62,7 @@ def test_init_writes_into_one_folder_and_overwrites_nothing(repository: Path, on
 
 
 @pytest.mark.without_dvc
-def test_a_dry_run_writes_nothing_and_names_all_that_would_be_written(repository: Path, onward: Command) -> None:
+def test_a_dry_run_writes_nothing_and_lists_all_files(repository: Path, onward: Command) -> None:
     _, out, _ = onward("init", "--dry-run", "--ci", "github", "--json")
     assert files(repository) == set(THEIRS)
     assert not (repository / ".dvc").exists()
@@ -82,7 +81,7 @@ def test_a_dry_run_writes_nothing_and_names_all_that_would_be_written(repository
         ("hi.txt", (".",), "dvc.yaml, params.yaml exist already"),
     ],
 )
-def test_init_refuses_what_would_overwrite(
+def test_init_refuses_to_overwrite(
     repository: Path, onward: Command, taken: str, arguments: tuple[str, ...], message: str
 ) -> None:
     (repository / taken).parent.mkdir(parents=True, exist_ok=True)
@@ -112,7 +111,7 @@ def test_init_works_in_an_empty_folder(
     assert set(load.read().models) == {"example"}
 
 
-def test_what_is_generated_is_what_this_repository_uses(repository: Path, onward: Command) -> None:
+def test_generated_files_match_those_of_this_repository(repository: Path, onward: Command) -> None:
     onward("init", "--ci", "gitlab")
     assert (repository / "onward/dvc.yaml").read_text() == (ROOT / "dvc.yaml").read_text()
     assert set(load.read().models) == {"example"}
@@ -136,7 +135,7 @@ def test_ci_pipelines_are_yaml_and_gate_on_parity_and_latency(repository: Path, 
         assert command in text
 
 
-# What an older version generated, as far as the tests of `upgrade` are concerned.
+# Simulated files of an older version, for the tests of `upgrade`.
 OLD = "# The pipeline of an older version.\nstages: {}\n"
 
 
@@ -152,7 +151,7 @@ def actions(out: str) -> dict[str, str]:
     return {change["path"]: change["action"] for change in json.loads(out)}
 
 
-def test_upgrade_changes_nothing_that_is_up_to_date(repository: Path, onward: Command) -> None:
+def test_upgrade_does_not_change_current_files(repository: Path, onward: Command) -> None:
     onward("init")
     (repository / "onward" / "example_model.py").unlink()
     before = files(repository)
@@ -162,7 +161,7 @@ def test_upgrade_changes_nothing_that_is_up_to_date(repository: Path, onward: Co
     assert files(repository) == before
 
 
-def test_upgrade_writes_again_what_nobody_edited(repository: Path, onward: Command) -> None:
+def test_upgrade_rewrites_unedited_files(repository: Path, onward: Command) -> None:
     onward("init")
     pipeline = of_an_older_version(repository)
     code, out, _ = onward("upgrade", "--dry-run")
@@ -172,7 +171,7 @@ def test_upgrade_writes_again_what_nobody_edited(repository: Path, onward: Comma
     assert actions(onward("upgrade", "--json")[1])["onward/dvc.yaml"] == "unchanged"
 
 
-def test_upgrade_merges_what_was_edited(repository: Path, onward: Command) -> None:
+def test_upgrade_merges_edited_files(repository: Path, onward: Command) -> None:
     onward("init")
     new = (ROOT / "dvc.yaml").read_text()
     older = new.replace("desc: to ONNX, structure checked", "desc: to ONNX")
@@ -182,7 +181,7 @@ def test_upgrade_merges_what_was_edited(repository: Path, onward: Command) -> No
     assert pipeline.read_text() == new + "\n# a comment of theirs\n"
 
 
-def test_upgrade_leaves_a_conflict_to_people(repository: Path, onward: Command) -> None:
+def test_upgrade_leaves_conflicts_for_manual_resolution(repository: Path, onward: Command) -> None:
     onward("init")
     older = (ROOT / "dvc.yaml").read_text().replace("desc: to ONNX, structure checked", "desc: to ONNX")
     pipeline = of_an_older_version(repository, older)
@@ -207,13 +206,13 @@ def test_upgrade_without_git_merges_nothing(repository: Path, onward: Command, m
     assert (code, "no git on PATH" in err, pipeline.read_text()) == (2, True, OLD + "# theirs\n")
 
 
-def test_upgrade_needs_a_project_that_init_made(project: Path, onward: Command) -> None:
+def test_upgrade_requires_a_project_created_by_init(project: Path, onward: Command) -> None:
     (project / "params.yaml").write_text("models: {}\n")
     code, _, err = onward("upgrade")
     assert (code, "was not made by `onward init`" in err) == (2, True)
 
 
-def test_params_of_a_newer_schema_are_refused(repository: Path, onward: Command) -> None:
+def test_params_of_a_newer_schema_are_rejected(repository: Path, onward: Command) -> None:
     onward("init")
     params = repository / "onward" / "params.yaml"
     params.write_text(params.read_text().replace("schema_version: 1", "schema_version: 2"))
@@ -238,7 +237,7 @@ def test_params_of_an_older_schema_are_migrated_and_keep_their_comments(
     assert "# a small classifier" in text
 
 
-def test_the_project_is_found_from_every_folder_and_past_other_pipelines(
+def test_the_project_is_found_from_every_folder_despite_other_pipelines(
     repository: Path, onward: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     onward("init", "ml/release")
@@ -252,7 +251,7 @@ def test_the_project_is_found_from_every_folder_and_past_other_pipelines(
         checkout.root()
 
 
-def test_a_project_can_be_named(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_project_can_be_given_explicitly(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(checkout.PROJECT, str(tmp_path))
     assert checkout.root() == tmp_path.resolve()
     monkeypatch.setenv(checkout.PROJECT, str(tmp_path / "missing"))

@@ -1,4 +1,4 @@
-"""The choice among variants, at its limits, and the report that the select stage makes of it."""
+"""The choice among variants at its limits, and the report of the select stage."""
 
 from __future__ import annotations
 
@@ -32,27 +32,27 @@ def choices(*variants: Measurement, budget: Budget | None = None, quality: float
     return {choice.variant: choice for choice in found}
 
 
-def test_a_gain_counts_where_its_whole_interval_lies_under_what_is_worthwhile() -> None:
+def test_a_gain_counts_only_if_its_whole_interval_is_below_the_threshold() -> None:
     assert chosen(between("a", 0.9, 0.95, 0.979)) == "a"
     assert chosen(between("a", 0.9, 0.95, 0.98)) == "plain"
     assert chosen(between("a", 0.9, 0.95, 0.981)) == "plain"
 
 
-def test_a_size_is_slower_where_its_whole_interval_lies_above_one() -> None:
+def test_a_size_is_slower_only_if_its_whole_interval_is_above_one() -> None:
     for low, wanted in ((0.99, "a"), (1.0, "a"), (1.0001, "plain")):
         mixed = between("a", 0.7, 0.8, 0.9)
         mixed.ratios["b32"] = Ratio(value=1.05, low=low, high=1.1)
         assert chosen(mixed) == wanted
 
 
-def test_within_one_per_cent_the_smaller_loss_wins_and_beyond_it_the_faster_one() -> None:
+def test_within_one_percent_the_smaller_loss_wins_and_beyond_it_the_faster_variant() -> None:
     fast = measured("fast", 0.5, quality=0.896)
     assert chosen(fast, measured("exact", 0.505)) == "exact"
     assert chosen(fast, measured("exact", 0.5051)) == "fast"
     assert chosen(fast, measured("better", 0.504, quality=0.91), measured("exact", 0.504)) == "better"
 
 
-def test_of_those_that_lose_the_same_the_simpler_wins_and_then_the_smaller() -> None:
+def test_with_equal_loss_the_simpler_variant_wins_then_the_smaller() -> None:
     tuned = measured("tuned", 0.5, options=SessionOptions(threads=1), files=of_size(1))
     large, small = measured("large", 0.502, files=of_size(5, 5)), measured("small", 0.504, files=of_size(3, 6))
     assert chosen(tuned, large) == "large"
@@ -60,7 +60,7 @@ def test_of_those_that_lose_the_same_the_simpler_wins_and_then_the_smaller() -> 
     assert chosen(small, large, tuned) == "small"
 
 
-def test_only_what_was_measured_in_full_can_win_or_stand_on_the_front() -> None:
+def test_only_fully_measured_variants_can_win_or_be_on_the_front() -> None:
     screened = measured("a", 0.2, latencies=[])
     found = choices(PLAIN, screened)
     assert found["plain"].chosen
@@ -71,7 +71,7 @@ def test_only_what_was_measured_in_full_can_win_or_stand_on_the_front() -> None:
     assert not any(choice.chosen for choice in neither.values())
 
 
-def test_the_front_holds_what_no_other_one_beats_in_all_of_latency_loss_and_size() -> None:
+def test_the_front_contains_variants_not_dominated_in_latency_loss_and_size() -> None:
     base = measured("base", 0.5, files=of_size(5))
     drops = {"base": 0.5, "same": 0.5, "faster": 0.5, "lossy": 0.6, "smaller": 0.5, "worse": 0.6, "exact": None}
     field = [
@@ -85,7 +85,7 @@ def test_the_front_holds_what_no_other_one_beats_in_all_of_latency_loss_and_size
     assert {name for name, choice in found.items() if choice.on_front} == {"a"}
 
 
-def test_a_choice_says_what_was_lost_and_what_may_be() -> None:
+def test_a_choice_reports_its_loss_and_the_allowed_loss() -> None:
     found = choices(PLAIN, measured("a", 0.8, quality=0.898), measured("int8", 0.9, quality=None, precision="int8"))
     assert found["a"].quality_drop == pytest.approx(0.002)
     assert (found["a"].quality_measure, found["a"].quality_budget) == ("quality", Budget().quality_drop)
@@ -95,7 +95,7 @@ def test_a_choice_says_what_was_lost_and_what_may_be() -> None:
     assert found["a"].runtime == "cpu"
 
 
-def test_losses_by_different_measures_are_compared_by_the_share_of_their_limit() -> None:
+def test_losses_by_different_measures_are_compared_relative_to_their_limits() -> None:
     def int8(name: str, value: float, lost: float) -> Measurement:
         said = OutputFidelity(
             output="y", kind="scores", measure="answers", value=lost, low=lost, high=lost, limit=0.1, holds=True
@@ -108,7 +108,7 @@ def test_losses_by_different_measures_are_compared_by_the_share_of_their_limit()
     assert (found["a"].quality_drop, found["a"].quality_budget) == (0.09, 0.1)
 
 
-def test_where_nothing_says_what_was_lost_the_smaller_wins_among_those_as_fast() -> None:
+def test_without_a_measured_loss_the_smallest_of_equally_fast_variants_wins() -> None:
     large, small = (
         measured(name, value, quality=None, precision="int8", files=of_size(size))
         for name, value, size in (("large", 0.5, 9), ("small", 0.504, 8))
@@ -135,7 +135,7 @@ def test_where_nothing_says_what_was_lost_the_smaller_wins_among_those_as_fast()
         (measured("a", 0.506), "faster than the plain export (1.98 times), but best is faster still"),
     ],
 )
-def test_every_variant_is_told_why_it_was_not_chosen(variant: Measurement, reason: str) -> None:
+def test_every_rejected_variant_has_a_reason(variant: Measurement, reason: str) -> None:
     found = choices(PLAIN, measured("best", 0.5), variant)
     assert found["best"].chosen
     assert found["best"].reason.startswith("the fastest within the budget: 2.00 times as fast as the plain export (95")
@@ -143,7 +143,7 @@ def test_every_variant_is_told_why_it_was_not_chosen(variant: Measurement, reaso
     assert found["a"].reason.startswith(reason)
 
 
-def test_a_size_at_which_a_variant_is_slower_is_named() -> None:
+def test_the_reason_names_the_size_at_which_a_variant_is_slower() -> None:
     mixed = between("a", 0.7, 0.8, 0.9)
     mixed.ratios["b32"] = Ratio(value=1.2, low=1.1, high=1.3)
     found = choices(PLAIN, mixed)
@@ -153,7 +153,7 @@ def test_a_size_at_which_a_variant_is_slower_is_named() -> None:
 
 @pytest.fixture
 def benchmark(project: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Write what the stages before select left of the model `toy`."""
+    """Write the reports of the stages before select for the model `toy`."""
     model = {"build": "models.toy:net", "samples": "models.toy:samples", "quality": "models.toy:accuracy",
              "inputs": {"x": {"shape": ["batch", 6]}}, "outputs": {"y": {"shape": ["batch", 3]}},
              "dims": {"batch": {"max": 16, "typical": [1, 4]}}, "budget": {"size_mb": 1.5}}  # fmt: skip
@@ -174,7 +174,7 @@ def on(runtime: str, *variants: Measurement) -> list[Measurement]:
     return [m.model_copy(update={"runtime": runtime, "provider": f"{runtime}-provider"}) for m in variants]
 
 
-def test_each_runtime_has_a_winner_and_the_first_ones_is_the_models(benchmark: Any) -> None:
+def test_each_runtime_has_a_winner_and_the_first_runtime_determines_the_model(benchmark: Any) -> None:
     latencies = [measured("x", ms).latencies[0] for ms in (2.0, 8.0)]
     fast = measured("fast", 0.5, quality=0.898, latencies=latencies, options=SessionOptions(threads=1))
     report = benchmark(*on("cpu", PLAIN, fast), *on("openvino", PLAIN, measured("other", 0.99)))
@@ -193,7 +193,7 @@ def test_each_runtime_has_a_winner_and_the_first_ones_is_the_models(benchmark: A
     ]  # fmt: skip
 
 
-def test_a_budget_that_nothing_meets_fails_with_what_the_plain_export_breaks(benchmark: Any) -> None:
+def test_an_unmet_budget_fails_and_names_the_limit_the_plain_export_exceeds(benchmark: Any) -> None:
     died = measured("a", 0.5, status="failed", reason="died")
     report = benchmark(died, PLAIN.model_copy(update={"files": of_size(2_000_000)}))
     assert (report.status, report.winners, report.variant) == ("failed", [], "")
@@ -201,7 +201,7 @@ def test_a_budget_that_nothing_meets_fails_with_what_the_plain_export_breaks(ben
     assert (report.quality_measure, report.quality_budget) == ("", None)
 
 
-def test_a_runtime_on_which_nothing_is_fit_has_no_winner_and_the_next_one_is_the_models(benchmark: Any) -> None:
+def test_a_runtime_without_acceptable_variants_has_no_winner_and_the_next_is_used(benchmark: Any) -> None:
     report = benchmark(*on("cpu", measured("plain", status="failed", reason="died")), *on("openvino", PLAIN))
     assert (report.status, report.variant, report.runtime) == ("passed", "plain", "openvino")
     assert report.choices[0].reason == "died"

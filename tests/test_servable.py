@@ -1,5 +1,4 @@
-"""What is registered can be served: publish checks the folder as services will use it, and registers it or says why
-not."""
+"""Registered versions can be served: publish loads the folder as a service would before registering it."""
 
 from __future__ import annotations
 
@@ -31,7 +30,7 @@ ZEROS = np.zeros((4, 4), np.float32)
 def model(
     path: Path, nodes: list[NodeProto], outputs: Any = ("batch", 4), inputs: Any = ("batch", 4), **weights: Any
 ) -> Path:
-    """x [batch, 4] float32 to y, by `nodes`."""
+    """A graph from x float32[batch, 4] to y with these nodes."""
     graph = helper.make_graph(
         nodes,
         "g",
@@ -45,7 +44,7 @@ def model(
 
 
 def aborting(path: Path) -> Path:
-    """A model that takes the process down: an LSTM over an empty batch."""
+    """A model that crashes the process: an LSTM over an empty batch."""
     nodes = [
         helper.make_node("Slice", ["x", "zero", "zero", "zero"], ["none"]),
         helper.make_node("Unsqueeze", ["none", "zero"], ["steps"]),
@@ -72,9 +71,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_what_cannot_be_served_is_a_failed_report_and_nothing_is_registered(
-    store_uri: str, tmp_path: Path, kind: str
-) -> None:
+def test_a_model_that_cannot_be_served_fails_and_is_not_registered(store_uri: str, tmp_path: Path, kind: str) -> None:
     make, answers, reason = BROKEN[kind]
     publication = make_publication(tmp_path, chosen=make(tmp_path / "chosen.onnx"), answers=answers)
     report = publish(publication)
@@ -92,13 +89,13 @@ def test_what_cannot_be_served_is_a_failed_report_and_nothing_is_registered(
     assert len(client.search_runs([run.info.experiment_id])) == 5
 
 
-def test_a_fault_of_the_stage_is_recorded_too(store_uri: str, tmp_path: Path) -> None:
+def test_a_fault_of_the_stage_is_recorded(store_uri: str, tmp_path: Path) -> None:
     report = publish(dataclasses.replace(make_publication(tmp_path), fault="fast of toy: aborted", bundle=None))
     assert (report.status, report.version) == ("failed", None)
     assert report.reason == "nothing registered: publish: the version cannot be served: fast of toy: aborted"
 
 
-def test_the_same_model_in_order_is_another_publication_and_is_registered(store_uri: str, tmp_path: Path) -> None:
+def test_a_repaired_model_is_a_new_publication_and_is_registered(store_uri: str, tmp_path: Path) -> None:
     chosen = relu(tmp_path / "chosen.onnx")
     refused = publish(make_publication(tmp_path, chosen=chosen, answers=ZEROS + 1))
     registered = publish(make_publication(tmp_path, chosen=chosen))
@@ -107,7 +104,7 @@ def test_the_same_model_in_order_is_another_publication_and_is_registered(store_
 
 
 @pytest.mark.parametrize("locations", [["model.onnx_data"], ["data/a", "data/b"]], ids=["Optimum", "a subfolder"])
-def test_a_version_with_external_data_of_any_name_is_promoted_checked_and_loaded(
+def test_a_version_with_any_external_data_name_can_be_promoted_checked_and_loaded(
     store_uri: str, tmp_path: Path, locations: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "params.yaml").write_text("environments: {staging: {from: candidate, require: [parity, replay]}}\n")
@@ -126,7 +123,7 @@ def test_a_version_with_external_data_of_any_name_is_promoted_checked_and_loaded
 
 
 def mixing(path: Path, how: str) -> Path:
-    """Models whose answers to a part of the samples are not a part of their answers to all."""
+    """Models whose outputs for some samples differ from the same samples in a larger batch."""
     if how == "one answer for all samples":
         return model(path, [helper.make_node("ReduceMean", ["x"], ["y"], axes=[0], keepdims=0)], (4,))
     if how == "samples depend on those before":
@@ -143,7 +140,7 @@ def mixing(path: Path, how: str) -> Path:
         ("samples depend on each other", "differ from the answers to all inputs at once: output y is off by up to"),
     ],
 )
-def test_a_model_without_answers_a_sample_is_registered_and_says_so(
+def test_a_model_without_per_sample_outputs_is_registered_with_a_note(
     store_uri: str, tmp_path: Path, how: str, why: str
 ) -> None:
     report = publish(make_publication(tmp_path, chosen=mixing(tmp_path / "chosen.onnx", how)))
@@ -158,7 +155,7 @@ def test_a_model_without_answers_a_sample_is_registered_and_says_so(
         session.predict_batches(x)
 
 
-def test_batches_are_the_rule(store_uri: str, tmp_path: Path) -> None:
+def test_a_version_supports_batches_by_default(store_uri: str, tmp_path: Path) -> None:
     report = publish(make_publication(tmp_path))
     assert report.findings == []
     assert "batches" not in MlflowClient(store_uri, store_uri).get_model_version("toy", "1").tags
@@ -166,7 +163,7 @@ def test_batches_are_the_rule(store_uri: str, tmp_path: Path) -> None:
 
 
 def prepared(tmp_path: Path, **recorded: Any) -> tuple[Path, str]:
-    """A version's folder, and its sha256."""
+    """The folder of a version, and its sha256."""
     from onward.registry.tracking.recorder import _prepare
 
     publication = make_publication(tmp_path)
@@ -177,7 +174,7 @@ def prepared(tmp_path: Path, **recorded: Any) -> tuple[Path, str]:
     return version.folder, version.sha256
 
 
-def test_what_an_environment_would_refuse_is_refused_before(tmp_path: Path) -> None:
+def test_a_model_that_an_environment_would_reject_is_rejected_earlier(tmp_path: Path) -> None:
     folder, sha256 = prepared(tmp_path)
     assert servable.examined(folder, sha256, "") == servable.Servable()
     wrong = servable.examined(folder, "0" * 64, "")
@@ -191,7 +188,7 @@ def test_a_check_that_hangs_is_a_fault(tmp_path: Path) -> None:
     assert servable.examine(folder, sha256, timeout_s=0.01).fault == "did not finish within 0.01 s"
 
 
-def test_the_folder_is_whole_after_it_is_told_that_batches_do_not_work(
+def test_the_folder_is_valid_after_batches_are_marked_unsupported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, sha256 = prepared(tmp_path)

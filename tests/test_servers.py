@@ -1,11 +1,13 @@
-"""The real thing: MLflow with basic auth on Postgres and an S3 store, and users who may do different things there."""
+"""A real MLflow with basic auth on Postgres and an S3 store, and users with different permissions."""
 
 from __future__ import annotations
 
 import json
 import multiprocessing
 import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from onward.registry.operations import overview, promotion
 from onward.registry.store.schema import Drift
 from onward.registry.store.store import Store
 from tests import race
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Command, Receiver, not_none
 from tests.servers import (
     ADMIN,
     PASSWORDS,
@@ -31,6 +33,8 @@ from tests.servers import (
 )
 from tests.store_factory import add_candidate
 
+Login = Callable[..., Store]
+
 PASSWORD = "a long enough password"
 X = np.ones((2, 4), np.float32)
 
@@ -42,7 +46,7 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     binaries = postgres_binaries()
     if binaries is None:
         pytest.fail("Postgres is not installed: `make postgres` does that (Debian: apt-get install postgresql)")
@@ -53,13 +57,13 @@ def server(tmp_path_factory):
         objects(folder) as store,
         mlflow_server(database, store, folder) as url,
     ):
-        patch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")  # a busy machine is no dead server
+        patch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")  # a busy machine may answer slowly
         yield Server(url, store)
 
 
 @pytest.fixture
-def login(server, tmp_path, monkeypatch):
-    """Become another user of the server."""
+def login(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Login:
+    """Return a function that logs in as another user of the server."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
@@ -74,8 +78,8 @@ def login(server, tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def users(server):
-    """ann publishes and may edit staging, bob may edit production too, eve may read."""
+def users(server: Server) -> None:
+    """Create users: ann publishes and may edit staging, bob may also edit production, eve may read."""
     from mlflow.server import get_app_client
 
     with pytest.MonkeyPatch.context() as patch:
@@ -87,7 +91,7 @@ def users(server):
         assert promotion.create_environments(["cnn"]) == []
         client, store = get_app_client("basic-auth", server.url), Store()
         add_candidate(store, "cnn", 1)
-        # What the page says makes bob, to the letter; ann is the one who may promote to staging alone.
+        # The code of the page creates bob; ann may promote only to staging.
         (page,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "team-setup.md").read_text(), re.M | re.S)
         page = page.replace("http://localhost:5000", server.url).replace("classifier", "cnn")
         page = page.replace("a password that bob will change", PASSWORD)
@@ -98,7 +102,7 @@ def users(server):
 
 
 @pytest.mark.usefixtures("users")
-def test_each_may_do_what_the_administrator_granted(login):
+def test_each_user_may_do_what_the_administrator_granted(login: Login) -> None:
     for version in (1, 2):
         ann = login("ann")
         promotion.promote("cnn", "staging", version, reason="because", store=ann)
@@ -107,7 +111,7 @@ def test_each_may_do_what_the_administrator_granted(login):
             promotion.promote("cnn", "production", reason="because", store=ann)
         assert ann.log("production", "cnn") == before
         outcome = promotion.promote("cnn", "production", reason="because", store=login("bob"))
-        assert (outcome.entry.actor, outcome.note) == ("bob", "")
+        assert (not_none(outcome.entry).actor, outcome.note) == ("bob", "")
     eve = login("eve")
     with pytest.raises(Refused, match="does not allow eve to do this"):
         promotion.rollback("cnn", "production", reason="because", store=eve)
@@ -120,7 +124,7 @@ def test_each_may_do_what_the_administrator_granted(login):
 
 
 @pytest.mark.usefixtures("users")
-def test_the_command_says_no_in_one_line(login, onward):
+def test_a_denied_command_prints_one_line(login: Login, onward: Command) -> None:
     login("eve")
     code, out, err = onward("promote", "cnn", "1", "--to", "staging", "--reason", "because", "--force")
     assert (code, out, err.count("\n")) == (1, "", 1)
@@ -136,7 +140,7 @@ def test_the_command_says_no_in_one_line(login, onward):
 
 
 @pytest.mark.usefixtures("users")
-def test_what_the_administrator_made_is_nobody_elses(login):
+def test_only_granted_users_may_change_created_environments(login: Login) -> None:
     eve = login("eve")
     assert promotion.create_environments(["cnn"], eve) == []
     with pytest.raises(Refused, match="does not allow eve"):
@@ -144,7 +148,7 @@ def test_what_the_administrator_made_is_nobody_elses(login):
 
 
 @pytest.mark.usefixtures("users")
-def test_an_alias_that_its_author_may_not_write_does_not_undo_the_entry(login, server):
+def test_an_alias_without_write_permission_does_not_undo_the_entry(login: Login, server: Server) -> None:
     from mlflow.server import get_app_client
 
     login(*ADMIN)
@@ -160,11 +164,11 @@ def test_an_alias_that_its_author_may_not_write_does_not_undo_the_entry(login, s
     finally:
         login(*ADMIN)
         client.grant_user_permission("bob", "registered_model", "cnn", "EDIT")
-    assert [drift.registered for drift in promotion.reconcile()] == ["cnn"]
+    assert [getattr(drift, "registered", None) for drift in promotion.reconcile()] == ["cnn"]
 
 
 @pytest.mark.usefixtures("users")
-def test_an_administrator_grants_an_environment_by_one_command(login, server, onward):
+def test_an_administrator_grants_an_environment_with_one_command(login: Login, server: Server, onward: Command) -> None:
     from mlflow.server import get_app_client
 
     login(*ADMIN)
@@ -192,7 +196,7 @@ def test_an_administrator_grants_an_environment_by_one_command(login, server, on
     login(*ADMIN)
     code, _, err = onward("environments", "grant", "staging", "--to", "nobody-there")
     assert (code, "no user 'nobody-there'" in err) == (2, True)
-    # A grant of less is raised; a denial stands.
+    # A lower grant is raised; a denial remains.
     for permission in ("READ", "DENY"):
         client.revoke_user_permission("dora", "registered_model", "staging.cnn")
         client.grant_user_permission("dora", "registered_model", "staging.cnn", permission)
@@ -204,7 +208,9 @@ def test_an_administrator_grants_an_environment_by_one_command(login, server, on
 
 
 @pytest.mark.usefixtures("users")
-def test_the_servers_own_webhook_tells_of_entries_and_of_what_is_live(login, receiver, tmp_path, monkeypatch):
+def test_the_server_webhook_reports_entries_and_the_live_version(
+    login: Login, receiver: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     address = f"http://127.0.0.1:{receiver.server_port}/hush"
     monkeypatch.setenv("TEAM_HOOK", address)
     (tmp_path / "dvc.yaml").write_text("stages: {}\n")
@@ -218,19 +224,23 @@ def test_the_servers_own_webhook_tells_of_entries_and_of_what_is_live(login, rec
     assert "hush" not in str(refused.value)
     assert "webhook onward.hooked" in promotion.create_environments(["cnn"], admin)
     assert promotion.create_environments(["cnn"], admin) == []
-    receiver.codes[:] = [503, 204]  # the server tries again
+    receiver.codes[:] = [503, 204]  # the server retries
     entry = promotion.promote("cnn", "hooked", 1, reason="because", store=admin).entry
-    wait_until(lambda: len(receiver.got) == 4, 60)  # an entry, two aliases, and one of these again
+    wait_until(lambda: len(receiver.got) == 4, 60)  # an entry, two aliases, and one retry
     told = {body["entity"]: body["data"] for _, _, body in receiver.got if body["data"]["name"] == "hooked.cnn"}
     made, live = told["model_version"], told["model_version_alias"]
-    assert (made["tags"]["actor"], made["tags"]["reason"], made["description"]) == (entry.actor, "because", str(entry))
-    assert (live["alias"], live["version"]) == ("live", str(entry.number))
+    assert (made["tags"]["actor"], made["tags"]["reason"], made["description"]) == (
+        not_none(entry).actor,
+        "because",
+        str(entry),
+    )
+    assert (live["alias"], live["version"]) == ("live", str(not_none(entry).number))
     monkeypatch.setenv("TEAM_HOOK", address + "-moved")
     assert promotion.create_environments(["cnn"], admin) == ["webhook onward.hooked"]
 
 
 @pytest.mark.usefixtures("users")
-def test_processes_that_race_on_postgres_are_all_told_the_truth(login):
+def test_racing_processes_on_postgres_all_get_the_correct_result(login: Login) -> None:
     store = login(*ADMIN)
     add_candidate(store, "cnn", 3)
     before = len(store.log("staging", "cnn").history.counted)
@@ -240,11 +250,11 @@ def test_processes_that_race_on_postgres_are_all_told_the_truth(login):
     answers = [answer for answers in told for answer in answers]
     assert len(log.history.counted) - before == answers.count("won") > 0
     promotion.reconcile(store)
-    assert store.versions.aliases("staging.cnn") == {"live": log.history.live.number}
+    assert store.versions.aliases("staging.cnn") == {"live": not_none(log.history.live).number}
 
 
 @pytest.mark.usefixtures("users")
-def test_files_that_are_gone_are_told_from_a_server_that_is_down(login, server):
+def test_missing_files_are_distinguished_from_an_unreachable_server(login: Login, server: Server) -> None:
     add_candidate(login(*ADMIN), "lost", 1)
     [found] = Store().candidates("lost")
     files = [item for item in bucket(server.objects).objects.all() if f"/{found.logged_model}/artifacts/" in item.key]
@@ -255,7 +265,9 @@ def test_files_that_are_gone_are_told_from_a_server_that_is_down(login, server):
         promotion.promote("lost", "staging", 1, reason="because")
 
 
-def test_a_server_that_is_down_is_told_from_one_that_says_no(login, monkeypatch):
+def test_an_unreachable_server_is_distinguished_from_a_denied_request(
+    login: Login, monkeypatch: pytest.MonkeyPatch
+) -> None:
     login("eve")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
@@ -264,18 +276,20 @@ def test_a_server_that_is_down_is_told_from_one_that_says_no(login, monkeypatch)
 
 
 @pytest.mark.parametrize("name", ["../cnn", ""])
-def test_an_environment_of_no_model_is_not_made(name, tmp_path, monkeypatch):
+def test_an_environment_of_an_invalid_model_name_is_not_created(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match="name for a model"):
         promotion.create_environments([name])
 
 
-def test_the_compose_file_hangs_together():
-    """What starts the server of these tests is its service `mlflow`; this is the rest."""
+def test_the_compose_file_is_consistent() -> None:
+    """The other tests use the service `mlflow`; this test checks the rest of the file."""
     page = (ROOT / "docs" / "team-setup.md").read_text()
     (env,) = re.findall(r"^```\n((?:[A-Z_]+=\.\.\.\n)+)```", page, re.M)
     assert set(re.findall(r"^([A-Z_]+)=", env, re.M)) == set(PASSWORDS)
-    loaded = compose(PASSWORDS)  # needs no other variable
+    loaded = compose(PASSWORDS)  # no other variable is needed
     services = loaded["services"]
     for service in services.values():
         assert set(service.get("depends_on", {})) <= services.keys()

@@ -1,4 +1,4 @@
-"""How a version is served: each provider its file and its session options, from the worker to the wrapper."""
+"""Serving: each provider has its file and session options, both in the worker and in the wrapper."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ONE_BY_ONE = [SessionOptions(**{key: value}) for key, value in ALL.to_load().ite
 
 
 def seen(options: Any) -> dict[str, Any]:
-    """All that differs between one onnxruntime.SessionOptions and another."""
+    """All options in which two onnxruntime.SessionOptions can differ."""
     found = {
         name: getattr(options, name)
         for name in ("intra_op_num_threads", "graph_optimization_level", "execution_mode", "enable_cpu_mem_arena")
@@ -50,23 +50,23 @@ def seen(options: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("options", [SessionOptions(), *ONE_BY_ONE, ALL], ids=str)
-def test_the_worker_and_the_wrapper_make_the_same_of_session_options(options: SessionOptions) -> None:
+def test_the_worker_and_the_wrapper_translate_session_options_equally(options: SessionOptions) -> None:
     assert seen(options.to_onnxruntime()) == seen(onnx_worker.session_options(**options.to_load()))
     assert options == SessionOptions() or seen(options.to_onnxruntime()) != seen(onnxruntime.SessionOptions())
 
 
 @pytest.mark.parametrize("options", [SessionOptions(), SessionOptions(tf32=True), SessionOptions(nhwc=True)], ids=str)
 @pytest.mark.parametrize("provider", ["CPUExecutionProvider", "CUDAExecutionProvider"])
-def test_the_worker_and_the_wrapper_ask_the_same_of_a_provider(provider: str, options: SessionOptions) -> None:
+def test_the_worker_and_the_wrapper_pass_the_same_options_to_a_provider(provider: str, options: SessionOptions) -> None:
     assert options.to_provider(provider) == onnx_worker.provider_of(provider, options.tf32, options.nhwc)
 
 
-def test_float32_is_float32_on_cuda_unless_a_variant_says_otherwise() -> None:
+def test_float32_stays_float32_on_cuda_unless_a_variant_overrides_it() -> None:
     assert SessionOptions().to_provider("CUDAExecutionProvider") == ("CUDAExecutionProvider", {"use_tf32": "0"})
     assert SessionOptions(tf32=True).to_provider("CUDAExecutionProvider")[1] == {"use_tf32": "1"}
 
 
-def test_no_options_are_onnx_runtimes_own() -> None:
+def test_empty_options_use_the_defaults_of_onnx_runtime() -> None:
     assert seen(SessionOptions().to_onnxruntime()) == seen(onnxruntime.SessionOptions())
     assert SessionOptions().to_load() == {}
 
@@ -82,7 +82,7 @@ def test_no_options_are_onnx_runtimes_own() -> None:
         ({"spining": False}, "Extra inputs"),
     ],
 )
-def test_options_that_onnx_runtime_would_refuse_are_refused_before(given: dict[str, Any], message: str) -> None:
+def test_options_that_onnx_runtime_would_reject_are_rejected_earlier(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         SessionOptions.model_validate(given)
 
@@ -93,7 +93,7 @@ def test_a_worker_runs_with_every_option(tmp_path: Path) -> None:
         assert started.profile({"x": X}) == {CPU: 1}
 
 
-def test_what_another_machine_lacks_is_left_to_onnx_runtime() -> None:
+def test_options_that_exceed_this_machine_are_left_to_onnx_runtime() -> None:
     many = len(os.sched_getaffinity(0)) + 1
     groups = ";".join(["1"] * (many - 1))
     assert SessionOptions(threads=many, arena=False, affinity=groups).fitting_here() == SessionOptions(arena=False)
@@ -106,7 +106,7 @@ def version(tmp_path: Path) -> Path:
     return version_for_two_providers(tmp_path)
 
 
-def test_the_files_of_every_provider_are_the_version(version: Path) -> None:
+def test_a_version_includes_the_files_of_every_provider(version: Path) -> None:
     files = check_folder(version)
     assert [file.path for file in files] == ["model.onnx", "providers/openvino/model.onnx"]
     digest = content_digest(files)
@@ -118,7 +118,7 @@ def test_the_files_of_every_provider_are_the_version(version: Path) -> None:
         InferenceSession(version)
 
 
-def test_a_session_serves_what_won_on_the_provider_that_is_here(version: Path) -> None:
+def test_a_session_serves_the_winner_of_the_available_provider(version: Path) -> None:
     session = InferenceSession(version)
     assert np.array_equal(session.predict(X), 2 * X)
     served = session.metadata.served
@@ -128,7 +128,7 @@ def test_a_session_serves_what_won_on_the_provider_that_is_here(version: Path) -
     assert (used.intra_op_num_threads, used.get_session_config_entry("session.intra_op.allow_spinning")) == (1, "0")
 
 
-def test_mlflows_own_flavor_serves_with_the_same_options(version: Path) -> None:
+def test_the_mlflow_flavor_serves_with_the_same_options(version: Path) -> None:
     import mlflow.pyfunc
 
     loaded = mlflow.pyfunc.load_model(str(version))
@@ -136,20 +136,20 @@ def test_mlflows_own_flavor_serves_with_the_same_options(version: Path) -> None:
     assert (used.intra_op_num_threads, used.get_session_config_entry("session.intra_op.allow_spinning")) == (1, "0")
 
 
-def test_session_options_of_the_callers_own_go_before(version: Path) -> None:
+def test_session_options_of_the_caller_take_precedence(version: Path) -> None:
     own = onnxruntime.SessionOptions()
     own.intra_op_num_threads = 2
     session = InferenceSession(version, session_options=own)
     assert session._loaded._session.get_session_options().intra_op_num_threads == 2
 
 
-def test_a_file_that_is_named_is_served_as_it_is(version: Path) -> None:
+def test_a_given_file_is_served_unchanged(version: Path) -> None:
     session = InferenceSession(version / "providers" / "openvino" / MODEL)
     assert np.array_equal(session.predict(X), 3 * X)
     assert session.metadata.served is None
 
 
-def test_a_version_that_was_measured_on_no_provider_of_this_host_says_so(version: Path) -> None:
+def test_a_version_measured_on_no_provider_of_this_host_reports_it(version: Path) -> None:
     (version / MANIFEST).unlink()
     said = json.loads((version / SERVING).read_text())
     del said["cpu"]
@@ -168,13 +168,13 @@ def test_a_version_that_was_measured_on_no_provider_of_this_host_says_so(version
         ('{"cpu": {"file": "model.onnx", "provider": "p", "options": {"threads": -1}}}', "cpu.options.threads"),
     ],
 )
-def test_a_serving_json_that_cannot_be_meant_is_refused(version: Path, text: str, message: str) -> None:
+def test_an_invalid_serving_json_is_rejected(version: Path, text: str, message: str) -> None:
     (version / MANIFEST).unlink()
     (version / SERVING).write_text(text)
     with pytest.raises(Refused, match=rf"serving.json cannot be read: .*{message}"):
         InferenceSession(version)
 
 
-def test_a_serving_json_names_files_that_are_there(tmp_path: Path) -> None:
+def test_a_serving_json_must_name_existing_files(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"model\.onnx, which the folder does not contain"):
         Serving({"cpu": Served(file=MODEL, provider=CPU)}).save(tmp_path)

@@ -1,27 +1,39 @@
-"""What a session accepts, refuses and answers."""
+"""What a session accepts, rejects and returns."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from onward.registry.errors import Refused, UsageError
 from onward.registry.inference import session
 from onward.registry.inference.session import InferenceSession, ProviderFallback
 from onward.registry.operations import promotion
+from tests.conftest import not_none
 from tests.store_factory import add_candidate, fresh_store, scale_model
+
+Value = tuple[str, int, list[str | int]]  # the name of an input or output, its type, its shape
 
 X = np.arange(12, dtype=np.float32).reshape(3, 4)
 
 
-def save(path, nodes, inputs, outputs, initializers=()):
-    def value(name, kind, shape):
+def save(
+    path: Path,
+    nodes: list[NodeProto],
+    inputs: list[Value],
+    outputs: list[Value],
+    initializers: Iterable[TensorProto] = (),
+) -> Path:
+    def value(name: str, kind: int, shape: list[str | int]) -> ValueInfoProto:
         return helper.make_tensor_value_info(name, kind, shape)
 
     graph = helper.make_graph(
@@ -32,13 +44,13 @@ def save(path, nodes, inputs, outputs, initializers=()):
 
 
 @pytest.fixture
-def scale(tmp_path) -> InferenceSession:
+def scale(tmp_path: Path) -> InferenceSession:
     return InferenceSession(scale_model(tmp_path / "scale.onnx", 2))
 
 
 @pytest.fixture
-def two(tmp_path) -> InferenceSession:
-    """total = sum over the sequence of a; picked = ids, with a float32[batch, sequence] and ids int64[batch]."""
+def two(tmp_path: Path) -> InferenceSession:
+    """A model with total = a.sum(sequence) and picked = ids, for a float32[batch, sequence] and ids int64[batch]."""
     return InferenceSession(
         save(
             tmp_path / "two.onnx",
@@ -54,7 +66,7 @@ def two(tmp_path) -> InferenceSession:
 
 
 @pytest.fixture
-def fixed(tmp_path) -> InferenceSession:
+def fixed(tmp_path: Path) -> InferenceSession:
     return InferenceSession(
         save(
             tmp_path / "fixed.onnx",
@@ -65,20 +77,20 @@ def fixed(tmp_path) -> InferenceSession:
     )
 
 
-def test_one_input_by_position_by_name_and_as_a_dict(scale):
+def test_one_input_can_be_given_by_position_by_name_or_as_a_dict(scale: InferenceSession) -> None:
     for answer in (scale.predict(X), scale.predict(x=X), scale.predict({"x": X}), scale.predict(X.tolist())):
         assert answer.dtype == np.float32
         assert np.array_equal(answer, 2 * X)
 
 
-def test_torch_tensors_are_inputs(scale):
+def test_torch_tensors_are_accepted(scale: InferenceSession) -> None:
     torch = pytest.importorskip("torch")
     assert np.array_equal(scale.predict(torch.from_numpy(X).requires_grad_()), 2 * X)
     with pytest.raises(UsageError, match="input x cannot be converted to an array"):
         scale.predict(torch.from_numpy(X).to(torch.bfloat16))
 
 
-def test_many_inputs_give_a_dict_of_outputs(two):
+def test_many_inputs_give_a_dict_of_outputs(two: InferenceSession) -> None:
     ids = np.arange(3)
     for answer in (two.predict(X, ids), two.predict(X, ids=ids), two.predict(ids=ids, a=X)):
         assert list(answer) == ["total", "picked"]
@@ -106,12 +118,14 @@ def test_many_inputs_give_a_dict_of_outputs(two):
         ((X[:0], np.arange(0)), {}, "input a is empty"),
     ],
 )
-def test_wrong_inputs_are_refused_in_words(two, args, kwargs, message):
+def test_invalid_inputs_are_rejected_with_a_message(
+    two: InferenceSession, args: tuple[Any, ...], kwargs: dict[str, Any], message: str
+) -> None:
     with pytest.raises(UsageError, match=message):
         two.predict(*args, **kwargs)
 
 
-def test_shapes_that_fitted_once_let_no_others_through(two):
+def test_a_valid_shape_does_not_admit_other_shapes_later(two: InferenceSession) -> None:
     for _ in range(2):
         two.predict(X, np.arange(3))
         for wrong in (np.arange(2), np.arange(0)):
@@ -119,18 +133,18 @@ def test_shapes_that_fitted_once_let_no_others_through(two):
                 two.predict(X, wrong)
 
 
-def test_fixed_dimensions_are_checked(scale):
+def test_fixed_dimensions_are_checked(scale: InferenceSession) -> None:
     with pytest.raises(UsageError, match=r"shape \[3, 3\]; the model takes x float32\[batch, 4\]"):
         scale.predict(X[:, :3])
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float16, np.int8, np.uint16, bool])
-def test_casts_that_lose_nothing_are_made(scale, dtype):
+def test_lossless_casts_are_made(scale: InferenceSession, dtype: type[Any]) -> None:
     values = np.ones((2, 4), dtype)
     assert np.array_equal(scale.predict(values), np.full((2, 4), 2, np.float32))
 
 
-def test_other_memory_layouts_give_the_same(scale):
+def test_other_memory_layouts_give_the_same_outputs(scale: InferenceSession) -> None:
     swapped = X.astype(">f4")
     assert np.array_equal(scale.predict(np.asfortranarray(X)), 2 * X)
     assert np.array_equal(scale.predict(swapped), 2 * X)
@@ -138,7 +152,7 @@ def test_other_memory_layouts_give_the_same(scale):
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 100])
-def test_batches_join_to_the_same_answer(scale, two, batch_size):
+def test_joined_batches_give_the_same_outputs(scale: InferenceSession, two: InferenceSession, batch_size: int) -> None:
     assert np.array_equal(scale.predict_batches(X, batch_size), 2 * X)
     for inputs in ({"a": X, "ids": np.arange(3)}, (X, np.arange(3)), [X, np.arange(3)]):
         answer = two.predict_batches(inputs, batch_size)
@@ -147,12 +161,14 @@ def test_batches_join_to_the_same_answer(scale, two, batch_size):
 
 
 @pytest.mark.parametrize("count", [1, 4, 5, 9])
-def test_a_model_of_a_fixed_batch_takes_any_number_of_samples(fixed, count):
+def test_a_model_of_a_fixed_batch_takes_any_number_of_samples(fixed: InferenceSession, count: int) -> None:
     values = np.arange(2 * count, dtype=np.float32).reshape(count, 2)
     assert np.array_equal(fixed.predict_batches(values), -values)
 
 
-def test_no_samples_give_empty_answers(scale, two, fixed):
+def test_zero_samples_give_empty_outputs(
+    scale: InferenceSession, two: InferenceSession, fixed: InferenceSession
+) -> None:
     empty = scale.predict_batches(X[:0])
     assert (empty.shape, empty.dtype) == ((0, 4), np.float32)
     answer = two.predict_batches({"a": X[:0], "ids": np.arange(0)})
@@ -163,7 +179,7 @@ def test_no_samples_give_empty_answers(scale, two, fixed):
     assert fixed.predict_batches(np.zeros((0, 2), np.float32)).shape == (0, 2)
 
 
-def test_wrong_batches_are_refused(scale, two):
+def test_invalid_batches_are_rejected(scale: InferenceSession, two: InferenceSession) -> None:
     with pytest.raises(UsageError, match="differ in their number of samples"):
         two.predict_batches((X, np.arange(2)))
     with pytest.raises(UsageError, match="the model has 2 inputs, not one"):
@@ -176,7 +192,7 @@ def test_wrong_batches_are_refused(scale, two):
         scale.predict_batches(np.zeros((0, 4, 1), np.float32))
 
 
-def test_an_output_that_is_not_per_sample_cannot_be_joined(tmp_path):
+def test_an_output_that_is_not_per_sample_cannot_be_joined(tmp_path: Path) -> None:
     summed = InferenceSession(
         save(
             tmp_path / "sum.onnx",
@@ -190,7 +206,7 @@ def test_an_output_that_is_not_per_sample_cannot_be_joined(tmp_path):
         summed.predict_batches(X)
 
 
-def test_strings_are_inputs_too(tmp_path):
+def test_strings_are_accepted(tmp_path: Path) -> None:
     same = InferenceSession(
         save(
             tmp_path / "text.onnx",
@@ -204,7 +220,7 @@ def test_strings_are_inputs_too(tmp_path):
         same.predict(np.arange(2))
 
 
-def test_metadata_of_a_file(scale, tmp_path):
+def test_a_session_reads_the_metadata_of_a_file(scale: InferenceSession, tmp_path: Path) -> None:
     about = scale.metadata
     assert about.inputs[0].about == "four numbers"
     assert about.inputs[0].shape == ["batch", 4]
@@ -214,7 +230,7 @@ def test_metadata_of_a_file(scale, tmp_path):
     assert about.version is None
 
 
-def test_a_provider_that_is_not_here_is_said_aloud(tmp_path):
+def test_a_missing_provider_gives_a_warning(tmp_path: Path) -> None:
     path = scale_model(tmp_path / "m.onnx", 2)
     with pytest.warns(ProviderFallback, match="NoSuchProvider cannot be used here"):
         loaded = InferenceSession(path, providers=["NoSuchProvider"])
@@ -234,7 +250,7 @@ def test_a_provider_that_is_not_here_is_said_aloud(tmp_path):
         ("empty.onnx", b"", "ONNX Runtime cannot load the model"),
     ],
 )
-def test_files_that_are_no_models(tmp_path, name, content, message):
+def test_invalid_model_files_are_rejected(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
     path = tmp_path / name
     if content is not None:
         path.write_bytes(content)
@@ -242,7 +258,7 @@ def test_files_that_are_no_models(tmp_path, name, content, message):
         InferenceSession(path)
 
 
-def test_loads_by_environment_by_version_and_by_folder(tmp_path, monkeypatch):
+def test_a_session_loads_by_environment_version_or_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = fresh_store(tmp_path, monkeypatch)
     for factor in (1, 2):
         add_candidate(store, "cnn", factor)
@@ -251,12 +267,12 @@ def test_loads_by_environment_by_version_and_by_folder(tmp_path, monkeypatch):
     assert np.array_equal(live.predict(X), 2 * X)
     about = live.metadata
     assert (about.model, about.version, about.environment, about.entry) == ("cnn", 2, "staging", 1)
-    assert about.sha256 == store.candidate("cnn", 2).sha256
+    assert about.sha256 == not_none(store.candidate("cnn", 2)).sha256
     assert np.array_equal(InferenceSession("cnn/1").predict(X), X)
     assert np.array_equal(InferenceSession(session.cache() / about.manifest).predict(X), 2 * X)
 
 
-def test_changed_bytes_are_refused_by_file_name(tmp_path, monkeypatch):
+def test_changed_bytes_are_rejected_with_the_file_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = fresh_store(tmp_path, monkeypatch)
     add_candidate(store, "cnn")
     promotion.promote("cnn", "staging", reason="because", store=store)
@@ -278,19 +294,23 @@ def test_changed_bytes_are_refused_by_file_name(tmp_path, monkeypatch):
         ("../x@staging", UsageError, "there is no such file"),
     ],
 )
-def test_targets_that_name_nothing(tmp_path, monkeypatch, target, error, message):
+def test_unknown_targets_are_rejected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str, error: type[Exception], message: str
+) -> None:
     add_candidate(fresh_store(tmp_path, monkeypatch), "cnn")
     with pytest.raises(error, match=message):
         InferenceSession(target)
 
 
-def test_without_onnxruntime_the_message_says_what_installs_it(tmp_path, monkeypatch):
+def test_without_onnxruntime_the_error_names_the_install_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(UsageError, match=r"pip install 'onward\[cpu\]'"):
         InferenceSession(scale_model(tmp_path / "m.onnx", 2))
 
 
-def test_importing_a_session_imports_neither_torch_nor_mlflow_nor_onnxruntime():
+def test_importing_a_session_imports_neither_torch_nor_mlflow_nor_onnxruntime() -> None:
     heavy = ("torch", "mlflow", "onnxruntime")
     code = f"import onward.registry.inference.session, sys; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -1,4 +1,4 @@
-"""Inputs go to the parameters of their names, outputs by their keys, and what does not match is refused."""
+"""Inputs are matched to parameters by name and outputs by key; mismatches are rejected."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ ONE, TWO = torch.ones(2, 3), torch.full((2, 3), 2.0)
 
 
 def module(forward: Any) -> nn.Module:
-    return type("Net", (nn.Module,), {"forward": forward})()
+    made: nn.Module = type("Net", (nn.Module,), {"forward": forward})()
+    return made
 
 
 def call(forward: Any, *inputs: str) -> Any:
@@ -24,11 +25,11 @@ def call(forward: Any, *inputs: str) -> Any:
     return net(*positional, **keywords)
 
 
-def test_inputs_go_to_the_parameters_of_their_names_in_whatever_order() -> None:
+def test_inputs_are_matched_to_parameters_by_name_in_any_order() -> None:
     assert call(lambda self, ids, types, mask: (ids, types, mask), "ids", "mask", "types") == ("ids", "types", "mask")
 
 
-def test_an_optional_or_keyword_only_parameter_that_is_no_input_keeps_its_default() -> None:
+def test_optional_and_keyword_only_parameters_that_are_not_inputs_keep_their_defaults() -> None:
     assert call(lambda self, image, box=None, *, points=None: (image, box, points), "image", "points") == (
         "image", None, "points",
     )  # fmt: skip
@@ -37,13 +38,13 @@ def test_an_optional_or_keyword_only_parameter_that_is_no_input_keeps_its_defaul
     )  # fmt: skip
 
 
-def test_one_tensor_goes_to_one_parameter_whatever_the_two_are_called() -> None:
+def test_a_single_tensor_is_passed_to_a_single_parameter_of_any_name() -> None:
     assert bind(nn.Sequential(nn.Linear(2, 2)), ["x"]).positional == ("x",)
     assert bind(module(lambda self, *tensors: tensors), ["x", "y"]).positional == ("x", "y")
     assert bind(torch.jit.script(nn.Sequential(nn.Linear(2, 2))), ["x"]).positional == ("x",)
 
 
-def test_keywords_that_forward_takes_by_any_name_go_by_name() -> None:
+def test_inputs_for_variadic_keywords_are_passed_by_name() -> None:
     assert call(lambda self, x, **rest: (x, rest), "x", "y") == ("x", {"y": "y"})
 
 
@@ -56,9 +57,7 @@ def test_keywords_that_forward_takes_by_any_name_go_by_name() -> None:
         (lambda self, a=None, b=None: a, ["x"], "it has no parameter 'x'"),
     ],
 )
-def test_a_name_without_a_counterpart_is_refused_with_the_signature(
-    forward: Any, inputs: list[str], words: str
-) -> None:
+def test_an_unmatched_name_is_rejected_with_the_signature(forward: Any, inputs: list[str], words: str) -> None:
     with pytest.raises(Mismatch, match=words):
         bind(module(forward), inputs)
 
@@ -86,7 +85,7 @@ class Heads:
         ((ONE, [TWO]), ["first", "second"]),
     ],
 )
-def test_outputs_go_by_their_keys_and_by_position_where_they_have_none(results: Any, declared: list[str]) -> None:
+def test_outputs_are_matched_by_key_or_by_position_without_keys(results: Any, declared: list[str]) -> None:
     found = name_outputs(results, declared).outputs
     assert list(found) == declared
     for name, value in found.items():
@@ -94,7 +93,7 @@ def test_outputs_go_by_their_keys_and_by_position_where_they_have_none(results: 
         assert torch.equal(value, wanted), name
 
 
-def test_entries_that_are_none_are_left_out_and_said() -> None:
+def test_outputs_that_are_none_are_omitted_and_reported() -> None:
     assert name_outputs(Heads(scores=ONE, boxes=[TWO]), ["scores", "boxes_0"]).dropped == ["loss"]
 
 
@@ -108,12 +107,12 @@ def test_entries_that_are_none_are_left_out_and_said() -> None:
         ((ONE, 3), ["y", "z"], "returns int for its output 1: only tensors"),
     ],
 )
-def test_outputs_that_are_not_the_declared_ones_are_refused(results: Any, declared: list[str], words: str) -> None:
+def test_undeclared_outputs_are_rejected(results: Any, declared: list[str], words: str) -> None:
     with pytest.raises(Mismatch, match=words):
         name_outputs(results, declared)
 
 
-def test_a_module_goes_to_an_exporter_as_it_is_unless_keys_or_keywords_stand_between() -> None:
+def test_a_module_is_exported_unwrapped_unless_keys_or_keywords_require_a_wrapper() -> None:
     plain = module(lambda self, a, b: (a, b))
     made, order = exportable(plain, ["b", "a"], ["one", "two"], {"a": ONE, "b": TWO})
     assert made is plain

@@ -1,17 +1,22 @@
-"""Keys and signatures, without a store: who is a signer until when, what a signature is over, and files of keys."""
+"""Keys and signatures without a store: departure of signers, the signed content, and key files."""
 
 from __future__ import annotations
 
 import base64
 import stat
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
     Encoding,
+    KeySerializationEncryption,
     NoEncryption,
     PrivateFormat,
     load_pem_private_key,
@@ -44,7 +49,7 @@ def signed(name: str = "ann", draft: Draft = DRAFT) -> Draft:
     return sign(draft, LOG, Key(name, PRIVATE[name]))
 
 
-def test_a_signature_of_today_is_valid_in_every_release_to_come():
+def test_a_recorded_signature_stays_valid() -> None:
     assert digest(DRAFT, LOG) == "3b3b670a704a3b91d256af5acabfd9dcc51d0932d100746ae3ad96146e30b309"
     assert entry_signatures.link(DRAFT, LOG) == f"onward:{digest(DRAFT, LOG)}"
     assert entry_signatures._content(DRAFT, LOG) == (
@@ -54,7 +59,7 @@ def test_a_signature_of_today_is_valid_in_every_release_to_come():
     )
 
 
-def test_who_signed_is_proved_by_their_own_key_alone():
+def test_only_the_key_of_the_signer_proves_an_entry() -> None:
     entry = signed()
     assert (entry.signer, proven(entry, LOG, SIGNERS)) == ("ann", True)
     assert not proven(entry, "staging.cnn", SIGNERS)
@@ -66,17 +71,24 @@ def test_who_signed_is_proved_by_their_own_key_alone():
 
 
 @pytest.mark.parametrize("change", ["", "!", "\n", " "])
-def test_a_signature_is_taken_by_the_letter(change):
+def test_a_signature_is_compared_exactly(change: str) -> None:
     entry = signed()
     changed = entry.model_copy(update={"signature": entry.signature + change})
     assert proven(changed, LOG, SIGNERS) == (change == "")
     assert not proven(entry.model_copy(update={"signature": change}), LOG, SIGNERS)
 
 
-def test_another_signature_under_the_same_words_leaves_the_digest_and_other_words_do_not():
+def test_the_digest_depends_on_the_fields_and_not_on_the_signature() -> None:
     for same in (signed("ann"), signed("bob"), DRAFT.model_copy(update={"source": "models:/m-2"})):
         assert digest(same, LOG) == digest(DRAFT, LOG)
-    for change in ({"reason": "x"}, {"base": 4}, {"evidence": {}}, {"manifest": "b" * 64}, {"seen": 3}):
+    changes: list[dict[str, Any]] = [
+        {"reason": "x"},
+        {"base": 4},
+        {"evidence": {}},
+        {"manifest": "b" * 64},
+        {"seen": 3},
+    ]
+    for change in changes:
         assert digest(DRAFT.model_copy(update=change), LOG) != digest(DRAFT, LOG)
     assert digest(DRAFT, "staging.cnn") != digest(DRAFT, LOG)
 
@@ -86,13 +98,13 @@ def test_another_signature_under_the_same_words_leaves_the_digest_and_other_word
     [(None, True), (AT, True), ("2026-01-02T04:04:05+01:00", True), ("2026-01-02T03:04:04+00:00", False),
      ("2026-01-02T03:04:05+01:00", False), ("2027-01-01T00:00:00+00:00", True)],
 )  # fmt: skip
-def test_a_signer_who_has_left_signed_what_is_not_later(until, counts):
+def test_entries_of_a_departed_signer_count_up_to_the_departure(until: str | None, counts: bool) -> None:
     left = {"ann": Signer(key=PUBLIC["ann"], until=until)}
     assert proven(signed(), LOG, left) == counts
     assert left["ann"].left_by(AT) == (not counts)
 
 
-def test_params_yaml_may_name_a_key_alone_or_with_the_moment_its_signer_left():
+def test_params_yaml_accepts_a_key_with_or_without_a_departure_time() -> None:
     key = PUBLIC["ann"]
     berlin = timezone(timedelta(hours=2))
     for written, until in (
@@ -102,27 +114,28 @@ def test_params_yaml_may_name_a_key_alone_or_with_the_moment_its_signer_left():
         ({"key": key, "until": datetime(2026, 1, 2, 3, 4, 5)}, "2026-01-02T03:04:05+00:00"),
         ({"key": key, "until": datetime(2026, 1, 2, 3, 4, 5, tzinfo=berlin)}, "2026-01-02T03:04:05+02:00"),
     ):
-        assert Read(signer=written).signer == Signer(key=key, until=until)
+        assert Read.model_validate({"signer": written}).signer == Signer(key=key, until=until)
     for wrong in (3, {"key": key, "since": AT}, {"until": AT}, {"key": key, "until": "2026-01-02"}, [key]):
         with pytest.raises(ValidationError):
-            Read(signer=wrong)
+            Read.model_validate({"signer": wrong})
 
 
 @given(st.binary(max_size=40))
-def test_a_public_key_is_32_bytes_in_base64(content):
+def test_a_public_key_is_32_bytes_in_base64(content: bytes) -> None:
     assert is_public_key(base64.b64encode(content).decode()) == (len(content) == 32)
 
 
 @pytest.mark.parametrize("text", ["", "!", "ä", PUBLIC["ann"] + "\n", PUBLIC["ann"][:-1], PUBLIC["ann"] + "="])
-def test_what_is_no_base64_is_no_public_key(text):
+def test_invalid_base64_is_not_a_public_key(text: str) -> None:
     assert is_public_key(text) is False
 
 
-def test_a_key_file_is_its_owners_alone_and_never_overwritten(tmp_path):
+def test_a_key_file_is_private_and_never_overwritten(tmp_path: Path) -> None:
     file = tmp_path / "ann.pem"
     public = entry_signatures.create_key(file)
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     private = load_pem_private_key(file.read_bytes(), None)
+    assert isinstance(private, Ed25519PrivateKey)
     assert base64.b64decode(public) == private.public_key().public_bytes_raw()
     assert is_public_key(public)
     before = file.read_bytes()
@@ -134,28 +147,28 @@ def test_a_key_file_is_its_owners_alone_and_never_overwritten(tmp_path):
 
 
 @pytest.fixture
-def key_file(tmp_path, monkeypatch):
-    """Write the file that ONWARD_SIGNING_KEY names."""
+def key_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[bytes], None]:
+    """Return a function that writes the file of ONWARD_SIGNING_KEY."""
 
-    def write(content: bytes):
+    def write(content: bytes) -> None:
         (tmp_path / "key.pem").write_bytes(content)
         monkeypatch.setenv("ONWARD_SIGNING_KEY", str(tmp_path / "key.pem"))
 
     return write
 
 
-def pem(private, encryption=None) -> bytes:
+def pem(private: PrivateKeyTypes, encryption: KeySerializationEncryption | None = None) -> bytes:
     return private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption or NoEncryption())
 
 
-def test_ones_own_key_goes_by_the_name_that_it_has_among_the_signers(key_file):
+def test_the_signing_key_determines_the_signer_name(key_file: Callable[[bytes], None]) -> None:
     for name, private in PRIVATE.items():
         key_file(pem(private))
         assert own_key(SIGNERS, "production").name == name
         assert pem(own_key(SIGNERS, "production").private) == pem(private)
 
 
-def test_the_key_of_nobody_who_signs_is_refused(key_file, monkeypatch):
+def test_a_key_of_a_non_signer_is_rejected(key_file: Callable[[bytes], None], monkeypatch: pytest.MonkeyPatch) -> None:
     key_file(pem(PRIVATE["bob"]))
     with pytest.raises(Refused, match=r"accepts only entries signed by ann, but the key in .* belongs to none of them"):
         own_key({"ann": SIGNERS["ann"]}, "production")
@@ -169,7 +182,9 @@ def test_the_key_of_nobody_who_signs_is_refused(key_file, monkeypatch):
         own_key(SIGNERS, "production")
 
 
-def test_a_file_that_holds_no_such_key_is_said_so(key_file, monkeypatch, tmp_path):
+def test_an_invalid_key_file_is_reported(
+    key_file: Callable[[bytes], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     for content in (
         b"",
         b"no key",

@@ -1,10 +1,13 @@
-"""Signed entries, approvals, two pairs of eyes: what counts where an environment has signers, and where it has none."""
+"""Signed entries, approvals and four eyes, in environments with and without signers."""
 
 from __future__ import annotations
 
 import json
 import os
 import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -15,14 +18,17 @@ from onward.registry.gates.four_eyes import judge
 from onward.registry.inference.session import InferenceSession, UnprovenLog
 from onward.registry.operations import approval as approvals
 from onward.registry.operations import overview, promotion, transfer
+from onward.registry.operations.promotion import Outcome
 from onward.registry.store.resolve import resolve
+from onward.registry.store.store import Store
 from onward.registry.trust import entry_signatures
 from onward.registry.trust.entry_signatures import Signer
+from tests.conftest import Command, not_none
 from tests.store_factory import add_candidate, fresh_store
 
 
 @pytest.fixture
-def store(tmp_path, monkeypatch):
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     store = fresh_store(tmp_path, monkeypatch)
     (tmp_path / "dvc.yaml").write_text("stages: {}\n")
     for factor in (1, 2, 3):
@@ -31,14 +37,14 @@ def store(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def keys(tmp_path):
-    """ann's and bob's public keys; the private ones are files."""
+def keys(tmp_path: Path) -> dict[str, str]:
+    """The public keys of ann and bob; the private keys are files."""
     return {name: entry_signatures.create_key(tmp_path / f"{name}.pem") for name in ("ann", "bob")}
 
 
 @pytest.fixture
-def be(tmp_path, monkeypatch):
-    """Act as somebody else: with another name, and another key."""
+def be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Return a function that changes the actor and the signing key."""
 
     def become(name: str) -> None:
         monkeypatch.setenv("ONWARD_ACTOR", name)
@@ -49,28 +55,28 @@ def be(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def environment(tmp_path):
-    """Write the policy of staging."""
+def environment(tmp_path: Path) -> Callable[..., None]:
+    """Return a function that writes the policy of staging."""
 
-    def write(**options) -> None:
+    def write(**options: Any) -> None:
         section = {"staging": {"from": "candidate", "require": [], **options}}
         (tmp_path / "params.yaml").write_text(yaml.safe_dump({"environments": section}))
 
     return write
 
 
-def promote(store, version, **options):
+def promote(store: Store, version: int, **options: Any) -> Outcome:
     return promotion.promote("cnn", "staging", version, reason="because", store=store, **options)
 
 
-def live(store):
+def live(store: Store) -> int | None:
     entry = store.head("staging", "cnn").history.live
     assert entry == store.log("staging", "cnn").history.live
     return entry.candidate_version if entry else None
 
 
-def append_by_hand(store, base, version=3, **changes):
-    """What somebody with EDIT and a script can do."""
+def append_by_hand(store: Store, base: int, version: int = 3, **changes: Any) -> None:
+    """Append an unsigned entry, as a user with EDIT permission and a script can."""
     draft = (
         store.log("staging", "cnn")
         .entries()[0]
@@ -79,45 +85,55 @@ def append_by_hand(store, base, version=3, **changes):
     store._try_append("staging.cnn", draft)
 
 
-def test_entries_of_signers_count_and_others_do_not(store, keys, be, environment):
+def test_only_entries_of_signers_count(
+    store: Store, keys: dict[str, str], be: Callable[[str], None], environment: Callable[..., None]
+) -> None:
     environment(signers=keys)
-    assert promote(store, 1).entry.signer == "ann"
+    assert not_none(promote(store, 1).entry).signer == "ann"
     append_by_hand(store, base=1, signer="", signature="")
     assert live(store) == 1
     be("bob")
-    assert promote(store, 2, dry_run=True).gates[-1].met  # a row without a signature is told, and stops nobody
-    append_by_hand(store, base=1)  # ann's signature, under other words
+    assert promote(store, 2, dry_run=True).gates[-1].met  # an unsigned row is reported and blocks no action
+    append_by_hand(store, base=1)  # the signature of ann with other fields
     assert live(store) == 1
     assert [entry.number for entry in store.log("staging", "cnn").unproven] == [2, 3]
     with pytest.raises(Refused, match=r"log: row 2 is not signed by any of the signers.*; row 3 is not .*--force"):
         promote(store, 2)
-    assert promote(store, 2, force=True).entry.base == 1
+    assert not_none(promote(store, 2, force=True).entry).base == 1
     assert store.head("staging", "cnn").alarm == ()
     assert live(store) == 2
     assert promotion.rollback("cnn", "staging", reason="because", store=store).version == 1
     assert store.versions.aliases("staging.cnn") == {"live": 5}
 
 
-def test_a_signature_is_over_every_word_of_an_entry(store, keys, be, environment):
+def test_a_signature_covers_every_field_of_an_entry(
+    store: Store, keys: dict[str, str], be: Callable[[str], None], environment: Callable[..., None]
+) -> None:
     environment(signers=keys)
-    entry = promote(store, 1).entry
+    entry = not_none(promote(store, 1).entry)
     signers = policy.read()["staging"].signers
     assert entry_signatures.proven(entry, "staging.cnn", signers)
-    for change in (
+    changes: tuple[dict[str, Any], ...] = (
         {"base": 7}, {"sha256": "0" * 64}, {"candidate_version": 2}, {"actor": "bob"}, {"reason": "other"},
         {"at": "2030-01-01T00:00:00+00:00"}, {"forced": True}, {"evidence": {}}, {"signer": "bob"}, {"key": "other"},
         {"kind": "approve"}, {"restores": 1}, {"gates_run": "other"}, {"signature": "bm9uZQ=="}, {"signature": "!"},
         {"manifest": "0" * 64}, {"manifest": ""}, {"seen": 7}, {"seen_digest": "0" * 64}, {"base_digest": "0" * 64},
-    ):  # fmt: skip
+    )  # fmt: skip
+    for change in changes:
         assert not entry_signatures.proven(entry.model_copy(update=change), "staging.cnn", signers), change
     assert not entry_signatures.proven(entry, "production.cnn", signers)
     elsewhere = {"number": 9, "source": "models:/m-elsewhere"}
     assert entry_signatures.proven(entry.model_copy(update=elsewhere), "staging.cnn", signers)
 
 
-def test_who_has_no_key_of_a_signer_is_told_before_anything_is_done(
-    store, keys, be, environment, tmp_path, monkeypatch
-):
+def test_a_user_without_a_signer_key_is_rejected_before_any_change(
+    store: Store,
+    keys: dict[str, str],
+    be: Callable[[str], None],
+    environment: Callable[..., None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     environment(signers=keys)
     entry_signatures.create_key(tmp_path / "eve.pem")
     be("eve")
@@ -133,7 +149,9 @@ def test_who_has_no_key_of_a_signer_is_told_before_anything_is_done(
     assert store.log("staging", "cnn").entries() == []
 
 
-def test_a_history_from_before_the_signers_counts_once_one_of_them_has_signed_it(store, keys, be, environment, onward):
+def test_an_unsigned_history_counts_once_a_signer_has_signed_it(
+    store: Store, keys: dict[str, str], be: Callable[[str], None], environment: Callable[..., None], onward: Command
+) -> None:
     environment()
     for version in (1, 2):
         promote(store, version)
@@ -152,7 +170,14 @@ def test_a_history_from_before_the_signers_counts_once_one_of_them_has_signed_it
     assert promotion.rollback("cnn", "staging", reason="because", store=store).version == 1
 
 
-def test_a_host_without_a_checkout_knows_the_signers_from_a_file(store, keys, be, environment, tmp_path, monkeypatch):
+def test_a_host_without_a_checkout_reads_the_signers_from_a_file(
+    store: Store,
+    keys: dict[str, str],
+    be: Callable[[str], None],
+    environment: Callable[..., None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     environment(signers=keys)
     promote(store, 1)
     append_by_hand(store, base=1, signature="", signer="")
@@ -161,7 +186,7 @@ def test_a_host_without_a_checkout_knows_the_signers_from_a_file(store, keys, be
     (tmp_path / "params.yaml").rename(host / "signers.yaml")
     (tmp_path / "dvc.yaml").unlink()
     monkeypatch.chdir(host)
-    assert store.head("staging", "cnn").history.live.number == 2  # it takes everybody at their word
+    assert not_none(store.head("staging", "cnn").history.live).number == 2  # without signers every entry counts
     monkeypatch.setenv("ONWARD_PARAMS", str(host / "signers.yaml"))
     with pytest.warns(UnprovenLog, match="row 2 is not signed"):
         assert InferenceSession("cnn@staging").metadata.entry == 1
@@ -170,7 +195,9 @@ def test_a_host_without_a_checkout_knows_the_signers_from_a_file(store, keys, be
         resolve("cnn@staging", store)
 
 
-def test_without_signers_two_names_are_advice(store, be, environment):
+def test_without_signers_four_eyes_compares_unproven_names(
+    store: Store, be: Callable[[str], None], environment: Callable[..., None]
+) -> None:
     environment(four_eyes=True)
     with pytest.raises(Refused, match=r"ann published it and ann promotes it: .*`onward approve cnn 1 --env staging`"):
         promote(store, 1)
@@ -187,11 +214,13 @@ def test_without_signers_two_names_are_advice(store, be, environment):
     assert str(approval).startswith("bob approved version 2 (sha256 ")
     be("ann")
     assert promote(store, 2).gates[0].detail.startswith("approved by bob (advice")
-    assert promote(store, 3, force=True).entry.forced
+    assert not_none(promote(store, 3, force=True).entry).forced
     assert live(store) == 3
 
 
-def test_with_signers_a_second_key_has_to_approve_and_force_does_not_help(store, keys, be, environment):
+def test_with_signers_a_second_key_must_approve_even_with_force(
+    store: Store, keys: dict[str, str], be: Callable[[str], None], environment: Callable[..., None]
+) -> None:
     environment(four_eyes=True, signers=keys)
     be("bob")
     with pytest.raises(Refused, match="bob promotes it: somebody else has to approve"):
@@ -201,7 +230,7 @@ def test_with_signers_a_second_key_has_to_approve_and_force_does_not_help(store,
     store._try_append("staging.cnn", forged)
     with pytest.raises(Refused, match="somebody else has to approve"):
         promote(store, 1)
-    be("ann")  # who published it, says a tag that anybody may write
+    be("ann")  # the publisher is a tag that every user may write
     approvals.approve("cnn", 1, "staging", reason="fine", store=store)
     be("bob")
     with pytest.raises(Refused, match="somebody else has to approve"):
@@ -215,13 +244,15 @@ def test_with_signers_a_second_key_has_to_approve_and_force_does_not_help(store,
     assert live(store) == 1
 
 
-def store_path(store):
+def store_path(store: Store) -> Path:
     from pathlib import Path
 
     return Path(os.environ["MLFLOW_TRACKING_URI"].removeprefix("sqlite:///")).parent
 
 
-def test_an_approval_changes_nothing_that_is_live_and_takes_nobodys_place(store, be, environment, onward):
+def test_an_approval_changes_neither_the_live_version_nor_the_rollback_order(
+    store: Store, be: Callable[[str], None], environment: Callable[..., None], onward: Command
+) -> None:
     environment(four_eyes=True)
     be("bob")
     promote(store, 1)
@@ -236,7 +267,14 @@ def test_an_approval_changes_nothing_that_is_live_and_takes_nobodys_place(store,
     assert overview.status(store)[0].environments[0].drift == ()
 
 
-def test_signatures_and_approvals_move_to_another_server(store, keys, be, environment, tmp_path, monkeypatch):
+def test_signatures_and_approvals_move_to_another_server(
+    store: Store,
+    keys: dict[str, str],
+    be: Callable[[str], None],
+    environment: Callable[..., None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     environment(four_eyes=True, signers={**keys, "carl": entry_signatures.create_key(tmp_path / "carl.pem")})
     be("carl")
     approvals.approve("cnn", 1, "staging", reason="fine", store=store)
@@ -252,11 +290,13 @@ def test_signatures_and_approvals_move_to_another_server(store, keys, be, enviro
         [imported] = transfer.import_(tmp_path / "cnn.jsonl", tmp_path / "files", new)
         assert (imported.added, imported.present) == (added, 3 - added)
     log = new.log("staging", "cnn")
-    assert (log.history.live.signer, len(log.approvals), log.unproven) == ("bob", 2, ())
+    assert (not_none(log.history.live).signer, len(log.approvals), log.unproven) == ("bob", 2, ())
     assert InferenceSession("cnn@staging").metadata.entry == 3
 
 
-def test_a_key_is_for_its_owners_eyes_and_never_overwritten(tmp_path, onward, monkeypatch):
+def test_a_created_key_is_private_and_never_overwritten(
+    tmp_path: Path, onward: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("ONWARD_ACTOR", "ann@example.org")
     file = tmp_path / "ann.pem"
     code, out, _ = onward("keys", "create", str(file))
@@ -272,27 +312,29 @@ def test_a_key_is_for_its_owners_eyes_and_never_overwritten(tmp_path, onward, mo
 
 
 @pytest.mark.parametrize("key", ["", "short", "!" * 44])
-def test_a_signer_without_a_key_is_refused_with_its_path(key):
+def test_a_signer_without_a_key_is_rejected_with_its_path(key: str) -> None:
     with pytest.raises(UsageError, match=r"environments\.staging\.signers\.ann: not a public key"):
         policy.parse({"staging": {"from": "candidate", "require": [], "signers": {"ann": key}}})
 
 
 @pytest.mark.parametrize("signers", [{}, {"bob": Signer(key="")}])
-def test_nobody_known_to_have_published_means_that_somebody_else_approves(signers):
+def test_with_an_unknown_publisher_another_person_must_approve(signers: dict[str, Signer]) -> None:
     assert not judge("", "bob", [], signers, "2026-01-02T03:04:05+00:00", "onward approve").met
 
 
-def tampered(store):
-    """ann promotes 1 and 2; somebody with EDIT changes a letter of the newest entry's reason."""
+def tampered(store: Store) -> None:
+    """Let ann promote 1 and 2; then change a letter in the reason of the newest entry by hand."""
     for version in (1, 2):
         promote(store, version)
     store._client.set_model_version_tag("staging.cnn", "2", "reason", "becausf")
 
 
-def test_a_changed_letter_downgrades_nothing_silently(store, keys, be, environment, onward):
+def test_a_changed_letter_does_not_downgrade_silently(
+    store: Store, keys: dict[str, str], be: Callable[[str], None], environment: Callable[..., None], onward: Command
+) -> None:
     environment(signers=keys)
     tampered(store)
-    assert live(store) == 1  # what the last proven entry says
+    assert live(store) == 1  # the version of the last proven entry
     out = onward("status")[1]
     assert "ALARM: row 2 is not signed by any of the signers, or was changed after that" in out
     assert json.loads(onward("status", "--json")[1])[0]["environments"]["staging"]["alarm"]
@@ -302,17 +344,19 @@ def test_a_changed_letter_downgrades_nothing_silently(store, keys, be, environme
     code, _, err = onward("reconcile")
     assert code == 1
     assert "staging.cnn: row 2 is not signed" in err
-    assert store.versions.alias("cnn", "staging") == 2  # the aliases stay where they were
+    assert store.versions.alias("cnn", "staging") == 2  # the aliases are unchanged
     with pytest.raises(Refused, match=r"log: row 2 is not signed"):
         promote(store, 3)
     with pytest.warns(UnprovenLog, match=r"version 1, entry 1, is the last proven entry"):
         InferenceSession("cnn@staging")
-    assert promote(store, 3, force=True).entry.forced
+    assert not_none(promote(store, 3, force=True).entry).forced
     assert (live(store), store.head("staging", "cnn").alarm) == (3, ())
     assert store.versions.alias("cnn", "staging") == 3
 
 
-def test_a_running_session_does_not_follow_a_downgrade(store, keys, be, environment):
+def test_a_running_session_does_not_follow_a_downgrade(
+    store: Store, keys: dict[str, str], be: Callable[[str], None], environment: Callable[..., None]
+) -> None:
     environment(signers=keys)
     for version in (1, 2):
         promote(store, version)
@@ -327,8 +371,16 @@ def test_a_running_session_does_not_follow_a_downgrade(store, keys, be, environm
 
 
 @pytest.mark.parametrize("asked", ["argument", "environment variable"])
-def test_a_session_that_requires_proof_loads_nothing_else(store, keys, be, environment, tmp_path, monkeypatch, asked):
-    options = {"require_signed": True} if asked == "argument" else {}
+def test_a_session_that_requires_signatures_loads_only_proven_versions(
+    store: Store,
+    keys: dict[str, str],
+    be: Callable[[str], None],
+    environment: Callable[..., None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    asked: str,
+) -> None:
+    options: dict[str, Any] = {"require_signed": True} if asked == "argument" else {}
     if not options:
         monkeypatch.setenv("ONWARD_REQUIRE_SIGNED", "1")
     environment(signers=keys)
@@ -350,19 +402,23 @@ def test_a_session_that_requires_proof_loads_nothing_else(store, keys, be, envir
         InferenceSession("cnn@staging")
 
 
-def test_one_unsigned_row_of_a_newer_schema_blocks_nothing(store, keys, be, environment, onward):
+def test_one_unsigned_row_of_a_newer_schema_blocks_nothing(
+    store: Store, keys: dict[str, str], be: Callable[[str], None], environment: Callable[..., None], onward: Command
+) -> None:
     environment(signers=keys)
     promote(store, 1)
     for schema in ("2", "3", "²", "9" * 400):
         store._client.create_model_version("staging.cnn", source="models:/cnn/2", tags={"schema": schema})
     assert live(store) == 1
     assert onward("status")[0] == 0
-    assert promote(store, 2).entry.base == 1
+    assert not_none(promote(store, 2).entry).base == 1
     assert promotion.rollback("cnn", "staging", reason="because", store=store).version == 1
     assert overview.check("cnn", "staging", store).met
 
 
-def test_a_signer_leaves_and_what_they_signed_goes_on_counting(store, keys, be, environment, onward):
+def test_entries_of_a_departed_signer_still_count(
+    store: Store, keys: dict[str, str], be: Callable[[str], None], environment: Callable[..., None], onward: Command
+) -> None:
     environment(signers=keys)
     promote(store, 1)
     be("bob")
@@ -387,7 +443,9 @@ def test_a_signer_leaves_and_what_they_signed_goes_on_counting(store, keys, be, 
     assert onward("sign", "cnn", "--env", "staging", "--entry", "4")[0] == 2
 
 
-def test_one_key_under_two_names_is_one_person(store, keys, be, environment):
+def test_two_names_with_the_same_key_count_as_one_person(
+    store: Store, keys: dict[str, str], be: Callable[[str], None], environment: Callable[..., None]
+) -> None:
     environment(four_eyes=True, signers={"ann-at-home": keys["ann"], "bob": keys["bob"]})
     be("ann")
     assert approvals.approve("cnn", 1, "staging", reason="mine", store=store)[0].signer == "ann-at-home"
@@ -398,9 +456,9 @@ def test_one_key_under_two_names_is_one_person(store, keys, be, environment):
             promote(store, 1)
 
 
-def test_a_log_that_was_cut_off_at_its_end_raises_an_alarm_where_it_was_seen_whole(
-    store, keys, be, environment, onward
-):
+def test_a_truncated_log_raises_an_alarm_on_hosts_that_saw_it_whole(
+    store: Store, keys: dict[str, str], be: Callable[[str], None], environment: Callable[..., None], onward: Command
+) -> None:
     environment(signers=keys)
     for version in (1, 2):
         promote(store, version)
@@ -415,18 +473,26 @@ def test_a_log_that_was_cut_off_at_its_end_raises_an_alarm_where_it_was_seen_who
         session.refresh()
     with pytest.raises(Refused, match=r"raises an alarm: entry 2 was live when"):
         InferenceSession("cnn@staging", require_signed=True)
-    assert promote(store, 3).entry.number == 4  # entry 3 stood behind the gap
+    assert not_none(promote(store, 3).entry).number == 4  # entry 3 follows the gap
     assert store.head("staging", "cnn").alarm == ()
 
 
-def test_a_host_that_can_write_nothing_reads_signed_logs_all_the_same(store, keys, be, environment, monkeypatch):
+def test_a_read_only_host_reads_signed_logs(
+    store: Store,
+    keys: dict[str, str],
+    be: Callable[[str], None],
+    environment: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     environment(signers=keys)
     monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")
     promote(store, 1)
     assert (live(store), store.head("staging", "cnn").alarm) == (1, ())
 
 
-def test_a_prompts_tag_hides_no_log_in_silence(store, keys, be, environment, onward):
+def test_a_prompt_tag_cannot_hide_a_log_silently(
+    store: Store, keys: dict[str, str], be: Callable[[str], None], environment: Callable[..., None], onward: Command
+) -> None:
     environment(signers=keys)
     promote(store, 1)
     store._client.set_model_version_tag("staging.cnn", "1", "mlflow.prompt.is_prompt", "true")
@@ -437,20 +503,24 @@ def test_a_prompts_tag_hides_no_log_in_silence(store, keys, be, environment, onw
         InferenceSession("cnn@staging")
 
 
-def test_what_a_newer_onward_seems_to_have_signed_stops_no_service(store, keys, be, environment):
+def test_a_row_that_claims_a_newer_onward_does_not_stop_a_service(
+    store: Store, keys: dict[str, str], be: Callable[[str], None], environment: Callable[..., None]
+) -> None:
     environment(signers=keys)
     promote(store, 1)
     tags = {"schema": "99", "signature": "x"}
     store._client.create_model_version("staging.cnn", source="models:/cnn/2", tags=tags)
     with pytest.warns(UnprovenLog, match="row 2 was written by a newer Onward"):
         assert InferenceSession("cnn@staging").metadata.version == 1
-    assert promote(store, 2, force=True).entry.base == 1
+    assert not_none(promote(store, 2, force=True).entry).base == 1
 
 
-def test_an_approval_of_other_files_with_the_same_model_is_none(store, keys, be, environment):
+def test_an_approval_of_other_files_with_the_same_model_does_not_count(
+    store: Store, keys: dict[str, str], be: Callable[[str], None], environment: Callable[..., None]
+) -> None:
     environment(four_eyes=True, signers=keys)
     other = add_candidate(store, "cnn", 1, recorded_factor=1.0001, manifest=None)
-    assert store.candidate("cnn", other).sha256 == store.candidate("cnn", 1).sha256
+    assert not_none(store.candidate("cnn", other)).sha256 == not_none(store.candidate("cnn", 1)).sha256
     be("bob")
     approvals.approve("cnn", 1, "staging", reason="looked at it", store=store)
     be("ann")
@@ -458,7 +528,9 @@ def test_an_approval_of_other_files_with_the_same_model_is_none(store, keys, be,
         promote(store, other)
 
 
-def test_the_memory_of_logs_is_not_written_where_others_can_write(store, keys, be, environment, tmp_path):
+def test_log_memory_is_not_written_to_a_world_writable_folder(
+    store: Store, keys: dict[str, str], be: Callable[[str], None], environment: Callable[..., None], tmp_path: Path
+) -> None:
     from onward.registry.store.cache import cache
 
     environment(signers=keys)
@@ -473,9 +545,15 @@ def test_the_memory_of_logs_is_not_written_where_others_can_write(store, keys, b
     assert list((tmp_path / "victim").iterdir()) == []
 
 
-def test_clocks_that_differ_change_no_order(store, keys, be, environment, monkeypatch):
+def test_different_clocks_do_not_change_the_order(
+    store: Store,
+    keys: dict[str, str],
+    be: Callable[[str], None],
+    environment: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     environment(signers=keys)
     monkeypatch.setattr(promotion, "now", lambda: "2026-01-02T03:04:30+00:00")
-    first = promote(store, 1).entry
+    first = not_none(promote(store, 1).entry)
     monkeypatch.setattr(promotion, "now", lambda: "2026-01-02T03:04:05+00:00")
-    assert promote(store, 2).entry.at == first.at
+    assert not_none(promote(store, 2).entry).at == first.at

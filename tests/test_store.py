@@ -1,4 +1,4 @@
-"""Promotion and rollback on a real store: order, gates, races, crashes, and what is deleted underneath."""
+"""Promotion and rollback on a real store: order, gates, races, crashes, and deleted candidates."""
 
 from __future__ import annotations
 
@@ -7,42 +7,47 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 
 from onward.registry.errors import LostRace, Refused, StoreUnreachable, UsageError
 from onward.registry.gates import policy
 from onward.registry.operations import overview, promotion
+from onward.registry.operations.promotion import Outcome
 from onward.registry.store.resolve import resolve
+from onward.registry.store.schema import Drift
 from onward.registry.store.store import Store
 from tests import race
+from tests.conftest import not_none
 from tests.store_factory import add_candidate, artifacts_of, fresh_store
 
 
 @pytest.fixture
-def store(tmp_path, monkeypatch) -> Store:
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     return fresh_store(tmp_path, monkeypatch)
 
 
-def promote(store, to, version=None, **options):
+def promote(store: Store, to: str, version: int | None = None, **options: Any) -> Outcome:
     return promotion.promote("cnn", to, version, reason="because", store=store, **options)
 
 
-def rollback(store, environment="staging", **options):
+def rollback(store: Store, environment: str = "staging", **options: Any) -> Outcome:
     return promotion.rollback("cnn", environment, reason="because", store=store, **options)
 
 
-def live(store, environment="staging"):
+def live(store: Store, environment: str = "staging") -> int | None:
     entry = store.log(environment, "cnn").history.live
     return entry.candidate_version if entry else None
 
 
-def through_staging(store, version):
+def through_staging(store: Store, version: int) -> Outcome:
     promote(store, "staging", version)
     return promote(store, "production")
 
 
-def test_a_version_goes_through_staging_to_production(store):
+def test_a_version_is_promoted_through_staging_to_production(store: Store) -> None:
     version = add_candidate(store, "cnn")
     with pytest.raises(Refused, match="takes the version that is live in staging, and nothing is"):
         promote(store, "production")
@@ -54,7 +59,7 @@ def test_a_version_goes_through_staging_to_production(store):
     assert store.versions.aliases("cnn") == {"staging": version, "production": version}
 
 
-def test_a_later_candidate_does_not_slip_past_staging(store):
+def test_a_later_candidate_cannot_skip_staging(store: Store) -> None:
     add_candidate(store, "cnn", 1)
     second = add_candidate(store, "cnn", 2)
     promote(store, "staging", 1)
@@ -63,7 +68,7 @@ def test_a_later_candidate_does_not_slip_past_staging(store):
     assert live(store, "production") is None
 
 
-def test_every_unmet_requirement_is_named(store):
+def test_every_unmet_requirement_is_named(store: Store) -> None:
     version = add_candidate(
         store, "cnn", recorded_factor=3, parity="failed", data=None, quality_drop="0.02", latency_ratio="1.3"
     )
@@ -82,21 +87,21 @@ def test_every_unmet_requirement_is_named(store):
     assert live(store, "production") is None
 
 
-def test_force_is_kept_in_history(store):
+def test_the_history_records_force(store: Store) -> None:
     version = add_candidate(store, "cnn", data="failed")
     promote(store, "staging", version, force=True)
     [entry] = overview.history("cnn", "staging", store)["staging"].history.entries()
     assert entry.forced
     assert "unmet: data" in str(entry)
-    assert "unmet: data" in store._client.get_model_version("staging.cnn", "1").description
+    assert "unmet: data" in not_none(store._client.get_model_version("staging.cnn", "1").description)
 
 
-def test_force_past_gates_that_are_met_is_no_stain(store):
+def test_force_is_not_recorded_if_all_gates_are_met(store: Store) -> None:
     version = add_candidate(store, "cnn")
-    assert not promote(store, "staging", version, force=True).entry.forced
+    assert not not_none(promote(store, "staging", version, force=True).entry).forced
 
 
-def test_force_never_passes_changed_bytes(store):
+def test_force_does_not_accept_changed_bytes(store: Store) -> None:
     version = add_candidate(store, "cnn")
     model = artifacts_of(store, "cnn", version) / "model.onnx"
     content = bytearray(model.read_bytes())
@@ -107,27 +112,27 @@ def test_force_never_passes_changed_bytes(store):
     assert live(store) is None
 
 
-def test_a_version_that_onward_did_not_publish_is_refused_even_by_force(store):
+def test_a_version_not_published_by_onward_is_rejected_even_with_force(store: Store) -> None:
     version = add_candidate(store, "cnn", sha256=None)
     with pytest.raises(Refused, match="no sha256"):
         promote(store, "staging", version, force=True)
 
 
-def test_the_newest_version_that_is_fit_is_promoted(store):
+def test_the_newest_acceptable_version_is_promoted(store: Store) -> None:
     add_candidate(store, "cnn", 1)
     fit = add_candidate(store, "cnn", 2)
     add_candidate(store, "cnn", 3, parity="failed")
     assert promote(store, "staging").version == fit
 
 
-def test_what_is_live_already_is_not_deployed_again(store):
+def test_a_live_version_is_not_deployed_again(store: Store) -> None:
     version = add_candidate(store, "cnn")
     assert promote(store, "staging", version).changed
     assert not promote(store, "staging", version).changed
     assert len(store.log("staging", "cnn").history.entries()) == 1
 
 
-def test_a_dry_run_changes_nothing(store):
+def test_a_dry_run_changes_nothing(store: Store) -> None:
     add_candidate(store, "cnn")
     outcome = promote(store, "staging", dry_run=True)
     assert outcome.dry_run
@@ -136,7 +141,7 @@ def test_a_dry_run_changes_nothing(store):
     assert overview.status(store)[0].environments[0].live is None
 
 
-def test_one_copy_of_the_bytes_per_environment(store):
+def test_each_environment_keeps_one_copy_of_the_bytes(store: Store) -> None:
     for factor in (1, 2):
         add_candidate(store, "cnn", factor)
     for version in (1, 2, 1):
@@ -144,10 +149,10 @@ def test_one_copy_of_the_bytes_per_environment(store):
     first, second, third = store.log("staging", "cnn").history.counted
     assert first.source == third.source != second.source
     through_staging(store, 1)
-    assert store.log("production", "cnn").history.live.source != first.source
+    assert not_none(store.log("production", "cnn").history.live).source != first.source
 
 
-def test_two_rollbacks_go_two_back(store):
+def test_two_rollbacks_go_back_two_versions(store: Store) -> None:
     for factor in (1, 2, 3):
         promote(store, "staging", add_candidate(store, "cnn", factor))
     assert [rollback(store).version for _ in range(2)] == [2, 1]
@@ -158,17 +163,17 @@ def test_two_rollbacks_go_two_back(store):
     assert store.versions.aliases("cnn") == {"staging": 3}
 
 
-def test_rollback_survives_deleted_candidates_runs_and_experiments(store, tmp_path):
+def test_rollback_survives_deleted_candidates_runs_and_experiments(store: Store, tmp_path: Path) -> None:
     for factor in (1, 2):
         through_staging(store, add_candidate(store, "cnn", factor))
     client = store._client
     experiment = client.get_experiment_by_name("onward")
     client.delete_registered_model("cnn")
-    for logged in client.search_logged_models([experiment.experiment_id]):
+    for logged in client.search_logged_models([not_none(experiment).experiment_id]):
         client.delete_logged_model(logged.model_id)
-    for run in client.search_runs([experiment.experiment_id]):
+    for run in client.search_runs([not_none(experiment).experiment_id]):
         client.delete_run(run.info.run_id)
-    client.delete_experiment(experiment.experiment_id)
+    client.delete_experiment(not_none(experiment).experiment_id)
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     command = [sys.executable, "-m", "mlflow", "gc", "--backend-store-uri", uri, "--tracking-uri", uri]
     subprocess.run(command, check=True, capture_output=True, timeout=120)
@@ -178,13 +183,13 @@ def test_rollback_survives_deleted_candidates_runs_and_experiments(store, tmp_pa
     assert [environment.drift for environment in overview.status(store)[0].environments] == [(), ()]
 
 
-def test_staging_promotes_without_its_candidate(store):
+def test_staging_promotes_without_its_candidate(store: Store) -> None:
     promote(store, "staging", add_candidate(store, "cnn"))
     store._client.delete_model_version("cnn", "1")
     assert promote(store, "production").version == 1
 
 
-def test_a_new_candidate_of_an_old_number_is_not_mistaken_for_it(store):
+def test_a_new_candidate_with_a_reused_number_is_not_confused_with_the_old_one(store: Store) -> None:
     promote(store, "staging", add_candidate(store, "cnn", 1))
     store._client.delete_registered_model("cnn")
     assert add_candidate(store, "cnn", 2) == 1
@@ -192,21 +197,23 @@ def test_a_new_candidate_of_an_old_number_is_not_mistaken_for_it(store):
     assert store.versions.aliases("cnn") == {}
 
 
-def test_the_slower_of_two_authors_is_told_who_won(store):
+def test_the_slower_of_two_authors_learns_the_winner(store: Store) -> None:
     for factor in (1, 2):
         add_candidate(store, "cnn", factor)
     promote(store, "staging", 1)
-    stale = store.log("staging", "cnn").history.live.model_copy(update={"key": "stale", "base": 0, "actor": "bob"})
+    stale = not_none(store.log("staging", "cnn").history.live).model_copy(
+        update={"key": "stale", "base": 0, "actor": "bob"}
+    )
     with pytest.raises(LostRace, match="another command was faster") as lost:
         store.append("staging", "cnn", stale)
     assert "ann promoted version 1" in str(lost.value)
     log = store.log("staging", "cnn")
     assert log.marked == {2}
     assert log.history.base == 1
-    assert promote(store, "staging", 2).entry.number == 3
+    assert not_none(promote(store, "staging", 2).entry).number == 3
 
 
-def test_processes_that_race_are_all_told_the_truth(store):
+def test_racing_processes_all_get_the_correct_result(store: Store) -> None:
     for factor in (1, 2, 3):
         add_candidate(store, "cnn", factor)
     processes, attempts = 3, 6
@@ -221,11 +228,11 @@ def test_processes_that_race_are_all_told_the_truth(store):
         assert len(mine) == answers.count("won")
     assert log.marked == {entry.number for entry in log.history.lost}
     promotion.reconcile(store)
-    assert store.versions.aliases("staging.cnn") == {"live": log.history.live.number}
-    assert store.versions.aliases("cnn") == {"staging": log.history.live.candidate_version}
+    assert store.versions.aliases("staging.cnn") == {"live": not_none(log.history.live).number}
+    assert store.versions.aliases("cnn") == {"staging": not_none(log.history.live).candidate_version}
 
 
-def test_a_kill_between_entry_and_alias_is_healed(store):
+def test_a_kill_between_entry_and_alias_is_repaired(store: Store) -> None:
     for factor in (1, 2):
         add_candidate(store, "cnn", factor)
     promote(store, "staging", 1)
@@ -243,34 +250,34 @@ def test_a_kill_between_entry_and_alias_is_healed(store):
     assert promotion.reconcile(store) == []
 
 
-def test_an_entry_whose_answer_was_lost_counts(store, monkeypatch):
+def test_an_entry_with_a_lost_response_counts(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     version = add_candidate(store, "cnn")
     create = store._client.create_model_version
 
-    def create_and_break_off(*arguments, **options):
+    def create_and_break_off(*arguments: Any, **options: Any) -> NoReturn:
         create(*arguments, **options)
         raise ConnectionError("broken off")
 
     monkeypatch.setattr(store._client, "create_model_version", create_and_break_off)
-    assert promote(store, "staging", version).entry.number == 1
+    assert not_none(promote(store, "staging", version).entry).number == 1
     assert store.versions.aliases("staging.cnn") == {"live": 1}
 
 
-def test_aliases_that_cannot_be_written_do_not_undo_the_entry(store, monkeypatch):
+def test_unwritable_aliases_do_not_undo_the_entry(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     version = add_candidate(store, "cnn")
 
-    def broken_off(*arguments):
+    def broken_off(*arguments: Any) -> NoReturn:
         raise ConnectionError("broken off")
 
     with monkeypatch.context() as broken:
-        broken.setattr(store._client._get_registry_client(), "set_registered_model_alias", broken_off)
+        broken.setattr(store._client._get_registry_client(), "set_registered_model_alias", broken_off)  # type: ignore[no-untyped-call]
         outcome = promote(store, "staging", version)
     assert outcome.changed
     assert "onward reconcile" in outcome.note
     assert len(promotion.reconcile(store)) == 2
 
 
-def test_reconcile_puts_right_what_a_hand_changed(store):
+def test_reconcile_corrects_manual_changes(store: Store) -> None:
     for factor in (1, 2):
         promote(store, "staging", add_candidate(store, "cnn", factor))
     store._client.set_registered_model_alias("staging.cnn", "live", "1")
@@ -281,13 +288,15 @@ def test_reconcile_puts_right_what_a_hand_changed(store):
 
 
 @pytest.mark.parametrize("overtakings", [1, 3])
-def test_a_healing_pass_that_was_overtaken_looks_at_the_log_again(store, monkeypatch, overtakings):
+def test_an_overtaken_repair_reads_the_log_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch, overtakings: int
+) -> None:
     for factor in range(overtakings + 1):
         add_candidate(store, "cnn", factor)
     other, write, left = Store(), Store._write, list(range(2, overtakings + 2))
 
-    def write_too_late(self, drift):
-        """Between a look at the log and what is written then, somebody else deploys and heals."""
+    def write_too_late(self: Store, drift: Drift) -> None:
+        """Let another author deploy and repair between the read of the log and this write."""
         if self is store and drift.alias == "live" and left:
             promote(other, "staging", left.pop(0))
         write(self, drift)
@@ -300,12 +309,12 @@ def test_a_healing_pass_that_was_overtaken_looks_at_the_log_again(store, monkeyp
     assert store.versions.aliases("cnn") == {"staging": overtakings + 1}
 
 
-def test_the_cost_of_a_change_does_not_grow_with_the_log(store, monkeypatch):
+def test_the_cost_of_a_change_does_not_grow_with_the_log(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     for factor in (1, 2):
         promote(store, "staging", add_candidate(store, "cnn", factor))
     search, read = store._client.search_model_versions, []
 
-    def counted(*arguments, **options):
+    def counted(*arguments: Any, **options: Any) -> Any:
         page = search(*arguments, **options)
         read.append(len(page))
         return page
@@ -322,7 +331,7 @@ def test_the_cost_of_a_change_does_not_grow_with_the_log(store, monkeypatch):
     assert costs[-1] == costs[-2] == costs[-3] == (costs[-1][0], 3)
 
 
-def test_a_rollback_to_an_old_entry_reads_as_far_back_as_that(store):
+def test_a_rollback_to_an_old_entry_reads_back_to_that_entry(store: Store) -> None:
     for factor in (1, 2):
         add_candidate(store, "cnn", factor)
     for number in range(24):
@@ -332,15 +341,15 @@ def test_a_rollback_to_an_old_entry_reads_as_far_back_as_that(store):
         rollback(store, to=70)
 
 
-def test_a_version_registered_by_hand_counts_for_nothing(store):
+def test_a_version_registered_by_hand_is_ignored(store: Store) -> None:
     promote(store, "staging", add_candidate(store, "cnn", 1))
     store._client.create_model_version("staging.cnn", source="models:/cnn/1")
     assert live(store) == 1
     assert overview.status(store)[0].environments[0].foreign == (2,)
-    assert promote(store, "staging", add_candidate(store, "cnn", 2)).entry.number == 3
+    assert not_none(promote(store, "staging", add_candidate(store, "cnn", 2)).entry).number == 3
 
 
-def test_an_entry_of_a_newer_onward_is_not_guessed_at(store):
+def test_an_entry_of_a_newer_onward_is_not_interpreted(store: Store) -> None:
     promote(store, "staging", add_candidate(store, "cnn"))
     store._client.set_model_version_tag("staging.cnn", "1", "schema", "3")
     for look in (lambda: resolve("cnn@staging", store), lambda: promote(store, "staging", 1)):
@@ -349,7 +358,7 @@ def test_an_entry_of_a_newer_onward_is_not_guessed_at(store):
     assert overview.status(store)[0].environments[0].newer == (1,)
 
 
-def test_wrong_names_reach_neither_paths_nor_filters(store):
+def test_invalid_names_never_reach_paths_or_filters(store: Store) -> None:
     for name in ("../cnn", "cnn' or '1'='1", "a.b", "", "-x", "cnn/1"):
         with pytest.raises(UsageError, match="name for a model"):
             promotion.promote(name, "staging", reason="because", store=store)
@@ -363,12 +372,12 @@ def test_wrong_names_reach_neither_paths_nor_filters(store):
 
 
 @pytest.mark.parametrize("reason", ["", "  \n", "x" * 1001])
-def test_a_reason_is_needed(store, reason):
+def test_a_reason_is_required(store: Store, reason: str) -> None:
     with pytest.raises(UsageError, match="--reason"):
         promotion.promote("cnn", "staging", reason=reason, store=store)
 
 
-def test_a_store_that_cannot_be_opened_is_said_so(tmp_path, monkeypatch):
+def test_a_store_that_cannot_be_opened_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.chdir(tmp_path)
@@ -376,7 +385,7 @@ def test_a_store_that_cannot_be_opened_is_said_so(tmp_path, monkeypatch):
         overview.status()
 
 
-def test_environments_of_params_yaml_are_obeyed(store, tmp_path):
+def test_environments_of_params_yaml_apply(store: Store, tmp_path: Path) -> None:
     (tmp_path / "dvc.yaml").write_text("stages: {}\n")
     (tmp_path / "params.yaml").write_text("environments: {live-test: {from: candidate, require: []}}\n")
     add_candidate(store, "cnn", data="failed")
@@ -400,6 +409,6 @@ def test_environments_of_params_yaml_are_obeyed(store, tmp_path):
         ({"a": 3}, "environments.a: "),
     ],
 )
-def test_wrong_environments_are_refused_with_their_path(section, message):
+def test_invalid_environments_are_rejected_with_their_path(section: Any, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         policy.parse(section)

@@ -1,4 +1,4 @@
-"""The house: arrows go one way, and the tools that hold it together agree."""
+"""The structure of the code: dependencies point one way, and the linters agree."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def roots(names: set[str]) -> set[str]:
     return {name.split(".")[0] for name in names}
 
 
-def test_all_code_is_imported_by_one_name() -> None:
+def test_all_code_is_imported_as_onward() -> None:
     bare = {
         path.relative_to(ROOT).as_posix()
         for folder in ("onward", "registry", "stages", "models", "tests", "benchmarks", "docs")
@@ -53,12 +53,12 @@ def test_great_expectations_is_imported_only_when_a_suite_judges() -> None:
     assert "great_expectations" not in roots(names_of(top))
 
 
-def test_the_worker_needs_numpy_and_onnxruntime_and_nothing_else() -> None:
+def test_the_worker_needs_only_numpy_and_onnxruntime() -> None:
     names = roots(imports(ROOT / "stages" / "workers" / "onnx_worker.py"))
     assert names - sys.stdlib_module_names - {"__future__"} == {"numpy", "onnxruntime"}
 
 
-def test_every_stage_of_the_pipeline_is_a_file_of_its_name_and_depends_on_outputs_alone() -> None:
+def test_every_stage_has_a_file_of_its_name_and_depends_only_on_outputs() -> None:
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
     assert set(stages) == set(STAGES)
     for name, stage in stages.items():
@@ -69,12 +69,12 @@ def test_every_stage_of_the_pipeline_is_a_file_of_its_name_and_depends_on_output
 
 
 @pytest.mark.parametrize("command", ["ruff check .", "ruff format --check .", "mypy", "lint-imports"])
-def test_the_tools_have_nothing_to_say(command: str) -> None:
+def test_the_linters_report_nothing(command: str) -> None:
     done = run(command, ROOT)
     assert done.returncode == 0, done.stdout
 
 
-def test_no_file_is_too_long_to_be_one_thing() -> None:
+def test_no_file_exceeds_the_length_limit() -> None:
     lengths = {
         str(p.relative_to(ROOT)): len(p.read_text().splitlines())
         for f in ("stages", "registry", "models")

@@ -1,10 +1,12 @@
-"""A team's own gates: Great Expectations suites over the evidence, on a real store."""
+"""Custom gates: Great Expectations suites on the evidence, in a real store."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +14,9 @@ from onward.registry.errors import Refused, UsageError
 from onward.registry.gates import expectations as suites
 from onward.registry.gates import policy
 from onward.registry.operations import promotion
+from onward.registry.operations.promotion import Outcome
+from onward.registry.store.store import Store
+from tests.conftest import not_none
 from tests.evidence_factory import register
 from tests.store_factory import add_candidate, fresh_store
 
@@ -24,12 +29,12 @@ NO_WORSE = {
 
 
 @pytest.fixture
-def store(tmp_path, monkeypatch):
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     return fresh_store(tmp_path, monkeypatch)
 
 
-def require(folder, *expectations):
-    """Make staging require a suite of these."""
+def require(folder: Path, *expectations: dict[str, Any]) -> None:
+    """Make staging require a suite of these expectations."""
     (folder / "dvc.yaml").write_text("stages: {}\n")
     (folder / "gates").mkdir(exist_ok=True)
     (folder / "gates" / "ours.json").write_text(json.dumps({"expectations": expectations}))
@@ -38,28 +43,30 @@ def require(folder, *expectations):
     )
 
 
-def promote(store, version=None, **options):
+def promote(store: Store, version: int | None = None, **options: Any) -> Outcome:
     return promotion.promote("cnn", "staging", version, reason="because", store=store, **options)
 
 
-def test_what_a_suite_says_is_kept_with_the_entry(store, tmp_path):
+def test_suite_results_are_stored_with_the_entry(store: Store, tmp_path: Path) -> None:
     require(tmp_path, QUICK, SMALL)
     entry = promote(store, add_candidate(store, "cnn")).entry
-    assert sorted(str(gate) for gate in entry.gates) == [
+    assert sorted(str(gate) for gate in not_none(entry).gates) == [
         'gates/ours.json: expect_column_values_to_be_between(latency_ratio) {"max_value": 0.8}: latency_ratio is 0.71',
         'gates/ours.json: expect_column_values_to_be_between(size_mb) {"max_value": 5.0}: size_mb is 0.001',
         "parity: passed",
     ]
     client = store._client
-    kept = {file.path for file in client.list_artifacts(entry.gates_run, "gates")}
+    kept = {file.path for file in client.list_artifacts(not_none(entry).gates_run, "gates")}
     assert kept == {"gates/results.json", "gates/gates"}
-    assert [file.path for file in client.list_artifacts(entry.gates_run, "gates/gates")] == ["gates/gates/ours.html"]
-    page = client.download_artifacts(entry.gates_run, "gates/gates/ours.html", str(tmp_path))
+    assert [file.path for file in client.list_artifacts(not_none(entry).gates_run, "gates/gates")] == [
+        "gates/gates/ours.html"
+    ]
+    page = client.download_artifacts(not_none(entry).gates_run, "gates/gates/ours.html", str(tmp_path))
     with open(page) as file:
         assert "latency_ratio" in file.read()
 
 
-def test_every_unmet_expectation_is_named_beside_the_other_gates(store, tmp_path):
+def test_every_unmet_expectation_is_listed_with_the_other_gates(store: Store, tmp_path: Path) -> None:
     require(tmp_path, QUICK, SMALL)
     version = add_candidate(store, "cnn", parity="failed", latency_ratio="0.9", size_mb="7")
     with pytest.raises(Refused) as refused:
@@ -67,18 +74,18 @@ def test_every_unmet_expectation_is_named_beside_the_other_gates(store, tmp_path
     unmet = [line.strip().split(":")[0] for line in str(refused.value).splitlines()[1:]]
     assert unmet == ["parity", "gates/ours.json", "gates/ours.json"]
     entry = promote(store, version, force=True).entry
-    assert entry.forced
+    assert not_none(entry).forced
     assert "unmet: parity, gates/ours.json" in str(entry)
 
 
 @pytest.mark.parametrize("value", [None, "nan", "often"])
-def test_what_was_not_recorded_is_not_met(store, tmp_path, value):
+def test_a_missing_metric_is_unmet(store: Store, tmp_path: Path, value: str | None) -> None:
     require(tmp_path, SMALL)
     with pytest.raises(Refused, match="size_mb"):
         promote(store, add_candidate(store, "cnn", size_mb=value))
 
 
-def test_a_version_is_held_against_what_is_live(store, tmp_path):
+def test_a_version_is_compared_with_the_live_version(store: Store, tmp_path: Path) -> None:
     require(tmp_path, NO_WORSE)
     assert promote(store, add_candidate(store, "cnn", 1, quality="0.9")).changed
     worse = add_candidate(store, "cnn", 2, quality="0.89")
@@ -87,14 +94,14 @@ def test_a_version_is_held_against_what_is_live(store, tmp_path):
     assert promote(store, add_candidate(store, "cnn", 3, quality="0.9")).changed
 
 
-def test_the_newest_version_that_a_suite_lets_pass_is_promoted(store, tmp_path):
+def test_the_newest_version_that_passes_the_suite_is_promoted(store: Store, tmp_path: Path) -> None:
     require(tmp_path, SMALL)
     fit = add_candidate(store, "cnn", 1)
     add_candidate(store, "cnn", 2, size_mb="7")
     assert promote(store).version == fit
 
 
-def test_a_suite_sees_the_metrics_of_the_run(store, tmp_path):
+def test_a_suite_sees_the_metrics_of_the_run(store: Store, tmp_path: Path) -> None:
     latency = {
         "type": "expect_column_values_to_be_between",
         "kwargs": {"column": "metrics.latency_cpu/b1_p50_ms", "max_value": 0.5},
@@ -105,12 +112,12 @@ def test_a_suite_sees_the_metrics_of_the_run(store, tmp_path):
         promote(store, version)
 
 
-def test_a_dry_run_leaves_no_run_behind(store, tmp_path):
+def test_a_dry_run_creates_no_run(store: Store, tmp_path: Path) -> None:
     require(tmp_path, SMALL)
     add_candidate(store, "cnn")
     assert [gate.met for gate in promote(store, dry_run=True).gates] == [True, True]
     assert store._client.get_experiment_by_name("environments/staging") is None or not store._client.search_runs(
-        [store._client.get_experiment_by_name("environments/staging").experiment_id]
+        [not_none(store._client.get_experiment_by_name("environments/staging")).experiment_id]
     )
 
 
@@ -124,7 +131,7 @@ def test_a_dry_run_leaves_no_run_behind(store, tmp_path):
         ('{"expectations": [{"type": "expect_miracles"}]}', "Great Expectations rejects it"),
     ],
 )
-def test_a_suite_that_is_none_is_a_users_mistake(store, tmp_path, text, message):
+def test_an_invalid_suite_is_a_usage_error(store: Store, tmp_path: Path, text: str | None, message: str) -> None:
     require(tmp_path, SMALL)
     path = tmp_path / "gates" / "ours.json"
     path.unlink()
@@ -135,19 +142,21 @@ def test_a_suite_that_is_none_is_a_users_mistake(store, tmp_path, text, message)
 
 
 @pytest.mark.parametrize("path", ["/etc/gates.json", "../gates.json"])
-def test_a_suite_lies_in_the_repository(path):
+def test_a_suite_must_be_inside_the_repository(path: str) -> None:
     with pytest.raises(UsageError, match=r"environments\.a\.require\[0\]: .* must be a path inside the repository"):
         policy.parse({"a": {"from": "candidate", "require": [path]}})
 
 
-def test_without_great_expectations_the_message_says_what_installs_it(store, tmp_path, monkeypatch):
+def test_without_great_expectations_the_error_names_the_install_command(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     require(tmp_path, SMALL)
     monkeypatch.setitem(sys.modules, "great_expectations", None)
     with pytest.raises(UsageError, match="pip install great-expectations"):
         suites.judge("gates/ours.json", {"size_mb": 1.0})
 
 
-def test_great_expectations_adds_nothing_to_what_a_command_says(store, tmp_path):
+def test_great_expectations_adds_nothing_to_the_output_of_a_command(store: Store, tmp_path: Path) -> None:
     require(tmp_path, SMALL, NO_WORSE)
     add_candidate(store, "cnn")
     command = [
@@ -167,7 +176,7 @@ def test_great_expectations_adds_nothing_to_what_a_command_says(store, tmp_path)
     assert [gate["met"] for gate in json.loads(done.stdout)["gates"]] == [True, True, True]
 
 
-def test_status_and_a_promotion_without_suites_never_import_it(store):
+def test_status_and_promotion_without_suites_do_not_import_great_expectations(store: Store) -> None:
     add_candidate(store, "cnn")
     code = (
         "import sys\nfrom onward import promote, status\n"

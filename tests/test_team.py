@@ -59,7 +59,7 @@ QUICK = {
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An environment with the wheel of this checkout; what Onward needs comes from the tests' own environment."""
+    """An environment with the wheel of this checkout; the dependencies come from the environment of the tests."""
     place = tmp_path_factory.mktemp("environment")
     wheel = ["wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(place / "dist"), str(ROOT)]
     before = {path.name for path in ROOT.iterdir()}
@@ -71,7 +71,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     install = ["--python", str(home / "bin" / "python"), "install", "--quiet", "--no-deps", "--no-index", str(found)]
     subprocess.run([sys.executable, "-m", "pip", "--disable-pip-version-check", *install], check=True)
     (packages,) = home.glob("lib/python*/site-packages")
-    (packages / "shared.pth").write_text(sysconfig.get_path("purelib") + "\n")  # its own .pth files are not read
+    (packages / "shared.pth").write_text(sysconfig.get_path("purelib") + "\n")  # .pth files there are not read
     (home / "bin" / "dvc").write_text(f'#!/bin/sh\nexec {shlex.quote(str(home / "bin" / "python"))} -m dvc "$@"\n')
     (home / "bin" / "dvc").chmod(0o755)
     return home
@@ -79,7 +79,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def repository(environment: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A git repository with a pipeline, packages of Onward's names, and a package below src/."""
+    """A git repository with a pipeline, packages with names that Onward also uses, and a package in src/."""
     top = tmp_path_factory.mktemp("team") / "their work"
     for name, text in THEIRS.items():
         (top / name).parent.mkdir(parents=True, exist_ok=True)
@@ -91,7 +91,7 @@ def repository(environment: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture(scope="module")
 def shell(environment: Path, repository: Path) -> Shell:
-    """Run a command of the team in a folder of its repository, and return what it printed."""
+    """Run a command in a folder of the team repository, and return its output."""
     own = {**os.environ, "PATH": f"{environment / 'bin'}{os.pathsep}{os.environ['PATH']}", "ONWARD_ACTOR": "ann"}
     own |= {"XDG_CACHE_HOME": str(environment / "cache"), "GIT_CONFIG_GLOBAL": os.devnull}
     own.pop("PYTHONPATH", None)
@@ -110,7 +110,7 @@ def export(shell: Shell, seed: int) -> None:
     shell(f"python -c \"import ranker_data; ranker_data.write('../exported/ranker.onnx', {seed})\"", "src")
 
 
-def test_the_readmes_commands_work_in_a_repository_of_its_own(shell: Shell, repository: Path) -> None:
+def test_the_commands_of_the_readme_work_in_a_separate_repository(shell: Shell, repository: Path) -> None:
     (block,) = blocks("README.md", "sh")
     install, init, add, repro, promote = block.splitlines()
     assert install == 'pip install "onward[cpu,pipeline]"'
@@ -128,7 +128,7 @@ def test_the_readmes_commands_work_in_a_repository_of_its_own(shell: Shell, repo
         assert (repository / name).read_text() == text
 
 
-def test_commands_work_from_every_folder_and_versions_go_back(shell: Shell, repository: Path) -> None:
+def test_commands_and_rollback_work_from_every_folder(shell: Shell, repository: Path) -> None:
     export(shell, 1)
     shell("dvc repro", "onward")
     shell('onward promote ranker --to staging --reason "other weights"', "src/ranker_data")
@@ -146,12 +146,12 @@ def test_commands_work_from_every_folder_and_versions_go_back(shell: Shell, repo
     assert rest[0].startswith("(5, 3) ")
 
 
-def test_a_single_stage_runs_by_its_name(shell: Shell) -> None:
+def test_a_single_stage_runs_by_name(shell: Shell) -> None:
     assert shell("onward stage export ranker", "src") == "export ranker: passed\n"
     assert "there is no such model" in shell("onward stage export rnker 2>&1", code=2)
 
 
-def test_nothing_runs_again_when_nothing_changed_and_the_code_is_tracked(shell: Shell, repository: Path) -> None:
+def test_unchanged_stages_are_up_to_date_and_their_code_is_tracked(shell: Shell, repository: Path) -> None:
     assert "train@ranker" not in shell("dvc status onward/dvc.yaml")
     settings = json.loads((repository / "onward/build/params/ranker/data.json").read_text())
     assert "../src/ranker_data/__init__.py" in settings["sources"]

@@ -1,4 +1,4 @@
-"""Techniques: their names, what they are tried on, and how few layers in float hold the quality budget."""
+"""Techniques: their names, where they apply, and how few float layers meet the quality budget."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ Floats = npt.NDArray[np.float32]
 def graph(
     nodes: list[onnx.NodeProto], weights: dict[str, Floats], shape: list[Any], domain: str = ""
 ) -> onnx.ModelProto:
-    """x [shape] to y, of these nodes and weights."""
+    """A graph from x [shape] to y with these nodes and weights."""
     value = helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)
     result = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
     tensors = [numpy_helper.from_array(array, name) for name, array in weights.items()]
@@ -56,7 +56,7 @@ def normal(*shape: int, seed: int = 0) -> Floats:
 
 
 def two_products() -> onnx.ModelProto:
-    """Two products; into the second comes an outlier that leaves the rest of its row a few steps of int8."""
+    """Two products; an outlier in the input of the second leaves the rest of its row only a few int8 steps."""
     spread = normal(64, 64, seed=2)
     spread[:, 0] *= 3000
     nodes = [
@@ -74,7 +74,7 @@ def answers(path: Path, x: Floats) -> Floats:
 
 
 @pytest.mark.parametrize("stage", ["optimize", "quantize"])
-def test_each_technique_says_its_options_in_a_way_that_needs_no_import(stage: str) -> None:
+def test_each_technique_declares_its_options_without_imports(stage: str) -> None:
     for name in techniques.names(stage):
         module = techniques.module(stage, candidates(name)[0])
         assert techniques.allowed(stage, name) == getattr(module, "OPTIONS", {})
@@ -82,14 +82,14 @@ def test_each_technique_says_its_options_in_a_way_that_needs_no_import(stage: st
         assert set(techniques.accuracy_only(stage, name)) <= set(techniques.allowed(stage, name))
 
 
-def test_the_defaults_are_candidates_that_there_are_and_no_two_have_one_name() -> None:
+def test_the_default_candidates_exist_and_have_unique_names() -> None:
     for stage, section in (("optimize", Optimize()), ("quantize", Quantize())):
         assert list(techniques.problems(stage, section.candidates)) == []
         labels = [techniques.label(stage, candidate) for candidate in section.candidates]
         assert len(set(labels)) == len(labels)
 
 
-def test_a_variant_is_called_by_its_technique_and_what_is_not_at_its_default() -> None:
+def test_a_variant_is_named_after_its_technique_and_its_non_default_options() -> None:
     named = candidates(
         "dynamic", {"dynamic": {"scales": "per_tensor", "reduce_range": True}}, {"weight_only": {"bits": 8}}
     )
@@ -98,7 +98,7 @@ def test_a_variant_is_called_by_its_technique_and_what_is_not_at_its_default() -
 
 
 @given(layers=st.integers(1, 200), needed=st.integers(1, 250))
-def test_the_fewest_layers_are_found_in_few_tries(layers: int, needed: int) -> None:
+def test_the_smallest_set_of_layers_is_found_in_few_tries(layers: int, needed: int) -> None:
     tried = []
 
     def holds(kept: int) -> bool:
@@ -111,10 +111,10 @@ def test_the_fewest_layers_are_found_in_few_tries(layers: int, needed: int) -> N
     assert len(set(tried)) == len(tried)
 
 
-def test_the_layer_that_quantising_hurts_most_comes_first(tmp_path: Path) -> None:
+def test_the_layer_most_sensitive_to_quantization_comes_first(tmp_path: Path) -> None:
     source, target = tmp_path / "float.onnx", tmp_path / "int8.onnx"
     save(two_products(), source)
-    options = {"scales": "per_channel", "reduce_range": True}
+    options: dict[str, bool | int | float | str] = {"scales": "per_channel", "reduce_range": True}
     isolated_call.call(60, dynamic.quantize, source, target, [], [], options)
     costs = layer_costs(source, target, dynamic.OPERATORS, [{"x": normal(32, 64, seed=5)}])
     assert [cost.value for cost in costs] == ["y", "h"]
@@ -125,7 +125,7 @@ def test_the_layer_that_quantising_hurts_most_comes_first(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(("rows", "type_of_table"), [(8, TensorProto.FLOAT), (1000, TensorProto.UINT8)])
-def test_a_small_table_of_embeddings_stays_float(tmp_path: Path, rows: int, type_of_table: int) -> None:
+def test_a_small_embedding_table_stays_float(tmp_path: Path, rows: int, type_of_table: int) -> None:
     source, target = tmp_path / "float.onnx", tmp_path / "int8.onnx"
     nodes = [
         helper.make_node("Cast", ["x"], ["ids"], to=TensorProto.INT64),
@@ -133,7 +133,7 @@ def test_a_small_table_of_embeddings_stays_float(tmp_path: Path, rows: int, type
         helper.make_node("MatMul", ["rows", "weight"], ["y"], name="product"),
     ]
     save(graph(nodes, {"table": normal(rows, 64), "weight": normal(64, 256)}, ["batch"]), source)
-    options = {"scales": "per_channel", "reduce_range": True}
+    options: dict[str, bool | int | float | str] = {"scales": "per_channel", "reduce_range": True}
     isolated_call.call(60, dynamic.quantize, source, target, [], [], options)
     tables = [weight for weight in onnx.load(target).graph.initializer if weight.dims[:1] == [rows]]
     assert [weight.data_type for weight in tables] == [type_of_table]
@@ -171,7 +171,7 @@ class Net(torch.nn.Module):
 )
 
 
-def test_a_budget_that_int8_breaks_is_held_with_one_layer_in_float(project: Path) -> None:
+def test_one_float_layer_brings_int8_within_the_budget(project: Path) -> None:
     params = toy_params(
         quality=None,
         inputs={"x": {"shape": ["batch", 64]}},
@@ -208,7 +208,7 @@ def test_a_budget_that_int8_breaks_is_held_with_one_layer_in_float(project: Path
     assert [(point.float_layers, point.holds) for point in tradeoff.points] == [(0, False), (1, True), (3, True)]
 
 
-def test_layers_that_no_form_shows_are_not_ranked_and_the_variant_says_so(
+def test_layers_missing_from_every_quantized_form_are_not_ranked_and_reported(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = static.quantize
@@ -242,9 +242,7 @@ def test_layers_that_no_form_shows_are_not_ranked_and_the_variant_says_so(
         ({"plain-per_tensor"}, []),
     ],
 )
-def test_layers_are_left_in_float_on_each_base_where_no_form_holds_the_budget_on_any(
-    holding: set[str], spared: list[str]
-) -> None:
+def test_layers_stay_float_on_each_base_if_no_form_meets_the_budget(holding: set[str], spared: list[str]) -> None:
     nearness = {"plain-per_channel": 15, "plain-per_tensor": 12, "fused-per_channel": 13, "fused-per_tensor": 14}
     tried = []
     for name, snr_db in nearness.items():
@@ -258,7 +256,7 @@ def test_layers_are_left_in_float_on_each_base_where_no_form_holds_the_budget_on
     assert [variant.name for _, variant in to_spare(tried)] == spared
 
 
-def test_what_cannot_help_a_graph_is_not_attempted_and_says_why(tmp_path: Path) -> None:
+def test_a_technique_that_cannot_help_is_not_attempted_with_a_reason(tmp_path: Path) -> None:
     path = tmp_path / "small.onnx"
     save(graph([helper.make_node("MatMul", ["x", "a"], ["y"])], {"a": normal(8, 8)}, ["batch", 8]), path)
     small = graph_profile.describe(path, {"batch": 4})
@@ -266,7 +264,7 @@ def test_what_cannot_help_a_graph_is_not_attempted_and_says_why(tmp_path: Path) 
     assert "too small" in dynamic.skip_reason(small, {}, ["cpu"])
     assert "fit in a CPU's cache" in weight_only.skip_reason(small, {}, ["cpu"])
     assert "no Softmax" in ort_fusions.skip_reason(small, {"attention": "whole", "norms": "apart"}, ["cpu"])
-    assert onnxsim.skip_reason(small, {}, ["cpu"]) == ""  # nobody knows who made it
+    assert onnxsim.skip_reason(small, {}, ["cpu"]) == ""  # its origin is unknown
     exported = graph([helper.make_node("MatMul", ["x", "a"], ["y"])], {"a": normal(8, 8)}, ["batch", 8])
     exported.producer_name = "pytorch"
     save(exported, path)
@@ -283,7 +281,7 @@ def test_what_cannot_help_a_graph_is_not_attempted_and_says_why(tmp_path: Path) 
     assert "only 0% of the weights are in matrix products" in dynamic.skip_reason(found, {}, ["cpu"])
 
 
-def test_a_graph_is_the_same_whatever_its_values_are_called_and_another_with_another_weight() -> None:
+def test_graph_identity_ignores_value_names_but_not_weights() -> None:
     def made(prefix: str, seed: int) -> str:
         nodes = [
             helper.make_node("MatMul", ["x", f"{prefix}a"], [f"{prefix}h"], name=f"{prefix}1"),
@@ -295,7 +293,7 @@ def test_a_graph_is_the_same_whatever_its_values_are_called_and_another_with_ano
     assert made("one", 1) != made("one", 2)
 
 
-def test_norms_taken_apart_compute_what_the_fused_one_did(tmp_path: Path) -> None:
+def test_decomposed_norms_compute_the_same_as_the_fused_norm(tmp_path: Path) -> None:
     node = helper.make_node(
         "SkipLayerNormalization", ["x", "s", "g", "b", "c"], ["y", "", "", "t"], domain="com.microsoft", epsilon=1e-5
     )
@@ -309,10 +307,10 @@ def test_norms_taken_apart_compute_what_the_fused_one_did(tmp_path: Path) -> Non
     np.testing.assert_allclose(answers(tmp_path / "apart.onnx", x), answers(tmp_path / "fused.onnx", x), atol=1e-5)
 
 
-def test_calls_share_one_process_until_one_takes_it_down() -> None:
+def test_calls_share_one_process_until_one_crashes_it() -> None:
     def process_id(dies: bool) -> int:
         if dies:
-            faulthandler.disable()  # it is meant to die
+            faulthandler.disable()  # the crash is intended
             os.abort()
         return os.getpid()
 
@@ -326,7 +324,7 @@ def test_calls_share_one_process_until_one_takes_it_down() -> None:
         assert process.call(False) != first
 
 
-def test_a_trade_off_is_drawn(tmp_path: Path) -> None:
+def test_the_trade_off_plot_is_drawn(tmp_path: Path) -> None:
     evidence = make_publication(tmp_path).evidence
     evidence.quantize.tradeoffs = [
         TradeOff(
@@ -346,14 +344,16 @@ def test_a_trade_off_is_drawn(tmp_path: Path) -> None:
     assert names == ["latency.png", "pareto.png", "tradeoff-int8-dynamic.png"]
 
 
-def test_bfloat16_products_lose_what_eight_bits_of_mantissa_lose_and_nothing_else(tmp_path: Path) -> None:
+def test_bfloat16_products_lose_only_mantissa_precision(tmp_path: Path) -> None:
     save(two_products(), tmp_path / "plain.onnx")
     bfloat16.quantize(tmp_path / "plain.onnx", tmp_path / "half.onnx", [], ["y"], {})
     x = normal(4, 64, seed=5)
     half = onnx.load(tmp_path / "half.onnx")
     assert [node.op_type for node in half.graph.node] == ["Cast", "MatMul", "Cast", "MatMul"]
     assert {tensor.name for tensor in half.graph.initializer} == {"a.bfloat16", "b"}
-    expected, got = answers(tmp_path / "plain.onnx", x), ReferenceEvaluator(half).run(None, {"x": x})[0]
+    expected, outputs = answers(tmp_path / "plain.onnx", x), ReferenceEvaluator(half).run(None, {"x": x})
+    assert isinstance(outputs, list)
+    got = outputs[0]
     off = np.abs(got - expected).max() / np.abs(expected).max()
     assert 1e-5 < off < 2**-7
 
@@ -371,7 +371,7 @@ class Net(torch.nn.Module):
 )
 
 
-def test_what_no_cpu_computes_is_made_and_left_for_the_benchmark_to_judge(project: Path) -> None:
+def test_a_variant_that_the_cpu_cannot_run_is_created_and_judged_by_the_benchmark(project: Path) -> None:
     shape = {"shape": ["batch", 64]}
     changes = {"quality": None, "inputs": {"x": shape}, "outputs": {"y": shape}, "tolerance": {"atol": 1e-4}}
     params = toy_params(**changes, quantize={"candidates": ["bfloat16"]}) | {"runtimes": ["cpu", "cuda"]}

@@ -1,4 +1,4 @@
-"""Text from stores, files and models is data: it forges no line, moves no cursor, and is no markup."""
+"""Text from stores, files and models is data: it cannot fake a line, move the cursor, or act as markup."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import ast
 import re
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -14,19 +16,21 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from onward.registry.errors import UsageError
+from onward.registry.evidence.reports import VerifyReport
 from onward.registry.log.entries import Entry, GateResult
 from onward.registry.operations import promotion
+from onward.registry.store.store import Store
 from onward.registry.text import is_unicode, is_visible, markdown, mathtext, one_line, printable
 from onward.registry.trust import identity
 from onward.stages import verdict
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Command, not_none
 from tests.store_factory import add_candidate, fresh_store
 
 HOSTILE = "a\x1b[2K\x07\r\n\t\x9b\u202e\u2066\u200b\u2028\ufeff\udcffz"
 
 
 @pytest.fixture
-def store(tmp_path, monkeypatch):
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     return fresh_store(tmp_path, monkeypatch)
 
 
@@ -35,33 +39,33 @@ def harmless(text: str) -> bool:
 
 
 @given(st.text(st.characters(categories=("C", "Z", "L", "P", "S", "M"))))
-def test_printable_is_one_line_without_a_control_character(text):
+def test_printable_gives_one_line_without_control_characters(text: str) -> None:
     shown = printable(text)
     assert not re.search("[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]", shown)
     assert printable(shown) == shown
     assert is_unicode(shown)
 
 
-def test_what_cannot_be_printed_is_shown_and_the_rest_is_as_it_was():
+def test_unprintable_characters_are_escaped_and_others_unchanged() -> None:
     assert printable(HOSTILE) == (r"a\x1b[2K\x07\r\n\t\x9b\u202e\u2066\u200b\u2028\ufeff\udcffz")
     for text in ("déjà vu", "東京", "✅️ 🙂", r"C:\new", "[/red] {x} <b>"):
         assert printable(text) == text
 
 
 @pytest.mark.parametrize("text", ["", " \n", "\u200b", "\u200b \u2060\ufeff", "\u202e", "\u3164", "\u0301", "\x1b\x07"])
-def test_a_reason_that_shows_nothing_is_none(text):
+def test_an_invisible_reason_is_rejected(text: str) -> None:
     assert not is_visible(text)
     assert one_line(text) == ""
     with pytest.raises(UsageError, match="say why"):
         promotion.valid_reason(text)
 
 
-def test_a_reason_whose_bytes_are_no_utf8_is_refused():
+def test_a_reason_that_is_not_utf8_is_rejected() -> None:
     with pytest.raises(UsageError, match="not valid UTF-8"):
         promotion.valid_reason("caf\udce9")
 
 
-def test_who_acts_is_one_line_whoever_says_it(monkeypatch, tmp_path):
+def test_the_actor_is_one_line_from_every_source(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("ONWARD_ACTOR", "mallory\n    9  live      boss\x1b[2K")
     assert identity.who() == r"mallory 9 live boss\x1b[2K"
     monkeypatch.setenv("ONWARD_ACTOR", "\u200b")
@@ -74,7 +78,7 @@ def test_who_acts_is_one_line_whoever_says_it(monkeypatch, tmp_path):
     assert identity.who() == r"b\xe9b@x boss"
 
 
-def test_an_entry_is_a_sentence_in_one_line():
+def test_an_entry_prints_in_one_line() -> None:
     gate = GateResult(requirement="parity", met=False, detail="no\n  data: passed")
     entry = Entry(
         kind="promote", key="k", base=0, sha256="0" * 64, candidate_version=1, source="", actor=HOSTILE, reason=HOSTILE,
@@ -84,7 +88,7 @@ def test_an_entry_is_a_sentence_in_one_line():
     assert "\n" not in f"{entry}{gate}"
 
 
-def test_history_and_status_show_what_a_store_holds_as_text(store, onward):
+def test_history_and_status_escape_text_of_the_store(store: Store, onward: Command) -> None:
     for factor in (1, 2):
         add_candidate(store, "cnn", factor)
     onward("promote", "cnn", "1", "--to", "staging", "--reason", "good\x1b[2Khidden")
@@ -105,17 +109,17 @@ def test_history_and_status_show_what_a_store_holds_as_text(store, onward):
     assert harmless(out)
 
 
-def test_mlflow_is_given_text_and_no_markdown(store, onward):
+def test_mlflow_receives_escaped_text_and_no_markdown(store: Store, onward: Command) -> None:
     add_candidate(store, "cnn")
     onward("promote", "cnn", "1", "--to", "staging", "--reason", "[here](http://x) <img src=x> **now**")
     said = store._client.get_model_version("staging.cnn", "1").description
-    assert said.endswith(r": \[here\](http://x) &lt;img src=x> \*\*now\*\*")
+    assert not_none(said).endswith(r": \[here\](http://x) &lt;img src=x> \*\*now\*\*")
     [entry] = store.log("staging", "cnn").entries()
     assert entry.reason == "[here](http://x) <img src=x> **now**"
 
 
 @given(st.text(st.characters(categories=("L", "P", "S", "Zs", "Cc")), max_size=40))
-def test_markdown_shows_the_text_itself(text):
+def test_escaped_markdown_shows_the_original_text(text: str) -> None:
     from markdown_it import MarkdownIt
 
     wanted = printable(" ".join(text.split()))
@@ -127,14 +131,15 @@ def test_markdown_shows_the_text_itself(text):
 
 
 @given(st.text("a$\\_^{} ", max_size=12))
-def test_a_picture_takes_no_name_for_a_formula(text):
+def test_a_plot_does_not_read_a_name_as_a_formula(text: str) -> None:
     from matplotlib.text import Text
 
-    _, formula = Text()._preprocess_math(mathtext(text))
+    picture: Any = Text()
+    _, formula = picture._preprocess_math(mathtext(text))
     assert not formula
 
 
-def test_inspect_shows_what_a_model_says_as_text(onward, tmp_path, monkeypatch):
+def test_inspect_escapes_text_of_a_model(onward: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 4]) for name in ("x\x1b[2J", "y\u202e")]
     node = helper.make_node("Identity", ["x\x1b[2J"], ["y\u202e"])
@@ -150,7 +155,7 @@ def test_inspect_shows_what_a_model_says_as_text(onward, tmp_path, monkeypatch):
     assert r"[bold]\n  sha256" in out
 
 
-def test_errors_and_arguments_are_text_too(onward, tmp_path, monkeypatch):
+def test_errors_and_arguments_are_escaped(onward: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for arguments in (
         ["inspect", f"{HOSTILE[:-2]}.onnx"],
@@ -164,9 +169,11 @@ def test_errors_and_arguments_are_text_too(onward, tmp_path, monkeypatch):
         assert harmless(err)
 
 
-def test_the_verdicts_table_takes_no_name_for_markup(capsys, monkeypatch):
-    monkeypatch.setattr(verdict, "read", lambda: type("Params", (), {"models": ["toy"]}))
-    failed = verdict.REPORTS["verify"](model="toy", status="failed", reason=f"[/red] off\n{HOSTILE}")
+def test_the_verdict_table_does_not_read_a_name_as_markup(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verdict, "settings", lambda _: type("Params", (), {"models": ["toy"]}))
+    failed = VerifyReport(model="toy", status="failed", reason=f"[/red] off\n{HOSTILE}")
     monkeypatch.setattr(verdict, "found", lambda _: {"verify": failed})
     with pytest.raises(SystemExit):
         verdict.main()
@@ -179,7 +186,7 @@ _COMMANDS = sorted(path for path in (ROOT / "registry/cli").glob("*.py") if path
 
 
 @pytest.mark.parametrize("path", _COMMANDS, ids=lambda path: path.stem)
-def test_commands_print_through_printing_alone(path):
+def test_commands_print_only_through_the_output_module(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Call):
             called = ast.unparse(node.func)
@@ -187,7 +194,7 @@ def test_commands_print_through_printing_alone(path):
             assert not called.startswith(("sys.stderr.", "rich.", "click.")), node.lineno
 
 
-def test_a_terminal_that_lacks_a_character_is_no_error(tmp_path):
+def test_a_character_missing_from_the_terminal_is_not_an_error(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "onward.cli", "inspect", "\N{SNOWMAN}.onnx"]
     environment = {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii", "PATH": "/usr/bin:/bin"}
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)

@@ -1,4 +1,4 @@
-"""What a tracer bakes into a graph: values of an input, and sizes that vary, told from weights and from fixed sizes."""
+"""Values and varying sizes that a tracer bakes into a graph are distinguished from weights and fixed sizes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from onward.stages.exporting import tracing
 SIZES = [(2, 5), (1, 1), (4, 24)]
 
 
-@torch.jit.script_if_tracing
+@torch.jit.script_if_tracing  # type: ignore[untyped-decorator]
 def scripted(x: Tensor) -> Tensor:
     if bool(x.sum() > 0):
         return x * torch.tensor(2.0)
@@ -62,9 +62,10 @@ class Net(nn.Module):
         self.scale = nn.Parameter(torch.ones(1))
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.scale.sum() > 0:  # of weights alone: the same for every input
+        if self.scale.sum() > 0:  # depends only on weights: the same for every input
             x = x * self.scale
-        return self.function(x)
+        out: Tensor = self.function(x)
+        return out
 
 
 def baked(function: Callable[[Tensor], Any]) -> list[str]:
@@ -75,12 +76,12 @@ def baked(function: Callable[[Tensor], Any]) -> list[str]:
 
 
 @pytest.mark.parametrize("label", SHAPED)
-def test_what_is_the_same_at_all_sizes_is_no_fault(label: str) -> None:
+def test_values_equal_at_all_sizes_are_not_reported(label: str) -> None:
     assert baked(SHAPED[label]) == []
 
 
 @pytest.mark.parametrize("label", BAKED)
-def test_what_belongs_to_one_example_is_named_with_its_line(label: str) -> None:
+def test_values_specific_to_one_example_are_named_with_their_line(label: str) -> None:
     function, words = BAKED[label]
     found = baked(function)
     assert found
@@ -88,7 +89,7 @@ def test_what_belongs_to_one_example_is_named_with_its_line(label: str) -> None:
     assert words in found[0]
 
 
-def test_nothing_is_left_of_watching() -> None:
+def test_tracing_restores_the_tensor_methods() -> None:
     before = {name: getattr(torch.Tensor, name) for name in ("__bool__", "item", "numpy", "__iter__")}
     with pytest.raises(RuntimeError, match="shape"):
         tracing.of(Net(lambda x: x.reshape(7)), (torch.ones(1),))

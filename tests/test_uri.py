@@ -1,4 +1,4 @@
-"""Addresses: no user's name and no password is ever printed, and what is no store is told in seconds."""
+"""Addresses: user names and passwords are never printed, and an invalid store is reported within seconds."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 import socket
 import time
 import urllib.parse
+from pathlib import Path
 
 import pytest
 from hypothesis import example, given
@@ -18,9 +19,10 @@ from onward.registry.store import reach
 from onward.registry.store.connection import connect, nothing_yet, reachable
 from onward.registry.store.store import Store
 from onward.registry.uri import hidden, host, scheme, sqlite_file, without_credentials
+from tests.conftest import Command
 from tests.store_factory import fresh_store
 
-# A secret cannot stand in the rest of a message by chance.
+# A secret cannot appear in the rest of a message by chance.
 SECRET = st.lists(st.sampled_from(["Zq7", "Xw9", "Kj4", "@", "/", "#", "?", ":", "%", "&", " ", "'", "\\", "é"])).map(
     lambda parts: f"Vb3{''.join(parts)}Vb3"
 )
@@ -46,13 +48,13 @@ def leaks(text: str) -> bool:
 @example("http://host:Vb3")
 @example("Vb3:Vb3@host/db")
 @example("postgresql://host/db?password=Vb3#Vb3")
-def test_a_store_is_named_without_what_is_secret(uri):
+def test_a_store_is_named_without_secrets(uri: str) -> None:
     assert not leaks(without_credentials(uri))
     assert not leaks(host(uri))
 
 
 @given(uri=ADDRESSES)
-def test_a_library_that_repeats_an_address_tells_nothing_either(uri):
+def test_library_messages_that_repeat_an_address_leak_no_secrets(uri: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", uri)
         parts = re.split("[@/:#?]", uri.partition("://")[2])
@@ -60,8 +62,8 @@ def test_a_library_that_repeats_an_address_tells_nothing_either(uri):
             assert not leaks(hidden(words)), hidden(words)
 
 
-def said_of(uri: str) -> str:
-    """What is said of an address where nothing answers; nothing where a socket may stand between."""
+def message_for(uri: str) -> str:
+    """The message for an unreachable address; empty if a socket may intervene."""
     try:
         reach.check(uri, create=False)
     except (UsageError, StoreUnreachable) as refused:
@@ -70,7 +72,7 @@ def said_of(uri: str) -> str:
 
 
 def raised(uri: str) -> list[str]:
-    """What libraries say of an address, where they cannot use it."""
+    """The messages of libraries for an unusable address."""
     import requests
     from sqlalchemy.engine import make_url
 
@@ -90,18 +92,18 @@ def raised(uri: str) -> list[str]:
 
 
 @given(ADDRESSES)
-def test_a_store_that_cannot_be_used_is_told_without_what_is_secret(uri):
+def test_an_unusable_store_is_reported_without_secrets(uri: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", uri)
         patch.setattr(socket, "create_connection", lambda *_, **__: (_ for _ in ()).throw(OSError(f"no {uri}")))
-        assert not leaks(said_of(uri))
+        assert not leaks(message_for(uri))
         with pytest.raises(StoreUnreachable) as refused, reachable():
             raise ConnectionError(f"HTTPConnectionPool: {uri}")
         assert not leaks(str(refused.value))
 
 
 @given(ADDRESSES)
-def test_a_webhook_that_fails_is_told_without_what_is_secret(uri):
+def test_a_failed_webhook_is_reported_without_secrets(uri: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(notification, "PAUSES_S", ())
         patch.setattr(notification, "TIMEOUT_S", 0.01)
@@ -111,7 +113,7 @@ def test_a_webhook_that_fails_is_told_without_what_is_secret(uri):
         assert not leaks(notification.announce(Notify(webhook="$HOOK"), "cnn", "staging", entry))
 
 
-def test_what_is_no_secret_is_kept():
+def test_non_secret_parts_of_an_address_are_kept() -> None:
     assert without_credentials("https://user:secret@host:5000/path?token=x") == "https://host:5000/path"
     assert without_credentials("postgresql+psycopg://u:p%40w@host/db?sslmode=require") == "postgresql+psycopg://host/db"
     assert without_credentials("sqlite:////home/a@b/mlflow.db?x=y") == "sqlite:///mlflow.db"
@@ -121,7 +123,7 @@ def test_what_is_no_secret_is_kept():
     assert sqlite_file("sqlite:///:memory:") is None
 
 
-def test_the_ui_prints_no_password(onward, monkeypatch):
+def test_the_ui_prints_no_password(onward: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://bob:pa/ss#w@rd@mlflow.example.org")
     code, out, err = onward("ui")
     assert code == 0
@@ -130,7 +132,9 @@ def test_the_ui_prints_no_password(onward, monkeypatch):
 
 
 @pytest.mark.parametrize("uri", ["htp://x", "file:///tmp/mlruns", "/tmp/mlruns", "mlruns", "sqlit:///x.db"])
-def test_an_address_that_is_no_store_is_a_mistake_of_usage(onward, monkeypatch, tmp_path, uri):
+def test_an_invalid_store_address_is_a_usage_error(
+    onward: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, uri: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     code, out, err = onward("status")
@@ -150,7 +154,9 @@ READING = [
 
 @pytest.mark.parametrize("arguments", [["status"], *READING], ids=" ".join)
 @pytest.mark.parametrize("folder", ["", "typo/"])
-def test_no_command_makes_a_store_at_a_mistyped_path(onward, monkeypatch, tmp_path, arguments, folder):
+def test_no_command_creates_a_store_at_a_mistyped_path(
+    onward: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, arguments: list[str], folder: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/{folder}x.db")
     code, out, err = onward(*arguments)
@@ -160,7 +166,9 @@ def test_no_command_makes_a_store_at_a_mistyped_path(onward, monkeypatch, tmp_pa
 
 
 @pytest.mark.parametrize("arguments", READING, ids=" ".join)
-def test_a_checkout_without_a_store_stays_without_one(onward, monkeypatch, tmp_path, arguments):
+def test_commands_create_no_store_in_a_checkout(
+    onward: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, arguments: list[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "dvc.yaml").write_text("stages: {}\n")
     code, out, _ = onward("status")
@@ -172,7 +180,7 @@ def test_a_checkout_without_a_store_stays_without_one(onward, monkeypatch, tmp_p
     assert [path.name for path in tmp_path.iterdir()] == ["dvc.yaml"]
 
 
-def test_what_is_no_store_is_left_alone(tmp_path, monkeypatch):
+def test_a_file_that_is_not_a_store_is_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import sqlite3
 
     other, broken = tmp_path / "other.db", tmp_path / "broken.db"
@@ -186,20 +194,22 @@ def test_what_is_no_store_is_left_alone(tmp_path, monkeypatch):
     assert other.read_bytes() == before
 
 
-def test_the_pipeline_makes_the_store_of_a_checkout(tmp_path, monkeypatch):
+def test_the_pipeline_creates_the_store_of_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "dvc.yaml").write_text("stages: {}\n")
     assert connect().search_registered_models() == []
     assert (tmp_path / "mlflow.db").is_file()
 
 
-def test_a_store_that_is_there_is_used(tmp_path, monkeypatch):
+def test_an_existing_store_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fresh_store(tmp_path, monkeypatch)
     assert list(Store(create=False).candidates("cnn")) == []
 
 
 @pytest.mark.parametrize("scheme", ["http", "postgresql"])
-def test_a_server_that_nobody_runs_is_told_at_once(onward, monkeypatch, scheme):
+def test_an_unreachable_server_is_reported_at_once(
+    onward: Command, monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"{scheme}://bob:secret@127.0.0.1:{free.getsockname()[1]}/db")
@@ -212,7 +222,7 @@ def test_a_server_that_nobody_runs_is_told_at_once(onward, monkeypatch, scheme):
     assert "changed" not in err
 
 
-def test_a_database_that_never_answers_is_told_in_seconds(onward, monkeypatch):
+def test_an_unresponsive_database_is_reported_within_seconds(onward: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()

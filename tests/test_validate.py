@@ -1,4 +1,4 @@
-"""`predict` checks what a model documents, and feeds the values that it was given or refuses them."""
+"""`predict` checks the documented limits of a model, and either passes values unchanged or rejects them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def made(
     dims: dict[str, Any] | None = None,
     nodes: list[Any] | None = None,
 ) -> Path:
-    """A model that answers each input with itself, as NAME_out; or of other `nodes`, with the output y."""
+    """A model that returns each input as NAME_out, or that has other `nodes` with the output y."""
     values = [helper.make_tensor_value_info(name, KINDS[kind], shape) for name, (kind, shape) in inputs.items()]
     outs = [helper.make_tensor_value_info(f"{name}_out", KINDS[kind], shape) for name, (kind, shape) in inputs.items()]
     same = [helper.make_node("Identity", [name], [f"{name}_out"]) for name in inputs]
@@ -56,7 +56,7 @@ def made(
 
 @pytest.fixture
 def picture(tmp_path: Path) -> Path:
-    """x float32[batch, 4], documented as 0 to 0.1 in batches of 2 to 8."""
+    """A model of x float32[batch, 4], documented as 0 to 0.1 in batches of 2 to 8."""
     about = {"x": {"shape": ["batch", 4], "range": [0, 0.1]}}
     return made(tmp_path / "p.onnx", {"x": ("float32", ["batch", 4])}, about, {"batch": {"min": 2, "max": 8}})
 
@@ -72,7 +72,7 @@ def with_value(value: float, dtype: Any = np.float32) -> Any:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -0.001, 0.11, 1e30])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, list])
-def test_a_value_outside_the_documented_range_is_refused_with_its_place(
+def test_a_value_outside_the_documented_range_is_rejected_with_its_position(
     picture: Path, value: float, dtype: Any
 ) -> None:
     x = with_value(value, np.float64).tolist() if dtype is list else with_value(value, dtype)
@@ -86,7 +86,7 @@ def test_a_value_outside_the_documented_range_is_refused_with_its_place(
 
 
 @pytest.mark.parametrize("value", [0, -0.0, 0.1, np.float32(0.1), 0.05])
-def test_both_ends_of_a_range_are_valid_as_the_dtype_has_them(picture: Path, value: float) -> None:
+def test_both_ends_of_a_range_are_valid_after_rounding_to_the_dtype(picture: Path, value: float) -> None:
     for dtype in (np.float32, np.float64):
         assert InferenceSession(picture).predict(with_value(value, dtype))[1, 2] == np.float32(value)
 
@@ -94,10 +94,10 @@ def test_both_ends_of_a_range_are_valid_as_the_dtype_has_them(picture: Path, val
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 @settings(max_examples=200, deadline=None)
 @given(data=st.data())
-def test_a_range_of_floats_admits_the_values_between_its_ends_and_no_others(dtype: Any, data: st.DataObject) -> None:
+def test_a_float_range_accepts_exactly_the_values_between_its_ends(dtype: Any, data: st.DataObject) -> None:
     low = data.draw(st.sampled_from([0, -1, 0.25]))
     high = data.draw(st.sampled_from([0.25, 1, 3]))
-    width = np.finfo(dtype).bits
+    width: Any = np.finfo(dtype).bits
     x = data.draw(arrays.arrays(dtype, (2, 3), elements=st.floats(width=width) | st.sampled_from([-0.0, low, high])))
     kind = {16: "tensor(float16)", 32: "tensor(float)", 64: "tensor(double)"}[width]
     spec = Input(SimpleNamespace(name="x", type=kind, shape=[2, 3]), limits=(low, high), strict=True)
@@ -108,7 +108,7 @@ def test_a_range_of_floats_admits_the_values_between_its_ends_and_no_others(dtyp
             spec.check_values(x)
 
 
-def test_batches_keep_to_the_documented_sizes(picture: Path) -> None:
+def test_batches_must_match_the_documented_sizes(picture: Path) -> None:
     session = InferenceSession(picture)
     for size in (1, 9):
         x = np.zeros((size, 4), np.float32)
@@ -118,20 +118,25 @@ def test_batches_keep_to_the_documented_sizes(picture: Path) -> None:
         assert InferenceSession(picture, validate="shape").predict(x).shape == (size, 4)
     with pytest.raises(UsageError, match="predict_batches runs fewer at a time"):
         session.predict(np.zeros((9, 4), np.float32))
-    seen = []
+    seen: list[int] = []
     loaded: Any = session._loaded
     run = loaded._run
-    loaded._run = lambda names, feed: seen.append(len(feed["x"])) or run(names, feed)
+
+    def counted(names: list[str], feed: dict[str, Any]) -> Any:
+        seen.append(len(feed["x"]))
+        return run(names, feed)
+
+    loaded._run = counted
     x = np.random.default_rng(0).uniform(0, 0.1, (19, 4)).astype(np.float32)
     assert np.array_equal(session.predict_batches(x), x)
     assert np.array_equal(session.predict_batches(x, 1), x)
     assert seen == [8, 8, 3, *[2] * 10]
 
 
-def test_other_dimensions_keep_to_their_sizes_too(tmp_path: Path) -> None:
+def test_other_dimensions_must_match_their_sizes(tmp_path: Path) -> None:
     about, dims = {"x": {"shape": ["batch", "length"]}}, {"batch": {"min": 0, "max": 8}, "length": {"min": 2, "max": 5}}
     session = InferenceSession(made(tmp_path / "m.onnx", {"x": ("float32", ["batch", "length"])}, about, dims))
-    assert session.predict(np.zeros((0, 2), np.float32)).shape == (0, 2)  # documented as possible
+    assert session.predict(np.zeros((0, 2), np.float32)).shape == (0, 2)  # documented as valid
     for length in (1, 6):
         with pytest.raises(UsageError, match=f"dimension length is {length} in input x; the model documents 2 to 5$"):
             session.predict(np.zeros((1, length), np.float32))
@@ -139,7 +144,7 @@ def test_other_dimensions_keep_to_their_sizes_too(tmp_path: Path) -> None:
         session.predict(np.zeros((1, 0), np.float32))
 
 
-def test_a_size_that_params_yaml_gives_holds_where_the_graph_leaves_it_open(tmp_path: Path) -> None:
+def test_a_size_in_params_yaml_applies_if_the_graph_leaves_it_open(tmp_path: Path) -> None:
     path = made(tmp_path / "m.onnx", {"x": ("float32", ["N", "C"])}, {"x": {"shape": ["batch", 3]}})
     with pytest.raises(UsageError, match=r"shape \[2, 4\]; the model takes x float32\[batch, 3\]"):
         InferenceSession(path).predict(np.zeros((2, 4), np.float32))
@@ -147,7 +152,7 @@ def test_a_size_that_params_yaml_gives_holds_where_the_graph_leaves_it_open(tmp_
 
 
 @pytest.mark.parametrize("kind", ["int8", "int64", "uint8", "uint64"])
-def test_ranges_of_integers(tmp_path: Path, kind: str) -> None:
+def test_integer_ranges_are_checked(tmp_path: Path, kind: str) -> None:
     path = made(tmp_path / "m.onnx", {"x": (kind, ["n"])}, {"x": {"shape": ["n"], "range": [-5, 2**70]}})
     session = InferenceSession(path)
     most = np.iinfo(kind).max
@@ -168,7 +173,7 @@ def test_ranges_of_integers(tmp_path: Path, kind: str) -> None:
         ({"x": None}, None),
     ],
 )
-def test_metadata_that_is_not_ours_limits_nothing(tmp_path: Path, documented: Any, dims: Any) -> None:
+def test_foreign_metadata_imposes_no_limits(tmp_path: Path, documented: Any, dims: Any) -> None:
     session = InferenceSession(made(tmp_path / "m.onnx", {"x": ("float32", ["n"])}, documented, dims))
     assert session.predict(np.array([7, 8, 9], np.float32)).tolist() == [7, 8, 9]
 
@@ -199,7 +204,7 @@ def test_metadata_that_is_not_ours_limits_nothing(tmp_path: Path, documented: An
     ],
     ids=str,
 )
-def test_values_that_the_model_cannot_be_given_are_refused_in_every_mode(
+def test_invalid_values_are_rejected_in_every_mode(
     tmp_path: Path, mode: Any, kind: str, value: Any, message: str
 ) -> None:
     session = InferenceSession(made(tmp_path / "m.onnx", {"x": (kind, ["n"])}), validate=mode)
@@ -208,7 +213,7 @@ def test_values_that_the_model_cannot_be_given_are_refused_in_every_mode(
 
 
 @pytest.mark.parametrize("mode", ["strict", "shape"])
-def test_arrays_that_the_model_cannot_be_given_are_refused(tmp_path: Path, mode: Any) -> None:
+def test_invalid_arrays_are_rejected(tmp_path: Path, mode: Any) -> None:
     def refused(kind: str, value: Any, message: str) -> None:
         session = InferenceSession(made(tmp_path / "m.onnx", {"x": (kind, ["n"])}), validate=mode)
         with pytest.raises(UsageError, match=message):
@@ -226,7 +231,7 @@ def test_arrays_that_the_model_cannot_be_given_are_refused(tmp_path: Path, mode:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_memory_layouts_and_byte_orders_are_no_matter(tmp_path: Path, mode: Any) -> None:
+def test_memory_layouts_and_byte_orders_do_not_matter(tmp_path: Path, mode: Any) -> None:
     session = InferenceSession(made(tmp_path / "m.onnx", {"x": ("float32", ["n", 3])}), validate=mode)
     x = np.arange(12, dtype=np.float32).reshape(4, 3)
     for layout in (x, x.astype(">f4"), np.asfortranarray(x), x[::-1], x[:, ::-1], x.tolist()):
@@ -246,7 +251,7 @@ def test_strings_keep_every_character(tmp_path: Path, mode: Any) -> None:
         session.predict(["\ud800"])
 
 
-def test_a_tensor_that_numpy_lacks_says_how_to_convert_it(tmp_path: Path) -> None:
+def test_an_unsupported_tensor_type_names_the_conversion(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     session = InferenceSession(made(tmp_path / "m.onnx", {"x": ("float32", ["n"])}))
     with pytest.raises(UsageError, match=r"input x cannot be converted to an array.*\.float\(\)"):
@@ -257,19 +262,19 @@ def test_a_tensor_that_numpy_lacks_says_how_to_convert_it(tmp_path: Path) -> Non
 
 
 class Gpu:
-    """An array that is not where NumPy can reach it."""
+    """An array in memory that NumPy cannot read."""
 
     def __array__(self, *_: Any, **__: Any) -> Any:
         raise AttributeError("use .get()")
 
 
-def test_an_object_that_refuses_to_be_an_array_is_refused(tmp_path: Path) -> None:
+def test_an_object_that_cannot_become_an_array_is_rejected(tmp_path: Path) -> None:
     session = InferenceSession(made(tmp_path / "m.onnx", {"x": ("float32", ["n"])}))
     with pytest.raises(UsageError, match=r"input x cannot be converted to an array: use \.get\(\)"):
         session.predict(Gpu())
 
 
-def test_off_leaves_it_to_onnx_runtime_and_says_what_was_wrong(picture: Path) -> None:
+def test_mode_off_leaves_checks_to_onnx_runtime_and_explains_its_errors(picture: Path) -> None:
     session = InferenceSession(picture, validate="off")
     assert np.isnan(session.predict(with_value(math.nan))[1, 2])
     assert session.predict(np.zeros((1, 4), np.float32)).shape == (1, 4)
@@ -286,17 +291,17 @@ def test_off_leaves_it_to_onnx_runtime_and_says_what_was_wrong(picture: Path) ->
         session.predict(y=X)
 
 
-def test_another_word_for_how_to_check_is_refused(picture: Path) -> None:
+def test_an_unknown_validation_mode_is_rejected(picture: Path) -> None:
     with pytest.raises(UsageError, match="validate: 'none' is not known; choose one of strict, shape, off"):
         InferenceSession(picture, validate="none")  # type: ignore[arg-type]
 
 
-def test_a_refreshed_session_checks_as_before(picture: Path) -> None:
+def test_a_refreshed_session_keeps_its_validation_mode(picture: Path) -> None:
     session = InferenceSession(picture, validate="shape")
     assert session._load(picture, {"target": "x"}, None)._inputs.validate == "shape"
 
 
-def test_what_onnx_runtime_fails_on_names_the_model_and_the_inputs(tmp_path: Path) -> None:
+def test_an_onnx_runtime_error_names_the_model_and_the_inputs(tmp_path: Path) -> None:
     gather = [helper.make_node("Gather", ["w", "x"], ["y"])]
     session = InferenceSession(made(tmp_path / "m.onnx", {"x": ("int64", ["n"])}, nodes=gather))
     assert session.predict([2]) == 2
@@ -319,7 +324,8 @@ def test_a_model_without_inputs_predicts(tmp_path: Path, mode: Any) -> None:
         session.predict(X)
     with pytest.raises(UsageError, match="no input x; it takes no inputs"):
         session.predict(x=X)
-    for samples in ({}, X, []):
+    nothing: tuple[Any, ...] = ({}, X, [])
+    for samples in nothing:
         with pytest.raises(UsageError, match=r"the model has no inputs.*call predict\(\)"):
             session.predict_batches(samples)
 
@@ -329,7 +335,7 @@ OPEN = st.sampled_from([None, "", "?", "-1", "None", "unk__1"])
 
 @given(st.data())
 @settings(deadline=None)
-def test_no_dimension_without_a_name_is_held_to_another(data: st.DataObject) -> None:
+def test_unnamed_dimensions_are_independent(data: st.DataObject) -> None:
     shapes = data.draw(st.lists(st.lists(OPEN, min_size=1, max_size=3), min_size=1, max_size=3))
     values = [
         type("Value", (), {"name": f"x{n}", "type": "tensor(float)", "shape": shape}) for n, shape in enumerate(shapes)
@@ -342,7 +348,7 @@ def test_no_dimension_without_a_name_is_held_to_another(data: st.DataObject) -> 
     assert inputs.batch(5) == (1, 5)
 
 
-def test_an_element_type_that_numpy_lacks_is_said(tmp_path: Path) -> None:
+def test_an_element_type_unsupported_by_numpy_is_reported(tmp_path: Path) -> None:
     import ml_dtypes  # noqa: F401  teaches NumPy the word bfloat16
 
     for kind in ("tensor(bfloat16)", "seq(tensor(float))", "map(int64,tensor(float))"):
@@ -377,7 +383,7 @@ given_lists = st.lists(st.one_of(st.booleans(), whole, st.floats(), st.text(max_
 
 
 def the_same(got: Any, wanted: Any, dtype: np.dtype[Any]) -> bool:
-    """Whether a value that was fed is the one that was given, up to the rounding of a float."""
+    """Return whether the model received the given value, up to float rounding."""
     if isinstance(wanted, (str, np.str_)) or isinstance(got, str):
         return bool(got == wanted)
     got, wanted = (value.item() if isinstance(value, np.generic) else value for value in (got, wanted))
@@ -392,7 +398,7 @@ def the_same(got: Any, wanted: Any, dtype: np.dtype[Any]) -> bool:
 @pytest.mark.parametrize("mode", MODES)
 @given(kind=st.sampled_from(list(KINDS)), value=given_arrays | given_lists)
 @settings(deadline=None, max_examples=300)
-def test_what_is_fed_is_what_was_given(mode: str, kind: str, value: Any) -> None:
+def test_the_model_receives_the_given_values(mode: str, kind: str, value: Any) -> None:
     try:
         fed = session_of(kind, mode).predict(value)
     except UsageError:
@@ -404,6 +410,6 @@ def test_what_is_fed_is_what_was_given(mode: str, kind: str, value: Any) -> None
     if (
         isinstance(value, np.ndarray)
         and value.dtype.kind in "fiub"
-        and (value.dtype.itemsize, dtype) != (8, np.float32)
+        and (value.dtype.itemsize, dtype) != (8, np.dtype(np.float32))
     ):
         assert np.array_equal(fed, value, equal_nan=dtype.kind == "f")

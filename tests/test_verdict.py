@@ -1,4 +1,4 @@
-"""The last table: every model has a row, figures have their uncertainty, and the exit code says what came of all."""
+"""The final table: every model has a row, figures have intervals, and the exit code is the overall verdict."""
 
 from __future__ import annotations
 
@@ -41,9 +41,7 @@ def of_models(project: Path, *models: str) -> None:
     write_settings()
 
 
-def test_a_model_that_passed_shows_its_ratios_with_their_intervals(
-    project: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_passed_model_shows_its_ratios_with_intervals(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     of_models(project, "good")
     reported(project, "good", findings=("left out total_ops",))
     code, out = printed(capsys)
@@ -54,7 +52,7 @@ def test_a_model_that_passed_shows_its_ratios_with_their_intervals(
     assert "found: good: train: left out total_ops" in out
 
 
-def test_every_model_has_a_row_also_those_that_failed_or_never_ran(
+def test_every_model_has_a_row_even_if_it_failed_or_never_ran(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     of_models(project, "good", "bad", "new", "unpublished")
@@ -81,5 +79,5 @@ def test_every_model_has_a_row_also_those_that_failed_or_never_ran(
         (Ratio(value=0.8, low=0.6, high=1.0), "unclear"),
     ],
 )
-def test_a_figure_has_its_interval_or_is_not_shown(ratio: Ratio, words: str) -> None:
+def test_a_figure_without_an_interval_is_not_shown(ratio: Ratio, words: str) -> None:
     assert verdict.speed(ratio) == words

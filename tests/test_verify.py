@@ -1,4 +1,4 @@
-"""Verification as a stage: what it finds, how it says it, and what later stages take from it."""
+"""Verification as a stage: its findings, its report, and the data that later stages read."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NET = "    return torch.nn.Sequential(torch.nn.Linear(6, 16), torch.nn.ReLU(), t
 
 
 def with_module(forward: str, head: str = "") -> str:
-    """The toy's source with a module of its own, which has two linear layers, `a` and `b`."""
+    """The source of the toy with another module, which has two linear layers, `a` and `b`."""
     body = "\n".join(f"        {line}" for line in forward.splitlines())
     return (
         head
@@ -55,7 +55,7 @@ def nudge(model: onnx.ModelProto) -> None:
     tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
 
 
-def test_a_failed_report_names_the_case_the_node_the_module_and_the_line(project: Path) -> None:
+def test_a_failed_report_names_the_case_node_module_and_line(project: Path) -> None:
     write_project(project, source=with_module("return self.b(torch.relu(self.a(x)))"), params=toy_params(quality=None))
     through("train", "data", "export")
     spoil(project / "build/toy/export/model.onnx", nudge)
@@ -72,7 +72,7 @@ def test_a_failed_report_names_the_case_the_node_the_module_and_the_line(project
     assert f"in a (models/toy.py:{line})" in report.reason
 
 
-def test_one_case_can_be_fed_again_alone(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_single_case_can_be_rerun(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_project(project)
     through("train", "data", "export")
     assert verify.again("toy", "zeros@b3")
@@ -88,15 +88,15 @@ def test_one_case_can_be_fed_again_alone(project: Path, capsys: pytest.CaptureFi
         verify.again("toy", "zeros@b4")
 
 
-def test_the_command_for_one_case_exits_by_its_verdict(project: Path) -> None:
+def test_the_exit_code_of_a_single_case_is_its_verdict(project: Path) -> None:
     write_project(project)
     through("train", "data", "export")
-    here = {"PYTHONPATH": str(ROOT)}
-    assert run("onward stage verify toy --case zeros@b3", project, **here).returncode == 0
-    assert run("onward stage verify toy --case nonsense", project, **here).returncode == 2
+    here = str(ROOT)
+    assert run("onward stage verify toy --case zeros@b3", project, PYTHONPATH=here).returncode == 0
+    assert run("onward stage verify toy --case nonsense", project, PYTHONPATH=here).returncode == 2
 
 
-def test_an_original_that_answers_by_chance_is_told_so(project: Path) -> None:
+def test_a_nondeterministic_original_is_reported(project: Path) -> None:
     source = with_module("return self.b(x) + 0.1 * torch.rand_like(self.b(x))")
     write_project(project, source=source, params=toy_params(quality=None, export={"strategy": "dynamo"}))
     reports = through("train", "data", "export", "verify")
@@ -105,7 +105,7 @@ def test_an_original_that_answers_by_chance_is_told_so(project: Path) -> None:
     assert "outputs differ from run to run for the same inputs (y)" in reports["verify"].reason
 
 
-def test_what_torch_export_refuses_another_way_gets_right_and_the_report_says_both(project: Path) -> None:
+def test_another_strategy_exports_what_torch_export_rejects_and_both_are_reported(project: Path) -> None:
     source = with_module("if bool(x.sum() > 0):\n    return self.b(x)\nreturn self.b(self.a(x))")
     write_project(project, source=source, params=toy_params(quality=None))
     reports = through("train", "data", "export", "verify")
@@ -119,7 +119,7 @@ def test_what_torch_export_refuses_another_way_gets_right_and_the_report_says_bo
     assert sorted(path.name for path in (project / "build/toy/export").iterdir()) == ["model.onnx", "report.json"]
 
 
-def test_where_every_way_falls_the_report_says_why_of_each(project: Path) -> None:
+def test_if_every_strategy_fails_the_report_gives_each_reason(project: Path) -> None:
     head = (
         "import torch\n@torch.library.custom_op('test::odd', mutates_args=())\n"
         "def odd(x: torch.Tensor) -> torch.Tensor:\n    return x + 1\n"
@@ -134,7 +134,7 @@ def test_where_every_way_falls_the_report_says_why_of_each(project: Path) -> Non
     assert all(attempt.reason and str(project) not in attempt.reason for attempt in report.attempts)
 
 
-def test_a_table_of_translations_is_checked_before_anything_computes_and_part_of_what_export_depends_on(
+def test_a_translation_table_is_checked_first_and_is_a_dependency_of_export(
     project: Path,
 ) -> None:
     write_project(project, params=toy_params(export={"custom_translations": "models.table:nothing"}))
@@ -149,7 +149,7 @@ def test_a_table_of_translations_is_checked_before_anything_computes_and_part_of
     assert "models/table.py" in written["sources"]
 
 
-def test_a_shape_that_the_module_does_not_have_is_a_misdeclaration(project: Path) -> None:
+def test_a_declared_shape_that_the_module_does_not_produce_fails(project: Path) -> None:
     source = with_module("return self.b(x).sum(0, keepdim=True)")
     write_project(project, source=source, params=toy_params(quality=None, export={"strategy": "trace"}))
     report: VerifyReport = through("train", "data", "export", "verify")["verify"]
@@ -157,7 +157,7 @@ def test_a_shape_that_the_module_does_not_have_is_a_misdeclaration(project: Path
     assert "returns y with the shape [1, 3] in case normal1@b4; params.yaml declares ['batch', 3]" in report.reason
 
 
-def test_later_stages_take_the_originals_answers_from_here(project: Path) -> None:
+def test_later_stages_read_the_recorded_reference_outputs(project: Path) -> None:
     write_project(project)
     through("train", "data", "export", "verify")
     settings = section("toy", "verify")
@@ -173,7 +173,7 @@ def given(project: Path, **changes: Any) -> None:
     write_project(project, source=source, params=params)
 
 
-def test_a_file_from_elsewhere_is_held_to_a_second_implementation_in_float64(project: Path) -> None:
+def test_an_imported_file_is_compared_with_a_second_implementation_in_float64(project: Path) -> None:
     linear(project / "given.onnx")
     given(project)
     report: VerifyReport = through("train", "data", "export", "verify")["verify"]
@@ -188,7 +188,7 @@ def test_a_file_from_elsewhere_is_held_to_a_second_implementation_in_float64(pro
     assert any(item.spread["y"].any() for item in judged)
 
 
-def test_an_operator_that_the_evaluator_lacks_is_said_and_no_failure(project: Path) -> None:
+def test_an_operator_missing_from_the_evaluator_is_reported_but_does_not_fail(project: Path) -> None:
     linear(project / "given.onnx")
 
     def biased(model: onnx.ModelProto) -> None:
@@ -203,7 +203,7 @@ def test_an_operator_that_the_evaluator_lacks_is_said_and_no_failure(project: Pa
     assert report.evaluated == []
 
 
-def test_the_evaluator_can_be_switched_off_and_a_limit_that_is_used_up_is_no_disagreement(project: Path) -> None:
+def test_the_evaluator_can_be_disabled_and_an_exhausted_limit_is_not_a_disagreement(project: Path) -> None:
     linear(project / "given.onnx")
     for settings, words in (
         ({"evaluator": False}, "not checked: verify.evaluator is false in params.yaml"),
@@ -216,7 +216,7 @@ def test_the_evaluator_can_be_switched_off_and_a_limit_that_is_used_up_is_no_dis
     assert any(finding.endswith("(0.001) was used up") for finding in report.findings)
 
 
-def test_a_resize_that_onnx_runtime_computes_wrongly_fails_the_original(project: Path) -> None:
+def test_a_wrong_resize_of_onnx_runtime_fails_the_original(project: Path) -> None:
     import onnxruntime
 
     sizes = numpy_helper.from_array(np.array([1, 64]), "sizes")
@@ -248,7 +248,7 @@ def test_a_resize_that_onnx_runtime_computes_wrongly_fails_the_original(project:
     assert "it is wrong there" in report.reason
 
 
-def test_a_file_from_elsewhere_with_a_frozen_size_fails_at_another(project: Path) -> None:
+def test_an_imported_file_with_a_fixed_size_fails_at_other_sizes(project: Path) -> None:
     linear(project / "given.onnx")
 
     def frozen(model: onnx.ModelProto) -> None:
@@ -262,7 +262,7 @@ def test_a_file_from_elsewhere_with_a_frozen_size_fails_at_another(project: Path
     assert "failed" in {report.status for report in reports.values()}
 
 
-def test_an_opset_that_the_runtime_does_not_know_is_explained(project: Path) -> None:
+def test_an_opset_unsupported_by_the_runtime_is_explained(project: Path) -> None:
     linear(project / "given.onnx")
     spoil(project / "given.onnx", lambda model: setattr(model.opset_import[0], "version", 99))
     given(project)
@@ -271,7 +271,7 @@ def test_an_opset_that_the_runtime_does_not_know_is_explained(project: Path) -> 
     assert "the model requires an opset that the runtime does not support" in report.reason
 
 
-def test_a_variant_that_departs_names_the_first_value_that_does(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_differing_variant_names_the_first_differing_value(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def careless(source: Path, target: Path, options: dict[str, object]) -> None:
         model = onnx.load(source)
         nudge(model)
@@ -289,14 +289,14 @@ def test_a_variant_that_departs_names_the_first_value_that_does(project: Path, m
     assert "differs first at Gemm giving 'linear' in 0" in variant.reason
 
 
-def test_a_mask_model_is_fed_masks_and_a_lost_one_is_found(project: Path) -> None:
+def test_a_mask_model_receives_masks_and_a_lost_mask_is_found(project: Path) -> None:
     graph = helper.make_graph(
         [helper.make_node("Where", ["on", "x", "nothing"], ["y"])],
         "masked",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 4]),
          helper.make_tensor_value_info("on", TensorProto.BOOL, ["batch", 4])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 4])],
-        [numpy_helper.from_array(np.float32(0), "nothing")],
+        [numpy_helper.from_array(np.array(0, np.float32), "nothing")],
     )  # fmt: skip
     onnx.save(
         helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10), project / "given.onnx"

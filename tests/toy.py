@@ -1,4 +1,4 @@
-"""A model that trains in no time, written into a test's project."""
+"""A quickly trained model, written into the project of a test."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def accuracy(outputs, labels):
     return float((outputs["y"].argmax(1) == labels).mean())
 """
 
-# The same, of a size at which int8 may pay.
+# The same model, large enough for int8 to be faster.
 WIDE = SOURCE.replace(
     "torch.nn.Linear(16, 3)", "torch.nn.Linear(16, 256), torch.nn.ReLU(), torch.nn.Linear(256, 3)"
 ).replace("Linear(6, 16)", "Linear(6, 256), torch.nn.ReLU(), torch.nn.Linear(256, 16)")
@@ -52,13 +52,13 @@ STAGES: dict[str, Any] = {
 
 
 def one(stage: str, model: str, compute: Any) -> Any:
-    """Run a stage of a model in the project at hand, with what params.yaml says now; its report."""
+    """Run a stage of a model in the current project with the current params.yaml, and return its report."""
     write_settings()
     return command.one(stage, model, compute)
 
 
 def write_settings() -> None:
-    """What the params stage does, without importing the project's models."""
+    """Write the settings as the params stage does, without importing the models of the project."""
     for name, content in sections(read()).items():
         path = paths.root() / "build" / "params" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,12 +66,12 @@ def write_settings() -> None:
 
 
 def through(*stages: str) -> dict[str, Any]:
-    """Run stages of the toy in the project at hand; their reports."""
+    """Run stages of the toy in the current project, and return their reports."""
     return {stage: one(stage, "toy", STAGES[stage]) for stage in stages}
 
 
 def toy_params(**changes: Any) -> dict[str, Any]:
-    """params.yaml of one model, `toy`, quick to measure; `changes` are merged into the model, None drops a key."""
+    """params.yaml with one model, `toy`, with short measurements; `changes` are merged in, and None drops a key."""
     model: dict[str, Any] = {
         "build": "models.toy:net",
         "samples": "models.toy:samples",
@@ -86,7 +86,7 @@ def toy_params(**changes: Any) -> dict[str, Any]:
 
 
 def many_rows(**changes: Any) -> dict[str, Any]:
-    """Params of WIDE with a batch that makes products worth quantising."""
+    """Params of WIDE with a batch large enough for quantization to be worthwhile."""
     return toy_params(dims={"batch": {"max": 16, "typical": [1, 16]}}, **changes)
 
 
