@@ -111,8 +111,8 @@ FAULTS = [
     (RecursionError("deep"), 5, "report it"),
     (ConnectionResetError(errno.ECONNRESET, "reset"), 4, "could not be reached"),
     (TimeoutError("slow"), 4, "could not be reached"),
-    (ModuleNotFoundError("No module named 'psycopg2'", name="psycopg2"), 2, "psycopg2 is needed"),
-    (UnicodeEncodeError("utf-8", "\udcff", 0, 1, "surrogates not allowed"), 2, "no UTF-8"),
+    (ModuleNotFoundError("No module named 'psycopg2'", name="psycopg2"), 2, "needs the Python package psycopg2"),
+    (UnicodeEncodeError("utf-8", "\udcff", 0, 1, "surrogates not allowed"), 2, "not UTF-8"),
     (UsageError("as it is"), 2, "as it is"),
 ]
 

@@ -47,7 +47,7 @@ def explained(error: Exception) -> OnwardError:
         return _of_the_system(error)
     return MachineFault(
         f"unexpected {type(error).__name__}: {_words(error)}. This is a defect of Onward: run the command again with "
-        "`onward --debug ...`, and please report the traceback"
+        "`onward --debug ...`, and please report it with the traceback"
     )
 
 

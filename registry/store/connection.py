@@ -245,8 +245,8 @@ def reachable() -> Iterator[None]:
             raise StoreUnreachable(_unreachable(error)) from error
         if _NOT_MLFLOW_WORDS.search(text) or name in ("JSONDecodeError", "ParseError") or _misread(error):
             raise StoreUnreachable(
-                f"the answer from {without_credentials(tracking_uri())} is not from an MLflow server, or a proxy "
-                f"changed it: {excerpt(text)}. Check MLFLOW_TRACKING_URI"
+                f"{without_credentials(tracking_uri())} did not answer like an MLflow server: {excerpt(text)}. "
+                "Check MLFLOW_TRACKING_URI, and any proxy in front of the server"
             ) from error
         raise
 
