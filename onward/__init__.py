@@ -1,11 +1,11 @@
-"""From trained models to verified, measured, promotable ONNX.
+"""Turns trained models into verified, measured ONNX versions and promotes them.
 
     from onward import InferenceSession, promote, rollback, status, check
 
     session = InferenceSession("digits-cnn@production")
     promote("digits-cnn", "staging", reason="better on sevens")
 
-Everything here is imported when it is first used, so that `import onward` costs almost nothing.
+Each name is imported on first use, so that `import onward` is fast.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The `onward` command: what the registry and the pipeline each contribute to it."""
+"""The `onward` command, which combines the commands of the registry and the pipeline."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ pipeline.mount(app)
 
 
 def main() -> None:
-    """The console entry point."""
+    """Run the `onward` command; the console entry point."""
     run()
 
 

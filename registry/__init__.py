@@ -1,1 +1,1 @@
-"""Records what was measured and decides what is live. Needs MLflow, never torch."""
+"""Records measurements and determines what is live. Needs MLflow, but never torch."""

@@ -1,4 +1,4 @@
-"""Runs a module of the registry in a process of its own: a model can abort the process that runs it."""
+"""Runs a module of the registry in a separate process, because a model can abort the process that runs it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from typing import Any
 
 
 class Died(Exception):
-    """The process gave no answer; the message says why. `last` is the last line that it printed."""
+    """The process gave no answer; the message says why.
+
+    Attributes:
+        last: The last line that the process printed.
+    """
 
     def __init__(self, reason: str, last: str = "") -> None:
         super().__init__(reason)
@@ -20,16 +24,24 @@ class Died(Exception):
 
 
 def ask(module: str, *arguments: str, timeout_s: float) -> dict[str, Any]:
-    """Run `python -m onward.registry.MODULE ARGUMENTS` and return the JSON object that it prints last.
+    """Run `python -m onward.registry.MODULE ARGUMENTS`.
+
+    Args:
+        module: The module's name below onward.registry.
+        *arguments: Its arguments.
+        timeout_s: The longest acceptable duration in seconds.
+
+    Returns:
+        The JSON object on the last line of its output.
 
     Raises:
-        Died: it was killed by a signal, did not finish within `timeout_s`, or printed no such object.
+        Died: It was killed by a signal, did not finish within `timeout_s`, or printed no JSON object.
     """
     package = str(Path(__file__).absolute().parents[2])
     path = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
     try:
         done = subprocess.run(
-            # -P: a folder that the command happens to run in must not lend its modules.
+            # -P: modules in the working directory must not be imported.
             [sys.executable, "-P", "-m", f"onward.registry.{module}", *arguments],
             capture_output=True,
             timeout=timeout_s,
@@ -46,7 +58,7 @@ def ask(module: str, *arguments: str, timeout_s: float) -> dict[str, Any]:
         if isinstance(answer, dict):
             return answer
     except ValueError:
-        pass  # it ended before it could answer: what it said last on stderr is the reason
+        pass  # it ended before it could answer; the last line on stderr is the reason
     raise Died(f"could not be run: {_last(done.stderr)[:300] or 'no output'}", last)
 
 

@@ -1,8 +1,8 @@
-"""Where the project lies: the folder with Onward's `dvc.yaml` and `params.yaml`.
+"""Finds the project: the folder with Onward's `dvc.yaml` and `params.yaml`.
 
-The project is the folder that ONWARD_PROJECT names, else the nearest one at or above the working directory. In a
-repository with pipelines of its own, the file `.onward-project` at the top names the project's folder (`onward init`
-writes it), and Onward's commands work from every folder of the repository.
+The project is the folder that ONWARD_PROJECT names, else the nearest one at or above the working directory. A
+repository with its own pipelines has a file `.onward-project` in its top folder that names the project's folder
+(`onward init` writes it). Then Onward's commands work in every folder of the repository.
 """
 
 from __future__ import annotations
@@ -16,24 +16,26 @@ from onward.registry.errors import UsageError
 PROJECT = "ONWARD_PROJECT"
 POINTER = ".onward-project"
 PIPELINE = "dvc.yaml"
-# What Onward's own dvc.yaml contains and no other does.
+# A text that only Onward's own dvc.yaml contains.
 _OURS = "onward.stages"
 
 
 def root(start: Path | None = None) -> Path:
-    """The project's folder.
+    """Find the project's folder.
 
     Args:
-        start: where to begin the search; the working directory if not given.
+        start: The folder where the search begins; the working directory if None.
+
+    Returns:
+        The project's folder.
 
     Raises:
-        UsageError: there is no project at or above `start`, ONWARD_PROJECT names no folder, or `.onward-project` names
-        one
-            without dvc.yaml.
+        UsageError: There is no project at or above `start`, ONWARD_PROJECT does not name a folder, or
+            `.onward-project` names a folder without dvc.yaml.
     """
     if named := os.environ.get(PROJECT):
         if not Path(named).is_dir():
-            raise UsageError(f"{PROJECT} names {named}, and there is no such folder")
+            raise UsageError(f"{PROJECT} names {named}, which is not a folder")
         return Path(named).resolve()
     here = (start or Path.cwd()).resolve()
     for folder in (here, *here.parents):
@@ -50,13 +52,16 @@ def root(start: Path | None = None) -> Path:
 
 
 def home() -> Path:
-    """The project's folder in the checkout that people work in.
+    """Find the project's folder in the user's checkout.
 
-    Inside `dvc exp run --temp` or `--queue`, which work in a temporary copy of the repository, it is the folder that
-    the experiment was started from. Elsewhere it is `root()`.
+    `dvc exp run --temp` and `--queue` work in a temporary copy of the repository. Inside them, this is the folder from
+    which the experiment was started. Elsewhere it is `root()`.
+
+    Returns:
+        The project's folder.
 
     Raises:
-        UsageError: as root.
+        UsageError: As `root`.
     """
     here = root()
     origin = os.environ.get("DVC_EXP_GIT_REMOTE")
@@ -69,10 +74,13 @@ def home() -> Path:
 
 
 def repository() -> Path:
-    """The top folder of the git repository around the project; the project's own folder where there is none.
+    """Find the top folder of the git repository around the project.
+
+    Returns:
+        The repository's folder, or the project's own folder if it is not in a repository.
 
     Raises:
-        UsageError: as root.
+        UsageError: As `root`.
     """
     here = root()
     return next((folder for folder in (here, *here.parents) if (folder / ".git").exists()), here)
@@ -93,5 +101,5 @@ def _content(path: Path) -> str:
 def _pointed_to(repository: Path) -> Path:
     folder = repository / _content(repository / POINTER)
     if not (folder / PIPELINE).is_file():
-        raise UsageError(f"{repository / POINTER} names {folder}, which holds no dvc.yaml")
+        raise UsageError(f"{repository / POINTER} names {folder}, which contains no dvc.yaml")
     return folder.resolve()

@@ -1,4 +1,4 @@
-"""Files and folders as wholes: what a file's bytes are, and writing either so that no reader ever sees half of it."""
+"""Computes digests of files, and writes files and folders atomically: readers never see a part of them."""
 
 from __future__ import annotations
 
@@ -19,34 +19,38 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-# Linux's renameat2: the flag that swaps two names, and the folder that relative paths start from.
+# For Linux's renameat2: the flag that swaps two names, and the code of the working directory.
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
-# What is answered where a file or a folder cannot be synced, or not by this user.
+# The errors of fsync if a file or folder does not support it, or this user may not do it.
 _NO_SYNC = {errno.EINVAL, errno.EBADF, errno.ENOSYS, errno.ENOTSUP, errno.EACCES, errno.EPERM}
-# What another machine made counts as abandoned after this long: a folder that is written to, and an old one that stands
-# aside for the moment between two renames. In seconds.
+# The age in seconds from which another machine's folder counts as abandoned: a day for a folder that is being written,
+# a minute for an old folder that was moved aside between two renames.
 _DAY, _MINUTE = 86400.0, 60.0
 
 
 def sha256_file(path: Path) -> str:
-    """Hex sha256 of a file's bytes."""
+    """Compute the sha256 of a file in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write `content` so that `path` holds either all of it or what it held before, even after a power failure.
+    """Write a file so that it has either the new or the old content, even after a power failure.
 
-    A file that is there keeps its mode; a new one gets what the umask leaves. Where `path` is a link, the file that it
-    names is replaced and the link stays.
+    An existing file keeps its mode; a new one gets the mode that the umask permits. If `path` is a link, its target is
+    replaced and the link stays.
+
+    Args:
+        path: The file. Missing parent folders are made.
+        content: The new content.
 
     Raises:
-        OSError: it cannot be written; the message names `path`.
+        OSError: The file cannot be written; the message names `path`.
     """
     target = Path(os.path.realpath(path))
     with _naming(path):
-        if target.exists() and not target.is_file():  # a pipe or a device is written to, and not replaced
+        if target.exists() and not target.is_file():  # a pipe or a device must not be replaced
             target.write_bytes(content)
             return
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -67,16 +71,26 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
-    """A fresh folder to write to, which takes `folder`'s place when all went well and vanishes when not.
+    """Replace a folder atomically.
 
-    At every moment the old folder or the new one is complete: at its place where the file system can swap two names
-    (Linux's renameat2); elsewhere it is beside its place for the moment between two renames, and the next call puts
-    back what a process that was killed in that moment left. Other leavings of killed processes are deleted, but only
-    while there is a folder at the place. A folder keeps its mode; a new one gets what the umask leaves. Where `folder`
-    is a link, the folder that it names is replaced and the link stays.
+    The new folder replaces the old one if the block succeeds, and is deleted if it fails.
+
+    At every moment the old or the new folder is complete. If the file system can swap two names (Linux's renameat2), it
+    is always at its place. Otherwise the old folder is beside its place between two renames. If the process is killed
+    at that moment, the next call moves the old folder back. Other remains of killed processes are deleted, but only
+    while there is a folder at the place.
+
+    An existing folder keeps its mode; a new one gets the mode that the umask permits. If `folder` is a link, its target
+    is replaced and the link stays.
+
+    Args:
+        folder: The folder to replace. Missing parent folders are made.
+
+    Yields:
+        An empty folder to write to.
 
     Raises:
-        OSError: it cannot be written; the message names `folder`, and what was there is there.
+        OSError: The folder cannot be written; the message names `folder`, and the old folder is unchanged.
     """
     place = Path(os.path.realpath(folder))
     with _naming(folder):
@@ -96,12 +110,12 @@ def replacing(folder: Path) -> Iterator[Path]:
                 _tidy(place)
                 _sync_one(place.parent)
     finally:
-        _delete(fresh)  # what was at the place before, or what was not finished
+        _delete(fresh)  # the old folder, or an incomplete new one
         _unlock(lock)
 
 
 def _put(fresh: Path, place: Path) -> None:
-    """Move a folder to its place; what was there is then at `fresh`, to be deleted."""
+    """Move a folder to its place. The old folder is deleted, or is at `fresh` afterwards and can be deleted."""
     if not os.path.lexists(place):
         os.rename(fresh, place)
     elif not _exchange(fresh, place):
@@ -116,7 +130,7 @@ def _put(fresh: Path, place: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Swap two names in one step; False where this system or this file system cannot."""
+    """Swap two names in one step; False if the system or the file system does not support it."""
     swap = _renameat2()
     if swap is None:
         return False
@@ -125,23 +139,23 @@ def _exchange(one: Path, other: Path) -> bool:
 
 @functools.cache
 def _renameat2() -> Any:
-    """The C library's function, None where there is none."""
+    """The C library's function; None if it is missing."""
     try:
         found = ctypes.CDLL(None).renameat2
-    except (AttributeError, OSError, TypeError):  # no Linux, or a C library that does not have it
+    except (AttributeError, OSError, TypeError):  # not Linux, or the C library lacks it
         return None
     found.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
     return found
 
 
 def _tidy(place: Path) -> None:
-    """Put back an old folder whose process was killed between two renames; delete what else is abandoned."""
+    """Move back an old folder whose process was killed between two renames, and delete other abandoned folders."""
     names = re.compile(rf"\.{re.escape(place.name)}\.[0-9a-f]{{8}}\.[0-9a-f]{{16}}(\.old)?")
     left = [path for path in place.parent.iterdir() if names.fullmatch(path.name)]
     if not os.path.lexists(place):
         old = [path for path in left if path.suffix == ".old" and _is_abandoned(path)]
         if not old:
-            return  # nothing is deleted while nothing is at the place
+            return  # nothing is deleted while there is no folder at the place
         newest = max(old, key=lambda path: path.lstat().st_ctime)
         os.rename(newest, place)
         left.remove(newest)
@@ -151,26 +165,26 @@ def _tidy(place: Path) -> None:
 
 
 def _beside(place: Path) -> Path:
-    """A new name beside a folder, which says which machine made it."""
+    """A new name beside a folder, with the machine that made it."""
     return place.with_name(f".{place.name}.{_machine()}.{secrets.token_hex(8)}")
 
 
 @functools.cache
 def _machine() -> str:
-    """This machine since it started: all of its processes, in whatever container, see each other's locks."""
+    """An id of this machine since its start. All its processes, in all containers, see each other's locks."""
     try:
-        said = Path("/proc/sys/kernel/random/boot_id").read_text()
+        machine = Path("/proc/sys/kernel/random/boot_id").read_text()
     except OSError:
-        said = platform.node()
-    return hashlib.sha256(said.encode()).hexdigest()[:8]
+        machine = platform.node()
+    return hashlib.sha256(machine.encode()).hexdigest()[:8]
 
 
 def _is_abandoned(path: Path) -> bool:
-    """Whether no process works any more on a folder that `replacing` made.
+    """Whether no process works on a folder that `replacing` made.
 
-    The process that does holds a lock on it, which ends with the process. Its id would say nothing: ids are given
-    again, and differ between containers. Where another machine made the folder, or where there are no locks, its age
-    decides: a folder that nothing was changed in for a day, or that was moved aside more than a minute ago.
+    A process holds a lock on its folder until the process ends. (Process ids are no alternative: they are reused and
+    differ between containers.) If another machine made the folder, or there are no locks, its age decides: nothing in
+    it changed for a day, or it was moved aside more than a minute ago.
     """
     try:
         if f".{_machine()}." in path.name:
@@ -182,13 +196,13 @@ def _is_abandoned(path: Path) -> bool:
             return time.time() - path.lstat().st_ctime > _MINUTE
         newest = max((entry.lstat().st_ctime for entry in path.rglob("*")), default=0.0)
         return time.time() - max(newest, path.lstat().st_ctime) > _DAY
-    except (BlockingIOError, FileNotFoundError):  # its process holds the lock, or deletes it
+    except (BlockingIOError, FileNotFoundError):  # its process holds the lock, or is deleting it
         return False
 
 
 @contextmanager
 def _alone_in(parent: Path) -> Iterator[None]:
-    """No other process is here for the same parent folder at once, where the file system has locks."""
+    """Exclude other processes from the same parent folder, if the file system supports locks."""
     lock = _lock(parent, wait=True)
     try:
         yield
@@ -197,16 +211,16 @@ def _alone_in(parent: Path) -> Iterator[None]:
 
 
 def _lock(folder: Path, wait: bool = False) -> int | None:
-    """Lock a folder until `_unlock`, or until this process ends; None where there are no locks.
+    """Lock a folder until `_unlock`, or until this process ends; None if locks are not supported.
 
     Raises:
-        BlockingIOError: another process has it locked, and this one is not to wait.
+        BlockingIOError: Another process holds the lock, and `wait` is False.
     """
     try:
         import fcntl
 
         handle = os.open(folder, os.O_RDONLY)
-    except (ImportError, PermissionError):  # Windows; or a folder that may be written to and not read
+    except (ImportError, PermissionError):  # Windows, or a folder with write but not read permission
         return None
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -214,7 +228,7 @@ def _lock(folder: Path, wait: bool = False) -> int | None:
         os.close(handle)
         if isinstance(error, BlockingIOError):
             raise
-        return None  # a network's file system
+        return None  # a network file system without locks
     return handle
 
 
@@ -222,13 +236,15 @@ def _unlock(handle: int | None) -> None:
     if handle is not None:
         import fcntl
 
-        fcntl.flock(handle, fcntl.LOCK_UN)  # for forked processes, too, which closing leaves locked
+        fcntl.flock(handle, fcntl.LOCK_UN)  # closing alone would leave the lock with forked processes
         os.close(handle)
 
 
 def _delete(path: Path) -> None:
-    """Delete a file or folder, as far as that can be done. An old folder is first given a name that is never put back,
-    so that no half of it is."""
+    """Delete a file or folder as far as possible.
+
+    An old folder is first renamed, so that `_tidy` cannot move a partly deleted folder back.
+    """
     with contextlib.suppress(OSError):
         if path.suffix == ".old":
             path = path.rename(path.with_name(f"{path.name[: -len('.old') - 16]}{secrets.token_hex(8)}"))
@@ -240,7 +256,7 @@ def _delete(path: Path) -> None:
 
 
 def _keep_mode(place: Path, fresh: Path) -> None:
-    """Give `fresh` the mode of what it replaces, where both are files or both are folders."""
+    """Give `fresh` the mode of what it replaces, if both are files or both are folders."""
     with contextlib.suppress(FileNotFoundError):
         mode = place.stat().st_mode
         if stat.S_IFMT(mode) == stat.S_IFMT(fresh.stat().st_mode):
@@ -248,7 +264,7 @@ def _keep_mode(place: Path, fresh: Path) -> None:
 
 
 def _sync(folder: Path) -> None:
-    """Have the file system write down a folder and all that is in it, so that no rename outlives what was renamed."""
+    """Flush a folder and its content to disk, so that a rename is never on disk before the renamed content."""
     for path in folder.rglob("*"):
         kind = path.lstat().st_mode
         if stat.S_ISREG(kind) or stat.S_ISDIR(kind):
@@ -270,7 +286,7 @@ def _sync_one(path: Path) -> None:
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Errors of the system say which path could not be written, and not which temporary one; their number stays."""
+    """Make errors of the system name `path` instead of a temporary file; their errno stays."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Names of models and environments: what they may contain, so that they can be part of a path, a filter or a tag."""
+"""Checks names of models and environments, so that they can be part of a path, a filter or a tag."""
 
 from __future__ import annotations
 
@@ -6,22 +6,31 @@ import re
 
 from onward.registry.errors import UsageError
 
-# No dot: it separates environment and model in `production.cnn`. No slash, quote or space.
+# No dot, because it separates environment and model in `production.cnn`. No slash, quote or space.
 PATTERN = r"[A-Za-z0-9][A-Za-z0-9_-]*"
 _NAME = re.compile(PATTERN)
+# How messages describe the pattern.
+NAME_RULE = "use letters, digits, - and _, starting with a letter or digit"
 
 
 def is_name(name: str) -> bool:
-    """Whether `name` can be the name of a model or an environment."""
+    """Tell whether `name` can be the name of a model or an environment."""
     return _NAME.fullmatch(name) is not None
 
 
 def valid_name(name: str, what: str) -> str:
-    """Return `name` if it can be the name of `what`: "a model" or "an environment".
+    """Check a name.
+
+    Args:
+        name: The name.
+        what: What it names: "a model" or "an environment".
+
+    Returns:
+        The name.
 
     Raises:
-        UsageError: it cannot.
+        UsageError: The name is not valid.
     """
     if not is_name(name):
-        raise UsageError(f"{name!r} is no name for {what}: letters, digits, - and _, a letter or digit first")
+        raise UsageError(f"{name!r} is not a valid name for {what}: {NAME_RULE}")
     return name

@@ -1,4 +1,4 @@
-"""Reads .npz files: those that Onward wrote, and those of users, which may be broken."""
+"""Reads .npz files: Onward's own, and those of users, which may be damaged."""
 
 from __future__ import annotations
 
@@ -9,10 +9,17 @@ from onward.registry.errors import UsageError
 
 
 def arrays(path: Path) -> dict[str, Any]:
-    """The arrays of a file that Onward wrote, by name.
+    """Read a file that Onward wrote.
+
+    Args:
+        path: The .npz file.
+
+    Returns:
+        The arrays by name.
 
     Raises:
-        OSError, ValueError: it is missing or damaged.
+        OSError: The file is missing or cannot be read.
+        ValueError: The file is damaged.
     """
     import numpy as np
 
@@ -21,11 +28,17 @@ def arrays(path: Path) -> dict[str, Any]:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The arrays of the file that --input names, each under its name.
+    """Read the file that --input names.
+
+    Args:
+        path: The .npz file.
+
+    Returns:
+        The arrays by name.
 
     Raises:
-        UsageError: there is none, or it is no .npz file of plain arrays, or a part of it is broken.
-        OSError: it may not be read, or the disk fails.
+        UsageError: The file is missing, is damaged, or is not an .npz file of plain arrays.
+        OSError: The file cannot be read.
     """
     import numpy as np
 
@@ -33,7 +46,7 @@ def read(path: Path) -> dict[str, Any]:
     try:
         stored = np.load(path, allow_pickle=False)
         if isinstance(stored, np.ndarray):
-            raise UsageError(f"{where}: is one .npy array; an .npz names each input (numpy.savez)")
+            raise UsageError(f"{where}: contains one .npy array; an .npz names each input (numpy.savez)")
         with stored:
             found = dict(stored)
     except (UsageError, MemoryError):
@@ -42,12 +55,12 @@ def read(path: Path) -> dict[str, Any]:
         raise UsageError(f"{where}: there is no such file") from None
     except IsADirectoryError:
         raise UsageError(f"{where}: is a folder") from None
-    except Exception as error:  # of the zip file, its compression, a member's header, or its data: they share no base
+    except Exception as error:  # the zip file, its compression, headers and data raise errors without a common base
         if isinstance(error, OSError) and error.errno:
             raise
-        words = " ".join(str(error).split()) or type(error).__name__
-        raise UsageError(f"{where}: is no .npz file of plain arrays, or a broken one: {words}") from None
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UsageError(f"{where}: is not an .npz file of plain arrays, or is damaged: {reason}") from None
     for name, value in found.items():
         if not isinstance(value, np.ndarray):
-            raise UsageError(f"{where}: its member {name!r} is no array (numpy.savez writes arrays alone)")
+            raise UsageError(f"{where}: its member {name!r} is not an array (numpy.savez writes only arrays)")
     return found

@@ -1,4 +1,4 @@
-"""How many processors this process may use: those that it may run on, within the quotas of its cgroups."""
+"""Counts the processors that this process may use, by its affinity and the quotas of its cgroups."""
 
 from __future__ import annotations
 
@@ -8,25 +8,35 @@ from pathlib import Path
 
 
 def usable() -> set[int]:
-    """The processors that this process may run on, counted from 1."""
+    """Return the processors that this process may run on, numbered from 1."""
     try:
         return {number + 1 for number in os.sched_getaffinity(0)}
-    except AttributeError:  # neither macOS nor Windows says
+    except AttributeError:  # not available on macOS and Windows
         return set(range(1, (os.cpu_count() or 1) + 1))
 
 
 def count(root: Path = Path("/")) -> int:
-    """How many processors this process may use at once: those that it may run on, and no more than its cgroups give.
+    """Count the processors that this process may use at once.
 
-    `root` is the folder that holds `proc` and `sys`.
+    Args:
+        root: The folder that contains `proc` and `sys`.
+
+    Returns:
+        The number of processors that it may run on, or the smallest quota of its cgroups if that is lower.
     """
     return min([len(usable()), *_quotas(root)])
 
 
 def fewer(root: Path = Path("/")) -> int | None:
-    """How many threads compute well here, where that is fewer than the machine has processors; None where it is not.
+    """Compute a number of threads if this process may use fewer processors than the machine has.
 
     Libraries that count the machine's processors themselves start too many threads in a container.
+
+    Args:
+        root: The folder that contains `proc` and `sys`.
+
+    Returns:
+        The number of threads; None if this process may use all processors.
     """
     import psutil
 
@@ -37,15 +47,14 @@ def fewer(root: Path = Path("/")) -> int | None:
 
 
 def _quotas(root: Path) -> Iterator[int]:
-    """The limits of this process's cgroups and of all cgroups around them, in processors, rounded up.
+    """The limits of this process's cgroups and all their parents, in processors, rounded up.
 
-    A container that sees its own cgroup as the topmost one finds its limit there; the path that /proc names may then
-    not be there at all.
+    A container may see its own cgroup as the top one, so the limit is there, and the path in /proc may not exist.
     """
     mounted = root / "sys" / "fs" / "cgroup"
     for line in _text(root / "proc" / "self" / "cgroup").splitlines():
         number, controllers, path = [*line.split(":", 2), "", ""][:3]
-        if number == "0" and not controllers:  # version 2, alone or beside version 1
+        if number == "0" and not controllers:  # version 2, with or without version 1
             bases = [mounted, mounted / "unified"]
         elif "cpu" in controllers.split(","):
             bases = [mounted / name for name in dict.fromkeys((controllers, "cpu", "cpu,cpuacct"))]
@@ -58,13 +67,13 @@ def _quotas(root: Path) -> Iterator[int]:
 
 
 def _quota(cgroup: Path) -> Iterator[int]:
-    """The limit of one cgroup, where it has one."""
-    said = _text(cgroup / "cpu.max").split() or [
+    """The limit of one cgroup, if it has one."""
+    limit = _text(cgroup / "cpu.max").split() or [
         *_text(cgroup / "cpu.cfs_quota_us").split(),
         *_text(cgroup / "cpu.cfs_period_us").split(),
     ]
-    if len(said) == 2 and all(figure.isdecimal() and int(figure) for figure in said):  # else "max", or -1
-        quota, period = map(int, said)
+    if len(limit) == 2 and all(number.isdecimal() and int(number) for number in limit):  # else "max", or -1
+        quota, period = map(int, limit)
         yield -(-quota // period)
 
 

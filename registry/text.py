@@ -1,26 +1,29 @@
-"""Text that somebody else wrote is data: no control sequence and no markup in it reaches a terminal or a page.
+"""Escapes untrusted text, so that it cannot bring control sequences or markup to a terminal or a page.
 
-Reasons, names, tags and the metadata of models come from stores, files and other people. Everything that prints such
-text, or hands it to something that interprets markup, passes it through this module.
+Reasons, names, tags and the metadata of models come from stores, files and other people. All code that prints such text
+or passes it to something that interprets markup uses this module.
 """
 
 from __future__ import annotations
 
+import difflib
 import re
 import unicodedata
+from collections.abc import Iterable
 
 # Control characters, formatting (ESC, bidi, zero width), lone surrogates, line and paragraph separators.
 _HIDDEN = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))
-# Unicode counts these as letters, marks or symbols, and they show nothing: fillers, joiners, selectors, an empty cell.
+# Unicode classifies these as letters, marks or symbols, but they are invisible: fillers, joiners, selectors, an empty
+# Braille cell.
 _BLANK = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
-# These change how the character before them looks, and hide nothing.
+# These change only the appearance of the character before them, so they are not escaped.
 _SELECTORS = re.compile("[\ufe00-\ufe0f]")
 _SHORT = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
 
 _MARKDOWN = re.compile(
     r"""
     [\\`*\[\]~|]              # escapes, code, emphasis, links, pictures, tables
-    | (?<![^\W_])_|_(?![^\W_])  # emphasis; an underscore inside a word is none
+    | (?<![^\W_])_|_(?![^\W_])  # emphasis; not an underscore inside a word
     | ^([\#>+=-]|\d+(?=[.)]))   # headings, quotations, lists, lines
     | :(?=[\w+-]+:)             # :emoji:
     | (?<!\S)@                  # a mention
@@ -30,7 +33,7 @@ _MARKDOWN = re.compile(
 
 
 def printable(text: object) -> str:
-    """`text` in one line, with what cannot be printed shown as an escape: ``\\x1b``, ``\\u202e``, ``\\n``."""
+    r"""Convert `text` to one line, with unprintable characters as escapes: ``\x1b``, ``\u202e``, ``\n``."""
     return "".join(map(_shown, str(text)))
 
 
@@ -49,20 +52,26 @@ def _shown(character: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """`text` with every run of white space, line breaks included, as one space; empty where it shows nothing."""
+    """Replace each run of white space in `text`, including line breaks, by a space; "" if nothing is visible."""
     line = " ".join(text.split())
     return line if is_visible(line) else ""
 
 
 def is_visible(text: str) -> bool:
-    """Whether `text` holds a character that shows: none is white space, a control or of zero width."""
-    return any(unicodedata.category(c)[0] in "LNPS" and not _BLANK.match(c) for c in text)
+    """Tell whether `text` contains a visible character: not white space, a control character or of zero width."""
+    return any(unicodedata.category(character)[0] in "LNPS" and not _BLANK.match(character) for character in text)
 
 
 def markdown(text: object) -> str:
-    """`text` for a page that renders Markdown, as MLflow's descriptions do: it is shown as it is.
+    """Escape `text` for a page that renders Markdown, such as MLflow's descriptions.
 
-    Only what would be markup is escaped, so that the text stays readable where it is not rendered.
+    Only markup is escaped, so that the text is also readable without rendering.
+
+    Args:
+        text: The text; it is converted with `str`.
+
+    Returns:
+        One line of Markdown that is displayed as the text.
     """
     line = printable(" ".join(str(text).split()))
     line = re.sub(r"&(?=#?\w+;)", "&amp;", line).replace("<", "&lt;")
@@ -75,10 +84,21 @@ def _escaped(match: re.Match[str]) -> str:
 
 
 def mathtext(text: object) -> str:
-    """`text` for matplotlib, which takes what stands between two dollar signs for a formula."""
+    """Escape `text` for matplotlib, which renders text between two dollar signs as a formula."""
     return printable(text).replace("$", r"\$")
 
 
 def is_unicode(text: str) -> bool:
-    """Whether `text` can be written as UTF-8: an argument whose bytes are no UTF-8 holds lone surrogates."""
+    """Tell whether `text` can be encoded as UTF-8. Arguments that are not UTF-8 contain lone surrogates."""
     return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` if a known name is similar to `name`, else the empty string."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def plain_words(reason: str) -> str:
+    """Put a library's message on one line of at most 400 characters."""
+    return re.sub(r"\s+", " ", reason).strip()[:400]

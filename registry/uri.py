@@ -1,7 +1,7 @@
-"""Addresses of stores and webhooks, without what must not be shown: nobody's name or password is ever printed.
+"""Removes user names, passwords and other secrets from addresses of stores and webhooks before they are printed.
 
-A password may hold any character, an `@`, `/` or `#` that should have been percent-encoded among them, and the address
-may be none at all. So nothing here parses an address by the rules: all before the last `@` may be secret.
+A password may contain any character, including an `@`, `/` or `#` that should be percent-encoded, and the address may
+be malformed. So this module does not parse addresses by the standard: everything before the last `@` may be secret.
 """
 
 from __future__ import annotations
@@ -13,23 +13,36 @@ from urllib.parse import unquote
 
 _SCHEME = re.compile(r"\s*([A-Za-z][A-Za-z0-9+.-]*):(/{0,2})(.*)", re.DOTALL)
 _SQLITE = "sqlite:///"
-# An address in somebody else's words, up to the white space after it.
+# An address in a text, up to the next white space.
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)\S*")
-# Variables that hold an address or a password.
+# The variables with an address, and those with a password.
 _ADDRESSES = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
 _SECRETS = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 HIDDEN = "***"
 
 
 def scheme(uri: str) -> str:
-    """The scheme of an address in small letters, without a driver (`postgresql` of `postgresql+psycopg`); "" where it
-    has none."""
+    """Return the scheme of an address in lower case.
+
+    Args:
+        uri: The address.
+
+    Returns:
+        The scheme without a driver (`postgresql` for `postgresql+psycopg`); "" if there is none.
+    """
     found = _SCHEME.fullmatch(uri)
     return found[1].lower().partition("+")[0] if found else ""
 
 
 def sqlite_file(uri: str) -> Path | None:
-    """The file of an SQLite store; None where the store is another, or in memory. Read as SQLAlchemy reads the URI."""
+    """Find the file of an SQLite store, with SQLAlchemy's rules for the address.
+
+    Args:
+        uri: The address of a store.
+
+    Returns:
+        The file; None if the store is in memory or is not SQLite.
+    """
     if not uri.startswith(_SQLITE):
         return None
     name = uri.removeprefix(_SQLITE).partition("?")[0]
@@ -37,13 +50,13 @@ def sqlite_file(uri: str) -> Path | None:
 
 
 def without_credentials(uri: str) -> str:
-    """`uri` without user, password, query and fragment; of an SQLite store, the name of its file alone."""
+    """Remove user, password, query and fragment from an address. For SQLite, only the file's name remains."""
     file = sqlite_file(uri)
     if file is not None:
         return f"{_SQLITE}{file.name}"
     start, rest = _parts(uri)
     shown = re.split(r"[?#]", rest.rpartition("@")[2])[0]
-    # What stands where a port should, and is none, may be a password whose `@` is missing.
+    # Text in the place of a port that is not a number may be a password with a missing `@`.
     place, slash, path = shown.partition("/")
     address, colon, port = place.rpartition(":")
     if colon and "]" not in port and not port.isdecimal():
@@ -52,7 +65,7 @@ def without_credentials(uri: str) -> str:
 
 
 def host(address: str) -> str:
-    """The host of a webhook's address, of which all else may be secret; "" where it cannot be told for certain."""
+    """Return the host of a webhook's address, all else of which may be secret; "" if the host is uncertain."""
     found = _SCHEME.fullmatch(address)
     authority, rest = re.fullmatch(r"([^/?#]*)(.*)", found[3] if found else "", re.DOTALL).groups()  # type: ignore[union-attr]
     name, _, port = authority.rpartition("@")[2].partition(":")
@@ -60,7 +73,7 @@ def host(address: str) -> str:
 
 
 def _parts(uri: str) -> tuple[str, str]:
-    """What an address begins with, and the rest. `name:password@host` begins with no scheme."""
+    """The start of an address (scheme and slashes) and the rest. `name:password@host` has no scheme."""
     found = _SCHEME.fullmatch(uri)
     if not found or (found[2] != "//" and "@" in found[3]):
         return "", uri
@@ -68,9 +81,15 @@ def _parts(uri: str) -> tuple[str, str]:
 
 
 def hidden(text: str) -> str:
-    """Somebody else's words, such as an exception's, without addresses and without what is secret in those in use.
+    """Remove addresses and secrets from a text that Onward did not write, such as an exception's message.
 
-    A library repeats parts of an address, in other letters or encodings: each word of what is secret goes.
+    Libraries repeat parts of an address in another case or encoding, so each word of a secret is removed.
+
+    Args:
+        text: The text.
+
+    Returns:
+        The text with HIDDEN instead of addresses and words of the secrets in use.
     """
     text = _ADDRESS.sub(rf"\1{HIDDEN}", text)
     words = {word for secret in _secrets() for word in re.findall(r"\w+", secret)}
@@ -81,7 +100,7 @@ def hidden(text: str) -> str:
 
 
 def _secrets() -> set[str]:
-    """What is secret in the environment: user information and queries of addresses, passwords; decoded, too."""
+    """The secrets in the environment, raw and decoded: passwords, and user information and queries of addresses."""
     found = {os.environ.get(name, "") for name in _SECRETS}
     for uri in filter(None, map(os.environ.get, _ADDRESSES)):
         if sqlite_file(uri) is not None:
@@ -90,5 +109,5 @@ def _secrets() -> set[str]:
         before, at, after = rest.rpartition("@")
         found |= {before if at else "", after.partition("?")[2]}
         if not at and without_credentials(uri) != re.split(r"[?#]", uri)[0]:
-            found.add(rest.partition(":")[2])  # what stands where a port should
+            found.add(rest.partition(":")[2])  # the text in the place of a port
     return found | {unquote(secret) for secret in found}

@@ -1,5 +1,4 @@
-"""What both readers of params.yaml (registry/gates/policy.py, stages/params.py) refuse before they look at what it
-says."""
+"""Loads params.yaml and rejects malformed content, for registry/gates/policy.py and stages/params.py."""
 
 from __future__ import annotations
 
@@ -11,32 +10,45 @@ from onward.registry.errors import UsageError
 
 
 def load(path: Path, parse: Callable[[str], Any]) -> Any:
-    """Read a YAML file with a parser.
+    """Read a YAML file.
+
+    Args:
+        path: The file.
+        parse: Converts its text to a value.
+
+    Returns:
+        The value.
 
     Raises:
-        UsageError: it is no UTF-8, or an alias in it stands inside what it stands for, or it is nested too deep.
-        OSError: it cannot be read.
+        UsageError: The file is not UTF-8, is too deeply nested, or has an alias inside the value that it refers to.
+        OSError: The file cannot be read.
     """
     content = path.read_bytes()
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise UsageError(f"{path.name}: line {line}: is no UTF-8: save the file as UTF-8") from None
+        raise UsageError(f"{path.name}: line {line}: is not UTF-8: save the file as UTF-8") from None
     try:
         found = parse(text)
         if _is_circular(found, set(), set()):
-            raise UsageError(f"{path.name}: holds itself: an alias (*name) stands inside what it is the name of")
+            raise UsageError(f"{path.name}: is circular: an alias (*name) is inside the value that it refers to")
     except RecursionError:
-        raise UsageError(f"{path.name}: is nested too deep") from None
+        raise UsageError(f"{path.name}: is nested too deeply") from None
     return found
 
 
 def parse(text: str) -> Any:
-    """What YAML says, every key once: of a name that stands twice, the last would win unnoticed.
+    """Parse YAML and reject duplicate keys, because PyYAML silently uses the last one.
+
+    Args:
+        text: The YAML text.
+
+    Returns:
+        The value.
 
     Raises:
-        yaml.YAMLError: it is no YAML, or a key stands twice in one mapping.
+        yaml.YAMLError: The text is not YAML, or a key occurs twice in a mapping.
     """
     import yaml
 
@@ -58,13 +70,13 @@ def _require_once(node: Any, known: set[int]) -> None:
     for key, value in node.value:
         if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
             if key.value in seen:
-                raise yaml.MarkedYAMLError(None, None, f"the key {key.value} stands twice", key.start_mark)
+                raise yaml.MarkedYAMLError(None, None, f"the key {key.value} occurs twice", key.start_mark)
             seen.add(key.value)
         _require_once(value, known)
 
 
 def _is_circular(value: Any, above: set[int], known: set[int]) -> bool:
-    """Whether a container holds itself. `known` are those that were looked through: an alias may be used often."""
+    """Whether a container contains itself. `known` has the checked containers, because an alias may occur often."""
     if not isinstance(value, dict | list) or id(value) in known:
         return False
     if id(value) in above:

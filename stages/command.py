@@ -18,12 +18,12 @@ import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from onward.registry.errors import NotReady, OnwardError, UsageError
+from onward.registry.errors import OPERATOR_FAULTS, NotReady, OnwardError, UsageError
 from onward.registry.evidence.reports import REPORTS, Report, save
 from onward.registry.files import replacing
 from onward.registry.text import printable
 from onward.stages.config import paths
-from onward.stages.workers.worker import OPERATORS, WorkerFailure
+from onward.stages.workers.worker import WorkerFailure
 
 TRACEBACK = "traceback.txt"
 
@@ -93,7 +93,7 @@ def _computed(stage: str, model: str, compute: Callable[[str, Path], Report], fo
     except OnwardError:
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in OPERATORS:
+        if isinstance(error, OSError) and error.errno in OPERATOR_FAULTS:
             raise
         reason, trace = _unexpected(stage, model, error), paths.without_paths(traceback.format_exc())
     for path in folder.iterdir():  # partial results must not be used
@@ -144,7 +144,7 @@ def _guarded(body: Callable[[], None]) -> None:
             print(printable(line), file=sys.stderr)
         sys.exit(error.exit_code)
     except OSError as error:
-        if error.errno not in OPERATORS:
+        if error.errno not in OPERATOR_FAULTS:
             raise
         print(printable(f"{error.filename or paths.root()}: {error.strerror}; nothing was written"), file=sys.stderr)
         sys.exit(1)

@@ -11,6 +11,7 @@ from onward.registry import processors
 from onward.registry.evidence.records import PLAIN, Variant
 from onward.registry.evidence.reports import OptimizeReport
 from onward.registry.evidence.session_options import SessionOptions
+from onward.registry.text import plain_words
 from onward.stages import command
 from onward.stages.config import paths, techniques
 from onward.stages.config.load import section
@@ -21,7 +22,7 @@ from onward.stages.parity.reference_answers import recorded_answers
 from onward.stages.parity.sizes import typical_sizes
 from onward.stages.reports import blocked
 from onward.stages.transforms import graph_profile
-from onward.stages.transforms.builder import Job, VariantBuilder, placed, plain_words
+from onward.stages.transforms.builder import Job, VariantBuilder, placed
 from onward.stages.workers.worker import Worker, WorkerFailure
 
 

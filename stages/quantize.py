@@ -15,11 +15,13 @@ from typing import Any
 from onward.registry.artifact import onnx_file
 from onward.registry.evidence.records import PLAIN, TradeOff, TradePoint, Variant
 from onward.registry.evidence.reports import OptimizeReport, QuantizeReport, load
+from onward.registry.text import plain_words
 from onward.stages import command
 from onward.stages.config import paths, techniques
 from onward.stages.config.load import section
 from onward.stages.config.load import settings as load_settings
-from onward.stages.config.schema import ModelParams, TechniqueSpec
+from onward.stages.config.schema import ModelParams
+from onward.stages.config.techniques import TechniqueSpec
 from onward.stages.parity.budget import Judgement
 from onward.stages.parity.evaluate import Arrays, batch_size, batches, quality_of, weigh
 from onward.stages.parity.reference import split
@@ -27,7 +29,7 @@ from onward.stages.parity.reference_answers import recorded_kinds, recorded_outp
 from onward.stages.parity.sizes import typical_sizes
 from onward.stages.reports import blocked
 from onward.stages.transforms import graph_profile
-from onward.stages.transforms.builder import Feed, Job, VariantBuilder, placed, plain_words
+from onward.stages.transforms.builder import Feed, Job, VariantBuilder, placed
 from onward.stages.transforms.graph_profile import GraphProfile
 from onward.stages.transforms.quantizers import prepare
 from onward.stages.transforms.sensitivity import fewest, layer_costs

@@ -82,7 +82,7 @@ def test_a_foreign_model_is_listed_and_breaks_no_command(store: Store, onward: C
         store._client.create_model_version(name, source="file:///tmp/x")
     code, out, err = onward("status")
     assert (code, err) == (0, "")
-    assert "is not Onward's, and is left alone" in out
+    assert "is not Onward's, and is ignored" in out
     assert [model for model in json.loads(onward("status", "--json")[1]) if model["foreign"]]
     assert onward("reconcile")[:2] == (0, "Everything agrees with the logs.\n")
     assert onward("prune", "cnn", "--older-than", "1h")[0] == 0
@@ -101,7 +101,7 @@ def test_every_command_treats_a_hand_edited_row_as_foreign(store: Store, onward:
     for tag, value in tags.items():
         store._client.set_model_version_tag("staging.cnn", "1", tag, value)
     out = onward("status")[1]
-    assert "version 1 in a log of staging of cnn is no entry of Onward's, and counts for nothing" in out
+    assert "version 1 in the log of cnn in staging is not an entry of Onward's, and does not count" in out
     assert onward("reconcile")[0] == 0
     assert onward("prune", "cnn", "--older-than", "1h")[0] == 0
     assert onward("history", "cnn")[0] == 0
@@ -115,8 +115,8 @@ def test_every_command_treats_a_hand_edited_row_as_foreign(store: Store, onward:
         ({"number": 10**9}, "more than 100 numbers"),
         ({"number": 400}, "more than 100 numbers"), ({"number": 10**23}, "number"), ({"number": 0}, "number"),
         ({"candidate_version": -1}, "candidate_version"), ({"candidate_version": 10**23}, "candidate_version"),
-        ({"base": 7}, "base is 7, and only earlier"), ({"restores": 3}, "only earlier"), ({"actor": "a\nb"}, "actor"),
-        ({"reason": "a\n  9  boss promoted"}, "reason"), ({"kind": "rollback"}, "rollback names what it restores"),
+        ({"base": 7}, "base is 7, but must be"), ({"restores": 3}, "an earlier entry"), ({"actor": "a\nb"}, "actor"),
+        ({"reason": "a\n  9  boss promoted"}, "reason"), ({"kind": "rollback"}, "rollback must name the entry"),
         ({"sha256": "x"}, "sha256"), ({"evidence": {"a": 1}}, "evidence"), ({"key": ""}, "key"), ({"seen": 9}, "seen"),
     ],
 )  # fmt: skip

@@ -107,9 +107,9 @@ def test_a_changed_newest_entry_raises_an_alarm_and_the_last_proven_entry_stays_
         (lambda rows: rows[2].update(base="0"), "row 2 is not signed"),
         (lambda rows: rows[2].update(kind="approve"), "row 2 is not signed"),
         (lambda rows: rows[2].pop("signature"), "row 2 is not signed"),
-        (lambda rows: rows[2].pop("key"), "row 2 is no entry of Onward's"),
-        (lambda rows: rows[2].update(schema="7"), "row 2 is of a newer Onward"),
-        (lambda rows: rows.pop(2), "row 3 is signed, but a row before it is gone or not proven"),
+        (lambda rows: rows[2].pop("key"), "row 2 is not an entry of Onward's"),
+        (lambda rows: rows[2].update(schema="7"), "row 2 was written by a newer Onward"),
+        (lambda rows: rows.pop(2), "row 3 is signed, but a row before it is missing or not proven"),
     ],
 )
 def test_damage_to_the_winner_does_not_make_a_lost_entry_live(damage: Callable[[Any], object], sentence: str) -> None:

@@ -112,7 +112,8 @@ def test_an_unmet_gate_exits_1_and_lists_all_unmet_gates(store: Store, onward: C
     code, out, err = promote(onward, "staging", "1")
     assert (code, out) == (1, "")
     assert err.startswith(
-        "onward: cnn version 1 is not fit for staging; nothing was changed:\n  parity: failed\n  data:"
+        "onward: cnn version 1 does not meet the requirements of staging; nothing was changed:\n"
+        "  parity: failed\n  data:"
     )
 
 
@@ -158,7 +159,7 @@ def test_a_lost_race_exits_3(store: Store, onward: Command, monkeypatch: pytest.
     monkeypatch.setattr(builtin, "judge", promote_meanwhile)
     code, out, err = promote(onward, "staging", "2")
     assert (code, out) == (3, "")
-    assert "somebody else got there first" in err
+    assert "another command was faster" in err
     assert "bob promoted version 1" in err
     assert "lost" in onward("history", "cnn")[1]
 
@@ -186,7 +187,7 @@ def test_without_a_store_or_checkout_the_error_names_the_next_step(
 
 
 def test_an_empty_store_names_the_command_that_fills_it(store: Store, onward: Command) -> None:
-    assert onward("status") == (0, "No model is registered yet: `dvc repro` registers those that are fit.\n", "")
+    assert onward("status") == (0, "No model is registered yet: `dvc repro` registers every model that passes.\n", "")
 
 
 def test_check_finds_a_changed_byte_in_the_live_version(store: Store, onward: Command) -> None:
@@ -212,8 +213,8 @@ def test_status_shows_drift_until_reconcile_runs(store: Store, onward: Command) 
     add_candidate(store, "cnn")
     promote(onward, "staging")
     store._client.delete_registered_model_alias("staging.cnn", "live")
-    assert "the alias live of staging.cnn is nowhere and belongs at 1" in onward("status")[1]
-    assert "put right" in onward("reconcile")[1]
+    assert "the alias live of staging.cnn is not set and should be set to version 1" in onward("status")[1]
+    assert "corrected" in onward("reconcile")[1]
     assert "alias" not in onward("status")[1]
 
 
@@ -239,7 +240,7 @@ def test_predict_refuses_pickled_arrays(onward: Command, tmp_path: Path, monkeyp
     np.savez(tmp_path / "x.npz", x=np.array([{"a": 1}], dtype=object))
     code, _, err = onward("predict", "m.onnx", "--input", "x.npz")
     assert code == 2
-    assert "no .npz file of plain arrays" in err
+    assert "not an .npz file of plain arrays" in err
 
 
 def test_inspect_describes_a_file(onward: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,8 +281,8 @@ def test_inspect_of_a_report_shows_the_failure_and_the_first_difference(
     assert code == 0
     for words in (
         "verify of toy: failed", "1 of 2 cases passed", "zeros@b3: out of tolerance: y off by 0.5, 25.0% out of",
-        "probe empty@b0: aborted: died of SIGABRT", "Gemm giving 'h' (case zeros@b3)", "head", "m.py:7",
-        "0.5 where values reach 2",
+        "probe empty@b0: aborted: died of SIGABRT", "Gemm, which computes 'h' (case zeros@b3)", "head", "m.py:7",
+        "0.5, with values up to 2",
     ):  # fmt: skip
         assert words in out
     assert json.loads(onward("inspect", "report.json", "--json")[1])["divergence"]["module"] == "head"
@@ -309,12 +310,12 @@ def external(path: Path, location: str) -> None:
 @pytest.mark.parametrize(
     ("prepare", "message"),
     [
-        (lambda path: path.write_bytes(b"not onnx at all"), "is no ONNX file"),
-        (lambda path: path.write_bytes(b""), "is no ONNX file"),
+        (lambda path: path.write_bytes(b"not onnx at all"), "is not an ONNX file"),
+        (lambda path: path.write_bytes(b""), "is not an ONNX file"),
         (lambda path: path.write_bytes(scale_model(path, 2).read_bytes()[:-40]), "ONNX"),
         (lambda path: external(path, "weights.bin"), "external data 'weights.bin' is missing"),
-        (lambda path: external(path, "../../etc/passwd"), "lies outside its own folder"),
-        (lambda path: external(path, "/etc/passwd"), "lies outside its own folder"),
+        (lambda path: external(path, "../../etc/passwd"), "is outside the folder"),
+        (lambda path: external(path, "/etc/passwd"), "is outside the folder"),
     ],
 )
 def test_inspect_rejects_broken_files_with_one_line(
@@ -354,7 +355,7 @@ def test_environments_are_created_once(store: Store, onward: Command) -> None:
     assert json.loads(onward("environments", "create", "cnn", "mlp", "--json")[1]) == {
         "created": ["staging.mlp", "production.mlp"]
     }
-    assert onward("environments", "create", "mlp")[1] == "All of them are there.\n"
+    assert onward("environments", "create", "mlp")[1] == "Everything exists already.\n"
     assert onward("environments", "create", "../mlp")[0] == 2
 
 

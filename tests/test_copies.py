@@ -68,11 +68,11 @@ def test_promoting_the_live_version_again_restores_its_files(
     assert not overview.check("cnn", "staging", store).met
     outcome = promote(store, "staging", 1)
     assert not outcome.changed
-    assert "was lost and was made again from models:/cnn/1" in outcome.note
+    assert "had lost its copy, which was restored from models:/cnn/1" in outcome.note
     assert live(store) == before
     checked = overview.check("cnn", "staging", store)
     assert checked.met
-    assert f"{before.source}, which the entry names, is lost" in str(checked.results[0])
+    assert f"the files in {before.source}, which the entry names, are lost" in str(checked.results[0])
     assert np.array_equal(InferenceSession("cnn@staging").predict(X), X)
     # The copy exists now, so a second promotion does nothing.
     copies = store.files.own_copies("staging", "cnn", before.sha256)

@@ -318,6 +318,6 @@ def test_an_entry_prints_as_a_sentence() -> None:
     forced = Draft.model_validate(
         {**promoted.model_dump(), "forced": True, "gates": [GateResult(requirement="data", met=False, detail="failed")]}
     )
-    assert str(forced) == "ann forced version 3 (sha256 000000000000) in, against data: because"
+    assert str(forced) == "ann force-promoted version 3 (sha256 000000000000), unmet: data: because"
     back = entry(4, 3, "rollback", restores=2, version=2)
-    assert str(back) == "ann rolled back to version 2 (sha256 000000000000), as entry 2 deployed it: because"
+    assert str(back) == "ann rolled back to version 2 (sha256 000000000000), deployed by entry 2: because"

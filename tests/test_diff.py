@@ -75,7 +75,7 @@ def test_the_live_version_is_compared_without_its_run(store: Store, tmp_path: Pa
     [
         ("cnn@staging", Refused, "nothing is live in staging of cnn"),
         ("cnn/7", UsageError, "no version 7 of cnn"),
-        ("cnn", UsageError, "names nothing: give MODEL@ENVIRONMENT, MODEL/VERSION"),
+        ("cnn", UsageError, "is not a target: give MODEL@ENVIRONMENT, MODEL/VERSION"),
     ],
 )
 def test_unknown_targets_are_rejected(store: Store, target: str, error: type[Exception], message: str) -> None:

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from onnx import helper, numpy_helper
 
-from onward.stages.config import techniques
+from onward.stages.config import code, techniques
 from onward.stages.config.schema import ModelParams, Params, candidates
 from onward.stages.transforms.builder import NotApplicable
 from tests.conftest import ROOT, clone, run
@@ -111,17 +111,20 @@ def test_the_example_package_adds_an_optimiser(tmp_path: Path, monkeypatch: pyte
     page = "docs/adding-an-optimizer.md"
     (project,), (source,) = (blocks(page, language) for language in ("toml", "python"))
     (name, module), *_ = tomllib.loads(project)["project"]["entry-points"]["onward.optimizers"].items()
-    installed = tmp_path / "example-0.1.0.dist-info"
-    installed.mkdir()
-    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: example\nVersion: 0.1.0\n")
-    (installed / "entry_points.txt").write_text(f"[onward.optimizers]\n{name} = {module}\n")
-    (tmp_path / f"{module}.py").write_text(source)
-    monkeypatch.syspath_prepend(str(tmp_path))
+    package, installed = tmp_path / "package", tmp_path / "installed"
+    package.mkdir()
+    (package / "pyproject.toml").write_text(project)
+    (package / f"{module}.py").write_text(source)
+    pip = f"{sys.executable} -m pip --disable-pip-version-check install --quiet --no-deps --no-build-isolation"
+    done = run(f"{pip} --target {installed} {package}", tmp_path)
+    assert done.returncode == 0, done.stdout
+    monkeypatch.syspath_prepend(str(installed))
     monkeypatch.delitem(sys.modules, module, raising=False)
     techniques.modules.cache_clear()
     try:
         (candidate,) = candidates(name)
         assert list(techniques.problems("optimize", [candidate])) == []
+        assert module in code.digests("optimize", (techniques.source("optimize", candidate),))
         weights = np.ones((32, 32), np.float32)
         write_graph(tmp_path / "plain.onnx", weights)
         options = techniques.complete("optimize", candidate)

@@ -48,7 +48,7 @@ def test_a_command_receives_every_entry_on_stdin(store: Store, tmp_path: Path) -
         (2, "promote", 2),
         (3, "rollback", 1),
     ]
-    assert told[2]["sentence"].endswith("as entry 1 deployed it: wrong on sevens")
+    assert told[2]["sentence"].endswith("deployed by entry 1: wrong on sevens")
     assert {(event["model"], event["environment"], event["actor"]) for event in told} == {("cnn", "staging", "ann")}
 
 

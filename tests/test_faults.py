@@ -99,16 +99,20 @@ def test_an_invalid_server_response_is_not_reported_as_an_unmet_gate(
 # This machine
 
 FAULTS = [
-    (OSError(errno.ENOSPC, "No space left on device", "/tmp/x"), 5, "/tmp/x: No space left on device; make room"),
+    (OSError(errno.ENOSPC, "No space left on device", "/tmp/x"), 5, "/tmp/x: No space left on device; free space"),
     (PermissionError(errno.EACCES, "Permission denied", "/cache"), 5, "/cache: Permission denied; look at its"),
     (OSError(errno.EROFS, "Read-only file system", "/cache"), 5, "XDG_CACHE_HOME"),
-    (MemoryError(), 5, "not enough memory"),
-    (ZeroDivisionError("x\ny"), 5, "unexpected ZeroDivisionError: x y; run it again with --debug"),
+    (MemoryError(), 5, "does not have enough memory"),
+    (
+        ZeroDivisionError("x\ny"),
+        5,
+        "unexpected ZeroDivisionError: x y. This is a defect of Onward: run the command again with",
+    ),
     (RecursionError("deep"), 5, "report it"),
     (ConnectionResetError(errno.ECONNRESET, "reset"), 4, "could not be reached"),
     (TimeoutError("slow"), 4, "could not be reached"),
-    (ModuleNotFoundError("No module named 'psycopg2'", name="psycopg2"), 2, "psycopg2 is needed"),
-    (UnicodeEncodeError("utf-8", "\udcff", 0, 1, "surrogates not allowed"), 2, "no UTF-8"),
+    (ModuleNotFoundError("No module named 'psycopg2'", name="psycopg2"), 2, "needs the Python package psycopg2"),
+    (UnicodeEncodeError("utf-8", "\udcff", 0, 1, "surrogates not allowed"), 2, "not UTF-8"),
     (UsageError("as it is"), 2, "as it is"),
 ]
 
@@ -335,7 +339,7 @@ def test_an_interrupted_prune_reports_the_deleted_versions(store: Store, monkeyp
     for factor in (1, 2, 3, 4):
         add_candidate(store, "cnn", factor)
     flaky = Store(flaky_client(store._client, "delete_model_version", 1))
-    with pytest.raises(StoreUnreachable, match="Deleted before that: 3; version 2 may be half deleted") as told:
+    with pytest.raises(StoreUnreachable, match="Deleted before that: 3; version 2 may be partly deleted") as told:
         pruning.prune("cnn", "0h", store=flaky)
     assert "nothing was changed" not in str(told.value)
     pruning.prune("cnn", "0h", store=store)
@@ -345,7 +349,7 @@ def test_an_interrupted_prune_reports_the_deleted_versions(store: Store, monkeyp
 def test_partially_created_environments_are_named(store: Store) -> None:
     flaky = Store(flaky_client(store._client, "create_registered_model", 1))
     with pytest.raises(
-        StoreUnreachable, match=r"Made before that: environments/staging, staging.cnn, environments/prod"
+        StoreUnreachable, match=r"Created before that: environments/staging, staging.cnn, environments/prod"
     ):
         promotion.create_environments(["cnn"], flaky)
 
@@ -360,7 +364,7 @@ def test_an_interrupted_import_reports_the_imported_logs(store: Store, tmp_path:
     for name in ("staging.cnn", "production.cnn"):
         store._client.delete_registered_model(name)
     flaky = Store(flaky_client(store._client, "create_model_version", 1))
-    with pytest.raises(StoreUnreachable, match=r"Imported before that, whole: (production|staging).cnn; the next"):
+    with pytest.raises(StoreUnreachable, match=r"Imported completely before that: (production|staging).cnn; the next"):
         transfer.import_(file, store=flaky)
     assert sum(log.added for log in transfer.import_(file, store=store)) == 1
 
@@ -372,7 +376,7 @@ def test_a_lost_response_is_looked_up_and_not_reported_as_unchanged(store: Store
     if arrives:
         assert promotion.promote("cnn", "staging", reason="because", store=flaky).changed
         return
-    with pytest.raises(StoreUnreachable, match="holds no such entry now; `onward history cnn` will say") as told:
+    with pytest.raises(StoreUnreachable, match="does not contain the entry now: `onward history cnn` shows") as told:
         promotion.promote("cnn", "staging", reason="because", store=flaky)
     assert "nothing was changed" not in str(told.value)
 

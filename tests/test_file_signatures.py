@@ -73,18 +73,18 @@ def test_only_signed_files_can_be_promoted_loaded_and_rolled_back_to(
 def test_files_signed_with_another_key_are_rejected_everywhere(store: Store, tmp_path: Path) -> None:
     file_signatures.create_key(tmp_path / "other.pem")
     approval.sign_files("cnn", 1, tmp_path / "other.pem", store=store)
-    with pytest.raises(Refused, match=r"the signature of the files is not one by release\.pem\.pub"):
+    with pytest.raises(Refused, match=r"the signature of the files was not made with release\.pem\.pub"):
         promote(store)
     approval.sign_files("cnn", 1, tmp_path / "release.pem", store=store)
     promote(store)
     require(tmp_path, "other.pem.pub")
-    with pytest.raises(Refused, match=r"not one by other\.pem\.pub"):
+    with pytest.raises(Refused, match=r"not made with other\.pem\.pub"):
         InferenceSession("cnn@staging")
     assert InferenceSession("cnn/1").metadata.version == 1  # a candidate does not belong to an environment
     assert not overview.check("cnn", "staging", store).results[1].met
     approval.sign_files("cnn", add_candidate(store, "cnn", 2), tmp_path / "other.pem", store=store)
     promote(store, 2)
-    with pytest.raises(Refused, match=r"not one by other\.pem\.pub"):
+    with pytest.raises(Refused, match=r"not made with other\.pem\.pub"):
         promotion.rollback("cnn", "staging", to=1, reason="because", store=store)
 
 
@@ -123,7 +123,7 @@ def test_an_added_or_missing_file_is_named(folder: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize("forged", ["", "{}", "[]", "null", '{"mediaType": "x", "dsseEnvelope": 3}', "\x00"])
 def test_an_invalid_signature_is_not_accepted(folder: Path, tmp_path: Path, forged: str) -> None:
     key = file_signatures.create_key(tmp_path / "k.pem")
-    with pytest.raises(Refused, match="the signature of the files is not one by"):
+    with pytest.raises(Refused, match="the signature of the files was not made with"):
         file_signatures.verify(folder, forged, key)
 
 
@@ -132,9 +132,9 @@ def test_invalid_keys_are_reported(store: Store, tmp_path: Path, folder: Path, o
     for name in ("no.pem", "nowhere.pem"):
         code, _, err = onward("sign-files", "cnn", "1", "--key", name)
         assert (code, err.count("\n")) == (2, 1)
-        assert f"--key {name}: no private key" in err
+        assert f"--key {name}: not a private key" in err
     signature = file_signatures.sign(folder, tmp_path / "release.pem")
-    with pytest.raises(UsageError, match=r"no\.pem: no public key"):
+    with pytest.raises(UsageError, match=r"no\.pem: not a public key"):
         file_signatures.verify(folder, signature, tmp_path / "no.pem")
     for path in ("/etc/release.pub", "../release.pub"):
         with pytest.raises(UsageError, match=r"environments\.staging\.files_key: .* must be a path inside"):

@@ -67,12 +67,12 @@ def test_without_a_recorded_budget_the_recorded_verdict_decides() -> None:
     for verdict in ("failed", None):
         met, detail = result("quality", quality_budget=None, verdict=verdict)
         assert not met
-        assert "nothing recorded says that this is within the budget" in detail
+        assert "no record that this is within the budget" in detail
 
 
 def test_without_quality_only_float32_with_parity_passes() -> None:
     exact = {"quality_drop": None, "precision": "float32", "parity": "passed", "verdict": "passed"}
-    assert result("quality", **exact) == (True, "no measure of quality; float32 that holds parity")
+    assert result("quality", **exact) == (True, "no quality measure; float32 within the tolerances of parity")
     for change in ({"precision": "int8"}, {"parity": "failed"}, {"verdict": "failed"}, {"precision": None}):
         assert result("quality", **{**exact, **change}) == (False, NO_EVIDENCE), change
     assert result("quality", **{**exact, "quality_drop": "much"})[0]
@@ -82,7 +82,7 @@ def test_another_measure_may_exceed_its_limit_only_if_the_pipeline_accepted_it()
     lost = {"quality_measure": "lost labels", "quality_drop": "0.02", "quality_budget": "0.01"}
     met, detail = result("quality", **lost)
     assert met
-    assert detail == "lost labels 0.02, 0.01 allowed; the samples are too few to say that it is more"
+    assert detail == "lost labels 0.02, 0.01 allowed; too few samples to show that it is exceeded"
     assert result("quality", **lost, verdict="failed") == (False, "lost labels 0.02, 0.01 allowed")
     assert result("quality", **{**lost, "quality_drop": "0.01"}) == (True, "lost labels 0.01, 0.01 allowed")
     assert not result("quality", **{**lost, "quality_measure": "quality"})[0]

@@ -19,7 +19,7 @@ from onward.registry.errors import Refused, UsageError
 from onward.registry.files import sha256_file
 from onward.registry.inference.session import InferenceSession
 from onward.registry.operations import overview, promotion
-from onward.registry.store import download
+from onward.registry.store.cache import cache
 from onward.registry.store.resolve import resolve
 from onward.registry.store.store import Store
 from tests.conftest import not_none
@@ -38,7 +38,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
 
 
 def cached() -> Path:
-    return download.cache() / InferenceSession("cnn@staging").metadata.manifest
+    return cache() / InferenceSession("cnn@staging").metadata.manifest
 
 
 def add_link_to_folder(folder: Path, elsewhere: Path) -> None:
@@ -176,7 +176,7 @@ def test_an_older_entry_is_readable_and_reports_what_it_does_not_pin(store: Stor
     assert np.array_equal(InferenceSession("cnn@staging").predict(X), 3 * X)
     found = overview.check("cnn", "staging", store)
     assert found.met
-    assert "pins the model files alone" in found.results[0].detail
+    assert "pinned only the model files" in found.results[0].detail
     again = promotion.promote("cnn", "staging", 3, reason="pin all of it", store=store)
     assert (again.changed, not_none(again.entry).number) == (True, 2)
     assert "pins" not in overview.check("cnn", "staging", store).results[0].detail
@@ -191,30 +191,30 @@ def test_promoting_a_candidate_of_an_older_onward_pins_its_manifest(store: Store
 
 def test_only_its_user_can_access_the_cache(store: Store) -> None:
     folder = cached()
-    assert stat.S_IMODE(download.cache().stat().st_mode) == 0o700
+    assert stat.S_IMODE(cache().stat().st_mode) == 0o700
     assert not any(path.stat().st_mode & 0o022 for path in (folder, *folder.rglob("*")))
     (folder / "model.onnx").chmod(0o666)
-    with pytest.raises(Refused, match=r"model\.onnx can be written by others than the cache's user"):
+    with pytest.raises(Refused, match=r"users other than the cache's owner can write to model\.onnx"):
         InferenceSession("cnn@staging")
     (folder / "model.onnx").chmod(0o644)
-    download.cache().chmod(0o777)
-    with pytest.raises(UsageError, match=r"can be written by others, .*`chmod 700"):
+    cache().chmod(0o777)
+    with pytest.raises(UsageError, match=r"other users can write to .*`chmod 700"):
         InferenceSession("cnn@staging")
 
 
 def test_a_cache_below_a_world_writable_folder_is_rejected(store: Store) -> None:
     cached()
-    download.cache().parent.chmod(0o777)
-    with pytest.raises(UsageError, match="can be written by everybody"):
+    cache().parent.chmod(0o777)
+    with pytest.raises(UsageError, match="all users can write to"):
         InferenceSession("cnn@staging")
-    download.cache().parent.chmod(0o1777)
+    cache().parent.chmod(0o1777)
     InferenceSession("cnn@staging")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
 def test_a_cache_of_another_user_is_rejected(store: Store) -> None:
     cached()
-    os.chown(download.cache(), 12345, 12345)
+    os.chown(cache(), 12345, 12345)
     with pytest.raises(UsageError, match="belongs to another user"):
         InferenceSession("cnn@staging")
 
@@ -227,22 +227,22 @@ def test_a_read_only_cache_is_read_and_other_files_go_to_a_temporary_folder(
     def read_only(*_: object, **__: object) -> NoReturn:
         raise OSError(30, "Read-only file system")
 
-    before = sorted(path.name for path in download.cache().iterdir())
+    before = sorted(path.name for path in cache().iterdir())
     mkdtemp = tempfile.mkdtemp
     monkeypatch.setattr(
         tempfile,
         "mkdtemp",
-        lambda *a, **k: read_only() if k.get("dir") == download.cache() else mkdtemp(*a, **k),
+        lambda *a, **k: read_only() if k.get("dir") == cache() else mkdtemp(*a, **k),
     )
     monkeypatch.setattr(
         tempfile,
         "TemporaryDirectory",
-        _refusing(tempfile.TemporaryDirectory, download.cache(), read_only),
+        _refusing(tempfile.TemporaryDirectory, cache(), read_only),
     )
     assert InferenceSession("cnn@staging").metadata.manifest == folder.name
     assert np.array_equal(InferenceSession("cnn/2").predict(X), 2 * X)
     assert np.array_equal(InferenceSession("cnn/2").predict(X), 2 * X)
-    assert sorted(path.name for path in download.cache().iterdir()) == before
+    assert sorted(path.name for path in cache().iterdir()) == before
 
 
 def _refusing(original: Callable[..., Any], folder: Path, refuse: Callable[[], NoReturn]) -> Callable[..., Any]:

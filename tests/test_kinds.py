@@ -192,7 +192,7 @@ def test_a_lost_class_exceeds_the_limit_even_if_most_pixels_agree() -> None:
     got[:, 2] -= 30
     found = judge(SCORES, {"y": wanted}, {"y": got}, 0.01)
     assert found[0].holds
-    assert ("share of one answer lost", "class 2") in {(one.measure, one.reason) for one in found if not one.holds}
+    assert ("share of one class lost", "class 2") in {(one.measure, one.reason) for one in found if not one.holds}
 
 
 def test_a_class_in_one_or_two_samples_is_not_evidence() -> None:
@@ -219,4 +219,4 @@ def test_scores_with_one_constant_answer_are_judged_by_noise() -> None:
     wanted[:, 0] += 20
     noise = RNG.standard_normal((512, 10))
     assert fidelity_of(SCORES, wanted, wanted + 0.05 * noise).holds
-    assert fidelity_of(SCORES, wanted, wanted + noise).measure == "share of noise in its power"
+    assert fidelity_of(SCORES, wanted, wanted + noise).measure == "noise power over signal power"

@@ -222,8 +222,8 @@ def test_only_unmarked_entries_are_marked_as_lost() -> None:
 @pytest.mark.parametrize(
     ("drift", "sentence"),
     [
-        (Drift(NAME, "live", 3, None), "the alias live of staging.cnn is nowhere and belongs at 3"),
-        (Drift("cnn", "staging", None, 2), "the alias staging of cnn is at 2 and belongs nowhere"),
+        (Drift(NAME, "live", 3, None), "the alias live of staging.cnn is not set and should be set to version 3"),
+        (Drift("cnn", "staging", None, 2), "the alias staging of cnn is set to version 2 and should not be set"),
         (Drift(NAME, "lost", 4, None), "entry 4 of staging.cnn lost a race and is not marked"),
     ],
 )

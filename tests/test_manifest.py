@@ -153,7 +153,7 @@ def test_all_problems_are_named_together_in_a_fixed_order(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [(None, "is missing, so nothing says"), ("", "cannot be read"), ("[", "cannot be read"), ("{}", "cannot be read"),
+    [(None, "files cannot be checked"), ("", "cannot be read"), ("[", "cannot be read"), ("{}", "cannot be read"),
      ('[{"path": "a"}]', "cannot be read"), ("[]", "the files are not those")],
 )  # fmt: skip
 def test_an_invalid_manifest_is_rejected(folder: Path, text: str | None, message: str) -> None:
@@ -193,7 +193,7 @@ def link_the_manifest(folder: Path, elsewhere: Path) -> str:
 
 def add_a_pipe(folder: Path, elsewhere: Path) -> str:
     os.mkfifo(folder / "validation" / "pipe")
-    return "pipe is no regular file"
+    return "pipe is not a regular file"
 
 
 @pytest.mark.parametrize(

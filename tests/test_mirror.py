@@ -54,8 +54,8 @@ def test_reconcile_corrects_stages(store: Store) -> None:
     store.set_stage("cnn", 1, "Archived")
     store.set_stage("cnn", 2, "Production")
     assert sorted(str(drift) for drift in promotion.reconcile(store)) == [
-        "version 1 of cnn is in stage Archived and belongs in Staging",
-        "version 2 of cnn is in stage Production and belongs in Archived",
+        "version 1 of cnn is in stage Archived and should be in Staging",
+        "version 2 of cnn is in stage Production and should be in Archived",
     ]
     assert promotion.reconcile(store) == []
 

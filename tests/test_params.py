@@ -104,8 +104,12 @@ MISTAKES: list[tuple[str, dict[str, Any], str]] = [
         {**with_model(), "environments": {"staging": {"from": "candidate", "require": ["speed"]}}},
         "environments.staging.require[0]: ",
     ),
-    ("name that is no path", {"models": {"../toy": toy_params()["models"]["toy"]}}, "models.../toy: a model's name"),
-    ("name that is taken", {"models": {"host": toy_params()["models"]["toy"]}}, "models.host: this name is reserved"),
+    (
+        "name that is not a valid path",
+        {"models": {"../toy": toy_params()["models"]["toy"]}},
+        "models.../toy: a model's name",
+    ),
+    ("reserved name", {"models": {"host": toy_params()["models"]["toy"]}}, "models.host: this name is reserved"),
     ("unknown default", {**with_model(), "defaults": {"exprot": {}}}, "defaults.exprot: unknown key; did you mean"),
 ]
 

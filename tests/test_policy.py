@@ -55,20 +55,20 @@ def test_names_of_letters_digits_hyphens_and_underscores_are_valid(name: str) ->
 @pytest.mark.parametrize("name", ["", "-a", "_a", "a.b", "a/b", "a b", "a'", "ä", "a\n", "a.", "."])
 def test_names_that_could_affect_a_path_or_filter_are_invalid(name: str) -> None:
     assert not is_name(name)
-    with pytest.raises(UsageError, match="is no name for a model"):
+    with pytest.raises(UsageError, match="is not a valid name for a model"):
         valid_name(name, "a model")
-    with pytest.raises(UsageError, match="no name for an environment"):
+    with pytest.raises(UsageError, match="not a valid name for an environment"):
         parse({name: {"from": "candidate", "require": []}})
 
 
 def test_candidate_is_not_a_valid_environment_name() -> None:
-    with pytest.raises(UsageError, match=r"environments\.candidate: the name is taken"):
+    with pytest.raises(UsageError, match=r"environments\.candidate: this name is reserved"):
         parse({"candidate": {"from": "candidate", "require": []}})
 
 
 def test_a_name_that_yaml_does_not_read_as_text_is_invalid() -> None:
     for name in (3, True, None):
-        with pytest.raises(UsageError, match="no name for an environment"):
+        with pytest.raises(UsageError, match="not a valid name for an environment"):
             parse({name: {"from": "candidate", "require": []}})
 
 
@@ -81,8 +81,8 @@ def test_a_name_that_yaml_does_not_read_as_text_is_invalid() -> None:
         ({"require": ["a/../../b.json"]}, r"must be a path inside the repository"),
         ({"files_key": "/key.pem"}, r"staging\.files_key: '/key\.pem' must be a path inside"),
         ({"files_key": "../key.pem"}, r"staging\.files_key: "),
-        ({"signers": {"ann": "short"}}, r"staging\.signers\.ann: no public key"),
-        ({"signers": {"ann": KEY, "bob": {"key": "!" * 44}}}, r"staging\.signers\.bob: no public key"),
+        ({"signers": {"ann": "short"}}, r"staging\.signers\.ann: not a public key"),
+        ({"signers": {"ann": KEY, "bob": {"key": "!" * 44}}}, r"staging\.signers\.bob: not a public key"),
         ({"signers": {"ann": {"key": KEY, "untill": "x"}}}, r"staging\.signers\.ann\.untill: unknown key"),
         ({"signers": {"ann": {"key": KEY, "until": "soon"}}}, r"staging\.signers\.ann\.until: "),
         ({"mirror": True}, r"staging\.mirror: unknown key; there are from, require, notify, mirror_stages, four_eyes"),
@@ -114,12 +114,12 @@ def test_stages_are_mirrored_only_for_names_of_mlflow_stages() -> None:
 @pytest.mark.parametrize(
     ("origins", "message"),
     [
-        ({"a": "b"}, r"environments\.a\.from: no environment 'b', and not 'candidate'"),
+        ({"a": "b"}, r"environments\.a\.from: no environment 'b'; name one, or 'candidate'"),
         ({"a": "candidate", "b": "a", "c": "x"}, r"environments\.c\.from: no environment 'x'"),
-        ({"a": "a"}, r"environments\.a\.from: runs in a circle: a from a"),
-        ({"a": "b", "b": "a"}, r"runs in a circle: a from b from a"),
-        ({"a": "b", "b": "c", "c": "b"}, r"environments\.a\.from: runs in a circle: a from b from c from b"),
-        ({"ok": "candidate", "a": "b", "b": "c", "c": "a"}, r"runs in a circle"),
+        ({"a": "a"}, r"environments\.a\.from: forms a cycle: a from a"),
+        ({"a": "b", "b": "a"}, r"forms a cycle: a from b from a"),
+        ({"a": "b", "b": "c", "c": "b"}, r"environments\.a\.from: forms a cycle: a from b from c from b"),
+        ({"ok": "candidate", "a": "b", "b": "c", "c": "a"}, r"forms a cycle"),
     ],
 )
 def test_every_environment_must_lead_back_to_the_candidates(origins: dict[str, str], message: str) -> None:
@@ -245,12 +245,12 @@ def test_a_duplicate_key_is_rejected_with_its_line(tmp_path: Path, monkeypatch: 
     path = tmp_path / "signers.yaml"
     path.write_text("environments:\n  staging:\n    from: candidate\n    require: []\n    from: production\n")
     monkeypatch.setenv("ONWARD_PARAMS", str(path))
-    with pytest.raises(UsageError, match=r"the key from stands twice.*line 5"):
+    with pytest.raises(UsageError, match=r"the key from occurs twice.*line 5"):
         policy.read()
 
 
 @pytest.mark.parametrize("name", ["", " ", "a\nb", "\u200b"])
 def test_a_signer_name_must_be_visible(name: str) -> None:
     key = "A" * 43 + "="
-    with pytest.raises(UsageError, match="is no name"):
+    with pytest.raises(UsageError, match="is not a valid name"):
         policy.parse({"staging": {"from": "candidate", "require": [], "signers": {name: key}}})

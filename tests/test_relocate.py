@@ -101,7 +101,7 @@ def test_commands_on_a_moved_store_explain_the_move_and_the_remedy(
             continue  # the shown values are in the database
         assert (code, out) == (2, ""), command
         assert f"{there} was moved or copied" in err
-        assert f"files are in {home};" in err
+        assert f"looks for its files in {home};" in err
         assert "`onward store move`" in err
     with pytest.raises(UsageError, match="onward store move"):
         publish(make_publication(there))
@@ -117,7 +117,7 @@ def test_status_reports_a_moved_store_as_text_and_json(
     assert out.splitlines()[-1].startswith(f"! the store in {there} was moved or copied")
     code, out, err = onward("status", "--json")
     assert json.loads(out)[0]["model"] == "cnn"
-    assert f"files are in {home};" in err
+    assert f"looks for its files in {home};" in err
 
 
 def test_after_move_store_everything_works_again(home: Path, monkeypatch: pytest.MonkeyPatch, onward: Command) -> None:
@@ -183,11 +183,11 @@ def test_files_left_behind_are_named(home: Path, monkeypatch: pytest.MonkeyPatch
     copy = copied(home, "copy", monkeypatch)
     shutil.rmtree(copy / "mlartifacts")
     before = dump(copy)
-    with pytest.raises(Refused, match="are not beside it") as refused:
+    with pytest.raises(Refused, match="are not beside its database") as refused:
         relocate.move()
     assert str(home / "mlartifacts" / "environments") in str(refused.value)
     shutil.rmtree(home / "mlartifacts")
-    with pytest.raises(Refused, match="are not beside it"):
+    with pytest.raises(Refused, match="are not beside its database"):
         relocate.move(dry_run=True)
     assert dump(copy) == before
 
@@ -251,7 +251,7 @@ def test_tables_of_another_mlflow_version_are_not_rewritten(home: Path, monkeypa
     with closing(sqlite3.connect(there / "mlflow.db")) as tables, tables:
         tables.execute("UPDATE alembic_version SET version_num = 'another'")
     assert relocate.find() is not None
-    with pytest.raises(UsageError, match="revision another"):
+    with pytest.raises(UsageError, match="revision is another"):
         relocate.move()
 
 

@@ -87,7 +87,7 @@ def test_an_int8_graph_with_other_outputs_on_this_host_is_rejected(tmp_path: Pat
     met, detail = replay(bundled(tmp_path, there=other, reference=other))
     assert not met
     assert "gives the original's answer to" in detail
-    assert "90.0% wanted" in detail
+    assert "at least 90.0% required" in detail
 
 
 def test_a_host_need_not_be_better_than_the_measuring_host(tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_fidelity_floors_of_the_budget_apply_to_replay(tmp_path: Path, floor: di
     reference = EXACT * (1 + 0.02 * RNG.standard_normal(EXACT.shape))
     met, detail = replay(bundled(tmp_path, reference=reference, **floor))
     assert not met
-    assert f"{next(iter(floor.values())):g} wanted" in detail
+    assert f"{next(iter(floor.values())):g} required" in detail
 
 
 @pytest.mark.parametrize(("noise", "met"), [(0.01, True), (0.1, False)])
@@ -116,7 +116,7 @@ def test_without_top1_the_noise_may_at_most_double(tmp_path: Path, noise: float,
 def test_an_output_of_another_shape_is_rejected(tmp_path: Path) -> None:
     folder = bundled(tmp_path)
     quantized(folder / "model.onnx", 3)
-    assert replay(folder) == (False, "output y is missing, or of another shape (on CPUExecutionProvider)")
+    assert replay(folder) == (False, "output y is missing or has another shape (on CPUExecutionProvider)")
 
 
 def test_only_winners_of_available_providers_are_replayed(tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_only_winners_of_available_providers_are_replayed(tmp_path: Path) -> Non
     np.savez(bundle / "outputs-cpu.npz", y=2 * x)
     (bundle / "tolerance.json").write_text('{"rtol": 1e-3, "atol": 1e-5}')
     (bundle / "recorded.json").write_text(Recorded(main="openvino").model_dump_json())
-    assert replay(version) == (True, "1 recorded output repeated on CPUExecutionProvider")
+    assert replay(version) == (True, "1 recorded output reproduced on CPUExecutionProvider")
     np.savez(bundle / "outputs-cpu.npz", y=3 * x)
     assert not replay(version)[0]
 
@@ -138,13 +138,13 @@ def test_a_version_of_an_older_release_is_replayed_with_its_tolerance(tmp_path: 
     folder = bundled(tmp_path / "version", there=answers_here(tmp_path))
     (folder / "validation" / "recorded.json").unlink()
     (folder / "validation" / "reference.npz").unlink()
-    assert replay_in_subprocess(folder) == (True, "1 recorded output repeated on CPUExecutionProvider")
+    assert replay_in_subprocess(folder) == (True, "1 recorded output reproduced on CPUExecutionProvider")
 
 
 @pytest.mark.parametrize(
     ("tags", "words"),
     [
-        ({}, "no evidence says which kind of host this was measured on"),
+        ({}, "no record of the kind of host that this was measured on"),
         ({"instruction_sets": OTHER_HOST}, f"no evidence from this kind of host .*; measured on {OTHER_HOST}"),
         ({"instruction_sets": f"{OTHER_HOST}; {hardware.kind(hardware.describe())}"}, "CPUExecutionProvider$"),
     ],

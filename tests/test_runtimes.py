@@ -196,7 +196,7 @@ def test_the_wrapper_serves_the_openvino_winner_if_openvino_is_installed(tmp_pat
 @pytest.mark.parametrize("name", ["cuda", "tensorrt"])
 def test_without_a_gpu_its_runtimes_are_absent_with_a_reason(name: str) -> None:
     found = runtimes.state(name, ROOT)
-    assert (found.usable, found.reason) == (False, "no NVIDIA GPU here: there is no nvidia-smi that lists one")
+    assert (found.usable, found.reason) == (False, "no NVIDIA GPU: nvidia-smi is missing or lists none")
 
 
 @pytest.mark.skipif(not hardware.accelerators(), reason="no NVIDIA GPU here")
@@ -255,7 +255,7 @@ def test_an_environment_with_other_pins_is_not_used(checkout: Path) -> None:
     runtimes.install("openvino", checkout)
     assert runtimes.state("openvino", checkout).reason.startswith("does not start: ModuleNotFoundError")
     (checkout / "runtimes" / "openvino.txt").write_text("# something else\n")
-    assert runtimes.state("openvino", checkout).reason.startswith("made of other pins than openvino.txt has")
+    assert runtimes.state("openvino", checkout).reason.startswith("installed from other pins than openvino.txt")
 
 
 def test_a_failed_installation_keeps_the_old_environment(checkout: Path) -> None:
@@ -336,7 +336,7 @@ def test_outside_a_checkout_the_error_says_where_runtimes_are_installed(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     code, _, err = onward("runtimes")
-    assert (code, "inside a checkout" in err) == (2, True)
+    assert (code, "inside a project" in err) == (2, True)
 
 
 def test_the_capabilities_of_a_runtime_are_described() -> None:

@@ -63,10 +63,10 @@ def relu(path: Path, dims: Any = ("batch", 4)) -> Path:
 
 
 BROKEN = {
-    "cannot be loaded": (unknown, ZEROS, r"loading it: .*ONNX Runtime cannot load it"),
+    "cannot be loaded": (unknown, ZEROS, r"loading it: .*ONNX Runtime cannot load the model"),
     "aborts": (aborting, ZEROS, r"predict with the recorded inputs: the runtime died of SIG"),
     "other answers": (relu, ZEROS + 1, r"predict with the recorded inputs: output y is off by up to"),
-    "another shape": (relu, ZEROS[:, :2], r"output y has shape \[4, 4\], \[4, 2\] was recorded"),
+    "another shape": (relu, ZEROS[:, :2], r"output y has shape \[4, 4\], but \[4, 2\] was recorded"),
 }
 
 
@@ -135,9 +135,9 @@ def mixing(path: Path, how: str) -> Path:
 @pytest.mark.parametrize(
     ("how", "why"),
     [
-        ("one answer for all samples", "output y does not hold one answer a sample"),
-        ("samples depend on those before", "are not parts of the answers to the whole: output y is off by up to"),
-        ("samples depend on each other", "are not parts of the answers to the whole: output y is off by up to"),
+        ("one answer for all samples", "output y does not have one row per sample"),
+        ("samples depend on those before", "differ from the answers to all inputs at once: output y is off by up to"),
+        ("samples depend on each other", "differ from the answers to all inputs at once: output y is off by up to"),
     ],
 )
 def test_a_model_without_per_sample_outputs_is_registered_with_a_note(

@@ -77,8 +77,8 @@ def test_empty_options_use_the_defaults_of_onnx_runtime() -> None:
         ({"threads": 0}, "greater than or equal to 1"),
         ({"graph_level": "most"}, "'disabled', 'basic', 'extended' or 'all'"),
         ({"affinity": "all", "threads": 2}, "groups of processors"),
-        ({"affinity": "1"}, "threads has to be 2"),
-        ({"affinity": "1;2", "threads": 2}, "threads has to be 3"),
+        ({"affinity": "1"}, "set threads to 2"),
+        ({"affinity": "1;2", "threads": 2}, "set threads to 3"),
         ({"spining": False}, "Extra inputs"),
     ],
 )
@@ -176,5 +176,5 @@ def test_an_invalid_serving_json_is_rejected(version: Path, text: str, message: 
 
 
 def test_a_serving_json_must_name_existing_files(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"model\.onnx, which the folder does not hold"):
+    with pytest.raises(ValueError, match=r"model\.onnx, which the folder does not contain"):
         Serving({"cpu": Served(file=MODEL, provider=CPU)}).save(tmp_path)

@@ -86,7 +86,7 @@ def test_one_input_can_be_given_by_position_by_name_or_as_a_dict(scale: Inferenc
 def test_torch_tensors_are_accepted(scale: InferenceSession) -> None:
     torch = pytest.importorskip("torch")
     assert np.array_equal(scale.predict(torch.from_numpy(X).requires_grad_()), 2 * X)
-    with pytest.raises(UsageError, match="input x cannot be made an array"):
+    with pytest.raises(UsageError, match="input x cannot be converted to an array"):
         scale.predict(torch.from_numpy(X).to(torch.bfloat16))
 
 
@@ -111,7 +111,7 @@ def test_many_inputs_give_a_dict_of_outputs(two: InferenceSession) -> None:
         ((X, [1.5, 2, 3]), {}, "input ids is float64"),
         ((X.astype(np.int64), [1, 2, 3]), {}, "input a is int64"),
         ((X.astype(complex), [1, 2, 3]), {}, "input a is complex128"),
-        (([[1, 2], [3]], [1, 2]), {}, "input a cannot be made an array"),
+        (([[1, 2], [3]], [1, 2]), {}, "input a cannot be converted to an array"),
         ((X, ["one", "two", "three"]), {}, "input ids is <U5"),
         ((X, [1, 2, 2**63]), {}, "input ids is float64"),
         ((None, [1, 2, 3]), {}, "input a is object"),
@@ -182,7 +182,7 @@ def test_zero_samples_give_empty_outputs(
 def test_invalid_batches_are_rejected(scale: InferenceSession, two: InferenceSession) -> None:
     with pytest.raises(UsageError, match="differ in their number of samples"):
         two.predict_batches((X, np.arange(2)))
-    with pytest.raises(UsageError, match="one array for 2 inputs"):
+    with pytest.raises(UsageError, match="the model has 2 inputs, not one"):
         two.predict_batches(X)
     with pytest.raises(UsageError, match="batch_size: 0"):
         scale.predict_batches(X, 0)
@@ -202,7 +202,7 @@ def test_an_output_that_is_not_per_sample_cannot_be_joined(tmp_path: Path) -> No
         )
     )
     assert summed.predict(X) == X.sum()
-    with pytest.raises(UsageError, match="output y does not hold one answer a sample"):
+    with pytest.raises(UsageError, match="output y does not have one row per sample"):
         summed.predict_batches(X)
 
 
@@ -246,8 +246,8 @@ def test_a_missing_provider_gives_a_warning(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("absent.onnx", None, "there is no such file"),
-        ("garbage.onnx", b"\x00\xff not onnx", "ONNX Runtime cannot load it"),
-        ("empty.onnx", b"", "ONNX Runtime cannot load it"),
+        ("garbage.onnx", b"\x00\xff not onnx", "ONNX Runtime cannot load the model"),
+        ("empty.onnx", b"", "ONNX Runtime cannot load the model"),
     ],
 )
 def test_invalid_model_files_are_rejected(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:

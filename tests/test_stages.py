@@ -260,7 +260,7 @@ def test_a_corrupt_onnx_file_fails(project: Path) -> None:
     (project / "given.onnx").write_bytes(b"rubbish")
     write_project(project, params=toy_params(build=None, onnx="given.onnx", quality=None))
     report: TrainReport = through("train")["train"]
-    assert (report.status, "given.onnx: is no ONNX file" in report.reason) == ("failed", True)
+    assert (report.status, "given.onnx: is not an ONNX file" in report.reason) == ("failed", True)
 
 
 def with_maps(path: Path) -> None:

@@ -75,7 +75,7 @@ def test_every_unmet_expectation_is_listed_with_the_other_gates(store: Store, tm
     assert unmet == ["parity", "gates/ours.json", "gates/ours.json"]
     entry = promote(store, version, force=True).entry
     assert not_none(entry).forced
-    assert "against parity, gates/ours.json" in str(entry)
+    assert "unmet: parity, gates/ours.json" in str(entry)
 
 
 @pytest.mark.parametrize("value", [None, "nan", "often"])
@@ -125,10 +125,10 @@ def test_a_dry_run_creates_no_run(store: Store, tmp_path: Path) -> None:
     ("text", "message"),
     [
         (None, "there is no such file in the repository"),
-        ("{}", "wants JSON of the form"),
-        ("[", "wants JSON of the form"),
-        ('{"expectations": []}', "wants JSON of the form"),
-        ('{"expectations": [{"type": "expect_miracles"}]}', "Great Expectations refuses it"),
+        ("{}", "must be JSON of the form"),
+        ("[", "must be JSON of the form"),
+        ('{"expectations": []}', "must be JSON of the form"),
+        ('{"expectations": [{"type": "expect_miracles"}]}', "Great Expectations rejects it"),
     ],
 )
 def test_an_invalid_suite_is_a_usage_error(store: Store, tmp_path: Path, text: str | None, message: str) -> None:

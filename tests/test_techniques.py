@@ -21,7 +21,8 @@ from onward.registry.evidence.records import LayerCost, Status, TradeOff, TradeP
 from onward.registry.evidence.reports import QuantizeReport
 from onward.registry.tracking.plots import draw_plots
 from onward.stages.config import techniques
-from onward.stages.config.schema import Optimize, Quantize, TechniqueSpec, candidates
+from onward.stages.config.schema import Optimize, Quantize, candidates
+from onward.stages.config.techniques import TechniqueSpec
 from onward.stages.quantize import to_spare
 from onward.stages.transforms import graph_profile
 from onward.stages.transforms.builder import Job

@@ -61,7 +61,7 @@ def test_an_invisible_reason_is_rejected(text: str) -> None:
 
 
 def test_a_reason_that_is_not_utf8_is_rejected() -> None:
-    with pytest.raises(UsageError, match="no UTF-8"):
+    with pytest.raises(UsageError, match="not valid UTF-8"):
         promotion.valid_reason("caf\udce9")
 
 
@@ -182,7 +182,10 @@ def test_the_verdict_table_does_not_read_a_name_as_markup(
     assert harmless(out)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "registry").glob("cli*.py")), ids=lambda path: path.stem)
+_COMMANDS = sorted(path for path in (ROOT / "registry/cli").glob("*.py") if path.name != "output.py")
+
+
+@pytest.mark.parametrize("path", _COMMANDS, ids=lambda path: path.stem)
 def test_commands_print_only_through_the_output_module(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Call):

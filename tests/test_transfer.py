@@ -121,13 +121,13 @@ def test_a_used_entry_number_is_reported(new: Store, exported: Path, tmp_path: P
     add_candidate(new, "cnn", 1)
     promotion.promote("cnn", "staging", reason="because", store=new)
     new._client.delete_model_version("staging.cnn", "1")
-    with pytest.raises(LostRace, match=r"staging\.cnn: number 1 is taken.*delete the registered model"):
+    with pytest.raises(LostRace, match=r"staging\.cnn: number 1 is already used.*delete the registered model"):
         transfer.import_(exported, tmp_path / "files", new)
     assert facts(new) == []
 
 
 def test_an_import_finds_bytes_among_candidates_of_the_new_server(new: Store, exported: Path) -> None:
-    with pytest.raises(Refused, match=r"(?s)nothing was imported: the files .*staging.cnn, entry 4: sha256"):
+    with pytest.raises(Refused, match=r"(?s)nothing was imported, because the files .*staging.cnn, entry 4: sha256"):
         transfer.import_(exported, None, new)
     assert new.versions.aliases("staging.cnn") == {}
     for factor in (3, 2, 1):
@@ -157,7 +157,9 @@ def test_another_history_is_not_overwritten(new: Store, exported: Path, tmp_path
     add_candidate(new, "cnn", 7)
     promotion.promote("cnn", "staging", reason="mine", store=new)
     before = facts(new)
-    with pytest.raises(Refused, match=r"staging\.cnn has another history here, from entry 1 on; nothing was imported"):
+    with pytest.raises(
+        Refused, match=r"staging\.cnn has another history in this store, from entry 1 on: nothing was imported"
+    ):
         transfer.import_(exported, tmp_path / "files", new)
     assert (facts(new), facts(new, "production")) == (before, [])
 
@@ -165,11 +167,14 @@ def test_another_history_is_not_overwritten(new: Store, exported: Path, tmp_path
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda text: text.replace('"schema_version":1', '"schema_version":2'), "line 1 is no entry: schema_version"),
-        (lambda text: text.replace('"sha256":"', '"sha256":"../'), "line 1 is no entry: sha256"),
+        (
+            lambda text: text.replace('"schema_version":1', '"schema_version":2'),
+            "line 1 is not a valid entry: schema_version",
+        ),
+        (lambda text: text.replace('"sha256":"', '"sha256":"../'), "line 1 is not a valid entry: sha256"),
         (lambda text: text.replace('"model":"cnn"', '"model":"../cnn"'), "line 1: '../cnn' is no name"),
-        (lambda text: text + text, "not in order, or one is there twice"),
-        (lambda text: "nonsense\n", "line 1 is no entry"),
+        (lambda text: text + text, "not in order, or one is listed twice"),
+        (lambda text: "nonsense\n", "line 1 is not a valid entry"),
     ],
 )
 def test_an_invalid_export_file_is_rejected(
@@ -198,6 +203,6 @@ def test_the_commands_move_a_history(
     fresh_store(tmp_path / "new", monkeypatch)
     code, out, _ = onward("import-log", str(tmp_path / "log.jsonl"), "--files", str(tmp_path / "files"))
     assert code == 0
-    assert "staging of cnn: 5 entries imported, 0 were there already" in out
+    assert "staging of cnn: 5 entries imported, 0 existed already" in out
     assert onward("export-log", "nope")[0] == 2
     assert onward("import-log", "absent.jsonl")[0] == 2

@@ -172,10 +172,10 @@ def test_commands_create_no_store_in_a_checkout(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "dvc.yaml").write_text("stages: {}\n")
     code, out, _ = onward("status")
-    assert (code, out) == (0, "No model is registered yet: `dvc repro` registers those that are fit.\n")
+    assert (code, out) == (0, "No model is registered yet: `dvc repro` registers every model that passes.\n")
     code, _, err = onward(*arguments)
     assert (code, err.count("\n")) == (4, 1)
-    assert "`dvc repro` makes one" in err
+    assert "`dvc repro` creates it" in err
     assert nothing_yet()
     assert [path.name for path in tmp_path.iterdir()] == ["dvc.yaml"]
 

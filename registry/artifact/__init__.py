@@ -1,1 +1,1 @@
-"""What a version's folder is: its ONNX file, its manifest, how it is served, and whether it repeats its answers."""
+"""The folder of a version: its ONNX file, its manifest, how it is served, and the replay of its recorded answers."""

@@ -1,4 +1,4 @@
-"""Nodes of a graph, and where in the PyTorch module each came from."""
+"""Lists the nodes of a graph, and finds the PyTorch module that each comes from."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 import onnx
 
-# Where a wrapper of ours keeps the module that it wraps for an exporter (stages/workers/signature.py).
+# The attribute in which Onward's wrapper for exporters keeps the original module (stages/workers/signature.py).
 WRAPPED = "original_module"
 
 
 def nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
-    """Every node, those of subgraphs and functions included."""
+    """Iterate over all nodes, including those of subgraphs and functions."""
     waiting: list[Any] = [model.graph, *model.functions]
     while waiting:
         for node in waiting.pop().node:
@@ -23,7 +23,14 @@ def nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
 
 
 def origin(node: onnx.NodeProto) -> tuple[str, str]:
-    """(path of the PyTorch module, `file:line` in the repository) that a node came from; empty where unsaid."""
+    """Find the PyTorch module and the source line that a node comes from.
+
+    Args:
+        node: A node with the metadata that PyTorch's exporter writes.
+
+    Returns:
+        The path of the module, and `file:line` in the repository. Each is empty if the metadata lacks it.
+    """
     about = {entry.key: entry.value for entry in node.metadata_props}
     scopes = re.findall(r"'([^']*)'", about.get("pkg.torch.onnx.name_scopes", ""))
     module = scopes[-2] if len(scopes) > 1 and not scopes[-2].startswith("_empty") else ""

@@ -1,13 +1,13 @@
-"""Digests: what a version's bytes are, and whether a folder still holds them.
+"""Computes the digests of a version, and checks whether a folder still contains the published files.
 
-Two digests pin a version. Its sha256 says which model it is: it is over the model files alone, so that a second
-measurement of the same model has the same sha256. The digest of `manifest.json` pins every file with its name, so also
-the session options, the recorded inputs and answers, and the tolerances. Versions and entries of before have no second
-digest: they pin less.
+Two digests pin a version. Its sha256 identifies the model: it covers the model files only, so a second measurement of
+the same model has the same sha256. The digest of `manifest.json` pins every file with its name, including the session
+options, the recorded inputs and answers, and the tolerances. Older versions and entries lack the second digest, so they
+pin less.
 
 A version's model files are its graphs (`model.onnx` at the top of the folder, and `providers/NAME/model.onnx` for each
-provider that has a graph of its own) and the external data that these graphs refer to, whatever its name. The graphs
-say which files those are, because nothing else in the folder is under the version's sha256.
+provider with a graph of its own) and the external data that these graphs refer to, whatever its name. Only the graphs
+are trusted to name the external data, because the version's sha256 covers nothing else in the folder.
 """
 
 from __future__ import annotations
@@ -29,26 +29,41 @@ from onward.registry.files import write_atomically
 MANIFEST = "manifest.json"
 GRAPH = re.compile(r"(providers/[A-Za-z0-9_-]+/)?model\.onnx")
 
-# MLflow writes this beside a registered version when it is downloaded; it is no part of what was published.
+# MLflow writes this file when it downloads a registered version. It is not one of the published files.
 NOT_OURS = "registered_model_meta"
 
 _digests = TypeAdapter(list[FileDigest])
 
 
 def content_digest(files: list[FileDigest]) -> str:
-    """The sha256 that a model is known by: its .onnx file's own where that is the only file, else the sha256 over
-    the sorted digests of all its files, those for other providers included, a line each. Names play no part: the graph
-    itself holds its data's name."""
+    """Compute the sha256 that identifies a model.
+
+    The digest does not depend on file names: each graph contains the names of its data.
+
+    Args:
+        files: All files of the model, including those for other providers.
+
+    Returns:
+        The digest of the .onnx if that is the only file, else the sha256 of all files' sorted digests, one per line.
+    """
     if len(files) == 1:
         return files[0].sha256
-    return hashlib.sha256("".join(f"{digest}\n" for digest in sorted(f.sha256 for f in files)).encode()).hexdigest()
+    return hashlib.sha256(
+        "".join(f"{digest}\n" for digest in sorted(file.sha256 for file in files)).encode()
+    ).hexdigest()
 
 
 def write_manifest(folder: Path) -> str:
-    """Write `manifest.json`, the digest of every other file below `folder`, and return its own digest.
+    """Write `manifest.json`, which lists the digest of every other file below `folder`.
+
+    Args:
+        folder: A version's files.
+
+    Returns:
+        The digest of `manifest.json`.
 
     Raises:
-        Refused: the folder holds a link, or something else that is no file.
+        Refused: The folder contains a link, or anything else that is not a regular file or a folder.
     """
     files = [FileDigest.of(path, folder) for path in _files(folder)]
     write_atomically(folder / MANIFEST, _digests.dump_json(files, indent=2) + b"\n")
@@ -56,10 +71,16 @@ def write_manifest(folder: Path) -> str:
 
 
 def manifest_digest(folder: Path) -> str:
-    """The sha256 of `manifest.json`, which pins every file of a version with its name.
+    """Compute the sha256 of `manifest.json`, which pins every file of a version with its name.
+
+    Args:
+        folder: A version's files.
+
+    Returns:
+        The digest in hexadecimal.
 
     Raises:
-        Refused: there is none.
+        Refused: `manifest.json` is missing.
     """
     return hashlib.sha256(_manifest(folder)).hexdigest()
 
@@ -68,14 +89,20 @@ def _manifest(folder: Path) -> bytes:
     try:
         return _plain(folder / MANIFEST).read_bytes()
     except FileNotFoundError:
-        raise Refused(f"{folder.name}: {MANIFEST} is missing, so nothing says what the files should be") from None
+        raise Refused(f"{folder.name}: {MANIFEST} is missing, so the files cannot be checked") from None
 
 
 def read_manifest(folder: Path) -> list[FileDigest]:
-    """What `manifest.json` in `folder` says.
+    """Read `manifest.json` in `folder`.
+
+    Args:
+        folder: A version's files.
+
+    Returns:
+        The digest of each file.
 
     Raises:
-        Refused: there is none, or it cannot be read.
+        Refused: `manifest.json` is missing or invalid.
     """
     try:
         return _digests.validate_json(_manifest(folder))
@@ -84,23 +111,25 @@ def read_manifest(folder: Path) -> list[FileDigest]:
 
 
 def check_folder(folder: Path, sha256: str | None = None, manifest: str = "") -> list[FileDigest]:
-    """Check every file below `folder` against its manifest, the manifest against `manifest`, and the model's own files
-    against `sha256`. No link is followed.
+    """Check that a folder contains exactly the published files.
+
+    Every file must match the manifest, the manifest must match the digest `manifest`, and the model's files must match
+    `sha256`. Links are refused, not followed.
 
     Args:
-        folder: a version's files.
-        sha256: what the model's own files have to be; None where nothing says so.
-        manifest: the digest that was pinned of the manifest; "" where none was, as before Onward pinned it.
+        folder: A version's files.
+        sha256: The recorded digest of the model's files; None if it is unknown.
+        manifest: The recorded digest of the manifest; "" if there is none (versions older than this check).
 
     Returns:
-        the model's own files (every provider's graph and its external data), as the manifest names them.
+        The model's files (every provider's graph and its external data), as listed in the manifest.
 
     Raises:
-        Refused: a file is missing, added or changed, or is a link; the manifest or the model is another one.
+        Refused: A file is missing, added, changed or a link, or the manifest or the model has another digest.
     """
-    if manifest and (here := manifest_digest(folder)) != manifest:
+    if manifest and (actual := manifest_digest(folder)) != manifest:
         raise Refused(
-            f"the files are not those that were published: {MANIFEST} has sha256 {here}, but {manifest} was recorded"
+            f"the files are not those that were published: {MANIFEST} has sha256 {actual}, but {manifest} was recorded"
         )
     expected = {file.path: file for file in read_manifest(folder)}
     found = {path.relative_to(folder).as_posix(): path for path in _files(folder)}
@@ -113,7 +142,7 @@ def check_folder(folder: Path, sha256: str | None = None, manifest: str = "") ->
         raise Refused(f"the files are not those that were published: {'; '.join(problems)}")
     names = _model_files(folder, expected)
     if names - expected.keys():
-        raise Refused(f"the model uses {', '.join(sorted(names - expected.keys()))}, which {MANIFEST} does not name")
+        raise Refused(f"the model uses {', '.join(sorted(names - expected.keys()))}, which {MANIFEST} does not list")
     model = [file for file in expected.values() if file.path in names]
     if sha256 is not None and content_digest(model) != sha256:
         raise Refused(f"the model has sha256 {content_digest(model)}, but {sha256} was recorded")
@@ -121,10 +150,10 @@ def check_folder(folder: Path, sha256: str | None = None, manifest: str = "") ->
 
 
 def _model_files(folder: Path, names: Iterable[str]) -> set[str]:
-    """Of the files of a version, the graphs and all external data that they refer to.
+    """The graphs among the files of a version, and all external data that they refer to.
 
     Raises:
-        Refused: a graph cannot be read, or its external data is not in the folder.
+        Refused: A graph cannot be read, or its external data is not in the folder.
     """
     graphs = [folder / name for name in names if GRAPH.fullmatch(name)]
     return {file.relative_to(folder).as_posix() for graph in graphs for file in _with_external_data(graph)}
@@ -133,8 +162,8 @@ def _model_files(folder: Path, names: Iterable[str]) -> set[str]:
 def _with_external_data(graph: Path) -> list[Path]:
     """A graph and the external data that it refers to.
 
-    To refer to external data, a graph has to spell the word "location". Without that word there is no need to read the
-    graph, which costs more than its digest does.
+    A reference to external data contains the word "location". A graph without that word need not be parsed. (Parsing
+    takes longer than computing the digest.)
     """
     with open(graph, "rb") as file:
         if not graph.stat().st_size:
@@ -151,27 +180,27 @@ def _with_external_data(graph: Path) -> list[Path]:
 
 
 def _files(folder: Path) -> list[Path]:
-    """Every file below `folder` but the manifest itself and MLflow's note on a download.
+    """Every file below `folder` except the manifest and MLflow's file about the download.
 
     Raises:
-        Refused: something there is neither a folder nor a file of its own, for example a link.
+        Refused: Something in it is neither a folder nor a regular file, for example a link.
     """
-    apart = (folder / MANIFEST, folder / NOT_OURS)
+    excluded = (folder / MANIFEST, folder / NOT_OURS)
     found = []
     for parent, folders, files in os.walk(folder, onerror=_unreadable):
         for name in folders:
             if (Path(parent) / name).is_symlink():
                 raise Refused(f"{(Path(parent) / name).relative_to(folder).as_posix()} is a link; links are refused")
         found += [_plain(Path(parent) / name) for name in files]
-    return sorted(path for path in found if path not in apart)
+    return sorted(path for path in found if path not in excluded)
 
 
 def _plain(path: Path) -> Path:
-    """`path`, which has to be a regular file."""
+    """Return `path` if it is a regular file, else raise Refused."""
     mode = path.lstat().st_mode
     if not stat.S_ISREG(mode):
-        kind = "a link" if stat.S_ISLNK(mode) else "no regular file"
-        raise Refused(f"{path.name} is {kind}; a version holds regular files alone")
+        kind = "a link" if stat.S_ISLNK(mode) else "not a regular file"
+        raise Refused(f"{path.name} is {kind}; a version may contain only regular files")
     return path
 
 

@@ -1,7 +1,7 @@
-"""Builds the folder of an MLflow model around an ONNX file without touching its bytes.
+"""Builds the folder of an MLflow model around an ONNX file without changing the file.
 
-`mlflow.onnx.log_model` serialises the model anew, into other bytes each time. Here MLflow writes its own files around
-a placeholder, and the measured files take the placeholder's place.
+`mlflow.onnx.log_model` serialises the model again, with different bytes each time. So MLflow writes its files around a
+placeholder here, and the measured files then replace the placeholder.
 """
 
 from __future__ import annotations
@@ -14,15 +14,14 @@ from pathlib import Path
 import numpy as np
 
 from onward.registry.artifact.manifest import MANIFEST, NOT_OURS, write_manifest
-from onward.registry.artifact.serving_plan import MODEL, SERVING, Serving
+from onward.registry.artifact.replay import BUNDLE
+from onward.registry.artifact.serving_plan import MODEL, PROVIDERS, SERVING, Serving
 from onward.registry.errors import Refused
 from onward.registry.evidence.records import TensorSpec
 
 MLMODEL = "MLmodel"
-VALIDATION = "validation"
-PROVIDERS = "providers"
-# What is written beside the model's own files, or by MLflow where it downloads them.
-_TAKEN = (VALIDATION, PROVIDERS, SERVING, MANIFEST, NOT_OURS)
+# Names that external data cannot have: Onward writes them beside the model's files, or MLflow does when downloading.
+_TAKEN = (BUNDLE, PROVIDERS, SERVING, MANIFEST, NOT_OURS)
 
 
 def build_folder(
@@ -35,16 +34,21 @@ def build_folder(
     serving: Serving | None = None,
     others: Mapping[str, Sequence[Path]] | None = None,
 ) -> None:
-    """Write an MLflow model to `folder`: the .onnx (`files[0]`) as model.onnx, its external data where the graph looks
-    for it, the signature, the validation bundle below validation/, and last the manifest of it all.
+    """Write an MLflow model to `folder`, with the manifest of all its files last.
 
-    `others` are the files of those providers that have a winner of their own, by name of the runtime: they go to
-    providers/NAME/, the .onnx as model.onnx. `serving` says which of all these is served where, with which session
-    options; MLflow's own flavor is given those of `provider`.
+    Args:
+        folder: The folder to write.
+        files: The .onnx, which becomes model.onnx, then its external data, which keeps its name relative to the .onnx.
+        inputs: The model's inputs, for MLflow's signature.
+        outputs: The model's outputs, for MLflow's signature.
+        provider: The execution provider of `files`, for MLflow's own flavor.
+        bundle: The folder with recorded inputs and answers, which becomes validation/.
+        serving: Which file is served on which provider, with which session options.
+        others: The files of runtimes with a graph of their own, by the runtime's name. They go to providers/NAME/.
 
     Raises:
-        ValueError: `serving` names a file that is not there.
-        Refused: external data has the name of another file of the folder.
+        ValueError: `serving` names a file that is missing.
+        Refused: External data has the name of another file of the folder.
     """
     import mlflow.onnx
     from mlflow.models import ModelSignature
@@ -55,7 +59,9 @@ def build_folder(
     def schema(specs: list[TensorSpec]) -> Schema:
         return Schema(
             [
-                Tensor(np.dtype(spec.dtype), tuple(-1 if isinstance(d, str) else d for d in spec.shape), spec.name)
+                Tensor(
+                    np.dtype(spec.dtype), tuple(-1 if isinstance(size, str) else size for size in spec.shape), spec.name
+                )
                 for spec in specs
             ]
         )
@@ -72,24 +78,26 @@ def build_folder(
     )
     _without_time(folder / MLMODEL)
     _place(files, folder)
-    for name, theirs in (others or {}).items():
-        _place(theirs, folder / PROVIDERS / name)
+    for name, runtime_files in (others or {}).items():
+        _place(runtime_files, folder / PROVIDERS / name)
     if serving is not None:
         serving.save(folder)
     if bundle is not None:
-        shutil.copytree(bundle, folder / VALIDATION)
+        shutil.copytree(bundle, folder / BUNDLE)
     write_manifest(folder)
 
 
 def _without_time(file: Path) -> None:
-    """Take from MLflow's own file what differs each time it is written: a random id, and the time. The same files give
-    the same manifest, on whatever machine and whenever they are built."""
+    """Remove the random id and the time from MLflow's own file.
+
+    Then the same files give the same manifest on every machine and at any time.
+    """
     lines = file.read_text().splitlines(keepends=True)
     file.write_text("".join(line for line in lines if not line.startswith(("model_uuid:", "utc_time_created:"))))
 
 
 def _place(files: Sequence[Path], folder: Path) -> None:
-    """Copy a graph (`files[0]`) as model.onnx, and its external data under the names that the graph has for it."""
+    """Copy a graph (`files[0]`) as model.onnx, and its external data under the names in the graph."""
     folder.mkdir(parents=True, exist_ok=True)
     graph, *data = files
     shutil.copyfile(graph, folder / MODEL)
@@ -98,7 +106,8 @@ def _place(files: Sequence[Path], folder: Path) -> None:
         target = folder / name
         if target.exists() or name.parts[0] in _TAKEN:
             raise Refused(
-                f"the external data {name.as_posix()!r} of {graph.name} has the name of another file of a version"
+                f"the external data {name.as_posix()!r} of {graph.name} has the name of another file of a version: "
+                "rename it"
             )
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, target)

@@ -1,4 +1,4 @@
-"""An ONNX file: what it says of itself, whether it is sound, which files it is made of."""
+"""Reads, checks, copies and writes ONNX files together with their external data."""
 
 from __future__ import annotations
 
@@ -16,37 +16,47 @@ from onward.registry.errors import UsageError
 from onward.registry.evidence.records import FileDigest, GraphInfo, TensorSpec, dimension
 from onward.registry.files import write_atomically
 
-# protobuf refuses messages of 2 GiB; below that, one file is simpler to carry.
+# protobuf refuses messages of 2 GiB. Below that, a single file is simpler.
 EXTERNAL_DATA_BYTES = 2_000_000_000
 
 
 def load_graph(path: Path) -> onnx.ModelProto:
-    """The graph alone: weights that lie in external data stay there."""
+    """Load a graph without the weights in its external data."""
     return onnx.load(path, load_external_data=False)
 
 
 def files(path: Path) -> list[Path]:
-    """The .onnx itself and the external data files that it refers to, whatever their names, in order of name.
+    """List the .onnx and the external data files that it refers to.
+
+    Args:
+        path: The .onnx.
+
+    Returns:
+        The .onnx, then its data files in order of their names.
 
     Raises:
-        UsageError: it is no ONNX file, or a data file is missing or lies outside the .onnx file's own folder.
+        UsageError: It is not an ONNX file, or a data file is missing or is outside the folder of the .onnx.
     """
     return [path, *_external(_sound_graph(path), path)]
 
 
 def digests(path: Path) -> list[FileDigest]:
-    """Digest of the .onnx and of its external data, named relative to the folder of the .onnx."""
+    """Compute the digests of the .onnx and its external data, with paths relative to the folder of the .onnx."""
     return [FileDigest.of(file, path.parent) for file in files(path)]
 
 
 def take_in(source: Path, target: Path) -> None:
-    """Copy a file from elsewhere to `target` and keep its external data in one place.
+    """Copy an .onnx and put its external data into one place.
 
-    External data may have any names and any number of files. It goes into the .onnx itself, or, from
-    EXTERNAL_DATA_BYTES on, into one file `NAME.onnx.data` beside it. A file without external data keeps its bytes.
+    The source's external data may have any names and any number of files. It goes into the target .onnx, or, above
+    EXTERNAL_DATA_BYTES, into one file `NAME.onnx.data` beside it. A file without external data is copied unchanged.
+
+    Args:
+        source: The .onnx to copy.
+        target: The .onnx to write.
 
     Raises:
-        UsageError: as `files`; or its external data is shorter than the graph says.
+        UsageError: As `files`; or the external data is shorter than the graph declares.
     """
     found = files(source)
     if len(found) == 1:
@@ -62,10 +72,16 @@ def take_in(source: Path, target: Path) -> None:
 
 
 def check(path: Path, label: str = "") -> None:
-    """Structure: readable, every operator and attribute as its opset has it, types and shapes consistent throughout.
+    """Check that a file is valid ONNX.
+
+    It must be readable, its operators and attributes must match their opset, and types and shapes must be consistent.
+
+    Args:
+        path: The .onnx.
+        label: What the message calls the file; the file's name if empty.
 
     Raises:
-        UsageError: it is not; the message opens with `label` (the file's name if none is given).
+        UsageError: The file is not valid.
     """
     files(path)
     try:
@@ -78,10 +94,16 @@ def check(path: Path, label: str = "") -> None:
 
 
 def describe(path: Path) -> GraphInfo:
-    """What the file says of itself.
+    """Describe the graph of an ONNX file.
+
+    Args:
+        path: The .onnx.
+
+    Returns:
+        Its inputs, outputs, operators, opsets and size.
 
     Raises:
-        UsageError: as `files`.
+        UsageError: As `files`.
     """
     model = _sound_graph(path)
     initializers = {tensor.name for tensor in model.graph.initializer}
@@ -100,7 +122,14 @@ def describe(path: Path) -> GraphInfo:
 
 
 def no_tensors(model: onnx.ModelProto) -> Iterator[str]:
-    """A sentence for each input and output that is no tensor, such as the maps of a converted classifier."""
+    """Describe each input and output that is not a tensor, for example the maps of a converted classifier.
+
+    Args:
+        model: The model.
+
+    Yields:
+        One sentence per such input or output, with its remedy.
+    """
     for value in (*model.graph.input, *model.graph.output):
         kind = value.type.WhichOneof("value")
         if kind == "tensor_type" or kind is None:
@@ -115,9 +144,13 @@ def no_tensors(model: onnx.ModelProto) -> Iterator[str]:
 
 
 def save(model: onnx.ModelProto, path: Path, external_over: int = EXTERNAL_DATA_BYTES, size: int | None = None) -> None:
-    """Write a model: one file, or, over `external_over` bytes, a graph with its weights beside it.
+    """Write a model to one file or, above `external_over` bytes, to a graph and a file with its weights.
 
-    `size`: how many bytes it has, where that is known; protobuf cannot count over 2 GiB.
+    Args:
+        model: The model.
+        path: The .onnx to write.
+        external_over: The size in bytes above which the weights go into `NAME.onnx.data`.
+        size: The model's size in bytes if it is known; protobuf cannot compute sizes above 2 GiB.
     """
     if (model.ByteSize() if size is None else size) > external_over:
         onnx.save_model(model, path, save_as_external_data=True, location=f"{path.name}.data", size_threshold=1024)
@@ -130,10 +163,10 @@ def _sound_graph(path: Path) -> onnx.ModelProto:
         model = load_graph(path)
     except FileNotFoundError:
         raise UsageError(f"{path.name}: there is no such file") from None
-    except Exception as error:  # protobuf's DecodeError is not part of a stable interface
-        raise UsageError(f"{path.name}: is no ONNX file, or is truncated ({type(error).__name__})") from error
+    except Exception as error:  # protobuf's DecodeError is not in its stable interface
+        raise UsageError(f"{path.name}: is not an ONNX file, or is truncated ({type(error).__name__})") from error
     if not model.graph.node and not model.graph.initializer:
-        raise UsageError(f"{path.name}: is no ONNX file, or holds an empty graph")
+        raise UsageError(f"{path.name}: is not an ONNX file, or its graph is empty")
     return model
 
 
@@ -148,9 +181,9 @@ def _external(model: onnx.ModelProto, path: Path) -> list[Path]:
     for name in sorted(names):
         data = path.parent / name
         if Path(name).is_absolute() or not data.resolve().is_relative_to(path.parent.resolve()):
-            raise UsageError(f"{path.name}: its external data {name!r} lies outside its own folder; refused")
+            raise UsageError(f"{path.name}: its external data {name!r} is outside the folder of the .onnx file")
         if not data.is_file():
-            raise UsageError(f"{path.name}: its external data {name!r} is missing; it belongs beside the .onnx file")
+            raise UsageError(f"{path.name}: its external data {name!r} is missing; put it beside the .onnx file")
         found.append(data)
     return found
 
@@ -185,9 +218,9 @@ def _external_tensors(model: onnx.ModelProto) -> list[onnx.TensorProto]:
 
 
 def _tensors(model: onnx.ModelProto) -> list[onnx.TensorProto]:
-    """Every tensor of the model, those in nodes' attributes and in subgraphs included."""
+    """Every tensor of the model, including those in attributes of nodes and in subgraphs."""
     found: list[Any] = _weights(model.graph)
-    waiting: list[Any] = list(model.graph.node) + [node for f in model.functions for node in f.node]
+    waiting: list[Any] = list(model.graph.node) + [node for function in model.functions for node in function.node]
     while waiting:
         node = waiting.pop()
         for attribute in node.attribute:

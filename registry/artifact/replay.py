@@ -1,16 +1,21 @@
-"""Runs the recorded inputs of a version on this host and judges the answers here, whatever they were elsewhere.
+"""Runs a version on its recorded inputs on this host, and judges the answers.
 
     python -m onward.registry.artifact.replay FOLDER [PROVIDER]
 
-prints one JSON object, {"met": ..., "detail": ...}. It is a process of its own because a model can abort the one that
-runs it: then that is the finding, and not the end of the command that asked.
+prints one JSON object, {"met": ..., "detail": ...}. It runs in a separate process because a model can abort the process
+that runs it. Then the abort is the result, and the calling command continues.
 
-A version's folder holds in `validation/`: inputs.npz; outputs.npz and outputs-NAME.npz, what the winners of the main
-runtime and of the runtime NAME answered where they were measured; reference.npz, what the original answers;
-tolerance.json; and recorded.json, which says what is held to what (Recorded). Every winner whose provider is in this
-environment is run, with its session options. A float32 graph has to repeat its recorded answers within the tolerance.
-A graph of lower precision computes other numbers on a CPU of another kind: it has to stay as near to the original as
-the budget says.
+A version's folder contains in `validation/`:
+
+- inputs.npz: the recorded inputs.
+- outputs.npz and outputs-NAME.npz: the recorded answers of the winners on the main runtime and on the runtime NAME.
+- reference.npz: the original's answers.
+- tolerance.json: the tolerances.
+- recorded.json: how answers are judged (Recorded).
+
+Every winner whose provider is available in this environment runs with its session options. A float32 graph must
+reproduce its recorded answers within the tolerance. A graph of lower precision computes other numbers on another kind
+of CPU, so it must stay within the budget's distance from the original instead.
 """
 
 from __future__ import annotations
@@ -34,16 +39,25 @@ if TYPE_CHECKING:
 TIMEOUT_S = 120.0
 BUNDLE = "validation"
 RECORDED = "recorded.json"
-# Where the budget names no fidelity and answers have no top-1: twice the noise, in amplitude, of where it was measured.
+# The largest acceptable increase of noise since the measurement, in dB (twice the amplitude). It applies if the budget
+# has no limit of fidelity and the answers have no top-1.
 NOISE_DB = 6.0
 
 
 class Recorded(Record):
-    """recorded.json: the precision of each runtime's winner, the runtime whose answers outputs.npz holds, and the
-    budget's floors of fidelity, where it has any. `agreement` is the share of samples on which a graph of lower
-    precision has to give the original's answer, by precision, for outputs whose kind has answers. `kinds` say what each
-    output is; versions of before have none, and their first output counts as scores along its last axis. `batches` says
-    why predict_batches cannot be used; it is empty where it can."""
+    """The content of recorded.json: how the answers of a version are judged.
+
+    Attributes:
+        main: The runtime whose answers are in outputs.npz.
+        precision: The precision of each runtime's winner.
+        min_snr_db: The budget's lowest signal-to-noise ratio; null if it has none.
+        min_cosine: The budget's lowest cosine similarity; null if it has none.
+        agreement: By precision, the share of samples on which a graph of lower precision must give the original's
+            answer. It applies to outputs whose kind has answers.
+        kinds: The kind of each output. Empty in older versions: their first output counts as scores along its last
+            axis.
+        batches: Why predict_batches cannot be used; empty if it can.
+    """
 
     main: str = ""
     precision: dict[str, str] = {}
@@ -55,7 +69,7 @@ class Recorded(Record):
 
     @classmethod
     def load(cls, folder: Path) -> Recorded:
-        """What the version in `folder` says, the defaults where it says nothing."""
+        """Read recorded.json of the version in `folder`; return the defaults if the file is missing."""
         try:
             return cls.model_validate_json((folder / BUNDLE / RECORDED).read_bytes())
         except FileNotFoundError:
@@ -67,20 +81,30 @@ class Recorded(Record):
 
 
 def without_batches(folder: Path) -> str:
-    """Why predict_batches cannot be used with the version in `folder`; empty where it can, or nothing is recorded."""
+    """Tell why predict_batches cannot be used with a version.
+
+    Args:
+        folder: The version's files.
+
+    Returns:
+        The reason; empty if predict_batches can be used or nothing is recorded.
+    """
     try:
         return str(json.loads((folder / BUNDLE / RECORDED).read_bytes()).get("batches", ""))
     except (FileNotFoundError, NotADirectoryError, ValueError, AttributeError):
-        return ""  # no file of ours: `replay` says what is wrong with it
+        return ""  # the file is not valid; `replay` reports why
 
 
 def measure_again(folder: Path, evidence: Mapping[str, str]) -> tuple[bool, str]:
-    """Replay the version in `folder` on this host; `evidence` are the version's tags, which say what kinds of host it
-    was measured on.
+    """Replay a version on this host, and check whether there is evidence from this kind of host.
+
+    Args:
+        folder: The version's files.
+        evidence: The version's tags, which include the kinds of host that it was measured on.
 
     Returns:
-        whether the answers hold here, and in words what was compared or what went wrong; and whether there is no
-        evidence from this kind of host.
+        Whether the answers are acceptable here, and a text: what was compared or what went wrong, and a note if there
+        is no evidence from this kind of host.
     """
     from onward.registry.host.hardware import unmeasured
 
@@ -89,10 +113,15 @@ def measure_again(folder: Path, evidence: Mapping[str, str]) -> tuple[bool, str]
 
 
 def replay_in_subprocess(folder: Path, provider: str = "", timeout_s: float = TIMEOUT_S) -> tuple[bool, str]:
-    """Replay the version in `folder`; an abort or a hang is an answer too.
+    """Replay a version in another process, so that an abort or a hang becomes a result.
+
+    Args:
+        folder: The version's files.
+        provider: As in `replay`.
+        timeout_s: The longest acceptable duration in seconds.
 
     Returns:
-        whether the answers hold here, and in words what was compared or what went wrong.
+        Whether the answers are acceptable here, and a text: what was compared or what went wrong.
     """
     try:
         answer = ask("artifact.replay", str(folder), provider, timeout_s=timeout_s)
@@ -102,10 +131,16 @@ def replay_in_subprocess(folder: Path, provider: str = "", timeout_s: float = TI
 
 
 def replay(folder: Path, provider: str = "") -> tuple[bool, str]:
-    """Replay in this process; see replay_in_subprocess.
+    """Replay a version in this process.
 
-    `provider` is the one that a version without serving.json was measured on; where this environment lacks it, or all
-    of those that the version is served on, the CPU answers.
+    If this environment has none of the version's providers, the CPU runs model.onnx.
+
+    Args:
+        folder: The version's files.
+        provider: The provider that a version without serving.json was measured on; the CPU's if empty.
+
+    Returns:
+        Whether the answers are acceptable here, and a text: what was compared or what went wrong.
     """
     import onnxruntime
 
@@ -123,29 +158,34 @@ def replay(folder: Path, provider: str = "") -> tuple[bool, str]:
     found, problems = [], []
     for name, served in here.items():
         got, used = _answers(folder, served, inputs)
-        faults, words = judge(got, folder, name)
+        faults, summary = judge(got, folder, name)
         problems += [f"{fault} (on {used})" for fault in faults]
-        found.append(f"{words} on {used}")
+        found.append(f"{summary} on {used}")
     return not problems, "; ".join(problems or found)
 
 
 def judge(got: Arrays, folder: Path, runtime: str) -> tuple[list[str], str]:
-    """Hold answers to the recorded inputs to what the winner of `runtime` answered where it was measured.
+    """Compare answers to the recorded inputs with the recorded answers of a runtime's winner.
+
+    Args:
+        got: The answers by output name, [samples, ...] each.
+        folder: The version's files.
+        runtime: The runtime whose winner gave these answers.
 
     Returns:
-        what of them is wrong, and in words what was compared.
+        What is wrong with the answers, and a text that says what was compared.
     """
     bundle, recorded = folder / BUNDLE, Recorded.load(folder)
     precision = recorded.precision.get(runtime, "float32")
     own = bundle / ("outputs.npz" if runtime == recorded.main else f"outputs-{runtime}.npz")
     expected = arrays(own if own.is_file() else bundle / "outputs.npz")
     if precision == "float32":
-        return list(departures(got, expected, bundle)), _repeated(expected)
-    return _strays(got, expected, arrays(bundle / "reference.npz"), recorded, precision)
+        return list(departures(got, expected, bundle)), _reproduced(expected)
+    return _compare_to_original(got, expected, arrays(bundle / "reference.npz"), recorded, precision)
 
 
 def _answers(folder: Path, served: Served, inputs: Arrays) -> tuple[Arrays, str]:
-    """What is served answers, and the provider that it runs on: one that cannot start leaves its place to the CPU."""
+    """Run what is served; return the answers and the provider that ran. The CPU replaces one that cannot start."""
     import onnxruntime
 
     fitting = served.options.fitting_here()
@@ -160,12 +200,21 @@ def _answers(folder: Path, served: Served, inputs: Arrays) -> tuple[Arrays, str]
     return dict(zip(names, session.run(names, dict(inputs)), strict=True)), used
 
 
-def _repeated(expected: Arrays) -> str:
-    return f"{len(expected)} recorded output{'s' if len(expected) != 1 else ''} repeated"
+def _reproduced(expected: Arrays) -> str:
+    return f"{len(expected)} recorded output{'s' if len(expected) != 1 else ''} reproduced"
 
 
 def departures(got: Arrays, expected: Arrays, bundle: Path) -> Iterator[str]:
-    """Where answers leave the recorded ones by more than the tolerance."""
+    """Find the outputs that differ from the recorded ones by more than the tolerance.
+
+    Args:
+        got: The answers by output name, [samples, ...] each.
+        expected: The recorded answers, in the same form.
+        bundle: The folder with tolerance.json.
+
+    Yields:
+        One sentence per such output.
+    """
     tolerance = json.loads((bundle / "tolerance.json").read_text())
     for name, reference in expected.items():
         problem = "is missing" if name not in got else _differs(got[name], reference, *_limits(tolerance, name))
@@ -173,49 +222,53 @@ def departures(got: Arrays, expected: Arrays, bundle: Path) -> Iterator[str]:
             yield f"output {name} {problem}"
 
 
-def _strays(
+def _compare_to_original(
     got: Arrays, recorded_there: Arrays, reference: Arrays, recorded: Recorded, precision: str
 ) -> tuple[list[str], str]:
-    """How far a graph of lower precision strays from the original here: what of it is too far, and all of it in words.
+    """Measure how far the answers of a graph of lower precision are from the original's.
 
-    The budget's floors of fidelity bind where it has any. Else every output is judged: one with a class axis, or of
-    integers, by the share of samples with the original's answer (that of the params, or what it was where it was
-    measured if that was less); any other by its noise, which may be twice what it was there.
+    If the budget has limits of fidelity, they decide. Else every output is judged. An output with a class axis or of
+    integers must give the original's answer on enough samples: the share in params.yaml, or the share at the
+    measurement if that was lower. The noise of any other output may be at most twice the noise at the measurement.
+
+    Returns:
+        What is wrong with the answers, and a text with all measures.
     """
     from onward.registry.evidence.similarity import fidelity
 
-    absent = [name for name in reference if name not in got or got[name].shape != reference[name].shape]
-    if absent:
-        return [f"output {name} is missing, or of another shape" for name in absent], ""
+    broken = [name for name in reference if name not in got or got[name].shape != reference[name].shape]
+    if broken:
+        return [f"output {name} is missing or has another shape" for name in broken], ""
     near, near_there = fidelity(reference, got), fidelity(reference, recorded_there)
     words, faults = [precision], []
     if near.snr_db is not None:
         words.append(f"{near.snr_db:.1f} dB of signal to noise ({near_there.snr_db or 0:.1f} where it was measured)")
     if recorded.min_snr_db is not None or recorded.min_cosine is not None:
         if recorded.min_snr_db is not None and not (near.snr_db or 0) >= recorded.min_snr_db:
-            faults.append(f"{near.snr_db or 0:.1f} dB of signal to noise, {recorded.min_snr_db:g} wanted")
+            faults.append(f"{near.snr_db or 0:.1f} dB of signal to noise, at least {recorded.min_snr_db:g} required")
         if recorded.min_cosine is not None and not (near.cosine or 0) >= recorded.min_cosine:
-            faults.append(f"worst cosine {near.cosine or 0:.5f}, {recorded.min_cosine:g} wanted")
+            faults.append(f"worst cosine {near.cosine or 0:.5f}, at least {recorded.min_cosine:g} required")
         return faults, ", ".join(words)
     axes = _class_axes(recorded, reference)
     floor = recorded.agreement.get(precision, 1.0)
     for name, wanted in reference.items():
         share, there = (_same(wanted, answers[name], axes.get(name)) for answers in (got, recorded_there))
         if share is not None and there is not None:
-            words.append(f"{name} with the original's answer to {share:.1%} of {len(wanted)} samples")
+            words.append(f"{name} gives the original's answer to {share:.1%} of {len(wanted)} samples")
             if share < min(floor, there):
-                faults.append(f"{name} gives the original's answer to {share:.1%}, {min(floor, there):.1%} wanted")
+                required = f"at least {min(floor, there):.1%} required"
+                faults.append(f"{name} gives the original's answer to {share:.1%} of the samples, {required}")
             continue
         here, before = (fidelity({name: wanted}, {name: answers[name]}).snr_db for answers in (got, recorded_there))
         if here is not None and before is not None and here < before - NOISE_DB:
-            faults.append(f"{name} has {here:.1f} dB of signal to noise, {before:.1f} where it was measured")
+            faults.append(f"{name} has {here:.1f} dB of signal to noise, but had {before:.1f} where it was measured")
     if len(words) == 1:
-        faults.append("nothing says how near its answers are to the original's: there is no top-1, and no signal")
+        faults.append("its answers cannot be compared with the original's: no output has a top-1 or a signal")
     return faults, ", ".join(words)
 
 
 def _class_axes(recorded: Recorded, reference: Arrays) -> dict[str, int]:
-    """The axis of classes of each output that has one."""
+    """The class axis of each output that has one."""
     if recorded.kinds:
         chosen = [kind for kind in recorded.kinds if kind.kind in ("scores", "probabilities")]
         return {kind.output: kind.axis for kind in chosen if kind.axis is not None}
@@ -224,8 +277,11 @@ def _class_axes(recorded: Recorded, reference: Arrays) -> dict[str, int]:
 
 
 def _same(reference: Array, got: Array, axis: int | None) -> float | None:
-    """The share of positions with the original's answer: its top-1 along `axis`, or the whole sample where it is no
-    float; null where it has neither."""
+    """The share of positions with the original's answer.
+
+    For floats, the answer is the top-1 along `axis`; there is no share (None) without an axis. For other types, the
+    whole sample is the answer.
+    """
     from onward.registry.evidence.similarity import agreement
 
     if reference.dtype.kind == "f":
@@ -234,7 +290,7 @@ def _same(reference: Array, got: Array, axis: int | None) -> float | None:
 
 
 def _limits(tolerance: dict[str, Any], output: str) -> tuple[float, float]:
-    """(rtol, atol) of an output: its own, where it has any, else the model's."""
+    """(rtol, atol) of an output: its own if it has any, else the model's."""
     own = tolerance.get("outputs", {}).get(output, {})
     return tuple(float(tolerance[key] if own.get(key) is None else own[key]) for key in ("rtol", "atol"))  # type: ignore[return-value]
 
@@ -244,18 +300,18 @@ def _differs(got: Array, expected: Array, rtol: float, atol: float) -> str:
 
     got = np.asarray(got)
     if got.shape != expected.shape:
-        return f"has shape {list(got.shape)}, {list(expected.shape)} was recorded"
+        return f"has shape {list(got.shape)}, but {list(expected.shape)} was recorded"
     if got.dtype.kind != expected.dtype.kind:
-        return f"is {got.dtype}, {expected.dtype} was recorded"
+        return f"is {got.dtype}, but {expected.dtype} was recorded"
     if expected.dtype.kind not in "fc":
         return (
-            "" if np.array_equal(got, expected) else f"differs at {int(np.sum(got != expected))} of {got.size} places"
+            "" if np.array_equal(got, expected) else f"differs at {int(np.sum(got != expected))} of {got.size} elements"
         )
     close = np.isclose(got, expected, rtol=rtol, atol=atol, equal_nan=True)
     if close.all():
         return ""
     worst = float(np.nanmax(np.abs(got.astype(np.float64) - expected.astype(np.float64))))
-    return f"is off by up to {worst:.3g} at {int((~close).sum())} of {got.size} places (rtol {rtol:g}, atol {atol:g})"
+    return f"is off by up to {worst:.3g} at {int((~close).sum())} of {got.size} elements (rtol {rtol:g}, atol {atol:g})"
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""The `onward` command: it parses arguments, calls an operation, and prints."""
+"""The `onward` command: parse arguments, call an operation, and print the result."""

@@ -1,4 +1,4 @@
-"""What an exception that is not Onward's own means to whoever runs a command: one line, and an exit code."""
+"""Translate any exception into one of Onward's errors, so that a command ends with one line and an exit code."""
 
 from __future__ import annotations
 
@@ -6,27 +6,29 @@ import errno
 
 from onward.registry.errors import MachineFault, OnwardError, StoreUnreachable, UsageError
 from onward.registry.store import reach
-from onward.registry.uri import hidden
+from onward.registry.store.connection import excerpt
 
-_LONGEST = 300
 _WHAT_TO_DO = {
-    errno.ENOSPC: "make room on that disk",
-    errno.EDQUOT: "make room on that disk",
-    errno.EROFS: "choose a place that can be written (XDG_CACHE_HOME for the cache, TMPDIR for temporary files)",
+    errno.ENOSPC: "free space on that disk",
+    errno.EDQUOT: "free space on that disk",
+    errno.EROFS: "choose a writable folder (XDG_CACHE_HOME for the cache, TMPDIR for temporary files)",
     errno.EACCES: "look at its permissions (XDG_CACHE_HOME names another cache, TMPDIR another temporary folder)",
     errno.EPERM: "look at its permissions",
 }
 
 
 def explained(error: Exception) -> OnwardError:
-    """The error of Onward's that stands for `error`: itself, where it is one.
+    """Translate an exception into one of Onward's errors, which says what failed and what to do.
 
-    Nothing is said of what was changed: whoever knows that, says it where it is known.
+    The message does not say what was changed before, because only the raising code knows that.
+
+    Args:
+        error: any exception. An error of Onward's own is returned unchanged.
     """
     if isinstance(error, OnwardError):
         return error
     module = type(error).__module__.partition(".")[0]
-    # Told by name: none of these is imported for a command that does not need it.
+    # The module's name is compared, because these packages are imported only by the commands that need them.
     if module == "mlflow":
         return StoreUnreachable(f"the MLflow store answered with an error: {_words(error)}")
     if module in ("requests", "urllib3", "sqlalchemy", "psycopg", "psycopg2", "pymysql", "botocore", "boto3"):
@@ -34,18 +36,18 @@ def explained(error: Exception) -> OnwardError:
     if module == "onnxruntime":
         return MachineFault(f"ONNX Runtime failed while it ran the model: {_words(error)}")
     if isinstance(error, UnicodeEncodeError) and "surrogates" in str(error):
-        return UsageError("an argument, a name or a variable of the environment holds bytes that are no UTF-8")
+        return UsageError("an argument, a name or an environment variable contains bytes that are not UTF-8")
     if isinstance(error, MemoryError):
-        return MachineFault("there is not enough memory for this")
+        return MachineFault("this machine does not have enough memory for this command")
     if isinstance(error, ModuleNotFoundError):
-        return UsageError(f"the Python package {error.name} is needed for this and is not installed")
+        return UsageError(f"this command needs the Python package {error.name}, which is not installed")
     if isinstance(error, ConnectionError | TimeoutError):
         return StoreUnreachable(f"the store could not be reached: {_words(error)}. {reach.ADVICE}")
     if isinstance(error, OSError):
         return _of_the_system(error)
     return MachineFault(
-        f"unexpected {type(error).__name__}: {_words(error)}; run it again with --debug (onward --debug ...) for the "
-        "traceback. This is a defect of Onward: please report it"
+        f"unexpected {type(error).__name__}: {_words(error)}. This is a defect of Onward: run the command again with "
+        "`onward --debug ...`, and please report it with the traceback"
     )
 
 
@@ -57,5 +59,5 @@ def _of_the_system(error: OSError) -> MachineFault:
 
 
 def _words(error: Exception) -> str:
-    """What an exception says, in one line, without anything secret."""
-    return hidden(" ".join(str(error).split()))[:_LONGEST] or type(error).__name__
+    """The beginning of an exception's message, on one line and without secrets."""
+    return excerpt(str(error)) or type(error).__name__

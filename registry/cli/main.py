@@ -1,7 +1,6 @@
-"""`onward`: what is live, and how that is changed. This file parses and prints; registry/operations/promotion.py and
-registry/operations/overview.py do.
+"""The `onward` command: parse arguments, call an operation of registry/operations/, and print the result.
 
-Nothing heavy is imported before a command needs it: `onward --help` is asked more often than anything else.
+Slow packages are imported only by the commands that need them, so that `onward --help` answers at once.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ from onward.registry.uri import hidden
 DEBUG = "ONWARD_DEBUG"
 # Set by the shell's completion function.
 COMPLETING = "_ONWARD_COMPLETE"
-# What shells expect of a program that Ctrl-C or a closed pipe ends: 128 and the signal's number.
+# The exit codes that shells expect after Ctrl-C and after a closed pipe: 128 plus the number of the signal.
 INTERRUPTED, READER_GONE = 130, 141
 
 app = typer.Typer(
@@ -55,11 +54,14 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="See what is live, promote model versions from environment to environment, and roll them back.\n\n"
-    "The store is MLFLOW_TRACKING_URI, else mlflow.db beside dvc.yaml.\n\n"
-    "Exit codes: 0 done, 1 a gate or check said no, 2 wrong usage or configuration, 3 somebody else got there first, "
-    "4 the store could not be reached or answers nonsense, 5 this machine is at fault (disk, permissions, memory, ONNX "
-    "Runtime), 130 Ctrl-C.",
+    help="Deploy versions of ONNX models to environments, see which version is live where, and roll back.\n\n"
+    "`dvc repro` builds and registers versions. `onward promote` makes a version live in an environment, such as "
+    "staging or production, if it meets the requirements in params.yaml. Each deployment is an entry in a log. `onward "
+    "status` shows the current state, and `onward history` shows the log.\n\n"
+    "All commands use the MLflow store that MLFLOW_TRACKING_URI names, or else mlflow.db beside dvc.yaml.\n\n"
+    "Exit codes: 0 success; 1 a gate or a check failed; 2 wrong usage or configuration; 3 another command changed the "
+    "log first; 4 the store cannot be reached or gives invalid answers; 5 a fault of this machine (disk, permissions, "
+    "memory, ONNX Runtime); 130 interrupted with Ctrl-C.",
 )
 
 _debug: ContextVar[bool] = ContextVar("debug", default=False)
@@ -77,9 +79,10 @@ def options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version, and exit.")
     ] = False,
     debug: Annotated[
-        bool, typer.Option("--debug", help="Print the traceback of an error, too; ONWARD_DEBUG=1 does the same.")
+        bool, typer.Option("--debug", help="Also print the traceback of an error. ONWARD_DEBUG=1 does the same.")
     ] = False,
 ) -> None:
+    """Handle the options that precede the command."""
     if debug:
         _debug.set(True)
 
@@ -89,7 +92,10 @@ Target = Annotated[str, typer.Argument(metavar="TARGET", help="MODEL@ENVIRONMENT
 
 @app.command()
 def status(as_json: Json = False) -> None:
-    """Every model and environment at a glance, and the models whose newest pipeline run failed. Changes nothing.
+    """Show which version is live in each environment.
+
+    The table also shows the newest version of each model, and the models whose newest pipeline run failed. Lines that
+    begin with `!` name problems, and say what to do about them. Nothing is changed.
 
     Example: onward status
     """
@@ -125,21 +131,22 @@ def status(as_json: Json = False) -> None:
         return
     moved = f"! {elsewhere}" if elsewhere else ""
     if not found:
-        say("No model is registered yet: `dvc repro` registers those that are fit.", *filter(None, [moved]))
+        say("No model is registered yet: `dvc repro` registers every model that passes.", *filter(None, [moved]))
         return
     ours = [model for model in found if not model.foreign]
     if ours:
         environments = [state.environment for state in ours[0].environments]
         rows = [
-            (m.model, newest_cell(m), *(environment_cell(state) for state in m.environments), run_cell(m)) for m in ours
+            (model.model, newest_cell(model), *map(environment_cell, model.environments), run_cell(model))
+            for model in ours
         ]
-        # The last column is there where a run failed.
+        # The last column is shown only if a run failed.
         runs = ["newest run"] if any(model.failed for model in ours) else []
         columns = ["model", "newest version", *environments, *runs]
         print_table(columns, (row[: len(columns)] for row in rows))
     for model in found:
         if model.foreign:
-            say(f"! the registered model {model.model!r} is not Onward's, and is left alone")
+            say(f"! the registered model {model.model!r} is not Onward's, and is ignored")
         for state in model.environments:
             for line in trouble_lines(model.model, state):
                 say(f"! {line}")
@@ -150,10 +157,13 @@ def status(as_json: Json = False) -> None:
 @app.command()
 def history(
     model: Model,
-    env: Annotated[str | None, typer.Option("--env", help="One environment; all if left out.")] = None,
+    env: Annotated[str | None, typer.Option("--env", help="Show one environment only. Default: all.")] = None,
     as_json: Json = False,
 ) -> None:
-    """The whole line of each environment: when, who, what, why, and what the gates said.
+    """Show the deployment log of a model.
+
+    Each entry has a number, and says when, who, what and why, and the result of each gate. `live` marks the current
+    deployment, and `lost` an entry that had no effect because another command was faster.
 
     Example: onward history cnn --env production
     """
@@ -181,22 +191,27 @@ def history(
 @app.command()
 def promote(
     model: Model,
-    to: Annotated[str, typer.Option("--to", help="The environment to deploy to, e.g. staging.")],
+    to: Annotated[str, typer.Option("--to", help="The environment to deploy to, such as staging.")],
     reason: Reason,
     version: Annotated[
         int | None,
         typer.Argument(
             metavar="VERSION",
-            help="Left out: what is live in the environment before, or the newest version that is fit.",
+            help="The number of the version. Default: the version that is live in the environment before this one, or "
+            "the newest version that meets the requirements.",
         ),
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Deploy against unmet requirements; the history keeps that for ever.")
+        bool,
+        typer.Option("--force", help="Deploy although requirements are not met. The history shows this permanently."),
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Judge everything and change nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check all requirements, but change nothing.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Deploy a version to an environment, if it meets what params.yaml requires there.
+    """Deploy a version to an environment.
+
+    The version must meet the requirements that params.yaml has for the environment. Its files are copied to the
+    environment, and a new entry in the log makes it live. If it is live already, no entry is added.
 
     Example: onward promote cnn 3 --to staging --reason "better on sevens"
     """
@@ -208,14 +223,18 @@ def promote(
 @app.command()
 def rollback(
     model: Model,
-    env: Annotated[str, typer.Option("--env", help="The environment, e.g. production.")],
+    env: Annotated[str, typer.Option("--env", help="The environment, such as production.")],
     reason: Reason,
     to: Annotated[
-        int | None, typer.Option("--to", help="Number of the entry to go back to; left out: the deployment before.")
+        int | None,
+        typer.Option("--to", help="The number of the log entry to return to. Default: the deployment before this one."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Bring back what was live before. Twice goes two back. Needs no candidate and no run, only the environment.
+    """Make the previous version live again.
+
+    A second rollback goes one version further back. This works even if the version and its pipeline run were deleted,
+    because each environment keeps its own copy of deployed files.
 
     Example: onward rollback cnn --env production --reason "wrong on sevens"
     """
@@ -226,10 +245,13 @@ def rollback(
 
 @app.command()
 def check(
-    target: Annotated[str, typer.Argument(metavar="MODEL@ENV", help="What is live where, e.g. cnn@production.")],
+    target: Annotated[str, typer.Argument(metavar="MODEL@ENV", help="A model and an environment: cnn@production.")],
     as_json: Json = False,
 ) -> None:
-    """Check what is live: every file against its digest, and the recorded inputs run on this host.
+    """Check the files and the answers of the live version.
+
+    Every file is compared with its digest. Then the recorded inputs are run on this machine, and the answers are
+    compared with the recorded ones.
 
     Example: onward check cnn@production
     """
@@ -237,7 +259,7 @@ def check(
 
     model, at, environment = target.partition("@")
     if not at:
-        raise UsageError(f"{target!r}: `check` takes MODEL@ENVIRONMENT, e.g. cnn@production")
+        raise UsageError(f"{target!r}: give MODEL@ENVIRONMENT, such as cnn@production")
     found = overview.check(model, environment)
     if as_json:
         print_json(
@@ -253,16 +275,18 @@ def check(
         print_gates(found.results)
     if not found.met:
         failed = "; ".join(str(result) for result in found.results if not result.met)
-        raise Refused(f"{target} is not what was published, or does not work here: {failed}")
+        raise Refused(f"{target} differs from the published version, or does not work on this machine: {failed}")
 
 
 @app.command()
 def diff(
     left: Annotated[str, typer.Argument(metavar="LEFT", help="MODEL@ENVIRONMENT or MODEL/VERSION.")],
-    right: Annotated[str, typer.Argument(metavar="RIGHT", help="The same, to be held against it.")],
+    right: Annotated[str, typer.Argument(metavar="RIGHT", help="The version to compare it with, in the same form.")],
     as_json: Json = False,
 ) -> None:
-    """What differs between two versions: parameters, opset, operators, evidence, metrics, latencies.
+    """Show the differences between two versions.
+
+    The comparison covers the graph, its operators, the evidence, the params, the metrics and the latencies.
 
     Example: onward diff cnn@staging cnn@production
     """
@@ -274,11 +298,13 @@ def diff(
 @app.command()
 def compare(
     model: Model,
-    left: Annotated[int, typer.Argument(metavar="V1", help="A version's number.")],
-    right: Annotated[int, typer.Argument(metavar="V2", help="Another's.")],
+    left: Annotated[int, typer.Argument(metavar="V1", help="The number of a version.")],
+    right: Annotated[int, typer.Argument(metavar="V2", help="The number of the version to compare it with.")],
     as_json: Json = False,
 ) -> None:
-    """What differs between two versions of one model: `onward diff MODEL/V1 MODEL/V2`.
+    """Show the differences between two versions of a model.
+
+    This is the same as `onward diff MODEL/V1 MODEL/V2`.
 
     Example: onward compare cnn 3 4
     """
@@ -290,12 +316,16 @@ def compare(
 @app.command()
 def predict(
     target: Target,
-    input_: Annotated[Path, typer.Option("--input", help="An .npz file: one array an input, samples first.")],
-    output: Annotated[Path | None, typer.Option("--output", help="An .npz file to write the answers to.")] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Samples run at once.")] = 32,
+    input_: Annotated[
+        Path, typer.Option("--input", help="An .npz file with one array per input. The first axis counts samples.")
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", help="An .npz file for the outputs. Default: print them.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="The number of samples in a batch.")] = 32,
     as_json: Json = False,
 ) -> None:
-    """Run a model over the samples of an .npz file.
+    """Run a model on the samples in an .npz file.
 
     Example: onward predict cnn@production --input digits.npz --output answers.npz
     """
@@ -322,7 +352,10 @@ def predict(
             raise UsageError(f"--output {output}: {error.strerror}") from None
     if as_json:
         print_json(
-            {name: {"shape": a.shape, "dtype": str(a.dtype), "values": a.tolist()} for name, a in answers.items()}
+            {
+                name: {"shape": array.shape, "dtype": str(array.dtype), "values": array.tolist()}
+                for name, array in answers.items()
+            }
         )
         return
     for name, array in answers.items():
@@ -334,10 +367,12 @@ def predict(
 
 @app.command()
 def inspect(target: Target, as_json: Json = False) -> None:
-    """What an ONNX model says of itself: opsets, inputs and outputs, parameters, operators, size, metadata.
+    """Describe an ONNX model, or a stage's report.
 
-    Of a stage's report (build/MODEL/verify/report.json): what failed, and the node, module and source line where the
-    export and PyTorch part.
+    For a model, the command shows its opsets, inputs, outputs, parameters, operators, size and metadata.
+
+    TARGET may also be a stage's report, such as build/MODEL/verify/report.json. Then the command shows what failed. If
+    the export differs from PyTorch, it also names the first node that differs, with its module and source line.
 
     Example: onward inspect model.onnx
     """
@@ -363,7 +398,7 @@ def inspect(target: Target, as_json: Json = False) -> None:
         return
     facts = {
         "sha256": content_digest(digests),
-        "producer": graph.producer or "not said",
+        "producer": graph.producer or "unknown",
         "IR version": graph.ir_version,
         "opsets": ", ".join(f"{domain} {number}" for domain, number in graph.opsets.items()),
         "parameters": f"{graph.parameters:,}",
@@ -376,19 +411,19 @@ def inspect(target: Target, as_json: Json = False) -> None:
         for spec in specs:
             say(f"  {kind:<11} {spec.name} {spec.dtype}[{', '.join(str(dim) for dim in spec.shape)}]")
     say(f"  {'nodes':<11} {graph.nodes}")
-    most = max((len(name) for name in graph.operators), default=0)
+    width = max((len(name) for name in graph.operators), default=0)
     for name, count in sorted(graph.operators.items(), key=lambda item: (-item[1], item[0])):
-        say(f"  {'':<11} {name:<{most}} {count:>5}")
+        say(f"  {'':<11} {name:<{width}} {count:>5}")
     for name, value in graph.metadata.items():
         say(f"  {'metadata':<11} {name}: {value}")
 
 
 def _silence_onnxruntime() -> None:
-    """What ONNX Runtime logs of an error is in the error, too; its log prints names from the model as they are."""
+    """Turn off ONNX Runtime's log: errors repeat it, and it prints names from the model without escaping them."""
     try:
         import onnxruntime
     except ImportError:
-        return  # the session says so
+        return  # the session reports this
     onnxruntime.set_default_logger_severity(4)
 
 
@@ -407,12 +442,12 @@ app.add_typer(signing.keys, name="keys")
 
 
 def main() -> None:
-    """The console entry point: one line on stderr and the error's exit code where a command fails."""
+    """Run the command. If it fails, print one line on stderr, and exit with the error's exit code."""
     connection.settle_process()
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the caller (`>&-`)
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
-    gc.set_threshold(50_000, 20, 20)  # what imports make, stays: to look through it again and again takes its time
+    gc.set_threshold(50_000, 20, 20)  # imports create many lasting objects, which frequent collections scan in vain
     prepare_output()
     if COMPLETING in os.environ:
         app(prog_name="onward")  # typer's own entry answers the shell, and exits
@@ -423,8 +458,8 @@ def main() -> None:
     except KeyboardInterrupt:
         print_error("interrupted")
         code = INTERRUPTED
-    except BrokenPipeError:  # whoever read the output has seen enough, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nor is anything to be said when Python ends
+    except BrokenPipeError:  # the reader closed the pipe, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # prevent another error when Python flushes stdout at exit
         code = READER_GONE
     except Exception as error:
         code = _failed(error)
@@ -432,7 +467,7 @@ def main() -> None:
 
 
 def _run(arguments: list[str]) -> int:
-    """Run a command. Not by typer's own entry, which prints errors as they are and turns others into exit codes."""
+    """Run a command. Typer's own entry point is not used, because it prints errors and chooses exit codes itself."""
     command = typer.main.get_command(app)
     try:
         with command.make_context("onward", arguments) as context:
@@ -443,13 +478,13 @@ def _run(arguments: list[str]) -> int:
 
 
 def _failed(error: Exception) -> int:
-    """Say what went wrong, and return the exit code."""
+    """Print an error, and return its exit code."""
     if type(error).__name__ == "NoArgsIsHelpError":
         say(*str(error).split("\n"), stream=sys.stderr)
         return UsageError.exit_code
-    if hasattr(error, "format_message"):  # typer's own, of an argument
+    if hasattr(error, "format_message"):  # typer's error about an argument
         error = UsageError(
-            f"{error.format_message().rstrip('.')}: `onward --help`, or --help after the command, says more"
+            f"{error.format_message().rstrip('.')}: see `onward --help`, or add --help after the command"
         )
     if _debug.get():
         say(*hidden("".join(traceback.format_exception(error))).rstrip().split("\n"), stream=sys.stderr)

@@ -1,6 +1,6 @@
-"""Commands for whoever looks after the store: aliases set right, MLflow's UI, histories moved, what is old deleted.
+"""Commands that maintain the store: correct aliases, open MLflow's UI, move logs, delete old versions.
 
-registry/cli/main.py puts them beside the others.
+registry/cli/main.py adds them to the `onward` command.
 """
 
 from __future__ import annotations
@@ -16,9 +16,14 @@ import typer
 from onward.registry.cli.output import Json, Model, print_json, print_table, say
 from onward.registry.errors import OnwardError
 
+Models = Annotated[list[str], typer.Argument(metavar="MODEL...", help="The names of models, such as cnn.")]
+
 
 def reconcile(as_json: Json = False) -> None:
-    """Make aliases and marks in MLflow agree with the logs, where a command was interrupted or a hand interfered.
+    """Correct aliases that disagree with the logs.
+
+    Aliases, marks and stages in MLflow disagree with the deployment logs if a command was interrupted, or after manual
+    changes in MLflow. `onward status` shows wrong aliases and missing marks.
 
     Example: onward reconcile
     """
@@ -28,14 +33,16 @@ def reconcile(as_json: Json = False) -> None:
     if as_json:
         print_json({"healed": healed})
     else:
-        say(*[f"put right: {drift}" for drift in healed] or ["Everything agrees with the logs."])
+        say(*[f"corrected: {drift}" for drift in healed] or ["Everything agrees with the logs."])
 
 
 def ui(
-    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port on this machine.")] = 5000,
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="The port on this machine.")] = 5000,
     as_json: Json = False,
 ) -> None:
-    """Start MLflow's UI on the store in use, until Ctrl-C.
+    """Start MLflow's web UI for the store in use. Stop it with Ctrl-C.
+
+    If the store is a server, the command only prints its address.
 
     Example: onward ui --port 5001
     """
@@ -50,20 +57,20 @@ def ui(
     if not served:
         require_store()
     url = without_credentials(uri) if served else f"http://127.0.0.1:{port}"
-    hint = 'The UI opens on its GenAI side: choose "Model training" at the top left to see runs and models.'
+    hint = 'The UI starts with its GenAI pages: choose "Model training" at the top left to see runs and models.'
     if as_json:
         print_json({"url": url, "hint": hint})
     else:
         say(url, hint)
     if served:
         return
-    # The store's URI may hold a password: handed over in the environment, it shows in no list of processes.
+    # The store's URI may contain a password. As an environment variable, it does not appear in lists of processes.
     environment = {**os.environ, "MLFLOW_BACKEND_STORE_URI": uri}
     command = [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(port)]
     server = subprocess.Popen(command, env=environment, stdout=sys.stderr)
     try:
         code = server.wait()
-    except KeyboardInterrupt:  # the server had it too: without a word from us it ends itself and its workers
+    except KeyboardInterrupt:  # Ctrl-C reached the server too, which now stops itself and its workers
         try:
             server.wait(15)
         except (KeyboardInterrupt, subprocess.TimeoutExpired):
@@ -74,13 +81,16 @@ def ui(
 
 
 def export_log(
-    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Models, e.g. cnn.")],
+    models: Models,
     files: Annotated[
-        Path | None, typer.Option("--files", help="A folder for the files of all that was ever deployed.")
+        Path | None, typer.Option("--files", help="A folder for the files of all deployed versions. Default: no files.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write the histories of models as JSON lines, one entry a line; with --json, as one document.
+    """Export deployment logs, to move them to another store.
+
+    The logs are printed on stdout. Each line is one entry in JSON. With --json, the output is one JSON array. `onward
+    import-log` reads the lines.
 
     Example: onward export-log cnn --files moved > cnn.jsonl
     """
@@ -95,11 +105,14 @@ def export_log(
 
 
 def import_log(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="What `onward export-log` wrote.")],
-    files: Annotated[Path | None, typer.Option("--files", help="The folder that was given to export-log.")] = None,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A file that `onward export-log` wrote.")],
+    files: Annotated[Path | None, typer.Option("--files", help="The folder of `export-log --files`.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Take over histories from another server. Every digest is checked; the same file again changes nothing.
+    """Import deployment logs from another store.
+
+    Entries keep their numbers, and every file is checked against its digest. If the import is interrupted, run it again
+    to complete it. A second import of the same file changes nothing.
 
     Example: onward import-log cnn.jsonl --files moved
     """
@@ -110,18 +123,24 @@ def import_log(
         print_json([vars(log) for log in found])
         return
     for log in found:
-        say(f"{log.environment} of {log.model}: {log.added} entries imported, {log.present} were there already")
+        say(f"{log.environment} of {log.model}: {log.added} entries imported, {log.present} existed already")
     if not found:
-        say(f"{file} holds no entries")
+        say(f"{file} contains no entries")
 
 
 def prune(
     model: Model,
-    older_than: Annotated[str, typer.Option("--older-than", help="Age in hours, days or weeks, e.g. 12h, 30d, 8w.")],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be deleted, and delete nothing.")] = False,
+    older_than: Annotated[
+        str, typer.Option("--older-than", help="The minimum age in hours, days or weeks: 12h, 30d or 8w.")
+    ],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be deleted, but delete nothing.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Delete old candidates, never one that is live or was within that time, nor the newest, nor one under an alias.
+    """Delete old versions of a model that are not needed any more.
+
+    Versions stay if they are live, or were live within the given time. The newest version and versions with an alias
+    stay too. Rollbacks still work afterwards, because each environment keeps its own copy of deployed files. Run
+    `mlflow gc` to free the disk space.
 
     Example: onward prune cnn --older-than 30d --dry-run
     """
@@ -139,20 +158,27 @@ def prune(
         )
         return
     done = "would be deleted" if dry_run else "deleted"
-    judged = [(c.version, done, f"is from {c.created.isoformat(timespec='seconds')}") for c in found.deleted]
-    judged += [(c.version, "kept", reason) for c, reason in found.kept]
-    print_table(("version", "", "why"), [(str(version), what, why) for version, what, why in sorted(judged)])
+    rows = [
+        (candidate.version, done, f"was registered at {candidate.created.isoformat(timespec='seconds')}")
+        for candidate in found.deleted
+    ]
+    rows += [(candidate.version, "kept", reason) for candidate, reason in found.kept]
+    print_table(("version", "", "why"), [(str(version), what, why) for version, what, why in sorted(rows)])
 
 
-environments = typer.Typer(no_args_is_help=True, help="The environments of params.yaml, in the store.")
+environments = typer.Typer(no_args_is_help=True, help="Set up the environments of params.yaml on a shared server.")
 
 
 @environments.command("create")
 def create_environments(
-    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Models, e.g. cnn.")],
+    models: Models,
     as_json: Json = False,
 ) -> None:
-    """Make the environments of models, so that whoever runs this owns them: an administrator, before anybody promotes.
+    """Create everything that the environments need for some models.
+
+    On a server with users, an administrator runs this before the first promotion, and then owns the environments.
+    `onward environments grant` then allows users to deploy. In all other cases, `onward promote` creates what is
+    missing, except for a `server_webhook`.
 
     Example: onward environments create cnn classifier
     """
@@ -162,18 +188,19 @@ def create_environments(
     if as_json:
         print_json({"created": made})
     else:
-        say(*[f"created {name}" for name in made] or ["All of them are there."])
+        say(*[f"created {name}" for name in made] or ["Everything exists already."])
 
 
 @environments.command("grant")
 def grant_environment(
-    environment: Annotated[str, typer.Argument(metavar="NAME", help="An environment, e.g. staging.")],
-    user: Annotated[str, typer.Option("--to", help="A user of the MLflow server.")],
+    environment: Annotated[str, typer.Argument(metavar="NAME", help="The environment, such as staging.")],
+    user: Annotated[str, typer.Option("--to", help="The name of the user on the MLflow server.")],
     as_json: Json = False,
 ) -> None:
-    """Let a user of the server deploy to an environment; an administrator runs this.
+    """Allow a user of the MLflow server to deploy to an environment. Only an administrator can run this.
 
-    EDIT on the environment's logs, on the experiment with its files, and on the candidates of its models.
+    The user gets MLflow's permission EDIT on the environment's logs, on the experiment that contains its files, and on
+    the versions of its models.
 
     Example: onward environments grant staging --to bob
     """
@@ -187,17 +214,20 @@ def grant_environment(
         say(f"{user} may edit {found.kind.replace('_', ' ')} {found.name}{'' if found.changed else ', as before'}")
 
 
-stores = typer.Typer(no_args_is_help=True, help="The embedded store: mlflow.db and mlartifacts/.")
+stores = typer.Typer(no_args_is_help=True, help="Maintain the embedded store: mlflow.db and mlartifacts/.")
 
 
 @stores.command("move")
 def move_store(
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be rewritten, and write nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be rewritten, but write nothing.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Make the embedded store use the files beside it, after its folder was moved or copied.
 
-    MLflow keeps absolute paths in mlflow.db. Nothing else is written, so that the original of a copy stays as it is.
+    MLflow records absolute paths in mlflow.db, and this command rewrites them. It writes to no other file, so the
+    original of a copy stays unchanged.
 
     Example: onward store move --dry-run
     """

@@ -1,7 +1,7 @@
-"""What commands share: arguments, and how they print; tables and sentences for people, JSON for scripts.
+"""Arguments that several commands share, and functions that print: text and tables for people, JSON for scripts.
 
-All that a command prints goes through `say`, `print_table`, `print_json`, `print_note` or `print_error`, which show
-text from stores, files and models as what it is. A test forbids every other way.
+Commands print only with `say`, `print_table`, `print_json`, `print_note` and `print_error`. These escape control
+characters and markup in text from stores, files and models. A test forbids all other ways of printing.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     from onward.registry.store.schema import Log
 
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="A model, e.g. cnn.")]
-Reason = Annotated[str, typer.Option("--reason", help="Why, for whoever reads the history.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else.")]
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="The name of the model, such as cnn.")]
+Reason = Annotated[str, typer.Option("--reason", help="Why, in one line. The history shows it.")]
+Json = Annotated[bool, typer.Option("--json", help="Print only JSON on stdout, for scripts.")]
 
 
 def prepare_output() -> None:
-    """Make stdout and stderr take every character, and warnings one line."""
+    """Let stdout and stderr accept every character, and print each warning on one line."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -41,23 +41,41 @@ def prepare_output() -> None:
 
 
 def say(*lines: object, stream: TextIO | None = None) -> None:
-    """Print lines, on stdout unless told otherwise. A line stays one; what cannot be printed is an escape in it."""
+    """Print lines. Line breaks and unprintable characters inside a line are printed as escapes.
+
+    Args:
+        *lines: the lines.
+        stream: where to print; None for stdout.
+    """
     _write(stream or sys.stdout, *map(printable, lines))
 
 
 def print_json(value: Any, indent: int | None = 2) -> None:
-    """One JSON document, and nothing else. It is ASCII, and holds no control character."""
+    """Print one JSON document on stdout, in ASCII and without control characters.
+
+    Args:
+        value: the value.
+        indent: the indentation; None for one line.
+    """
     _write(sys.stdout, json.dumps(value, indent=indent).replace("\x7f", "\\u007f"))
 
 
 def print_note(note: str) -> None:
-    """What is left to do, or went wrong beside what was asked for: on stderr."""
+    """Print a note on stderr: a problem that did not make the command fail.
+
+    Args:
+        note: the note; nothing is printed if it is empty.
+    """
     if note:
         print_error(note)
 
 
 def print_error(message: object) -> None:
-    """An error on stderr: one line. A message that lists something goes on in lines that begin with two spaces."""
+    """Print an error on stderr, on one line.
+
+    Args:
+        message: the error. If it contains a list, each item is printed on a further line that begins with two spaces.
+    """
     first, *listed = re.split("\n(?=  )", str(message).strip())
     _write(sys.stderr, f"onward: {printable(first)}", *map(printable, listed))
 
@@ -68,7 +86,12 @@ def _write(stream: TextIO, *lines: str) -> None:
 
 
 def print_outcome(outcome: Outcome, as_json: bool) -> None:
-    """What a promotion or a rollback did."""
+    """Print the result of a promotion or a rollback.
+
+    Args:
+        outcome: the result.
+        as_json: whether to print JSON.
+    """
     print_note(outcome.note)
     if as_json:
         print_json(
@@ -96,7 +119,12 @@ def print_outcome(outcome: Outcome, as_json: bool) -> None:
 
 
 def print_comparison(comparison: Comparison, as_json: bool) -> None:
-    """Two versions side by side: what differs, and how much else is the same."""
+    """Print the differences of two versions, and the number of equal facts.
+
+    Args:
+        comparison: the comparison.
+        as_json: whether to print JSON.
+    """
     from onward.registry.operations import comparison as diff
 
     if as_json:
@@ -104,7 +132,7 @@ def print_comparison(comparison: Comparison, as_json: bool) -> None:
         return
     different = comparison.different()
     if different:
-        rows = [(f.section, f.name, _value(f.left), _value(f.right), f.in_words) for f in different]
+        rows = [(fact.section, fact.name, _value(fact.left), _value(fact.right), fact.in_words) for fact in different]
         print_table(("", "", str(comparison.left), str(comparison.right), "change"), rows)
     same = len(comparison.facts) - len(different)
     say(f"{same} facts are the same" if different else f"nothing differs: {same} facts are the same")
@@ -119,18 +147,31 @@ def _value(value: str | int | float | None) -> str:
 
 
 def print_gates(results: Iterable[Any]) -> None:
-    """What each requirement said, a line each."""
+    """Print the result of each requirement, one per line.
+
+    Args:
+        results: the results.
+    """
     for result in results:
         say(f"  {'met' if result.met else 'NOT MET':<8}{result}")
 
 
 def entry_facts(entry: Entry) -> dict[str, Any]:
-    """An entry as JSON."""
+    """An entry as a JSON object, with a sentence that describes it.
+
+    Args:
+        entry: the entry.
+    """
     return {"number": entry.number, **entry.model_dump(exclude={"number"}), "sentence": str(entry)}
 
 
 def entry_state(log: Log, entry: Entry) -> str:
-    """`live`, `lost`, `unsigned` (by who may sign), or nothing, where it is none of these."""
+    """The state of an entry: `live`, `lost`, `unsigned` (no signer signed it), or "" for an earlier deployment.
+
+    Args:
+        log: the log of the entry.
+        entry: the entry.
+    """
     if entry in log.history.lost:
         return "lost"
     if entry in log.unproven:
@@ -139,7 +180,11 @@ def entry_state(log: Log, entry: Entry) -> str:
 
 
 def newest_cell(status: ModelStatus) -> str:
-    """The newest version, as a cell of `onward status`."""
+    """The cell of `onward status` with the newest version.
+
+    Args:
+        status: the state of the model.
+    """
     if status.newest is None:
         return "none left" if status.registered else "never registered"
     variant = status.newest.evidence.get("variant", "")
@@ -147,18 +192,31 @@ def newest_cell(status: ModelStatus) -> str:
 
 
 def run_cell(status: ModelStatus) -> str:
-    """Why the newest pipeline run failed, as a cell of `onward status`: in one line, and in short."""
+    """The cell of `onward status` that says why the newest pipeline run failed.
+
+    Args:
+        status: the state of the model.
+    """
     return f"failed: {shortened(status.failed)}" if status.failed else ""
 
 
 def shortened(text: str, length: int = 100) -> str:
-    """`text` in one line, cut off after `length` of them."""
+    """Bring a text to one line, and shorten it.
+
+    Args:
+        text: the text.
+        length: the maximum length, in characters.
+    """
     line = printable(one_line(text))
     return line if len(line) <= length else f"{line[: length - 1].rstrip()}…"
 
 
 def environment_cell(state: EnvironmentStatus) -> str:
-    """What is live, as a cell of `onward status`."""
+    """The cell of `onward status` with the live version of an environment.
+
+    Args:
+        state: the state of the environment.
+    """
     mark = " !" if state.trouble else ""
     if state.live is None:
         return f"-{mark}"
@@ -167,31 +225,46 @@ def environment_cell(state: EnvironmentStatus) -> str:
 
 
 def trouble_lines(model: str, state: EnvironmentStatus) -> Iterator[str]:
-    """What is wrong with a log, a sentence each, with what to do about it."""
-    log = f"{state.environment} of {model}"
+    """Describe each problem of a log in one sentence, and say what to do about it.
+
+    Args:
+        model: the model's name.
+        state: the state of the environment.
+    """
+    log = f"the log of {model} in {state.environment}"
     for alarm in state.alarm:
-        yield f"ALARM: {alarm}, in the signed log of {log}: look at `onward history {model} --env {state.environment}`"
-    told = state.live.number if state.alarm and state.live else 0 if state.alarm else None
+        yield f"ALARM: {alarm}, in {log}: look at `onward history {model} --env {state.environment}`"
+    # An alarm already names every row after the live entry.
+    below = state.live.number if state.alarm and state.live else 0 if state.alarm else None
     for drift in state.drift:
-        yield f"{drift}" if state.alarm else f"{drift}: `onward reconcile` puts that right"
+        yield f"{drift}" if state.alarm else f"{drift}: `onward reconcile` corrects this"
     for number in state.foreign:
-        if told is None or number < told:
-            yield f"version {number} in a log of {log} is no entry of Onward's, and counts for nothing"
+        if below is None or number < below:
+            yield f"version {number} in {log} is not an entry of Onward's, and does not count"
     for entry in state.unproven:
-        if told is None or entry.number < told:
-            yield f"entry {entry.number} in a log of {log} counts for nothing: it is not proven"
+        if below is None or entry.number < below:
+            yield f"entry {entry.number} in {log} does not count: it is not proven"
     for number in state.newer:
-        if told is None or number < told:
-            yield f"entry {number} in a log of {log} was written by a newer Onward: upgrade this one"
+        if below is None or number < below:
+            yield f"entry {number} in {log} was written by a newer Onward: upgrade this one"
 
 
 def short_time(at: str) -> str:
-    """A moment to the minute."""
+    """A time to the minute, without its time zone.
+
+    Args:
+        at: the time, in ISO 8601.
+    """
     return at[:16].replace("T", " ")
 
 
 def print_table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
-    """A table, never cut off. What its cells hold is text, and no markup."""
+    """Print a table, without shortening its cells and without interpreting markup in them.
+
+    Args:
+        header: the name of each column.
+        rows: the cells of each row.
+    """
     from rich.console import Console
     from rich.measure import Measurement
     from rich.table import Table
@@ -203,9 +276,9 @@ def print_table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
     for row in rows:
         table.add_row(*(Text(printable(cell)) for cell in row))
     console = Console(highlight=False)
-    # Better broken by the terminal than cut off: in a pipe nothing may be missing.
-    whole = Measurement.get(console, console.options.update(max_width=10_000), table).maximum
-    console.width = max(console.width, whole)
+    # Rich would shorten cells to the width of the terminal. Nothing may be missing, in a pipe in particular.
+    full_width = Measurement.get(console, console.options.update(max_width=10_000), table).maximum
+    console.width = max(console.width, full_width)
     with console.capture() as drawn:
         console.print(table)
     _write(sys.stdout, drawn.get().removesuffix("\n"))

@@ -1,5 +1,7 @@
-"""`onward runtimes`: which builds of ONNX Runtime there are here, and what they can do. registry/cli/main.py mounts
-it."""
+"""`onward runtimes`: show the builds of ONNX Runtime and what they can do on this machine.
+
+registry/cli/main.py adds it to the `onward` command.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +16,15 @@ from onward.registry.errors import Refused
 if TYPE_CHECKING:
     from onward.registry.evidence.records import RuntimeState
 
-runtimes = typer.Typer(invoke_without_command=True, help="The runtimes of this checkout, and what they can do here.")
+runtimes = typer.Typer(invoke_without_command=True)
 
 
 @runtimes.callback(invoke_without_command=True)
 def list_runtimes(context: typer.Context, as_json: Json = False) -> None:
-    """What each runtime can do on this host: small models are run on it. `install` makes a runtime's environment.
+    """Show or install builds of ONNX Runtime.
+
+    Each build (a runtime) has its own Python environment. Without a subcommand, this runs small models on each runtime,
+    and shows what it can do on this machine. `onward runtimes install` creates the environment of a runtime.
 
     Example: onward runtimes
     """
@@ -34,8 +39,8 @@ def list_runtimes(context: typer.Context, as_json: Json = False) -> None:
     if as_json:
         print_json({"machine": machine.model_dump(), "runtimes": [one.model_dump() for one in found]})
         return
-    has = [f"{machine.cores} core{'s' if machine.cores > 1 else ''}", *machine.instruction_sets, *machine.accelerators]
-    say(f"{machine.cpu}: {', '.join(has)}")
+    cores = f"{machine.cores} core{'s' if machine.cores > 1 else ''}"
+    say(f"{machine.cpu}: {', '.join([cores, *machine.instruction_sets, *machine.accelerators])}")
     rows = [(one.runtime, one.version or "-", PROVIDERS[one.runtime], describe(one)) for one in found]
     print_table(("runtime", "ONNX Runtime", "provider", "here"), rows)
 
@@ -45,7 +50,7 @@ def install_runtime(
     name: Annotated[str, typer.Argument(metavar="NAME", help="openvino, cuda, or a file of runtimes/ in the project.")],
     as_json: Json = False,
 ) -> None:
-    """Make a runtime's environment in .runtimes/NAME from its pinned requirements, and try it.
+    """Create the environment of a runtime in .runtimes/NAME from its pinned requirements, and test it.
 
     Example: onward runtimes install openvino
     """
@@ -59,17 +64,21 @@ def install_runtime(
     else:
         say(f"{name}: {'installed' if done else 'nothing to install'}; {describe(found)}")
     if not found.usable:
-        raise Refused(f"{name} cannot be used on this host: {found.reason}")
+        raise Refused(f"{name} cannot be used on this machine: {found.reason}")
 
 
 def describe(found: RuntimeState) -> str:
-    """What a runtime can do, in words."""
+    """Describe what a runtime can do on this machine.
+
+    Args:
+        found: the state of the runtime.
+    """
     if not found.usable:
         return f"cannot be used: {found.reason}"
     parts = []
     for kind, share in found.node_share.items():
-        words = kind if share == 1 else f"{kind} ({share:.0%} of the nodes)" if share else f"no {kind}"
+        part = kind if share == 1 else f"{kind} ({share:.0%} of the nodes)" if share else f"no {kind}"
         if kind == "int8" and found.int8_exact is not None:
-            words += ", exact" if found.int8_exact else ", saturating (reduce_range helps)"
-        parts.append(words)
+            part += ", exact" if found.int8_exact else ", saturating (reduce_range helps)"
+        parts.append(part)
     return "; ".join(parts)

@@ -1,6 +1,6 @@
-"""Commands for environments in which it matters who did what: keys, approvals, signatures.
+"""Commands for environments with signatures and approvals: keys, approvals, signatures.
 
-registry/cli/main.py puts them beside the others.
+registry/cli/main.py adds them to the `onward` command.
 """
 
 from __future__ import annotations
@@ -12,20 +12,27 @@ import typer
 
 from onward.registry.cli.output import Json, Model, Reason, entry_facts, print_json, print_note, say
 
-Environment = Annotated[str, typer.Option("--env", help="The environment, e.g. production.")]
+Environment = Annotated[str, typer.Option("--env", help="The environment, such as production.")]
+Version = Annotated[int, typer.Argument(metavar="VERSION", help="The number of the version.")]
 
-keys = typer.Typer(no_args_is_help=True, help="Keys that sign entries, and files of versions.")
+keys = typer.Typer(no_args_is_help=True, help="Create keys that sign log entries or the files of versions.")
 
 
 @keys.command("create")
 def create_key(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where the private key goes, for nobody else to read.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="The new file for the private key. Only its owner can read it.")
+    ],
     files: Annotated[
-        bool, typer.Option("--files", help="A key for files of versions; its public half: FILE.pub.")
+        bool,
+        typer.Option("--files", help="Create a key that signs files of versions. Its public key goes to FILE.pub."),
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Make a key pair, and say what goes into params.yaml for what it signs to count.
+    """Create a key pair, and print what to add to params.yaml.
+
+    Without --files, the key signs log entries. An entry counts only if params.yaml names the key among the signers of
+    the environment.
 
     Example: onward keys create ann.pem
     """
@@ -37,25 +44,29 @@ def create_key(
         if as_json:
             print_json({"public_key": str(public_file), "file": str(file)})
         else:
-            say("In params.yaml, where files have to be signed by this key:", "", f"  files_key: {public_file}", "")
+            say("Add this to each environment in params.yaml that requires files signed by this key:", "")
+            say(f"  files_key: {public_file}", "")
             say(f"To sign a version: onward sign-files MODEL VERSION --key {file}")
         return
     public, name = entry_signatures.create_key(file), who()
     if as_json:
         print_json({"name": name, "public_key": public, "file": str(file)})
         return
-    say("In params.yaml, where entries of this key are to count:", "", f"  signers: {{{name}: {public}}}", "")
-    say(f"On this machine: export {entry_signatures.KEY_FILE}={file.resolve()}")
+    say("Add this to each environment in params.yaml that accepts entries signed by this key:", "")
+    say(f"  signers: {{{name}: {public}}}", "")
+    say(f"To sign with the key on this machine: export {entry_signatures.KEY_FILE}={file.resolve()}")
 
 
 def approve(
     model: Model,
-    version: Annotated[int, typer.Argument(metavar="VERSION", help="The version's number.")],
+    version: Version,
     env: Environment,
     reason: Reason,
     as_json: Json = False,
 ) -> None:
-    """Approve that somebody else promotes a version to an environment with `four_eyes`.
+    """Approve that another person promotes a version.
+
+    An environment with `four_eyes` in params.yaml requires such an approval.
 
     Example: onward approve cnn 3 --env production --reason "looked at its misses"
     """
@@ -73,12 +84,16 @@ def sign(
     model: Model,
     env: Environment,
     entry: Annotated[
-        list[int] | None, typer.Option("--entry", help="Number of an entry to vouch for; may be given again.")
+        list[int] | None,
+        typer.Option("--entry", help="The number of an entry to sign. Repeat the option for several entries."),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be signed, and sign nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be signed, but sign nothing.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Sign what counted before an environment had signers, or the entries that are named. Look at its history first.
+    """Sign log entries that have no valid signature.
+
+    In an environment with signers, only signed entries count. Without --entry, this signs all entries from before the
+    environment had signers. Your signature vouches for the entries, so look at `onward history` first.
 
     Example: onward sign cnn --env production --entry 7
     """
@@ -91,16 +106,18 @@ def sign(
     for one in signed:
         say(f"{'would sign' if dry_run else 'signed'} entry {one.number}: {one}")
     if not signed:
-        say("There is nothing to sign.")
+        say("No entry needs a signature.")
 
 
 def sign_files(
     model: Model,
-    version: Annotated[int, typer.Argument(metavar="VERSION", help="The version's number.")],
-    key: Annotated[Path, typer.Option("--key", help="The private key, as `onward keys create --files` makes it.")],
+    version: Version,
+    key: Annotated[Path, typer.Option("--key", help="The private key that `onward keys create --files` created.")],
     as_json: Json = False,
 ) -> None:
-    """Sign all files of a version, for environments that have a `files_key`.
+    """Sign all files of a version.
+
+    An environment with a `files_key` in params.yaml accepts only versions signed with that key.
 
     Example: onward sign-files cnn 3 --key release.pem
     """

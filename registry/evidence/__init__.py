@@ -1,1 +1,1 @@
-"""What stages and registry share: typed reports, the terms they use, and measures of similarity."""
+"""Code that stages and registry share: typed reports, their parts, and measures of similarity."""

@@ -1,7 +1,6 @@
-"""What reports are made of: files, tensors, graphs, cases, variants, measurements.
+"""The parts of reports: files, tensors, graphs, cases, variants, measurements.
 
-They hold nothing that changes while the thing reported does not (no clock, no absolute path), apart from what a
-benchmark measured.
+Apart from a benchmark's measurements, equal inputs give equal records: they contain no times and no absolute paths.
 """
 
 from __future__ import annotations
@@ -10,12 +9,12 @@ import re
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from onward.registry.evidence.session_options import SessionOptions
 from onward.registry.files import sha256_file
 
-# The export itself among the variants, and the original model beside them.
+# The name of the unchanged export among the variants, and the name of the original model.
 PLAIN = "plain"
 REFERENCE = "reference"
 Status = Literal["passed", "failed", "not attempted"]
@@ -32,18 +31,30 @@ CaseVerdict = Literal[
     "out of memory",
     "error",
 ]
-# A case's verdicts that say that the model gave no answer at all.
+# The verdicts of cases in which the model gave no answer.
 CRASHES = ("aborted", "segfault", "timed out", "out of memory", "error")
 
 
 class Record(BaseModel):
-    """Base of everything in a report: unknown fields are refused, NaN and infinity survive a round trip."""
+    """Base of everything in a report: unknown fields are errors; NaN and infinity survive a round trip through JSON."""
 
     model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
 
 
+def first_problem(error: ValidationError) -> str:
+    """Describe the first problem that pydantic found, as `path.to.field: message`."""
+    first = error.errors()[0]
+    return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+
+
 class FileDigest(Record):
-    """One file: path relative to the repository (or to the folder that a manifest describes), sha256, bytes."""
+    """The digest of one file.
+
+    Attributes:
+        path: Relative to the repository, or to the folder that a manifest describes; with forward slashes.
+        sha256: In hexadecimal.
+        size_bytes: The size of the file.
+    """
 
     path: str
     sha256: str
@@ -51,22 +62,28 @@ class FileDigest(Record):
 
     @classmethod
     def of(cls, path: Path, relative_to: Path) -> FileDigest:
-        """Digest `path`, named relative to `relative_to` with forward slashes."""
+        """Compute the digest of the file `path`, which is below the folder `relative_to`."""
         return cls(
             path=path.relative_to(relative_to).as_posix(), sha256=sha256_file(path), size_bytes=path.stat().st_size
         )
 
 
-# What exporters write where a dimension has no name: "?", "-1", "*", "None", tf2onnx's "unk__12", ... Two such
-# dimensions have nothing in common.
+# What exporters write if a dimension has no name: "?", "-1", "*", "None", tf2onnx's "unk__12", ... Two dimensions with
+# the same placeholder can have different sizes.
 _NO_NAME = re.compile(r"[^A-Za-z]*|none|null|nil|unk(__\d+)?|unknown|dyn|dynamic|any|undefined", re.IGNORECASE)
 
 
 def dimension(declared: int | str | None) -> int | str | None:
-    """A dimension as a graph declares it: its size, its name, or None where the graph says neither.
+    """Interpret a dimension that a graph declares.
 
-    ONNX leaves a dimension open by saying nothing; many exporters write a placeholder ("?", "-1", "None") or a negative
-    size instead. A name is a claim (all dimensions of this name have one size), a placeholder is not.
+    ONNX declares an unknown dimension by leaving it out. Many exporters write a placeholder ("?", "-1", "None") or a
+    negative size instead. All dimensions with the same name have the same size; this is not true of placeholders.
+
+    Args:
+        declared: The size or text in the graph; None if the graph contains neither.
+
+    Returns:
+        The size, the name, or None if the dimension is unknown.
     """
     if isinstance(declared, str):
         return None if _NO_NAME.fullmatch(declared.strip()) else declared
@@ -74,7 +91,14 @@ def dimension(declared: int | str | None) -> int | str | None:
 
 
 class TensorSpec(Record):
-    """An input or output as the graph declares it: a dimension is a size, a name, or "?" where neither is known."""
+    """An input or output as the graph declares it.
+
+    Attributes:
+        name: The tensor's name in the graph.
+        dtype: NumPy's name of the data type.
+        shape: Each dimension is a size, a name, or "?" if it is unknown.
+        about: A description of the tensor; may be empty.
+    """
 
     name: str
     dtype: str
@@ -86,13 +110,17 @@ Kind = Literal["scores", "probabilities", "values", "embedding", "indices", "sta
 
 
 class OutputKind(Record):
-    """What an output is, which decides how an answer of lower precision is judged (registry/evidence/kinds.py).
+    """The kind of an output. It decides how answers of lower precision are judged (registry/evidence/kinds.py).
 
-    `axis` is the class axis of scores and probabilities, the channel axis of values and states, the axis of an
-    embedding's vectors; null where the output has none. `beside` is, for indices, the output with the sorted scores
-    that belong to them. `limit` is params.yaml's own, null where it names none. `reason` says where the kind comes
-    from: params.yaml, or what was seen of the answers. `by_quality` is whether the model's own measure depends on this
-    output, so that the measure judges it.
+    Attributes:
+        output: The output's name.
+        kind: What the output contains.
+        axis: The class axis of scores and probabilities, the channel axis of values and states, or the axis of an
+            embedding's vectors; null if the output has no such axis.
+        beside: For indices, the output with their sorted scores; else empty.
+        limit: The limit in params.yaml; null if there is none.
+        reason: Where the kind comes from: params.yaml, or a property of the answers.
+        by_quality: Whether the model's own quality measure depends on this output. Then that measure judges it.
     """
 
     output: str
@@ -106,15 +134,22 @@ class OutputKind(Record):
     def __str__(self) -> str:
         along = "" if self.axis is None else f" along axis {self.axis}"
         beside = f" in the order of {self.beside}" if self.beside else ""
-        return f"{self.output} holds {self.kind}{along}{beside}: {self.reason}"
+        return f"{self.output} contains {self.kind}{along}{beside}: {self.reason}"
 
 
 class OutputFidelity(Record):
     """One output of a graph of lower precision, judged on the evaluation samples by one measure of its kind.
 
-    `value` is what was lost, from 0 (the same answers) upwards, in the unit that `measure` names; `low` and `high`
-    bound its 95 % confidence interval over the samples. It `holds` where the interval does not lie wholly above
-    `limit`. `reason` names the class or channel that decided, or says why the output could not be measured.
+    Attributes:
+        output: The output's name.
+        kind: The output's kind.
+        measure: What was measured.
+        value: The loss, from 0 (the same answers) upwards, in the unit that `measure` names.
+        low: The lower end of the 95 % confidence interval over the samples.
+        high: The upper end of that interval.
+        limit: The largest acceptable loss.
+        holds: Whether the limit is kept: the interval is not completely above it.
+        reason: The class or channel that decided, or why the output could not be measured.
     """
 
     output: str
@@ -129,19 +164,19 @@ class OutputFidelity(Record):
 
     @property
     def used(self) -> float:
-        """The share of the limit that is used up; over 1 does not mean that it is broken, where samples are few."""
+        """The loss as a share of the limit. With few samples, more than 1 does not mean that the limit is exceeded."""
         return self.value / self.limit if self.limit else (0.0 if self.value == 0 else float("inf"))
 
     def __str__(self) -> str:
-        at = f" ({self.reason})" if self.reason else ""
+        reason = f" ({self.reason})" if self.reason else ""
         return (
-            f"{self.output} ({self.kind}): {self.measure} {self.value:.3g}{at}, "
+            f"{self.output} ({self.kind}): {self.measure} {self.value:.3g}{reason}, "
             f"95 % interval {self.low:.3g} to {self.high:.3g}, limit {self.limit:g}"
         )
 
 
 class Expectation(Record):
-    """One Great Expectations result: what was expected of which column, what was seen instead."""
+    """One result of Great Expectations: what was expected of which column, and what was observed."""
 
     split: str
     expectation: str
@@ -151,13 +186,15 @@ class Expectation(Record):
 
 
 class Split(Record):
+    """One split of the data: its name, its number of samples and its file."""
+
     name: str
     samples: int
     file: FileDigest
 
 
 class GraphInfo(Record):
-    """What an ONNX file says of itself."""
+    """What an ONNX file contains, as the file itself declares it."""
 
     ir_version: int
     producer: str
@@ -172,7 +209,7 @@ class GraphInfo(Record):
 
 
 class ExportAttempt(Record):
-    """One way of exporting that was tried, and why it fell, where it did."""
+    """One export strategy that was tried, and the reason if it failed."""
 
     strategy: str
     status: Status
@@ -180,14 +217,26 @@ class ExportAttempt(Record):
 
 
 class OutputComparison(Record):
-    """One output of one case against the reference.
+    """One output of one case, compared with the reference.
 
-    Differences are absolute in the output's own unit. `max_ulp` counts the representable numbers between the two,
-    `snr_db` is 10 log10 of the reference's power over the difference's (infinite where nothing differs), `agreement`
-    the share of rows with the same largest entry; each is null where it means nothing. `share_out` is the share of
-    elements out of tolerance, `out_abs` the largest difference among these. `error` and `reference_error` are the
-    largest distances of the answer and of the reference from the reference computed in float64: where `error` is no
-    larger, the answer is as good as it gets.
+    A measure is null if it does not apply to the output.
+
+    Attributes:
+        output: The output's name.
+        verdict: The result of the comparison.
+        max_abs: The largest absolute difference, in the output's unit.
+        mean_abs: The mean absolute difference, in the output's unit.
+        max_rel: The largest relative difference.
+        max_ulp: The largest number of representable numbers between the two values (units in the last place).
+        cosine: The cosine similarity to the reference.
+        snr_db: 10 log10 of the reference's power over the difference's power; infinite if nothing differs.
+        agreement: The share of rows with the same largest entry.
+        share_out: The share of elements out of tolerance.
+        out_abs: The largest absolute difference among the elements out of tolerance.
+        error: The largest distance of the answer from the reference computed in float64.
+        reference_error: The largest distance of the reference from the reference computed in float64. If `error` is no
+            larger than this, the answer is as accurate as the reference.
+        reason: Details of a verdict other than "ok".
     """
 
     output: str
@@ -207,8 +256,19 @@ class OutputComparison(Record):
 
 
 class CaseResult(Record):
-    """One case: what was fed (by name and seed, so that it can be fed again) and what came of it. A `probe` informs:
-    it feeds what nobody promised that the model can take, and fails nothing. `signal` is what ended the process."""
+    """One case: the inputs, which name and seed reproduce, and the result.
+
+    Attributes:
+        case: The case's name.
+        seed: The seed of the random inputs.
+        sizes: The size of each named dimension.
+        probe: Whether the case is only informative. A probe uses inputs that the model need not accept, so it cannot
+            fail a stage.
+        verdict: The result.
+        reason: Details of a verdict other than "ok".
+        signal: The signal that ended the process; else empty.
+        outputs: The comparison of each output.
+    """
 
     case: str
     seed: int
@@ -221,15 +281,22 @@ class CaseResult(Record):
 
     @property
     def failed(self) -> bool:
+        """Whether this case fails its stage; a probe never does."""
         return self.verdict != "ok" and not self.probe
 
 
 class FirstDivergence(Record):
-    """Where two computations part: the first value that differs by more than rounding explains.
+    """The first value of a graph that differs from the reference by more than rounding explains.
 
-    `value` is its name in the graph, `module` the path of the PyTorch module that it came from, `source` the line,
-    relative to the repository. `difference` is the largest one there, absolute; `scale` the largest magnitude of what
-    was expected.
+    Attributes:
+        case: The case in which it differs.
+        value: The value's name in the graph.
+        operator: The operator that computes it.
+        module: The path of the PyTorch module that it comes from.
+        source: The source line that it comes from, as `file:line` relative to the repository.
+        difference: The largest absolute difference.
+        scale: The largest magnitude of the expected value.
+        reason: More about the value, or why no such value could be found.
     """
 
     case: str
@@ -243,12 +310,31 @@ class FirstDivergence(Record):
 
 
 class Variant(Record):
-    """A graph made from the plain export: how, what it weighs, and whether it still computes the same.
+    """A graph made from the plain export: how it was made, its size, and whether it still computes the same.
 
-    Over the evaluation set: `agreement` is the least share of top-1 answers that equal the reference's (null where no
-    output holds scores), `quality` the model's own measure, higher is better, `snr_db` the signal to noise against the
-    reference, `cosine` that of the worst sample, and `fidelity` what each output lost, by its kind. `float_layers` are
-    the values whose nodes stay in float though the technique quantises their kind.
+    `quality`, `agreement`, `snr_db`, `cosine` and `fidelity` are measured over the evaluation set.
+
+    Attributes:
+        name: The variant's name.
+        base: The variant that it was made from.
+        technique: The technique that made it.
+        precision: Its numeric precision.
+        float_layers: The values whose nodes stay in float although the technique quantises nodes of their type.
+        status: Whether the variant is correct.
+        reason: Why it is not.
+        files: The .onnx and its external data.
+        nodes_before: The number of nodes of the base.
+        nodes: The number of nodes.
+        size_before: The size of the base in bytes.
+        size_bytes: The size in bytes.
+        parity: The comparison of each case with the reference.
+        divergence: The first value that differs from the reference.
+        quality: The model's own measure; higher is better.
+        agreement: The smallest share of top-1 answers equal to the reference's, over all outputs with scores; null if
+            there are none.
+        snr_db: The signal-to-noise ratio against the reference.
+        cosine: The cosine similarity of the worst sample.
+        fidelity: What each output lost, measured by its kind.
     """
 
     name: str
@@ -263,7 +349,7 @@ class Variant(Record):
     nodes: int | None = None
     size_before: int | None = None
     size_bytes: int | None = None
-    reduction: float | None = Field(default=None, description="1 - size / size before; negative where it grew")
+    reduction: float | None = Field(default=None, description="1 - size / size before; negative if it grew")
     compression: float | None = Field(default=None, description="size before / size")
     parity: list[CaseResult] = []
     divergence: FirstDivergence | None = None
@@ -275,8 +361,15 @@ class Variant(Record):
 
 
 class LayerCost(Record):
-    """What quantising one layer alone costs: signal to noise of its output, its inputs being those of the float graph,
-    over the calibration set. Infinite where it changes nothing."""
+    """The cost of quantising one layer alone.
+
+    Attributes:
+        value: The name of the layer's output in the graph.
+        operator: The layer's operator.
+        module: The path of the PyTorch module that it comes from.
+        snr_db: The signal-to-noise ratio of the layer's output over the calibration set, with the float graph's values
+            as inputs; infinite if nothing changes.
+    """
 
     value: str
     operator: str
@@ -285,7 +378,7 @@ class LayerCost(Record):
 
 
 class TradePoint(Record):
-    """The costliest `float_layers` layers left in float: what the graph computes then, over the evaluation set."""
+    """A graph with the costliest `float_layers` layers left in float, measured over the evaluation set."""
 
     float_layers: int
     quality: float | None = None
@@ -296,8 +389,14 @@ class TradePoint(Record):
 
 
 class TradeOff(Record):
-    """A variant that broke the quality budget: its layers, the costliest first, and what leaving some in float gave
-    back. `chosen` is the variant with the fewest in float that holds the budget, empty where none does."""
+    """How a variant that exceeded the quality budget recovers if some layers stay in float.
+
+    Attributes:
+        variant: The variant that exceeded the budget.
+        chosen: The variant within the budget that has the fewest layers in float; empty if there is none.
+        layers: The cost of each layer, the costliest first.
+        points: The result for each number of layers in float.
+    """
 
     variant: str
     chosen: str = ""
@@ -306,10 +405,20 @@ class TradeOff(Record):
 
 
 class Latency(Record):
-    """Latencies of one variant at one size, in milliseconds. p90 is null under 64 samples, p95 under 130
-    and p99 under 662, and `withheld` says so: MLPerf's early-stopping rule states no such percentile from fewer.
-    `drift` is by how much the last rounds were slower than the first (0 where there is no trend, null where there
-    are too few rounds to tell)."""
+    """Latencies of one variant at one size, in milliseconds.
+
+    MLPerf's early-stopping rule requires a minimum number of samples for a percentile. So p90 is null below 64 samples,
+    p95 below 130 and p99 below 662.
+
+    Attributes:
+        size: The label of the input size.
+        sizes: The size of each named dimension.
+        samples: The number of timed calls.
+        warmup: The number of calls before them.
+        withheld: Which percentiles are null, and why; else empty.
+        drift: How much slower the last rounds were than the first, as a share. 0 if there is no trend; null if there
+            are too few rounds.
+    """
 
     size: str
     sizes: dict[str, int]
@@ -329,8 +438,13 @@ class Latency(Record):
 
 
 class Ratio(Record):
-    """Latency relative to the plain export's, each one's in its fastest rounds: under 1 is faster. `low` and `high`
-    bound the 95 % bootstrap confidence interval."""
+    """Latency relative to the plain export's, each over its fastest rounds; below 1 is faster.
+
+    Attributes:
+        value: The ratio.
+        low: The lower end of the 95 % bootstrap confidence interval.
+        high: The upper end of that interval.
+    """
 
     value: float
     low: float
@@ -338,7 +452,7 @@ class Ratio(Record):
 
 
 class SweepPoint(Record):
-    """One size of a batch sweep: p50 in milliseconds, throughput in items of the first dimension per second."""
+    """One size of a batch sweep: p50 in ms, throughput in items of the first dimension per second."""
 
     sizes: dict[str, int]
     p50_ms: float
@@ -346,7 +460,15 @@ class SweepPoint(Record):
 
 
 class Callers(Record):
-    """So many threads calling one session at once: each call's latency, and items per second of all together."""
+    """Concurrent calls of one session.
+
+    Attributes:
+        callers: The number of threads that call the session.
+        samples: The number of timed calls.
+        p50_ms: The median latency of a call.
+        p95_ms: The 95th percentile; null if there are too few samples.
+        throughput: Items per second of all threads together.
+    """
 
     callers: int
     samples: int
@@ -356,8 +478,14 @@ class Callers(Record):
 
 
 class Scenarios(Record):
-    """What was measured beside the single stream. `knee` are the sizes from which on larger batches gain nothing worth
-    mentioning; `cold_start_ms` is the time from the start of a process to its first answer."""
+    """Measurements in addition to the single stream.
+
+    Attributes:
+        sweep: The sizes of the batch sweep.
+        knee: The sizes above which larger batches gain almost no throughput; null if the sweep found none.
+        callers: Concurrent calls, one entry for each number of threads.
+        cold_start_ms: The time from the start of a process to its first answer.
+    """
 
     sweep: list[SweepPoint] = []
     knee: dict[str, int] | None = None
@@ -366,11 +494,31 @@ class Scenarios(Record):
 
 
 class Measurement(Record):
-    """One variant on one runtime of one machine: what it computed there and how long it took.
+    """One variant on one runtime of one machine: what it computed and how long it took.
 
-    A variant is a graph with session options: `graph` names the one whose file it is, where that is not its own name.
-    What left the search before it was measured in full is "not attempted", with the reason and, if it was screened,
-    the ratios that it had then.
+    A variant that left the search before it was measured completely has the status "not attempted", with the reason
+    and, if it was screened, its ratios at that point.
+
+    Attributes:
+        variant: The variant's name: a graph with session options.
+        graph: The variant whose file it uses; empty if that is its own.
+        options: Its session options.
+        runtime: The runtime's name in params.yaml.
+        provider: The execution provider.
+        precision: The graph's numeric precision.
+        status: Whether the variant was measured and is correct.
+        reason: Why not; else empty.
+        files: The .onnx and its external data.
+        session_ms: The time to create a session.
+        peak_memory_mb: The peak memory of the process.
+        parity: The comparison of each case with the reference.
+        quality: The model's own measure over the evaluation set; higher is better.
+        agreement: The smallest share of top-1 answers equal to the reference's.
+        snr_db: The signal-to-noise ratio against the reference.
+        cosine: The cosine similarity of the worst sample.
+        fidelity: What each output lost, measured by its kind.
+        latencies: The latencies at each size.
+        scenarios: The batch sweep, concurrent calls and cold start.
     """
 
     variant: str
@@ -397,7 +545,7 @@ class Measurement(Record):
 
 
 class Machine(Record):
-    """Where it was measured. Two machines with equal descriptions are expected to give comparable numbers."""
+    """The machine of a benchmark. Machines with equal descriptions are expected to give comparable numbers."""
 
     cpu: str
     instruction_sets: list[str]
@@ -408,10 +556,17 @@ class Machine(Record):
 
 
 class RuntimeState(Record):
-    """One runtime of params.yaml on this host: usable, or why not and what installs it.
+    """The state of one runtime of params.yaml on this host.
 
-    `node_share` is the share of a small graph's nodes that ran on the provider, by the graph's precision (0 where it
-    cannot run it). `int8_exact` is whether sums of uint8 x int8 products are exact: without VNNI they saturate.
+    Attributes:
+        runtime: The runtime's name.
+        usable: Whether the runtime can run models here.
+        providers: The execution providers of its ONNX Runtime build.
+        version: The version of ONNX Runtime.
+        reason: Why the runtime is not usable, and the command that installs it; else empty.
+        node_share: The share of a small graph's nodes that ran on the provider, by the graph's precision; 0 if the
+            provider cannot run the graph.
+        int8_exact: Whether sums of uint8 x int8 products are exact. Without VNNI they saturate. Null if unknown.
     """
 
     runtime: str
@@ -424,11 +579,19 @@ class RuntimeState(Record):
 
 
 class Choice(Record):
-    """Why a variant was chosen or not, in words.
+    """Why a variant was chosen or not.
 
-    `quality_drop` is what its answers lost by `quality_measure` (the model's own, or that of the output that decided),
-    `quality_budget` what they may lose. `on_front` is whether no other variant within the budget is at least as good in
-    latency, quality and size at once, and better in one.
+    Attributes:
+        variant: The variant's name.
+        runtime: The runtime's name.
+        chosen: Whether the variant was chosen.
+        on_front: Whether the variant is on the Pareto front: no other variant within the budget is at least as good in
+            latency, quality and size, and better in one of them.
+        reason: Why it was chosen or not.
+        ratio: Its latency relative to the plain export's.
+        quality_drop: What its answers lost by `quality_measure`.
+        quality_budget: What they may lose.
+        quality_measure: The model's own measure, or the measure of the output that decided.
     """
 
     variant: str
@@ -443,8 +606,16 @@ class Choice(Record):
 
 
 class Winner(Record):
-    """What is served on one runtime: the files and the session options of the variant chosen there, and its p50 in
-    milliseconds there (geometric mean over sizes)."""
+    """The variant chosen for one runtime.
+
+    Attributes:
+        variant: The variant's name.
+        runtime: The runtime's name.
+        provider: The execution provider.
+        p50_ms: The variant's p50 on this runtime, as the geometric mean over the sizes.
+        files: The .onnx and its external data.
+        options: The session options.
+    """
 
     variant: str
     runtime: str
@@ -455,7 +626,14 @@ class Winner(Record):
 
 
 def worst_by_output(cases: list[CaseResult]) -> dict[str, OutputComparison]:
-    """Per output, the comparison with the largest absolute difference over all cases but the probes."""
+    """Find each output's comparison with the largest absolute difference, over all cases except probes.
+
+    Args:
+        cases: The results of all cases.
+
+    Returns:
+        The worst comparison by output name.
+    """
     worst: dict[str, OutputComparison] = {}
     for case in cases:
         if case.probe:

@@ -1,8 +1,8 @@
-"""The typed reports: the one vocabulary that the stages write and the registry reads.
+"""The typed reports that the stages write and the registry reads.
 
-Every stage writes one `report.json`, and every report opens with the same four fields: schema version, stage, model
-and status. A failure is a status with a reason in plain words, never a missing file.
-registry/evidence/records.py holds what they are made of.
+Every stage writes one `report.json`. Every report starts with the same fields: schema version, stage, model, status and
+reason. A failure is a status with a reason, never a missing file. registry/evidence/records.py contains the parts of
+reports.
 """
 
 from __future__ import annotations
@@ -31,12 +31,21 @@ from onward.registry.evidence.records import (
     TradeOff,
     Variant,
     Winner,
+    first_problem,
 )
 from onward.registry.files import write_atomically
 
 
 class Report(Record):
-    """What every stage's report opens with."""
+    """The fields that every stage's report starts with.
+
+    Attributes:
+        schema_version: The version of the report's format.
+        stage: The stage's name.
+        model: The model's name.
+        status: Whether the stage passed.
+        reason: Why it did not; else empty.
+    """
 
     schema_version: Literal[1] = 1
     stage: str
@@ -46,13 +55,22 @@ class Report(Record):
 
     @property
     def passed(self) -> bool:
+        """Whether the stage passed."""
         return self.status == "passed"
 
 
 class TrainReport(Report):
-    """`weights` is what later stages start from: safetensors, or the ONNX file of a model without PyTorch. `quality` is
-    that of a module which build() made and which has the weights of this file. `findings` is what is odd without being
-    wrong: how the weights were taken in, a quality that does not depend on the labels."""
+    """The report of `train`.
+
+    Attributes:
+        how: How the model was obtained.
+        weights: The file that later stages start from: safetensors, or the ONNX file of a model without PyTorch.
+        parameters: The number of parameters.
+        quality: The quality of a module from build() with the weights of this file.
+        quality_floor: The lowest acceptable quality.
+        findings: Unusual facts that are not errors: how the weights were loaded, a quality that does not depend on the
+            labels.
+    """
 
     stage: Literal["train"] = "train"
     how: str = ""
@@ -64,14 +82,24 @@ class TrainReport(Report):
 
 
 class DataReport(Report):
+    """The report of `data`: the splits, and the results of Great Expectations."""
+
     stage: Literal["data"] = "data"
     splits: list[Split] = []
     expectations: list[Expectation] = []
 
 
 class ExportReport(Report):
-    """`files[0]` is the .onnx; a second one, if any, is its external data. `attempts` are the ways that were tried, in
-    order; `findings` what is odd about the graph without being wrong, each with its remedy."""
+    """The report of `export`.
+
+    Attributes:
+        how: The export strategy that succeeded.
+        attempts: The strategies that were tried, in order.
+        files: The .onnx, then its external data if there is any.
+        graph: What the .onnx contains.
+        warnings: The exporter's warnings.
+        findings: Unusual properties of the graph that are not errors, each with its remedy.
+    """
 
     stage: Literal["export"] = "export"
     how: str = ""
@@ -83,9 +111,20 @@ class ExportReport(Report):
 
 
 class VerifyReport(Report):
-    """`evaluated` are the cases on which an ONNX file from elsewhere was held to ONNX's own reference evaluator, and
-    `evaluator` says why there are none, where there are none. `findings` are what limits the proof.
-    `kinds` say what each output is: later stages judge lower precision by them."""
+    """The report of `verify`.
+
+    Attributes:
+        reference: The original model that answers were compared with.
+        provider: The execution provider of the export.
+        rtol: The relative tolerance.
+        atol: The absolute tolerance.
+        cases: The result of each case.
+        divergence: The first value that differs from the reference.
+        evaluator: Why `evaluated` is empty; else empty.
+        evaluated: The cases on which a supplied ONNX file was compared with ONNX's own reference evaluator.
+        findings: What limits the proof.
+        kinds: The kind of each output, by which later stages judge lower precision.
+    """
 
     stage: Literal["verify"] = "verify"
     reference: str = ""
@@ -101,7 +140,12 @@ class VerifyReport(Report):
 
 
 class OptimizeReport(Report):
-    """`graph` is what kind of graph the export is, and how large: it decides what is worth trying."""
+    """The report of `optimize`.
+
+    Attributes:
+        graph: The kind and size of the exported graph, which decide which techniques are tried.
+        variants: The optimised graphs.
+    """
 
     stage: Literal["optimize"] = "optimize"
     graph: str = ""
@@ -109,8 +153,14 @@ class OptimizeReport(Report):
 
 
 class QuantizeReport(Report):
-    """`bases` are the graphs that were quantised, with the reason why each was chosen. `tradeoffs` are of variants that
-    broke the quality budget until some layers were left in float."""
+    """The report of `quantize`.
+
+    Attributes:
+        bases: The graphs that were quantised, each with the reason for its choice.
+        reference_quality: The quality of the original over the evaluation set.
+        variants: The quantised graphs.
+        tradeoffs: The variants that exceeded the quality budget until some layers stayed in float.
+    """
 
     stage: Literal["quantize"] = "quantize"
     bases: dict[str, str] = {}
@@ -120,9 +170,18 @@ class QuantizeReport(Report):
 
 
 class BenchmarkReport(Report):
-    """`reference` is the original model (PyTorch eager, or the ONNX file as it came), `compiled` the same under
-    torch.compile, where that was asked for. `findings` is what makes the figures less than they seem: a machine whose
-    speed drifted, a search that ran out of time. Every latency is in samples.parquet beside the report."""
+    """The report of `benchmark`. Every latency is in samples.parquet beside the report.
+
+    Attributes:
+        machine: The machine of the benchmark.
+        runtimes: The state of each runtime on it.
+        rounds: The number of rounds of the race.
+        search_seconds: The duration of the search.
+        findings: Reasons to trust the measurements less: the machine's speed drifted, the search ran out of time.
+        reference: The original model (PyTorch eager, or the supplied ONNX file).
+        compiled: The original model under torch.compile, if params.yaml requests it.
+        measurements: Every variant on every runtime.
+    """
 
     stage: Literal["benchmark"] = "benchmark"
     machine: Machine | None = None
@@ -136,8 +195,17 @@ class BenchmarkReport(Report):
 
 
 class SelectReport(Report):
-    """`winners` are those of each runtime measured, the preferred runtime first; `variant`, `runtime` and `files` are
-    the first one's."""
+    """The report of `select`.
+
+    Attributes:
+        variant: The first winner's variant.
+        runtime: The first winner's runtime.
+        files: The first winner's files.
+        winners: The winner on each measured runtime, the preferred runtime first.
+        quality_measure: The measure that `quality_budget` applies to.
+        quality_budget: The largest acceptable loss.
+        choices: Why each variant was chosen or not.
+    """
 
     stage: Literal["select"] = "select"
     variant: str = ""
@@ -150,9 +218,17 @@ class SelectReport(Report):
 
 
 class PublishReport(Report):
-    """Where the evidence of a model went. `version` is null where nothing was fit to be registered; the status is
-    "failed" where all other stages passed and the version could not have been served. `findings` say what it cannot
-    do."""
+    """The report of `publish`: where the evidence of a model is recorded.
+
+    The status is "failed" if all other stages passed but the version could not be served.
+
+    Attributes:
+        findings: What the version cannot do.
+        run_id: The MLflow run of the model.
+        variants: The child run of each variant.
+        version: The registered version; null if nothing could be registered.
+        sha256: The version's digest.
+    """
 
     stage: Literal["publish"] = "publish"
     findings: list[str] = []
@@ -163,7 +239,7 @@ class PublishReport(Report):
 
 
 class Evidence(Record):
-    """All reports of one model, as `publish` hands them to the registry."""
+    """All reports of one model, in the form that `publish` passes to the registry."""
 
     model: str
     train: TrainReport
@@ -176,12 +252,12 @@ class Evidence(Record):
     select: SelectReport
 
     def failures(self) -> list[Report]:
-        """The stages that failed, in the pipeline's order; empty when the model is fit to be registered."""
+        """List the reports of failed stages in the pipeline's order; empty if the model can be registered."""
         reports = (getattr(self, stage) for stage in REPORTS if stage != "publish")
         return [report for report in reports if report.status == "failed"]
 
 
-# Every kind of report by its stage, in the pipeline's order.
+# The report class of each stage, in the pipeline's order.
 REPORTS: dict[str, type[Report]] = {
     "train": TrainReport,
     "data": DataReport,
@@ -198,21 +274,26 @@ ReportT = TypeVar("ReportT", bound=Report)
 
 
 def save(report: Record, path: Path) -> None:
-    """Write a report as JSON, atomically."""
+    """Write a report to `path` as JSON, atomically."""
     write_atomically(path, (report.model_dump_json(indent=2) + "\n").encode())
 
 
 def load(kind: type[ReportT], path: Path) -> ReportT:
     """Read a report.
 
+    Args:
+        kind: The class of the report.
+        path: The report's file.
+
+    Returns:
+        The report.
+
     Raises:
-        NotReady: the file is missing, or is no report of this kind and schema version.
+        NotReady: The file is missing, or it is not a report of this class and schema version.
     """
     try:
         return kind.model_validate_json(path.read_bytes())
     except FileNotFoundError:
-        raise NotReady(f"{path}: no such report; `dvc repro` writes it") from None
+        raise NotReady(f"{path}: the report is missing; `dvc repro` writes it") from None
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise NotReady(f"{path}: not a {kind.__name__} (at {where}: {first['msg']})") from None
+        raise NotReady(f"{path}: not a {kind.__name__} (at {first_problem(error)})") from None

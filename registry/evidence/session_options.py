@@ -1,5 +1,4 @@
-"""Options of a session and of its provider as part of a variant: what the benchmark tunes, the evidence records and
-the wrapper obeys."""
+"""Session and provider options of a variant: the benchmark tunes them, and InferenceSession applies them."""
 
 from __future__ import annotations
 
@@ -10,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from onward.registry import processors
 
-# One group of processors (counted from 1) for each thread but the caller's, as ONNX Runtime has it: "1,2;3-4".
+# ONNX Runtime's notation: one group of processors (numbered from 1) per thread except the caller's, e.g. "1,2;3-4".
 _AFFINITY = re.compile(r"\d+([,-]\d+)*(;\d+([,-]\d+)*)*")
 _LEVELS = {
     "disabled": "ORT_DISABLE_ALL",
@@ -21,19 +20,24 @@ _LEVELS = {
 _MODES = {"sequential": "ORT_SEQUENTIAL", "parallel": "ORT_PARALLEL"}
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
+TENSORRT = "TensorrtExecutionProvider"
 
 
 class SessionOptions(BaseModel):
-    """What of onnxruntime.SessionOptions and of a provider's options is part of a variant; None is ONNX Runtime's own
-    default, but for `tf32`.
+    """The session and provider options of a variant. None means ONNX Runtime's default, except for `tf32`.
 
-    `threads` counts those of one operator, the caller's among them (intra-op); `spinning` is whether they wait for
-    work by turning in circles; `arena` and `memory_pattern` keep memory between runs; `execution_mode` "parallel"
-    runs independent branches of the graph at once; `affinity` pins each thread but the caller's to processors, in
-    ONNX Runtime's notation ("1,2;3-4": counted from 1, a group a thread), and needs `threads`.
-
-    On CUDA alone: `tf32` multiplies float32 with the ten bits of mantissa that TensorFloat-32 keeps, which is another
-    precision, so that None is off, where ONNX Runtime's default is on; `nhwc` runs convolutions with channels last.
+    Attributes:
+        threads: The number of threads of one operator, including the caller's (intra-op).
+        graph_level: The level of graph optimisation at load time.
+        spinning: Whether threads busy-wait for work (`allow_spinning`).
+        execution_mode: "parallel" runs independent branches of the graph concurrently.
+        arena: Whether the CPU memory arena keeps memory between runs.
+        memory_pattern: Whether memory allocation patterns are kept between runs.
+        affinity: The processors of each thread except the caller's, in ONNX Runtime's notation, e.g. "1,2;3-4":
+            numbered from 1, one group per thread. It requires `threads`.
+        tf32: CUDA only. Whether float32 products use TensorFloat-32, which keeps ten bits of mantissa. That is another
+            precision, so None means off here, although ONNX Runtime's default is on.
+        nhwc: CUDA only. Whether convolutions run with channels last.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -52,10 +56,14 @@ class SessionOptions(BaseModel):
     def _one_group_a_thread(self) -> SessionOptions:
         if self.affinity is not None:
             if not _AFFINITY.fullmatch(self.affinity):
-                raise ValueError(f"affinity {self.affinity!r}: groups of processors, counted from 1, e.g. '1,2;3-4'")
+                raise ValueError(
+                    f"affinity {self.affinity!r}: write groups of processors, numbered from 1, e.g. '1,2;3-4'"
+                )
             groups = self.affinity.count(";") + 1
             if self.threads != groups + 1:
-                raise ValueError(f"affinity has {groups} groups: threads has to be {groups + 1}, the caller's included")
+                raise ValueError(
+                    f"affinity has {groups} groups: set threads to {groups + 1} (the caller's thread has no group)"
+                )
         return self
 
     def __str__(self) -> str:
@@ -63,12 +71,11 @@ class SessionOptions(BaseModel):
         return ", ".join(f"{key} {value}".lower() for key, value in given.items()) or "ONNX Runtime's defaults"
 
     def to_load(self) -> dict[str, Any]:
-        """The part of the worker's `load` request that says the same (stages/workers/onnx_worker.py): JSON, by these
-        names; what is None is left out."""
+        """Convert to JSON for the worker's `load` request (stages/workers/onnx_worker.py); None is left out."""
         return self.model_dump(exclude_none=True)
 
     def to_onnxruntime(self) -> Any:
-        """An onnxruntime.SessionOptions."""
+        """Convert to an onnxruntime.SessionOptions."""
         import onnxruntime
 
         made = onnxruntime.SessionOptions()
@@ -89,15 +96,24 @@ class SessionOptions(BaseModel):
         return made
 
     def to_provider(self, name: str) -> str | tuple[str, dict[str, str]]:
-        """An execution provider as onnxruntime.InferenceSession takes it in `providers`."""
+        """Convert to an entry of the `providers` argument of onnxruntime.InferenceSession.
+
+        Args:
+            name: The execution provider, e.g. "CUDAExecutionProvider".
+
+        Returns:
+            The provider's name, together with these options if it is CUDA.
+        """
         if name != CUDA:
             return name
         layout = {} if self.nhwc is None else {"prefer_nhwc": str(int(self.nhwc))}
         return name, {"use_tf32": str(int(bool(self.tf32))), **layout}
 
     def to_mlflow(self) -> dict[str, Any]:
-        """The same for `mlflow.onnx.save_model(onnx_session_options=...)`, which has no word for `arena` and
-        `memory_pattern`, nor for a provider's options."""
+        """Convert to the argument `onnx_session_options` of `mlflow.onnx.save_model`.
+
+        MLflow supports neither `arena` and `memory_pattern` nor a provider's options, so these are left out.
+        """
         levels = {"disabled": 0, "basic": 1, "extended": 2, "all": 99}
         found = {
             "intra_op_num_threads": self.threads,
@@ -108,9 +124,12 @@ class SessionOptions(BaseModel):
         return {key: value for key, value in found.items() if value is not None}
 
     def fitting_here(self) -> SessionOptions:
-        """These options without those that another machine has to have: more threads than this process may use
-        processors, or an affinity to processors that it may not use. Where this process may use fewer than the machine
-        has (a container's quota), `threads` says how many: ONNX Runtime's default counts the machine's."""
+        """Adapt these options to the processors that this process may use.
+
+        More threads than usable processors, and an affinity to unusable processors, are removed. If this process may
+        use fewer processors than the machine has (a container's quota), `threads` is set to that number, because ONNX
+        Runtime's default counts the machine's processors.
+        """
         if self.affinity is not None and not _processors(self.affinity) <= processors.usable():
             return self.model_copy(update={"affinity": None}).fitting_here()
         if self.threads is None or self.threads > processors.count():
@@ -124,7 +143,7 @@ class SessionOptions(BaseModel):
 
 
 def _processors(affinity: str) -> set[int]:
-    """Every processor that an affinity names: ids, and ranges from-to."""
+    """All processors in an affinity, which contains numbers and ranges."""
     found: set[int] = set()
     for part in re.split("[;,]", affinity):
         first, _, last = part.partition("-")

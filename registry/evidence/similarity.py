@@ -1,4 +1,4 @@
-"""How near answers are to the original's, where no label says what is right: cosine, signal to noise, agreement."""
+"""Similarity of answers to the original's, without labels: cosine, signal-to-noise ratio, agreement."""
 
 from __future__ import annotations
 
@@ -13,18 +13,29 @@ Arrays = Mapping[str, Array]
 
 
 class Fidelity(NamedTuple):
-    """`snr_db`: signal over noise across all samples, of the float output that has the least. `cosine`: of the worst
-    sample and float output, each taken as one vector. Null where no output is float, or none has a signal."""
+    """The similarity of a graph's float outputs to the reference's; null if no float output has a signal.
+
+    Attributes:
+        snr_db: The signal-to-noise ratio over all samples, of the float output with the lowest one.
+        cosine: The cosine similarity of the worst sample of any float output, each sample as one vector.
+    """
 
     snr_db: float | None
     cosine: float | None
 
 
 def fidelity(wanted: Arrays, got: Arrays) -> Fidelity:
-    """Compare outputs by name, samples on the first axis, with the reference's.
+    """Compare float outputs with the reference's.
 
-    Where the batch is fixed, `got` may lack the samples of a last batch that was not full; they are left out. NaN or
-    infinity where the reference has none is the worst there is: a cosine of -1 and an SNR of minus infinity.
+    If the batch size is fixed, `got` may lack the samples of an incomplete last batch; these samples are ignored.
+
+    Args:
+        wanted: The reference's outputs by name, [samples, ...] each.
+        got: The outputs to compare, by name, [samples, ...] each.
+
+    Returns:
+        The lowest similarity over all float outputs. If `got` has NaN or infinity where the reference is finite, the
+        result is the worst possible: a cosine of -1 and a signal-to-noise ratio of minus infinity.
     """
     ratios, angles = [], []
     for name, reference in wanted.items():
@@ -37,7 +48,7 @@ def fidelity(wanted: Arrays, got: Arrays) -> Fidelity:
             return Fidelity(-np.inf, -1.0)
         expected, actual = np.where(finite, expected, 0.0), np.where(finite, actual, 0.0)
         ratios.append(signal_to_noise(expected.ravel(), (actual - expected).ravel()))
-        angles += [cosine(one.ravel(), other.ravel()) for one, other in zip(expected, actual, strict=True)]
+        angles += [cosine(sample.ravel(), answer.ravel()) for sample, answer in zip(expected, actual, strict=True)]
     return Fidelity(_least(ratios), _least(angles))
 
 
@@ -46,14 +57,23 @@ def _least(values: list[float | None]) -> float | None:
 
 
 def agreement(reference: Array, got: Array, axis: int = -1) -> float | None:
-    """Share of rows whose largest entry along `axis` is the same one; null where there is no such axis of classes."""
+    """Compute the share of rows whose largest entry along `axis` is at the same index.
+
+    Args:
+        reference: The reference's answers, [samples, ...].
+        got: The answers to compare, of the same shape.
+        axis: The axis of the classes.
+
+    Returns:
+        The share; None if there is no class axis, there are no entries, or the shapes differ.
+    """
     if reference.ndim < 2 or reference.shape[axis] < 2 or reference.shape != got.shape or reference.size == 0:
         return None
     return float(np.mean(reference.argmax(axis) == got.argmax(axis)))
 
 
 def cosine(wanted: Array, actual: Array) -> float | None:
-    """Cosine of the angle between the two as vectors; null where one of them is zero."""
+    """Compute the cosine of the angle between two vectors; None if one of them is zero or the result is not finite."""
     with np.errstate(over="ignore", invalid="ignore"):
         lengths = float(np.linalg.norm(wanted) * np.linalg.norm(actual))
         value = float(wanted @ actual / lengths) if lengths else np.nan
@@ -61,7 +81,15 @@ def cosine(wanted: Array, actual: Array) -> float | None:
 
 
 def signal_to_noise(wanted: Array, difference: Array) -> float | None:
-    """10 log10 of signal power over noise power; infinite without noise, null without signal."""
+    """Compute 10 log10 of signal power over noise power.
+
+    Args:
+        wanted: The signal.
+        difference: The noise.
+
+    Returns:
+        The ratio in dB: infinite without noise, None without a finite signal.
+    """
     signal, noise = float(np.square(wanted).sum()), float(np.square(difference).sum())
     if signal == 0.0 or not np.isfinite(signal):
         return None

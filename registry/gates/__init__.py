@@ -1,1 +1,1 @@
-"""What an environment requires of a version, and the checks that judge it. Nothing here reads a store."""
+"""The requirements of environments, and the checks that judge versions. Nothing here reads a store."""

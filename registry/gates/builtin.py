@@ -1,8 +1,8 @@
-"""What each requirement of an environment means, judged over the evidence that a version carries.
+"""Onward's own requirements, judged by the evidence of a version.
 
-Evidence is what the pipeline recorded with the version (registry/tracking/recorder.py). `replay` alone is measured at
-promotion: the recorded inputs are run on this host and compared with the recorded outputs. What was not recorded is
-not met.
+The evidence is what the pipeline recorded with the version (registry/tracking/recorder.py). Only `replay` is measured
+at promotion: it runs the recorded inputs on this host and compares the answers with the recorded ones. A requirement
+without recorded evidence is not met.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from pathlib import Path
 from onward.registry.artifact.replay import measure_again
 from onward.registry.log.entries import GateResult
 
-# Latency ratios of one interleaved benchmark run repeat to about 5 %; within that, a version is not slower.
+# Latency ratios of one interleaved benchmark run are reproducible to about 5 %. A smaller difference does not count.
 LATENCY_NOISE = 0.05
-# A drop is a difference of decimal fractions: 0.98 - 0.975 is a hair more than 0.005.
+# The tolerance for rounding: as floats, 0.98 - 0.975 is slightly more than 0.005.
 _ROUNDING = 1e-9
 
 NO_EVIDENCE = "no evidence recorded"
@@ -24,7 +24,16 @@ EvidenceTags = Mapping[str, str]
 
 
 def judge(requirements: Iterable[str], evidence: EvidenceTags, folder: Path | None) -> tuple[GateResult, ...]:
-    """Judge every requirement. `folder` holds the version's files; without it, only evidence is judged."""
+    """Judge a version by Onward's own requirements.
+
+    Args:
+        requirements: Names in REQUIREMENTS.
+        evidence: The version's tags.
+        folder: The version's files; if None, `replay` is skipped.
+
+    Returns:
+        One result per requirement.
+    """
     results = []
     for name in requirements:
         if name == "replay":
@@ -38,7 +47,7 @@ def judge(requirements: Iterable[str], evidence: EvidenceTags, folder: Path | No
 
 
 def _parity(evidence: EvidenceTags) -> tuple[bool, str]:
-    """The plain export holds the tolerances. A version of lower precision is made from it and held to `quality`."""
+    """The plain export is within the tolerances. `quality` judges versions of lower precision, made from it."""
     return _status(evidence, "parity")
 
 
@@ -52,25 +61,28 @@ def _status(evidence: EvidenceTags, name: str) -> tuple[bool, str]:
 
 
 def _quality(evidence: EvidenceTags) -> tuple[bool, str]:
-    """Within the budget. The pipeline registers nothing beyond it, so `verdict` answers where no budget is recorded."""
+    """The loss is within the budget.
+
+    The pipeline registers nothing that exceeds the budget. So if no budget is recorded, `verdict` decides.
+    """
     drop, budget = _number(evidence, "quality_drop"), _number(evidence, "quality_budget")
     passed = evidence.get("verdict") == "passed"
     if drop is None:
-        # A model without a measure of quality: float32 that holds parity cannot be worse than its reference.
+        # A model without a quality measure: float32 within the tolerances cannot be worse than its reference.
         exact = passed and evidence.get("precision") == "float32" and evidence.get("parity") == "passed"
-        return exact, "no measure of quality; float32 that holds parity" if exact else NO_EVIDENCE
+        return exact, "no quality measure; float32 within the tolerances of parity" if exact else NO_EVIDENCE
     if budget is not None:
         measure = evidence.get("quality_measure", "quality")
         lost = f"drops by {drop:g}" if measure == "quality" else f"{measure} {drop:g}"
         if measure != "quality" and passed and drop > budget:
-            # A share that few samples tell breaks its limit where its whole interval does: the pipeline judged that.
-            return True, f"{lost}, {budget:g} allowed; the samples are too few to say that it is more"
+            # A share exceeds its limit only if its whole interval does. The pipeline has judged that.
+            return True, f"{lost}, {budget:g} allowed; too few samples to show that it is exceeded"
         return drop <= budget + _ROUNDING, f"{lost}, {budget:g} allowed"
-    return passed, f"drops by {drop:g}" + ("" if passed else "; nothing recorded says that this is within the budget")
+    return passed, f"drops by {drop:g}" + ("" if passed else "; no record that this is within the budget")
 
 
 def _latency(evidence: EvidenceTags) -> tuple[bool, str]:
-    """No slower than the plain export, beyond what measuring twice differs by."""
+    """The version is not slower than the plain export by more than LATENCY_NOISE."""
     if evidence.get("variant") == "plain":
         return True, "is the plain export"
     ratio = _number(evidence, "latency_ratio")

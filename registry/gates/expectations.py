@@ -1,8 +1,8 @@
-"""A team's own gates: Great Expectations suites, as JSON files in the repository, over the evidence of a version.
+"""A team's own gates: Great Expectations suites (JSON files in the repository) that judge the evidence of a version.
 
-A suite judges a table of one row: what was recorded of the version (`quality`, `size_mb`, ...), the metrics of its run
-(`metrics.latency_cpu/b1_p50_ms`, ...), and the same of what is live now, under `live.`. Where nothing is live yet, a
-version is held against itself. What was not recorded is no column, so that an expectation of it is not met.
+A suite judges a table with one row: the version's tags (`quality`, `size_mb`, ...), the metrics of its run
+(`metrics.latency_cpu/b1_p50_ms`, ...), and the same of the live version with the prefix `live.`. If nothing is live,
+the version is compared with itself. What was not recorded has no column, so an expectation about it is not met.
 """
 
 from __future__ import annotations
@@ -22,35 +22,43 @@ from onward.registry.log.entries import GateResult
 Facts = Mapping[str, float | str]
 MetricsOf = Callable[[str], Mapping[str, float]]
 
-# Names, and not measurements, even where all their digits happen to be decimal.
+# Tags that stay texts even if they consist of decimal digits.
 _NAMES = ("sha256", "serving", "run_id")
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a suite said: a result an expectation, and all of it as a page (Data Docs) for people."""
+    """The results of a suite.
+
+    Attributes:
+        results: One result per expectation.
+        page: All results as an HTML page (Data Docs).
+    """
 
     results: tuple[GateResult, ...]
     page: str
 
 
 def facts(evidence: Mapping[str, str], live: Mapping[str, str] | None, metrics_of: MetricsOf) -> dict[str, float | str]:
-    """The row that suites judge.
+    """Build the row that suites judge.
 
     Args:
-        evidence: tags of the version that is judged.
-        live: tags of what is live now; None where nothing is.
-        metrics_of: the metrics of a run, by its id; no metrics where there is no such run.
+        evidence: The tags of the version under judgement.
+        live: The tags of the live version; None if nothing is live.
+        metrics_of: Returns the metrics of a run by its id; empty if there is no such run.
+
+    Returns:
+        The value of each column.
     """
     own = _row(evidence, metrics_of)
-    there = own if live is None else _row(live, metrics_of)
-    return {**own, **{f"live.{name}": value for name, value in there.items()}}
+    of_live = own if live is None else _row(live, metrics_of)
+    return {**own, **{f"live.{name}": value for name, value in of_live.items()}}
 
 
 def _row(evidence: Mapping[str, str], metrics_of: MetricsOf) -> dict[str, float | str]:
     row = {name: text if name in _NAMES else _typed(text) for name, text in evidence.items()}
     row |= {f"metrics.{name}": value for name, value in metrics_of(evidence.get("run_id", "")).items()}
-    # Great Expectations passes over what is not a number: here that is no evidence.
+    # Great Expectations ignores NaN. Here it means that there is no evidence, so the column is left out.
     return {name: value for name, value in row.items() if not (isinstance(value, float) and math.isnan(value))}
 
 
@@ -62,10 +70,17 @@ def _typed(text: str) -> float | str:
 
 
 def judge(name: str, row: Facts) -> Judgement:
-    """Judge `row` by a suite; `name` is its path in the repository.
+    """Judge a row by a suite.
+
+    Args:
+        name: The suite's path in the repository.
+        row: The value of each column.
+
+    Returns:
+        The results of all expectations.
 
     Raises:
-        UsageError: the file is no suite, or Great Expectations is not installed or refuses the suite.
+        UsageError: The file is not a suite, Great Expectations is not installed, or it rejects the suite.
     """
     suite = suites.read(checkout.root() / name, f"params.yaml: environments: {name}")
     try:

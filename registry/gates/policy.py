@@ -1,4 +1,6 @@
-"""What each environment asks for: the section `environments` of params.yaml, else Onward's own two.
+"""The policy: what each environment requires, from the section `environments` of params.yaml.
+
+Without this section, the policy is:
 
 environments:
   staging:    {from: candidate, require: [parity, quality, data]}
@@ -18,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from onward.registry import checkout, yaml_text
 from onward.registry.errors import UsageError
 from onward.registry.gates import builtin
-from onward.registry.names import is_name
+from onward.registry.names import NAME_RULE, is_name
 from onward.registry.text import one_line
 from onward.registry.trust.entry_signatures import ReadSigner, is_public_key
 
@@ -28,17 +30,23 @@ DEFAULT = {
     "production": {"from": "staging", "require": ["parity", "quality", "data", "latency", "replay"]},
 }
 SUITE = ".json"
-# For a host without a checkout that is to know the signers all the same.
+# The variable that names a params.yaml, for a host that needs the signers but has no checkout.
 FILE = "ONWARD_PARAMS"
-# The environments that MLflow's deprecated stages can stand for.
+# MLflow's deprecated stages, by the environment that each can represent.
 STAGES = {"staging": "Staging", "production": "Production"}
 _Address = Annotated[str, Field(pattern=r"^(https?://\S+|\$[A-Za-z_]\w*)$")]
 
 
 class Notify(BaseModel):
-    """Who is told of every entry: a command (its words; the entry as JSON on stdin), a webhook (the same, posted), or a
-    webhook of the MLflow server itself, in MLflow's own words. An address `$NAME` stands for the environment variable
-    NAME, so that an address that is a secret stays out of git."""
+    """The receiver of notifications about entries: exactly one of three.
+
+    An address `$NAME` is read from the environment variable NAME, so that a secret address stays out of git.
+
+    Attributes:
+        command: A command and its arguments. It receives the entry as JSON on stdin.
+        webhook: An address to which the entry is posted as JSON.
+        server_webhook: An address to which the MLflow server itself posts, in MLflow's format.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -54,12 +62,20 @@ class Notify(BaseModel):
 
 
 class Environment(BaseModel):
-    """`source` is where a version has to be live before it may come here; `require` is what it has to meet: names of
-    Onward's own gates, and paths of suites (registry/gates/expectations.py); `notify` is told of every entry;
-    `mirror_stages` keeps MLflow's deprecated stage of the same name up to date; `four_eyes` asks for a second person
-    (registry/gates/four_eyes.py); `signers` are the public keys, by name, of those whose entries count, each with
-    `until` where somebody has left (registry/trust/entry_signatures.py); `files_key` is the
-    file with the public key that a version's files have to be signed by (registry/trust/file_signatures.py)."""
+    """The requirements of one environment.
+
+    Attributes:
+        source: The environment in which a version must be live before it can be promoted to this one (`from` in
+            params.yaml).
+        require: What a version must meet: names of Onward's own gates, and paths of suites
+            (registry/gates/expectations.py).
+        notify: The receiver of notifications about every entry.
+        mirror_stages: Whether MLflow's deprecated stage of the same name is kept up to date.
+        four_eyes: Whether a second person must take part (registry/gates/four_eyes.py).
+        signers: By name, the persons whose entries count (registry/trust/entry_signatures.py).
+        files_key: The file with the public key for the signatures of a version's files
+            (registry/trust/file_signatures.py); empty if signatures are not required.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -73,7 +89,7 @@ class Environment(BaseModel):
 
     @property
     def named(self) -> list[str]:
-        """The requirements that are Onward's own."""
+        """The requirements that are Onward's own gates."""
         return [requirement for requirement in self.require if not requirement.endswith(SUITE)]
 
     @property
@@ -86,20 +102,26 @@ Policy = dict[str, Environment]
 
 
 def home() -> Path:
-    """The folder that paths in the policy are relative to: of the file that ONWARD_PARAMS names, else the checkout.
+    """Locate the folder that paths in the policy are relative to.
+
+    Returns:
+        The folder of the file that ONWARD_PARAMS names, else the project's folder.
 
     Raises:
-        UsageError: there is neither.
+        UsageError: ONWARD_PARAMS is not set, and there is no project.
     """
     named = os.environ.get(FILE, "")
     return Path(named).resolve().parent if named else checkout.root()
 
 
 def read() -> Policy:
-    """The policy of the file that ONWARD_PARAMS names, else of the checkout that the command runs in, else the default.
+    """Read the policy.
+
+    Returns:
+        The policy in the file that ONWARD_PARAMS names, else in the project's params.yaml, else the default.
 
     Raises:
-        UsageError: the file cannot be read, or its `environments` are wrong; the message gives the path into it.
+        UsageError: The file cannot be read, or its `environments` are wrong; the message contains the path to the key.
     """
     named = os.environ.get(FILE, "")
     try:
@@ -117,15 +139,21 @@ def read() -> Policy:
 
 @functools.lru_cache(maxsize=4)
 def _read(path: Path, changed_ns: int, size: int) -> Policy:
-    """Every look at a log asks; the file is parsed again when it has changed."""
+    """Parse a file, or return the cached policy if it has not changed: every reading of a log needs the policy."""
     return parse(_section(path))
 
 
 def parse(section: Any) -> Policy:
-    """Judge the section `environments`; None, where params.yaml has none, is the default.
+    """Check the section `environments` and convert it to a policy.
+
+    Args:
+        section: The section; None for the default policy.
+
+    Returns:
+        The environments by name.
 
     Raises:
-        UsageError: an unknown key or requirement, a wrong type, a `from` that names no environment or runs in a circle.
+        UsageError: A key or requirement is unknown, a type is wrong, or `from` names no environment or forms a cycle.
     """
     if section is None:
         section = DEFAULT
@@ -135,10 +163,10 @@ def parse(section: Any) -> Policy:
     for name, value in section.items():
         if name == CANDIDATE:
             raise UsageError(
-                f"params.yaml: environments.{name}: the name is taken: it stands for versions that are live nowhere"
+                f"params.yaml: environments.{name}: this name is reserved for versions that are not live anywhere"
             )
         if not isinstance(name, str) or not is_name(name):
-            raise UsageError(f"params.yaml: environments.{name}: no name for an environment: letters, digits, - and _")
+            raise UsageError(f"params.yaml: environments.{name}: not a valid name for an environment: {NAME_RULE}")
         policy[name] = _environment(name, value)
     for name in policy:
         _check_origin(policy, name)
@@ -146,10 +174,17 @@ def parse(section: Any) -> Policy:
 
 
 def environment(policy: Policy, name: str) -> Environment:
-    """One environment of the policy.
+    """Find an environment of the policy.
+
+    Args:
+        policy: The policy.
+        name: The environment's name.
+
+    Returns:
+        The environment's requirements.
 
     Raises:
-        UsageError: there is no such one.
+        UsageError: The policy has no such environment.
     """
     if name not in policy:
         raise UsageError(f"there is no environment {name!r}; params.yaml has {', '.join(policy)}")
@@ -161,7 +196,7 @@ def _section(path: Path) -> Any:
 
     try:
         content = yaml_text.load(path, yaml_text.parse) or {}
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: of a date or a number that is none
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: an invalid date or number
         raise UsageError(f"{path.name}: is not YAML: {' '.join(str(error).split())}") from None
     return content.get("environments") if isinstance(content, dict) else None
 
@@ -178,16 +213,18 @@ def _environment(name: str, value: Any) -> Environment:
         raise UsageError(f"params.yaml: {where}: {message}") from None
     if found.mirror_stages and name not in STAGES:
         raise UsageError(
-            f"params.yaml: environments.{name}.mirror_stages: MLflow has stages for {' and '.join(STAGES)} alone"
+            f"params.yaml: environments.{name}.mirror_stages: MLflow has stages for {' and '.join(STAGES)} only"
         )
     if found.files_key:
         _check_inside(found.files_key, f"params.yaml: environments.{name}.files_key")
-    for signer, said in found.signers.items():
+    for signer, entry in found.signers.items():
         if not signer or signer != one_line(signer):
-            raise UsageError(f"params.yaml: environments.{name}.signers: {signer!r} is no name: one line that shows")
-        if not is_public_key(said.key):
             raise UsageError(
-                f"params.yaml: environments.{name}.signers.{signer}: no public key as `onward keys create` prints it"
+                f"params.yaml: environments.{name}.signers: {signer!r} is not a valid name: use one line of text"
+            )
+        if not is_public_key(entry.key):
+            raise UsageError(
+                f"params.yaml: environments.{name}.signers.{signer}: not a public key; `onward keys create` prints one"
             )
     for position, requirement in enumerate(found.require):
         where = f"params.yaml: environments.{name}.require[{position}]"
@@ -211,10 +248,8 @@ def _check_origin(policy: Policy, name: str) -> None:
     while (origin := policy[seen[-1]].source) != CANDIDATE:
         if origin not in policy:
             raise UsageError(
-                f"params.yaml: environments.{seen[-1]}.from: no environment {origin!r}, and not {CANDIDATE!r}"
+                f"params.yaml: environments.{seen[-1]}.from: no environment {origin!r}; name one, or {CANDIDATE!r}"
             )
         if origin in seen:
-            raise UsageError(
-                f"params.yaml: environments.{name}.from: runs in a circle: {' from '.join([*seen, origin])}"
-            )
+            raise UsageError(f"params.yaml: environments.{name}.from: forms a cycle: {' from '.join([*seen, origin])}")
         seen.append(origin)

@@ -1,4 +1,4 @@
-"""Whether the files of a version carry the signature that an environment asks for (`files_key` in params.yaml)."""
+"""Checks the signature that an environment requires of a version's files (`files_key` in params.yaml)."""
 
 from __future__ import annotations
 
@@ -11,18 +11,23 @@ from onward.registry.trust.file_signatures import TAG, verify
 
 
 def require(folder: Path, evidence: Mapping[str, str], environment: str) -> None:
-    """Check the signature of what is, or is to be, live in an environment, where its policy has a `files_key`.
+    """Check the signature of a version's files if the environment has a `files_key`.
+
+    Args:
+        folder: The version's files.
+        evidence: The version's tags, which include the signature.
+        environment: The environment in which the version is live, or is to become live.
 
     Raises:
-        Refused: there is no signature, or it does not hold.
-        UsageError: as verify.
+        Refused: The signature is missing or not valid.
+        UsageError: As `file_signatures.verify`.
     """
     wanted = policy.read().get(environment)
     if wanted is None or not wanted.files_key:
         return
     if TAG not in evidence:
         raise Refused(
-            f"the files are not signed, and {environment} takes none that are not: "
-            "`onward sign-files MODEL VERSION --key FILE`"
+            f"the files are not signed, but {environment} requires signed files: "
+            "run `onward sign-files MODEL VERSION --key FILE`"
         )
     verify(folder, evidence[TAG], policy.home() / wanted.files_key)

@@ -1,5 +1,6 @@
-"""Great Expectations suites: JSON files of expectations, validated over a table. It is imported only when one judges,
-because that takes seconds.
+"""Reads Great Expectations suites (JSON files) and validates tables with them.
+
+Importing Great Expectations takes seconds, so it is imported only when a suite judges.
 """
 
 from __future__ import annotations
@@ -19,47 +20,51 @@ Suite = list[dict[str, Any]]
 
 
 def read(path: Path, where: str) -> Suite:
-    """The expectations of a suite.
+    """Read a suite.
 
     Args:
-        path: of the JSON file.
-        where: how messages name it.
+        path: The JSON file.
+        where: The place that messages start with.
+
+    Returns:
+        The suite's expectations.
 
     Raises:
-        UsageError: the file is missing, cannot be read, or is no suite with at least one expectation.
+        UsageError: The file is missing, cannot be read, or is not a suite with at least one expectation.
     """
     try:
         expectations = json.loads(path.read_text())["expectations"]
         if not expectations or not all(
-            isinstance(e["type"], str) and isinstance(e.get("kwargs", {}), dict) for e in expectations
+            isinstance(expectation["type"], str) and isinstance(expectation.get("kwargs", {}), dict)
+            for expectation in expectations
         ):
             raise TypeError
     except FileNotFoundError:
         raise UsageError(f"{where}: there is no such file in the repository") from None
     except (OSError, ValueError, KeyError, TypeError):
         raise UsageError(
-            f'{where}: wants JSON of the form {{"expectations": [{{"type": "expect_...", "kwargs": {{...}}}}]}}'
+            f'{where}: must be JSON of the form {{"expectations": [{{"type": "expect_...", "kwargs": {{...}}}}]}}'
         ) from None
     return list(expectations)
 
 
 def validate(table: pd.DataFrame, suite: Suite, name: str) -> Any:
-    """Validate a table in an ephemeral context: nothing of Great Expectations is left on disk.
+    """Validate a table in an ephemeral context, so that Great Expectations leaves no files on disk.
 
     Args:
-        table: what is judged.
-        suite: the expectations.
-        name: of the suite, in messages and pages.
+        table: The table.
+        suite: The expectations.
+        name: The suite's name in messages and pages.
 
     Returns:
-        Great Expectations' own result of the suite.
+        Great Expectations' result of the suite.
 
     Raises:
-        UsageError: Great Expectations refuses the suite.
+        UsageError: Great Expectations rejects the suite.
         ImportError: Great Expectations is not installed.
     """
     os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
-    logging.getLogger("great_expectations").setLevel(logging.ERROR)  # the results name a missing column
+    logging.getLogger("great_expectations").setLevel(logging.ERROR)  # its warnings repeat what the results contain
     import great_expectations as gx
     from great_expectations.core.expectation_suite import ExpectationSuite
     from great_expectations.data_context.types.base import (
@@ -68,7 +73,7 @@ def validate(table: pd.DataFrame, suite: Suite, name: str) -> Any:
         ProgressBarsConfig,
     )
 
-    # With this configuration Great Expectations makes no folder for a docs site, which nothing would remove.
+    # Without this setting, Great Expectations makes a folder for a docs site and never removes it.
     config = DataContextConfig(store_backend_defaults=InMemoryStoreBackendDefaults(init_temp_docs_sites=False))
     context = gx.get_context(mode="ephemeral", project_config=config)
     context.variables.progress_bars = ProgressBarsConfig(globally=False)
@@ -80,13 +85,13 @@ def validate(table: pd.DataFrame, suite: Suite, name: str) -> Any:
     )
     try:
         wanted = ExpectationSuite(name=name, expectations=suite)
-    except Exception as error:  # an expectation that does not exist, or with the wrong arguments
-        raise UsageError(f"{name}: Great Expectations refuses it: {str(error).splitlines()[0][:300]}") from error
+    except Exception as error:  # an unknown expectation, or wrong arguments
+        raise UsageError(f"{name}: Great Expectations rejects it: {str(error).splitlines()[0][:300]}") from error
     return batch.validate(wanted)
 
 
 def page(result: Any) -> str:
-    """The result of a suite as an HTML page (Data Docs)."""
+    """Render the result of a suite as an HTML page (Data Docs)."""
     from great_expectations.render.renderer.page_renderer import ValidationResultsPageRenderer
     from great_expectations.render.view.view import DefaultJinjaPageView
 

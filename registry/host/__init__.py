@@ -1,1 +1,1 @@
-"""What this machine is, and which ONNX Runtime builds it can run."""
+"""Describes this machine and the ONNX Runtime builds that it can run."""

@@ -1,4 +1,4 @@
-"""What machine this is: its CPU, the instruction sets that decide what int8 computes, memory, accelerators."""
+"""Describes this machine: CPU, the instruction sets that affect int8 results, memory, accelerators."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from onward.registry.evidence.records import Machine
 
-# The instruction sets that decide which kernels ONNX Runtime and PyTorch pick, and so which numbers int8 gives.
+# The instruction sets that decide which kernels ONNX Runtime and PyTorch use, and so what int8 computes.
 INSTRUCTION_SETS = (
     "avx2", "avx512f", "avx512bw", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16",
     "asimd", "asimddp", "i8mm", "bf16", "sve",
@@ -18,7 +18,7 @@ INSTRUCTION_SETS = (
 
 
 def describe() -> Machine:
-    """CPU, memory and accelerators; nothing that changes while the machine does not."""
+    """Describe CPU, memory and accelerators. The same machine always gives the same description."""
     import psutil
 
     info = _cpu()
@@ -33,27 +33,41 @@ def describe() -> Machine:
 
 
 def instruction_sets() -> list[str]:
-    """Those of INSTRUCTION_SETS that this CPU has."""
+    """List the INSTRUCTION_SETS that this CPU supports."""
     return _known(_cpu())
 
 
 def kind(machine: Machine) -> str:
-    """What decides which numbers int8 gives on a machine, in words: its instruction sets."""
+    """Name the kind of host that a machine is: its instruction sets, which decide what int8 computes.
+
+    Args:
+        machine: The machine's description.
+
+    Returns:
+        The instruction sets, separated by spaces; the operating system and architecture if none is known.
+    """
     return " ".join(machine.instruction_sets) or machine.system
 
 
 def unmeasured(kinds: str | None) -> str:
-    """In words, that there is no evidence from this kind of host; "" where there is. `kinds` are those that a version
-    was measured on, as its tag `instruction_sets` has them: separated by "; ", None where nothing was recorded."""
+    """Describe the lack of evidence from this kind of host.
+
+    Args:
+        kinds: The kinds of host that a version was measured on, from its tag `instruction_sets`: separated by "; ".
+            None if nothing was recorded.
+
+    Returns:
+        A sentence, or "" if there is evidence from this kind of host.
+    """
     here = kind(describe())
     if kinds is None:
-        return f"no evidence says which kind of host this was measured on; here: {here}"
-    known = [one.strip() for one in kinds.split(";")]
+        return f"no record of the kind of host that this was measured on; this host: {here}"
+    known = [measured.strip() for measured in kinds.split(";")]
     return "" if here in known else f"no evidence from this kind of host ({here}); measured on {kinds}"
 
 
 def accelerators() -> list[str]:
-    """NVIDIA GPUs that answer, each with driver and memory."""
+    """List the NVIDIA GPUs, each with driver and memory; if nvidia-smi fails, the only entry says so."""
     if shutil.which("nvidia-smi") is None:
         return []
     query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
@@ -70,8 +84,11 @@ def _known(info: dict[str, Any]) -> list[str]:
 
 
 def _cpu() -> dict[str, Any]:
-    """`brand_raw` and `flags`, as py-cpuinfo names them. It takes a second, which every `dvc repro` would wait for, so
-    where Linux on x86 says the same in a file, that is read instead."""
+    """`brand_raw` and `flags`, as py-cpuinfo names them.
+
+    py-cpuinfo takes a second, which would slow down every `dvc repro`. Linux on x86 has the same facts in a file, which
+    is read instead.
+    """
     try:
         lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
     except OSError:

@@ -1,10 +1,12 @@
-"""Runs small models on one execution provider, in whatever Python holds it, and says what really ran where.
+"""Runs small models on one execution provider and reports which provider really ran each node.
 
     python runtime_probe.py PROVIDER FOLDER
 
-FOLDER holds pairs NAME.onnx, NAME.npz: inputs by name, and `expected`, the first output. Prints one JSON object:
-{"version", "available", "graphs": {NAME: {"nodes": {provider: count}, "off": largest difference over the largest
-expected magnitude} or {"reason": ...}}}. Stand-alone: needs numpy and onnxruntime and nothing of ours.
+FOLDER contains pairs NAME.onnx and NAME.npz; the .npz has the inputs by name, and `expected`, the first output. The
+script prints one JSON object: {"version", "available", "graphs": {NAME: {"nodes": {provider: count}, "off": largest
+difference over the largest expected magnitude} or {"reason": ...}}}.
+
+The script runs in each runtime's own Python environment, so it imports numpy and onnxruntime but no code of Onward.
 """
 
 from __future__ import annotations
@@ -21,7 +23,15 @@ import onnxruntime
 
 
 def graph(path: Path, provider: str) -> dict[str, Any]:
-    """Run one model, and count its nodes by the provider that they were given to, where that one really ran."""
+    """Run one model and count its nodes by provider. A provider counts only if the profile shows that it ran.
+
+    Args:
+        path: The model; its inputs and expected output are in the .npz beside it.
+        provider: The execution provider.
+
+    Returns:
+        `nodes` and `off`, or `reason` if the model cannot run.
+    """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.enable_profiling = True
@@ -33,7 +43,7 @@ def graph(path: Path, provider: str) -> dict[str, Any]:
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
         got = session.run(None, feed)[0]
-    except Exception as error:  # ONNX Runtime's exceptions share no base but this
+    except Exception as error:  # ONNX Runtime's exceptions have no other common base
         return {"reason": " ".join(str(error).split())[:300]}
     with open(session.end_profiling()) as file:
         ran = {event.get("args", {}).get("provider") for event in json.load(file)}
@@ -47,12 +57,13 @@ def graph(path: Path, provider: str) -> dict[str, Any]:
 
 if __name__ == "__main__":
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what native code prints goes to stderr
+    os.dup2(2, 1)  # stdout carries the JSON only; output of native code goes to stderr
     onnxruntime.set_default_logger_severity(4)
     wanted, folder = sys.argv[1], Path(sys.argv[2])
     if wanted in ("CUDAExecutionProvider", "TensorrtExecutionProvider"):
-        onnxruntime.preload_dlls()  # NVIDIA's wheels lie where no linker looks
+        onnxruntime.preload_dlls()  # NVIDIA's wheels are not on the linker's path
     available = onnxruntime.get_available_providers()
-    found = {p.stem: graph(p, wanted) for p in sorted(folder.glob("*.onnx"))} if wanted in available else {}
+    models = sorted(folder.glob("*.onnx")) if wanted in available else []
+    found = {path.stem: graph(path, wanted) for path in models}
     json.dump({"version": onnxruntime.__version__, "available": available, "graphs": found}, answers)
     answers.close()

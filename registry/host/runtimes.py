@@ -1,14 +1,14 @@
-"""Which Python runs which runtime: ONNX Runtime's builds cannot share one environment, so each has its own.
+"""Manages one Python environment per runtime, because ONNX Runtime's builds cannot share an environment.
 
 `cpu` is the environment that Onward itself runs in. The others are made from pins: those of the project in
 `runtimes/NAME.txt` if it has them, else Onward's own in `pins/NAME.txt`. They are kept in `.runtimes/NAME` below the
-project. What a runtime can do here is found out by running small models on it: a provider that is in ONNX Runtime's
-list may still hand every node to the CPU. That is kept for the next time, under a digest of the environment and the
-machine, where it went well; what failed is tried again.
+project. A probe runs small models to find out what a runtime can do here: a provider in ONNX Runtime's list may still
+leave every node to the CPU. A successful probe is cached under a digest of the environment and the machine; a failed
+one is repeated the next time.
 
     python("openvino", root)    # the interpreter
     state("openvino", root)     # a RuntimeState: usable, or why not and what installs it
-    install("openvino", root)   # make its environment; nothing to do where it is there already
+    install("openvino", root)   # make its environment, unless it exists
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from pydantic import ValidationError
 
 from onward.registry.errors import OnwardError, UsageError
 from onward.registry.evidence.records import Record, RuntimeState
-from onward.registry.evidence.session_options import CPU, CUDA
+from onward.registry.evidence.session_options import CPU, CUDA, TENSORRT
 from onward.registry.files import replacing, sha256_file, write_atomically
 from onward.registry.host import hardware
 
-# What each runtime is for: the execution provider that must really run the nodes.
+# The execution provider that must really run the nodes, by runtime.
 PROVIDERS = {
     "cpu": CPU,
     "openvino": "OpenVINOExecutionProvider",
     "cuda": CUDA,
-    "tensorrt": "TensorrtExecutionProvider",
+    "tensorrt": TENSORRT,
 }
-# TensorRT is another provider of CUDA's build of ONNX Runtime.
+# TensorRT is a provider of the same ONNX Runtime build as CUDA.
 _ENVIRONMENT = {"tensorrt": "cuda"}
 _NVIDIA = ("cuda", "tensorrt")
 _BUILDS = ("onnxruntime", "onnxruntime-openvino", "onnxruntime-gpu")
@@ -49,32 +49,49 @@ _PINS = _HERE / "pins"
 _FOLDER = ".runtimes"
 _MARKER = "onward.json"
 _PROBE_S = 180
-# Of the largest magnitude: the small models' answers are off by 1e-7 (float32) or 1e-3 (float16, int8) if all is well.
+# The largest acceptable error of a small model, relative to the largest magnitude. Correct runtimes have errors of 1e-7
+# (float32) or 1e-3 (float16, int8).
 _NEAR = 0.02
 
 
 class _Kept(Record):
-    """What a probe found, and of which environment on which machine."""
+    """A cached result of a probe; `key` is the digest of the environment and the machine."""
 
     key: str
     state: RuntimeState
 
 
 def python(name: str, root: Path) -> Path:
-    """The interpreter of a runtime's environment: this one for cpu, `.runtimes/NAME` below `root` for the others."""
+    """Locate the interpreter of a runtime's environment.
+
+    Args:
+        name: The runtime's name.
+        root: The project's folder.
+
+    Returns:
+        This interpreter for cpu, the one in `.runtimes/NAME` below `root` for the others.
+    """
     return Path(sys.executable) if name == "cpu" else _environment(name, root) / "bin" / "python"
 
 
 def state(name: str, root: Path) -> RuntimeState:
-    """Whether a runtime can be used on this host and what for, or why not and what installs it."""
+    """Determine whether a runtime can be used on this host, with the cached probe if there is one.
+
+    Args:
+        name: The runtime's name.
+        root: The project's folder.
+
+    Returns:
+        What the runtime can do, or why it cannot be used and what installs it.
+    """
     machine = hardware.describe()
     if name in _NVIDIA and not machine.accelerators:
-        return _absent(name, "no NVIDIA GPU here: there is no nvidia-smi that lists one")
+        return _absent(name, "no NVIDIA GPU: nvidia-smi is missing or lists none")
     made = _made_of(name, root)
     if made is None:
         return _absent(name, f"not installed: onward runtimes install {_ENVIRONMENT.get(name, name)}")
     if name != "cpu" and made != _wanted(name, root):
-        return _absent(name, f"made of other pins than {name}.txt has now: onward runtimes install {name}")
+        return _absent(name, f"installed from other pins than {name}.txt now has: onward runtimes install {name}")
     host = [machine.cpu, *machine.instruction_sets, *machine.accelerators]
     code = [sha256_file(Path(__file__)), sha256_file(_HERE / "runtime_probe.py")]
     key = hashlib.sha256(json.dumps([name, made, host, code], sort_keys=True).encode()).hexdigest()
@@ -84,35 +101,38 @@ def state(name: str, root: Path) -> RuntimeState:
         if found.key == key:
             return found.state
     except (FileNotFoundError, ValidationError):
-        pass  # never probed, or by another release: probe
+        pass  # there is no cached probe, or another release wrote it
     probed = _probe(name, root)
     if probed.usable:
-        with contextlib.suppress(PermissionError):  # somebody else's checkout: it is probed again next time
+        with contextlib.suppress(PermissionError):  # a checkout of another user: the next call probes again
             write_atomically(kept, (_Kept(key=key, state=probed).model_dump_json(indent=2) + "\n").encode())
     return probed
 
 
 def install(name: str, root: Path) -> bool:
-    """Make the environment of a runtime from the pins in runtimes/NAME.txt, unless it is there.
+    """Make the environment of a runtime from its pins, unless it exists.
 
-    It is made beside its place and moved there when it is whole: an installation that is killed or fails leaves what
-    was there before.
+    A new environment replaces the old one only when it is complete. A killed or failed installation changes nothing.
+
+    Args:
+        name: The runtime's name.
+        root: The project's folder.
 
     Returns:
-        whether there was anything to do.
+        Whether anything was installed.
 
     Raises:
-        UsageError: there is no such runtime, or it has no environment of its own.
+        UsageError: The runtime is unknown or has no environment of its own.
         OnwardError: pip could not install it.
     """
     installable = sorted({path.stem for folder in (root / "runtimes", _PINS) for path in folder.glob("*.txt")})
     if name in _ENVIRONMENT:
         raise UsageError(
-            f"{name} has no environment of its own: it runs in that of {_ENVIRONMENT[name]} where NVIDIA's TensorRT 10 "
-            f"libraries are on LD_LIBRARY_PATH; onward runtimes install {_ENVIRONMENT[name]}"
+            f"{name} has no environment of its own: it runs in that of {_ENVIRONMENT[name]} and needs NVIDIA's "
+            f"TensorRT 10 libraries on LD_LIBRARY_PATH; run onward runtimes install {_ENVIRONMENT[name]}"
         )
     if name not in installable:
-        raise UsageError(f"there is no runtime {name!r}; there are {', '.join(installable)}")
+        raise UsageError(f"unknown runtime {name!r}; there are {', '.join(installable)}")
     if name == "cpu" or _made_of(name, root) == _wanted(name, root):
         return False
     with replacing(root / _FOLDER / name) as fresh:
@@ -132,7 +152,7 @@ def _absent(name: str, reason: str) -> RuntimeState:
 
 
 def _wanted(name: str, root: Path) -> dict[str, str]:
-    """What an environment is made of, by its pins."""
+    """The marker that an environment made from the current pins has."""
     pins = _pins(name, root)
     return {"pins": sha256_file(pins) if pins.is_file() else "", "python": platform.python_version()}
 
@@ -145,7 +165,7 @@ def _pins(name: str, root: Path) -> Path:
 
 
 def _made_of(name: str, root: Path) -> dict[str, str] | None:
-    """What an environment was made of; None where there is none that is whole."""
+    """The marker of an environment; None if there is no complete environment."""
     if name == "cpu":
         return {"python": platform.python_version(), **{build: _version(build) for build in (*_BUILDS, "numpy")}}
     try:
@@ -179,7 +199,7 @@ def _probe(name: str, root: Path) -> RuntimeState:
     answer = json.loads(done.stdout)
     found = RuntimeState(runtime=name, usable=False, providers=answer["available"], version=answer["version"])
     if provider not in found.providers:
-        found.reason = f"this build of ONNX Runtime offers no {provider}"
+        found.reason = f"this build of ONNX Runtime has no {provider}"
         return found
     graphs: dict[str, dict[str, Any]] = answer["graphs"]
     found.node_share = {kind: _share(graph, provider) for kind, graph in graphs.items() if kind != "saturation"}
@@ -190,35 +210,39 @@ def _probe(name: str, root: Path) -> RuntimeState:
     if not found.usable:
         plain = graphs["float32"]
         fell = f"fell back to CPU: no node ran on {provider}"
-        wrong = f"computes wrong numbers, off by {plain.get('off', 0):.1%} of the largest"
+        wrong = f"computes wrong numbers: the error is {plain.get('off', 0):.1%} of the largest value"
         found.reason = plain.get("reason") or (fell if provider not in plain["nodes"] else wrong)
     return found
 
 
 def _share(graph: dict[str, Any], provider: str) -> float:
-    """The share of a graph's nodes that ran on the provider; 0 where it cannot run it, or gives wrong numbers."""
+    """The share of a graph's nodes that ran on the provider; 0 if it cannot run the graph or gives wrong numbers."""
     nodes = graph.get("nodes", {})
     return nodes.get(provider, 0) / sum(nodes.values()) if nodes and graph["off"] < _NEAR else 0.0
 
 
 def _write_models(folder: Path) -> None:
-    """A convolution and a matrix product, in float32 and float16; a matrix product in int8 (QDQ, uint8 x int8); and the
-    same with the largest numbers there are, whose sums of two products overflow int16 where a CPU lacks VNNI."""
+    """Write the models of the probe, each with inputs and expected output.
+
+    They are a convolution with a matrix product in float32 and float16, a matrix product in int8 (QDQ, uint8 x int8),
+    and the same with the largest possible numbers ("saturation"). On a CPU without VNNI, sums of two such products
+    overflow int16.
+    """
     import numpy as np
     import onnx
     from onnx import helper, numpy_helper
 
     rng = np.random.default_rng(0)
 
-    def write(name: str, nodes: list[Any], x: Any, expected: Any, **weights: Any) -> None:
-        kind = helper.np_dtype_to_tensor_dtype(x.dtype)
-        values = [helper.make_tensor_value_info("x", kind, x.shape)]
-        results = [helper.make_tensor_value_info("y", kind, expected.shape)]
+    def write(name: str, nodes: list[Any], given: Any, expected: Any, **weights: Any) -> None:
+        kind = helper.np_dtype_to_tensor_dtype(given.dtype)
+        inputs = [helper.make_tensor_value_info("x", kind, given.shape)]
+        outputs = [helper.make_tensor_value_info("y", kind, expected.shape)]
         stored = [numpy_helper.from_array(np.asarray(value), key) for key, value in weights.items()]
-        graph = helper.make_graph(nodes, name, values, results, stored)
+        graph = helper.make_graph(nodes, name, inputs, outputs, stored)
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
         onnx.save(model, folder / f"{name}.onnx")
-        np.savez(folder / f"{name}.npz", x=x, expected=expected)
+        np.savez(folder / f"{name}.npz", x=given, expected=expected)
 
     image, kernel = rng.random((1, 3, 8, 8)), rng.standard_normal((8, 3, 1, 1)) / 2
     matrix = rng.standard_normal((512, 16)) / 16
@@ -247,15 +271,15 @@ def _write_models(folder: Path) -> None:
     ]
     largest = np.full((64, 16), 127, np.int8)
     small = rng.integers(-60, 60, (64, 16)).astype(np.int8)
-    for name, x, w in (
+    for name, given, weights in (
         ("int8", rng.integers(0, 120, (4, 64)).astype(np.float32), small),
         ("saturation", np.full((4, 64), 255, np.float32), largest),
     ):
-        exact = x @ w.astype(np.float32)
+        exact = given @ weights.astype(np.float32)
         scale = np.float32(np.abs(exact).max() / 120)
         write(
-            name, quantised, x, exact, w=w, one=np.float32(1), zero=np.uint8(0), zero_w=np.int8(0), scale=scale,
-            middle=np.uint8(128),
+            name, quantised, given, exact, w=weights, one=np.float32(1), zero=np.uint8(0), zero_w=np.int8(0),
+            scale=scale, middle=np.uint8(128),
         )  # fmt: skip
 
 
@@ -263,4 +287,4 @@ def _call(command: list[str], name: str) -> None:
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     if done.returncode:
         lines = [line for line in done.stdout.splitlines() if line.startswith("ERROR")] or done.stdout.splitlines()
-        raise OnwardError(f"runtimes/{name}.txt cannot be installed: {lines[0] if lines else 'pip said nothing'}")
+        raise OnwardError(f"runtimes/{name}.txt cannot be installed: {lines[0] if lines else 'pip gave no output'}")

@@ -1,1 +1,1 @@
-"""`InferenceSession`: loads a registered version and runs it."""
+"""Load a registered version and run it: `InferenceSession`."""

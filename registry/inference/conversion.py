@@ -1,4 +1,4 @@
-"""What a caller gives, as an array of an input's dtype: the values that were given, or a refusal; never others."""
+"""Convert a caller's values to an array of an input's dtype, and reject values that would change."""
 
 from __future__ import annotations
 
@@ -12,47 +12,50 @@ from onward.registry.errors import UsageError
 
 Array = npt.NDArray[Any]
 
-# ONNX Runtime's names for element types where NumPy's differ; the others are the same.
+# The element types that have another name in ONNX Runtime than in NumPy.
 _ELEMENTS = {"float": "float32", "double": "float64", "string": "object"}
-# Beyond this, float64 does not hold every whole number.
+# Above this, float64 cannot represent every integer.
 _EXACT = 2**53
 
 
 def to_dtype(kind: str) -> np.dtype[Any]:
-    """NumPy's dtype of ONNX Runtime's `tensor(float)`.
+    """The NumPy dtype of an ONNX Runtime type.
+
+    Args:
+        kind: the type as ONNX Runtime writes it, such as `tensor(float)`.
 
     Raises:
-        UsageError: NumPy has none, or it is no tensor.
+        UsageError: NumPy has no such dtype, or the type is not a tensor.
     """
     element = kind.removeprefix("tensor(").removesuffix(")")
     try:
         found = np.dtype(_ELEMENTS.get(element, element))
     except (TypeError, ValueError):
         found = np.dtype("V")
-    if found.kind == "V":  # also bfloat16, which NumPy knows once another package has brought it
-        raise UsageError(f"{kind} has no counterpart in NumPy; use onnxruntime itself for this model")
+    if found.kind == "V":  # this includes bfloat16, which other packages may add to NumPy
+        raise UsageError(f"NumPy has no dtype for {kind}; use onnxruntime itself for this model")
     return found
 
 
 def to_array(value: Any, dtype: np.dtype[Any], name: str, documented: object) -> Array:
-    """`value` as an array of `dtype`, with the same values.
+    """Convert a value to an array of a dtype, without changing its numbers.
 
-    Numbers in an array are converted where `dtype` holds all that the array's own dtype may hold, and from float64 to
-    float32, where they are rounded. Numbers in lists, which have no dtype of their own, are converted where `dtype`
-    holds these numbers; to a float they are rounded.
+    Arrays are converted if `dtype` can represent every value of the array's own dtype (NumPy's "safe" casts). The one
+    exception is float64 to float32, which rounds. Lists have no dtype, so their numbers are converted if `dtype` can
+    represent these numbers; conversion to a float dtype rounds them.
 
     Args:
         value: an array, a torch tensor, a number, a string, or lists of these.
-        dtype: that of the input; object for strings.
-        name: of the input.
-        documented: the input as messages have it.
+        dtype: the dtype of the input; object for strings.
+        name: the name of the input.
+        documented: the input, as messages describe it.
 
     Raises:
-        UsageError: it is no array, or a value would become another one: a mask would be dropped, a number does not fit.
+        UsageError: the value cannot become an array, it is a masked array, or `dtype` cannot represent a number.
     """
     if _is_masked(value):
         raise UsageError(
-            f"input {name} is a masked array, and a model takes no mask; give .filled(VALUE), or .data without the mask"
+            f"input {name} is a masked array, and models ignore masks; give .filled(VALUE), or .data without the mask"
         )
     bare = isinstance(value, (list, tuple, int, float, bool, str))
     array = _as_array(value, name, object if bare and dtype.kind == "O" else None)
@@ -61,39 +64,44 @@ def to_array(value: Any, dtype: np.dtype[Any], name: str, documented: object) ->
     if array.dtype == dtype:
         return array
     if not _is_convertible(array, dtype, bare):
-        hint = "" if bare else f"; convert it yourself if that is meant (.astype({_name(dtype)!r}))"
+        hint = "" if bare else f"; convert it yourself if you want that (.astype({_name(dtype)!r}))"
         raise UsageError(f"input {name} is {array.dtype}, the model takes {documented}{hint}")
     with np.errstate(over="ignore"):
-        made = array.astype(dtype)
-    wrong = _wrong(array, made)
+        converted = array.astype(dtype)
+    wrong = _changed(array, converted)
     if wrong is not None:
-        at = np.unravel_index(int(np.argmax(wrong)), array.shape)
+        index = np.unravel_index(int(np.argmax(wrong)), array.shape)
         raise UsageError(
-            f"input {name} holds {array[at]}{position(at)}, which {dtype} cannot hold; the model takes {documented}"
+            f"input {name} contains {array[index]}{position(index)}, which {dtype} cannot represent; the model takes "
+            f"{documented}"
         )
-    return made
+    return converted
 
 
 def position(at: Iterable[Any]) -> str:
-    """Where in an array, in words; nothing for a scalar."""
+    """An index as part of a message: " at [0, 2]"; "" for a scalar.
+
+    Args:
+        at: the index along each axis.
+    """
     indices = [int(index) for index in at]
     return f" at {indices}" if indices else ""
 
 
 def _as_array(value: Any, name: str, dtype: Any) -> Array:
     try:
-        if hasattr(value, "detach"):  # a torch tensor, known by its manners: torch is not imported here
+        if hasattr(value, "detach"):  # a torch tensor; torch itself is not imported here
             value = value.detach().cpu().numpy()
         return np.asarray(value, dtype=dtype)
-    except Exception as error:  # whatever an object raises that is asked for its array
+    except Exception as error:  # an object's conversion to an array may raise any exception
         first = (str(error).splitlines() or [type(error).__name__])[0]
         hint = "; .float() makes a float32 tensor" if "bfloat16" in str(getattr(value, "dtype", "")) else ""
-        raise UsageError(f"input {name} cannot be made an array: {first}{hint}") from error
+        raise UsageError(f"input {name} cannot be converted to an array: {first}{hint}") from error
 
 
 def _is_masked(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
-        kinds = set(map(type, value))  # of a long list, the kinds alone are looked at
+        kinds = set(map(type, value))  # a list may be long, so each type is checked only once
         if any(issubclass(kind, np.ma.MaskedArray) for kind in kinds):
             return True
         return any(issubclass(kind, (list, tuple)) for kind in kinds) and any(map(_is_masked, value))
@@ -101,16 +109,18 @@ def _is_masked(value: Any) -> bool:
 
 
 def _strings(array: Array, name: str, documented: object) -> Array:
-    """An array of Python's strings; ONNX Runtime would take the words for any other object."""
+    """An array of Python strings. Other objects are rejected, because ONNX Runtime would use their string form."""
     array = array.astype(object, copy=False)
-    for at, item in np.ndenumerate(array):
+    for index, item in np.ndenumerate(array):
         if not isinstance(item, str):
-            raise UsageError(f"input {name} is object, with {item!r}{position(at)}; the model takes {documented}")
+            raise UsageError(
+                f"input {name} contains {item!r}{position(index)}, which is not a string; the model takes {documented}"
+            )
     return array
 
 
 def _is_convertible(array: Array, dtype: np.dtype[Any], bare: bool) -> bool:
-    """Whether numbers of the array's dtype may be given for `dtype` at all."""
+    """Whether an array of this dtype may be converted to `dtype` at all."""
     source = array.dtype
     if source.kind not in "biuf" or dtype.kind not in "biuf":
         return False
@@ -119,18 +129,18 @@ def _is_convertible(array: Array, dtype: np.dtype[Any], bare: bool) -> bool:
     return bare and (array.size == 0 or dtype.kind == "f" or (dtype.kind in "iu" and source.kind in "iu"))
 
 
-def _wrong(array: Array, made: Array) -> npt.NDArray[np.bool_] | None:
-    """Which values are not what they were, up to the rounding of a float; None where all are."""
-    wrong = None
-    if made.dtype.kind in "iu" and not np.can_cast(array.dtype, made.dtype, "safe"):
-        limits = np.iinfo(made.dtype)
-        wrong = (array < limits.min) | (array > limits.max)
-    elif made.dtype.kind == "f" and array.dtype.kind in "fiu":
-        if array.dtype.kind in "iu" and made.dtype == np.float64 and array.dtype.itemsize == 8:
-            wrong = (array > _EXACT) | (array < -_EXACT)
-        elif not np.isfinite(made).all():
-            wrong = np.isinf(made) & np.isfinite(array)
-    return wrong if wrong is not None and wrong.any() else None
+def _changed(array: Array, converted: Array) -> npt.NDArray[np.bool_] | None:
+    """Which values changed by more than the rounding of a float; None if no value did."""
+    changed = None
+    if converted.dtype.kind in "iu" and not np.can_cast(array.dtype, converted.dtype, "safe"):
+        limits = np.iinfo(converted.dtype)
+        changed = (array < limits.min) | (array > limits.max)
+    elif converted.dtype.kind == "f" and array.dtype.kind in "fiu":
+        if array.dtype.kind in "iu" and converted.dtype == np.float64 and array.dtype.itemsize == 8:
+            changed = (array > _EXACT) | (array < -_EXACT)
+        elif not np.isfinite(converted).all():
+            changed = np.isinf(converted) & np.isfinite(array)
+    return changed if changed is not None and changed.any() else None
 
 
 def _name(dtype: np.dtype[Any]) -> str:

@@ -1,4 +1,4 @@
-"""The inputs of a model as it documents them, and the checks that they stand for."""
+"""Check inputs against what the model documents of them: names, dtypes, shapes, ranges of values."""
 
 from __future__ import annotations
 
@@ -15,48 +15,59 @@ from onward.registry.inference.conversion import Array, position, to_array, to_d
 
 Shape = list[int | str | None]
 Limits = tuple[float, float]
-# What is checked of inputs; see onward.registry.inference.session.InferenceSession.
+# How strictly inputs are checked; see onward.registry.inference.session.InferenceSession.
 Validate = Literal["strict", "shape", "off"]
 
 
 def declared(documentation: str) -> dict[str, dict[str, Any]]:
-    """What params.yaml said of inputs, outputs or dimensions, by name: JSON that export keeps in the graph."""
+    """What params.yaml declares of inputs, outputs or dimensions, by name.
+
+    Args:
+        documentation: the JSON text that the export stage wrote to the graph's metadata.
+    """
     try:
-        said = json.loads(documentation or "{}").items()
-    except (ValueError, AttributeError):  # another tool's metadata under our key
+        declarations = json.loads(documentation or "{}").items()
+    except (ValueError, AttributeError):  # another tool used the same metadata key
         return {}
-    return {name: about for name, about in said if isinstance(about, dict)}
+    return {name: about for name, about in declarations if isinstance(about, dict)}
 
 
-def declared_shape(said: Mapping[str, Any] | None) -> list[Any] | None:
-    """The shape in what `declared` gives for an input or output; None where there is none."""
-    shape = (said or {}).get("shape")
+def declared_shape(declaration: Mapping[str, Any] | None) -> list[Any] | None:
+    """The shape that params.yaml declares of an input or output; None if it declares none.
+
+    Args:
+        declaration: the declaration, as `declared` returns it.
+    """
+    shape = (declaration or {}).get("shape")
     return shape if isinstance(shape, list) else None
 
 
 def documented(shape: Sequence[int | str | None] | None, declared: Sequence[Any] | None) -> Shape:
-    """The dimensions of an input or output, each a size, a name, or None where neither is known.
+    """The dimensions of an input or output: each a size, a name, or None if neither is known.
 
     Args:
-        shape: what ONNX Runtime says of the graph.
-        declared: what params.yaml said, where the graph's metadata holds that. It names the dimensions that the graph
-            leaves open: many files from elsewhere give the same name to dimensions that differ.
+        shape: the shape in the graph, as ONNX Runtime reports it.
+        declared: the shape that params.yaml declares, or None. Its names replace the graph's, because many ONNX files
+            use one name for dimensions that differ.
     """
     known = [dimension(size) for size in shape or ()]
     if declared is None or len(declared) != len(known):
         return known
     return [
-        size if isinstance(size, int) else dimension(said) if isinstance(said, str) else None
-        for size, said in zip(known, declared, strict=True)
+        size if isinstance(size, int) else dimension(name) if isinstance(name, str) else None
+        for size, name in zip(known, declared, strict=True)
     ]
 
 
 class Input:
-    """One input's documentation, and the checks that it stands for. `array` is on the path of every prediction.
+    """One input, as the model documents it, and its checks.
 
-    `value` is what ONNX Runtime says of it, `declared` the shape that params.yaml gave, where that is known, and
-    `limits` the range of its values. With `strict`, a size that params.yaml gave holds where the graph leaves it open.
-    `may_be_empty` are the names of dimensions that may be 0.
+    Args:
+        value: the input, as ONNX Runtime describes it.
+        declared: the shape that params.yaml declares; None if it is not known.
+        limits: the documented range of values; None if there is none.
+        strict: whether a size that params.yaml declares is required even if the graph leaves it open.
+        may_be_empty: the names of the dimensions that may be 0.
     """
 
     def __init__(
@@ -69,43 +80,66 @@ class Input:
     ) -> None:
         self.name: str = value.name
         self.dtype = to_dtype(value.type)
-        # [] also stands for a rank that the graph leaves open.
+        # If the graph leaves the rank open, the shape is [], as for a scalar.
         self.shape = documented(value.shape, declared)
         self.rank = len(self.shape)
         if strict and declared is not None and len(declared) == self.rank:
             self.shape = [
-                said if known is None and type(said) is int and said > 0 else known
-                for known, said in zip(self.shape, declared, strict=True)
+                size if known is None and type(size) is int and size > 0 else known
+                for known, size in zip(self.shape, declared, strict=True)
             ]
         self.limits = limits
         self._bounds = None if limits is None else _representable(limits, self.dtype)
         self._from_zero = None if self._bounds is None else _from_zero(self._bounds, self.dtype)
         self._may_be_empty = may_be_empty
-        self._takes_arrays = self.dtype != object  # strings are looked at one by one
+        self._takes_arrays = self.dtype != object  # arrays of strings are checked element by element
 
     def __str__(self) -> str:
         dims = ", ".join("?" if dim is None else str(dim) for dim in self.shape)
         return f"{self.name} {'string' if self.dtype == object else self.dtype}[{dims}]"
 
     def array(self, value: Any) -> Array:
-        """`value` itself where it is an array of the input's dtype, else converted."""
+        """Convert a value to the input's dtype; an array of that dtype is returned unchanged.
+
+        This runs in every prediction, so it must be fast.
+
+        Args:
+            value: an array, a torch tensor, a number, a string, or lists of these.
+        """
         if type(value) is np.ndarray and value.dtype == self.dtype and self._takes_arrays:
             return value
         return self.convert(value)
 
     def unchecked(self, value: Any) -> Array:
-        """`value` itself where it is an array, of whatever dtype, else converted. ONNX Runtime ignores the order of an
-        array's bytes and would take the mask off a masked one."""
+        """Convert a value to an array; an array of any dtype is returned unchanged.
+
+        Arrays with another byte order and masked arrays are converted too, because ONNX Runtime ignores both byte order
+        and masks.
+
+        Args:
+            value: an array, a torch tensor, a number, a string, or lists of these.
+        """
         if type(value) is np.ndarray and value.dtype.isnative and self._takes_arrays:
             return value
         return self.convert(value)
 
     def convert(self, value: Any) -> Array:
-        """`value` as an array of the input's dtype; see onward.registry.inference.conversion.to_array."""
+        """Convert a value to the input's dtype; see onward.registry.inference.conversion.to_array.
+
+        Args:
+            value: an array, a torch tensor, a number, a string, or lists of these.
+        """
         return to_array(value, self.dtype, self.name, self)
 
     def check_values(self, array: Array) -> None:
-        """Check that all values are within the documented range, which NaN is not."""
+        """Check that all values are in the documented range. NaN is not in any range.
+
+        Args:
+            array: the values, in the input's dtype.
+
+        Raises:
+            UsageError: a value is not in the range.
+        """
         if self._bounds is None or array.size == 0:
             return
         low, high = self._bounds
@@ -114,17 +148,24 @@ class Input:
             bits = flat.view(self._from_zero[0])
             if bits.item(bits.argmax()) <= self._from_zero[1]:
                 return
-        # Two thirds of what min() and max() take. Either finds NaN if there is one, and no comparison with NaN holds.
+        # argmin and argmax take two thirds of the time of min and max. Both find a NaN, and comparisons with it fail.
         if not (flat.item(flat.argmin()) >= low and flat.item(flat.argmax()) <= high):
-            at = np.unravel_index(int(np.argmin((array >= low) & (array <= high))), array.shape)
+            index = np.unravel_index(int(np.argmin((array >= low) & (array <= high))), array.shape)
             least, most = self.limits or self._bounds
             raise UsageError(
-                f"input {self.name} holds {array[at]}{position(at)}; the model documents {least} to {most}"
+                f"input {self.name} contains {array[index]}{position(index)}; the model documents {least} to {most}"
             )
 
     def check_shape(self, shape: tuple[int, ...], wanted: Shape, sizes: dict[str, tuple[str, int]]) -> None:
-        """Check sizes, and that a named dimension is one size in all inputs; `sizes` collects name to (input, size).
-        Dimensions without a name have nothing in common.
+        """Check a shape, and that each named dimension has the same size in all inputs.
+
+        Args:
+            shape: the shape of the given array.
+            wanted: the documented shape.
+            sizes: the sizes of the named dimensions so far, as name to (input, size). New ones are added.
+
+        Raises:
+            UsageError: the rank or a size differs, or a dimension is empty.
         """
         if len(shape) != len(wanted):
             if not self.rank:
@@ -132,9 +173,9 @@ class Input:
             raise UsageError(f"input {self.name} has rank {len(shape)}, shape {list(shape)}; the model takes {self}")
         for size, dim in zip(shape, wanted, strict=True):
             if size == 0 and dim not in self._may_be_empty:
-                # Some operators abort the whole process on nothing (an LSTM on an empty batch does).
+                # Some operators abort the whole process on an empty array, such as an LSTM on an empty batch.
                 raise UsageError(
-                    f"input {self.name} is empty, shape {list(shape)}; only predict_batches takes no samples"
+                    f"input {self.name} is empty, shape {list(shape)}; only predict_batches accepts zero samples"
                 )
             if dim.__class__ is int:
                 if size != dim:
@@ -148,17 +189,23 @@ class Input:
 
 
 class Inputs:
-    """All inputs of a model: which value is whose, and the checks of `validate`.
+    """All inputs of a model: assigns values to them, and checks the values.
 
-    `values` is what ONNX Runtime says of them, `said` the graph's metadata.
+    Args:
+        values: the inputs, as ONNX Runtime describes them.
+        metadata: the graph's metadata.
+        validate: how strictly inputs are checked.
+
+    Raises:
+        UsageError: `validate` is none of its allowed values.
     """
 
-    def __init__(self, values: Sequence[Any], said: Mapping[str, str], validate: Validate) -> None:
+    def __init__(self, values: Sequence[Any], metadata: Mapping[str, str], validate: Validate) -> None:
         if validate not in get_args(Validate):
-            raise UsageError(f"validate: {validate!r}; there are {', '.join(get_args(Validate))}")
+            raise UsageError(f"validate: {validate!r} is not known; choose one of {', '.join(get_args(Validate))}")
         self.validate = validate
         strict = validate == "strict"
-        about, sizes = declared(said.get("onward.inputs", "")), _sizes(said.get("onward.dims", ""))
+        about, sizes = declared(metadata.get("onward.inputs", "")), _sizes(metadata.get("onward.dims", ""))
         empty = frozenset(name for name, (least, _) in sizes.items() if least == 0)
         self.all = [
             Input(
@@ -180,7 +227,18 @@ class Inputs:
         return ", ".join(str(spec) for spec in self.all) or "no inputs"
 
     def feed(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Array]:
-        """What to run the model on, checked."""
+        """Convert the arguments of a prediction to arrays, and check them.
+
+        Args:
+            args: values by position, or one dict of values by name.
+            kwargs: values by name.
+
+        Returns:
+            the array of each input, by name.
+
+        Raises:
+            UsageError: a value is missing, superfluous, or not what the model documents.
+        """
         if args and len(args) == len(self.all) and not kwargs and not isinstance(args[0], (dict, Mapping)):
             values: Sequence[Any] = args
         else:
@@ -195,7 +253,18 @@ class Inputs:
         return arrays
 
     def by_name(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Values by name, from arguments by position and by name, or from one mapping."""
+        """Assign the arguments of a prediction to the inputs.
+
+        Args:
+            args: values by position, or one dict of values by name.
+            kwargs: values by name.
+
+        Returns:
+            the value of each input, by name.
+
+        Raises:
+            UsageError: a value is missing, superfluous, or given twice.
+        """
         if len(args) == 1 and isinstance(args[0], (dict, Mapping)) and not kwargs:
             return self.by_name((), args[0])
         if not args and kwargs.keys() == self._known:
@@ -216,7 +285,14 @@ class Inputs:
         return given
 
     def arrays(self, given: Mapping[str, Any]) -> dict[str, Array]:
-        """All values of many samples as arrays, their values checked and their shapes not."""
+        """Convert the values of many samples to arrays, and check their values but not their shapes.
+
+        Args:
+            given: the value of each input, by name.
+
+        Raises:
+            UsageError: a value is not what the model documents.
+        """
         if self.validate == "off":
             return {spec.name: spec.unchecked(given[spec.name]) for spec in self.all}
         arrays = {spec.name: spec.convert(given[spec.name]) for spec in self.all}
@@ -225,9 +301,16 @@ class Inputs:
         return arrays
 
     def check_shapes(self, arrays: Mapping[str, Array]) -> None:
-        """Check the shapes of all inputs against what is documented and each other."""
+        """Check the shapes of all inputs against the documentation and against each other.
+
+        Args:
+            arrays: the array of each input, by name.
+
+        Raises:
+            UsageError: a shape is not what the model documents.
+        """
         shapes = [array.shape for array in arrays.values()]
-        if shapes == self._fitting:  # those that fitted last time do so again
+        if shapes == self._fitting:  # the same shapes passed the checks last time
             return
         sizes: dict[str, tuple[str, int]] = {}
         for spec, shape in zip(self.all, shapes, strict=True):
@@ -235,14 +318,21 @@ class Inputs:
         for name, (least, most) in self._sizes.items():
             first, size = sizes.get(name, ("", least))
             if not least <= size <= most:
-                hint = "; predict_batches feeds fewer at a time" if size > most and self._counts_samples(name) else ""
+                hint = "; predict_batches runs fewer at a time" if size > most and self._counts_samples(name) else ""
                 raise UsageError(
                     f"dimension {name} is {size} in input {first}; the model documents {least} to {most}{hint}"
                 )
         self._fitting = shapes
 
     def batch(self, wanted: int) -> tuple[int, int]:
-        """How many samples may be fed at once at least, and how many are to be, where `wanted` are asked for."""
+        """The batch size to use.
+
+        Args:
+            wanted: the batch size that the caller wants.
+
+        Returns:
+            the smallest possible batch size, and the one nearest to `wanted`.
+        """
         least, most = 1, wanted
         for spec in self.all:
             first = spec.shape[0] if spec.shape else None
@@ -253,7 +343,11 @@ class Inputs:
         return least, max(least, most)
 
     def fault(self, feed: Mapping[str, Array]) -> str:
-        """What is wrong with arrays that ONNX Runtime failed on, where they are not as documented."""
+        """Say how arrays differ from the documentation, after ONNX Runtime failed on them; "" if they do not.
+
+        Args:
+            feed: the array of each input, by name.
+        """
         sizes: dict[str, tuple[str, int]] = {}
         try:
             for spec in self.all:
@@ -266,6 +360,7 @@ class Inputs:
         return ""
 
     def _counts_samples(self, dim: str) -> bool:
+        """Whether a dimension is the number of samples: the first one of every input."""
         return all(bool(spec.shape) and spec.shape[0] == dim for spec in self.all)
 
 
@@ -275,19 +370,20 @@ def _sizes(documentation: str) -> dict[str, tuple[int, int]]:
     return {name: (least, most) for name, (least, most) in found.items() if type(least) is type(most) is int}
 
 
-def _limits(said: Mapping[str, Any] | None) -> Limits | None:
+def _limits(declaration: Mapping[str, Any] | None) -> Limits | None:
     """The documented range of an input's values."""
-    found = (said or {}).get("range")
+    found = (declaration or {}).get("range")
     if not isinstance(found, list) or len(found) != 2 or not all(type(end) in (int, float) for end in found):
         return None
     return None if any(math.isnan(end) for end in found) else (found[0], found[1])
 
 
 def _from_zero(bounds: Limits, dtype: np.dtype[Any]) -> tuple[np.dtype[Any], int] | None:
-    """An unsigned dtype, and the upper end of a range of floats from 0 read as that dtype; None for other ranges.
+    """For a range of floats that starts at 0: an unsigned dtype, and the range's end as a number of that dtype.
 
-    Read as unsigned integers, floats from +0 up keep their order, and -0, negative floats and NaN are greater. So one
-    search for the greatest integer shows that all values are in the range. Other ranges need two searches.
+    If the bits of floats are read as unsigned integers, floats from +0 upwards keep their order, and -0, negative
+    floats and NaN become greater. So one search for the largest integer checks the whole range. Other ranges need two
+    searches, and give None.
     """
     if dtype.kind != "f" or bounds[0] != 0 or bounds[1] < 0:
         return None
@@ -296,7 +392,7 @@ def _from_zero(bounds: Limits, dtype: np.dtype[Any]) -> tuple[np.dtype[Any], int
 
 
 def _representable(limits: Limits, dtype: np.dtype[Any]) -> Limits | None:
-    """The ends of a range as the dtype has them: 0.1 is a little more in float32. None where there are no numbers."""
+    """The ends of a range, rounded to the dtype (0.1 is slightly larger in float32); None if it is not numeric."""
     if dtype.kind == "f":
         greatest = float(np.finfo(dtype).max)
         low, high = (float(dtype.type(min(max(end, -greatest), greatest))) for end in limits)

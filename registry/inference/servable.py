@@ -1,12 +1,13 @@
-"""Whether a version can be served: asked of its folder, exactly as it will be uploaded, before it is registered.
+"""Check that a version can be served. The check uses the folder as it will be uploaded, before it is registered.
 
     python -m onward.registry.inference.servable FOLDER SHA256 [PROVIDER]
 
-prints what it is about to do, a line each, and last one JSON object, {"fault": ..., "batches": ...}. It is a process of
-its own because a model can abort the one that runs it: then nothing is registered, and the last line says when.
+This command prints a line before each step, and then one JSON object, {"fault": ..., "batches": ...}. It runs in its
+own process, because a model can abort the process that runs it. In that case nothing is registered, and the last line
+says which step failed.
 
-The checks are those that an environment and a service make later, by the same functions: the files against their
-digests (registry/artifact/manifest.py), the session class (registry/inference/session.py), the recorded inputs
+Environments and services later make the same checks, with the same functions: the files against their digests
+(registry/artifact/manifest.py), the session class (registry/inference/session.py), and the recorded inputs
 (registry/artifact/replay.py).
 """
 
@@ -23,36 +24,41 @@ from onward.registry.artifact.manifest import check_folder, write_manifest
 from onward.registry.artifact.replay import BUNDLE, Recorded, departures, judge, replay
 from onward.registry.artifact.serving_plan import Serving
 from onward.registry.errors import OnwardError
+from onward.registry.inference.model import error_text
 from onward.registry.npz import arrays
 
 if TYPE_CHECKING:
     from onward.registry.evidence.similarity import Arrays
     from onward.registry.inference.session import InferenceSession
 
-# Every provider's session is created twice, and the recorded inputs run four times.
+# Each provider's session is created twice, and the recorded inputs are run four times.
 TIMEOUT_S = 600.0
-# How far the answers to parts may be from those to the whole, over how far these are from the original's, in lower
-# precision: twice, as replay allows another host (registry/artifact/replay.py: 6 dB).
+# In lower precision, the answers to parts of the inputs may differ from the answers to all of them by this factor times
+# the difference from the original. Replay allows another host the same factor (registry/artifact/replay.py: 6 dB).
 _PARTS = 2.0
 
 
 @dataclass(frozen=True)
 class Servable:
-    """What was found: `fault` is why a version cannot be served, `batches` why predict_batches cannot be used with it;
-    each is empty where there is nothing to say."""
+    """The result of the check.
+
+    Attributes:
+        fault: why the version cannot be served; "" if it can.
+        batches: why predict_batches cannot be used with it; "" if it can.
+    """
 
     fault: str = ""
     batches: str = ""
 
 
 def examine(folder: Path, sha256: str, provider: str = "", timeout_s: float = TIMEOUT_S) -> Servable:
-    """Check the folder of a version, and keep in it whether predict_batches can be used.
+    """Check the folder of a version in another process, and record in it whether predict_batches can be used.
 
     Args:
-        folder: what will be uploaded.
-        sha256: what the version will carry.
-        provider: the execution provider that it was measured on.
-        timeout_s: seconds after which it counts as hanging.
+        folder: the folder that will be uploaded.
+        sha256: the digest of the version's model.
+        provider: the execution provider that the version was measured on.
+        timeout_s: the time limit of the check, in s.
     """
     try:
         found = Servable(**ask("inference.servable", str(folder), sha256, provider, timeout_s=timeout_s))
@@ -66,15 +72,22 @@ def examine(folder: Path, sha256: str, provider: str = "", timeout_s: float = TI
 
 
 def _without_path(text: str, folder: Path) -> str:
-    """`text` without the path of the folder, which is another one each time."""
+    """`text` without the path of the temporary folder, which differs in each run."""
     for path in (folder, folder.resolve()):
         text = text.replace(f"{path}/", "").replace(str(path), "the version")
     return text
 
 
 def examined(folder: Path, sha256: str, provider: str) -> Servable:
-    """Check in this process; see examine. Where none of the providers that the version is served on is in this
-    environment, the CPU answers, as in a service that lacks them."""
+    """Check the folder of a version in this process; see `examine`.
+
+    If this environment has none of the version's providers, the check uses the CPU, as a service without them would.
+
+    Args:
+        folder: the folder that will be uploaded.
+        sha256: the digest of the version's model.
+        provider: the execution provider that the version was measured on.
+    """
     import onnxruntime
 
     from onward.registry.inference.session import InferenceSession
@@ -107,14 +120,14 @@ def examined(folder: Path, sha256: str, provider: str) -> Servable:
     except OnwardError as error:
         return Servable(fault=f"{step}: {error}")
     except Exception as error:  # ONNX Runtime's exceptions share no base but this
-        return Servable(fault=f"{step}: {' '.join(str(error).split())[:300] or type(error).__name__}")
+        return Servable(fault=f"{step}: {error_text(error) or type(error).__name__}")
     return Servable(batches=batches) if met else Servable(fault=f"{step}: {detail}")
 
 
 def _without_batches(session: InferenceSession, inputs: Arrays, whole: Arrays, folder: Path, runtime: str) -> str:
-    """Why answers to parts of the recorded inputs are not parts of the answers to the whole; empty where they are.
+    """Why predict_batches gives other answers than predict on the recorded inputs; "" if it gives the same.
 
-    All samples but the last are fed in two batches, so that the last batch is not full.
+    All samples but the last are run in two batches, so that the last batch is not full.
     """
     count = min(len(array) if array.ndim else 1 for array in inputs.values())
     fewer = {name: array[: max(count - 1, 1)] if array.ndim else array for name, array in inputs.items()}
@@ -123,25 +136,30 @@ def _without_batches(session: InferenceSession, inputs: Arrays, whole: Arrays, f
     except OnwardError as error:
         return str(error).removesuffix("; call predict for each batch instead")
     except Exception as error:  # ONNX Runtime's, as above
-        return " ".join(str(error).split())[:300]
+        return error_text(error)
     parts = _by_name(session, answers)
     expected = {name: array[: max(count - 1, 1)] for name, array in whole.items()}
-    apart = list(departures(parts, expected, folder / BUNDLE))
+    differences = list(departures(parts, expected, folder / BUNDLE))
     recorded = Recorded.load(folder)
-    if apart and recorded.precision.get(runtime, "float32") != "float32":
+    if differences and recorded.precision.get(runtime, "float32") != "float32":
         reference = arrays(folder / BUNDLE / "reference.npz")
-        apart = [name for name in expected if not _near(parts[name], expected[name], reference[name])]
-        apart = [f"output {name} is farther from the whole's than that is from the original's" for name in apart]
-    return f"the answers to parts of the inputs are not parts of the answers to the whole: {apart[0]}" if apart else ""
+        differences = [
+            f"output {name} differs by more than {_PARTS:g} times its difference from the original"
+            for name in expected
+            if not _near(parts[name], expected[name], reference[name])
+        ]
+    if not differences:
+        return ""
+    return f"the answers in batches differ from the answers to all inputs at once: {differences[0]}"
 
 
 def _near(parts: Any, whole: Any, reference: Any) -> bool:
-    """Whether parts differ from the whole by no more than lower precision lets the whole differ from the original."""
+    """Whether the answers in batches differ from the whole by at most _PARTS times its difference from the original."""
     import numpy as np
 
-    apart = np.linalg.norm((parts.astype(np.float64) - whole).ravel())
+    difference = np.linalg.norm((parts.astype(np.float64) - whole).ravel())
     noise = np.linalg.norm((whole.astype(np.float64) - reference[: len(whole)]).ravel())
-    return bool(apart <= _PARTS * noise)
+    return bool(difference <= _PARTS * noise)
 
 
 def _by_name(session: InferenceSession, answers: Any) -> Arrays:
@@ -150,6 +168,7 @@ def _by_name(session: InferenceSession, answers: Any) -> Arrays:
 
 
 def _say(step: str) -> str:
+    """Print a step, and return it for the error message."""
     print(step, flush=True)
     return step
 

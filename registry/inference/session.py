@@ -1,15 +1,15 @@
-"""Loads a model by environment, version or file, checks what it is fed, and predicts.
+"""Load a model by environment, version or file, check its inputs, and predict.
 
-    session = InferenceSession("cnn@production")       # what is live there
+    session = InferenceSession("cnn@production")       # the version that is live there
     session = InferenceSession("cnn/3")                # version 3
-    session = InferenceSession("./build/model.onnx")   # a file, or a folder that holds one
+    session = InferenceSession("./build/model.onnx")   # a file, or a folder that contains one
 
     logits = session.predict(image)                    # NumPy, torch or lists; by position, by name, or one dict
     logits = session.predict_batches(images, batch_size=64)
     session.metadata.inputs
-    session.refresh()                                  # what is live there by now
+    session.refresh()                                  # load the version that is live there now
 
-Needs ONNX Runtime in any of its builds, MLflow where the target is not a file, and never torch.
+This needs any build of ONNX Runtime. Targets other than files also need MLflow. Torch is never needed.
 """
 
 from __future__ import annotations
@@ -30,50 +30,51 @@ from onward.registry.inference.inputs import Validate
 from onward.registry.inference.model import Loaded, Metadata, ProviderFallback
 from onward.registry.names import PATTERN
 from onward.registry.store import connection
-from onward.registry.store.download import cache, download
+from onward.registry.store.cache import cache
+from onward.registry.store.download import download
 
 if TYPE_CHECKING:
     from onward.registry.store.resolve import Target
 
 _REGISTERED = re.compile(rf"{PATTERN}(@{PATTERN}|/\d+)")
-# Set to 1 on a host that is to load nothing from a registry but what a signer deployed.
+# Set this variable to 1 on a host that may only load versions from a registry if a signer deployed them.
 REQUIRE_SIGNED = "ONWARD_REQUIRE_SIGNED"
 __all__ = ["InferenceSession", "Metadata", "ProviderFallback", "UnprovenLog", "cache", "download", "locate"]
 
 
 class UnprovenLog(RuntimeWarning):
-    """An environment with signers holds rows that none of them signed after what is live: somebody may have tried to
-    change what is live, or changed the entry that was."""
+    """A signed log has unproven rows after the live entry, so it may have been tampered with."""
 
 
 class InferenceSession:
     """A loaded model.
 
     Args:
-        target: MODEL@ENVIRONMENT, MODEL/VERSION, or the path of an .onnx file or of a folder that holds one. A path
-            that looks like one of the first two has to be written `./cnn/3`.
-        providers: execution providers in order of preference, as onnxruntime.InferenceSession takes them; the CPU
-            comes last in any case. None: of those that the version was measured on, the fastest that can be used
-            here; for a file, the CPU. What won on the provider in use is loaded (registry/artifact/serving_plan.py).
-        strict_providers: whether a provider that cannot be used is an error instead of a ProviderFallback warning.
-        session_options: an onnxruntime.SessionOptions. None: those that the version was tuned to on the provider in
-            use, but for what this host lacks (processors).
-        require_signed: whether only what a signer deployed is loaded: `target` has to be MODEL@ENVIRONMENT, the
-            environment has to have signers (ONWARD_PARAMS names the file that says so, where there is no checkout), and
-            its log has to be proven to its end. Without it, rows that are not proven are an UnprovenLog warning. The
-            environment variable ONWARD_REQUIRE_SIGNED=1 asks for the same of everything that comes from a registry.
-        validate: what is checked of inputs before each run. "strict": names, dtypes, shapes, the documented ranges of
-            values (NaN is in none) and sizes of dimensions. "shape": all of this but the documented ranges and sizes.
-            "off": names alone; an array goes to ONNX Runtime as it is, and what that refuses is a UsageError. Whatever
-            is chosen, no value becomes another one but by rounding: see predict. "strict" is the default because a
-            model answers what it was never verified on as readily as the rest, and looking costs some microseconds
+        target: MODEL@ENVIRONMENT, MODEL/VERSION, or the path of an .onnx file or of a folder that contains one. Write a
+            path that looks like one of the first two as `./cnn/3`.
+        providers: execution providers in order of preference, in the form of onnxruntime.InferenceSession. The CPU is
+            always added as the last one. None: the fastest usable provider that the version was measured on; for a
+            file, the CPU. The file and the options that won on the provider in use are loaded
+            (registry/artifact/serving_plan.py).
+        strict_providers: whether an unusable provider is an error instead of a ProviderFallback warning.
+        session_options: an onnxruntime.SessionOptions. None: the options that the version was tuned to on the provider
+            in use, without those that this host does not support (number of processors).
+        require_signed: whether to load only versions that a signer deployed. Then `target` must be MODEL@ENVIRONMENT,
+            the environment must have signers, and no unproven row may follow the live entry in its log. Without a
+            checkout, ONWARD_PARAMS names the file with the signers. If False, unproven rows cause an UnprovenLog
+            warning. The environment variable ONWARD_REQUIRE_SIGNED=1 requires the same of all versions from a registry.
+        validate: what is checked of the inputs before each run. "strict": names, dtypes, shapes, and the documented
+            ranges of values (NaN is in none) and sizes of dimensions. "shape": the same without documented ranges and
+            sizes. "off": only names; ONNX Runtime receives arrays unchanged, and a UsageError reports those that it
+            rejects. In all cases, values change only by rounding (see `predict`). "strict" is the default, because a
+            model also answers inputs that it was never verified on, and the checks take only some microseconds
             (benchmarks/predict.md).
 
     Raises:
-        UsageError: there is no such model, version, environment or file, ONNX Runtime is not installed or cannot
-            load the file, or (strict) lacks a provider.
-        Refused: nothing is live there, the files are not those that were published, or (require_signed) nothing proves
-            that a signer deployed them.
+        UsageError: there is no such model, version, environment or file; ONNX Runtime is not installed, or cannot load
+            the file; or, with `strict_providers`, a provider cannot be used.
+        Refused: nothing is live in the environment, the files differ from the published ones, or, with
+            `require_signed`, no signature proves who deployed them.
         StoreUnreachable: the MLflow store did not answer.
     """
 
@@ -101,61 +102,68 @@ class InferenceSession:
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model once.
 
-        Inputs are NumPy arrays, torch tensors or nested lists, given by position in the order of the graph, by name,
-        or as one dict. An array of another dtype is converted where that loses nothing (NumPy's "safe" casts) or
-        only precision that float32 does not have (float64 to float32); numbers in lists, which have no dtype of
-        their own, wherever the input's dtype holds them.
+        Inputs are NumPy arrays, torch tensors or nested lists. An array of another dtype is converted if no value can
+        change (NumPy's "safe" casts), or from float64 to float32, which rounds. Numbers in lists have no dtype, so they
+        are converted if the input's dtype can represent them.
+
+        Args:
+            *args: the inputs in the order of the graph, or one dict of inputs by name.
+            **kwargs: the inputs by name.
 
         Returns:
-            the output, where there is one; else a dict of outputs by name.
+            the output if the model has only one; else a dict of outputs by name.
 
         Raises:
-            UsageError: names, number, rank, a dimension, a dtype or a value is not what the model documents, or ONNX
-                Runtime refuses the inputs.
+            UsageError: a name, the number of inputs, a rank, a dimension, a dtype or a value is not what the model
+                documents, or ONNX Runtime rejects the inputs.
             OnwardError: ONNX Runtime failed.
         """
         return self._loaded.predict(args, kwargs)
 
     def predict_batches(self, inputs: Any, batch_size: int = 32) -> Any:
-        """Run the model over many samples, `batch_size` at a time, and join the answers along the first axis.
+        """Run the model on many samples in batches, and join the outputs along the first axis.
 
-        `inputs` is what `predict` takes, but as one argument: an array, a dict, or a tuple or list of one array per
-        input; the first axis counts samples. Where the graph fixes its first dimension, that is the batch size, and
-        the last batch is filled up with repetitions that are cut off again. No samples give empty outputs, of the
-        documented dtypes and shapes (0 for dimensions that nothing determines), without running the model. Where the
-        model documents how many samples it takes at once, no batch has more or fewer.
+        If the graph fixes its first dimension, that is the batch size. Batches are never larger or smaller than the
+        model documents. A batch that is too small is padded with copies of its last sample, and the outputs of these
+        copies are dropped. Zero samples give empty outputs of the documented dtypes and shapes (0 for unknown
+        dimensions), without running the model.
+
+        Args:
+            inputs: the same values as for `predict`, in one argument: an array, a dict, or a tuple or list of one array
+                per input. Their first axis counts samples.
+            batch_size: the number of samples in a batch.
 
         Returns:
-            as predict.
+            the output if the model has only one; else a dict of outputs by name.
 
         Raises:
-            UsageError: as predict; the inputs differ in their number of samples; an output is not per sample; the
-                model has no inputs.
+            UsageError: as in `predict`; or the inputs differ in their number of samples, an output does not have one
+                row per sample, or the model has no inputs.
         """
         return self._loaded.predict_batches(inputs, batch_size)
 
     @property
     def metadata(self) -> Metadata:
-        """What is loaded, where it came from, and what runs it."""
+        """The loaded model, where it came from, and what runs it."""
         return self._loaded.metadata()
 
     def refresh(self, on_change: Callable[[Metadata], object] | None = None) -> bool:
-        """Load what is live now, where the target is MODEL@ENVIRONMENT and that is another model than before.
+        """Load the version that is live now, if the target is MODEL@ENVIRONMENT and another version is live.
 
-        Calls that are under way finish on the old model, those that come later run on the new one, and none waits.
-        Before the swap, the new one's recorded inputs are run on this host. Whatever is raised, the old one goes on.
+        Running predictions finish on the old model, later ones use the new model, and no prediction waits. Before the
+        change, the new model's recorded inputs are run on this host. If anything fails, the old model stays loaded.
 
         Args:
-            on_change: called after a swap, with what is loaded now.
+            on_change: called after a change, with the metadata of the new model.
 
         Returns:
-            whether there was a swap. A version or a file never changes.
+            whether another model was loaded. It is always False for a version or a file.
 
         Raises:
-            Refused: nothing is live there any more, the files are not those that were published, or the new model
-                does not repeat its recorded answers here.
+            Refused: nothing is live any more, the files differ from the published ones, or the new model does not
+                repeat its recorded answers on this host.
             StoreUnreachable: the store did not answer.
-            UsageError: the new model cannot be loaded here.
+            UsageError: the new model cannot be loaded on this host.
         """
         if "@" not in self._target or not _REGISTERED.fullmatch(self._target):
             return False
@@ -166,6 +174,7 @@ class InferenceSession:
         return swapped
 
     def _follow(self) -> bool:
+        """Load the version that is live now, if it differs, and return whether it does."""
         from onward.registry.artifact.replay import replay_in_subprocess
         from onward.registry.store.resolve import resolve
         from onward.registry.store.store import Store
@@ -173,7 +182,7 @@ class InferenceSession:
         store, old = Store(connection.connect(connection.still(self._store), create=False)), self._loaded
         found = resolve(self._target, store)
         origin = _origin(self._target, found)
-        # Another version of the same bytes may be served in another way.
+        # Another version with the same files may have another serving.json.
         same = (found.sha256, found.manifest, found.version) == tuple(
             old.origin[name] for name in ("sha256", "manifest", "version")
         )
@@ -185,7 +194,7 @@ class InferenceSession:
             )
         if found.entry < int(old.origin.get("entry", 0)):
             raise Refused(
-                f"{self._target}: entry {old.origin['entry']} does not count any more, and version "
+                f"{self._target}: the loaded entry {old.origin['entry']} no longer counts, and version "
                 f"{old.origin['version']} stays loaded: look at `onward history {found.model}`"
             )
         if same:
@@ -203,16 +212,28 @@ class InferenceSession:
 
 
 def locate(target: str | Path, require_signed: bool = False) -> tuple[Path, dict[str, Any], Serving | None]:
-    """The .onnx file that `target` names, checked where there is something to check it against; its origin: the
-    fields of Metadata that say where it came from; and how it is served, where it is a version or a folder that says.
+    """Find the .onnx file that a target names, and check it if its digests are known.
+
+    Args:
+        target: as in InferenceSession.
+        require_signed: as in InferenceSession.
+
+    Returns:
+        the file; the fields of Metadata that say where it came from; and its serving.json, or None.
 
     Raises:
-        as InferenceSession.
+        UsageError: there is no such model, version, environment or file.
+        Refused: nothing is live in the environment, the files differ from the published ones, or, with
+            `require_signed`, no signature proves who deployed them.
+        StoreUnreachable: the MLflow store did not answer.
     """
     if isinstance(target, str) and _REGISTERED.fullmatch(target):
         return _registered(target, require_signed)
     if require_signed:
-        raise Refused(f"{target}: nothing proves where a file comes from; require_signed takes MODEL@ENVIRONMENT alone")
+        raise Refused(
+            f"{target}: no signature proves the origin of a file; with require_signed, the target must be "
+            "MODEL@ENVIRONMENT"
+        )
     path, serving = Path(target), None
     origin: dict[str, Any] = {"target": str(target)}
     if path.is_dir():
@@ -221,7 +242,7 @@ def locate(target: str | Path, require_signed: bool = False) -> tuple[Path, dict
         serving = Serving.load(path)
         found = [path / MODEL] if (path / MODEL).is_file() else sorted(path.glob("*.onnx"))
         if len(found) != 1:
-            raise UsageError(f"{target}: holds {len(found) or 'no'} .onnx files; name one")
+            raise UsageError(f"{target}: contains {len(found) or 'no'} .onnx files; give the path of one file")
         path = found[0]
     if not path.is_file():
         raise UsageError(f"{target}: there is no such file; a registered model is MODEL@ENVIRONMENT or MODEL/VERSION")
@@ -240,20 +261,23 @@ def _registered(target: str, require_signed: bool) -> tuple[Path, dict[str, Any]
 
 
 def _require_proof(found: Target, require_signed: bool) -> None:
-    """Warn of rows that are not proven, or refuse what is not proven, where proof is required.
+    """Warn of unproven rows in a log. If signatures are required, reject versions that are not proven.
 
     Raises:
-        Refused: proof is required, and there is none.
+        Refused: signatures are required, and the version is not proven.
     """
     from onward.registry.gates import policy
 
-    if require_signed or _asked_for_proof():
+    if require_signed or _host_requires_signed():
         if not found.environment:
-            raise Refused(f"{found}: nothing proves who made a version; require_signed takes MODEL@ENVIRONMENT alone")
+            raise Refused(
+                f"{found}: no signature proves who registered a version; with require_signed, the target must be "
+                "MODEL@ENVIRONMENT"
+            )
         if not policy.environment(policy.read(), found.environment).signers:
             raise Refused(
-                f"{found}: {found.environment} has no signers, so that nothing proves who deployed it: name them in "
-                f"params.yaml, or name that file with {policy.FILE} on this host"
+                f"{found}: {found.environment} has no signers, so no signature proves who deployed it: name signers in "
+                f"params.yaml, or set {policy.FILE} on this host to the path of a params.yaml that does"
             )
         if found.alarm:
             raise Refused(
@@ -262,20 +286,21 @@ def _require_proof(found: Target, require_signed: bool) -> None:
             )
     if found.alarm:
         warnings.warn(
-            f"{found}: version {found.version}, entry {found.entry}, is the last that is proven, and the signed log "
+            f"{found}: version {found.version}, entry {found.entry}, is the last proven entry, and the signed log "
             f"raises an alarm: {'; '.join(found.alarm)}",
             UnprovenLog,
             stacklevel=5,
         )
 
 
-def _asked_for_proof() -> bool:
-    said = os.environ.get(REQUIRE_SIGNED, "").lower()
-    if said in ("1", "true", "yes", "on"):
+def _host_requires_signed() -> bool:
+    """Whether ONWARD_REQUIRE_SIGNED is set."""
+    value = os.environ.get(REQUIRE_SIGNED, "").lower()
+    if value in ("1", "true", "yes", "on"):
         return True
-    if said in ("", "0", "false", "no", "off"):
+    if value in ("", "0", "false", "no", "off"):
         return False
-    raise UsageError(f"{REQUIRE_SIGNED}: {said!r} is neither 1 nor 0")
+    raise UsageError(f"{REQUIRE_SIGNED}: {value!r} is not valid: set it to 1 or 0")
 
 
 def _origin(target: str, found: Target) -> dict[str, Any]:

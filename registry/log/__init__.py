@@ -1,1 +1,1 @@
-"""Pure logic: from the entries of an environment's log to what is live."""
+"""Determines what is live from the entries of an environment's log. Pure logic."""

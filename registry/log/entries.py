@@ -1,13 +1,13 @@
-"""What is live, from a log of entries, and what a promotion or a rollback would append. Pure: no MLflow, no clock.
+"""Determines what is live from a log of entries, and what a rollback would restore. Pure: no MLflow, no clock.
 
     history = fold(entries)
-    history.live                              # the entry that counts now, or None
+    history.live                              # the live entry, or None
     plan_rollback(history.live, history.find) # the earlier deployment that a rollback would restore
 
 The rule: an entry counts if its `base`, the entry that its author saw as live, is the last entry that counted. Else it
-lost a race and changes nothing. Every reader of the same log so finds the same answer, without a lock, and from the
-newest entries alone: whatever is named as a base counted, for its author saw it live. So what is live is the first
-entry with the highest base, and nothing older than that base can change it.
+lost a race and changes nothing. So all readers of a log get the same answer without a lock. They need the newest
+entries only: every entry that is a base of another did count, because that entry's author saw it live. The live entry
+is therefore the first one with the highest base, and no entry older than that base can change this.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from onward.registry.errors import Refused, UsageError
 from onward.registry.text import printable
 
-# No store numbers its rows higher: MLflow keeps the number of a version in 32 bits.
+# The highest row number of any store: MLflow keeps version numbers in 32 bits.
 _HIGHEST = 2**31 - 1
 
 
 def _moment(text: str) -> str:
-    """A moment in ISO 8601 with its distance from UTC, as `at` has it."""
+    """Require a time in ISO 8601 with an offset from UTC."""
     if datetime.fromisoformat(text).tzinfo is None:
         raise ValueError("has no time zone")
     return text
@@ -40,7 +40,7 @@ Moment = Annotated[str, AfterValidator(_moment)]
 
 
 class GateResult(BaseModel):
-    """What one requirement said of a version: met or not, and why in words."""
+    """The result of one requirement for a version: whether it is met, and the reason as text."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -55,19 +55,30 @@ class GateResult(BaseModel):
 class Draft(BaseModel):
     """An entry that is not in the log yet.
 
-    key: unique to one attempt, so that an answer lost on the way cannot make its author mistake who won.
-    base: number of the entry that its author saw as live, 0 for none.
-    sha256, candidate_version, source, evidence: what is deployed; `source` is the environment's own copy.
-    manifest: the digest of the manifest of all its files; empty in entries of before, which pin the model files alone.
-    restores: of a rollback, the promotion whose deployment it brings back; 0 for a promotion.
-    forced: of a promotion, whether it was made against its gates.
-    gates_run: of a promotion that suites judged, the MLflow run that holds their pages.
-    signer, signature: whose key signed it (registry/trust/entry_signatures.py), where one did.
-    seen, seen_digest: of a signed entry, the newest row of the log that its author saw, and the digest of the entry in
-        it ("" where it held none); -1 in entries of before.
-    base_digest: of a signed entry, the digest of its base, "" where it has none (registry/trust/chain.py).
+    An approval is also an entry of the log. It has no base and does not change what is live.
 
-    An approval stands in the log beside what it allows, and changes nothing that is live: it has no base.
+    Attributes:
+        kind: What the entry does.
+        key: Unique to one attempt. If the answer of the server is lost, the author can still tell whether this attempt
+            won.
+        base: The number of the entry that the author saw as live; 0 for none.
+        sha256: The digest of the deployed version's model files.
+        candidate_version: The number of the deployed version among the candidates.
+        source: The environment's own copy of the files.
+        actor: The author's name.
+        reason: The author's reason.
+        at: The time, in ISO 8601 with an offset from UTC.
+        manifest: The digest of the manifest of all files; empty in older entries, which pin only the model files.
+        restores: For a rollback, the number of the promotion whose deployment it restores; else 0.
+        forced: For a promotion, whether it was made although gates failed.
+        gates: For a promotion, the results of its gates.
+        gates_run: For a promotion that suites judged, the MLflow run with their pages; else empty.
+        evidence: The version's tags.
+        signer: The name of the key that signed the entry (registry/trust/entry_signatures.py); empty if unsigned.
+        signature: The signature in base64; empty if unsigned.
+        seen: For a signed entry, the number of the newest row that the author saw; -1 in older entries.
+        seen_digest: The digest of the entry in that row; "" if the row contained none.
+        base_digest: For a signed entry, the digest of its base; "" if it has none (registry/trust/chain.py).
     """
 
     model_config = ConfigDict(frozen=True)
@@ -98,27 +109,34 @@ class Draft(BaseModel):
         if self.kind == "approve":
             return printable(f"{self.actor} approved {what}: {self.reason}")
         if self.kind == "rollback":
-            done = f"rolled back to {what}, as entry {self.restores} deployed it"
+            done = f"rolled back to {what}, deployed by entry {self.restores}"
             return printable(f"{self.actor} {done}: {self.reason}")
         unmet = [gate.requirement for gate in self.gates if not gate.met]
         if self.forced:
-            return printable(f"{self.actor} forced {what} in, against {', '.join(unmet) or 'no gate'}: {self.reason}")
+            return printable(f"{self.actor} force-promoted {what}, unmet: {', '.join(unmet) or 'none'}: {self.reason}")
         return printable(f"{self.actor} promoted {what}: {self.reason}")
 
 
 class Entry(Draft):
-    """One entry of an environment's log. `str(entry)` is the sentence that `onward history` and MLflow show."""
+    """One entry of an environment's log. `onward history` and MLflow show `str(entry)`.
+
+    Attributes:
+        number: The number of the entry's row, which is its place in the log.
+        link: The row's immutable field with the digest of its content: see entry_signatures.link.
+    """
 
     number: Annotated[int, Field(ge=1, le=_HIGHEST)]
-    # What the row itself says of its content, where nobody can change it: see signatures.link.
     link: str = Field(default="", exclude=True, repr=False)
 
 
 @dataclass(frozen=True)
 class DeploymentHistory:
-    """A log, judged: the entries that counted and those that lost a race, each in the order of the log.
+    """The entries of a log that counted and those that lost a race, each in the order of the log.
 
-    floor: only entries of higher numbers were read; 0 where all were.
+    Attributes:
+        counted: The entries that counted.
+        lost: The entries that lost a race.
+        floor: Only entries with higher numbers were read; 0 if all were.
     """
 
     counted: tuple[Entry, ...]
@@ -127,47 +145,62 @@ class DeploymentHistory:
 
     @property
     def live(self) -> Entry | None:
+        """The live entry; None if nothing is live."""
         return self.counted[-1] if self.counted else None
 
     @property
     def base(self) -> int:
-        """What an entry appended now has to name as its base."""
+        """The base of an entry that is appended now."""
         return self.counted[-1].number if self.counted else 0
 
     @property
     def settled(self) -> bool:
-        """Whether enough was read to say what is live: no older entry could change it."""
+        """Whether enough was read to determine what is live, so that no older entry can change it."""
         return self.floor == 0 or (self.live is not None and self.live.base >= self.floor)
 
     def entries(self) -> list[Entry]:
-        """All of them, in the order of the log."""
+        """List all entries in the order of the log."""
         return sorted((*self.counted, *self.lost), key=lambda entry: entry.number)
 
     def find(self, number: int) -> Entry:
-        """The entry with this number, provided that it counted.
+        """Find an entry that counted.
+
+        Args:
+            number: The entry's number.
+
+        Returns:
+            The entry.
 
         Raises:
-            UsageError: there is none, or it lost a race and was never live.
+            UsageError: There is no such entry, or it lost a race and was never live.
         """
         for entry in self.counted:
             if entry.number == number:
                 return entry
         if any(entry.number == number for entry in self.lost):
-            raise UsageError(f"entry {number} lost a race and was never live; `onward history` shows those that were")
-        raise UsageError(f"there is no entry {number}; `onward history` shows those there are")
+            raise UsageError(f"entry {number} lost a race and was never live; `onward history` lists those that were")
+        raise UsageError(f"there is no entry {number}; `onward history` lists all entries")
 
     def won(self, key: str) -> Entry | None:
-        """The entry that counted of the attempt `key`."""
+        """Find the entry of the attempt `key`; None if it did not count."""
         return next((entry for entry in self.counted if entry.key == key), None)
 
 
 def fold(entries: Iterable[Entry], floor: int = 0) -> DeploymentHistory:
-    """Judge a log, or the part of it that is newer than entry `floor`; the order in which `entries` come does not
-    matter. Of a part, what is live is right where the history is `settled`, and so is whatever else counts in it.
+    """Determine which entries of a log counted.
 
-    Entries are never deleted, but an administrator of the store can. A number that is missing and that a later entry
-    names as its base did count: that entry's author saw it live. An entry that names itself or a later one is nobody's
-    work and counts for nothing.
+    If only a part of the log was read, the result is correct if it is `settled`.
+
+    Onward deletes no entries, but an administrator of the store can. A missing entry that a later one names as its base
+    did count, because that entry's author saw it live. An entry whose base is itself or a later entry is invalid and
+    does not count.
+
+    Args:
+        entries: The entries, in any order.
+        floor: Only entries with higher numbers are used; 0 for all.
+
+    Returns:
+        The entries that counted and those that lost a race.
     """
     log = {entry.number: entry for entry in entries if entry.number > floor}
     sound = [log[number] for number in sorted(log) if log[number].base < number]
@@ -184,27 +217,42 @@ def fold(entries: Iterable[Entry], floor: int = 0) -> DeploymentHistory:
 
 
 def _last(sound: Sequence[Entry]) -> Entry | None:
-    """The last that counted: of those that name the highest base, the first."""
+    """The last entry that counted: the first one with the highest base."""
     highest = max((entry.base for entry in sound), default=0)
     return next((entry for entry in sound if entry.base == highest), None)
 
 
 def last_live(history: DeploymentHistory) -> dict[str, str]:
-    """When each deployment (by sha256) was live last: the moment that the next one took its place, "" for now."""
+    """Determine when each deployment was live last.
+
+    Args:
+        history: The history of an environment.
+
+    Returns:
+        By sha256, the time at which the next deployment replaced it; "" if it is live now.
+    """
     until = [following.at for following in history.counted[1:]]
     return {entry.sha256: end for entry, end in zip(history.counted, [*until, ""], strict=False)}
 
 
 def plan_rollback(live: Entry | None, find: Callable[[int], Entry], to: Entry | None = None) -> Entry:
-    """The promotion that a rollback would bring back: the one that entry `to` stands for, else the one before what is
-    live. `find` gives the entry of a number; it is asked for such alone as another entry names.
+    """Find the promotion that a rollback would restore.
 
-    What was live before a promotion is what its base stands for. So a second rollback goes one further back instead of
-    undoing the first, and a promotion made after a rollback is undone to what the rollback had brought back.
+    The deployment before a promotion is the one of the promotion's base. So a second rollback goes one deployment
+    further back instead of undoing the first. A rollback of a promotion that followed a rollback restores what that
+    rollback had restored.
+
+    Args:
+        live: The live entry.
+        find: Returns the entry with a number. It is called only with numbers that other entries refer to.
+        to: The entry whose deployment to restore; None for the deployment before the live one.
+
+    Returns:
+        The promotion to restore.
 
     Raises:
-        Refused: nothing is live, or nothing was before it.
-        UsageError: as `find`.
+        Refused: Nothing is live, or there was no earlier deployment.
+        UsageError: As `find`.
     """
     if live is None:
         raise Refused("nothing is live here, so there is nothing to roll back")
@@ -214,11 +262,19 @@ def plan_rollback(live: Entry | None, find: Callable[[int], Entry], to: Entry | 
     if deployed.base == 0:
         raise Refused(
             f"there is nothing to roll back to: version {deployed.candidate_version}, which is live, was the first "
-            "deployment here (`--to N` brings back a later one)"
+            "deployment here (`--to N` restores a later one)"
         )
     return deployment(find(deployed.base), find)
 
 
 def deployment(entry: Entry, find: Callable[[int], Entry]) -> Entry:
-    """The promotion that `entry` stands for: itself, or the one that a rollback brought back."""
+    """Find the promotion that made an entry's deployment: the entry itself, or the one that a rollback restored.
+
+    Args:
+        entry: An entry that counted.
+        find: Returns the entry with a number.
+
+    Returns:
+        The promotion.
+    """
     return find(entry.restores) if entry.kind == "rollback" else entry

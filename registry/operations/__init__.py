@@ -1,1 +1,1 @@
-"""What people do with versions: promote, roll back, approve, compare, transfer, prune."""
+"""Operations on versions and logs: promote, roll back, approve, compare, transfer, prune."""

@@ -1,4 +1,4 @@
-"""What people put their names to, beside deploying: an approval of a version, its files, a history never signed."""
+"""Approve a version for an environment, and sign log entries or the files of a version."""
 
 from __future__ import annotations
 
@@ -23,14 +23,22 @@ from onward.registry.trust import entry_signatures, file_signatures
 def approve(
     model: str, version: int, environment: str, *, reason: str, actor: str | None = None, store: Store | None = None
 ) -> tuple[Entry, str]:
-    """Approve that the bytes of a version are promoted to an environment, now or later, by somebody else.
+    """Approve that another person promotes a version to an environment, now or later.
+
+    Args:
+        model: the model's name.
+        version: the version's number. The approval is for its files, identified by their digests.
+        environment: the environment.
+        reason: why, in one line.
+        actor: who approves; None for the current user. With signers, the owner of the signing key.
+        store: the store; None for the store in use.
 
     Returns:
-        the approval as it stands in the environment's log, and in words what went wrong in telling others, if anything.
+        the approval, as it is in the environment's log, and a message if the notification hook failed, else "".
 
     Raises:
-        UsageError: no such model, version or environment, or no reason.
-        Refused: the environment has signers, and the key of one of them is not here.
+        UsageError: there is no such model, version or environment, or the reason is missing.
+        Refused: the environment has signers, and this machine has no key of theirs.
         StoreUnreachable: the store did not answer.
     """
     wanted = policy.environment(policy.read(), environment)
@@ -60,20 +68,29 @@ def approve(
 def sign(
     model: str, environment: str, *, entries: Sequence[int] = (), dry_run: bool = False, store: Store | None = None
 ) -> list[Entry]:
-    """Sign entries that are in a log already and not proven, so that they count, and return them.
+    """Sign entries that are already in a log and not proven, so that they count.
 
-    Without `entries`: everything before the first proven entry, which is the history from before the environment had
-    signers. With them: those of these numbers, for example the last one of a signer who has left. Whoever does this
-    vouches for the entries as they stand: look at them first.
+    The signer vouches for the content of these entries, and should read them first.
+
+    Args:
+        model: the model's name.
+        environment: the environment.
+        entries: the numbers of the entries to sign, for example the last one of a removed signer. If empty, all
+            entries before the first proven one are signed: the history from before the environment had signers.
+        dry_run: whether to return the entries without storing their signatures.
+        store: the store; None for the store in use.
+
+    Returns:
+        the signed entries.
 
     Raises:
-        UsageError: no such environment; no entry of such a number, or one that is proven.
-        Refused: the environment has no signers, or the key of none of them is here.
+        UsageError: there is no such environment, or a number names no entry or a proven one.
+        Refused: the environment has no signers, or this machine has no key of theirs.
     """
     wanted = policy.environment(policy.read(), environment)
     valid_name(model, "a model")
     if not wanted.signers:
-        raise Refused(f"{environment} has no signers in params.yaml, so that nothing there has to be signed")
+        raise Refused(f"{environment} has no signers in params.yaml, so its entries need no signature")
     key = entry_signatures.own_key(wanted.signers, environment)
     store = store or Store(create=False)
     registered = registered_name(environment, model)
@@ -82,7 +99,8 @@ def sign(
     for number in entries:
         if number not in unsigned:
             raise UsageError(
-                f"{registered}: there is no entry {number} that is not proven; see `onward history {model}`"
+                f"{registered}: no entry {number} needs a signature: look at `onward history {model}`, and give the "
+                "number of an entry that is not proven"
             )
     if entries:
         chosen = [unsigned[number] for number in sorted(set(entries))]
@@ -98,11 +116,20 @@ def sign(
 
 
 def sign_files(model: str, version: int, key: Path, *, store: Store | None = None) -> str:
-    """Sign all files of a version, keep the signature with it, and return the sha256 that was signed.
+    """Sign all files of a version, and store the signature as a tag of the version.
+
+    Args:
+        model: the model's name.
+        version: the version's number.
+        key: the path of the private key.
+        store: the store; None for the store in use.
+
+    Returns:
+        the sha256 of the signed model.
 
     Raises:
-        UsageError: no such model, version or key, or model-signing is not installed.
-        Refused: the files are not those that were published, or the server does not allow it.
+        UsageError: there is no such model, version or key, or model-signing is not installed.
+        Refused: the files differ from the published ones, or the server does not allow the change.
     """
     valid_name(model, "a model")
     store = store or Store(create=False)

@@ -1,4 +1,4 @@
-"""What is to be promoted, and what an environment's requirements say of it. Nothing is changed here.
+"""Choose the version to promote, and check it against an environment's requirements. Nothing is changed here.
 
 chosen, order = choose(store, rules, "cnn", "staging", None, False, live)
 results, pages = judge(store, rules["staging"], chosen.evidence, live, folder)
@@ -10,19 +10,27 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from onward.registry.errors import Refused, UsageError
+from onward.registry.errors import Refused
 from onward.registry.gates import builtin, expectations, four_eyes, policy
 from onward.registry.gates.policy import CANDIDATE, Policy
 from onward.registry.log.entries import Entry, GateResult
 from onward.registry.store.artifacts import SERVED_AS
-from onward.registry.store.resolve import find_candidate, require_model
+from onward.registry.store.resolve import find_candidate, no_version, require_model
 from onward.registry.store.schema import Log, RegisteredVersion
 from onward.registry.store.store import Store
 
 
 @dataclass(frozen=True)
 class Deployable:
-    """Bytes that can be deployed, where they are now, and what is known of them."""
+    """A version that can be deployed.
+
+    Attributes:
+        version: the version's number.
+        sha256: the digest of the model's files.
+        manifest: the digest of all files; "" if an older Onward published the version.
+        source: the models:/ URI of the files.
+        evidence: what was measured of the version.
+    """
 
     version: int
     sha256: str
@@ -31,45 +39,69 @@ class Deployable:
     evidence: Mapping[str, str]
 
     def is_live_as(self, live: Entry) -> bool:
-        """Whether `live` deployed these bytes, served in the same way, and pins as much of them as can be pinned."""
+        """Whether `live` already deploys these files, with the same serving.json and the strongest available digest.
+
+        Args:
+            live: the live entry of the environment.
+        """
         if live.sha256 != self.sha256:
             return False
         if self.manifest:
             return live.manifest == self.manifest
-        ways = live.evidence.get(SERVED_AS), self.evidence.get(SERVED_AS)
-        return ways[0] == ways[1] or (None in ways and live.candidate_version == self.version)
+        serving = live.evidence.get(SERVED_AS), self.evidence.get(SERVED_AS)
+        return serving[0] == serving[1] or (None in serving and live.candidate_version == self.version)
 
 
 def choose(
     store: Store, rules: Policy, model: str, to: str, version: int | None, force: bool, replaced: Entry | None
 ) -> tuple[Deployable, tuple[GateResult, ...]]:
-    """What to promote, and whether the order of environments is kept."""
+    """Choose the version to promote.
+
+    Args:
+        store: the store.
+        rules: the environments' requirements.
+        model: the model's name.
+        to: the environment to deploy to.
+        version: the version's number; None for the version that is live in the environment before `to`, or for the
+            newest version that meets the requirements if `to` takes candidates.
+        force: whether unmet requirements are ignored in the choice.
+        replaced: the live entry of `to`, or None.
+
+    Returns:
+        the version, and whether the order of environments is kept (no result if `to` takes candidates).
+
+    Raises:
+        UsageError: there is no such model or version.
+        Refused: no version meets the requirements, or nothing is live in the environment before `to`.
+    """
     origin = rules[to].source
     if origin == CANDIDATE:
         found = _newest(store, model, to, rules[to], force, replaced) if version is None else None
         return _deployable(found or find_candidate(store, model, version or 0)), ()
     live = store.head(origin, model).history.live
     if live is not None and version in (None, live.candidate_version):
-        # The very bytes that were tried there; their evidence as it is now, where the candidate still exists.
+        # Deploy the same files as there. Take the candidate's current evidence, if the candidate still exists.
         candidate = store.candidate(model, live.candidate_version)
         fresh = candidate is not None and candidate.sha256 == live.sha256
         evidence = candidate.evidence if candidate is not None and fresh else live.evidence
         kept = GateResult(requirement="order", met=True, detail=f"live in {origin} since entry {live.number}")
         return Deployable(live.candidate_version, live.sha256, live.manifest, live.source, evidence), (kept,)
-    there = f"version {live.candidate_version}" if live else "nothing"
+    found_live = f"version {live.candidate_version}" if live else "nothing"
     if version is None:
         require_model(store, model)
         raise Refused(
-            f"{to} takes what is live in {origin}, and nothing is: `onward promote {model} --to {origin}` first"
+            f"{to} takes the version that is live in {origin}, and nothing is live there: run `onward promote {model} "
+            f"--to {origin}` first"
         )
-    unkept = GateResult(requirement="order", met=False, detail=f"{to} takes what is live in {origin}, which is {there}")
+    detail = f"{to} takes the version that is live in {origin}, which is {found_live}"
+    unkept = GateResult(requirement="order", met=False, detail=detail)
     return _deployable(find_candidate(store, model, version)), (unkept,)
 
 
 def _newest(
     store: Store, model: str, to: str, wanted: policy.Environment, force: bool, live: Entry | None
 ) -> RegisteredVersion:
-    """The newest version whose evidence meets what is wanted; by force, the newest."""
+    """The newest version whose evidence meets the requirements; with `force`, the newest version."""
     newest = None
     for candidate in store.candidates(model):
         if not candidate.sha256:
@@ -78,11 +110,12 @@ def _newest(
         if force or not _unmet(store, wanted, candidate, live):
             return candidate
     if newest is None:
-        raise UsageError(
-            f"there is no version of {model}: `dvc repro` registers one, `onward status` shows what there is"
-        )
+        raise no_version(model)
     listed = "".join(f"\n  {result}" for result in _unmet(store, wanted, newest, live))
-    raise Refused(f"no version of {model} is fit for {to}; the newest, {newest.version}, does not meet:{listed}")
+    raise Refused(
+        f"no version of {model} meets the requirements of {to}; the newest, version {newest.version}, does not "
+        f"meet:{listed}"
+    )
 
 
 def _unmet(
@@ -95,7 +128,18 @@ def _unmet(
 def judge(
     store: Store, wanted: policy.Environment, evidence: Mapping[str, str], live: Entry | None, folder: Path | None
 ) -> tuple[tuple[GateResult, ...], dict[str, str]]:
-    """What Onward's own gates say, and the suites, of which it hands over the pages too."""
+    """Check a version's evidence against an environment's requirements.
+
+    Args:
+        store: the store, for the metrics that suites use.
+        wanted: the environment.
+        evidence: what was measured of the version.
+        live: the live entry of the environment, or None.
+        folder: the version's files; None to skip the gates that need them.
+
+    Returns:
+        the results of Onward's own gates and of the Great Expectations suites, and each suite's HTML page by its name.
+    """
     results = builtin.judge(wanted.named, evidence, folder)
     pages = {}
     if wanted.suites:
@@ -121,8 +165,21 @@ def second_person(
     actor: str,
     moment: str,
 ) -> tuple[GateResult, ...]:
-    """What `four_eyes` says of a promotion by `actor` at `moment` (ISO 8601), where the environment asks for it.
-    `manifest` is the digest of the files that are promoted: an approval of others is none."""
+    """Check the `four_eyes` gate, if the environment has it.
+
+    Args:
+        store: the store.
+        wanted: the environment.
+        model: the model's name.
+        to: the environment's name.
+        chosen: the version to promote.
+        manifest: the digest of the files to promote. Approvals of other files do not count.
+        actor: who promotes.
+        moment: when, in ISO 8601.
+
+    Returns:
+        one result, or none without the gate.
+    """
     if not wanted.four_eyes:
         return ()
     approvals = store.approvals(to, model, chosen.sha256)
@@ -133,13 +190,24 @@ def second_person(
 
 
 def proof(log: Log, wanted: policy.Environment) -> tuple[GateResult, ...]:
-    """What the signatures of the log say, where the environment has signers. An entry that was signed and is not proven
-    is a reason to stop: somebody changed it, or its signer has left. Rows without a signature are told alone."""
+    """Check the signatures of a log, if the environment has signers.
+
+    A signed entry that is not proven stops the promotion: it was changed, or its signer was removed. Rows without a
+    signature are only reported.
+
+    Args:
+        log: the environment's log.
+        wanted: the environment.
+
+    Returns:
+        one result, or none without signers.
+    """
     if not wanted.signers:
         return ()
     signed = [entry for entry in log.unproven if entry.signature and entry.kind != "approve"]
     broken = [entry for entry in signed if entry.number > log.history.base]
     detail = "; ".join(log.alarm) or "every entry that counts is proven"
     if broken:
-        detail += ": look at `onward history`, then `onward sign ... --entry N` what is right, or use --force"
+        detail += ": look at `onward history`, then sign the correct entries with `onward sign ... --entry N`, or use "
+        detail += "--force"
     return (GateResult(requirement="log", met=not broken, detail=detail),)

@@ -1,4 +1,4 @@
-"""What differs between two versions: the graphs themselves, and what was recorded of them.
+"""Compare two versions: their graphs, and what was recorded of them.
 
 from registry import diff
 diff.compare("cnn@staging", "cnn@production").different()
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from onward.registry.artifact import onnx_file
-from onward.registry.inference.session import download
+from onward.registry.store.download import download
 from onward.registry.store.resolve import resolve
 from onward.registry.store.store import Store
 
@@ -22,22 +22,22 @@ if TYPE_CHECKING:
 Value = str | int | float | None
 
 SECTIONS = ("graph", "operators", "evidence", "params", "metrics", "latencies")
-# Said elsewhere in the comparison, or a name and no fact.
+# This evidence is shown in another section, or is only an identifier.
 _NOT_EVIDENCE = ("sha256", "manifest", "serving", "run_id", "opset", "size_mb")
 _TIMES = ("latency_", "throughput_", "ratio_")
 
-# Amounts: counts, times, rates and bytes, of which zero is none, so that a percentage means something. Anything else is
-# compared by its difference: decibels, cosines, shares, ratios, qualities, errors, numbers of versions.
+# Amounts are counts, times, rates and bytes. Their zero means "none", so a relative change makes sense. All others are
+# compared by their difference: decibels, cosines, shares, ratios, qualities, errors, version numbers.
 _AMOUNTS = ("parameters", "nodes", "size in bytes")
 _AMOUNT_ENDINGS = ("_ms", "_mb", "_throughput")
 
-# A percentage of a base that is tiny beside the other value says nothing: "+900 %" is the largest one shown.
+# A percentage of a very small base is not informative, so "+900 %" is the largest one shown.
 _LARGEST, _SMALLEST = 10.0, 0.01
 
 
 @dataclass(frozen=True)
 class Fact:
-    """One thing that is known of either side; None where a side lacks it."""
+    """One value of both sides; None where a side lacks it."""
 
     section: str
     name: str
@@ -46,12 +46,15 @@ class Fact:
 
     @property
     def differs(self) -> bool:
+        """Whether the two sides have different values."""
         return self.left != self.right
 
     @property
     def change(self) -> float | None:
-        """The right relative to the left, less 1. Null where a percentage means nothing: unless both are amounts of one
-        sign, and the right is between a hundredth of the left and ten times it."""
+        """The relative change from left to right, or None if a percentage is not informative.
+
+        It is informative only for amounts of the same sign, whose right value is between 0.01 and 10 times the left.
+        """
         if not self._is_amount or not isinstance(self.left, int | float) or not isinstance(self.right, int | float):
             return None
         if not self.left or not math.isfinite(self.left) or not math.isfinite(self.right):
@@ -61,7 +64,7 @@ class Fact:
 
     @property
     def difference(self) -> float | None:
-        """The right less the left, in their own unit; null where one is no finite number."""
+        """Right minus left, in the value's unit; None if one of them is not a finite number."""
         if not isinstance(self.left, int | float) or not isinstance(self.right, int | float):
             return None
         difference = self.right - self.left
@@ -69,8 +72,7 @@ class Fact:
 
     @property
     def in_words(self) -> str:
-        """How much it changed: a percentage of an amount, else the difference; empty where it did not, or no number
-        says how much."""
+        """The change as text: a percentage for amounts, else the difference; "" if equal or not numeric."""
         if not self.differs or self.difference is None:
             return ""
         return f"{self.difference:+.4g}" if self.change is None else f"{self.change:+.1%}"
@@ -92,22 +94,28 @@ class Comparison:
     notes: tuple[str, ...]
 
     def different(self) -> list[Fact]:
+        """The facts that differ."""
         return [fact for fact in self.facts if fact.differs]
 
 
 def compare(left: str, right: str, store: Store | None = None) -> Comparison:
-    """Compare what two targets (MODEL@ENVIRONMENT or MODEL/VERSION) name.
+    """Compare two versions.
+
+    Args:
+        left: MODEL@ENVIRONMENT or MODEL/VERSION.
+        right: the same, for the other version.
+        store: the store; None for the store in use.
 
     Raises:
-        UsageError: a target names nothing.
-        Refused: nothing is live there, or files are not those that were published.
+        UsageError: a target does not exist.
+        Refused: nothing is live in an environment, or files differ from the published ones.
         StoreUnreachable: the store did not answer.
     """
     store = store or Store(create=False)
     found = [resolve(target, store) for target in (left, right)]
     runs = [store.run(target.evidence.get("run_id", "")) for target in found]
     notes = [
-        f"the run of {target} is gone: its params, metrics and latencies are not known"
+        f"the run of {target} was deleted: its params, metrics and latencies are not known"
         for target, run in zip(found, runs, strict=True)
         if run is None
     ]
@@ -157,7 +165,7 @@ def _number(text: str) -> Value:
 
 
 def as_json(comparison: Comparison) -> Mapping[str, object]:
-    """The comparison as JSON has it: every fact, equal ones too."""
+    """The comparison in the form of the command's JSON output, including equal facts."""
     return {
         "left": _side(comparison.left),
         "right": _side(comparison.right),

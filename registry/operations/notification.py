@@ -1,8 +1,8 @@
-"""Tells others of an entry, once it is in the log: a command or a webhook per environment, named in params.yaml.
+"""Run an environment's hook after an entry was appended: a command or a webhook that params.yaml names.
 
-The entry counts whatever becomes of this. A hook that fails is tried again, and then is a warning. Neither its address
-nor what it answers is ever repeated: either may hold a secret. A webhook of the MLflow server is made once, by `onward
-environments create` (registry/store/webhooks.py), and sent by the server.
+The entry counts even if the hook fails. A failed hook is retried, and then reported as a warning. The warning never
+contains the webhook's address or its answer, because they may contain a secret. A webhook of the MLflow server itself
+is set up once, by `onward environments create` (registry/store/webhooks.py), and sent by the server.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from onward.registry.gates.policy import Notify
     from onward.registry.log.entries import Entry
 
-# Seconds before each further try, and how long one may take: somebody is waiting for the command.
+# The pauses before each retry, and the timeout of each try. They are short because the user waits for the command.
 PAUSES_S = (1.0, 3.0)
 TIMEOUT_S = 10.0
 
 
 class _Failed(Exception):
-    """One try failed. `again`: whether another may do better."""
+    """One try failed. `again` says whether a retry may succeed."""
 
     def __init__(self, reason: str, again: bool = True) -> None:
         super().__init__(reason)
@@ -38,15 +38,27 @@ class _Failed(Exception):
 
 
 def event(model: str, environment: str, entry: Entry) -> dict[str, Any]:
-    """What a hook is told."""
+    """The JSON object that a hook receives.
+
+    Args:
+        model: the model's name.
+        environment: the environment.
+        entry: the appended entry.
+    """
     return {"model": model, "environment": environment, **entry.model_dump(mode="json"), "sentence": str(entry)}
 
 
 def announce(notify: Notify, model: str, environment: str, entry: Entry) -> str:
-    """Run the hook until it succeeds, a few times at most.
+    """Run a hook, with two retries.
+
+    Args:
+        notify: the environment's hook.
+        model: the model's name.
+        environment: the environment.
+        entry: the appended entry.
 
     Returns:
-        nothing, or in words how it failed.
+        a message if all tries failed, else "".
     """
     if notify.server_webhook is not None:
         return ""
@@ -66,16 +78,19 @@ def announce(notify: Notify, model: str, environment: str, entry: Entry) -> str:
 
 
 def resolved(address: str) -> str:
-    """An address, or the one that the environment variable `$NAME` holds.
+    """Replace `$NAME` with the address in the environment variable NAME.
+
+    Args:
+        address: an address, or `$NAME`.
 
     Raises:
-        UsageError: the variable holds none.
+        UsageError: the variable does not contain an http or https address.
     """
     if not address.startswith("$"):
         return address
     found = os.environ.get(address[1:], "")
     if not found.startswith(("https://", "http://")):
-        raise UsageError(f"the environment variable {address[1:]} holds no http(s) address")
+        raise UsageError(f"the environment variable {address[1:]} must contain an http:// or https:// address")
     return found
 
 
@@ -85,7 +100,7 @@ def _run(command: list[str], body: bytes) -> None:
     except UsageError:
         home = None
     try:
-        # What the command prints goes to stderr: stdout is for the answer to whoever runs `onward`.
+        # The hook's output goes to stderr, because stdout is for the output of `onward`.
         code = subprocess.run(command, input=body, stdout=2, timeout=TIMEOUT_S, cwd=home, check=False).returncode
     except subprocess.TimeoutExpired:
         raise _Failed(f"{command[0]} did not finish within {TIMEOUT_S:g} s") from None
@@ -96,10 +111,10 @@ def _run(command: list[str], body: bytes) -> None:
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Follows nothing: a redirected POST would become a GET, elsewhere."""
+    """Follow no redirects: urllib would turn the POST into a GET to another address."""
 
     def redirect_request(self, *_: Any) -> None:
-        return None
+        """Reject the redirect, so the server's 3xx answer is an error."""
 
 
 def _post(address: str, body: bytes) -> None:
@@ -117,8 +132,8 @@ def _post(address: str, body: bytes) -> None:
         again = error.code >= 500 or error.code in (408, 429)
         raise _Failed(f"{where} answered {error.code}", again) from None
     except (OSError, http.client.HTTPException) as error:
-        # Of the error, only its kind: its words may repeat the address.
+        # Report only the error's type, because its message may contain the address.
         reason = getattr(error, "reason", error)
         raise _Failed(f"{where} could not be reached ({type(reason).__name__})") from None
     except ValueError:
-        raise _Failed("the webhook's address is no URL", again=False) from None
+        raise _Failed("the webhook's address is not a URL", again=False) from None

@@ -1,4 +1,4 @@
-"""What there is, looked at and never changed: status, history, check."""
+"""Read the state of models and environments, without changing it: status, history, check."""
 
 from __future__ import annotations
 
@@ -30,7 +30,18 @@ from onward.registry.store.store import Store
 
 @dataclass(frozen=True)
 class EnvironmentStatus:
-    """What is live, and what is wrong with the log; layout.Log says what the fields mean."""
+    """The live entry of an environment, and the problems of its log.
+
+    Attributes:
+        environment: the environment.
+        live: the live entry, or None.
+        since: when it was deployed, in ISO 8601; "" if nothing is live.
+        drift: the views that disagree with the log.
+        foreign: as in schema.Log.
+        unproven: as in schema.Log.
+        newer: as in schema.Log.
+        alarm: as in schema.Log.
+    """
 
     environment: str
     live: Entry | None
@@ -43,15 +54,22 @@ class EnvironmentStatus:
 
     @property
     def trouble(self) -> bool:
-        """Whether somebody should look at it."""
+        """Whether there is any problem that a person should look at."""
         return bool(self.drift or self.foreign or self.unproven or self.newer or self.alarm)
 
 
 @dataclass(frozen=True)
 class ModelStatus:
-    """`newest` is the newest version, None where there is none (any more); `registered` says whether there ever was
-    one. `failed` is why the newest pipeline run failed, empty where it did not. `foreign` marks a registered model that
-    looks like one of ours and has a name that none of ours can have."""
+    """The state of a model.
+
+    Attributes:
+        model: the model's name.
+        newest: the newest version; None if there is none (any more).
+        environments: the state of each environment.
+        registered: whether a version was ever registered or deployed.
+        failed: why the newest pipeline run failed; "" if it passed.
+        foreign: whether this is a registered model of another team, whose name resembles a log of Onward's.
+    """
 
     model: str
     newest: RegisteredVersion | None
@@ -63,7 +81,14 @@ class ModelStatus:
 
 @dataclass(frozen=True)
 class Check:
-    """What was found of what is live: `met` is the digest's and the replay's verdict together."""
+    """The result of checking the live version of an environment.
+
+    Attributes:
+        model: the model's name.
+        environment: the environment.
+        entry: the live entry.
+        results: the result of each check.
+    """
 
     model: str
     environment: str
@@ -72,14 +97,20 @@ class Check:
 
     @property
     def met(self) -> bool:
+        """Whether all checks passed."""
         return all(result.met for result in self.results)
 
 
 def history(model: str, environment: str | None = None, store: Store | None = None) -> dict[str, Log]:
-    """The log of every environment of a model, or of one.
+    """The logs of a model, by environment.
+
+    Args:
+        model: the model's name.
+        environment: one environment; None for all of them.
+        store: the store; None for the store in use.
 
     Raises:
-        UsageError: no such environment, or nothing is known of the model.
+        UsageError: there is no such environment, or no version of the model.
     """
     rules = policy.read()
     valid_name(model, "a model")
@@ -94,8 +125,13 @@ def history(model: str, environment: str | None = None, store: Store | None = No
 
 
 def status(store: Store | None = None) -> list[ModelStatus]:
-    """Every model and environment at a glance, and the models whose newest pipeline run failed. Writes nothing, so that
-    a user with read access can ask, and drift stays visible."""
+    """The state of every model and environment, and the models whose newest pipeline run failed.
+
+    Nothing is written, so read access is enough, and views that disagree with the log stay visible.
+
+    Args:
+        store: the store; None for the store in use.
+    """
     rules = policy.read()
     if store is None and nothing_yet():
         return []
@@ -107,7 +143,7 @@ def status(store: Store | None = None) -> list[ModelStatus]:
     foreign = []
     for name, overview in known.items():
         environment, dot, model = name.partition(".")
-        if not is_name(model if dot else name):  # another team's: no name of ours, and none for a filter
+        if not is_name(model if dot else name):  # another team's model: its name may not be valid in MLflow's filters
             foreign += [ModelStatus(name, None, (), foreign=True)] if dot and environment in rules else []
         elif dot and environment in rules:
             newest.setdefault(model, None)
@@ -130,17 +166,17 @@ def status(store: Store | None = None) -> list[ModelStatus]:
 
 
 def _environment_status(store: Store, known: Mapping[str, Overview], environment: str, model: str) -> EnvironmentStatus:
-    """From the newest entry alone, where nobody raced for it."""
+    """The state of one environment, from the newest entry alone if that is enough."""
     registered = known.get(registered_name(environment, model), Overview())
     floor = int(registered.newest[0].version) - 1 if registered.newest else 0
     log = store.parse(environment, model, registered.newest[:1], floor)
     log = store.remembered(environment, model, log) if log.settled else store.head(environment, model)
     live = log.history.live
-    there = known.get(model, Overview()).aliases.get(environment)
+    alias = known.get(model, Overview()).aliases.get(environment)
     candidate = live.candidate_version if live else None
-    if there != candidate:  # where they agree, the alias says that the version exists
+    if alias != candidate:  # if they agree, the alias proves that the version exists
         candidate = store.live_candidate(model, log)
-    found = {registered_name(environment, model): registered.aliases.get(LIVE), model: there}
+    found = {registered_name(environment, model): registered.aliases.get(LIVE), model: alias}
     drift = find_drift(environment, model, log, candidate, found)
     return EnvironmentStatus(
         environment, live, live.at if live else "", tuple(drift), log.foreign, log.unproven, log.newer, log.alarm
@@ -148,10 +184,17 @@ def _environment_status(store: Store, known: Mapping[str, Overview], environment
 
 
 def check(model: str, environment: str, store: Store | None = None) -> Check:
-    """Check what is live: its log, every file against its digest, and the recorded inputs run on this host.
+    """Check the live version of an environment: its log, its files, and its answers on this host.
+
+    Every file is compared with its digest, and the recorded inputs are run again.
+
+    Args:
+        model: the model's name.
+        environment: the environment.
+        store: the store; None for the store in use.
 
     Raises:
-        Refused: nothing is live there.
+        Refused: nothing is live in the environment.
     """
     store = store or Store(create=False)
     target = resolve(f"{model}@{environment}", store)
@@ -167,7 +210,7 @@ def check(model: str, environment: str, store: Store | None = None) -> Check:
         size = sum(file.size_bytes for file in found.model)
         detail = f"sha256 {target.sha256}, {size:,} bytes{_pinned(target)}"
         if found.source != target.source:
-            detail += f" in {found.source}; {target.source}, which the entry names, is lost"
+            detail += f" in {found.source}; the files in {target.source}, which the entry names, are lost"
         digest = GateResult(requirement="digest", met=True, detail=detail)
         signature = _signature(found.folder, target)
         met, detail = measure_again(found.folder, target.evidence)
@@ -176,7 +219,7 @@ def check(model: str, environment: str, store: Store | None = None) -> Check:
 
 
 def _logged(environment: str, log: Log) -> tuple[GateResult, ...]:
-    """What the signatures of the log say, where the environment has signers."""
+    """The check of the log's signatures, if the environment has signers."""
     if not policy.environment(policy.read(), environment).signers:
         return ()
     problems = "; ".join((*log.damage, *log.alarm))
@@ -184,17 +227,17 @@ def _logged(environment: str, log: Log) -> tuple[GateResult, ...]:
 
 
 def _pinned(target: Target) -> str:
-    """What the entry does not pin, in words."""
+    """A note if the entry pins only the files of the model; otherwise empty."""
     if target.manifest:
         return ""
     return (
-        "; the entry is from an older Onward and pins the model files alone, not session options, recorded answers or "
-        f"tolerances: `onward promote {target.model} --to {target.environment}` pins them all"
+        "; an older Onward wrote the entry, and pinned only the model files, not session options, recorded answers or "
+        f"tolerances: `onward promote {target.model} --to {target.environment}` pins all of them"
     )
 
 
 def _signature(folder: Path, target: Target) -> tuple[GateResult, ...]:
-    """What the signature of the files says, where the environment asks for one."""
+    """The check of the files' signature, if the environment requires one."""
     key = policy.environment(policy.read(), target.environment).files_key
     if not key:
         return ()

@@ -1,4 +1,4 @@
-"""Who may deploy to an environment, on an MLflow server with users (basic auth): what docs/team-setup.md describes."""
+"""Grant users the permission to deploy to an environment, on an MLflow server with basic auth (docs/team-setup.md)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,13 @@ _ENOUGH = (EDIT, "MANAGE")
 
 @dataclass(frozen=True)
 class Grant:
-    """That a user may edit a registered model or an experiment; `changed`: since now."""
+    """A user's permission to edit a registered model or an experiment.
+
+    Attributes:
+        kind: `registered_model` or `experiment`, as MLflow names them.
+        name: its name.
+        changed: whether the permission was granted now.
+    """
 
     kind: str
     name: str
@@ -31,33 +37,44 @@ class Grant:
 
 
 def grant(environment: str, user: str, store: Store | None = None) -> list[Grant]:
-    """Let a user deploy to an environment: EDIT on its logs, on the experiment with its files, and on the candidates of
-    its models. What the user may do already stays as it is, so that a second call changes nothing.
+    """Grant a user the permissions to deploy to an environment.
+
+    These are EDIT on its logs, on the experiment that contains its files, and on the candidates of its models. Existing
+    permissions stay unchanged.
+
+    Args:
+        environment: the environment.
+        user: the name of the user on the server.
+        store: the store; None for the store in use.
+
+    Returns:
+        all permissions that the user needs, and whether each was granted now.
 
     Raises:
-        UsageError: there is no such environment or user, it was not made yet, or the store has no users.
-        Refused: who asks is no administrator of the server, or the user is denied something explicitly.
+        UsageError: there is no such environment or user, the environment was not created yet, or the store has no
+            users.
+        Refused: the caller is not an administrator of the server, or a rule denies the user access.
         StoreUnreachable: the server did not answer.
     """
     policy.environment(policy.read(), environment)
     store = store or Store()
     uri = store.uri
     if not is_server(uri):
-        raise UsageError(f"{without_credentials(uri)} has no users: only an MLflow server with basic auth has")
+        raise UsageError(f"{without_credentials(uri)} has no users: only an MLflow server with basic auth has them")
     from mlflow.server.auth.client import AuthServiceClient
 
     server = AuthServiceClient(uri)
     granted: list[Grant] = []
-    with saying(lambda: f"Granted before that: {', '.join(g.name for g in granted if g.changed) or 'nothing'}"):
-        for kind, name, number in _resources(store, environment):
-            granted.append(Grant(kind, name, _granted(server, user, kind, name, number, uri)))
+    with saying(lambda: f"Granted before that: {', '.join(one.name for one in granted if one.changed) or 'nothing'}"):
+        for kind, name, identifier in _resources(store, environment):
+            granted.append(Grant(kind, name, _ensure_edit(server, user, kind, name, identifier, uri)))
     return granted
 
 
 def _resources(store: Store, environment: str) -> list[tuple[str, str, str]]:
-    """Of all that somebody who deploys there writes to: what it is, its name, and what the server knows it by."""
+    """The kind, the name and the server's identifier of everything that a deployment writes to."""
     experiment = store.files.experiment(environment)
-    # LIKE takes an underscore for any character.
+    # In SQL's LIKE, an underscore matches any character.
     logs = [
         name
         for name in store.versions.named(f"{environment}.%")
@@ -65,7 +82,8 @@ def _resources(store: Store, environment: str) -> list[tuple[str, str, str]]:
     ]
     if experiment is None or not logs:
         raise UsageError(
-            f"{environment} was not made yet: `onward environments create MODEL...`, for each of its models"
+            f"the environment {environment} does not exist on the server yet: create it with `onward environments "
+            "create MODEL...`, and name each of its models"
         )
     candidates = [name.removeprefix(f"{environment}.") for name in logs]
     registered = logs + [name for name in candidates if name in store.versions.named(name)]
@@ -73,47 +91,48 @@ def _resources(store: Store, environment: str) -> list[tuple[str, str, str]]:
     return [("experiment", experiment_name(environment), experiment), *models]
 
 
-def _granted(server: AuthServiceClient, user: str, kind: str, name: str, number: str, uri: str) -> bool:
-    """Whether a grant was needed."""
-    if (found := _permission(server, user, kind, number, uri)) in _ENOUGH:
+def _ensure_edit(server: AuthServiceClient, user: str, kind: str, name: str, identifier: str, uri: str) -> bool:
+    """Grant EDIT if the user lacks it, and return whether it was granted now."""
+    if (found := _permission(server, user, kind, identifier, uri)) in _ENOUGH:
         return False
     if found != "DENY":
         with reachable():
-            _give(server, user, kind, number)
-        found = _permission(server, user, kind, number, uri)
+            _give(server, user, kind, identifier)
+        found = _permission(server, user, kind, identifier, uri)
     if found not in _ENOUGH:
         raise Refused(
-            f"{user} has {found} on the {kind.replace('_', ' ')} {name}, by a rule that stands above a grant: take "
-            "that rule away first (docs/team-setup.md)"
+            f"{user} has {found} on the {kind.replace('_', ' ')} {name}, by a rule that overrides grants: remove that "
+            "rule first (docs/team-setup.md)"
         )
     return True
 
 
-def _give(server: AuthServiceClient, user: str, kind: str, number: str) -> None:
+def _give(server: AuthServiceClient, user: str, kind: str, identifier: str) -> None:
+    """Grant EDIT, in place of a lower permission."""
     from mlflow.exceptions import MlflowException
 
     try:
-        server.grant_user_permission(user, kind, number, EDIT)
+        server.grant_user_permission(user, kind, identifier, EDIT)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-        # A grant of less, which MLflow does not raise.
-        server.revoke_user_permission(user, kind, number)
-        server.grant_user_permission(user, kind, number, EDIT)
+        # The user has a lower permission, which MLflow does not replace.
+        server.revoke_user_permission(user, kind, identifier)
+        server.grant_user_permission(user, kind, identifier, EDIT)
 
 
-def _permission(server: AuthServiceClient, user: str, kind: str, number: str, uri: str) -> str:
+def _permission(server: AuthServiceClient, user: str, kind: str, identifier: str, uri: str) -> str:
     from mlflow.exceptions import MlflowException
 
     with reachable():
         try:
-            return str(server.get_user_permission(user, kind, number).permission)
+            return str(server.get_user_permission(user, kind, identifier).permission)
         except MlflowException as error:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                 raise UsageError(f"{without_credentials(uri)} has no user {user!r}") from error
             if http_status(error) == 404:
                 raise UsageError(
-                    f"{without_credentials(uri)} has no users: it runs without MLflow's basic auth, or with one older "
-                    "than 3.17"
+                    f"{without_credentials(uri)} has no users: start it with MLflow's basic auth, and with MLflow 3.17 "
+                    "or newer"
                 ) from error
             raise

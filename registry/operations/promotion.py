@@ -1,11 +1,11 @@
-"""What the `onward` command changes, as functions: promote, rollback, reconcile.
+"""The operations that change what is live: promote, rollback, reconcile.
 
-    from registry import operations
-    operations.promote("cnn", to="staging", reason="better on night scenes")
-    operations.rollback("cnn", "production", reason="wrong on sevens")
+    from onward.registry.operations import promotion
+    promotion.promote("cnn", to="staging", reason="better on night scenes")
+    promotion.rollback("cnn", "production", reason="wrong on sevens")
 
-Each reads the log, decides (registry/log/entries.py, registry/operations/choice.py), appends at most one entry, heals
-the views.
+Each operation reads the log, decides (registry/log/entries.py, registry/operations/choice.py), appends at most one
+entry, and corrects the views.
 """
 
 from __future__ import annotations
@@ -41,11 +41,18 @@ _LONGEST_REASON = 1000
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a promotion or a rollback did.
+    """The result of a promotion or a rollback.
 
-    entry: what is live now; None after a dry run. changed: whether an entry was appended. version, sha256: what was to
-    be deployed. gates: what each requirement said. note: what is left to do, where the entry counts but its aliases
-    could not be written or its hook failed.
+    Attributes:
+        model: the model's name.
+        environment: the environment.
+        version: the number of the deployed version.
+        sha256: the digest of its model.
+        changed: whether an entry was appended.
+        dry_run: whether this was a dry run, which changes nothing.
+        entry: the live entry; None after a dry run.
+        gates: the result of each requirement.
+        note: a message if the entry counts, but its aliases could not be written or its hook failed; else "".
     """
 
     model: str
@@ -70,16 +77,26 @@ def promote(
     actor: str | None = None,
     store: Store | None = None,
 ) -> Outcome:
-    """Deploy a version to environment `to`.
+    """Deploy a version to an environment.
 
-    Without `version`: what is live in the environment before it, or, where that is the candidates, the newest version
-    that meets what `to` requires. What is live already stays, and no entry is appended. `force` deploys against the
-    order of environments and unmet requirements, never against a digest, and is kept in the log.
+    If the version is already live there, no entry is appended.
+
+    Args:
+        model: the model's name.
+        to: the environment.
+        version: the version's number. None for the version that is live in the environment before `to`, or for the
+            newest version that meets the requirements if `to` takes candidates.
+        reason: why, in one line.
+        force: whether to deploy despite unmet requirements or a broken order of environments. The log records this. A
+            wrong digest is never ignored.
+        dry_run: whether to check the requirements without changing anything.
+        actor: who promotes; None for the current user. With signers, the owner of the signing key.
+        store: the store; None for the store in use.
 
     Raises:
-        Refused: requirements are not met (all of them are listed), or files are not those that were published.
-        UsageError: no such model, version or environment, or no reason.
-        LostRace: somebody else's entry was appended meanwhile.
+        Refused: requirements are not met (the message lists all of them), or files differ from the published ones.
+        UsageError: there is no such model, version or environment, or the reason is missing.
+        LostRace: another command appended an entry meanwhile.
         StoreUnreachable: the store did not answer.
     """
     rules = policy.read()
@@ -107,7 +124,9 @@ def promote(
         unmet = [result for result in results if not result.met]
         if unmet and not (force and _forcible(wanted, unmet)):
             listed = "".join(f"\n  {result}" for result in unmet)
-            raise Refused(f"{model} version {chosen.version} is not fit for {to}; nothing was changed:{listed}")
+            raise Refused(
+                f"{model} version {chosen.version} does not meet the requirements of {to}; nothing was changed:{listed}"
+            )
         if dry_run:
             return Outcome(model, to, chosen.version, chosen.sha256, changed=False, dry_run=True, gates=results)
         source = _keep(store, model, to, chosen, found, Path(temporary) / "copy")
@@ -140,14 +159,23 @@ def rollback(
     actor: str | None = None,
     store: Store | None = None,
 ) -> Outcome:
-    """Bring back what was live before, or what entry `to` deployed. A second rollback goes one further back.
+    """Deploy the previous version again, or the one that an earlier entry deployed.
 
-    Needs neither the candidate nor its run: an environment has its own copies.
+    A second rollback goes one version further back. It uses the environment's own copy of the files, so it works even
+    if the candidate and its run were deleted.
+
+    Args:
+        model: the model's name.
+        environment: the environment.
+        reason: why, in one line.
+        to: the number of the entry to return to; None for the deployment before the live one.
+        actor: who rolls back; None for the current user. With signers, the owner of the signing key.
+        store: the store; None for the store in use.
 
     Raises:
-        Refused: there is nothing to roll back to, or its files are not those that were published.
-        UsageError: no such environment or entry, or no reason.
-        LostRace: somebody else's entry was appended meanwhile.
+        Refused: there is no earlier deployment, or its files differ from the published ones.
+        UsageError: there is no such environment or entry, or the reason is missing.
+        LostRace: another command appended an entry meanwhile.
         StoreUnreachable: the store did not answer.
     """
     rules = policy.read()
@@ -168,7 +196,7 @@ def rollback(
         note = _stay(store, rules, model, environment, log, live)
         return Outcome(model, environment, live.candidate_version, live.sha256, changed=False, entry=live, note=note)
     with tempfile.TemporaryDirectory(prefix="onward-") as temporary:
-        what, origin = f"{model} as entry {target.number} has it", rules[environment].source
+        what, origin = f"{model} as deployed by entry {target.number}", rules[environment].source
         found = _obtain(store, model, environment, target, Path(temporary) / "files", origin, what)
         manifest = manifest_digest(found.folder)
         source = _keep(store, model, environment, target, found, Path(temporary) / "copy")
@@ -190,19 +218,25 @@ def rollback(
 
 
 def reconcile(store: Store | None = None) -> list[Drift | StageDrift]:
-    """Make every alias, mark and mirrored stage agree with the logs, and return what had to be written.
+    """Correct every alias, mark and mirrored stage that disagrees with the logs.
 
-    A log with rows that are not proven after its last proven entry is left alone: its aliases may be right, and what
-    its proven entries say may be what somebody wanted to bring about.
+    A log is skipped if unproven rows follow its last proven entry. Then the log itself may have been tampered with, and
+    its aliases may be right.
+
+    Args:
+        store: the store; None for the store in use.
+
+    Returns:
+        the views that were corrected.
 
     Raises:
-        Refused: a log was left alone; the message says which, why, and what was written elsewhere.
+        Refused: a log was skipped; the message says which one and why, and what was corrected in the other logs.
     """
     store = store or Store(create=False)
     rules = policy.read()
     healed: list[Drift | StageDrift] = []
-    left = []
-    with saying(lambda: f"Put right before that: {'; '.join(map(str, healed))}" if healed else ""):
+    skipped = []
+    with saying(lambda: f"Corrected before that: {'; '.join(map(str, healed))}" if healed else ""):
         for found in status(store):
             alarms = []
             for environment in found.environments:
@@ -214,30 +248,35 @@ def reconcile(store: Store | None = None) -> list[Drift | StageDrift]:
                     healed += store.heal(environment.environment, found.model, log)
             if not found.foreign and not alarms:
                 healed += stage_mirror.mirror(store, rules, found.model)
-            left += alarms
-    if left:
-        done = "".join(f"\n  put right elsewhere: {drift}" for drift in healed)
-        raise Refused(f"these logs were left alone, look at `onward history`:{''.join(left)}{done}")
+            skipped += alarms
+    if skipped:
+        done = "".join(f"\n  corrected in other logs: {drift}" for drift in healed)
+        raise Refused(f"these logs were not touched, look at `onward history`:{''.join(skipped)}{done}")
     return healed
 
 
 def create_environments(models: Iterable[str], store: Store | None = None) -> list[str]:
-    """Make what every environment of params.yaml needs for these models, and return the names of what was made.
+    """Create everything that the environments of params.yaml need for some models, if it does not exist yet.
 
-    On a server with users, whoever makes a registered model owns it: an administrator does this before anybody
-    promotes, and then grants EDIT to those who may.
+    On a server with users, the creator of a registered model owns it. So an administrator should call this before the
+    first promotion, and then grant EDIT to the users who may deploy.
+
+    Args:
+        models: the names of the models.
+        store: the store; None for the store in use.
+
+    Returns:
+        the names of the experiments, registered models and webhooks that were created or changed now.
 
     Raises:
-        UsageError: a name is none, an experiment of that name was deleted, or the server sends no webhook there.
+        UsageError: a name is invalid, an experiment of that name was deleted, or the server rejects a webhook.
         Refused: the server does not allow it.
     """
     rules = policy.read()
     names = [valid_name(model, "a model") for model in models]
     store = store or Store()
     made: list[str] = []
-    with saying(
-        lambda: f"Made before that: {', '.join(made) or 'nothing'}. The same command again makes what is missing"
-    ):
+    with saying(lambda: f"Created before that: {', '.join(made) or 'nothing'}. Run the command again for the rest"):
         for name, wanted in rules.items():
             made += store.files.prepare(name)
             made += store.prepare(name, names)
@@ -247,10 +286,18 @@ def create_environments(models: Iterable[str], store: Store | None = None) -> li
 
 
 def author(wanted: policy.Environment, environment: str, actor: str | None) -> tuple[str, entry_signatures.Key | None]:
-    """Who writes an entry of an environment; where it has signers, the one whose key is here, and that key.
+    """The author of an entry, and the key to sign it with.
+
+    Args:
+        wanted: the environment.
+        environment: the environment's name.
+        actor: the author's name; None for the current user. With signers, the owner of the key is the author.
+
+    Returns:
+        the author's name, and the key; None without signers.
 
     Raises:
-        Refused: the environment has signers, and the key of one of them is not here.
+        Refused: the environment has signers, and this machine has no key of theirs.
     """
     if not wanted.signers:
         return named(actor or "") or who(), None
@@ -259,17 +306,17 @@ def author(wanted: policy.Environment, environment: str, actor: str | None) -> t
 
 
 def _forcible(wanted: policy.Environment, unmet: Iterable[GateResult]) -> bool:
-    """A second person who has to sign is no gate that one person may force."""
+    """Whether --force may override these gates. It cannot override a signed approval by a second person."""
     return not wanted.signers or all(result.requirement != four_eyes.REQUIREMENT for result in unmet)
 
 
 def _obtain(
     store: Store, model: str, environment: str, wanted: Deployable | Entry, folder: Path, origin: str, what: str
 ) -> Found:
-    """The files of `wanted`: the environment's own copy, or, where that is lost, the same bytes from wherever they are.
+    """Download the environment's own copy of the files, or, if that is lost, the same files from another place.
 
     Raises:
-        Refused: they are nowhere; the message says where they were looked for.
+        Refused: no place has them; the message lists the places.
     """
     try:
         places = _places(store, model, environment, wanted, origin)
@@ -281,9 +328,9 @@ def _obtain(
 
 
 def _places(store: Store, model: str, environment: str, wanted: Deployable | Entry, origin: str) -> Iterator[str]:
-    """Where the files of these bytes may be, the best place first; a later one is looked for when it is needed."""
+    """The sources that may have the files, the best first. Later ones are searched only if they are needed."""
     sha256 = wanted.sha256
-    if isinstance(wanted, Entry):  # of this environment: names its copy
+    if isinstance(wanted, Entry):  # an entry of this environment names its copy
         yield wanted.source
     yield from store.files.own_copies(environment, model, sha256)
     yield wanted.source
@@ -293,14 +340,14 @@ def _places(store: Store, model: str, environment: str, wanted: Deployable | Ent
 
 
 def _keep(store: Store, model: str, environment: str, wanted: Deployable | Entry, found: Found, scratch: Path) -> str:
-    """The environment's own copy: where the files were found, if that is one, else a new one of these files."""
+    """The source of the environment's own copy of these files, which is created if it does not exist."""
     if found.source in store.files.own_copies(environment, model, wanted.sha256):
         return found.source
     return store.files.keep(environment, model, wanted.sha256, found.folder, scratch)
 
 
 def _stay(store: Store, rules: Policy, model: str, environment: str, log: Log, live: Entry) -> str:
-    """Heal what is live already: its views, and its files where the environment lost them. Returns what to say."""
+    """Repair the views of a version that is live already, and its copy if that was lost. Return a message."""
     restored = ""
     with tempfile.TemporaryDirectory(prefix="onward-") as temporary:
         try:
@@ -309,17 +356,17 @@ def _stay(store: Store, rules: Policy, model: str, environment: str, log: Log, l
             what, origin = f"{model} version {live.candidate_version}, which is live", rules[environment].source
             found = _obtain(store, model, environment, live, Path(temporary) / "files", origin, what)
             store.files.keep(environment, model, live.sha256, found.folder, Path(temporary) / "copy")
-            restored = f"the copy that {environment} had was lost and was made again from {found.source} ({lost})"
+            restored = f"{environment} had lost its copy, which was restored from {found.source} ({lost})"
     return "; ".join(filter(None, (restored, _heal(store, rules, model, environment, log))))
 
 
 def _heal(store: Store, rules: Policy, model: str, environment: str, log: Log) -> str:
-    """Make the views agree with the log, which says what is live whatever becomes of them; else say what is left."""
+    """Correct the views. If that fails, return a message: the entry counts anyway, because the log decides."""
     try:
         store.heal(environment, model, log)
         stage_mirror.mirror(store, rules, model)
     except (StoreUnreachable, MachineFault):
-        return "the entry counts, but the aliases could not be written: `onward reconcile` does that later"
+        return "the entry counts, but the aliases could not be written: run `onward reconcile` later"
     except Refused as error:
         return f"the entry counts, but not all aliases could be written: {error}"
     return ""
@@ -328,12 +375,13 @@ def _heal(store: Store, rules: Policy, model: str, environment: str, log: Log) -
 def _append(
     store: Store, rules: Policy, model: str, environment: str, seen: Log, draft: Draft, key: entry_signatures.Key | None
 ) -> Outcome:
+    """Sign and append an entry, correct the views, and run the environment's hook."""
     registered = registered_name(environment, model)
     try:
         log = store.append(environment, model, draft := tied(draft, registered, seen, key))
     except LostRace:
-        # A signed entry does not count where a row before it is missing or unsigned. Where nothing else was deployed
-        # meanwhile, that row was there before, and the next entry says that its author saw it.
+        # A signed entry does not count if a row before it is missing or unsigned. If nothing else was deployed
+        # meanwhile, this row existed before. A second entry then records that its author saw the row, and counts.
         seen = store.head(environment, model)
         if key is None or seen.history.base != draft.base:
             raise
@@ -358,30 +406,43 @@ def _append(
 
 
 def tied(draft: Draft, registered: str, seen: Log, key: entry_signatures.Key | None) -> Draft:
-    """`draft` with its links to the log that its author saw, and signed; as it is where there is no key."""
+    """Link a draft to the log that its author saw, and sign it. Without a key, return it unchanged.
+
+    Args:
+        draft: the entry.
+        registered: the name of the log's registered model.
+        seen: the log that the author saw.
+        key: the author's key.
+    """
     if key is None:
         return draft
     return entry_signatures.sign(chain.follow(draft, registered, seen.newest, seen.entries()), registered, key)
 
 
 def valid_reason(text: str) -> str:
-    """A reason in one line.
+    """Check a reason, and bring it to one line.
+
+    Args:
+        text: the reason.
 
     Raises:
-        UsageError: there is none that shows, it is too long, or it is no UTF-8.
+        UsageError: it has no visible characters, is too long, or is not UTF-8.
     """
     if not is_unicode(text):
-        raise UsageError("--reason: holds bytes that are no UTF-8: set the terminal to UTF-8 and type it again")
+        raise UsageError("--reason: the text is not valid UTF-8: set the terminal to UTF-8 and type it again")
     reason = one_line(text)
     if not reason:
-        raise UsageError("--reason: say why, for whoever reads the history")
+        raise UsageError("--reason: is empty: say why, for the readers of the history")
     if len(reason) > _LONGEST_REASON:
-        raise UsageError(f"--reason: {len(reason)} characters, {_LONGEST_REASON} at most; link to the long story")
+        raise UsageError(
+            f"--reason: {len(reason)} characters are too many, at most {_LONGEST_REASON} are allowed: link to a longer "
+            "text"
+        )
     return reason
 
 
 def _after(live: Entry | None) -> str:
-    """This moment, but never one before that of the entry which is replaced: clocks of two machines differ."""
+    """The current time, or the live entry's time if that is later, because the clocks of two machines may differ."""
     moment = now()
     if live is None or datetime.fromisoformat(live.at) <= datetime.fromisoformat(moment):
         return moment
@@ -389,5 +450,5 @@ def _after(live: Entry | None) -> str:
 
 
 def now() -> str:
-    """This moment, to the second, in UTC."""
+    """The current time in UTC, in ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,7 +1,7 @@
-"""Deletes old candidates: versions that the pipeline registered, and that nobody will want again.
+"""Delete old candidates: versions that the pipeline registered and that are not needed any more.
 
-What is live, or was live within the time that is given, stays; so do the newest version and those under an alias.
-Environments own their bytes, so that nothing deleted here is missed by a rollback.
+Versions that are live, or were live within the given time, stay. So do the newest version and versions with an alias.
+A rollback still works after a deletion, because each environment keeps its own copy of deployed files.
 """
 
 from __future__ import annotations
@@ -23,7 +23,14 @@ _UNITS = {"h": "hours", "d": "days", "w": "weeks"}
 
 @dataclass(frozen=True)
 class Pruned:
-    """Which versions were deleted (would be, in a dry run), and why each of the others stays."""
+    """The result of a deletion.
+
+    Attributes:
+        model: the model's name.
+        deleted: the versions that were deleted, or would be deleted in a dry run.
+        kept: the other versions, and why each one stays.
+        dry_run: whether nothing was deleted.
+    """
 
     model: str
     deleted: tuple[RegisteredVersion, ...]
@@ -32,12 +39,18 @@ class Pruned:
 
 
 def prune(model: str, older_than: str, *, dry_run: bool = False, store: Store | None = None) -> Pruned:
-    """Delete the candidates of `model` that are older than `older_than` (30d, 12h, 2w). Their runs stay; `mlflow gc`
-    frees the space of the files.
+    """Delete the old candidates of a model. Their runs stay, and `mlflow gc` frees the disk space of the files.
+
+    Args:
+        model: the model's name.
+        older_than: the minimum age, as a number and a unit: 12h, 30d, 2w.
+        dry_run: whether to report the versions without deleting them.
+        store: the store; None for the store in use.
 
     Raises:
-        UsageError: there is no such model, or `older_than` is no time.
-        StoreUnreachable: the store did not answer; what was deleted until then is, and the next call goes on.
+        UsageError: there is no such model, or `older_than` is malformed.
+        StoreUnreachable: the store did not answer. Versions deleted before that stay deleted, and the next call deletes
+            the rest.
     """
     valid_name(model, "a model")
     before = datetime.now(UTC) - _duration(older_than)
@@ -58,7 +71,7 @@ def _delete(store: Store, candidates: Iterable[RegisteredVersion]) -> None:
 
     def words() -> str:
         before = f"Deleted before that: {', '.join(done) or 'none'}"
-        return f"{before}; version {current} may be half deleted. The same command again goes on"
+        return f"{before}; version {current} may be partly deleted. Run the command again to delete the rest"
 
     with saying(words):
         for candidate in candidates:
@@ -68,7 +81,7 @@ def _delete(store: Store, candidates: Iterable[RegisteredVersion]) -> None:
 
 
 def _reasons(store: Store, model: str, candidates: Iterable[RegisteredVersion], before: datetime) -> dict[int, str]:
-    """Why each version that stays does."""
+    """Why each version that is kept stays."""
     reasons: dict[int, str] = {}
     used: dict[str, str] = {}
     for environment in store.environments(model):
@@ -86,7 +99,7 @@ def _reasons(store: Store, model: str, candidates: Iterable[RegisteredVersion], 
         elif candidate.version in named:
             reasons[candidate.version] = f"has the alias {named[candidate.version]}"
         elif candidate.created >= before:
-            reasons[candidate.version] = f"is from {candidate.created.isoformat(timespec='seconds')}"
+            reasons[candidate.version] = f"was registered at {candidate.created.isoformat(timespec='seconds')}"
     return reasons
 
 

@@ -1,8 +1,8 @@
-"""Moves a deployment log from one MLflow server to another, as JSON lines: one entry a line, oldest first.
+"""Move a deployment log from one MLflow server to another, as JSON lines: one entry per line, oldest first.
 
-Entries keep their numbers, so that what people wrote about "entry 7" stays true. Where an entry's files are is the
-server's own business and does not travel: an import finds them beside the log (`export(files=...)`), or on the new
-server among its candidates, and checks them against the sha256 that the entry names.
+Entries keep their numbers, so that references to "entry 7" stay valid. The location of an entry's files differs between
+servers and is not exported. An import takes the files from a folder beside the log (`export(files=...)`) or from the
+new server, and checks them against the digests that the entry names.
 """
 
 from __future__ import annotations
@@ -25,13 +25,15 @@ from onward.registry.store.resolve import require_model
 from onward.registry.store.schema import approval_source, registered_name
 from onward.registry.store.store import Store
 
-# Each number that belongs to no entry costs two requests, which take about 60 ms on a store beside the command.
+# Each unused number costs two requests, which take about 60 ms on a local store.
 _MOST_GAPS = 100
 
 
 class LogRecord(Entry):
-    """One line: an entry, and the log that it is of. An entry rests on earlier ones alone, and says who and why in one
-    line each."""
+    """One line of an exported log: an entry, and the log that it belongs to.
+
+    It is valid only if it refers to earlier entries alone, and if its actor and its reason are one line each.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -44,18 +46,25 @@ class LogRecord(Entry):
     def _sound(self) -> LogRecord:
         for name in ("base", "restores", "seen"):
             if getattr(self, name) >= self.number:
-                raise ValueError(f"{name} is {getattr(self, name)}, and only earlier entries can be named")
+                raise ValueError(f"{name} is {getattr(self, name)}, but must be the number of an earlier entry")
         if (self.kind == "rollback") != bool(self.restores):
-            raise ValueError("a rollback names what it restores, and nothing else does")
+            raise ValueError("a rollback must name the entry that it restores, and other entries must not")
         for name in ("actor", "reason"):
             if getattr(self, name) != " ".join(getattr(self, name).split()):
-                raise ValueError(f"{name} has to be one line")
+                raise ValueError(f"{name} must be one line")
         return self
 
 
 @dataclass(frozen=True)
 class Imported:
-    """What became of one log: how many of its entries were added, and how many were there already."""
+    """The result of importing one log.
+
+    Attributes:
+        environment: the environment.
+        model: the model's name.
+        added: how many entries were added.
+        present: how many entries existed before.
+    """
 
     environment: str
     model: str
@@ -64,16 +73,20 @@ class Imported:
 
 
 def export(models: Iterable[str], files: Path | None = None, store: Store | None = None) -> list[LogRecord]:
-    """The logs of all environments of these models; the files of what they deployed go to `files`, a folder for each
-    manifest.
+    """Export the logs of all environments of some models.
+
+    Args:
+        models: the names of the models.
+        files: a folder for the deployed files, with one subfolder per manifest; None to export no files.
+        store: the store; None for the store in use.
 
     Raises:
-        UsageError: nothing is known of a model.
-        Refused: the files of an entry are gone, or not those that were published.
+        UsageError: a model has no versions, or `files` is not a folder.
+        Refused: the files of an entry are gone, or differ from the published ones.
     """
     store = store or Store(create=False)
     if files is not None and files.exists() and not files.is_dir():
-        raise UsageError(f"--files {files}: is a file; give a folder")
+        raise UsageError(f"--files {files}: is a file: give a folder")
     lines = []
     for model in models:
         valid_name(model, "a model")
@@ -88,9 +101,9 @@ def export(models: Iterable[str], files: Path | None = None, store: Store | None
                     line = LogRecord(**{**entry.model_dump(), "source": "", "environment": environment, "model": model})
                 except ValidationError as error:
                     if not counted:
-                        continue  # a row that never counted and that no Onward wrote
+                        continue  # Onward did not write this row, and it never counted
                     what = f"entry {entry.number} of {registered_name(environment, model)}"
-                    raise Refused(f"{what} cannot be moved: {error.errors()[0]['msg']}") from None
+                    raise Refused(f"{what} cannot be exported: {error.errors()[0]['msg']}") from None
                 lines.append(line)
                 if files is not None and entry.kind != "approve":
                     _save(store, environment, model, entry, files / _folder(entry))
@@ -111,8 +124,7 @@ def _save(store: Store, environment: str, model: str, entry: Entry, folder: Path
 
 
 def _folder(entry: Entry) -> str:
-    """The name of the folder with the files of an entry: the digest of all of them, or of the model where an older
-    Onward wrote the entry."""
+    """The name of the folder with an entry's files: the manifest's digest, or the model's if there is no manifest."""
     return entry.manifest or entry.sha256
 
 
@@ -124,10 +136,13 @@ def _check(folder: Path, entry: Entry, what: str) -> None:
 
 
 def read(path: Path) -> list[LogRecord]:
-    """The lines of a file that `onward export-log` wrote.
+    """Read a file that `onward export-log` wrote.
+
+    Args:
+        path: the file.
 
     Raises:
-        UsageError: it cannot be read; the message says which line is wrong, and how.
+        UsageError: it cannot be read, or a line is wrong; the message says which line, and what is wrong.
     """
     try:
         texts = path.read_text().splitlines()
@@ -142,7 +157,7 @@ def read(path: Path) -> list[LogRecord]:
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or "the line"
-            raise UsageError(f"{path}: line {number} is no entry: {where}: {first['msg']}") from None
+            raise UsageError(f"{path}: line {number} is not a valid entry: {where}: {first['msg']}") from None
         except OnwardError as error:
             raise UsageError(f"{path}: line {number}: {error}") from None
         lines.append(line)
@@ -150,15 +165,25 @@ def read(path: Path) -> list[LogRecord]:
 
 
 def import_(path: Path, files: Path | None = None, store: Store | None = None) -> list[Imported]:
-    """Append what a file holds to the logs that it names, which have to be empty or the beginning of the same.
+    """Append exported entries to the logs that they belong to.
 
-    The same file again changes nothing, and completes an import that was interrupted. Files are looked for in
-    `files`, then in the environment, then among the candidates; all is checked before anything is written.
+    Each log of the store must be empty, or contain the first of the exported entries and nothing else. So a second
+    import of the same file completes an interrupted one, and otherwise changes nothing. Everything is checked before
+    anything is written.
+
+    Args:
+        path: a file that `onward export-log` wrote.
+        files: the folder with the exported files; None to search only the store. Files that are not there are searched
+            for in the environment, then among the candidates.
+        store: the store; None for the store in use.
+
+    Returns:
+        the result for each log.
 
     Raises:
-        UsageError: the file is not what `onward export-log` writes.
-        Refused: a log here is another one, or files of an entry are nowhere or not those that it names.
-        LostRace: somebody deployed to one of the environments meanwhile.
+        UsageError: `onward export-log` did not write the file.
+        Refused: a log of the store has another history, or the files of an entry are missing or have other digests.
+        LostRace: another command deployed to one of the environments meanwhile.
     """
     store = store or Store()
     logs: dict[tuple[str, str], list[LogRecord]] = {}
@@ -178,40 +203,40 @@ def import_(path: Path, files: Path | None = None, store: Store | None = None) -
         ]
         if absent:
             raise Refused(
-                "nothing was imported: the files of these entries are not here. Export them with the log "
-                f"(`onward export-log ... --files FOLDER`) and name that folder:{''.join(absent)}"
+                "nothing was imported, because the files of some entries were not found. Export them with the log "
+                f"(`onward export-log ... --files FOLDER`), and name that folder with --files:{''.join(absent)}"
             )
-        whole: list[str] = []
-        with saying(lambda: _so_far(whole)):
+        complete: list[str] = []
+        with saying(lambda: _so_far(complete)):
             for key, lines in missing.items():
                 scratch = Path(temporary) / "kept" / ".".join(key)
                 if lines:
                     _append(store, key, lines, folders[key], scratch)
                 store.clear(*key, _gaps(logs[key]))
                 store.heal(*key)
-                whole.append(".".join(key))
+                complete.append(".".join(key))
     return [
         Imported(*key, added=len(missing[key]), present=len(lines) - len(missing[key])) for key, lines in logs.items()
     ]
 
 
-def _so_far(whole: list[str]) -> str:
-    """What an import that was broken off has done."""
+def _so_far(complete: list[str]) -> str:
+    """A message about what an interrupted import has done."""
     return (
-        f"Imported before that, whole: {', '.join(whole) or 'no log'}; the next may be there in part. "
-        "The same file again imports the rest"
+        f"Imported completely before that: {', '.join(complete) or 'no log'}; the next log may be imported in part. "
+        "Import the same file again to complete it"
     )
 
 
 def _missing(store: Store, environment: str, model: str, lines: list[LogRecord]) -> list[LogRecord]:
-    """The lines that the log here lacks, which has to begin as they do."""
+    """The lines that the store's log lacks. The log must contain the lines before them."""
     registered = registered_name(environment, model)
     numbers = [line.number for line in lines]
     if numbers != sorted(set(numbers)):
-        raise UsageError(f"the entries of {registered} are not in order, or one is there twice: nothing was imported")
+        raise UsageError(f"the entries of {registered} are not in order, or one is listed twice: nothing was imported")
     if len(_gaps(lines)) > _MOST_GAPS:
         raise UsageError(
-            f"{registered}: more than {_MOST_GAPS} numbers below {numbers[-1]} belong to no entry: nothing was imported"
+            f"{registered}: more than {_MOST_GAPS} numbers below {numbers[-1]} are missing: nothing was imported"
         )
     log = store.log(environment, model)
     here = [_fields(entry) for entry in log.entries()]
@@ -220,23 +245,23 @@ def _missing(store: Store, environment: str, model: str, lines: list[LogRecord])
     if here[:common] != there[:common]:
         first = next(number for number, pair in enumerate(zip(here, there, strict=False)) if pair[0] != pair[1])
         raise Refused(
-            f"{registered} has another history here, from entry {here[first]['number']} on; nothing was imported. "
-            "A log can only be moved to where there is none"
+            f"{registered} has another history in this store, from entry {here[first]['number']} on: nothing was "
+            "imported. Import into a store in which this log is empty"
         )
     by_hand = [number for number in log.foreign if number not in _gaps(lines)]
     if by_hand:
         raise Refused(
-            f"{registered} holds versions that are no entries ({', '.join(map(str, by_hand))}): nothing was imported. "
-            "Delete that registered model if nothing uses it"
+            f"{registered} contains versions that are not entries ({', '.join(map(str, by_hand))}): nothing was "
+            "imported. Delete that registered model if nothing uses it"
         )
     return lines[common:]
 
 
 def _gaps(lines: list[LogRecord]) -> set[int]:
-    """Numbers that are no entries: of versions that somebody deleted or registered by hand; more than a hundred of
-    them are not all listed."""
+    """The numbers that belong to no entry, because a version was deleted or registered by hand; at most 101 of them."""
     known = {line.number for line in lines}
-    return set(itertools.islice((n for n in range(1, lines[-1].number) if n not in known), _MOST_GAPS + 1))
+    missing = (number for number in range(1, lines[-1].number) if number not in known)
+    return set(itertools.islice(missing, _MOST_GAPS + 1))
 
 
 def _fields(entry: Entry) -> dict[str, object]:
@@ -246,8 +271,7 @@ def _fields(entry: Entry) -> dict[str, object]:
 def _folders(
     store: Store, key: tuple[str, str], lines: list[LogRecord], files: Path | None, scratch: Path
 ) -> Iterator[tuple[str, tuple[str, Path]]]:
-    """The name of each folder with files, to the source that it was downloaded from, "" where it was not, and to the
-    folder, checked; for all that can be found."""
+    """The checked files of the lines, as far as they are found: the folder's name, its source ("": local), its path."""
     environment, model = key
     candidates = list(store.candidates(model)) if lines else []
     for name, line in {_folder(line): line for line in lines if line.kind != "approve"}.items():

@@ -1,1 +1,1 @@
-"""The log and the files of versions, kept in MLflow."""
+"""Logs, versions and their files in the MLflow store."""

@@ -1,7 +1,8 @@
-"""The files of versions: fetched, and kept as an environment's own copies.
+"""Download the files of versions, and keep each environment's own copy of them.
 
-An environment owns its bytes: promotion copies a version's files once per sha256 into the environment's experiment,
-and entries point there. So deleting the candidate, its run or its whole experiment takes nothing down.
+Each environment keeps its own copy of deployed files. A promotion copies a version's files, once per sha256, into the
+environment's experiment, and the log's entries name that copy. A deployment therefore survives the deletion of the
+candidate, of its run, or of the candidate's whole experiment.
 """
 
 from __future__ import annotations
@@ -28,26 +29,39 @@ if TYPE_CHECKING:
     from onward.registry.log.entries import GateResult
 
 
-# The tag of a version that says how it was served when it was measured.
+# This tag of a version holds the digest of the serving.json that the version was measured with.
 SERVED_AS = "serving"
 
 
 class Deployed(Protocol):
-    """What says which bytes are meant, and where they are: an entry of a log, or what names one."""
+    """The digests and the location of deployed files, as a log entry or a resolved target has them."""
 
     @property
-    def sha256(self) -> str: ...
+    def sha256(self) -> str:
+        """The digest of the model's files."""
+
     @property
-    def manifest(self) -> str: ...
+    def manifest(self) -> str:
+        """The digest of the manifest of all files; "" if an older Onward pinned only the model's files."""
+
     @property
-    def source(self) -> str: ...
+    def source(self) -> str:
+        """The models:/ URI of the files."""
+
     @property
-    def evidence(self) -> Mapping[str, str]: ...
+    def evidence(self) -> Mapping[str, str]:
+        """What was measured of the version."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """Files that were downloaded and checked: where from, the folder that they are in, and the model's own."""
+    """Files that were downloaded and checked.
+
+    Attributes:
+        source: the models:/ URI that they were downloaded from.
+        folder: the local folder that contains them.
+        model: the digests of the files that make up the model itself.
+    """
 
     source: str
     folder: Path
@@ -55,7 +69,12 @@ class Found:
 
 
 class Files:
-    """The files in the store. Every method raises StoreUnreachable where the store does not answer.
+    """The files in the store.
+
+    Every method raises StoreUnreachable if the store does not answer.
+
+    Args:
+        client: a client of the store.
 
     Raises:
         UsageError: the embedded store was moved or copied (registry/store/relocate.py).
@@ -66,18 +85,29 @@ class Files:
         self._client = client
 
     def prepare(self, environment: str) -> list[str]:
-        """Make an environment's experiment, and return its name if it was not there."""
+        """Create an environment's experiment.
+
+        Returns:
+            the experiment's name if it was created now, else an empty list.
+        """
         name = experiment_name(environment)
         with reachable():
-            there = self._client.get_experiment_by_name(name) is not None
+            exists = self._client.get_experiment_by_name(name) is not None
         ensure_experiment(self._client, name)
-        return [] if there else [name]
+        return [] if exists else [name]
 
     def fetch(self, source: str, folder: Path) -> Path:
-        """Download what `source` (a models:/ URI) points to into `folder`, and return the folder it is in.
+        """Download the files of a models:/ URI.
+
+        Args:
+            source: the models:/ URI.
+            folder: where to download to; it is created if it does not exist.
+
+        Returns:
+            the folder that contains the files.
 
         Raises:
-            Refused: its files are gone from the store, or cannot be read.
+            Refused: the files are gone from the store, or cannot be read.
         """
         from mlflow.exceptions import MlflowException
 
@@ -99,13 +129,13 @@ class Files:
                     raise gone from None
                 raise
         (found / NOT_OURS).unlink(missing_ok=True)
-        if not any(found.iterdir()):  # what a server answers about a folder that is not there
+        if not any(found.iterdir()):  # for a missing folder, a server answers with an empty one
             raise gone
         return found
 
     def _download(self, location: str, folder: Path) -> Path:
-        # Not mlflow.artifacts.download_artifacts: it looks a models:/ URI up in the store of this process, whichever
-        # store it is told.
+        # mlflow.artifacts.download_artifacts is not used: it always looks up models:/ URIs in the store of this
+        # process, even if it receives the URI of another one.
         if location.startswith(("file:", "/")):
             from mlflow.utils.file_utils import local_file_uri_to_path
 
@@ -114,11 +144,11 @@ class Files:
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
         uri = self._client.tracking_uri
-        there = get_artifact_repository(location, tracking_uri=uri, registry_uri=uri)
-        return Path(there.download_artifacts("", dst_path=str(folder)))  # type: ignore[no-untyped-call]
+        repository = get_artifact_repository(location, tracking_uri=uri, registry_uri=uri)
+        return Path(repository.download_artifacts("", dst_path=str(folder)))  # type: ignore[no-untyped-call]
 
     def _location(self, source: str) -> str:
-        """Where the files of a models:/ URI are, as the client's own store has it."""
+        """The location of the files of a models:/ URI, according to the client's own store."""
         while source.startswith("models:/"):
             name, _, version = source.removeprefix("models:/").partition("/")
             if version:
@@ -128,14 +158,16 @@ class Files:
         return source
 
     def experiment(self, environment: str) -> str | None:
-        """Id of the experiment that holds an environment's own copies, None where it was not made yet."""
+        """Id of the experiment that contains an environment's own copies; None if it does not exist yet."""
         with reachable():
             found = self._client.get_experiment_by_name(experiment_name(environment))
         return str(found.experiment_id) if found is not None else None
 
     def own_copies(self, environment: str, model: str, sha256: str) -> list[str]:
-        """The sources of an environment's own copies of these bytes, the newest first. There is one, unless one was
-        lost and another took its place."""
+        """The models:/ URIs of an environment's own copies of a model, the newest first.
+
+        There is more than one only if a copy lost its files and was replaced.
+        """
         from mlflow.entities import LoggedModelStatus
 
         experiment = self.experiment(environment)
@@ -145,16 +177,20 @@ class Files:
             found = self._client.search_logged_models(
                 [experiment], filter_string=f"name = '{model}' and tags.sha256 = '{sha256}'"
             )
-        whole = [logged for logged in found if logged.status == LoggedModelStatus.READY]
-        whole.sort(key=lambda logged: -int(logged.creation_timestamp))
-        return [f"models:/{logged.model_id}" for logged in whole]
+        complete = [logged for logged in found if logged.status == LoggedModelStatus.READY]
+        complete.sort(key=lambda logged: -int(logged.creation_timestamp))
+        return [f"models:/{logged.model_id}" for logged in complete]
 
     def obtain(self, sources: Iterable[str], wanted: Deployed, folder: Path) -> Found:
-        """Download the first of these sources that still has the files that `wanted` pins, to a folder below `folder`.
-        Every file was checked.
+        """Download from the first source that still has the wanted files, and check every file.
+
+        Args:
+            sources: models:/ URIs, in order of preference.
+            wanted: the digests that the files must have.
+            folder: the files go to a subfolder of this folder.
 
         Raises:
-            Refused: none of them has; the message says of each what is wrong with it.
+            Refused: no source has the files. The message says what is wrong with each source.
         """
         problems = []
         for number, source in enumerate(unique(sources)):
@@ -168,11 +204,18 @@ class Files:
         raise Refused("; ".join(problems) or "the store no longer has its files")
 
     def copy_of(self, environment: str, model: str, entry: Deployed, folder: Path) -> Found:
-        """The files of an entry, from the copy that it names, else from another own copy that its environment has. Of a
-        version, which is in no environment (""), those that it names.
+        """Download the files of an entry, or of a version, and check every file.
+
+        The copy that the entry names comes first, then the environment's other copies of the same model.
+
+        Args:
+            environment: the entry's environment; "" for a version, which has no copies besides its own files.
+            model: the model's name.
+            entry: the entry or version.
+            folder: the files go to a subfolder of this folder.
 
         Raises:
-            Refused: as `obtain`.
+            Refused: no copy has the files, as in `obtain`.
         """
         return self.obtain(self._copies(environment, model, entry), entry, folder)
 
@@ -182,8 +225,23 @@ class Files:
             yield from self.own_copies(environment, model, entry.sha256)
 
     def keep(self, environment: str, model: str, sha256: str, folder: Path, scratch: Path) -> str:
-        """Make `folder` the environment's own copy, and return its source. Read back: what a consumer will load has
-        to be what was uploaded, to the last file."""
+        """Upload a folder as the environment's own copy.
+
+        The copy is downloaded again and checked, because consumers must be able to load every file as it was uploaded.
+
+        Args:
+            environment: the environment.
+            model: the model's name.
+            sha256: the digest of the model's files.
+            folder: the files to upload.
+            scratch: a folder for the check's download.
+
+        Returns:
+            the models:/ URI of the copy.
+
+        Raises:
+            Refused: the uploaded files differ from the local ones.
+        """
         from mlflow.entities import LoggedModelStatus
 
         experiment = ensure_experiment(self._client, experiment_name(environment))
@@ -202,7 +260,17 @@ class Files:
         return source
 
     def keep_gates(self, environment: str, model: str, gates: Iterable[GateResult], pages: Mapping[str, str]) -> str:
-        """Record what suites said of a promotion, as a run of the environment's experiment, and return the run's id."""
+        """Record the gate results of a promotion as a run of the environment's experiment.
+
+        Args:
+            environment: the environment.
+            model: the model's name.
+            gates: the results.
+            pages: the HTML page of each Great Expectations suite, by the suite's name.
+
+        Returns:
+            the id of the run.
+        """
         experiment = ensure_experiment(self._client, experiment_name(environment))
         with reachable(), tempfile.TemporaryDirectory(prefix="onward-") as temporary:
             _write_pages(Path(temporary), pages)
@@ -215,7 +283,7 @@ class Files:
 
 
 def unique(sources: Iterable[str]) -> Iterator[str]:
-    """Each source once, and the next one only when it is asked for."""
+    """Yield each source once. Later sources are computed only when they are needed."""
     seen = set()
     for source in sources:
         if source not in seen:
@@ -224,28 +292,34 @@ def unique(sources: Iterable[str]) -> Iterator[str]:
 
 
 def served(folder: Path) -> str:
-    """What tells how a version is served: the sha256 of its serving.json, empty where it has none."""
+    """The sha256 of a version's serving.json, which says how it is served; "" if it has none."""
     file = folder / SERVING
     return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
 
 
 def require_served(folder: Path, evidence: Mapping[str, str]) -> None:
-    """Make sure that a version's folder is served as it was when `evidence` was measured, where that says how.
+    """Check that a version's serving.json is the one that its evidence was measured with.
+
+    Evidence of an older Onward does not name a serving.json; then nothing is checked.
+
+    Args:
+        folder: the version's files.
+        evidence: the version's evidence.
 
     Raises:
-        Refused: its session options, or the files for the providers, are others.
+        Refused: the session options, or the files for the providers, differ.
     """
     if SERVED_AS in evidence and served(folder) != evidence[SERVED_AS]:
-        raise Refused(f"{SERVING} is another one than its evidence was measured with")
+        raise Refused(f"{SERVING} differs from the one that the version was measured with")
 
 
 def experiment_name(environment: str) -> str:
-    """The experiment that holds an environment's own copies."""
+    """The name of the experiment that contains an environment's own copies."""
     return f"environments/{environment}"
 
 
 def _write_pages(folder: Path, pages: Mapping[str, str]) -> None:
-    """Write each suite's page to `folder`."""
+    """Write each suite's HTML page to `folder`."""
     for name, page in pages.items():
         path = folder / f"{name.removesuffix('.json')}.html"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,10 +1,11 @@
-"""Which MLflow store is in use, and a client for it. MLflow is imported late: it costs more than a second.
+"""Find the MLflow store in use, and connect to it.
 
 The store is `MLFLOW_TRACKING_URI`, else an SQLite file `mlflow.db` beside `dvc.yaml`, with its artifacts in
-`mlartifacts/`. Inside `dvc exp run --temp` or `--queue`, which work in a throw-away copy of the checkout, it is the
-file of the checkout that the experiment was started from. Runs, registered models and files are all in this one store.
+`mlartifacts/`. `dvc exp run --temp` and `--queue` work in a temporary copy of the checkout; there, the store is the
+file of the original checkout. Runs, registered models and files are all in this one store.
 
-A process may have an MLflow of its own, such as a service that logs its requests. That one is neither used nor changed.
+A process may already use MLflow for itself, such as a service that logs its requests. Onward neither uses nor changes
+those settings. MLflow is imported late, because the import takes more than a second.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ import re
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
 from onward.registry import checkout
@@ -32,8 +33,10 @@ if TYPE_CHECKING:
 DATABASE = "mlflow.db"
 ARTIFACTS = "mlartifacts"
 _SQLITE = "sqlite:///"
+# The number of rows that one request asks MLflow for.
+PAGE = 1000
 
-# A server that is down must be told from a slow one within a time that a person waits for.
+# Report a server that is down after a few seconds, not after MLflow's default of several minutes.
 _SETTINGS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
@@ -41,17 +44,17 @@ _SETTINGS = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "PGCONNECT_TIMEOUT": "5",
 }
-# What fails on this machine, in the words of the system and of SQLite, which MLflow's errors repeat.
-_OF_THIS_MACHINE = re.compile(
+# Errors of the operating system and of SQLite that mean a fault of this machine. MLflow's errors repeat these words.
+_MACHINE_FAULT_WORDS = re.compile(
     "No space left on device|Disk quota exceeded|Read-only file system|Permission denied|Input/output error"
     "|database or disk is full|attempt to write a readonly database|unable to open database file|disk I/O error"
 )
-# What a server answers that is no MLflow, or a proxy before one.
-_NONSENSE = re.compile("not in a valid JSON format|Failed to parse|Expecting value")
+# MLflow raises these errors if the answer is not from an MLflow server, but from a proxy or another service.
+_NOT_MLFLOW_WORDS = re.compile("not in a valid JSON format|Failed to parse|Expecting value")
 
 
 def tracking_uri() -> str:
-    """The store's URI, credentials included: for the client alone, never for a report or a log."""
+    """The store's URI, including credentials. Never write it to a report or a log."""
     return os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(_home() / DATABASE)
 
 
@@ -63,8 +66,15 @@ def _home() -> Path:
 
 
 def still(opened: str) -> str:
-    """The store's URI now, for what was opened on the store `opened`. That stays where only this process named another
-    to MLflow since: `mlflow.set_tracking_uri` also sets MLFLOW_TRACKING_URI."""
+    """The URI of the store that an object opened on `opened` should use now.
+
+    It is the store of the environment variables, unless MLFLOW_TRACKING_URI was set by this process through
+    `mlflow.set_tracking_uri`, which also sets the variable. Such a call is for the process's own MLflow logging, so
+    `opened` stays in use.
+
+    Args:
+        opened: the URI of the store at the time of opening.
+    """
     utils = sys.modules.get("mlflow.tracking._tracking_service.utils")
     named = getattr(utils, "_tracking_uri", None)
     return opened if named and named == os.environ.get("MLFLOW_TRACKING_URI") else tracking_uri()
@@ -73,25 +83,28 @@ def still(opened: str) -> str:
 def sqlite_uri(file: Path) -> str:
     """The URI of an SQLite file.
 
-    A name that would be read as something else (`50%25`, `why?`) is quoted, slashes included: MLflow makes the folder
-    of what follows `sqlite:///` before that is unquoted, and so makes none.
+    A path with special characters (`50%25`, `why?`) is percent-quoted, including its slashes. MLflow creates the
+    parent folder of the text after `sqlite:///` before it unquotes that text. With quoted slashes, it finds no parent
+    folder and creates nothing.
     """
     path = str(file)
     return f"{_SQLITE}{path if unquote(path) == path and '?' not in path else quote(os.fsencode(path), safe='')}"
 
 
 def require_store() -> None:
-    """Look whether there is a store in use, and make none.
+    """Check that the store in use exists, without creating it.
 
     Raises:
-        StoreMissing: there is none.
-        StoreUnreachable, UsageError, MachineFault: as reach.check has them.
+        StoreMissing: there is no store.
+        StoreUnreachable: the store does not answer, as in reach.check.
+        UsageError: the address is not the address of a store, as in reach.check.
+        MachineFault: the store's file cannot be read, as in reach.check.
     """
     reach.check(tracking_uri(), create=False)
 
 
 def nothing_yet() -> bool:
-    """Whether the checkout has no store yet: nobody named another one, and nothing was registered so far."""
+    """Whether the checkout's own store is in use and does not exist yet."""
     if os.environ.get("MLFLOW_TRACKING_URI"):
         return False
     try:
@@ -105,8 +118,11 @@ _settled = False
 
 
 def settle_process() -> None:
-    """Set for this whole process how long MLflow waits for a store, and what it logs: in Onward's own processes (the
-    command, the pipeline's stages), never in one that only uses Onward."""
+    """Shorten MLflow's timeouts and silence its logs, for the whole process.
+
+    Only Onward's own processes (the command, the pipeline's stages) call this, never a process that imports Onward as
+    a library.
+    """
     global _settled
     _settled = True
     for name, value in _SETTINGS.items():
@@ -115,16 +131,16 @@ def settle_process() -> None:
 
 
 def connect(uri: str | None = None, create: bool = True) -> MlflowClient:
-    """A client of the store in use, or of the one that `uri` names. Nothing of the process changes.
+    """Connect to a store, without changing any setting of the process.
 
     Args:
-        uri: of the store, credentials included.
-        create: whether an SQLite store may be made where there is none, in a folder that is there.
+        uri: the store's URI, including credentials; None for the store in use.
+        create: whether to create an SQLite store that does not exist. Its folder must exist.
 
     Raises:
         StoreUnreachable: the store cannot be opened.
-        StoreMissing: there is none.
-        UsageError: MLFLOW_TRACKING_URI is no address of a store, or registered models would be in another store.
+        StoreMissing: there is no store.
+        UsageError: MLFLOW_TRACKING_URI is not the address of a store, or MLFLOW_REGISTRY_URI names another store.
     """
     registry = "" if uri else os.environ.get("MLFLOW_REGISTRY_URI")
     uri = uri or tracking_uri()
@@ -132,7 +148,7 @@ def connect(uri: str | None = None, create: bool = True) -> MlflowClient:
         raise UsageError(
             f"MLFLOW_REGISTRY_URI is {without_credentials(registry)} and the store is {without_credentials(uri)}: "
             "Onward keeps registered models, runs and files in one store. Unset MLFLOW_REGISTRY_URI, or set "
-            "MLFLOW_TRACKING_URI to the same"
+            "MLFLOW_TRACKING_URI to the same address"
         )
     reach.check(uri, create)
     with reachable():
@@ -141,7 +157,7 @@ def connect(uri: str | None = None, create: bool = True) -> MlflowClient:
         if _settled and not reach.is_server(uri):
             from mlflow.store.db import utils
 
-            utils.MAX_RETRY_COUNT = 2  # ten tries take more than a minute and a half
+            utils.MAX_RETRY_COUNT = 2  # MLflow's default of ten tries takes more than 90 s
         return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
@@ -150,10 +166,14 @@ _REDIRECTING = threading.Lock()
 
 @contextmanager
 def as_default(client: MlflowClient) -> Iterator[None]:
-    """Make a client's SQLite store MLflow's own of this process for a moment.
+    """Make a client's SQLite store the process-wide MLflow store, for the length of the context.
 
-    To register a version of a logged model, MLflow's SQLite store looks that model up in the store of the process,
-    whatever the client's is (the TODO in its `create_model_version`). A server does that on its side.
+    When MLflow's SQLite store registers a version of a logged model, it looks that model up in the process-wide store,
+    even if the client uses another one (see the TODO in its `create_model_version`). With a server, the lookup happens
+    on the server, so nothing is changed.
+
+    Args:
+        client: a client of the store.
     """
     import mlflow
     from mlflow.tracking._tracking_service import utils
@@ -175,7 +195,7 @@ def as_default(client: MlflowClient) -> Iterator[None]:
 
 
 def _quieten() -> None:
-    """What others log of an error is in the error, too, and is said once, in one line."""
+    """Silence other packages' logs of errors: the raised error contains the same text, and is printed once."""
     for name in ("mlflow", "alembic", "sqlalchemy"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for name in ("mlflow.store.db.utils", "mlflow.utils.rest_utils", "urllib3"):
@@ -184,13 +204,13 @@ def _quieten() -> None:
 
 @contextmanager
 def reachable() -> Iterator[None]:
-    """Turn what is the server's doing into errors of ours; every other error passes through as it is.
+    """Translate errors of the store into Onward's errors. All other errors pass through unchanged.
 
     Raises:
-        StoreUnreachable: the store did not answer, or what answered is no MLflow.
-        MachineFault: the store is a file, and the disk or its permissions are in the way.
-        UsageError: the server does not know who asks.
-        Refused: the server knows, and does not allow it.
+        StoreUnreachable: the store did not answer, or the answer is not from an MLflow server.
+        MachineFault: the store is a file, and the disk or its permissions prevent the access.
+        UsageError: the server does not know the user (HTTP 401).
+        Refused: the server does not allow the request (HTTP 403).
     """
     try:
         yield
@@ -211,39 +231,60 @@ def reachable() -> Iterator[None]:
                 f"the MLflow server {without_credentials(tracking_uri())} does not allow {user} to do this"
                 f"{_endpoint(text)}. Ask its administrator for EDIT on the environment (docs/team-setup.md)"
             ) from error
-        # Told by name: neither requests nor sqlalchemy is ours to import.
+        # By name, because Onward does not import requests or sqlalchemy itself.
         network = isinstance(error, (ConnectionError, TimeoutError)) or type(error).__module__.startswith("requests")
         if (
             network
             or name in ("OperationalError", "InterfaceError")
             or (name == "MlflowException" and re.search(r"API request to .* failed|Max retries|OperationalError", text))
         ):
-            if found := _OF_THIS_MACHINE.search(text):
-                raise MachineFault(f"{found[0]}: MLflow's store or files on this machine ({_first(text)})") from error
+            if found := _MACHINE_FAULT_WORDS.search(text):
+                raise MachineFault(
+                    f"{found[0]}: this machine could not read or write MLflow's store or files ({excerpt(text)})"
+                ) from error
             raise StoreUnreachable(_unreachable(error)) from error
-        if _NONSENSE.search(text) or name in ("JSONDecodeError", "ParseError") or _misread(error):
+        if _NOT_MLFLOW_WORDS.search(text) or name in ("JSONDecodeError", "ParseError") or _misread(error):
             raise StoreUnreachable(
-                f"what answers at {without_credentials(tracking_uri())} is no MLflow server, or a proxy before one: "
-                f"{_first(text)}. Check MLFLOW_TRACKING_URI"
+                f"{without_credentials(tracking_uri())} did not answer like an MLflow server: {excerpt(text)}. "
+                "Check MLFLOW_TRACKING_URI, and any proxy in front of the server"
             ) from error
         raise
 
 
 def _misread(error: Exception) -> bool:
-    """Whether MLflow's client stumbled over what a server answered."""
+    """Whether MLflow's client failed because it could not parse a server's answer."""
     if not reach.is_server(tracking_uri()) or not isinstance(error, (AttributeError, KeyError, TypeError)):
         return False
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     return str(frame.f_globals.get("__name__", "")).startswith(("mlflow.", "google.protobuf."))
 
 
-def _first(text: str) -> str:
-    """The beginning of somebody else's words, in a line."""
+def all_items(fetch_page: Callable[[str | None], Any]) -> Iterator[Any]:
+    """Yield all items of one of MLflow's paged answers.
+
+    Args:
+        fetch_page: requests a page, given the token of the page (None for the first one).
+    """
+    token: str | None = None
+    while True:
+        page = fetch_page(token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def excerpt(text: str) -> str:
+    """The first 300 characters of another package's message, on one line and without secrets.
+
+    Args:
+        text: the message.
+    """
     return hidden(" ".join(text.split()))[:300]
 
 
 def http_status(error: BaseException) -> int | None:
-    """The HTTP status that an error stands for, where it stands for one."""
+    """The HTTP status of an error of `requests` or MLflow; None for any other error."""
     answered = getattr(getattr(error, "response", None), "status_code", None)
     found = re.search(r"failed with error code (\d{3})\b", str(error))
     return int(found[1]) if found else answered
@@ -255,17 +296,22 @@ def _endpoint(text: str) -> str:
 
 
 def _unreachable(error: BaseException) -> str:
-    reason = _first(str(error).partition("\n")[0]) or type(error).__name__
+    reason = excerpt(str(error).partition("\n")[0]) or type(error).__name__
     return f"the MLflow store {without_credentials(tracking_uri())} could not be reached: {reason}. {reach.ADVICE}"
 
 
 def ensure_experiment(client: MlflowClient, name: str) -> str:
-    """Id of the experiment `name`, created if there is none.
+    """Return the id of an experiment, and create the experiment if it does not exist.
 
-    Under the embedded SQLite store its artifacts go beside the database; a server decides for itself.
+    In the embedded SQLite store, its artifacts go to `mlartifacts/` beside the database. A server chooses the location
+    itself.
+
+    Args:
+        client: a client of the store.
+        name: the experiment's name.
 
     Raises:
-        UsageError: the experiment was deleted and not yet purged, so that its name is taken.
+        UsageError: the experiment was deleted but not purged, so its name is still taken.
         StoreUnreachable: the store did not answer.
     """
     from mlflow.exceptions import MlflowException

@@ -1,7 +1,7 @@
-"""Of every model, the pipeline run that was published last, and which of these failed.
+"""Mark the newest pipeline run of each model, and list the models whose newest run failed.
 
-A model's runs are many, and one that is published again keeps its place among them. So the newest is marked with a tag,
-and `onward status` asks for marked runs alone.
+A model has many runs, and a run that is published again keeps its start time. So the start time does not say which run
+is the newest. A tag marks it instead, and `onward status` searches for marked runs only.
 """
 
 from __future__ import annotations
@@ -9,21 +9,28 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from onward.registry.store.connection import reachable
+from onward.registry.store.connection import PAGE, all_items, reachable
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
 MARK = "onward.newest"
-# What the reason of a failed run begins with, which a list of failed runs need not repeat.
+# The prefix of a failed run's reason. A list of failed runs leaves it out.
 NOTHING = "nothing registered: "
-_PAGE = 1000
 
 
 def mark(client: MlflowClient, model: str, run_id: str) -> None:
-    """Make `run_id` the newest run of `model`. Its own mark comes first: a process that is killed in between leaves two
-    marks, and the run that started last counts until the next call."""
+    """Mark a run as the newest run of a model, and remove the mark from older runs.
+
+    The new mark is set first. If the process is killed before the old marks are removed, two runs are marked, and the
+    one that started last counts until the next call.
+
+    Args:
+        client: a client of the store.
+        model: the model's name.
+        run_id: the id of the run.
+    """
     marked = [run.info.run_id for run in _marked(client, f"tags.`onward.model` = '{model}'")]
     if run_id not in marked:
         client.set_tag(run_id, MARK, "true")
@@ -33,30 +40,20 @@ def mark(client: MlflowClient, model: str, run_id: str) -> None:
 
 
 def failures(client: MlflowClient) -> dict[str, str]:
-    """The models whose newest run failed, each with the reason."""
+    """The models whose newest run failed, and the reason for each."""
     with reachable():
         found = sorted(_marked(client, "tags.`onward.status` = 'failed'"), key=lambda run: run.info.start_time)
     return {run.data.tags["onward.model"]: to_reason(run.data.tags.get("onward.reason")) for run in found}
 
 
 def to_reason(tag: str | None) -> str:
-    """Why a run failed, from its tag."""
+    """The reason of a failed run, from its `onward.reason` tag."""
     return (tag or "").removeprefix(NOTHING)
 
 
 def _marked(client: MlflowClient, condition: str) -> Iterator[Run]:
-    """The marked runs of models that fulfil a condition, of all experiments: a team may change to another one."""
+    """The marked runs that fulfil a condition, in all experiments, because a team may change `tracking.experiment`."""
     wanted = f"tags.`onward.role` = 'model' and tags.`{MARK}` = 'true' and {condition}"
-    experiments, token = [], None
-    while True:
-        page = client.search_experiments(max_results=_PAGE, page_token=token)
-        experiments += [experiment.experiment_id for experiment in page]
-        token = page.token
-        if not token:
-            break
-    while True:
-        runs = client.search_runs(experiments, wanted, max_results=_PAGE, page_token=token)
-        yield from runs
-        token = runs.token
-        if not token:
-            return
+    found = all_items(lambda token: client.search_experiments(max_results=PAGE, page_token=token))
+    experiments = [experiment.experiment_id for experiment in found]
+    return all_items(lambda token: client.search_runs(experiments, wanted, max_results=PAGE, page_token=token))

@@ -1,7 +1,7 @@
-"""Whether there is a store at an address, asked in seconds and before MLflow is.
+"""Check within seconds whether a store exists at an address, before MLflow uses it.
 
-MLflow itself tries a database for minutes, makes one where a path is mistyped, and raises what it likes for a scheme
-that it does not know.
+MLflow itself retries a database for minutes, creates a new database at a mistyped path, and raises unclear errors for
+an unknown scheme.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import os
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from typing import Literal
 from urllib.parse import urlsplit
 
 from onward.registry.errors import MachineFault, StoreMissing, StoreUnreachable, UsageError
@@ -18,30 +19,30 @@ from onward.registry.uri import hidden, scheme, sqlite_file, without_credentials
 SERVERS = ("http", "https")
 _PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
 SUPPORTED = (*SERVERS, "sqlite", "postgresql", "mysql", "mssql")
-# MLflow's own, which Onward neither helps nor hinders.
-_MLFLOWS = ("databricks", "databricks-uc", "uc")
+# Schemes that MLflow handles itself. Onward does not check them.
+_MLFLOW_SCHEMES = ("databricks", "databricks-uc", "uc")
 _CONNECT_S = 5.0
-_ENCODE = "in a user's name or a password, write @ as %40, / as %2F, # as %23, ? as %3F, : as %3A"
+_ENCODE = "in a user name or a password, write @ as %40, / as %2F, # as %23, ? as %3F, : as %3A"
 ADVICE = "Check MLFLOW_TRACKING_URI and that the server is up"
 
 
 def is_server(uri: str) -> bool:
-    """Whether a store is an MLflow server, and not a file or a database of its own."""
+    """Whether a store is an MLflow server, and not a file or a database."""
     return scheme(uri) in SERVERS
 
 
 def check(uri: str, create: bool) -> None:
-    """Look whether a store can be there.
+    """Check that a store can exist at an address.
 
     Args:
-        uri: of the store.
-        create: whether an SQLite file may be made where there is none. The folder has to be there all the same.
+        uri: the store's URI.
+        create: whether an SQLite file that does not exist is acceptable. Its folder must exist.
 
     Raises:
-        UsageError: the address is none of a store.
-        StoreMissing: it is a file, and there is none.
-        StoreUnreachable: nothing answers there, or it is no store.
-        MachineFault: it is a file that may not be read.
+        UsageError: the address is not the address of a store.
+        StoreMissing: the store is a file that does not exist.
+        StoreUnreachable: the host does not answer, or the file is not a store.
+        MachineFault: the file cannot be read.
     """
     kind = scheme(uri)
     if kind == "sqlite":
@@ -49,15 +50,15 @@ def check(uri: str, create: bool) -> None:
             _check_file(file, create)
     elif kind in _PORTS:
         _check_server(uri, kind)
-    elif kind not in _MLFLOWS and kind not in _plugins():
+    elif kind not in _MLFLOW_SCHEMES and kind not in _plugin_schemes():
         raise UsageError(
-            f"MLFLOW_TRACKING_URI: {without_credentials(uri)} is no store that Onward can use: "
-            f"it begins with one of {', '.join(f'{known}://' for known in SUPPORTED)}"
+            f"MLFLOW_TRACKING_URI: Onward cannot use {without_credentials(uri)} as a store: "
+            f"the address must begin with one of {', '.join(f'{known}://' for known in SUPPORTED)}"
         )
 
 
-def _plugins() -> set[str]:
-    """The schemes of stores that others add to MLflow."""
+def _plugin_schemes() -> set[str]:
+    """The schemes that MLflow plugins add."""
     from importlib.metadata import entry_points
 
     return {plugin.name for plugin in entry_points(group="mlflow.tracking_store")}
@@ -66,29 +67,42 @@ def _plugins() -> set[str]:
 def _check_file(file: Path, create: bool) -> None:
     if not file.exists():
         if not file.parent.is_dir():
-            raise StoreMissing(f"there is no MLflow store {file}: there is no folder {file.parent}")
+            raise StoreMissing(f"there is no MLflow store {file}: its folder {file.parent} does not exist")
         if not create:
-            raise StoreMissing(f"there is no MLflow store {file}: `dvc repro` makes one and registers models in it")
+            raise StoreMissing(f"there is no MLflow store {file}: `dvc repro` creates it and registers models in it")
         return
     if file.is_dir() or not os.access(file, os.R_OK):
-        raise MachineFault(f"the MLflow store {file} {'is a folder' if file.is_dir() else 'may not be read'}")
+        problem = "is a folder, and must be a file" if file.is_dir() else "cannot be read: look at its permissions"
+        raise MachineFault(f"the MLflow store {file} {problem}")
     try:
-        with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True, timeout=5)) as opened:
+        with closing(open_sqlite(file, timeout_s=5)) as opened:
             tables = {name for (name,) in opened.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     except sqlite3.OperationalError:
-        return  # in use just now, or a journal is in the way: MLflow waits
+        return  # another process is writing: MLflow waits for it
     except sqlite3.DatabaseError as error:
         raise StoreUnreachable(f"the MLflow store {file} cannot be read: {error}") from None
     if "experiments" not in tables and (tables or not create):
-        raise StoreMissing(f"{file} is no MLflow store: MLflow's tables are not in it")
+        raise StoreMissing(f"{file} is not an MLflow store: it does not contain MLflow's tables")
+
+
+def open_sqlite(file: Path, timeout_s: float, mode: Literal["ro", "rw"] = "ro") -> sqlite3.Connection:
+    """Open an SQLite file, without beginning a transaction and without creating the file.
+
+    Args:
+        file: the file.
+        timeout_s: how long to wait for another process's lock, in s.
+        mode: whether to open it read-only or for writing.
+    """
+    address = f"{file.absolute().as_uri()}?mode={mode}"
+    return sqlite3.connect(address, uri=True, timeout=timeout_s, isolation_level=None)
 
 
 def _check_server(uri: str, kind: str) -> None:
-    """Whether somebody listens there. Where a proxy or a socket stands between, MLflow finds out by itself."""
+    """Check that the server accepts connections. Behind a proxy or a local socket, this is left to MLflow."""
     import socket
     import urllib.request
 
-    wrong = UsageError(f"MLFLOW_TRACKING_URI: {without_credentials(uri)} is no URL of a server: {_ENCODE}")
+    wrong = UsageError(f"MLFLOW_TRACKING_URI: {without_credentials(uri)} is not the URL of a server: {_ENCODE}")
     try:
         parts = urlsplit(uri)
         several = kind not in SERVERS and "," in parts.netloc  # Postgres takes several hosts

@@ -1,9 +1,9 @@
-"""Where the embedded store's files are recorded to be, and what to do after its folder was moved or copied.
+"""Detect that the folder of an embedded store was moved or copied, and correct the recorded file locations.
 
-MLflow keeps absolute locations (`file:///home/ann/onward/mlartifacts/...`), and resolves relative ones against the
-working directory of whoever asks. So after `mv`, no file is found any more; and after `cp -r`, the copy would write
-into the original's folder, and `mlflow gc` there would delete the original's files. `find` notices both, from the
-database alone and within a millisecond. `move` rewrites the locations, in one transaction.
+MLflow stores absolute locations (`file:///home/ann/onward/mlartifacts/...`), and would resolve relative ones against
+the working directory of each process. After `mv`, MLflow therefore finds no files. After `cp -r`, the copy would write
+into the original's folder, and `mlflow gc` in the copy would delete the original's files. `find` detects both cases
+from the database alone, within a millisecond. `move` rewrites the locations in one transaction.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from urllib.parse import quote, unquote_to_bytes
 
 from onward.registry.errors import Refused, StoreUnreachable, UsageError
 from onward.registry.store.connection import ARTIFACTS, tracking_uri
+from onward.registry.store.reach import open_sqlite
 from onward.registry.store.sqlite_reader import REVISION
 from onward.registry.uri import sqlite_file
 
-# Every column that holds a location of files, in the tables of REVISION; of trace_tags, those rows alone that do.
+# All columns that contain a location of files, in the tables of REVISION. In trace_tags, only some rows contain one.
 _COLUMNS = (
     ("experiments", "artifact_location", ""),
     ("runs", "artifact_uri", ""),
@@ -32,28 +33,41 @@ _COLUMNS = (
     ("workspaces", "default_artifact_root", ""),
     ("workspaces", "trace_archival_location", ""),
 )
-# Of these, what holds files of its own: with all of them missing beside the database, they were left behind.
+# The columns whose locations contain files. If all of these folders are missing beside the database, only the database
+# was moved.
 _WITH_FILES = (("runs", "artifact_uri"), ("logged_models", "artifact_location"))
 _LISTED = 5
 
 
 @dataclass(frozen=True)
 class Elsewhere:
-    """The folder that holds the database, and the other folders that it says its files are in."""
+    """A store whose recorded locations do not match the location of its database.
+
+    Attributes:
+        here: the folder that contains the database.
+        recorded: the other folders that the database names as the location of its files.
+    """
 
     here: Path
     recorded: tuple[str, ...]
 
     def __str__(self) -> str:
         return (
-            f"the store in {self.here} was moved or copied: it says that its files are in {', '.join(self.recorded)}; "
-            "`onward store move` makes it use those beside it"
+            f"the store in {self.here} was moved or copied: it still looks for its files in "
+            f"{', '.join(self.recorded)}; `onward store move` makes it use the files beside it"
         )
 
 
 @dataclass(frozen=True)
 class Moved:
-    """What `move` rewrote, or would: how many locations in each column, from which folders to which."""
+    """What `move` rewrote, or would rewrite in a dry run.
+
+    Attributes:
+        here: the folder that the locations point to now.
+        recorded: the folders that they pointed to before.
+        rewritten: the number of changed locations in each column (`table.column`).
+        dry_run: whether nothing was written.
+    """
 
     here: Path
     recorded: tuple[str, ...]
@@ -62,26 +76,34 @@ class Moved:
 
 
 def find(uri: str | None = None) -> Elsewhere | None:
-    """Where else the store in use says its files are; None where they are beside it, or it is no SQLite file.
+    """Find out whether the store's files are recorded in another folder than its database's.
+
+    Args:
+        uri: the store's URI; None for the store in use.
+
+    Returns:
+        the folders, or None if the files are beside the database or the store is not an SQLite file.
 
     Raises:
-        UsageError: no store is named, and there is no checkout to have one.
+        UsageError: MLFLOW_TRACKING_URI is not set, and there is no checkout.
     """
     database = sqlite_file(uri or tracking_uri())
     if database is None or not database.is_file():
         return None
     here = database.resolve().parent
-    address = f"{database.absolute().as_uri()}?mode=ro"
     try:
-        with closing(sqlite3.connect(address, uri=True, timeout=5)) as tables:
+        with closing(open_sqlite(database, timeout_s=5)) as tables:
             recorded = _recorded(tables, here)
     except sqlite3.Error:
-        return None  # no tables of MLflow's that are known: MLflow itself says what is wrong with them
+        return None  # these are not the known tables of MLflow: MLflow itself reports what is wrong with them
     return Elsewhere(here, recorded) if recorded else None
 
 
 def require_here(uri: str | None = None) -> None:
-    """Make sure that the store's files are where its database is, before they are read or written.
+    """Check that the store's files are beside its database. Call this before files are read or written.
+
+    Args:
+        uri: the store's URI; None for the store in use.
 
     Raises:
         UsageError: the database was moved or copied; the message says what to do.
@@ -92,25 +114,30 @@ def require_here(uri: str | None = None) -> None:
 
 
 def move(*, dry_run: bool = False) -> Moved:
-    """Make the embedded store use the files beside its database, wherever they were recorded to be before.
+    """Make the embedded store use the files beside its database.
 
-    Nothing outside of the database is written, so that what a copy was made from stays as it is. A second call changes
-    nothing, and one that is interrupted changes nothing at all.
+    Only the database is written, so the original of a copied store stays unchanged. An interrupted call changes
+    nothing, and a second call has nothing left to change.
+
+    Args:
+        dry_run: whether to report the changes without making them.
 
     Raises:
-        UsageError: the store is no SQLite file, or there is none, or its tables are those of another MLflow.
-        Refused: files that the store knows are not beside the database.
+        UsageError: the store is not an SQLite file, it does not exist, or its tables are from another MLflow version.
+        Refused: files that the database names are not beside it.
         StoreUnreachable: another process is writing to the database, or it cannot be written.
     """
     database = sqlite_file(tracking_uri())
     if database is None:
-        raise UsageError("only the embedded store (mlflow.db) can be moved: a server keeps its files where it wants")
+        raise UsageError(
+            "only the embedded store (mlflow.db) can be moved: MLFLOW_TRACKING_URI names another kind of store, "
+            "which manages its own files"
+        )
     if not database.is_file():
         raise UsageError(f"there is no store to move: {database} does not exist")
     here = database.resolve().parent
-    address = f"{database.absolute().as_uri()}?mode={'ro' if dry_run else 'rw'}"
     try:
-        with closing(sqlite3.connect(address, uri=True, timeout=10, isolation_level=None)) as tables:
+        with closing(open_sqlite(database, timeout_s=10, mode="ro" if dry_run else "rw")) as tables:
             tables.execute("BEGIN" if dry_run else "BEGIN IMMEDIATE")
             _require_revision(tables, database)
             recorded = _recorded(tables, here)
@@ -138,16 +165,16 @@ def _require_revision(tables: sqlite3.Connection, database: Path) -> None:
         found = None
     if found != REVISION:
         raise UsageError(
-            f"{database} has tables of another MLflow (revision {found or 'none'}, known is {REVISION}): nothing was "
-            "changed. Move the folder back, or install the MLflow of constraints.txt and, if the store is older than "
-            "that, run `mlflow db upgrade` on it"
+            f"{database} was written by another version of MLflow (its revision is {found or 'none'}, Onward knows "
+            f"{REVISION}): nothing was changed. Move the folder back, or install the MLflow of constraints.txt and, if "
+            "the store is older than that, run `mlflow db upgrade` on it"
         )
 
 
 def _changes(
     tables: sqlite3.Connection, here: Path, recorded: tuple[str, ...]
 ) -> dict[tuple[str, str], list[tuple[int, str]]]:
-    """By table and column, the rows to change and what goes there."""
+    """The rows to change and their new values, by table and column."""
     return {
         (table, column): [
             (number, moved)
@@ -159,11 +186,11 @@ def _changes(
 
 
 def _moved(location: str | None, recorded: tuple[str, ...], here: Path) -> str | None:
-    """A location below one of the recorded folders, as it is below `here`; None for any other."""
+    """The location with its recorded folder replaced by `here`; None if it is in no recorded folder."""
     path = to_path(location)
     if location is None or path is None:
         return None
-    # The longest first: one may be below another, and then is the one that is meant.
+    # The longest first: one folder may contain another, and then the inner one is meant.
     for folder in sorted(recorded, key=len, reverse=True):
         if path == folder or path.startswith(f"{folder}/"):
             moved = f"{here}{path[len(folder) :]}"
@@ -172,7 +199,7 @@ def _moved(location: str | None, recorded: tuple[str, ...], here: Path) -> str |
 
 
 def _require_files(tables: sqlite3.Connection, here: Path, recorded: tuple[str, ...]) -> None:
-    """Make sure that no files are left behind. Those that are in neither place were lost before."""
+    """Check that no files would be left behind. Files that are in neither folder were lost earlier."""
     beside, behind = 0, []
     for table, column in _WITH_FILES:
         for (location,) in tables.execute(f"SELECT {column} FROM {table}"):
@@ -183,38 +210,41 @@ def _require_files(tables: sqlite3.Connection, here: Path, recorded: tuple[str, 
                 beside += 1
             elif table == "logged_models" or os.path.isdir(old):
                 behind.append((old, os.path.isdir(old)))
-    left = [old for old, there in behind if there]
+    left = [old for old, exists in behind if exists]
     if left or (behind and not beside):
         listed = "".join(f"\n  {old}" for old in left[:_LISTED])
         more = f"\n  and {len(left) - _LISTED} more" if len(left) > _LISTED else ""
         still = f". These are still there:{listed}{more}" if left else ""
         raise Refused(
-            f"nothing was changed: {len(left or behind)} folders that the store knows are not beside it. Copy "
+            f"nothing was changed: {len(left or behind)} folders of the store are not beside its database. Copy "
             f"{ARTIFACTS}/ of {', '.join(recorded)} to {here / ARTIFACTS}, then run this again{still}"
         )
     shared = (here / ARTIFACTS).resolve()
     for folder in recorded:
         if not shared.is_relative_to(here) and (Path(folder) / ARTIFACTS).resolve() == shared:
             raise Refused(
-                f"nothing was changed: {here / ARTIFACTS} is a link to {shared}, which the store in {folder} uses, "
-                "too. Put a copy of that folder in place of the link, then run this again"
+                f"nothing was changed: {here / ARTIFACTS} is a link to {shared}, and the store in {folder} also uses "
+                "that folder. Replace the link with a copy of the folder, then run this again"
             )
 
 
 def _recorded(tables: sqlite3.Connection, here: Path) -> tuple[str, ...]:
-    """The folders besides `here` that hold the files of experiments, where connection.ensure_experiment put them. An
-    experiment with its files anywhere else was made by somebody with another wish, and is left alone."""
+    """The folders, other than `here`, that the experiments name as the location of their files.
+
+    Only locations of the form that connection.ensure_experiment creates count. Users chose all other locations on
+    purpose, so they stay unchanged.
+    """
     folders = set()
     for name, location in tables.execute("SELECT name, artifact_location FROM experiments"):
         path, own = to_path(location) or "", f"/{ARTIFACTS}/{name}"
         if path.endswith(own):
             folders.add(path.removesuffix(own) or "/")
-    # A folder may be recorded under the name of a link to it.
+    # The recorded path may be a link to `here`.
     return tuple(sorted(folder for folder in folders if folder != str(here) and os.path.realpath(folder) != str(here)))
 
 
 def to_path(location: str | None) -> str | None:
-    """The local path that a location is, a file: URI or a path; None where it is anything else."""
+    """The local path of a location that is a file: URI or an absolute path; None for any other location."""
     if not location:
         return None
     if location.startswith("/"):
@@ -224,5 +254,5 @@ def to_path(location: str | None) -> str | None:
 
 
 def to_uri(path: str) -> str:
-    """The file: URI of an absolute path, as Path.as_uri writes it."""
+    """The file: URI of an absolute path, in the form of Path.as_uri."""
     return f"file://{quote(os.fsencode(path))}"

@@ -1,4 +1,4 @@
-"""What a target such as `cnn@production` (what is live there) or `cnn/3` (a version) names.
+"""Resolve a target such as `cnn@production` (the version that is live there) or `cnn/3` (version 3).
 
 resolve("cnn@production").sha256
 """
@@ -17,9 +17,19 @@ from onward.registry.store.store import Store
 
 @dataclass(frozen=True)
 class Target:
-    """What `MODEL@ENV` or `MODEL/VERSION` names: its bytes' digests and where they are; `manifest` is "" where an older
-    Onward pinned the model files alone. `alarm` is what the log of the environment holds after the last entry that is
-    proven, in words."""
+    """A version, resolved from `MODEL@ENV` or `MODEL/VERSION`.
+
+    Attributes:
+        model: the model's name.
+        version: the version's number.
+        sha256: the digest of the model's files.
+        source: the models:/ URI of the files.
+        manifest: the digest of all files; "" if an older Onward pinned only the model's files.
+        environment: the environment; "" for `MODEL/VERSION`.
+        entry: the number of the log entry that deployed it; 0 for `MODEL/VERSION`.
+        evidence: what was measured of the version.
+        alarm: a message for each log row after the live entry that is not proven.
+    """
 
     model: str
     version: int
@@ -36,11 +46,15 @@ class Target:
 
 
 def resolve(target: str, store: Store | None = None) -> Target:
-    """What `cnn@production` (what is live there) or `cnn/3` (a version) names.
+    """Find the version that a target names.
+
+    Args:
+        target: `MODEL@ENV` for the version that is live there, or `MODEL/VERSION`.
+        store: the store to look in; None for the store in use.
 
     Raises:
-        UsageError: it is neither, or there is no such model, version or environment.
-        Refused: nothing is live there, or the version was not published by Onward.
+        UsageError: the target has another form, or there is no such model, version or environment.
+        Refused: nothing is live in the environment, or Onward did not publish the version.
     """
     model, at, environment = target.partition("@")
     if at:
@@ -52,11 +66,10 @@ def resolve(target: str, store: Store | None = None) -> Target:
         log.require_known(registered_name(environment, model))
         if live is None:
             require_model(store, model)
-            unsigned = (
-                f" ({len(log.unproven)} entries count for nothing: no signer signed them)" if log.unproven else ""
-            )
+            unsigned = f" ({len(log.unproven)} entries do not count: no signer signed them)" if log.unproven else ""
             raise Refused(
-                f"nothing is live in {environment} of {model}{unsigned}; `onward promote {model} --to {environment}`"
+                f"nothing is live in {environment} of {model}{unsigned}: deploy a version with "
+                f"`onward promote {model} --to {environment}`"
             )
         return Target(
             model,
@@ -71,14 +84,19 @@ def resolve(target: str, store: Store | None = None) -> Target:
         )
     model, slash, version = target.partition("/")
     if not slash or not version.isdecimal():
-        raise UsageError(f"{target!r} names nothing: give MODEL@ENVIRONMENT, MODEL/VERSION, or an .onnx file")
+        raise UsageError(f"{target!r} is not a target: give MODEL@ENVIRONMENT, MODEL/VERSION, or an .onnx file")
     valid_name(model, "a model")
     found = find_candidate(store or Store(create=False), model, int(version))
     return Target(model, found.version, found.sha256, found.source, found.manifest, evidence=found.evidence)
 
 
 def find_candidate(store: Store, model: str, version: int) -> RegisteredVersion:
-    """One version that Onward published.
+    """Find one version that Onward published.
+
+    Args:
+        store: the store to look in.
+        model: the model's name.
+        version: the version's number.
 
     Raises:
         UsageError: there is no such model or version.
@@ -87,15 +105,30 @@ def find_candidate(store: Store, model: str, version: int) -> RegisteredVersion:
     found = store.candidate(model, version) if 0 < version < 2**31 else None
     if found is None:
         require_model(store, model)
-        raise UsageError(f"there is no version {version} of {model}; `onward status` shows what there is")
+        raise UsageError(f"there is no version {version} of {model}: `onward status` lists the registered models")
     if not found.sha256:
-        raise Refused(f"{model} version {version} has no sha256: it was not published by Onward, and cannot be checked")
+        raise Refused(
+            f"{model} version {version} has no sha256: Onward did not publish it, so its files cannot be checked"
+        )
     return found
 
 
 def require_model(store: Store, model: str) -> None:
-    """Raise UsageError where nothing is known of `model`."""
+    """Check that a model has at least one version.
+
+    Args:
+        store: the store to look in.
+        model: the model's name.
+
+    Raises:
+        UsageError: it has none.
+    """
     if next(store.candidates(model), None) is None:
-        raise UsageError(
-            f"there is no version of {model!r}: `dvc repro` registers one, `onward status` shows what there is"
-        )
+        raise no_version(model)
+
+
+def no_version(model: str) -> UsageError:
+    """The error for a model that has no version."""
+    return UsageError(
+        f"there is no version of {model!r}: `dvc repro` registers models, and `onward status` lists the registered ones"
+    )

@@ -1,7 +1,8 @@
-"""How the deployment log and the candidates lie in MLflow: names, tags and aliases. Pure: no client, no request.
+"""Translate between MLflow's registered models and Onward's log and candidates: names, tags and aliases.
 
-Each environment of each model is one registered model, `production.cnn`, and its versions are the log. The aliases
-`live` (on `production.cnn`) and `production` (on the candidates' `cnn`), and the tag `lost`, are views of the log.
+Each environment of each model has one registered model, such as `production.cnn`. Its versions are the entries of the
+log. The aliases `live` (on `production.cnn`) and `production` (on the candidates' `cnn`), and the tag `lost`, are views
+of the log: they can be written again from it. Nothing here sends a request.
 """
 
 from __future__ import annotations
@@ -20,35 +21,55 @@ from onward.registry.trust.entry_signatures import Signers
 
 LIVE = "live"
 LOST = "lost"
-# 1 is what every Onward reads. 2 is a signed entry with links to those before it: an older Onward would take its
-# signature for a false one, and show what was live before as live.
+# Every Onward reads schema 1. Schema 2 is a signed entry with links to earlier entries. An older Onward would treat
+# such a signature as invalid and report the previous deployment as live.
 SCHEMA = 2
 
 
 class Version(Protocol):
-    """A version of a registered model, as MLflow's own entity has it."""
+    """A version of a registered model, with the attributes of MLflow's ModelVersion."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The name of the registered model."""
+
     @property
-    def version(self) -> int | str: ...
+    def version(self) -> int | str:
+        """The number of the version."""
+
     @property
-    def creation_timestamp(self) -> int: ...
+    def creation_timestamp(self) -> int:
+        """When the version was created, in ms since the epoch."""
+
     @property
-    def current_stage(self) -> str | None: ...
+    def current_stage(self) -> str | None:
+        """The version's deprecated stage."""
+
     @property
-    def source(self) -> str | None: ...
+    def source(self) -> str | None:
+        """The URI of the version's files."""
+
     @property
-    def run_link(self) -> str | None: ...
+    def run_link(self) -> str | None:
+        """The digest of the entry, as `entry_signatures.link` writes it; MLflow never lets it change."""
+
     @property
-    def tags(self) -> Mapping[str, str]: ...
+    def tags(self) -> Mapping[str, str]:
+        """The tags of the version."""
 
 
 @dataclass(frozen=True)
 class RegisteredVersion:
-    """A version that the pipeline registered. `evidence` is its tags: what was measured, as
-    registry/tracking/recorder.py says. `logged_model` is the id of the one that holds its files, `stage` MLflow's own
-    deprecated one."""
+    """A version that the pipeline registered.
+
+    Attributes:
+        model: the model's name.
+        version: the version's number.
+        evidence: the version's tags: what was measured (registry/tracking/recorder.py).
+        created: when it was registered.
+        logged_model: the id of the MLflow logged model that contains its files.
+        stage: its stage in MLflow (deprecated there).
+    """
 
     model: str
     version: int
@@ -59,17 +80,18 @@ class RegisteredVersion:
 
     @property
     def sha256(self) -> str:
-        """The digest of the model; "" where Onward did not publish it, or its digests are none."""
-        said = (self.evidence.get("sha256", ""), self.manifest or "0" * 64)
-        return said[0] if all(re.fullmatch("[0-9a-f]{64}", digest) for digest in said) else ""
+        """The digest of the model; "" if Onward did not publish the version, or its digests are malformed."""
+        digests = (self.evidence.get("sha256", ""), self.manifest or "0" * 64)
+        return digests[0] if all(re.fullmatch("[0-9a-f]{64}", digest) for digest in digests) else ""
 
     @property
     def manifest(self) -> str:
-        """The digest of the manifest of all its files; "" where an older Onward published it."""
+        """The digest of the manifest of all files; "" if an older Onward published the version."""
         return self.evidence.get("manifest", "")
 
     @property
     def source(self) -> str:
+        """The models:/ URI of the version."""
         return f"models:/{self.model}/{self.version}"
 
 
@@ -77,13 +99,20 @@ class RegisteredVersion:
 class Log:
     """An environment's log as it is stored, or its newest part.
 
-    history: the entries that count and those that lost a race. marked: which lost entries carry their mark.
-    foreign: rows that are no entries (somebody registered them by hand); they count for nothing.
-    newer: rows that a newer Onward wrote, which this one cannot read. newest: the highest number of all rows.
-    unproven: where an environment has signers, entries that none of them signed, and signed ones of which nobody can
-    say any more whether they lost a race. They count for nothing. alarm: what of all that stands after the last entry
-    that counts, in words. damage: entries that were changed or deleted after a later one had named them, in words.
-    open: whether older rows have to be read to judge these. signed: whether the environment has signers.
+    Attributes:
+        history: the entries that count, and those that lost a race.
+        marked: the numbers of the lost entries that have the tag `lost`.
+        foreign: the numbers of rows that are not Onward's entries, such as versions registered by hand. They do not
+            count.
+        approvals: the approvals.
+        unproven: in an environment with signers, the entries that no signer signed, and signed entries that may have
+            lost a race because a row before them is missing. They do not count.
+        newer: the numbers of rows that a newer Onward wrote, and that this one cannot read.
+        newest: the highest number of all rows.
+        alarm: a message for each foreign, newer or unproven row after the last entry that counts.
+        damage: a message for each entry that was changed or deleted after a later entry had named it.
+        open: whether older rows have to be read to judge the rows that were read.
+        signed: whether the environment has signers.
     """
 
     history: DeploymentHistory
@@ -100,19 +129,23 @@ class Log:
 
     @property
     def settled(self) -> bool:
-        """Whether enough was read to say what is live: no older row could change it."""
+        """Whether enough rows were read to say what is live, so that older rows cannot change it."""
         return self.history.settled and not self.open
 
     def entries(self) -> list[Entry]:
-        """All of them, whether they count or not, in the order of the log."""
+        """All entries, including those that do not count, in the order of their numbers."""
         return sorted((*self.history.entries(), *self.approvals, *self.unproven), key=lambda entry: entry.number)
 
     def require_known(self, registered: str) -> None:
-        """Check that this Onward can read what is newest in the log. In a log with signers, what it cannot read is not
-        proven, and raises an alarm instead.
+        """Check that no newer Onward wrote an entry after the live one.
+
+        In a log with signers, such an entry is not proven, and raises an alarm instead.
+
+        Args:
+            registered: the name of the log's registered model, for the message.
 
         Raises:
-            UsageError: a newer Onward wrote an entry after the one that seems to be live.
+            UsageError: a newer Onward wrote such an entry.
         """
         unknown = [number for number in self.newer if number > self.history.base]
         if unknown and not self.signed:
@@ -121,7 +154,12 @@ class Log:
 
 @dataclass(frozen=True)
 class Overview:
-    """What MLflow tells of a registered model at a glance: the newest version in each stage, newest first; aliases."""
+    """A summary of a registered model.
+
+    Attributes:
+        newest: the newest version in each stage, the newest first.
+        aliases: the version number of each alias.
+    """
 
     newest: tuple[Version, ...] = ()
     aliases: Mapping[str, int] = field(default_factory=dict)
@@ -129,7 +167,14 @@ class Overview:
 
 @dataclass(frozen=True)
 class Drift:
-    """A view that disagrees with the log: an alias that should be at `wanted` (None: nowhere), or a mark missing."""
+    """A view that disagrees with the log: an alias at the wrong version, or a missing tag `lost`.
+
+    Attributes:
+        registered: the name of the registered model.
+        alias: the alias, or `lost` for the tag.
+        wanted: the version that the alias should name (None: it should not exist), or the entry that lacks the tag.
+        found: the version that the alias names, or None.
+    """
 
     registered: str
     alias: str
@@ -139,23 +184,23 @@ class Drift:
     def __str__(self) -> str:
         if self.alias == LOST:
             return f"entry {self.wanted} of {self.registered} lost a race and is not marked"
-        where = "nowhere" if self.found is None else f"at {self.found}"
-        right = "nowhere" if self.wanted is None else f"at {self.wanted}"
-        return f"the alias {self.alias} of {self.registered} is {where} and belongs {right}"
+        now = "is not set" if self.found is None else f"is set to version {self.found}"
+        right = "should not be set" if self.wanted is None else f"should be set to version {self.wanted}"
+        return f"the alias {self.alias} of {self.registered} {now} and {right}"
 
 
 def registered_name(environment: str, model: str) -> str:
-    """The registered model that holds the log. Neither name holds a dot (valid_name), so it reads back."""
+    """The name of the registered model that contains a log. Names contain no dot (valid_name), so it can be parsed."""
     return f"{environment}.{model}"
 
 
 def approval_source(sha256: str) -> str:
-    """What stands for the files of an approval: it has none of its own, and outlives those that it is about."""
+    """The source of an approval. It names no files, because an approval has none and outlives the approved files."""
     return f"approval:{sha256}"
 
 
 def to_tags(draft: Draft) -> dict[str, str]:
-    """An entry as the tags of a model version."""
+    """The tags of the model version that stores an entry."""
     tags = {
         "schema": "2" if draft.signature and (draft.seen >= 0 or draft.manifest) else "1",
         "kind": draft.kind,
@@ -187,7 +232,7 @@ def to_tags(draft: Draft) -> dict[str, str]:
 
 
 def from_version(version: Version) -> Entry | None:
-    """The entry that a model version holds, or None where it holds none, or one that cannot be right."""
+    """The entry that a model version stores; None if it stores none, or a malformed one."""
     tags = version.tags
     try:
         return Entry.model_validate(
@@ -215,13 +260,20 @@ def from_version(version: Version) -> Entry | None:
 
 
 def is_newer(version: Version) -> bool:
-    """Whether a newer Onward wrote this row, so that this one might misread it."""
+    """Whether a newer Onward wrote this version, so that this one may misread it."""
     schema = version.tags.get("schema", "")
     return re.fullmatch(r"[0-9]{1,9}", schema) is not None and int(schema) > SCHEMA
 
 
 def parse_log(registered: str, versions: Iterable[Version], signers: Signers, floor: int = 0) -> Log:
-    """A log from the versions of its registered model; of those above `floor`, where only these were read."""
+    """Build a log from the versions of its registered model.
+
+    Args:
+        registered: the name of the registered model.
+        versions: its versions, in any order.
+        signers: the signers of the environment; empty if it has none.
+        floor: the highest number that was not read; 0 if all versions were read.
+    """
     entries: dict[int, Entry] = {}
     marked: set[int] = set()
     foreign: list[int] = []
@@ -241,7 +293,8 @@ def parse_log(registered: str, versions: Iterable[Version], signers: Signers, fl
     if signers:
         judged = chain.judge(entries.values(), rows, registered, signers, floor)
     counting = judged.proven - judged.undecided
-    history = fold((e for n, e in entries.items() if n in counting and e.kind != "approve"), floor)
+    deployments = (entry for number, entry in entries.items() if number in counting and entry.kind != "approve")
+    history = fold(deployments, floor)
     unproven = [entry for number, entry in sorted(entries.items()) if number not in counting]
     return Log(
         history,
@@ -261,19 +314,28 @@ def parse_log(registered: str, versions: Iterable[Version], signers: Signers, fl
 def _alarm(
     live: int, unproven: Iterable[Entry], foreign: Iterable[int], newer: Iterable[int], judged: chain.Judged
 ) -> Iterable[str]:
-    """What is not proven and stands after the last entry that counts, a sentence a row."""
-    said = {entry.number: "is not signed by any of the signers, or was changed after that" for entry in unproven}
-    uncertain = "is signed, but a row before it is gone or not proven: it may have lost a race"
-    said |= dict.fromkeys(judged.undecided, uncertain)
-    said |= dict.fromkeys(foreign, "is no entry of Onward's") | dict.fromkeys(newer, "is of a newer Onward")
-    return (f"row {number} {said[number]}" for number in sorted(said) if number > live)
+    """One message for each row that is not proven and comes after the last entry that counts."""
+    faults = {entry.number: "is not signed by any of the signers, or was changed after that" for entry in unproven}
+    uncertain = "is signed, but a row before it is missing or not proven, so it may have lost a race"
+    faults |= dict.fromkeys(judged.undecided, uncertain)
+    faults |= dict.fromkeys(foreign, "is not an entry of Onward's")
+    faults |= dict.fromkeys(newer, "was written by a newer Onward")
+    return (f"row {number} {faults[number]}" for number in sorted(faults) if number > live)
 
 
 def find_drift(
     environment: str, model: str, log: Log, candidate: int | None, found: Mapping[str, int | None]
 ) -> list[Drift]:
-    """The views that disagree with the log. `candidate` is the version that is live, if it still exists; `found` is
-    where the aliases are: `live` by the name of the log's registered model, and the environment's by `model`."""
+    """Find the views that disagree with the log.
+
+    Args:
+        environment: the environment.
+        model: the model's name.
+        log: the environment's log.
+        candidate: the number of the live version; None if nothing is live or the version was deleted.
+        found: where the two aliases are now: the alias `live` under the name of the log's registered model, and the
+            environment's alias under `model`.
+    """
     registered = registered_name(environment, model)
     wanted = ((registered, LIVE, log.history.base or None), (model, environment, candidate))
     drifts = [Drift(name, alias, number, found[name]) for name, alias, number in wanted if found[name] != number]
@@ -282,9 +344,9 @@ def find_drift(
 
 
 def to_registered_version(version: Version) -> RegisteredVersion:
-    """A candidate from the version that the pipeline registered."""
+    """Convert a version of MLflow's that the pipeline registered."""
     created = datetime.fromtimestamp(version.creation_timestamp / 1000, UTC)
-    _, named, logged_model = (version.source or "").partition("models:/m-")  # over REST, model_id is not told
+    _, named, logged_model = (version.source or "").partition("models:/m-")  # MLflow's REST API omits model_id
     return RegisteredVersion(
         version.name,
         int(version.version),

@@ -1,8 +1,8 @@
-"""What `onward status` and every `dvc repro` ask of the embedded store, read from its SQLite file: in a few
-milliseconds, where importing MLflow and opening the store with it takes seconds.
+"""Read the embedded store's SQLite file directly, for `onward status` and `dvc repro`.
 
-MLflow promises nothing of its tables, so nothing is ever written, and where they say nothing, None is the answer, and
-MLflow is asked. The registry's are read in the one revision alone that this was written for.
+This takes a few milliseconds, while importing MLflow and opening the store with it takes seconds. MLflow's tables are
+not a public interface. So this module never writes, reads the registry's tables only in the one revision that it was
+written for, and otherwise returns None. The caller then uses MLflow.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 from onward.registry.store.connection import tracking_uri
 from onward.registry.store.newest_run import MARK, to_reason
+from onward.registry.store.reach import open_sqlite
 from onward.registry.store.schema import Overview
 from onward.registry.uri import sqlite_file
 
 Answer = TypeVar("Answer")
 
-# Of MLflow 3.17.2, by its table alembic_version; a test compares it with that of a store that MLflow makes.
+# The revision in the table alembic_version of MLflow 3.17.2. A test compares it with a store that MLflow creates.
 REVISION = "dc11669786a5"
 
 _ALIASES = "SELECT name, alias, version FROM registered_model_aliases WHERE workspace = 'default'"
-# Prompts are registered models to MLflow, and left out by its search, too.
+# MLflow stores prompts as registered models. Like MLflow's search, this query leaves them out.
 _MODELS = """
     SELECT name FROM registered_models WHERE workspace = 'default' AND name NOT IN (
         SELECT name FROM registered_model_tags
@@ -41,7 +41,7 @@ _TAGS = f"""
     SELECT tag.name, tag.version, tag.key, tag.value FROM model_version_tags AS tag JOIN ({_NEWEST}) AS newest
     ON tag.workspace = 'default' AND tag.name = newest.name AND tag.version = newest.version
 """
-# Those that registry/store/newest_run.py asks MLflow for.
+# The same runs as registry/store/newest_run.py finds through MLflow.
 _FAILED = f"""
     SELECT model.value, reason.value FROM tags AS newest
     JOIN runs ON runs.run_uuid = newest.run_uuid AND runs.lifecycle_stage = 'active'
@@ -58,7 +58,7 @@ _FAILED = f"""
 
 @dataclass(frozen=True)
 class Row:
-    """A layout.Version, as far as a glance goes."""
+    """A version of a registered model (schema.Version)."""
 
     name: str
     version: int
@@ -70,63 +70,70 @@ class Row:
 
 
 def read() -> dict[str, Overview] | None:
-    """The newest versions and the aliases of all registered models of the store in use, or None where the store is not
-    an SQLite file whose tables are known, or its file cannot be read just now.
+    """The newest versions and the aliases of all registered models of the store in use.
+
+    Returns:
+        None if the store is not an SQLite file with the known tables, or its file cannot be read at the moment.
 
     Raises:
-        UsageError: no store is named, and there is no checkout to have one.
+        UsageError: MLFLOW_TRACKING_URI is not set, and there is no checkout.
     """
-    return _asked(_read)
+    return _query(_overviews)
 
 
 def failures() -> dict[str, str] | None:
-    """The models whose newest pipeline run failed, each with the reason; None as `read` has it.
+    """The models whose newest pipeline run failed, and the reason for each.
+
+    Returns:
+        None in the same cases as `read`.
 
     Raises:
-        UsageError: as `read`.
+        UsageError: in the same cases as `read`.
     """
-    return _asked(_failed)
+    return _query(_failed)
 
 
-def _asked(question: Callable[[sqlite3.Connection], Answer]) -> Answer | None:
+def _query(function: Callable[[sqlite3.Connection], Answer]) -> Answer | None:
+    """The result of a function that reads the tables; None if they cannot be read."""
     uri = tracking_uri()
     elsewhere = any(os.environ.get(name) for name in ("MLFLOW_REGISTRY_URI", "MLFLOW_WORKSPACE"))
     file = sqlite_file(uri)
     if elsewhere or file is None or "?" in uri:
         return None
     try:
-        with closing(_opened(file, timeout=1)) as tables:
-            tables.execute("BEGIN")  # all that is read is of one moment
-            return question(tables) if _revision(tables) == REVISION else None
+        with closing(open_sqlite(file, timeout_s=1)) as tables:
+            tables.execute("BEGIN")  # all queries read the same state
+            return function(tables) if _revision(tables) == REVISION else None
     except sqlite3.Error:
         return None
 
 
 def experiment(name: str) -> tuple[str, str] | None:
-    """Id and creation time of an active experiment; None where the store is no SQLite file, or has none."""
+    """Id and creation time of an active experiment.
+
+    Args:
+        name: the experiment's name.
+
+    Returns:
+        None if the store is not an SQLite file, or has no such experiment.
+    """
     file = sqlite_file(tracking_uri())
     if file is None or not file.is_file():
         return None
     query = "SELECT experiment_id, creation_time FROM experiments WHERE name = ? AND lifecycle_stage = 'active'"
     try:
-        with closing(_opened(file, timeout=5)) as tables:
+        with closing(open_sqlite(file, timeout_s=5)) as tables:
             row = tables.execute(query, (name,)).fetchone()
     except sqlite3.Error:
-        return None  # another schema than today's MLflow's: its client will know
+        return None  # the tables have another schema: the caller uses MLflow's client
     return (str(row[0]), str(row[1])) if row else None
-
-
-def _opened(file: Path, timeout: float) -> sqlite3.Connection:
-    """A connection that can only read, and begins no transaction by itself."""
-    address = f"{file.absolute().as_uri()}?mode=ro"
-    return sqlite3.connect(address, uri=True, timeout=timeout, isolation_level=None)
 
 
 def _revision(tables: sqlite3.Connection) -> str:
     return str(tables.execute("SELECT group_concat(version_num) FROM alembic_version").fetchone()[0])
 
 
-def _read(tables: sqlite3.Connection) -> dict[str, Overview]:
+def _overviews(tables: sqlite3.Connection) -> dict[str, Overview]:
     aliases: defaultdict[str, dict[str, int]] = defaultdict(dict)
     for name, alias, version in tables.execute(_ALIASES):
         aliases[name][alias] = version

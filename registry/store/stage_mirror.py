@@ -1,6 +1,7 @@
-"""MLflow's deprecated stages, kept like the log says, for teams whose tools still read them: `mirror_stages: true`.
+"""Keep MLflow's deprecated stages in agreement with the logs, for tools that still read them (`mirror_stages: true`).
 
-A view like the aliases, and written after them. A version has one stage only, and Production goes before Staging.
+Stages are a view of the log, like aliases, and are written after them. A version has only one stage. If it is live in
+two environments, Production takes precedence over Staging.
 """
 
 from __future__ import annotations
@@ -21,7 +22,14 @@ ARCHIVED = "Archived"
 
 @dataclass(frozen=True)
 class StageDrift:
-    """A version in another stage than the log says."""
+    """A version whose stage differs from what the log says.
+
+    Attributes:
+        model: the model's name.
+        version: the version's number.
+        wanted: the stage according to the log.
+        found: the version's current stage.
+    """
 
     model: str
     version: int
@@ -29,13 +37,19 @@ class StageDrift:
     found: str
 
     def __str__(self) -> str:
-        return f"version {self.version} of {self.model} is in stage {self.found} and belongs in {self.wanted}"
+        return f"version {self.version} of {self.model} is in stage {self.found} and should be in {self.wanted}"
 
 
 def find(live: Mapping[str, Entry | None], candidates: Iterable[RegisteredVersion]) -> list[StageDrift]:
-    """What is in the wrong stage, given what is live in the environments that are mirrored.
+    """Find the versions that are in the wrong stage.
 
-    Versions that belong somewhere come first: written in this order, no stage is ever empty for long.
+    Args:
+        live: the live entry of each mirrored environment, or None.
+        candidates: the versions of the model.
+
+    Returns:
+        the versions to move into a mirrored stage, then those to archive. In this order, a stage with a live version
+        is never left empty.
     """
     belongs = {entry.candidate_version: (entry.sha256, STAGES[name]) for name, entry in _ordered(live) if entry}
     placed, archived = [], []
@@ -49,7 +63,15 @@ def find(live: Mapping[str, Entry | None], candidates: Iterable[RegisteredVersio
 
 
 def mirror(store: Store, rules: Policy, model: str) -> list[StageDrift]:
-    """Make stages agree with the logs of the environments that ask for it, and return what had to be written.
+    """Set the stages of a model's versions to what the logs of the mirrored environments say.
+
+    Args:
+        store: the store.
+        rules: the environments' requirements.
+        model: the model's name.
+
+    Returns:
+        the stages that were corrected.
 
     Raises:
         StoreUnreachable: the store did not answer.

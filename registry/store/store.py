@@ -1,9 +1,10 @@
-"""The deployment log and the candidates, kept in MLflow; registry/log/entries.py says what the log means, and
-registry/store/schema.py how it lies there.
+"""Read and write the deployment log and the candidates in MLflow.
 
-Creating a version of a registered model is the operation of MLflow that is atomic and hands out numbers that never
-come back. Aliases and marks are written after an entry, and whoever writes next heals what an interrupted command left
-of them.
+registry/log/entries.py defines the log's meaning, and registry/store/schema.py its representation in MLflow.
+
+An entry is appended by creating a version of a registered model. MLflow does this atomically, and never assigns a
+version number twice. Aliases and marks are written after the entry. If a command is interrupted in between, the next
+command that writes corrects them.
 """
 
 from __future__ import annotations
@@ -43,17 +44,21 @@ from onward.registry.trust.entry_signatures import link
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-# MLflow gives up numbering a version after three collisions; then somebody else got in, or the next try does.
+# MLflow gives up after three collisions of version numbers. Then Onward tries again, unless another entry now counts.
 _APPENDS = 20
-# One healing pass a change that others make meanwhile; more than a few in a row is a storm, and they heal after us.
+# Each change by another process needs one more pass of `heal`. The last process to write corrects the views, so a
+# process need not continue through many changes.
 _PASSES = 5
 
 
 class Store:
-    """What Onward keeps in MLflow; `versions` are the rows of it, as MLflow has them, `files` the bytes.
+    """The MLflow store in use: the logs, the candidates and their files.
 
-    The store is opened when something is first asked of it. Every method raises StoreUnreachable where it does not
-    answer. With `create`, an embedded store is made where there is none; what only reads does without.
+    The store is opened at the first request. Every method raises StoreUnreachable if the store does not answer.
+
+    Args:
+        client: a client of the store; None to connect to the store in use.
+        create: whether to create an embedded store that does not exist. Operations that only read pass False.
     """
 
     def __init__(self, client: MlflowClient | None = None, *, create: bool = True) -> None:
@@ -65,26 +70,34 @@ class Store:
 
     @property
     def uri(self) -> str:
-        """Credentials included."""
+        """The store's URI, including credentials."""
         return str(self._client.tracking_uri)
 
     @cached_property
     def versions(self) -> Versions:
+        """The registered models and versions, as MLflow stores them."""
         return Versions(self._client)
 
     @cached_property
     def files(self) -> Files:
+        """The files of versions and of environments."""
         return Files(self._client)
 
     # Reading
 
     def log(self, environment: str, model: str) -> Log:
-        """The whole log of one environment of one model; an empty one where nothing was ever deployed."""
+        """The whole log of one environment of one model; an empty log if nothing was ever deployed."""
         log = self.parse(environment, model, self.versions.newest_first(registered_name(environment, model)))
         return self.remembered(environment, model, log)
 
     def head(self, environment: str, model: str, down_to: int | None = None) -> Log:
-        """The newest part of a log: as much as says what is live, however long the log is, and entry `down_to`."""
+        """The newest part of a log, just long enough to say what is live, so the cost does not grow with the log.
+
+        Args:
+            environment: the environment.
+            model: the model's name.
+            down_to: the number of an entry that must be included.
+        """
         versions: list[Version] = []
         for page, floor in self.versions.pages(registered_name(environment, model)):
             versions += page
@@ -94,50 +107,74 @@ class Store:
         return self.remembered(environment, model, log)
 
     def remembered(self, environment: str, model: str, log: Log) -> Log:
-        """The same log, with an alarm more where its environment has signers and what was live before is gone."""
+        """The log, with an additional alarm if the environment has signers and the remembered live entry is gone.
+
+        Args:
+            environment: the environment.
+            model: the model's name.
+            log: the log, read far enough to say what is live.
+        """
         known = policy.read().get(environment)
         gone = log_memory.gone(self.uri, registered_name(environment, model), log) if known and known.signers else ""
         return replace(log, alarm=(*log.alarm, gone)) if gone else log
 
     def parse(self, environment: str, model: str, versions: Iterable[Version], floor: int = 0) -> Log:
-        """The log that versions make up, as the signers of its environment, if it has any, would have it."""
+        """Build a log from versions that were read, and check it against the environment's signers.
+
+        Args:
+            environment: the environment.
+            model: the model's name.
+            versions: the versions, in any order.
+            floor: the highest number that was not read; 0 if all versions were read.
+        """
         known = policy.read().get(environment)
         return parse_log(registered_name(environment, model), versions, known.signers if known else {}, floor)
 
     def entry(self, environment: str, model: str, number: int) -> Entry:
-        """One deployment by its number, whether or not it counted.
+        """One deployment by its number, even if it lost a race.
+
+        Args:
+            environment: the environment.
+            model: the model's name.
+            number: the entry's number.
 
         Raises:
-            UsageError: there is none, or it would have to be signed and is not.
+            UsageError: there is no such entry, or the environment has signers and none of them signed it.
         """
         registered = registered_name(environment, model)
         version = self.versions.get(registered, number)
         log = self.parse(environment, model, [version] if version else [], floor=number - 1)
-        if log.unproven or log.open:  # signed by somebody who has left, perhaps: then later entries vouch for it
+        if log.unproven or log.open:  # its signer may have been removed; then later entries prove it
             log = self.head(environment, model, down_to=number)
         if any(entry.number == number for entry in log.unproven):
-            raise UsageError(f"entry {number} counts for nothing: none of the signers of {environment} signed it")
+            raise UsageError(f"entry {number} does not count: none of the signers of {environment} signed it")
         found = next((entry for entry in log.history.entries() if entry.number == number), None)
         if found is None:
-            raise UsageError(f"there is no entry {number} (any more); `onward history {model}` shows those there are")
+            raise UsageError(f"there is no entry {number} (any more): `onward history {model}` lists the entries")
         return found
 
     def approvals(self, environment: str, model: str, sha256: str) -> tuple[Entry, ...]:
-        """Who approved of these bytes for an environment; with signers, those whose signature says so."""
+        """The approvals of a model for an environment. If it has signers, only signed approvals count.
+
+        Args:
+            environment: the environment.
+            model: the model's name.
+            sha256: the digest of the approved model.
+        """
         found = self.versions.tagged(registered_name(environment, model), kind="approve", sha256=sha256)
         return self.parse(environment, model, found).approvals
 
     def candidates(self, model: str) -> Iterator[RegisteredVersion]:
-        """The versions that the pipeline registered, newest first; older ones are asked for when they are wanted."""
+        """The versions that the pipeline registered, newest first, read page by page as they are needed."""
         return map(to_registered_version, self.versions.newest_first(model))
 
     def candidate(self, model: str, version: int) -> RegisteredVersion | None:
-        """One version, or None where there is none (any more)."""
+        """One version that the pipeline registered; None if it does not exist (any more)."""
         found = self.versions.get(model, version)
         return to_registered_version(found) if found is not None else None
 
     def run(self, run_id: str) -> tuple[dict[str, str], dict[str, float]] | None:
-        """Params and metrics of a run, or None where there is none (any more)."""
+        """The params and the metrics of a run; None if it does not exist (any more)."""
         from mlflow.exceptions import MlflowException
 
         if not run_id:
@@ -152,27 +189,35 @@ class Store:
         return dict(data.params), dict(data.metrics)
 
     def metrics(self, run_id: str) -> dict[str, float]:
-        """The metrics of a run; none where there is no such run (any more)."""
+        """The metrics of a run; empty if it does not exist (any more)."""
         _, metrics = self.run(run_id) or ({}, {})
         return metrics
 
     def failures(self) -> dict[str, str]:
-        """The models whose newest pipeline run failed, each with the reason."""
+        """The models whose newest pipeline run failed, and the reason for each."""
         return newest_run.failures(self._client)
 
     def environments(self, model: str) -> list[str]:
-        """The environments in which the store has a log of `model`, those that params.yaml does not name included."""
+        """The environments with a log of `model`, including those that params.yaml no longer names."""
         names = [name.partition(".") for name in self.versions.named(f"%.{model}")]
         return sorted(environment for environment, _, name in names if name == model and is_name(environment))
 
     # Writing
 
     def append(self, environment: str, model: str, draft: Draft) -> Log:
-        """Append an entry, and return the log in which it counted.
+        """Append an entry to a log.
+
+        Args:
+            environment: the environment.
+            model: the model's name.
+            draft: the entry.
+
+        Returns:
+            the log, in which the entry counts.
 
         Raises:
-            LostRace: another entry was appended first; this one, if it was written at all, is marked as lost.
-            StoreUnreachable: the store did not answer; the message says whether the entry may have been written.
+            LostRace: another entry was appended first. If this one was written at all, it is marked as lost.
+            StoreUnreachable: the store did not answer. The message says whether the entry may have been written.
         """
         registered = registered_name(environment, model)
         if draft.base == 0:
@@ -184,20 +229,28 @@ class Store:
         for entry in log.history.lost:
             if entry.key == draft.key:
                 self._mark(registered, entry.number)
-        got = "somebody else got there first"
+        cause = "another command was faster"
         if log.alarm:
-            got = f"something came in between that no signer signed ({'; '.join(log.alarm)})"
+            cause = f"a row that no signer signed was added meanwhile ({'; '.join(log.alarm)})"
+        live = f"entry {log.history.live.number}, {log.history.live}" if log.history.live else "nothing"
         raise LostRace(
-            f"{registered}: {got}, and nothing of this counts. "
-            f"Live now: {f'entry {log.history.live.number}, {log.history.live}' if log.history.live else 'nothing'}. "
+            f"{registered}: {cause}, so this command had no effect. Live now: {live}. "
             f"Look at `onward history {model}`, then run the command again if you still want it"
         )
 
     def approve(self, environment: str, model: str, draft: Draft) -> Entry:
-        """Append an approval, which changes nothing that is live, and so has nobody to race with.
+        """Append an approval. It does not change what is live, so it cannot lose a race.
+
+        Args:
+            environment: the environment.
+            model: the model's name.
+            draft: the approval.
+
+        Returns:
+            the approval, as it is in the log.
 
         Raises:
-            StoreUnreachable: the store did not answer; the message says whether it may have been written.
+            StoreUnreachable: the store did not answer. The message says whether the approval may have been written.
         """
         registered = registered_name(environment, model)
         self._create(registered)
@@ -205,41 +258,50 @@ class Store:
             for approval in self.approvals(environment, model, draft.sha256):
                 if approval.key == draft.key:
                     return approval
-        raise StoreUnreachable(f"the MLflow store did not keep the approval in {registered}. Try again")
+        raise StoreUnreachable(f"the MLflow store did not store the approval in {registered}. Try again")
 
     def sign(self, environment: str, model: str, entry: Entry) -> None:
-        """Keep the signature of an entry that is in the log already. The name goes last: it is what is looked up."""
+        """Store the signature of an entry that is already in the log.
+
+        The signer's name is written last: without a name, the signature is ignored.
+
+        Args:
+            environment: the environment.
+            model: the model's name.
+            entry: the signed entry.
+        """
         for name in ("signature", "signer"):
             self.tag(registered_name(environment, model), entry.number, name, getattr(entry, name))
 
     def tag(self, registered: str, number: int, name: str, value: str) -> None:
-        """Set a tag of a version."""
+        """Set a tag of a version of a registered model."""
         with reachable():
             self._client.set_model_version_tag(registered, str(number), name, value)
 
     def _log_after(self, environment: str, model: str, draft: Draft) -> Log:
-        """The log down to where an entry made of `draft` would be: above its base."""
+        """The log, down to the entry after the draft's base."""
         try:
             return self.head(environment, model, down_to=draft.base + 1)
         except StoreUnreachable as error:
             raise StoreUnreachable(
                 f"the MLflow store stopped answering while an entry of {registered_name(environment, model)} was being "
-                f"written; `onward history {model}` will say whether it counts"
+                f"written: `onward history {model}` shows whether it counts"
             ) from error
 
     def _while_free(self, environment: str, model: str, draft: Draft) -> Iterator[None]:
+        """Yield once for each attempt to append, until another entry counts."""
         yield
         for _ in range(_APPENDS):
             if self.head(environment, model).history.base != draft.base:
                 return
             yield
         raise StoreUnreachable(
-            f"the MLflow store refused {_APPENDS} times to number an entry of {registered_name(environment, model)}; "
-            "nothing was changed. Try again"
+            f"the MLflow store failed {_APPENDS} times to assign a number to an entry of "
+            f"{registered_name(environment, model)}: nothing was changed. Try again"
         )
 
     def _try_append(self, registered: str, draft: Draft) -> bool:
-        """Whether an entry may now be in the log: one whose answer was lost on the way may be, too."""
+        """Try to append an entry, and return whether it may be in the log now."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -262,18 +324,23 @@ class Store:
             if any(entry.key == draft.key for entry in self._log_after(environment, model, draft).entries()):
                 return True
             raise StoreUnreachable(
-                f"{error}. The log of {registered} holds no such entry now; `onward history {model}` will say whether "
-                "one came late"
+                f"{error}. The log of {registered} does not contain the entry now: `onward history {model}` shows "
+                "whether it arrived later"
             ) from error
         return True
 
     def place(self, environment: str, model: str, entries: Iterable[Entry]) -> None:
-        """Append entries that another server had, under the numbers that they had there; their `source` is here.
+        """Append entries of another store under the same numbers.
 
-        Numbers between them that belong to no entry are taken by versions that are none; `clear` removes those.
+        Unused numbers between them are filled with versions that are not entries. `clear` deletes those again.
+
+        Args:
+            environment: the environment.
+            model: the model's name.
+            entries: the entries, in order. Their `source` must be in this store.
 
         Raises:
-            LostRace: a number is taken.
+            LostRace: a number is already used.
         """
         registered = registered_name(environment, model)
         self._create(registered)
@@ -284,14 +351,17 @@ class Store:
                 taken += 1
                 if not self._take(registered, entry, taken):
                     raise LostRace(
-                        f"{registered}: number {taken} is taken, so that entry {entry.number} cannot keep its own. "
-                        "Either somebody deployed meanwhile, or deleted versions used the numbers up: see "
-                        f"`onward history {model}`; if that is empty, delete the registered model {registered} and "
+                        f"{registered}: number {taken} is already used, so entry {entry.number} cannot keep its "
+                        "number. Either another command deployed meanwhile, or deleted versions used the number. Look "
+                        f"at `onward history {model}`. If it is empty, delete the registered model {registered} and "
                         "import again"
                     )
 
     def _take(self, registered: str, entry: Entry, number: int) -> bool:
-        """Create version `number`: the entry, if it is the entry's own. Another number is given back."""
+        """Create version `number`, and return False if MLflow assigned another number.
+
+        The version stores the entry only if `number` is the entry's own. A version with another number is deleted.
+        """
         own = number == entry.number
         with reachable(), as_default(self._client):
             version = self._client.create_model_version(
@@ -299,7 +369,7 @@ class Store:
                 source=entry.source,
                 tags=to_tags(entry) if own else {},
                 run_link=link(entry, registered) if own else None,
-                description=markdown(entry) if own else "No entry: the log that is being imported has none here.",
+                description=markdown(entry) if own else "Not an entry: the imported log has no entry of this number.",
                 model_id=_logged_model(entry.source),
                 await_creation_for=0,
             )
@@ -309,21 +379,35 @@ class Store:
             return False
 
     def clear(self, environment: str, model: str, numbers: Iterable[int]) -> None:
-        """Delete versions that are no entries."""
+        """Delete versions that are not entries.
+
+        Args:
+            environment: the environment.
+            model: the model's name.
+            numbers: the versions to delete. Numbers of entries are ignored.
+        """
         with reachable():
             for number in sorted(set(numbers) & set(self.log(environment, model).foreign)):
                 self._client.delete_model_version(registered_name(environment, model), str(number))
 
     def prepare(self, environment: str, models: Iterable[str]) -> list[str]:
-        """Make the registered models of an environment's logs, and return the names of those that were not there."""
+        """Create the registered models of an environment's logs.
+
+        Args:
+            environment: the environment.
+            models: the names of the models.
+
+        Returns:
+            the names of the registered models that were created now.
+        """
         return [name for model in models if self._create(name := registered_name(environment, model))]
 
     def prepare_webhook(self, environment: str, address: str) -> list[str]:
-        """Make the server's webhook of an environment; see registry/store/webhooks.py."""
+        """Create the server's webhook of an environment; see registry/store/webhooks.py."""
         return webhooks.ensure(self._client, environment, address)
 
     def _create(self, registered: str) -> bool:
-        """Whether it was made just now."""
+        """Create a registered model if it does not exist, and return whether it was created now."""
         from mlflow.exceptions import MlflowException
 
         if registered in self.versions.named(registered):
@@ -332,7 +416,7 @@ class Store:
             try:
                 self._client.create_registered_model(
                     registered,
-                    description="Deployments, kept by Onward: one version an entry, never deleted.",
+                    description="Onward's deployment log: each version is an entry. Do not delete versions.",
                 )
             except MlflowException as lost:
                 if lost.error_code != "RESOURCE_ALREADY_EXISTS":
@@ -341,12 +425,21 @@ class Store:
             return True
 
     def _mark(self, registered: str, number: int) -> None:
-        with reachable(), _somebody_else_may():
+        """Mark an entry as lost."""
+        with reachable(), _tolerate_concurrent_write():
             self._client.set_model_version_tag(registered, str(number), LOST, "true")
 
     def delete_candidate(self, candidate: RegisteredVersion) -> None:
-        """Delete a version and the logged model behind it. The version goes last: while it is there, an interrupted
-        deletion is seen and done again."""
+        """Delete a version and the logged model that contains its files.
+
+        The version is deleted last, so that an interrupted deletion is found and completed by the next one.
+
+        Args:
+            candidate: the version.
+
+        Raises:
+            UsageError: the embedded store was moved or copied (registry/store/relocate.py).
+        """
         from mlflow.exceptions import MlflowException
 
         relocate.require_here(self._client.tracking_uri)  # `mlflow gc` would delete files of another store
@@ -360,18 +453,26 @@ class Store:
             self._client.delete_model_version(candidate.model, str(candidate.version))
 
     def set_stage(self, model: str, version: int, stage: str) -> None:
-        """Put a version into one of MLflow's deprecated stages."""
+        """Move a version into one of MLflow's deprecated stages."""
         with reachable(), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             self._client.transition_model_version_stage(model, str(version), stage)
 
     def heal(self, environment: str, model: str, log: Log | None = None) -> list[Drift]:
-        """Make the views agree with the log (its newest part, unless given), and return what had to be written.
+        """Correct the aliases and the marks that disagree with the log.
 
-        Where the log raises an alarm nothing is written: that would complete what somebody did to the log.
+        If the log raises an alarm, nothing is written, because the log may have been tampered with.
 
-        Others may append meanwhile, so it looks at the log again after every pass that wrote something: whoever was
-        overtaken sees that, and writes what is right by then.
+        Other processes may append meanwhile. So after each pass that wrote something, the log is read again, and the
+        aliases are corrected again if it has changed.
+
+        Args:
+            environment: the environment.
+            model: the model's name.
+            log: the log; None to read its newest part.
+
+        Returns:
+            the views that were corrected.
         """
         healed: list[Drift] = []
         registered = registered_name(environment, model)
@@ -391,8 +492,14 @@ class Store:
         return healed
 
     def live_candidate(self, model: str, log: Log) -> int | None:
-        """The version that is live, if it still exists. One of the same number with other bytes belongs to a model that
-        was deleted and made anew, and is not meant."""
+        """The number of the live version; None if nothing is live or the version was deleted.
+
+        A version with the same number but other files does not count: its model was deleted and created again.
+
+        Args:
+            model: the model's name.
+            log: the environment's log.
+        """
         live = log.history.live
         candidate = self.candidate(model, live.candidate_version) if live else None
         return candidate.version if live and candidate and candidate.sha256 == live.sha256 else None
@@ -401,9 +508,9 @@ class Store:
         if drift.alias == LOST:
             self._mark(drift.registered, int(drift.wanted or 0))
             return
-        # Not by the client's own methods of these names: to tell that it is no prompt, they read every version.
+        # The client's own methods of these names are slow: they read every version, to exclude prompts.
         aliases = self._client._get_registry_client()  # type: ignore[no-untyped-call]
-        with reachable(), _somebody_else_may():
+        with reachable(), _tolerate_concurrent_write():
             if drift.wanted is None:
                 aliases.delete_registered_model_alias(drift.registered, drift.alias)
             else:
@@ -411,8 +518,8 @@ class Store:
 
 
 @contextmanager
-def _somebody_else_may() -> Iterator[None]:
-    """Let pass that another process wrote the same row of a view first: what it should say is looked at again."""
+def _tolerate_concurrent_write() -> Iterator[None]:
+    """Ignore the error that another process wrote the same alias or tag first: `heal` checks the views again."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -423,5 +530,5 @@ def _somebody_else_may() -> Iterator[None]:
 
 
 def _logged_model(source: str) -> str | None:
-    """The id of the logged model that a source is, where it is one."""
+    """The id of the logged model that a source names; None if it names none."""
     return source.removeprefix("models:/") if source.startswith("models:/") else None

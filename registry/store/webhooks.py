@@ -1,8 +1,8 @@
-"""Webhooks that the MLflow server sends of its own accord (MLflow 3.3 and newer), for `notify: {server_webhook: ...}`.
+"""Set up a webhook that the MLflow server itself sends (MLflow 3.3 and newer), for `notify: {server_webhook: ...}`.
 
-The server tells of every version that is made, an entry being one, with all its tags, and of every alias that is set:
-`live` is where an entry counts. It tries again by itself, and tells also of an entry whose author was killed. It does
-not choose by model: whoever receives looks at the name, `production.cnn`.
+The server reports every new version with its tags, and log entries are versions. It also reports every alias that is
+set. The alias `live` shows that an entry counts. The server retries by itself, and reports an entry even if the command
+that wrote it was killed. It cannot filter by model, so the receiver has to look at the name (`production.cnn`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from onward.registry.errors import UsageError
-from onward.registry.store.connection import http_status, reachable, tracking_uri
+from onward.registry.store.connection import all_items, http_status, reachable, tracking_uri
 from onward.registry.store.reach import is_server
 from onward.registry.uri import without_credentials
 
@@ -19,32 +19,37 @@ if TYPE_CHECKING:
 
 
 def ensure(client: MlflowClient, environment: str, address: str) -> list[str]:
-    """Make the webhook of an environment, or set its address right, and return its name if something was written.
+    """Create the webhook of an environment, or correct its address.
+
+    Args:
+        client: a client of the store.
+        environment: the environment.
+        address: the URL that the server sends to.
+
+    Returns:
+        the name of the webhook if it was created or changed now, else an empty list.
 
     Raises:
-        UsageError: the store has no webhooks, or takes no such address.
-        Refused: only an administrator may.
+        UsageError: the store does not support webhooks, or rejects the address.
+        Refused: the user is not an administrator of the server.
         StoreUnreachable: the store did not answer.
     """
     name = f"onward.{environment}"
     where = f"params.yaml: environments.{environment}.notify.server_webhook"
     if not is_server(tracking_uri()):
-        raise UsageError(f"{where}: the store is a database without a server, which sends nothing: use `webhook`")
+        raise UsageError(
+            f"{where}: the store is a database without a server, so it cannot send webhooks: use `webhook`"
+        )
     from mlflow.exceptions import MlflowException
 
     with reachable():
         try:
-            token: str | None = None
-            while True:
-                page = client.list_webhooks(page_token=token)
-                for webhook in page:
-                    if webhook.name == name:
-                        if webhook.url == address:
-                            return []
-                        client.update_webhook(webhook.webhook_id, url=address)
-                        return [f"webhook {name}"]
-                if not (token := page.token):
-                    break
+            for webhook in all_items(lambda token: client.list_webhooks(page_token=token)):
+                if webhook.name == name:
+                    if webhook.url == address:
+                        return []
+                    client.update_webhook(webhook.webhook_id, url=address)
+                    return [f"webhook {name}"]
             client.create_webhook(
                 name,
                 address,
@@ -54,14 +59,14 @@ def ensure(client: MlflowClient, environment: str, address: str) -> list[str]:
         except (MlflowException, AttributeError) as error:
             if isinstance(error, AttributeError) or http_status(error) == 404:
                 raise UsageError(
-                    f"{where}: {without_credentials(tracking_uri())} has no webhooks (MLflow 3.3 and newer have): "
-                    "use `webhook`"
+                    f"{where}: {without_credentials(tracking_uri())} does not support webhooks, which need MLflow 3.3 "
+                    "or newer: upgrade it, or use `webhook`"
                 ) from None
             if getattr(error, "error_code", "") == "INVALID_PARAMETER_VALUE":
-                # Not in the server's words: they repeat the address, which may be a secret.
+                # The server's own message is left out: it repeats the address, which may contain a secret.
                 raise UsageError(
-                    f"{where}: the server takes no such address: it wants https and a public host, unless it was "
-                    "started with other MLFLOW_WEBHOOK_ settings"
+                    f"{where}: the server rejects the address. It requires https and a public host, unless its "
+                    "MLFLOW_WEBHOOK_ settings allow others"
                 ) from None
             raise
     return [f"webhook {name}"]

@@ -1,7 +1,8 @@
-"""What of the evidence becomes which metric, param or tag: names that MLflow's charts and comparisons group.
+"""Convert evidence to MLflow metrics, params and tags, under names that MLflow's charts and comparisons group.
 
-Of what a graph computes, only what decided over it is logged: `parity/` for float32, which is held to tolerances on
-every case; `fidelity/` on the evaluation samples for lower precision, of which a case asks only that it does not crash.
+Of the differences between a graph and the original, only those that were judged are logged. For float32 these are
+`parity/`: all cases must stay within the tolerances. For lower precision these are `fidelity/`: differences on the
+evaluation samples count, and cases must only not crash.
 """
 
 from __future__ import annotations
@@ -28,13 +29,25 @@ from onward.registry.evidence.reports import Evidence
 from onward.registry.evidence.session_options import SessionOptions
 from onward.registry.host import hardware
 
-# A tag of a version is read in a table.
-MOST_WORDS = 5000
+# MLflow's limit for the length of a tag, in characters.
+LONGEST_TAG = 5000
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What one child run says: a variant's figures, or why it has none."""
+    """The content of one child run: a variant's figures, or the reason why it has none.
+
+    Attributes:
+        name: the variant and its runtime, as `label` writes them.
+        status: the variant's status.
+        reason: why it has this status.
+        metrics: its figures.
+        params: how it was made and measured.
+        files: the paths of its files; empty if it was not measured.
+        provider: its execution provider; "" if it was not measured.
+        runtime: its runtime; "" if it was not measured.
+        options: its session options.
+    """
 
     name: str
     status: str
@@ -48,48 +61,49 @@ class RunRecord:
 
 
 def run_records(evidence: Evidence, root: Path, settings: Mapping[str, Any]) -> Iterator[RunRecord]:
-    """One entry a child run: the reference, every variant measured, and those that were not, with the reason.
+    """Yield the content of each child run: the reference, the measured variants, and the variants not measured.
 
     Args:
-        evidence: of the model.
+        evidence: the model's evidence.
         root: the folder that the evidence's file paths are relative to.
-        settings: of the model, as params.yaml has them, defaults included.
+        settings: the model's settings from params.yaml, including defaults.
     """
-    measured = {m.variant for m in evidence.benchmark.measurements}
-    choices = {(c.variant, c.runtime): c for c in evidence.select.choices}
-    variants = [*evidence.optimize.variants, *evidence.quantize.variants]
+    measured = {measurement.variant for measurement in evidence.benchmark.measurements}
+    choices = {(choice.variant, choice.runtime): choice for choice in evidence.select.choices}
     originals = [evidence.benchmark.reference, evidence.benchmark.compiled]
-    every = [*filter(None, originals), *evidence.benchmark.measurements]
-    for m in every:
-        choice = choices.get((m.variant, m.runtime))
-        reason = choice.reason if choice and not m.reason else m.reason
-        variant = _graph(m, evidence)
+    for measurement in [*filter(None, originals), *evidence.benchmark.measurements]:
+        choice = choices.get((measurement.variant, measurement.runtime))
+        reason = choice.reason if choice and not measurement.reason else measurement.reason
         yield RunRecord(
-            name=label(m.variant, m.runtime),
-            status=m.status,
+            name=label(measurement.variant, measurement.runtime),
+            status=measurement.status,
             reason=reason,
-            metrics=variant_metrics(m, evidence, settings),
+            metrics=variant_metrics(measurement, evidence, settings),
             params={
                 **graph_params(evidence),
-                "precision": m.precision,
-                **_how(variant, evidence),
-                "runtime": m.runtime,
-                "provider": m.provider,
-                "session_options": str(m.options),
+                "precision": measurement.precision,
+                **_techniques(_graph(measurement, evidence), evidence),
+                "runtime": measurement.runtime,
+                "provider": measurement.provider,
+                "session_options": str(measurement.options),
             },
-            files=[root / file.path for file in m.files] if m.latencies else [],
-            provider=m.provider,
-            runtime=m.runtime,
-            options=m.options,
+            files=[root / file.path for file in measurement.files] if measurement.latencies else [],
+            provider=measurement.provider,
+            runtime=measurement.runtime,
+            options=measurement.options,
         )
-    for v in variants:
-        if v.name not in measured:
+    for variant in _made(evidence):
+        if variant.name not in measured:
             yield RunRecord(
-                name=v.name,
-                status=v.status if v.status != "passed" else "not attempted",
-                reason=v.reason,
-                metrics=_size_metrics(v),
-                params={**graph_params(evidence), "precision": v.precision, **_how(v, evidence)},
+                name=variant.name,
+                status=variant.status if variant.status != "passed" else "not attempted",
+                reason=variant.reason,
+                metrics=_size_metrics(variant),
+                params={
+                    **graph_params(evidence),
+                    "precision": variant.precision,
+                    **_techniques(variant, evidence),
+                },
                 files=[],
                 provider="",
                 runtime="",
@@ -97,14 +111,19 @@ def run_records(evidence: Evidence, root: Path, settings: Mapping[str, Any]) -> 
             )
 
 
-def _graph(m: Measurement, evidence: Evidence) -> Variant | None:
-    """The graph that was measured, where it is not the export itself."""
-    made = (*evidence.optimize.variants, *evidence.quantize.variants)
-    return next((variant for variant in made if variant.name == (m.graph or m.variant)), None)
+def _made(evidence: Evidence) -> list[Variant]:
+    """The variants that the optimize and quantize stages made."""
+    return [*evidence.optimize.variants, *evidence.quantize.variants]
 
 
-def _how(variant: Variant | None, evidence: Evidence) -> dict[str, str]:
-    """Which optimiser and which quantiser made a variant; "none" where none did."""
+def _graph(measurement: Measurement, evidence: Evidence) -> Variant | None:
+    """The variant that was measured; None for the plain export."""
+    name = measurement.graph or measurement.variant
+    return next((variant for variant in _made(evidence) if variant.name == name), None)
+
+
+def _techniques(variant: Variant | None, evidence: Evidence) -> dict[str, str]:
+    """The optimizer and the quantizer that made a variant; "none" if it was made without one."""
     if variant is None:
         return {"optimizer": "none", "quantizer": "none"}
     if variant in evidence.optimize.variants:
@@ -112,97 +131,119 @@ def _how(variant: Variant | None, evidence: Evidence) -> dict[str, str]:
     return {"optimizer": "none" if variant.base == PLAIN else variant.base, "quantizer": variant.technique}
 
 
-def variant_metrics(m: Measurement, evidence: Evidence, settings: Mapping[str, Any]) -> dict[str, float]:
-    """A variant's figures under names that MLflow's charts group: everything before the last slash is a section."""
+def variant_metrics(measurement: Measurement, evidence: Evidence, settings: Mapping[str, Any]) -> dict[str, float]:
+    """A variant's figures as MLflow metrics. MLflow groups them by the text before the last slash of their names.
+
+    Args:
+        measurement: the variant's measurement.
+        evidence: the model's evidence.
+        settings: the model's settings from params.yaml, including defaults.
+    """
     metrics: dict[str, float] = {}
-    for latency in m.latencies:
+    runtime = measurement.runtime
+    for latency in measurement.latencies:
         for figure in ("mean", "std", "min", "max", "p50", "p90", "p95", "p99"):
             value = getattr(latency, f"{figure}_ms")
             if value is not None:
-                metrics[f"latency_{m.runtime}/{latency.size}_{figure}_ms"] = value
-        metrics[f"throughput_{m.runtime}/{latency.size}"] = latency.throughput
-    for size, ratio in m.ratios.items():
-        metrics[f"ratio_{m.runtime}/{size}"] = ratio.value
-        metrics[f"ratio_{m.runtime}/{size}_low"] = ratio.low
-        metrics[f"ratio_{m.runtime}/{size}_high"] = ratio.high
-    choice = next((c for c in evidence.select.choices if (c.variant, c.runtime) == (m.variant, m.runtime)), None)
+                metrics[f"latency_{runtime}/{latency.size}_{figure}_ms"] = value
+        metrics[f"throughput_{runtime}/{latency.size}"] = latency.throughput
+    for size, ratio in measurement.ratios.items():
+        metrics[f"ratio_{runtime}/{size}"] = ratio.value
+        metrics[f"ratio_{runtime}/{size}_low"] = ratio.low
+        metrics[f"ratio_{runtime}/{size}_high"] = ratio.high
+    chosen_as = (measurement.variant, runtime)
+    choice = next((item for item in evidence.select.choices if (item.variant, item.runtime) == chosen_as), None)
     single = {
-        "quality": m.quality,
+        "quality": measurement.quality,
         "quality_drop": choice.quality_drop if choice else None,
-        "session_ms": m.session_ms,
-        "peak_memory_mb": m.peak_memory_mb,
-        "size_mb": sum(file.size_bytes for file in m.files) / 1e6 if m.files else None,
+        "session_ms": measurement.session_ms,
+        "peak_memory_mb": measurement.peak_memory_mb,
+        "size_mb": sum(file.size_bytes for file in measurement.files) / 1e6 if measurement.files else None,
     }
     metrics |= {name: value for name, value in single.items() if value is not None}
-    metrics |= _parity_metrics(m) if m.precision == "float32" else _fidelity_metrics(m, evidence, settings)
-    if m.scenarios is not None:
-        metrics |= _scenario_metrics(m, m.scenarios)
-    variant = _graph(m, evidence)
+    if measurement.precision == "float32":
+        metrics |= _parity_metrics(measurement)
+    else:
+        metrics |= _fidelity_metrics(measurement, evidence, settings)
+    if measurement.scenarios is not None:
+        metrics |= _scenario_metrics(runtime, measurement.scenarios)
+    variant = _graph(measurement, evidence)
     return metrics | (_size_metrics(variant) if variant else {})
 
 
-def _parity_metrics(m: Measurement) -> dict[str, float]:
-    """How far a float32 graph is from the original over all cases, and how many of them it fails."""
-    if not m.parity:
+def _parity_metrics(measurement: Measurement) -> dict[str, float]:
+    """The largest differences of a float32 graph from the original over all cases, and the number of failed cases."""
+    if not measurement.parity:
         return {}
     metrics: dict[str, float] = {}
-    for output, worst in worst_by_output(m.parity).items():
+    for output, worst in worst_by_output(measurement.parity).items():
         metrics |= {f"parity/{_key(output)}_{name}": value for name, value in _differences(worst)}
-    metrics["parity/cases"] = sum(not case.probe for case in m.parity)
-    metrics["parity/cases_failed"] = sum(case.failed for case in m.parity)
+    metrics["parity/cases"] = sum(not case.probe for case in measurement.parity)
+    metrics["parity/cases_failed"] = sum(case.failed for case in measurement.parity)
     return metrics
 
 
-def _fidelity_metrics(m: Measurement, evidence: Evidence, settings: Mapping[str, Any]) -> dict[str, float]:
-    """What a graph of lower precision is judged by (stages/parity/budget.py): crashes on cases; of each output that
-    the model's own measure does not judge, the loss by its kind; and what params.yaml sets a limit to."""
+def _fidelity_metrics(measurement: Measurement, evidence: Evidence, settings: Mapping[str, Any]) -> dict[str, float]:
+    """The figures that a graph of lower precision is judged by (stages/parity/budget.py).
+
+    These are the crashed cases, the measures that params.yaml sets a limit for, and the loss of each output that the
+    model's own measure does not judge, by the output's kind.
+    """
     metrics: dict[str, float] = {}
-    if m.parity:
-        metrics["fidelity/cases"] = sum(not case.probe for case in m.parity)
-        metrics["fidelity/cases_crashed"] = sum(case.failed and case.verdict in CRASHES for case in m.parity)
+    cases = measurement.parity
+    if cases:
+        metrics["fidelity/cases"] = sum(not case.probe for case in cases)
+        metrics["fidelity/cases_crashed"] = sum(case.failed and case.verdict in CRASHES for case in cases)
     budget = settings.get("budget", {})
-    limited = {name: budget.get(f"min_{name}") is not None for name in ("snr_db", "cosine")}
-    own = m.quality is not None
+    decides = {name: budget.get(f"min_{name}") is not None for name in ("snr_db", "cosine")}
+    own_measure = measurement.quality is not None
     by_kind = {kind.output for kind in evidence.verify.kinds if not kind.by_quality}
-    if any(limited.values()) and not own:
+    if any(decides.values()) and not own_measure:
         by_kind = set()
-    judged = [one for one in m.fidelity if one.output in by_kind]
-    for one in judged:
-        found = {"loss": one.value, "loss_low": one.low, "loss_high": one.high, "limit": one.limit}
-        metrics |= {f"fidelity/{_key(one.output)}_{name}": v for name, v in found.items() if v is not None}
-    # Top-1 agreement has a floor beside the model's own measure (tolerance.agreement); else it is a measure of a kind.
-    if own or any(one.kind in ("scores", "probabilities") for one in judged):
-        limited["agreement"] = True
-    for name, decides in limited.items():
-        value = getattr(m, name)
-        if decides and value is not None and math.isfinite(value):
+    losses = [loss for loss in measurement.fidelity if loss.output in by_kind]
+    for loss in losses:
+        figures = {"loss": loss.value, "loss_low": loss.low, "loss_high": loss.high, "limit": loss.limit}
+        metrics |= {
+            f"fidelity/{_key(loss.output)}_{key}": figure for key, figure in figures.items() if figure is not None
+        }
+    # With the model's own measure, top-1 agreement has a minimum too (tolerance.agreement). Without it, agreement is
+    # the measure of the kinds "scores" and "probabilities".
+    if own_measure or any(loss.kind in ("scores", "probabilities") for loss in losses):
+        decides["agreement"] = True
+    for name, is_judged in decides.items():
+        value = getattr(measurement, name)
+        if is_judged and value is not None and math.isfinite(value):
             metrics[name] = value
     return metrics
 
 
-def _scenario_metrics(m: Measurement, found: Scenarios) -> dict[str, float]:
+def _scenario_metrics(runtime: str, scenarios: Scenarios) -> dict[str, float]:
     metrics: dict[str, float] = {}
-    for point in found.sweep:
+    for point in scenarios.sweep:
         size = next(iter(point.sizes.values()))
-        metrics[f"sweep_{m.runtime}/batch{size}_p50_ms"] = point.p50_ms
-        metrics[f"sweep_{m.runtime}/batch{size}_throughput"] = point.throughput
-    if found.knee:
-        metrics[f"sweep_{m.runtime}/knee_batch"] = next(iter(found.knee.values()))
-    for callers in found.callers:
-        metrics[f"callers_{m.runtime}/{callers.callers}_p50_ms"] = callers.p50_ms
+        metrics[f"sweep_{runtime}/batch{size}_p50_ms"] = point.p50_ms
+        metrics[f"sweep_{runtime}/batch{size}_throughput"] = point.throughput
+    if scenarios.knee:
+        metrics[f"sweep_{runtime}/knee_batch"] = next(iter(scenarios.knee.values()))
+    for callers in scenarios.callers:
+        metrics[f"callers_{runtime}/{callers.callers}_p50_ms"] = callers.p50_ms
         if callers.p95_ms is not None:
-            metrics[f"callers_{m.runtime}/{callers.callers}_p95_ms"] = callers.p95_ms
-        metrics[f"callers_{m.runtime}/{callers.callers}_throughput"] = callers.throughput
-    if found.cold_start_ms is not None:
-        metrics["cold_start_ms"] = found.cold_start_ms
+            metrics[f"callers_{runtime}/{callers.callers}_p95_ms"] = callers.p95_ms
+        metrics[f"callers_{runtime}/{callers.callers}_throughput"] = callers.throughput
+    if scenarios.cold_start_ms is not None:
+        metrics["cold_start_ms"] = scenarios.cold_start_ms
     return metrics
 
 
 def version_tags(evidence: Evidence) -> dict[str, str]:
-    """What a registered version carries of its evidence, for gates and for people."""
+    """The tags of a registered version: the part of its evidence that gates check and users read.
+
+    Args:
+        evidence: the model's evidence, in which a variant was chosen.
+    """
     chosen = chosen_measurement(evidence)
     assert chosen is not None
-    choice = next(c for c in evidence.select.choices if c.chosen)
+    choice = _chosen_choice(evidence)
     graph, machine = evidence.export.graph, evidence.benchmark.machine
     found: dict[str, Any] = {
         "variant": chosen.variant,
@@ -215,7 +256,7 @@ def version_tags(evidence: Evidence) -> dict[str, str]:
         "verdict": "passed",
         "parity": evidence.verify.status,
         "data": evidence.data.status,
-        "findings": "; ".join([*evidence.train.findings, *evidence.export.findings])[:MOST_WORDS] or None,
+        "findings": "; ".join([*evidence.train.findings, *evidence.export.findings])[:LONGEST_TAG] or None,
         "quality": chosen.quality,
         "quality_drop": choice.quality_drop,
         "quality_budget": choice.quality_budget if choice.quality_measure else evidence.select.quality_budget,
@@ -230,12 +271,27 @@ def version_tags(evidence: Evidence) -> dict[str, str]:
 
 
 def chosen_measurement(evidence: Evidence) -> Measurement | None:
+    """The measurement of the chosen variant; None if no variant was chosen.
+
+    Args:
+        evidence: the model's evidence.
+    """
     wanted = (evidence.select.variant, evidence.select.runtime)
-    return next((m for m in evidence.benchmark.measurements if (m.variant, m.runtime) == wanted), None)
+    measurements = evidence.benchmark.measurements
+    return next((item for item in measurements if (item.variant, item.runtime) == wanted), None)
+
+
+def _chosen_choice(evidence: Evidence) -> Choice:
+    return next(choice for choice in evidence.select.choices if choice.chosen)
 
 
 def sentence(evidence: Evidence) -> str:
-    chosen, choice = chosen_measurement(evidence), next(c for c in evidence.select.choices if c.chosen)
+    """Describe the chosen variant in one sentence: its name, its speed and its quality.
+
+    Args:
+        evidence: the model's evidence, in which a variant was chosen.
+    """
+    chosen, choice = chosen_measurement(evidence), _chosen_choice(evidence)
     assert chosen is not None
     speed = ""
     if choice.ratio and chosen.variant != PLAIN:
@@ -245,7 +301,7 @@ def sentence(evidence: Evidence) -> str:
 
 
 def _lost(choice: Choice) -> str:
-    """What decided over a version's answers, in words; nothing where nothing was lost."""
+    """The loss of quality that the choice was based on, as text; "" if nothing was lost."""
     if not choice.quality_drop:
         return ""
     if choice.quality_measure in ("", "quality"):
@@ -255,6 +311,11 @@ def _lost(choice: Choice) -> str:
 
 
 def graph_params(evidence: Evidence) -> dict[str, str]:
+    """The params that describe the exported graph; empty if there is none.
+
+    Args:
+        evidence: the model's evidence.
+    """
     graph = evidence.export.graph
     if graph is None:
         return {}
@@ -275,12 +336,17 @@ def _size_metrics(variant: Variant) -> dict[str, float]:
 def _differences(worst: OutputComparison) -> Iterator[tuple[str, float]]:
     for name in ("max_abs", "mean_abs", "max_rel", "max_ulp", "cosine", "snr_db", "share_out"):
         value = getattr(worst, name)
-        if value is not None and math.isfinite(value):  # the noise of two equal outputs is none, in dB infinite
+        if value is not None and math.isfinite(value):  # without noise, snr_db is infinite
             yield name, value
 
 
 def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """`{"export": {"opset": 20}}` to `{"export.opset": "20"}`; lists stay whole, as JSON."""
+    """Flatten nested settings: `{"export": {"opset": 20}}` becomes `{"export.opset": "20"}`. Lists become JSON.
+
+    Args:
+        nested: the settings.
+        prefix: the beginning of each name.
+    """
     flat: dict[str, str] = {}
     for key, value in nested.items():
         name = f"{prefix}{_key(str(key))}"
@@ -292,11 +358,17 @@ def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def label(variant: str, runtime: str) -> str:
+    """The name of a variant on a runtime: the variant alone on `cpu`, else both.
+
+    Args:
+        variant: the variant's name.
+        runtime: the runtime's name.
+    """
     return variant if runtime == "cpu" else f"{variant}-{runtime}"
 
 
 def _key(name: str) -> str:
-    """`name` in the characters that MLflow allows in a metric's or a param's key."""
+    """`name`, with characters that MLflow does not allow in the key of a metric or a param replaced by `_`."""
     return re.sub(r"[^\w.-]", "_", name)
 
 

@@ -1,8 +1,10 @@
-"""Evidence into MLflow: a run a model, a child run and a logged model a variant, one version for the chosen bytes.
+"""Record the evidence of a model in MLflow, and register a version for the chosen variant.
 
-Recording is idempotent by content, and resumes: every run, logged model and version is looked up by a tag before it is
-made, so that a process killed at any moment leaves what the next one completes, and never a finished run that is not
-whole. The parent's status FINISHED is written last.
+A model has one run. Each variant has a child run and a logged model. The chosen variant becomes a registered version.
+
+Recording can be repeated and resumed. Every run, logged model and version is searched by a tag of its content before it
+is created. If the process is killed, the next call completes the records. The parent run's status FINISHED is written
+last, so a finished run is always complete.
 """
 
 from __future__ import annotations
@@ -18,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 from onward.registry.artifact.manifest import manifest_digest
 from onward.registry.artifact.serving_plan import MODEL, Served, Serving, of_winners, version_digest
-from onward.registry.errors import Refused, UsageError
+from onward.registry.errors import Refused
 from onward.registry.evidence.records import TensorSpec
 from onward.registry.evidence.reports import Evidence, PublishReport
 from onward.registry.inference.servable import Servable, examine
-from onward.registry.names import is_name
+from onward.registry.names import valid_name
 from onward.registry.store import newest_run, relocate, sqlite_reader
 from onward.registry.store.artifacts import SERVED_AS, Files, served
 from onward.registry.store.connection import (
@@ -35,6 +37,7 @@ from onward.registry.store.connection import (
 )
 from onward.registry.text import markdown
 from onward.registry.tracking.metrics import (
+    LONGEST_TAG,
     RunRecord,
     flatten,
     graph_params,
@@ -51,19 +54,26 @@ if TYPE_CHECKING:
     from mlflow.entities import LoggedModel, Run
     from mlflow.entities.model_registry import ModelVersion
 
-# The store's own limits for one batch.
+# MLflow's limits for one batch of metrics, params and tags, and for the length of a param.
 _METRICS, _PARAMS, _TAGS = 1000, 100, 100
-_LONGEST_PARAM, _LONGEST_TAG = 6000, 5000
+_LONGEST_PARAM = 6000
 
 
 @dataclass(frozen=True)
 class Publication:
-    """What `publish` is given.
+    """The input of `publish`.
 
-    `root`: the folder that the evidence's file paths are relative to. `params`: the model's effective settings.
-    `context`: what is true of this run and not of the model (commit, machine); becomes tags. `bundle`: a folder with
-    inputs.npz, outputs.npz and tolerance.json. `reports`: the folder with a `<stage>/report.json` for each stage.
-    `fault`: why the chosen bytes gave no answers to record.
+    Attributes:
+        root: the folder that the evidence's file paths are relative to.
+        experiment: the name of the MLflow experiment.
+        evidence: the model's evidence.
+        params: the model's effective settings.
+        context: facts about this run rather than the model (commit, machine), which become tags.
+        bundle: a folder with inputs.npz, outputs.npz and tolerance.json.
+        reports: the folder with a `<stage>/report.json` for each stage.
+        inputs: the inputs of the model.
+        outputs: the outputs of the model.
+        fault: why the chosen variant gave no answers to record; "" if it did.
     """
 
     root: Path
@@ -78,8 +88,11 @@ class Publication:
     fault: str = ""
 
     def content(self, fault: str = "") -> str:
-        """What makes this publication the same as another: the evidence, the settings, and why it was not registered
-        (`fault`); not the context."""
+        """The digest of the publication's content: its evidence and its settings, but not its context.
+
+        Args:
+            fault: why the version cannot be served, which is part of the content.
+        """
         digest = hashlib.sha256(self.evidence.model_dump_json().encode())
         digest.update(json.dumps(self.params, sort_keys=True, default=str).encode())
         digest.update(fault.encode())
@@ -87,9 +100,13 @@ class Publication:
 
 
 def store_identity(experiment: str) -> dict[str, str]:
-    """What identifies the tracking store in use, without credentials; the experiment is made if there is none.
+    """Identify the store in use, so that a new or emptied store is noticed.
 
-    A new or emptied store has another identity.
+    Args:
+        experiment: the name of the MLflow experiment, which is created if it does not exist.
+
+    Returns:
+        the store's URI without credentials, and the experiment's name, id and creation time.
 
     Raises:
         StoreUnreachable: the store did not answer.
@@ -99,9 +116,9 @@ def store_identity(experiment: str) -> dict[str, str]:
     if found is None:
         relocate.require_here()
         client = connect()
-        number = ensure_experiment(client, experiment)
+        experiment_id = ensure_experiment(client, experiment)
         with reachable():
-            found = number, str(client.get_experiment(number).creation_time)
+            found = experiment_id, str(client.get_experiment(experiment_id).creation_time)
     return {
         "store": without_credentials(tracking_uri()),
         "experiment": experiment,
@@ -111,17 +128,23 @@ def store_identity(experiment: str) -> dict[str, str]:
 
 
 def publish(publication: Publication) -> PublishReport:
-    """Record a model's evidence; register a version if nothing failed and its folder can be served.
+    """Record a model's evidence, and register a version if nothing failed and the version can be served.
 
-    The folder is checked before anything is written (registry/inference/servable.py). The same evidence again changes
-    nothing; the same bytes, served in the same way, measured again add a run, never a version.
+    The version's folder is checked before anything is written (registry/inference/servable.py). A second call with the
+    same evidence changes nothing. New measurements of the same files, with the same serving.json, add a run but no
+    version.
+
+    Args:
+        publication: the evidence, and what belongs to it.
+
+    Returns:
+        the report of the publish stage.
 
     Raises:
-        StoreUnreachable: the store did not answer; the next call completes what this one began.
-        UsageError: the model's name cannot be a registered model's.
+        StoreUnreachable: the store did not answer. The next call completes the records.
+        UsageError: the model's name is not valid for a registered model.
     """
-    if not is_name(publication.evidence.model):
-        raise UsageError(f"{publication.evidence.model!r} is no name for a model: letters, digits, - and _")
+    valid_name(publication.evidence.model, "a model")
     settle_process()
     relocate.require_here()
     client = connect()
@@ -134,7 +157,7 @@ def publish(publication: Publication) -> PublishReport:
 
 @dataclass(frozen=True)
 class _Prepared:
-    """The version as it will be uploaded: its folder, the sha256 that it carries, and whether it can be served."""
+    """The version as it will be uploaded: its folder, its sha256, and whether it can be served."""
 
     folder: Path
     sha256: str = ""
@@ -142,7 +165,7 @@ class _Prepared:
 
 
 def _prepare(publication: Publication, folder: Path) -> _Prepared:
-    """Build the folder of the chosen bytes with all that a version holds, and check it."""
+    """Build the folder of the chosen variant with all files of a version, and check it."""
     evidence, chosen = publication.evidence, publication.evidence.select
     if evidence.failures():
         return _Prepared(folder)
@@ -178,6 +201,8 @@ def _build(
 
 
 class _Recorder:
+    """Writes the runs, the logged models and the version of one publication."""
+
     def __init__(self, client: MlflowClient, experiment: str, publication: Publication, version: _Prepared) -> None:
         self.client = client
         self.experiment = experiment
@@ -192,6 +217,7 @@ class _Recorder:
         self.failures = "; ".join(failures)
 
     def record(self) -> PublishReport:
+        """Write everything that the store does not contain yet."""
         chosen = self.evidence.select
         servable = self.version.servable
         parent = self._run(self.evidence.model, {"onward.role": "model"})
@@ -229,7 +255,7 @@ class _Recorder:
         return report
 
     def _run(self, name: str, tags: dict[str, str]) -> Run:
-        """The run of this content with these tags, made if there is none."""
+        """The run of this content with these tags, which is created if it does not exist."""
         wanted = {
             "onward.content": self.key,
             "onward.model": self.evidence.model,
@@ -249,7 +275,7 @@ class _Recorder:
     def _log(
         self, run_id: str, metrics: Mapping[str, float], params: Mapping[str, str], tags: Mapping[str, str]
     ) -> None:
-        """Log in batches, at a fixed time and step: logged again, it is the same and no second point."""
+        """Log in batches, at a fixed time and step, so that a repeated call adds no second data point."""
         from mlflow.entities import Metric, Param, RunTag
 
         not_finite = sorted(key for key, value in metrics.items() if not math.isfinite(value))
@@ -257,7 +283,7 @@ class _Recorder:
             tags = {**tags, "onward.not_finite": ", ".join(not_finite)}
         points = [Metric(key, value, 0, 0) for key, value in metrics.items() if key not in not_finite]
         settings = [Param(key, str(value)[:_LONGEST_PARAM]) for key, value in params.items()]
-        labels = [RunTag(key, str(value)[:_LONGEST_TAG]) for key, value in tags.items() if value]
+        labels = [RunTag(key, str(value)[:LONGEST_TAG]) for key, value in tags.items() if value]
         for start in range(0, max(len(points), 1), _METRICS):
             self.client.log_batch(run_id, metrics=points[start : start + _METRICS])
         for start in range(0, max(len(settings), 1), _PARAMS):
@@ -266,7 +292,7 @@ class _Recorder:
             self.client.log_batch(run_id, tags=labels[start : start + _TAGS])
 
     def _logged_model(self, run: Run, run_record: RunRecord, chosen: bool) -> LoggedModel:
-        """The variant's logged model, whole: one that an interrupted upload left is thrown away."""
+        """The variant's complete logged model. One that an interrupted upload left incomplete is deleted."""
         from mlflow.entities import LoggedModelOutput, LoggedModelStatus
 
         for model in self.client.search_logged_models(
@@ -302,7 +328,7 @@ class _Recorder:
         return self.client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
 
     def _version(self, run_id: str, model: LoggedModel, sha256: str) -> int:
-        """The registered version that holds these bytes and serves them in this way, made if there is none."""
+        """The registered version with these files and this serving.json, which is created if it does not exist."""
         from mlflow.exceptions import MlflowException
 
         name = self.evidence.model
@@ -316,11 +342,12 @@ class _Recorder:
         tags = {**version_tags(self.evidence), "sha256": sha256, "run_id": run_id, SERVED_AS: serving}
         if self.version.servable.batches:
             tags["batches"] = f"no: {self.version.servable.batches}"
-        same = [v for v in self.client.search_model_versions(f"name = '{name}'") if v.tags.get("sha256") == sha256]
-        known = [version for version in same if self._served(version) == serving]
-        if known:
-            version = min(known, key=lambda v: int(v.version))
-            if "instruction_sets" in tags:  # of every kind of host that these bytes were measured on
+        registered = self.client.search_model_versions(f"name = '{name}'")
+        same_files = [version for version in registered if version.tags.get("sha256") == sha256]
+        same = [version for version in same_files if self._served(version) == serving]
+        if same:
+            version = min(same, key=lambda found: int(found.version))
+            if "instruction_sets" in tags:  # list every kind of host that these files were measured on
                 before = version.tags.get("instruction_sets", "").split("; ")
                 kinds = dict.fromkeys([*filter(None, before), tags["instruction_sets"]])
                 tags["instruction_sets"] = "; ".join(kinds)
@@ -340,13 +367,13 @@ class _Recorder:
         return int(made.version)
 
     def _served(self, version: ModelVersion) -> str | None:
-        """How a registered version is served: see files.served. Those of before this tag are looked at, once."""
+        """The digest of a version's serving.json (artifacts.served), read from the files if the tag is missing."""
         if SERVED_AS in version.tags:
             return str(version.tags[SERVED_AS])
         with tempfile.TemporaryDirectory() as temporary:
             try:
                 return served(Files(self.client).fetch(str(version.source), Path(temporary)))
-            except Refused:  # its files are gone: nothing can be served as it was
+            except Refused:  # its files are gone, so it cannot be served at all
                 return None
 
     def _parent(self, parent: Run, report: PublishReport) -> None:

@@ -1,1 +1,1 @@
-"""Who acted, and the signatures that prove it."""
+"""Identifies the acting person, and makes and checks signatures."""

@@ -1,23 +1,24 @@
-"""Which entries of a signed log are proven, and what was done to the log behind its signers' backs. Pure.
+"""Determines which entries of a signed log are proven, and detects later damage to the log. Pure.
 
     judged = judge(entries, rows, "production.cnn", signers)
-    judged.proven       # what counts, by number
-    judged.undecided    # signed, but something that is not proven stands where the winner of a race might have stood
-    judged.damage       # in words: entries that were changed or deleted after a later one had named them
+    judged.proven       # the numbers of the entries that count
+    judged.undecided    # signed entries that may have lost a race to an entry that is now missing or unproven
+    judged.damage       # sentences: entries that were changed or deleted after a later one had named them
 
-An entry is proven in one of two ways. Its signature is by one of the signers that params.yaml has now. Or a proven
-entry has it as its base and holds its digest: whoever signed that one judged it by the signers of that time. So a
-signer can be removed, and what came after their entries still rests on them. Their newest entry rests on nothing but
-their own signature: `until` in params.yaml, or `onward sign` by another signer, keeps it.
+An entry is proven in one of two ways. One of the signers in params.yaml signed it. Or it is the base of a proven entry
+that contains its digest: the signer of that entry checked it against the signers of that time. So a signer can be
+removed, and the entries that later ones are based on remain proven. Only the removed signer's newest entry depends on
+their own signature alone. It stays proven with `until` in params.yaml, or after another signer runs `onward sign`.
 
 Every signed entry also names the newest row that its author saw, with the digest of the entry in it. Each row between
-that one and the entry itself has to be a proven entry: it may have lost the race, or won it. If such a row is missing
-or not proven, nobody can say whether the entry lost a race, and it does not count. Else a signer's entry that lost
-would go live as soon as somebody damaged the winner.
+that row and the entry must be a proven entry, because any of them may have won a race against the entry. If such a row
+is missing or unproven, it is unknown whether the entry lost a race, so it does not count. Otherwise, damaging the
+winner of a race would make the loser live.
 
-A signature says nothing of the row that an entry is in. The row does: it was created with the entry's digest in a field
-that MLflow lets nobody change (signatures.link). And an entry whose author saw another one, and did not rest on it
-although both have the same base, has passed that one over: it does not count, whatever becomes of its signature later.
+A signature does not cover the number of the row that contains the entry. Instead, the row is created with the entry's
+digest in a field that MLflow never changes (entry_signatures.link). One more rule covers entries with the same base: if
+the author of a later one saw an earlier one and did not use it as base, the earlier one had not counted. So it does not
+count, whatever happens to its signature later.
 """
 
 from __future__ import annotations
@@ -25,19 +26,20 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TypeVar
 
-from onward.registry.log.entries import Draft, Entry
-from onward.registry.trust.entry_signatures import Signers, digest, link, proven
-
-AnyDraft = TypeVar("AnyDraft", bound=Draft)
+from onward.registry.log.entries import Entry
+from onward.registry.trust.entry_signatures import AnyDraft, Signers, digest, link, proven
 
 
 @dataclass(frozen=True)
 class Judged:
-    """What signatures say of a log, or of its newest part.
+    """The state of a log, or of its newest part, according to its signatures.
 
-    proven, undecided: numbers of entries. damage: sentences. open: whether older rows have to be read to judge these.
+    Attributes:
+        proven: The numbers of the proven entries.
+        undecided: The numbers of signed entries of which it is unknown whether they lost a race.
+        damage: One sentence per entry that was changed or deleted.
+        open: Whether older rows must be read to judge these.
     """
 
     proven: frozenset[int]
@@ -47,13 +49,16 @@ class Judged:
 
 
 def follow(draft: AnyDraft, registered: str, newest: int, entries: Iterable[Entry]) -> AnyDraft:
-    """`draft`, tied to what its author saw.
+    """Add to a draft the digests of its base and of the newest entry that its author saw.
 
     Args:
-        draft: an entry that is to be signed.
-        registered: the name of the log.
-        newest: the number of the newest row of the log, entry or not; 0 for none.
-        entries: what the log holds, at least the newest part with the base of `draft`.
+        draft: The entry to be signed.
+        registered: The name of the log.
+        newest: The number of the newest row of the log, with or without an entry; 0 for none.
+        entries: The entries of the log, at least the newest ones back to the base of `draft`.
+
+    Returns:
+        A copy of the draft with `seen`, `seen_digest` and `base_digest`.
     """
     known = {entry.number: digest(entry, registered) for entry in entries if entry.number in (newest, draft.base)}
     tied = {"seen": newest, "seen_digest": known.get(newest, ""), "base_digest": known.get(draft.base, "")}
@@ -64,11 +69,14 @@ def judge(entries: Iterable[Entry], rows: Collection[int], registered: str, sign
     """Judge a signed log, or its part above row `floor`.
 
     Args:
-        entries: what its rows hold, approvals included.
-        rows: the numbers of all its rows, those that hold no entry included.
-        registered: the name of the log.
-        signers: those of params.yaml; at least one.
-        floor: only rows of higher numbers were read; 0 where all were.
+        entries: The entries in its rows, including approvals.
+        rows: The numbers of all its rows, including those without an entry.
+        registered: The name of the log.
+        signers: The signers in params.yaml; at least one.
+        floor: Only rows with higher numbers were read; 0 if all were.
+
+    Returns:
+        Which entries are proven, which are undecided, and what was damaged.
     """
     log = {entry.number: entry for entry in entries}
     good, based, unread = set(), set(), False
@@ -80,7 +88,7 @@ def judge(entries: Iterable[Entry], rows: Collection[int], registered: str, sign
             if not _is_sound(entry, registered) or not proven(entry, registered, signers):
                 continue
             if signers[entry.signer].until is not None and entry.base:
-                # `at` is the author's own word. It cannot be earlier than that of the entry it rests on.
+                # The author chose `at`, but it cannot be earlier than the time of the base.
                 if before is None:
                     unread = unread or entry.base <= floor
                     continue
@@ -105,16 +113,18 @@ def judge(entries: Iterable[Entry], rows: Collection[int], registered: str, sign
         and entry.seen >= 0
         and not good.issuperset(range(max(entry.seen, floor) + 1, entry.number))
     }
-    furthest: dict[int, int] = {}  # by base, the newest row that the author of an entry with this base saw
+    furthest: dict[int, int] = {}  # by base, the newest row that an author of an entry with this base saw
     for entry in deployments:
         if entry.seen < entry.number:
             furthest[entry.base] = max(entry.seen, furthest.get(entry.base, 0))
     passed = {entry.number for entry in deployments if entry.number <= furthest.get(entry.base, 0)}
-    return Judged(frozenset(good - passed), frozenset(undecided), tuple(damage[n] for n in sorted(damage)), unread)
+    return Judged(
+        frozenset(good - passed), frozenset(undecided), tuple(damage[number] for number in sorted(damage)), unread
+    )
 
 
 def _is_sound(entry: Entry, registered: str) -> bool:
-    """Whether an entry stands in the row that it was written to, and rests on a row that its author saw."""
-    if entry.seen < 0:  # of before there were links
+    """Whether an entry is in the row that it was written to, and its base is a row that its author saw."""
+    if entry.seen < 0:  # an older entry, without these fields
         return entry.link in ("", link(entry, registered))
     return entry.base <= entry.seen < entry.number and entry.link == link(entry, registered)

@@ -1,14 +1,14 @@
-"""Who wrote an entry, proved: Ed25519 signatures by keys that an environment's `signers` name.
+"""Signs entries, and checks their Ed25519 signatures against the keys in an environment's `signers`.
 
     public = create_key(Path("ann.pem"))            # ann keeps the file; params.yaml has `signers: {ann: <public>}`
     signers = {"ann": Signer(key=public)}
-    key = own_key(signers, "production")            # of the file that ONWARD_SIGNING_KEY names
+    key = own_key(signers, "production")            # from the file that ONWARD_SIGNING_KEY names
     signed = sign(draft, "production.cnn", key)
     proven(signed, "production.cnn", signers)
 
-A signature is over all that an entry says and the log that it is said in. Left out are the number, which the server
-gives, and where the server keeps the files, which their sha256 pins: so that a history can move to another server.
-registry/trust/chain.py judges a whole log by the signatures of its entries.
+A signature covers the content of an entry and the name of its log. It does not cover the entry's number, which the
+server assigns, nor the place of the files on the server, whose content the sha256 pins. So a history can move to
+another server. registry/trust/chain.py judges a whole log by the signatures of its entries.
 """
 
 from __future__ import annotations
@@ -39,8 +39,12 @@ AnyDraft = TypeVar("AnyDraft", bound=Draft)
 
 
 class Signer(BaseModel):
-    """Whose entries count: `key` is the public key in base64. `until` is set for a signer who has left: the entries
-    that they wrote until then go on counting, and none that they write later does."""
+    """A person whose entries count.
+
+    Attributes:
+        key: The public key in base64.
+        until: For a signer who has left, the time after which their entries do not count. Earlier entries still count.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -49,7 +53,7 @@ class Signer(BaseModel):
 
     @property
     def identity(self) -> bytes:
-        """The key itself: two names with one identity are one person."""
+        """The bytes of the key. Two names with the same key count as one person."""
         return base64.b64decode(self.key)
 
     def left_by(self, moment: str) -> bool:
@@ -58,7 +62,7 @@ class Signer(BaseModel):
 
 
 def _written(value: Any) -> Any:
-    """What params.yaml may say: the key alone, or {key: ..., until: ...} with a moment as YAML reads it."""
+    """Convert what params.yaml may contain: only the key, or {key: ..., until: ...} with a time as YAML reads it."""
     if isinstance(value, str):
         return {"key": value}
     if isinstance(value, Mapping) and isinstance(value.get("until"), datetime):
@@ -73,17 +77,23 @@ ReadSigner = Annotated[Signer, BeforeValidator(_written)]
 
 @dataclass(frozen=True)
 class Key:
-    """A private key, and the name that its public half has among the signers."""
+    """A private key, and the name of its public half among the signers."""
 
     name: str
     private: Ed25519PrivateKey
 
 
 def create_key(path: Path) -> str:
-    """Make a key pair, write its private half to `path` (PEM, for its owner's eyes alone), and return the public half.
+    """Make a key pair and write the private half to a file in PEM format that only the owner can read.
+
+    Args:
+        path: The file to write.
+
+    Returns:
+        The public half in base64.
 
     Raises:
-        UsageError: there is something at `path`, or it cannot be written.
+        UsageError: `path` exists or cannot be written.
     """
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -93,10 +103,14 @@ def create_key(path: Path) -> str:
 
 
 def write_private(path: Path, private: Ed25519PrivateKey | EllipticCurvePrivateKey) -> None:
-    """Write a private key as PEM, never over a file that is there.
+    """Write a private key to a new file in PEM format.
+
+    Args:
+        path: The file to write.
+        private: The private key.
 
     Raises:
-        UsageError: there is something at `path`, or it cannot be written.
+        UsageError: `path` exists or cannot be written.
     """
     from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
@@ -105,41 +119,67 @@ def write_private(path: Path, private: Ed25519PrivateKey | EllipticCurvePrivateK
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             file.write(pem)
     except FileExistsError:
-        raise UsageError(f"{path}: there is a file already, and a key is never overwritten") from None
+        raise UsageError(f"{path}: the file exists, and a key file is never overwritten") from None
     except OSError as error:
         raise UsageError(f"{path}: cannot be written: {error.strerror}") from None
 
 
 def own_key(signers: Signers, environment: str) -> Key:
-    """The key of the file that ONWARD_SIGNING_KEY names.
+    """Read the key from the file that ONWARD_SIGNING_KEY names.
+
+    Args:
+        signers: The environment's signers.
+        environment: The environment's name, for messages.
+
+    Returns:
+        The private key with the signer's name.
 
     Raises:
-        Refused: there is none, or its public half is none of the signers', or its signer has left.
-        UsageError: the file holds no Ed25519 key.
+        Refused: ONWARD_SIGNING_KEY is not set, or its key belongs to no signer or to one who has left.
+        UsageError: The file contains no Ed25519 key.
     """
     now = datetime.now(UTC).isoformat()
     present = {name: signer for name, signer in signers.items() if not signer.left_by(now)}
-    names = ", ".join(present) or "nobody any more"
+    if not present:
+        raise Refused(f"{environment} accepts no new entries: all its signers have left (`until` in params.yaml)")
+    rule = f"{environment} accepts only entries signed by {', '.join(present)}"
     path = os.environ.get(KEY_FILE, "")
     if not path:
-        raise Refused(f"{environment} counts only what {names} signed: set {KEY_FILE} to the file of your key")
+        raise Refused(f"{rule}: set {KEY_FILE} to the file of your key")
     private = _read_private(Path(path))
     public = _public(private)
     for name, known in present.items():
         if known.identity == base64.b64decode(public):
             return Key(name, private)
-    raise Refused(f"{environment} counts only what {names} signed, and the key in {path} is none of theirs")
+    raise Refused(f"{rule}, but the key in {path} belongs to none of them")
 
 
 def sign(draft: AnyDraft, registered: str, key: Key) -> AnyDraft:
-    """The same, signed, for the log of the registered model `registered`."""
+    """Sign a draft.
+
+    Args:
+        draft: The entry to sign.
+        registered: The name of the log.
+        key: The signer's key.
+
+    Returns:
+        A copy of the draft with `signer` and `signature`.
+    """
     signature = base64.b64encode(key.private.sign(_content(draft, registered))).decode()
     return draft.model_copy(update={"signer": key.name, "signature": signature})
 
 
 def proven(draft: Draft, registered: str, signers: Signers) -> bool:
-    """Whether one of `signers` signed it while being a signer, as far as `at` tells; without any signers, everything is
-    taken at its word."""
+    """Check the signature of an entry.
+
+    Args:
+        draft: The entry.
+        registered: The name of the log.
+        signers: The environment's signers. If there are none, every entry is accepted.
+
+    Returns:
+        Whether one of the signers signed it and had not left at the time `at`, which the author chose.
+    """
     if not signers:
         return True
     from cryptography.exceptions import InvalidSignature
@@ -157,19 +197,38 @@ def proven(draft: Draft, registered: str, signers: Signers) -> bool:
 
 
 def digest(draft: Draft, registered: str) -> str:
-    """The digest that later entries know an entry by. It is over what a signature is over, so that another signature
-    under the same words leaves it as it is."""
+    """Compute the digest by which later entries refer to an entry.
+
+    It covers the same content as a signature, so a second signature of the same content does not change it.
+
+    Args:
+        draft: The entry.
+        registered: The name of the log.
+
+    Returns:
+        The sha256 in hexadecimal.
+    """
     return hashlib.sha256(_content(draft, registered)).hexdigest()
 
 
 def link(draft: Draft, registered: str) -> str:
-    """What an entry's row is created with as its `run_link`. MLflow lets nobody change that field of a row, while EDIT
-    allows to change its tags: so the words of one entry cannot be put into the row of another."""
+    """Compute the `run_link` that an entry's row is created with.
+
+    MLflow never changes this field of a row, while the permission EDIT allows changes of its tags. So the content of
+    one entry cannot be copied into the row of another.
+
+    Args:
+        draft: The entry.
+        registered: The name of the log.
+
+    Returns:
+        A text with the entry's digest.
+    """
     return f"onward:{digest(draft, registered)}"
 
 
 def is_public_key(text: str) -> bool:
-    """Whether `text` can be a public key: 32 bytes in base64."""
+    """Tell whether `text` has the form of a public key: 32 bytes in base64."""
     try:
         return len(base64.b64decode(text, validate=True)) == 32
     except (binascii.Error, ValueError):
@@ -177,9 +236,9 @@ def is_public_key(text: str) -> bool:
 
 
 def _content(draft: Draft, registered: str) -> bytes:
-    # Without what has its default: a field that a later release adds leaves signatures of today valid.
-    said = draft.model_dump(mode="json", include=Draft.model_fields.keys() - _UNSIGNED, exclude_defaults=True)
-    return json.dumps({"log": registered, **said}, sort_keys=True, separators=(",", ":")).encode()
+    # Fields at their default are left out, so that a field of a later release does not invalidate today's signatures.
+    content = draft.model_dump(mode="json", include=Draft.model_fields.keys() - _UNSIGNED, exclude_defaults=True)
+    return json.dumps({"log": registered, **content}, sort_keys=True, separators=(",", ":")).encode()
 
 
 def _read_private(path: Path) -> Ed25519PrivateKey:
@@ -194,7 +253,7 @@ def _read_private(path: Path) -> Ed25519PrivateKey:
     except (ValueError, TypeError, UnsupportedAlgorithm):
         private = None
     if not isinstance(private, Ed25519PrivateKey):
-        raise UsageError(f"{KEY_FILE}: {path} holds no key as `onward keys create` makes it")
+        raise UsageError(f"{KEY_FILE}: {path} contains no Ed25519 key; `onward keys create` makes one")
     return private
 
 

@@ -1,4 +1,4 @@
-"""Who acts: the name that a version's publication and every entry of a log carry. What a machine says, and no proof."""
+"""Determines the name of the acting person for publications and log entries. The name is not verified."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from onward.registry.text import one_line, printable
 
 
 def who() -> str:
-    """Who acts: ONWARD_ACTOR, else git's user.email, else the user of the operating system; in one line."""
+    """Return the acting person's name in one line: ONWARD_ACTOR, else git's user.email, else the system's user."""
     if name := named(os.environ.get("ONWARD_ACTOR", "")):
         return name
     try:
-        asked = subprocess.run(
+        email = subprocess.run(
             ["git", "config", "user.email"],
             capture_output=True,
             encoding="utf-8",
@@ -23,15 +23,15 @@ def who() -> str:
             check=False,
         ).stdout
     except (OSError, subprocess.SubprocessError):
-        asked = ""
-    if name := named(asked):
+        email = ""
+    if name := named(email):
         return name
     try:
         return named(getpass.getuser()) or f"uid {os.getuid()}"
-    except (OSError, KeyError):  # a container's user id without a name
+    except (OSError, KeyError):  # in a container, a user id may have no name
         return f"uid {os.getuid()}"
 
 
 def named(text: str) -> str:
-    """A name as a log keeps it: in one line, with escapes for what cannot be printed; empty where it shows nothing."""
+    """Convert a name to one printable line, with escapes for unprintable characters; empty if nothing is visible."""
     return printable(one_line(text))

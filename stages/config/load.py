@@ -18,8 +18,9 @@ from onward.registry import yaml_text
 from onward.registry.errors import NotReady, UsageError
 from onward.registry.gates import policy
 from onward.registry.names import is_name
+from onward.registry.text import suggestion
 from onward.stages.config import migrations, paths
-from onward.stages.config.schema import Dim, Input, ModelParams, Output, Params, suggestion
+from onward.stages.config.schema import Dim, Input, ModelParams, Output, Params
 
 LONGEST_NAME = 64
 # `onward add` writes this where a value is required and unknown.

@@ -5,16 +5,17 @@ docs/params.md describes every key for users.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_serializer, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from onward.registry.evidence.records import Kind, TensorSpec
+from onward.registry.text import suggestion
 from onward.stages.config import techniques
+from onward.stages.config.techniques import TechniqueSpec
 
 Size = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(gt=0)]
@@ -243,30 +244,6 @@ class Data(Section):
     suite: RepositoryPath | None = None
 
 
-class TechniqueSpec(Section):
-    """A technique to try, with its options: `name` or `{name: {option: value}}` in params.yaml.
-
-    stages/config/techniques.py lists the available techniques and their options.
-    """
-
-    name: str
-    options: dict[str, bool | int | float | str] = {}
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_yaml(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            return {"name": value}
-        if isinstance(value, dict) and len(value) == 1:
-            name, options = next(iter(value.items()))
-            return {"name": name, "options": options or {}}
-        raise ValueError("must be the name of a technique, or {name: {option: value}}")
-
-    @model_serializer
-    def _to_yaml(self) -> dict[str, Any]:
-        return {self.name: self.options}
-
-
 def candidates(*given: str | dict[str, Any]) -> list[TechniqueSpec]:
     """Parse candidates that are written as in params.yaml."""
     return [TechniqueSpec.model_validate(item) for item in given]
@@ -458,9 +435,3 @@ class Params(Section):
     models: Annotated[dict[str, ModelParams], Field(min_length=1)]
     runtimes: Annotated[list[Literal["cpu", "openvino", "cuda", "tensorrt"]], Field(min_length=1)] = ["cpu"]
     environments: Any = None
-
-
-def suggestion(name: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?` if a known name is similar to `name`, else the empty string."""
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""

@@ -17,13 +17,13 @@ import importlib.metadata
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, model_serializer, model_validator
 
 from onward.registry.errors import UsageError
+from onward.registry.text import suggestion
 from onward.stages.config.source_files import locate
-
-if TYPE_CHECKING:
-    from onward.stages.config.schema import TechniqueSpec
 
 Option = bool | int | float | str
 Options = Mapping[str, Option]
@@ -33,6 +33,32 @@ FOLDERS = {"optimize": "optimizers", "quantize": "quantizers"}
 GROUPS = {"optimize": "onward.optimizers", "quantize": "onward.quantizers"}
 CALLED = {"optimize": "optimiser", "quantize": "quantiser"}
 _TRANSFORMS = Path(__file__).parent.parent / "transforms"
+
+
+class TechniqueSpec(BaseModel):
+    """A technique to try, with its options: `name` or `{name: {option: value}}` in params.yaml.
+
+    stages/config/techniques.py lists the available techniques and their options.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    options: dict[str, bool | int | float | str] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_yaml(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {"name": value}
+        if isinstance(value, dict) and len(value) == 1:
+            name, options = next(iter(value.items()))
+            return {"name": name, "options": options or {}}
+        raise ValueError("must be the name of a technique, or {name: {option: value}}")
+
+    @model_serializer
+    def _to_yaml(self) -> dict[str, Any]:
+        return {self.name: self.options}
 
 
 @functools.cache
@@ -84,8 +110,6 @@ def problems(stage: str, candidates: Iterable[TechniqueSpec]) -> Iterable[tuple[
     Returns:
         (path below the model, message) of each problem.
     """
-    from onward.stages.config.schema import suggestion
-
     known = names(stage)
     seen: list[TechniqueSpec] = []
     for index, candidate in enumerate(candidates):

@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from onward.registry.evidence.records import Measurement, OutputKind, Ratio
+from onward.registry.text import plain_words
 from onward.stages.config.schema import ModelParams
 from onward.stages.measuring import statistics
 from onward.stages.measuring.samples import Samples
 from onward.stages.parity.check import Expected, check, crashed, sentence
 from onward.stages.parity.evaluate import Arrays, batches, weigh
-from onward.stages.transforms.builder import plain_words
 from onward.stages.workers.worker import Tensors, Worker, WorkerFailure
 
 # A turn lasts as long as this many calls, so that it has a median, but no longer than this many seconds: with calls of

@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from onward.registry.errors import UsageError
-from onward.stages.config.schema import Dim, Input, suggestion
+from onward.registry.text import suggestion
+from onward.stages.config.schema import Dim, Input
 from onward.stages.parity.sizes import Sizes, corner_sizes, prime_sizes, size_key, typical_sizes
 from onward.stages.workers import jitter
 

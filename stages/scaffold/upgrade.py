@@ -22,8 +22,13 @@ MERGED = ".onward-merge"
 
 @dataclass(frozen=True)
 class Change:
-    """What happens to one file: `path` is relative to the repository, `diff` a unified diff, empty where nothing
-    changes."""
+    """What happens to one file.
+
+    Attributes:
+        path: relative to the repository.
+        action: what is done with the file.
+        diff: a unified diff; empty if nothing changes.
+    """
 
     path: str
     action: Action

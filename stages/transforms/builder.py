@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +15,9 @@ from onward.registry.artifact import onnx_file
 from onward.registry.errors import UsageError
 from onward.registry.evidence.records import PLAIN, FileDigest, GraphInfo, Status, Variant
 from onward.registry.files import sha256_file
+from onward.registry.text import plain_words
 from onward.stages.config import paths, techniques
-from onward.stages.config.schema import TechniqueSpec
+from onward.stages.config.techniques import TechniqueSpec
 from onward.stages.workers import isolated_call
 from onward.stages.workers.worker import WorkerFailure
 
@@ -199,11 +199,6 @@ def placed(files: list[FileDigest], model: str, stage: str) -> list[FileDigest]:
         The files with paths relative to the repository's root.
     """
     return [file.model_copy(update={"path": paths.relative(model, stage, file.path)}) for file in files]
-
-
-def plain_words(reason: str) -> str:
-    """Put a library's message on one line of at most 400 characters."""
-    return re.sub(r"\s+", " ", reason).strip()[:400]
 
 
 def _attempt(feeds: list[Feed], job: Job | Path) -> Made:

@@ -22,9 +22,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, ParamSpec, TypeVar
 
-from onward.registry.errors import OnwardError
+from onward.registry.errors import OPERATOR_FAULTS, OnwardError
 from onward.stages.config import paths
-from onward.stages.workers.worker import OPERATORS, Killed, WorkerFailure, death, kernel_kills
+from onward.stages.workers.worker import Killed, WorkerFailure, death, kernel_kills
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -191,7 +191,7 @@ def _outcome(function: Callable[..., Any], argument: Any) -> tuple[str, Any]:
     except (OnwardError, WorkerFailure) as error:
         return "raised", error
     except OSError as error:
-        is_for_user = error.errno in OPERATORS
+        is_for_user = error.errno in OPERATOR_FAULTS
         return "raised", OSError(error.errno, error.strerror, error.filename) if is_for_user else _failure(error)
     except BaseException as error:
         full = os.strerror(errno.ENOSPC)  # native libraries give the text only, not the error number

@@ -117,8 +117,10 @@ def parameter_names(module: nn.Module) -> list[str]:
 
 
 def positional_names(module: nn.Module, count: int) -> list[str]:
-    """Names for `count` tensors that forward() takes by position: those of its parameters, and `input` or `input_0`,
-    `input_1`, ... for what goes to `*args`.
+    """Name `count` tensors that forward() takes by position.
+
+    Returns:
+        the names of the parameters, and `input` or `input_0`, `input_1`, ... for what goes to `*args`.
 
     Raises:
         Mismatch: forward() takes fewer by position.
@@ -199,8 +201,10 @@ def name_outputs(results: Any, declared: Sequence[str]) -> Named:
 
 
 def output_names(results: Any) -> list[str]:
-    """Names to declare for what forward() returned: its keys; `output`, or `output_0`, `output_1`, ..., where it has no
-    keys. Entries that are None have no name.
+    """Name what forward() returned.
+
+    Returns:
+        its keys; `output`, or `output_0`, `output_1`, ..., if it has no keys. Entries that are None have no name.
 
     Raises:
         Mismatch: an entry is no tensor, or two have the same key.

@@ -7,7 +7,6 @@ protocol.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
@@ -29,7 +28,7 @@ import numpy.typing as npt
 import psutil
 
 from onward.registry import npz, processors
-from onward.registry.errors import OnwardError
+from onward.registry.errors import DISK_FULL, OnwardError
 from onward.registry.evidence.session_options import CPU, SessionOptions
 from onward.stages.config import paths
 
@@ -47,10 +46,6 @@ _OUT_OF_MEMORY = r"bad_alloc|bad allocation|[Ff]ailed to allocate memory|can't a
 # (onnx_worker.die_with_parent). Elsewhere, REST is the time in seconds for its threads to stop spinning.
 STOPPABLE = sys.platform == "linux"
 REST = 0.06
-
-# Errors that the user must fix, because they are not the model's fault.
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-OPERATORS = (*DISK_FULL, errno.EACCES, errno.EROFS)
 
 
 class WorkerFailure(Exception):
