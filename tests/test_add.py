@@ -615,7 +615,7 @@ def test_the_command_imports_no_torch(team: Path) -> None:
 
 MODULE = ("--build", "models.nets:plain", "--example", "models.nets:plain_example")
 MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
-    "bad name": (("a.b", "--onnx", "m.onnx"), "'a.b' is no name for a model"),
+    "bad name": (("a.b", "--onnx", "m.onnx"), "'a.b' is not a valid name for a model"),
     "name of a stage": (("host", "--onnx", "m.onnx"), "build/host/ belongs to the host stage"),
     "long name": (("x" * 65, "--onnx", "m.onnx"), "more than 64 characters"),
     "known name": (("known", "--onnx", "m.onnx"), "there is a model 'known' already"),
@@ -626,15 +626,15 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     "no file": (("m", "--onnx", "none.onnx"), "none.onnx: there is no such file"),
     "folder": (("m", "--onnx", "models"), "models: is no file"),
     "outside": (("m", "--onnx", "/etc/hostname"), "/etc/hostname: lies outside the repository"),
-    "no ONNX": (("m", "--onnx", "params.yaml"), "params.yaml: is no ONNX file"),
+    "no ONNX": (("m", "--onnx", "params.yaml"), "params.yaml: is not an ONNX file"),
     "no samples": (("m", "--onnx", "m.onnx", "--samples", "models.rows:none"), "models.rows has no 'none'"),
     "samples form": (("m", "--onnx", "m.onnx", "--samples", "models.rows"), "--samples: 'models.rows' is not of the"),
-    "no function": (("m", "--onnx", "m.onnx", "--samples", "models.rows:hidden"), "models.rows:hidden is no function"),
+    "no function": (("m", "--onnx", "m.onnx", "--samples", "models.rows:hidden"), "models.rows:hidden is not a function"),
     "strings": (("m", "--onnx", "strings.onnx"), "input 'x' is of dtype object"),
     "scalar": (("m", "--onnx", "scalar.onnx"), "input 'x' is a scalar"),
     "no module": (("m", "--build", "nowhere:x", *MODULE[2:]), "--build: nowhere does not import: ModuleNotFound"),
     "build raises": (("m", "--build", "models.nets:raises", *MODULE[2:]), "raised OSError: no weights"),
-    "build returns": (("m", "--build", "models.nets:no_module", *MODULE[2:]), "returns int, wanted a torch.nn.Module"),
+    "build returns": (("m", "--build", "models.nets:no_module", *MODULE[2:]), "returns int, expected a torch.nn.Module"),
     "build aborts": (("m", "--build", "models.nets:aborts", *MODULE[2:]), "died of SIGABRT"),
     "build exits": (("m", "--build", "models.nets:leaves", *MODULE[2:]), "SystemExit: 3"),
     "build unseen": (("m", "--build", "models.nets:unseen", *MODULE[2:]), "nets.py does not define 'unseen'"),
