@@ -67,7 +67,7 @@ def test_the_live_version_is_compared_without_its_run(store: Store, tmp_path: Pa
     store._client.delete_model_version("cnn", "1")
     found = diff.compare("cnn@staging", "cnn/2", store)
     assert (fact(found, "quality").left, fact(found, "quality").right) == (0.98, 0.97)
-    assert "the run of cnn@staging is gone" in found.notes[0]
+    assert "the run of cnn@staging was deleted" in found.notes[0]
 
 
 @pytest.mark.parametrize(
