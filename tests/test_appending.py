@@ -244,7 +244,7 @@ def test_an_entry_of_a_departed_signer_is_found_at_any_depth(
     for number in (1, 2, 8):
         assert store.entry("staging", "cnn", number).key == f"k{number}"
     for number in (9, 10):
-        with pytest.raises(UsageError, match=rf"entry {number} counts for nothing: none of the signers of staging"):
+        with pytest.raises(UsageError, match=rf"entry {number} does not count: none of the signers of staging"):
             store.entry("staging", "cnn", number)
 
 
@@ -284,7 +284,7 @@ def test_only_logs_with_signers_are_remembered(
     for log in (store.head("staging", "cnn"), store.log("staging", "cnn")):
         [unsigned, gone] = log.alarm
         assert unsigned.startswith("row 3 ")
-        assert gone.startswith("entry 2 was seen here as live")
+        assert gone.startswith("entry 2 was live when this machine read the log before")
 
 
 def test_approvals_match_the_bytes(store: Store) -> None:
@@ -355,7 +355,7 @@ def test_a_row_contains_all_fields_of_an_entry(store: Store, creating: Creating)
     assert written.link == link(wanted, LOG) != ""
     [asked] = creating.asked
     assert (asked["model_id"], asked["await_creation_for"]) == (model.model_id, 0)  # there is nothing to wait for
-    assert "forced version 1" in (not_none(store.versions.get(LOG, 1)).description or "")
+    assert "force-promoted version 1" in (not_none(store.versions.get(LOG, 1)).description or "")
 
 
 def test_only_the_source_determines_the_logged_model_of_a_row() -> None:
@@ -379,7 +379,7 @@ def test_an_uncontested_entry_takes_one_read_and_creates_the_model_once(
 def test_a_losing_author_marks_only_its_own_row_and_learns_the_live_version(store: Store) -> None:
     chain(store, 1)
     write(store, "lost before", 0)
-    with pytest.raises(LostRace, match=r"somebody else got there first, .*Live now: entry 1, ann promoted version 1"):
+    with pytest.raises(LostRace, match=r"another command was faster, .*Live now: entry 1, ann promoted version 1"):
         append(store, "lost", 0)
     log = store.log("staging", "cnn")
     assert ([entry.number for entry in log.history.lost], set(log.marked)) == ([2, 3], {3})
@@ -441,10 +441,10 @@ def test_an_unsigned_row_is_named_as_the_reason(
     store: Store, signers: Callable[..., dict[str, str]], sign: Callable[[str, str, int], None]
 ) -> None:
     signers("ann")
-    with pytest.raises(LostRace, match=r"something came in between that no signer signed \(row 1 is not signed"):
+    with pytest.raises(LostRace, match=r"a row that no signer signed was added meanwhile \(row 1 is not signed"):
         append(store, "unsigned")
     sign("ann", "k2", 0)
-    with pytest.raises(LostRace, match=r"something came in between .*\(row 3 is not signed.*Live now: entry 2"):
+    with pytest.raises(LostRace, match=r"no signer signed was added .*\(row 3 is not signed.*Live now: entry 2"):
         append(store, "unsigned too", 2)
 
 
@@ -470,12 +470,12 @@ def test_an_author_overtaken_during_retries_writes_nothing(store: Store, creatin
 
 def test_after_twenty_retries_an_append_fails_without_a_change(store: Store, creating: Creating) -> None:
     creating.before += [MlflowException(GAVE_UP)] * 21
-    with pytest.raises(StoreUnreachable, match=r"refused 20 times to number an entry of staging\.cnn; nothing was"):
+    with pytest.raises(StoreUnreachable, match=r"failed 20 times to assign .* of staging\.cnn: nothing was"):
         append(store, "k")
     assert (len(creating.asked), keys_of(store)) == (21, [])
     creating.asked.clear()
     creating.before += [MlflowException(GAVE_UP)] * 20
-    with pytest.raises(StoreUnreachable, match=r"did not keep the approval in staging\.cnn"):
+    with pytest.raises(StoreUnreachable, match=r"did not store the approval in staging\.cnn"):
         store.approve("staging", "cnn", approval("a"))
     assert (len(creating.asked), keys_of(store)) == (20, [])
 
@@ -498,7 +498,7 @@ def test_without_a_response_the_log_shows_whether_the_row_was_written(store: Sto
     creating.before += [answer_lost]
     assert not_none(append(store, "mine", 2).history.live).number == 3
     creating.before += [ConnectionError("broken off")]
-    with pytest.raises(StoreUnreachable, match=r"broken off.*The log of staging\.cnn holds no such entry now; .*cnn`"):
+    with pytest.raises(StoreUnreachable, match=r"broken off.*staging\.cnn does not contain the entry now: .*cnn`"):
         append(store, "never", 3)
     assert keys_of(store) == ["k1", "k2", "mine"]
 
@@ -514,7 +514,7 @@ def test_a_store_that_becomes_unreachable_during_a_write_is_reported(
 
     creating.before += [stops]
     with pytest.raises(
-        StoreUnreachable, match=r"while an entry of staging\.cnn was being written; `onward history cnn`"
+        StoreUnreachable, match=r"while an entry of staging\.cnn was being written: `onward history cnn`"
     ):
         append(store, "k")
 
@@ -563,7 +563,7 @@ def test_entries_keep_their_numbers_and_filler_rows_are_not_entries(store: Store
         assert "because" in (not_none(store.versions.get(LOG, number)).description or "")
     filler = store.versions.get(LOG, 3)
     assert (not_none(filler).tags, not_none(filler).run_link or "") == ({}, "")
-    assert not_none(not_none(filler).description).startswith("No entry")
+    assert not_none(not_none(filler).description).startswith("Not an entry")
     assert {asked["await_creation_for"] for asked in creating.asked} == {0}
     # What is there already, fillers included, is gone on from.
     store.place("staging", "cnn", entries(6))
@@ -584,7 +584,7 @@ def test_the_first_entry_of_a_log_may_be_a_late_one(store: Store) -> None:
 def test_a_used_number_is_returned_and_reported(store: Store, creating: Creating) -> None:
     store.place("staging", "cnn", entries(1))
     creating.before += [lambda: write_from_another_process(store, "other")]
-    with pytest.raises(LostRace, match=r"staging\.cnn: number 2 is taken, so that entry 2 cannot keep its own"):
+    with pytest.raises(LostRace, match=r"staging\.cnn: number 2 is already used, so entry 2 cannot keep its number"):
         store.place("staging", "cnn", entries(2, 3))
     assert keys_of(store) == ["k1", "other"]
     assert numbers(store) == ([1, 2], ())

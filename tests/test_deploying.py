@@ -155,9 +155,9 @@ def test_names_and_reasons_are_checked_before_reading_the_log(change: Callable[.
 
     nothing = SimpleNamespace(head=asked)
     for model, environment, reason, message in (
-        ("../cnn", "staging", "x", "no name for a model"),
+        ("../cnn", "staging", "x", "is not a valid name for a model"),
         ("cnn", "moon", "x", "no environment 'moon'"),
-        ("cnn", "staging", " ", "--reason: say why"),
+        ("cnn", "staging", " ", "--reason: is empty: say why"),
     ):
         with pytest.raises(UsageError, match=message):
             change(model, environment, reason=reason, store=nothing)
@@ -227,7 +227,7 @@ def test_an_unmet_gate_stops_a_promotion_without_force(store: Store, shelf: Shel
     candidates(store, "cnn", 4, data="failed")
     for options in ({}, {"dry_run": True}):
         with pytest.raises(
-            Refused, match=r"cnn version 4 is not fit for staging; nothing was changed:\n  data: failed"
+            Refused, match=r"does not meet the requirements of staging; nothing was changed:\n  data: failed"
         ):
             deploy(store, 4, **options)
     assert (rows(store), shelf.kept) == ([], [])
@@ -263,7 +263,7 @@ def test_promoting_the_live_version_restores_its_aliases_and_files(store: Store,
         shelf.lost |= set(own)
         store._client.delete_registered_model_alias("cnn", "staging")
         done = act()
-        assert done.note.startswith("the copy that staging had was lost and was made again from models:/cnn/1 (")
+        assert done.note.startswith("staging had lost its copy, which was restored from models:/cnn/1 (")
         assert dataclasses.replace(done, note="") == same
         assert shelf.own_copies("staging", "cnn", SHA[1])[1:] == own
         assert shelf.kept[-1] == ("staging", "cnn", SHA[1], "models:/cnn/1")
@@ -293,7 +293,7 @@ def test_if_all_copies_of_the_live_version_are_lost_the_error_names_it(store: St
     with pytest.raises(Refused, match=r"^cnn version 1: the files are nowhere"):
         promote("cnn", "production", reason="x", store=store)
     deploy(store, 2)
-    with pytest.raises(Refused, match=r"^cnn as entry 1 has it: the files are nowhere"):
+    with pytest.raises(Refused, match=r"^cnn as deployed by entry 1: the files are nowhere"):
         rollback("cnn", "staging", reason="x", store=store)
 
 
@@ -313,7 +313,7 @@ def test_file_signatures_are_checked_whenever_files_are_used(
     cases: tuple[tuple[Callable[[], Outcome], int, str], ...] = (
         (lambda: deploy(store, 3), 3, "cnn version 3: the files are not signed"),
         (lambda: deploy(store, 2), 2, "cnn version 2, which is live: the files are not signed"),
-        (lambda: rollback("cnn", "staging", reason="x", store=store), 1, "cnn as entry 1 has it: the files are not"),
+        (lambda: rollback("cnn", "staging", reason="x", store=store), 1, "cnn as deployed by entry 1: the files"),
     )
     for act, version, message in cases:
         with pytest.raises(Refused, match=f"^{message}"):
@@ -449,8 +449,8 @@ def test_an_overtaken_promotion_is_not_retried(
 @pytest.mark.parametrize(
     ("error", "note"),
     [
-        (StoreUnreachable("gone"), "the entry counts, but the aliases could not be written: `onward reconcile` "),
-        (MachineFault("disk full"), "the entry counts, but the aliases could not be written: `onward reconcile` "),
+        (StoreUnreachable("gone"), "the entry counts, but the aliases could not be written: run `onward"),
+        (MachineFault("disk full"), "the entry counts, but the aliases could not be written: run `onward"),
         (Refused("not allowed"), "the entry counts, but not all aliases could be written: not allowed"),
     ],
 )
@@ -539,7 +539,7 @@ def test_reconcile_mirrors_stages_of_every_model_whose_logs_can_be_read(
     with pytest.raises(Refused, match=r"staging\.newer: entry 1 was written by a newer") as refused:
         reconcile(store)
     assert asked == ["cnn", "mlp"]
-    assert str(refused.value).count("put right elsewhere") == 2
+    assert str(refused.value).count("corrected in other logs") == 2
     store._client.delete_registered_model("staging.newer")
     assert [getattr(drift, "model", None) for drift in reconcile(store)] == ["cnn", "mlp", "newer"]
 
@@ -549,7 +549,7 @@ def test_reconcile_skips_a_log_with_an_alarm(store: Store, tmp_path: Path, monke
     deploy(store, 1)
     store._client.create_model_version("staging.cnn", source="x")
     store._client.delete_registered_model_alias("cnn", "staging")
-    with pytest.raises(Refused, match=r"look at `onward history`:\n  staging\.cnn: row 2 is no entry of Onward's$"):
+    with pytest.raises(Refused, match=r"look at `onward history`:\n  staging\.cnn: row 2 is not an entry of Onward's$"):
         reconcile(store)
     assert store.versions.aliases("cnn") == {}
 
@@ -574,7 +574,7 @@ def test_an_interrupted_reconciliation_reports_its_changes(store: Store, monkeyp
         return heal(self, environment, model, log)
 
     monkeypatch.setattr(Store, "heal", breaks_off)
-    with pytest.raises(StoreUnreachable, match=r"broken off\. Put right before that: the alias staging of cnn"):
+    with pytest.raises(StoreUnreachable, match=r"broken off\. Corrected before that: the alias staging of cnn"):
         reconcile(store)
 
 
@@ -600,5 +600,5 @@ def test_create_environments_creates_webhooks_and_errors_report_what_was_created
         raise Refused("no")
 
     monkeypatch.setattr(Store, "prepare_webhook", refused)
-    with pytest.raises(Refused, match=r"no\. Made before that: files of staging, staging\.mlp\. The same command"):
+    with pytest.raises(Refused, match=r"Created before that: files of staging, staging\.mlp\. Run the command again"):
         create_environments(["mlp"], store)
