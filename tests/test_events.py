@@ -146,7 +146,7 @@ def test_an_invalid_hook_is_rejected_with_its_path(notify: dict[str, Any], messa
 def test_a_server_webhook_requires_a_server(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     environments(tmp_path, {"server_webhook": "$TEAM_HOOK"})
     assert promote(store, 1).note == ""
-    with pytest.raises(UsageError, match="the environment variable TEAM_HOOK holds no http"):
+    with pytest.raises(UsageError, match="the environment variable TEAM_HOOK must contain an http"):
         promotion.create_environments(["cnn"], store)
     monkeypatch.setenv("TEAM_HOOK", "https://example.invalid/hush")
     with pytest.raises(UsageError, match=r"server_webhook: the store is a database without a server") as refused:

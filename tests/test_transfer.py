@@ -172,7 +172,7 @@ def test_another_history_is_not_overwritten(new: Store, exported: Path, tmp_path
             "line 1 is not a valid entry: schema_version",
         ),
         (lambda text: text.replace('"sha256":"', '"sha256":"../'), "line 1 is not a valid entry: sha256"),
-        (lambda text: text.replace('"model":"cnn"', '"model":"../cnn"'), "line 1: '../cnn' is no name"),
+        (lambda text: text.replace('"model":"cnn"', '"model":"../cnn"'), "line 1: '../cnn' is not a valid name"),
         (lambda text: text + text, "not in order, or one is listed twice"),
         (lambda text: "nonsense\n", "line 1 is not a valid entry"),
     ],
