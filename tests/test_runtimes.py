@@ -45,7 +45,7 @@ from onward.stages.workers.worker import Worker
 from tests.conftest import ROOT, Command
 from tests.onnx_models import linear
 from tests.store_factory import version_for_two_providers
-from tests.toy import one, toy_params, write_project
+from tests.toy import one, toy_params, write_project, write_settings
 
 OPENVINO = runtimes.PROVIDERS["openvino"]
 
@@ -113,6 +113,7 @@ def test_int8_saturates_exactly_on_hosts_without_int8_instructions(openvino: Pat
 def up_to_benchmark(project: Path) -> None:
     """Every stage before benchmark, with this checkout's runtimes."""
     (project / ".runtimes").symlink_to(ROOT / ".runtimes")
+    write_settings()
     host.main()
     for name, stage in (("train", train), ("data", data), ("export", export), ("verify", verify)):
         assert one(name, "toy", stage).passed
