@@ -114,5 +114,5 @@ def test_the_signature_of_quality_determines_whether_it_takes_labels() -> None:
     assert [takes_labels(f, "") for f in (both, optional, anything)] == [True, True, True]
     assert [takes_labels(f, "") for f in (alone, keyword, functools.partial(both, labels=1))] == [False, False, False]
     assert takes_labels(np.add, "")
-    with pytest.raises(UsageError, match=r"params\.yaml: q has the signature \(outputs, labels, more\)"):
+    with pytest.raises(UsageError, match=r"params\.yaml: q has the signature \(outputs.*labels.*more"):
         takes_labels(three, "params.yaml: q")
