@@ -174,7 +174,7 @@ def test_upgrade_rewrites_unedited_files(repository: Path, onward: Command) -> N
 def test_upgrade_merges_edited_files(repository: Path, onward: Command) -> None:
     onward("init")
     new = (ROOT / "dvc.yaml").read_text()
-    older = new.replace("desc: to ONNX, structure checked", "desc: to ONNX")
+    older = new.replace("desc: export to ONNX; check the structure", "desc: export to ONNX")
     pipeline = of_an_older_version(repository, older)
     pipeline.write_text(older + "\n# a comment of theirs\n")
     assert actions(onward("upgrade", "--json")[1])["onward/dvc.yaml"] == "merged"
@@ -183,9 +183,9 @@ def test_upgrade_merges_edited_files(repository: Path, onward: Command) -> None:
 
 def test_upgrade_leaves_conflicts_for_manual_resolution(repository: Path, onward: Command) -> None:
     onward("init")
-    older = (ROOT / "dvc.yaml").read_text().replace("desc: to ONNX, structure checked", "desc: to ONNX")
+    older = (ROOT / "dvc.yaml").read_text().replace("desc: export to ONNX; check the structure", "desc: export to ONNX")
     pipeline = of_an_older_version(repository, older)
-    mine = older.replace("desc: to ONNX", "desc: ours")
+    mine = older.replace("desc: export to ONNX", "desc: ours")
     pipeline.write_text(mine)
     for _ in range(2):
         code, out, _ = onward("upgrade")
@@ -247,7 +247,7 @@ def test_the_project_is_found_from_every_folder_despite_other_pipelines(
         assert checkout.root() == (repository / "ml/release").resolve()
     (repository / checkout.POINTER).write_text("nowhere\n")
     monkeypatch.chdir(repository / "src")
-    with pytest.raises(UsageError, match=r"which holds no dvc\.yaml"):
+    with pytest.raises(UsageError, match=r"which contains no dvc\.yaml"):
         checkout.root()
 
 
@@ -255,7 +255,7 @@ def test_a_project_can_be_given_explicitly(repository: Path, tmp_path: Path, mon
     monkeypatch.setenv(checkout.PROJECT, str(tmp_path))
     assert checkout.root() == tmp_path.resolve()
     monkeypatch.setenv(checkout.PROJECT, str(tmp_path / "missing"))
-    with pytest.raises(UsageError, match="there is no such folder"):
+    with pytest.raises(UsageError, match="which is not a folder"):
         checkout.root()
 
 
