@@ -10,7 +10,6 @@ import os
 import sys
 import traceback
 from contextvars import ContextVar
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
@@ -69,6 +68,8 @@ _debug: ContextVar[bool] = ContextVar("debug", default=False)
 
 def _print_version(wanted: bool) -> None:
     if wanted:
+        from importlib.metadata import version  # takes a tenth of a second with what it imports
+
         say(f"onward {version('onward')}")
         raise typer.Exit
 
