@@ -82,8 +82,16 @@ def repository() -> Path:
     Raises:
         UsageError: As `root`.
     """
-    here = root()
-    return next((folder for folder in (here, *here.parents) if (folder / ".git").exists()), here)
+    return repository_around(root())
+
+
+def repository_around(folder: Path) -> Path:
+    """Find the top folder of the git repository around a folder.
+
+    Returns:
+        The repository's folder, or `folder` itself if it is not in a repository.
+    """
+    return next((place for place in (folder, *folder.parents) if (place / ".git").exists()), folder)
 
 
 def _pipelines(here: Path) -> Iterator[Path]:

@@ -195,15 +195,20 @@ def _parse(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UsageError(f"{path.name}: this file is missing in {path.parent.name}/") from None
     except YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise UsageError(f"{path.name}:{line} {problem}") from None
+        raise not_yaml(path.name, error) from None
     except ValueError as error:  # an invalid date or number
         raise UsageError(f"{path.name}: {error}") from None
     if not isinstance(raw, dict):
         raise UsageError(f"{path.name}: must be a mapping with the key models")
     return raw
+
+
+def not_yaml(name: str, error: Exception) -> UsageError:
+    """The error to raise for a file that ruamel.yaml cannot parse, with the line if it is known."""
+    mark = getattr(error, "problem_mark", None)
+    line = f" line {mark.line + 1}" if mark else ""
+    problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+    return UsageError(f"{name}:{line} {problem}")
 
 
 def _merge_defaults(raw: dict[str, Any]) -> list[str]:

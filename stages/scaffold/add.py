@@ -17,7 +17,7 @@ from onward.registry import checkout, yaml_text
 from onward.registry.errors import UsageError
 from onward.registry.files import write_atomically
 from onward.registry.names import valid_name
-from onward.stages.config.load import LONGEST_NAME, RESERVED, read
+from onward.stages.config.load import LONGEST_NAME, RESERVED, not_yaml, read
 from onward.stages.config.schema import RepositoryPath
 from onward.stages.scaffold.callables import require_callable, require_callable_name
 from onward.stages.scaffold.entry import Entry, Todo, build_entry
@@ -110,9 +110,7 @@ def _read_params(new: str) -> tuple[str, dict[str, Any]]:
     except FileNotFoundError:
         raise UsageError(f"{PARAMS}: there is none in {path.parent}; `onward init` writes one") from None
     except (YAMLError, ValueError) as error:
-        mark = getattr(error, "problem_mark", None)
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise UsageError(f"{PARAMS}:{f' line {mark.line + 1}' if mark else ''} {problem}") from None
+        raise not_yaml(PARAMS, error) from None
     content = {} if content is None else content
     if not isinstance(content, dict):
         raise UsageError(f"{PARAMS}: wants a mapping with the key models")

@@ -46,7 +46,7 @@ def init(folder: str, ci: generated.CI | None = None, dry_run: bool = False) -> 
             repository has an Onward project already.
         MachineFault: DVC could not be initialised.
     """
-    repository = _repository(Path.cwd())
+    repository = checkout.repository_around(Path.cwd())
     project = (repository / folder).resolve()
     if not project.is_relative_to(repository.resolve()):
         raise UsageError(f"{folder}: lies outside the repository {repository}")
@@ -66,10 +66,6 @@ def init(folder: str, ci: generated.CI | None = None, dry_run: bool = False) -> 
             write_atomically(repository / path, text.encode())
     record = [f"{prefix}{generated.RECORD}/"]
     return Initialised(repository, place, sorted([*texts, *record]), dvc, _notes(place, ci))
-
-
-def _repository(here: Path) -> Path:
-    return next((folder for folder in (here, *here.parents) if (folder / ".git").exists()), here)
 
 
 def _check_free(repository: Path, project: Path, place: str, texts: dict[str, str]) -> None:

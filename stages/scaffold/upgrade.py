@@ -18,6 +18,7 @@ from onward.stages.scaffold import generated
 
 Action = Literal["unchanged", "updated", "merged", "created", "conflict", "deleted by you", "no longer generated"]
 MERGED = ".onward-merge"
+PARAMS = "params.yaml"
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,9 @@ def upgrade(dry_run: bool = False) -> list[Change]:
     record = generated.read_record(project)
     place = project.resolve().relative_to(repository.resolve()).as_posix()
     wanted = generated.render(place, record.ci)
-    changes = [_params(project, repository)]
-    writes: dict[Path, str] = {}
+    change, content = _params(project, repository)
+    changes = [change]
+    writes = {} if content is None else {project / PARAMS: content}
     for path, text in wanted.items():
         change, content = _change(project, repository, path, text, path in record.files)
         changes.append(change)
@@ -62,9 +64,6 @@ def upgrade(dry_run: bool = False) -> list[Change]:
             writes[there.with_name(there.name + MERGED) if change.action == "conflict" else there] = content
     changes += [Change(path, "no longer generated") for path in record.files if path not in wanted]
     if not dry_run:
-        migrated = migrations.migrated((project / "params.yaml").read_text())
-        if migrated is not None:
-            writes[project / "params.yaml"] = migrated
         for target, content in writes.items():
             write_atomically(target, content.encode())
         conflicts = {change.path for change in changes if change.action == "conflict"}
@@ -73,15 +72,18 @@ def upgrade(dry_run: bool = False) -> list[Change]:
     return changes
 
 
-def _params(project: Path, repository: Path) -> Change:
-    path = project / "params.yaml"
+def _params(project: Path, repository: Path) -> tuple[Change, str | None]:
+    """What happens to params.yaml, and the content to write, if any."""
+    path = project / PARAMS
     name = path.resolve().relative_to(repository.resolve()).as_posix()
     try:
         text = path.read_text()
     except FileNotFoundError:
         raise UsageError(f"{path} is missing") from None
     migrated = migrations.migrated(text)
-    return Change(name, "unchanged") if migrated is None else Change(name, "updated", _diff(name, text, migrated))
+    if migrated is None:
+        return Change(name, "unchanged"), None
+    return Change(name, "updated", _diff(name, text, migrated)), migrated
 
 
 def _change(project: Path, repository: Path, path: str, wanted: str, known: bool) -> tuple[Change, str | None]:
