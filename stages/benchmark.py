@@ -25,7 +25,8 @@ from onward.registry.host.runtimes import PROVIDERS, python
 from onward.registry.text import printable
 from onward.stages import command, host
 from onward.stages.config import paths
-from onward.stages.config.load import resolve, section
+from onward.stages.config.layout import Layout
+from onward.stages.config.load import section
 from onward.stages.config.schema import Dim
 from onward.stages.measuring import scenarios
 from onward.stages.measuring.race import (
@@ -45,7 +46,7 @@ from onward.stages.measuring.samples import Samples
 from onward.stages.measuring.screening import Deadline, screen, why_out
 from onward.stages.measuring.tuning import tune
 from onward.stages.parity.budget import Judgement, ceiling_faults
-from onward.stages.parity.cases import Source
+from onward.stages.parity.cases import Source, own_cases
 from onward.stages.parity.evaluate import quality_of
 from onward.stages.parity.reference import reference_worker, split
 from onward.stages.parity.reference_answers import recorded_answers, recorded_kinds, recorded_outputs
@@ -137,7 +138,7 @@ class _Bench:
         self.order = random.Random(self.settings.seed)
         self.findings: list[str] = []
         self.search_seconds = 0.0
-        self.feeds = {size_key(sizes): self._feed(sizes) for sizes in typical_sizes(self.settings.dims)}
+        self.feeds = {size_key(sizes): self._feed(sizes) for sizes in typical_sizes(self.settings.free_dims)}
         torch = self.settings.is_torch
         self.reference = self._original(REFERENCE, "PyTorch eager" if torch else PROVIDERS["cpu"])
         self.reference.result.quality = quality_of(
@@ -301,13 +302,13 @@ class _Bench:
 
     def _batch(self) -> tuple[str, Dim] | None:
         """Name and range of the batch dimension; None if it is fixed."""
-        first = next(iter(self.settings.inputs.values())).shape[0]
-        return (first, self.settings.dims[first]) if isinstance(first, str) else None
+        size = Layout.of(self.settings).size
+        return (size, self.settings.dims[size]) if isinstance(size, str) else None
 
     def _feed(self, sizes: dict[str, int]) -> Feed:
         """Random valid inputs of these sizes."""
         settings = self.settings
-        custom = resolve(settings.cases, f"models.{self.model}.cases") if settings.cases else None
+        custom = own_cases(settings, f"models.{self.model}")
         tensors = Source(settings.inputs, custom).tensors(sizes, np.random.default_rng(settings.seed))
         return Feed(sizes, tensors)
 

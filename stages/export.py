@@ -22,16 +22,19 @@ import onnx
 
 from onward.registry.artifact import graph_nodes, onnx_file
 from onward.registry.errors import UsageError
+from onward.registry.evidence import size_expressions
 from onward.registry.evidence.records import ExportAttempt, GraphInfo
 from onward.registry.evidence.reports import ExportReport, load
 from onward.registry.evidence.reports import TrainReport as Trained
 from onward.registry.files import sha256_file
 from onward.stages import command
 from onward.stages.config import paths
+from onward.stages.config.layout import Layout
 from onward.stages.config.load import section
-from onward.stages.config.schema import ModelParams, Tolerance, Verify
+from onward.stages.config.schema import Dim, Input, ModelParams, Output, Tolerance, Verify
 from onward.stages.exporting import diagnostics, torch_exporters
-from onward.stages.parity.check import answers, check, misdeclared, recall, save_answers, sentence
+from onward.stages.parity.check import answers, check, recall, save_answers, sentence
+from onward.stages.parity.declared_shapes import misdeclared
 from onward.stages.parity.reference import trained_file
 from onward.stages.parity.reference_answers import cases, real_example, real_inputs
 from onward.stages.reports import blocked
@@ -143,7 +146,8 @@ def _attempt(model: str, settings: ModelParams, strategy: str, folder: Path, ans
     if answered is not None:
         expected = recall(answered, cases(model, settings, Verify()))
         with Worker.onnx(target, f"{model} by {strategy}", timeout=Verify().timeout) as candidate:
-            mismatch = misdeclared(expected, settings.outputs) or sentence(check(candidate, expected, Tolerance()))
+            mismatch = misdeclared(expected, settings.outputs, settings.dims)
+            mismatch = mismatch or sentence(check(candidate, expected, Tolerance()))
         if mismatch:
             reason = "; ".join(filter(None, (f"outputs differ from the module's: {mismatch}", baked)))
             made.attempt = ExportAttempt(strategy=strategy, status="failed", reason=reason)
@@ -242,18 +246,33 @@ def finish(model: str, settings: ModelParams, path: Path, weights: str) -> None:
         for entry in node.metadata_props:
             if entry.key.endswith("stack_trace"):
                 entry.value = paths.without_paths(entry.value)
+    layout = Layout.of(settings)
     about = {
         "onward.name": model,
-        "onward.inputs": json.dumps({name: spec.model_dump() for name, spec in settings.inputs.items()}),
-        "onward.outputs": json.dumps({name: spec.model_dump() for name, spec in settings.outputs.items()}),
-        "onward.dims": json.dumps({name: {"min": dim.min, "max": dim.max} for name, dim in settings.dims.items()}),
+        "onward.inputs": json.dumps({n: _declared(spec, layout.inputs[n]) for n, spec in settings.inputs.items()}),
+        "onward.outputs": json.dumps({n: _declared(spec, layout.outputs[n]) for n, spec in settings.outputs.items()}),
+        "onward.dims": json.dumps({name: _limits(dim) for name, dim in settings.dims.items() if dim.size is None}),
         "onward.weights_sha256": weights,
     }
+    if settings.states:
+        about["onward.states"] = json.dumps(settings.states)
     kept = [entry for entry in graph.metadata_props if entry.key not in about]
     del graph.metadata_props[:]
     graph.metadata_props.extend(kept)
     graph.metadata_props.extend(onnx.StringStringEntryProto(key=key, value=value) for key, value in about.items())
     path.write_bytes(graph.SerializeToString(deterministic=True))
+
+
+def _declared(spec: Input | Output, axis: int | None) -> dict[str, Any]:
+    """What params.yaml declares of an input or output; `value` and the axis of samples only if they are unusual."""
+    fixed = {"value"} if getattr(spec, "value", None) is None else set()
+    found = spec.model_dump(exclude={"sample_axis", *fixed})
+    return found if axis == 0 else {**found, "sample_axis": axis}
+
+
+def _limits(dim: Dim) -> dict[str, int]:
+    """The limits of a dimension."""
+    return {"min": dim.min, "max": dim.max, **({"multiple_of": dim.multiple_of} if dim.multiple_of > 1 else {})}
 
 
 def _differences(settings: ModelParams, graph: GraphInfo) -> Iterator[str]:
@@ -274,7 +293,8 @@ def _differences(settings: ModelParams, graph: GraphInfo) -> Iterator[str]:
                 yield f"{kind} {name} has shape {shape} in the graph, {list(spec.shape)} in params.yaml"
                 continue
             for wanted, size in zip(spec.shape, shape, strict=True):
-                varies = isinstance(wanted, str) and settings.dims[wanted].min < settings.dims[wanted].max
+                named = size_expressions.names(wanted) if isinstance(wanted, str) else []
+                varies = any(settings.dims[part].varies for part in named)
                 if varies and isinstance(size, int):
                     yield (
                         f"{kind} {name}: the dimension {wanted!r} is declared dynamic; the graph froze it at {size}: "
