@@ -36,7 +36,9 @@ from onward.stages.exporting import diagnostics, torch_exporters
 from onward.stages.parity.check import answers, check, recall, save_answers, sentence
 from onward.stages.parity.declared_shapes import misdeclared
 from onward.stages.parity.reference import trained_file
-from onward.stages.parity.reference_answers import cases, real_example, real_inputs
+from onward.stages.parity.reference_answers import cases, real_example, real_inputs, real_inputs_of
+from onward.stages.parity.size_hints import multiples
+from onward.stages.parity.sizes import Sizes
 from onward.stages.reports import blocked
 from onward.stages.workers import isolated_call
 from onward.stages.workers.worker import Tensors, Worker, WorkerFailure
@@ -87,8 +89,9 @@ def export(model: str, folder: Path) -> ExportReport:
         made, attempts, how = _taken(model, settings, folder), [], _origin(model)
     if not made.sound:
         reasons = [f"{attempt.strategy}: {attempt.reason}" for attempt in attempts[1:]]
+        hint = _size_hint(model, settings) if settings.is_torch else ""
         return ExportReport(
-            model=model, status="failed", reason="; ".join([made.attempt.reason, *reasons]), attempts=attempts
+            model=model, status="failed", reason="; ".join([hint + made.attempt.reason, *reasons]), attempts=attempts
         )
     return ExportReport(
         model=model,
@@ -178,6 +181,35 @@ def _export(
         asked = answers(_InProcess(original), cases(model, settings, Verify()), real_inputs(model, settings))
         save_answers(asked, answered)
     return written
+
+
+def _size_hint(model: str, settings: ModelParams) -> str:
+    """The lines of params.yaml to change if the module itself refuses declared sizes; empty if it does not."""
+    try:
+        found = isolated_call.call(TIMEOUT, _multiples, model, settings, trained_file(model, settings))
+    except WorkerFailure:  # the module does not run at all; the reasons of the attempts say why
+        return ""
+    if not found:
+        return ""
+    return f"forward() accepts only some of the declared sizes: write {'; '.join(found)} in params.yaml; "
+
+
+def _multiples(model: str, settings: ModelParams, weights: Path) -> list[str]:
+    """The dimensions whose sizes must be multiples of a number, as lines of params.yaml; runs in a separate process."""
+    from onward.stages.workers.torch_reference import Original
+
+    assert settings.build is not None
+    original = Original(settings.build, weights, list(settings.inputs), list(settings.outputs))
+    given = real_inputs_of(model, settings)
+
+    def accepts(sizes: Sizes) -> bool:
+        try:
+            original.run(given(sizes))
+        except Exception:  # the team's module may raise anything
+            return False
+        return True
+
+    return multiples(accepts, settings.free_dims)
 
 
 class _InProcess:

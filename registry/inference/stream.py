@@ -74,7 +74,7 @@ class Stream:
 
     def _by_name(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         if len(args) == 1 and isinstance(args[0], (dict, Mapping)) and not kwargs:
-            args, kwargs = (), args[0]
+            return self._by_name((), args[0])
         if len(args) > len(self._names):
             raise UsageError(f"{len(args)} inputs given; without its states, the model takes {', '.join(self._names)}")
         twice = [name for name in self._names[: len(args)] if name in kwargs]

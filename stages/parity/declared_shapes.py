@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 
 from onward.stages.config.layout import shape_of
 from onward.stages.config.schema import Dim, Output
 from onward.stages.parity.check import Expected
+from onward.stages.parity.size_hints import expression
 from onward.stages.parity.sizes import Sizes
 
 
-def misdeclared(expected: Iterable[Expected], outputs: Mapping[str, Output], dims: Mapping[str, Dim]) -> str:
+def misdeclared(expected: Sequence[Expected], outputs: Mapping[str, Output], dims: Mapping[str, Dim]) -> str:
     """Describe the first reference output whose shape differs from params.yaml; empty if there is none.
 
     Args:
@@ -30,9 +31,30 @@ def misdeclared(expected: Iterable[Expected], outputs: Mapping[str, Output], dim
                 return (
                     f"the original returns {name} with the shape {list(value.shape)} in case {item.case.name}; "
                     f"params.yaml declares {list(spec.shape)}{fault}: its code fixes a dimension, or the declaration "
-                    "is wrong"
+                    f"is wrong{_hint(expected, name, spec.shape)}"
                 )
     return ""
+
+
+def _hint(expected: Sequence[Expected], output: str, declared: Sequence[int | str]) -> str:
+    """The shape to declare for an output, if the shapes in all cases follow from the sizes of the inputs."""
+    cases = [item for item in expected if not item.case.probe and item.case.sequence is None and output in item.outputs]
+    ranks = {item.outputs[output].ndim for item in cases}
+    if len(ranks) != 1:
+        return ""
+    found: list[int | str] = []
+    for axis in range(ranks.pop()):
+        observed = [(item.case.sizes, item.outputs[output].shape[axis]) for item in cases]
+        wanted = declared[axis] if axis < len(declared) else ""
+        if len({size for _, size in observed}) == 1:
+            found.append(observed[0][1])
+        elif wanted and all(shape_of([wanted], sizes) == [size] for sizes, size in observed):
+            found.append(wanted)
+        else:
+            found.append(expression(observed))
+    if "" in found:
+        return ""
+    return f"; the shapes in all cases agree with outputs: {{{output}: {{shape: [{', '.join(map(str, found))}]}}}}"
 
 
 def _misdeclared(

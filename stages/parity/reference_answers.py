@@ -19,7 +19,7 @@ from onward.stages.parity.check import Expected, recall
 from onward.stages.parity.evaluate import Arrays
 from onward.stages.parity.reference import split
 from onward.stages.parity.sequences import Sequences
-from onward.stages.parity.sizes import example_sizes
+from onward.stages.parity.sizes import Sizes, example_sizes
 
 
 def cases(model: str, settings: ModelParams, known: Verify) -> Iterator[Case]:
@@ -39,17 +39,23 @@ def cases(model: str, settings: ModelParams, known: Verify) -> Iterator[Case]:
 
 
 def real_inputs(model: str, settings: ModelParams) -> Callable[[Case], Tensors]:
-    """Make a function that returns valid inputs of a case's sizes.
+    """Make a function that returns valid inputs of a case's sizes, as `real_inputs_of`."""
+    of = real_inputs_of(model, settings)
+    return lambda case: of(case.sizes, case.seed)
+
+
+def real_inputs_of(model: str, settings: ModelParams) -> Callable[..., Tensors]:
+    """Make a function of (sizes, seed) that returns valid inputs of these sizes.
 
     They come from the model's own `cases` if there are any, else from real samples, cut or repeated.
     """
     custom = own_cases(settings, f"models.{model}")
     samples = functools.cache(lambda: split(model, "evaluation"))  # read on first use: most models refuse no case
 
-    def real(case: Case) -> Tensors:
+    def real(sizes: Sizes, seed: int = 0) -> Tensors:
         if custom is not None:
-            return Source(settings.inputs, custom).tensors(case.sizes, np.random.default_rng(case.seed))
-        return resized(settings.inputs, _single_steps(settings, samples()), case.sizes)
+            return Source(settings.inputs, custom).tensors(sizes, np.random.default_rng(seed))
+        return resized(settings.inputs, _single_steps(settings, samples()), sizes)
 
     return real
 
