@@ -164,7 +164,8 @@ class Source:
             if list(returned[name].shape) != shape or returned[name].dtype != np.dtype(spec.dtype):
                 raise UsageError(
                     f"cases: returns {name} as {returned[name].dtype} {list(returned[name].shape)} at {dict(sizes)}; "
-                    f"params.yaml declares {spec.dtype} {shape}"
+                    f"params.yaml declares {spec.dtype} {shape}; a size that follows from other dimensions is declared "
+                    "by an expression, such as dims: {total: past + new}"
                 )
         return {key: returned[key] for key in self.inputs}
 
