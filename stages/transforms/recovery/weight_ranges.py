@@ -14,7 +14,7 @@ import onnx
 from onnx import numpy_helper
 
 # Shares of the largest magnitude that are tried.
-SHARES = np.linspace(0.5, 1.0, 26)
+SHARES = np.linspace(0.2, 1.0, 33)
 
 
 def by_channel(
