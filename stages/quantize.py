@@ -163,6 +163,8 @@ class _Stage:
         for candidate in self.settings.quantize.candidates:
             module, job = techniques.module("quantize", candidate), self._job(base, path, candidate)
             family = [v for other, v in tried if _family(other.candidate) == _family(candidate)]
+            rescued = getattr(module, "RESCUES", ())
+            family += [v for other, v in tried if other.candidate.name in rescued]
             held = next((v.name for v in family if v.status == "passed"), "")
             hopeless = _hopeless(candidate, tried)
             refused = self._pointless(candidate, held) or hopeless

@@ -63,7 +63,12 @@ def with_if() -> onnx.ModelProto:
         node("If", ["c"], ["y0"], then_branch=then, else_branch=other),
         node("MatMul", ["y0", "w2"], ["y"]),
     ]
-    weights = {"w": normal(64, 32), "b": normal(1, 32), "never": np.float32(1e9), "w2": normal(32, 32, seed=2)}
+    weights: dict[str, Any] = {
+        "w": normal(64, 32),
+        "b": normal(1, 32),
+        "never": np.float32(1e9),
+        "w2": normal(32, 32, seed=2),
+    }
     return made(nodes, ["n", 64], **weights)
 
 
@@ -76,8 +81,13 @@ def old_file() -> onnx.ModelProto:
         node("Flatten", ["e"], ["f"]),
         node("MatMul", ["f", "w2"], ["y"]),
     ]
-    vectors = {"b": normal(8), "s": normal(8, seed=1), "b2": normal(8, seed=2), "m": normal(8, seed=3)}
-    weights = {"w": normal(8, 3, 3, 3), **vectors, "v": np.abs(normal(8)) + np.float32(0.5), "w2": normal(512, 16)}
+    vectors: dict[str, Any] = {"b": normal(8), "s": normal(8, seed=1), "b2": normal(8, seed=2), "m": normal(8, seed=3)}
+    weights: dict[str, Any] = {
+        "w": normal(8, 3, 3, 3),
+        **vectors,
+        "v": np.abs(normal(8)) + np.float32(0.5),
+        "w2": normal(512, 16),
+    }
     return made(nodes, [1, 3, 8, 8], opset=9, ir=3, **weights)
 
 
@@ -94,8 +104,8 @@ def unfolded_lstm() -> onnx.ModelProto:
         node("Squeeze", ["h", "ax1"], ["hs"]),
         node("MatMul", ["hs", "w"], ["y"]),
     ]
-    gates = {"wi": normal(4 * HIDDEN, 16) / 4, "wh": normal(4 * HIDDEN, HIDDEN) / 4}
-    biases = {"bi": normal(4 * HIDDEN) / 4, "bh": normal(4 * HIDDEN, seed=1) / 4}
+    gates: dict[str, Any] = {"wi": normal(4 * HIDDEN, 16) / 4, "wh": normal(4 * HIDDEN, HIDDEN) / 4}
+    biases: dict[str, Any] = {"bi": normal(4 * HIDDEN) / 4, "bh": normal(4 * HIDDEN, seed=1) / 4}
     return made(nodes, ["n", 5, 16], **gates, **biases, ax=axis, ax1=np.array([1]), w=normal(HIDDEN, 8))
 
 
@@ -107,8 +117,8 @@ def shared_lstm() -> onnx.ModelProto:
         node("LSTM", ["hs", "W2", "R", "B"], ["h2", "", ""], hidden_size=HIDDEN),
         node("MatMul", ["h2", "w"], ["y"]),
     ]
-    weights = {"W": normal(1, 4 * HIDDEN, 16) / 4, "W2": normal(1, 4 * HIDDEN, HIDDEN) / 4}
-    recurrent = {"R": normal(1, 4 * HIDDEN, HIDDEN) / 4, "B": normal(1, 8 * HIDDEN) / 4}
+    weights: dict[str, Any] = {"W": normal(1, 4 * HIDDEN, 16) / 4, "W2": normal(1, 4 * HIDDEN, HIDDEN) / 4}
+    recurrent: dict[str, Any] = {"R": normal(1, 4 * HIDDEN, HIDDEN) / 4, "B": normal(1, 8 * HIDDEN) / 4}
     return made(nodes, [5, 2, 16], **weights, **recurrent, one=np.array([1]), w=normal(HIDDEN, 8))
 
 

@@ -32,7 +32,7 @@ def normal(*shape: int, seed: int = 0) -> Floats:
     return np.random.default_rng([seed, *shape]).standard_normal(shape).astype(np.float32)
 
 
-def made(nodes: list[onnx.NodeProto], shape: list[Any], **weights: Floats) -> onnx.ModelProto:
+def made(nodes: list[onnx.NodeProto], shape: list[Any], **weights: Any) -> onnx.ModelProto:
     tensors = [numpy_helper.from_array(value, name) for name, value in weights.items()]
     value = helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)
     result = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)

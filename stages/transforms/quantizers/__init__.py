@@ -13,6 +13,7 @@ Optional in a module:
 `NOT_ON_CPU`: why no CPU can run the graph; then the benchmark judges its outputs on the device that runs it.
 `PREPARED = True`: the source must be pre-processed by ONNX Runtime.
 `float_steps(options)`: names of steps that change the float graph first (stages/transforms/sources.py), in order.
+`RESCUES`: techniques that are as fast; this one is tried only if none of them holds the budget.
 `OPERATORS`: the operators whose layers are ranked if the quality budget breaks.
 `RANKED_AS`: the options with which layers can be ranked.
 """
