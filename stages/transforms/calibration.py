@@ -108,15 +108,14 @@ def each_value(
         group.append(name)
         filled += 4 * sizes[name]
     inputs = {value.name for value in model.graph.input}
-    session = _extended(model, folder, [name for name in names if name not in inputs])
     for group in groups:
         wanted = [name for name in group if name not in inputs]
+        # One session for each group: a session keeps all outputs of its graph in memory, also those not asked for.
+        session = _extended(model, folder, wanted) if wanted else None
         for feed in feeds:
-            for name, value in zip(wanted, session.run(wanted, dict(feed)) if wanted else [], strict=True):
-                yield name, value
-            for name in group:
-                if name in inputs:
-                    yield name, np.asarray(feed[name])
+            values = session.run(wanted, dict(feed)) if session else []
+            yield from zip(wanted, values, strict=True)
+            yield from ((name, np.asarray(feed[name])) for name in group if name in inputs)
 
 
 def float_tensors(model: onnx.ModelProto, operators: Iterable[str] = ()) -> dict[str, int]:
