@@ -562,11 +562,12 @@ class RuntimeState(Record):
         runtime: The runtime's name.
         usable: Whether the runtime can run models here.
         providers: The execution providers of its ONNX Runtime build.
-        version: The version of ONNX Runtime.
+        version: The version of ONNX Runtime, or of OpenVINO.
         reason: Why the runtime is not usable, and the command that installs it; else empty.
         node_share: The share of a small graph's nodes that ran on the provider, by the graph's precision; 0 if the
             provider cannot run the graph.
         int8_exact: Whether sums of uint8 x int8 products are exact. Without VNNI they saturate. Null if unknown.
+        precisions: The lower precisions in which the runtime can compute a float32 graph natively on this CPU.
     """
 
     runtime: str
@@ -576,6 +577,7 @@ class RuntimeState(Record):
     reason: str = ""
     node_share: dict[str, float] = {}
     int8_exact: bool | None = None
+    precisions: list[str] = []
 
 
 class Choice(Record):
