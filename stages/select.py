@@ -98,6 +98,9 @@ def choose(field: list[Measurement], judgement: Judgement) -> list[Choice]:
             on_front=m.variant in front,
             reason=_why_best(m) if m is best else faults[m.variant] or _why_not(m, best, drops),
             ratio=m.ratios.get("all"),
+            host_ratio=m.host_ratios.get("all"),
+            worst_size=m.worst_size(),
+            worst=m.ratios.get(m.worst_size()),
             **_loss_fields(losses[m.variant]),
         )
         for m in field
@@ -145,6 +148,7 @@ def _winner(measurement: Measurement) -> Winner:
         files=measurement.files,
         options=measurement.options,
         p50_ms=p50_ms,
+        host_ratio=measurement.host_ratios.get("all"),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,33 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onward.registry.evidence.session_options import OPENVINO, OPENVINO_NATIVE, SessionOptions
+from onward.registry.artifact import sessions
+from onward.registry.artifact.mlflow_model import build_folder
+from onward.registry.artifact.replay import Recorded, replay
+from onward.registry.artifact.serving_plan import MODEL, Served, Serving
+from onward.registry.errors import UsageError
+from onward.registry.evidence.records import TensorSpec
+from onward.registry.evidence.session_options import CPU, OPENVINO, OPENVINO_NATIVE, SessionOptions
 from onward.registry.host import runtimes
+from onward.registry.inference.session import InferenceSession, ProviderFallback
 from onward.stages.workers import onnx_worker
 from onward.stages.workers.worker import Worker, WorkerFailure
 from tests.conftest import ROOT
+from tests.store_factory import scale_model
+from tests.test_runtimes import run_on
+
+SERVED = """
+import json, logging, warnings
+import numpy as np
+from onward.registry.inference.session import InferenceSession
+from onward.registry.artifact.replay import replay
+said = []
+class Kept(logging.Handler):
+    def emit(self, record):
+        said.append(record.getMessage())
+logging.getLogger("onward").addHandler(Kept())
+X = np.arange(28, dtype=np.float32).reshape(7, 4)
+"""
 
 RNG = np.random.default_rng(0)
 
@@ -185,3 +208,130 @@ def test_worker_and_service_give_a_provider_the_same_options(options: SessionOpt
     given = options.to_load()
     for name in (OPENVINO, "CUDAExecutionProvider", "CPUExecutionProvider"):
         assert onnx_worker.provider_of(name, **given) == options.to_provider(name)
+
+
+def native_version(folder: Path, precision: str | None = None) -> Path:
+    """The folder of a version that triples on OpenVINO itself, its preferred runtime, and doubles on the CPU."""
+    specs = [TensorSpec(name=name, dtype="float32", shape=["batch", 4]) for name in ("x", "y")]
+    options = SessionOptions.model_validate({"threads": 1, "precision": precision})
+    serving = Serving(
+        {
+            "openvino-native": Served(
+                file="providers/openvino-native/model.onnx", provider=OPENVINO_NATIVE, options=options
+            ),
+            "cpu": Served(file=MODEL, provider=CPU),
+        }
+    )
+    bundle, x = folder / "bundle", np.arange(16, dtype=np.float32).reshape(4, 4)
+    bundle.mkdir()
+    np.savez(bundle / "inputs.npz", x=x)
+    for name, factor in (("outputs", 2), ("outputs-openvino-native", 3), ("reference", 3)):
+        np.savez(bundle / f"{name}.npz", y=factor * x)
+    (bundle / "tolerance.json").write_text('{"rtol": 1e-3, "atol": 1e-5}')
+    lower = {"openvino-native": precision} if precision else {}
+    (bundle / "recorded.json").write_text(Recorded(main="cpu", precision=lower, min_cosine=0.999).model_dump_json())
+    files, others = [scale_model(folder / "cpu.onnx", 2)], {"openvino-native": [scale_model(folder / "ov.onnx", 3)]}
+    build_folder(folder / "version", files, specs[:1], specs[1:], CPU, bundle, serving, others)
+    return folder / "version"
+
+
+def test_a_service_with_openvino_serves_what_won_there(tmp_path: Path, native: Path) -> None:
+    folder = native_version(tmp_path)
+    code = (
+        SERVED
+        + f"""
+session = InferenceSession({str(folder)!r})
+meta = session.metadata
+found = {{
+    "providers": meta.providers, "file": meta.served.file, "options": meta.served.options.to_load(),
+    "once": float(session.predict(X)[1, 0]), "shape": list(session.predict_batches(X[:0]).shape),
+    "batches": session.predict_batches(X, batch_size=3).tolist() == (3 * X).tolist(),
+    "inputs": meta.inputs[0].model_dump(), "replay": replay(Path({str(folder)!r})),
+    "said": said,
+}}
+for name, value in {{"wrong": X[:, :3], "type": X.astype(complex)}}.items():
+    try:
+        session.predict(value)
+    except Exception as error:
+        found[name] = f"{{type(error).__name__}}: {{error}}"
+found["cpu"] = float(InferenceSession({str(folder)!r}, providers=["CPUExecutionProvider"]).predict(X)[1, 0])
+import concurrent.futures
+with concurrent.futures.ThreadPoolExecutor(4) as pool:
+    answers = list(pool.map(lambda n: float(session.predict(np.full((1 + n % 3, 4), n, np.float32))[0, 0]), range(200)))
+found["threads"] = answers == [3.0 * n for n in range(200)]
+print(json.dumps(found))
+"""
+    )
+    found = json.loads(run_on(native, code))
+    assert found["providers"] == [OPENVINO_NATIVE]
+    assert found["file"] == "providers/openvino-native/model.onnx"
+    assert found["options"] == {"threads": 1}
+    assert (found["once"], found["cpu"]) == (12.0, 8.0)
+    assert found["batches"]
+    assert found["threads"]
+    assert found["shape"] == [0, 4]
+    assert found["inputs"] == {"name": "x", "dtype": "float32", "shape": ["batch", 4], "about": "four numbers"}
+    assert found["replay"] == [
+        True, f"1 recorded output reproduced on {OPENVINO_NATIVE}; 1 recorded output reproduced on {CPU}",
+    ]  # fmt: skip
+    assert found["said"] == []
+    assert found["wrong"].startswith("UsageError: input x has shape [7, 3]")
+    assert found["type"].startswith("UsageError: input x is complex128")
+
+
+def test_a_service_leaves_out_a_precision_that_its_cpu_does_not_have(tmp_path: Path, native: Path) -> None:
+    folder = native_version(tmp_path, "bfloat16")
+    code = (
+        SERVED
+        + f"""
+session = InferenceSession({str(folder)!r})
+answer = float(session.predict(X)[1, 0])
+print(json.dumps([session.metadata.served.options.precision, answer, replay(Path({str(folder)!r}))[0]]))
+"""
+    )
+    able = "bfloat16" in runtimes.state("openvino-native", ROOT).precisions
+    assert json.loads(run_on(native, code)) == ["bfloat16" if able else None, 12.0, True]
+
+
+def test_a_service_without_openvino_serves_the_next_choice_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
+    folder = native_version(tmp_path)
+    session = InferenceSession(folder)
+    assert session.metadata.providers == [CPU]
+    assert session.metadata.served == Served(file=MODEL, provider=CPU)
+    assert session.predict(np.ones((1, 4), np.float32))[0, 0] == 2
+    assert caplog.messages == [
+        f"{folder}: openvino-native was faster where this version was measured, but is not installed here: "
+        f"pip install 'onward[openvino-native]'; the model runs on {CPU}"
+    ]
+    assert not recwarn.list  # a program that turns warnings into errors goes on
+    with pytest.raises(UsageError, match=r"OpenVINO cannot be used here .*pip install 'onward\[openvino-native\]'"):
+        InferenceSession(folder, providers=[OPENVINO_NATIVE], strict_providers=True)
+    assert replay(folder)[0]
+
+
+def test_openvino_that_does_not_start_is_replaced_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(path: Path, options: SessionOptions) -> None:
+        raise RuntimeError("no such device")
+
+    monkeypatch.setattr(sessions, "available", lambda: [CPU, OPENVINO_NATIVE])
+    monkeypatch.setattr(sessions, "NativeSession", broken)
+    with pytest.warns(ProviderFallback, match="OpenVINO cannot be used here .*no such device.*runs on CPUExec"):
+        session = InferenceSession(native_version(tmp_path))
+    assert session.metadata.served == Served(file=MODEL, provider=CPU)
+    assert session.predict(np.ones((1, 4), np.float32))[0, 0] == 2
+
+
+def test_a_service_with_openvino_alone_runs_files(tmp_path: Path, native: Path) -> None:
+    code = (
+        SERVED
+        + f"""
+sys.modules["onnxruntime"] = None
+session = InferenceSession({str(scale_model(tmp_path / "m.onnx", 5))!r})
+print(json.dumps([session.metadata.providers, float(session.predict(X)[1, 0])]))
+"""
+    )
+    assert json.loads(run_on(native, code)) == [[OPENVINO_NATIVE], 20.0]

@@ -6,6 +6,7 @@ Apart from a benchmark's measurements, equal inputs give equal records: they con
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -541,7 +542,16 @@ class Measurement(Record):
     fidelity: list[OutputFidelity] = []
     latencies: list[Latency] = []
     ratios: dict[str, Ratio] = Field(default={}, description="per size; `all` is the geometric mean over sizes")
+    host_ratios: dict[str, Ratio] = Field(
+        default={},
+        description="as `ratios`, against the plain export on the first runtime, timed in the same rounds",
+    )
     scenarios: Scenarios | None = None
+
+    def worst_size(self) -> str:
+        """Find the size at which the variant gains least against the plain export; empty if it has no ratios."""
+        sizes = [size for size in self.ratios if size != "all"]
+        return max(sizes, key=lambda size: self.ratios[size].value, default="")
 
 
 class Machine(Record):
@@ -590,7 +600,10 @@ class Choice(Record):
         on_front: Whether the variant is on the Pareto front: no other variant within the budget is at least as good in
             latency, quality and size, and better in one of them.
         reason: Why it was chosen or not.
-        ratio: Its latency relative to the plain export's.
+        ratio: Its latency relative to the plain export's on the same runtime.
+        host_ratio: Its latency relative to the plain export's on the first runtime.
+        worst_size: The size with the largest ratio.
+        worst: The ratio at that size.
         quality_drop: What its answers lost by `quality_measure`.
         quality_budget: What they may lose.
         quality_measure: The model's own measure, or the measure of the output that decided.
@@ -602,6 +615,9 @@ class Choice(Record):
     on_front: bool = False
     reason: str
     ratio: Ratio | None = None
+    host_ratio: Ratio | None = None
+    worst_size: str = ""
+    worst: Ratio | None = None
     quality_drop: float | None = None
     quality_budget: float | None = None
     quality_measure: str = ""
@@ -614,7 +630,8 @@ class Winner(Record):
         variant: The variant's name.
         runtime: The runtime's name.
         provider: The execution provider.
-        p50_ms: The variant's p50 on this runtime, as the geometric mean over the sizes.
+        p50_ms: The variant's p50 on this runtime, as the weighted geometric mean over the sizes.
+        host_ratio: Its latency relative to the plain export's on the first runtime; null if that was not measured.
         files: The .onnx and its external data.
         options: The session options.
     """
@@ -623,8 +640,21 @@ class Winner(Record):
     runtime: str
     provider: str
     p50_ms: float
+    host_ratio: Ratio | None = None
     files: list[FileDigest]
     options: SessionOptions = SessionOptions()
+
+
+def by_speed(winners: Sequence[Winner]) -> list[Winner]:
+    """Sort the winners of the runtimes, the fastest first.
+
+    Ratios to one graph that ran in the same rounds are compared, if all winners have one. Otherwise, latencies of races
+    at different times are compared.
+    """
+    comparable = all(winner.host_ratio for winner in winners)
+    return sorted(
+        winners, key=lambda winner: winner.host_ratio.value if comparable and winner.host_ratio else winner.p50_ms
+    )
 
 
 def worst_by_output(cases: list[CaseResult]) -> dict[str, OutputComparison]:

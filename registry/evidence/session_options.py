@@ -83,6 +83,15 @@ class SessionOptions(BaseModel):
         given = self.to_load()
         return ", ".join(f"{key} {value}".lower() for key, value in given.items()) or "ONNX Runtime's defaults"
 
+    def __or__(self, other: SessionOptions) -> SessionOptions:
+        """These options, with those that `other` sets instead."""
+        return SessionOptions.model_validate(self.to_load() | other.to_load())
+
+    def changes(self, other: SessionOptions) -> SessionOptions:
+        """The options of `other` that differ from these."""
+        own = self.to_load()
+        return SessionOptions.model_validate({k: v for k, v in other.to_load().items() if own.get(k) != v})
+
     def to_load(self) -> dict[str, Any]:
         """Convert to JSON for the worker's `load` request (stages/workers/onnx_worker.py); None is left out."""
         return self.model_dump(exclude_none=True)
