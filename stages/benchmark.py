@@ -13,7 +13,7 @@ import itertools
 import random
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -21,6 +21,7 @@ import numpy as np
 
 from onward.registry.evidence.records import PLAIN, REFERENCE, FileDigest, Latency, Measurement, RuntimeState
 from onward.registry.evidence.reports import BenchmarkReport, ExportReport, OptimizeReport, QuantizeReport, load
+from onward.registry.evidence.session_options import SessionOptions
 from onward.registry.host.runtimes import PROVIDERS, python
 from onward.registry.text import printable
 from onward.stages import command, host
@@ -63,6 +64,8 @@ TUNED = 1
 SHORT = 0.5
 # Milliseconds. Options are tried at the sizes at which a call of the plain export is no longer than this.
 QUICK = 10.0
+# The short names of the precisions that OpenVINO computes float32 graphs in, for names of variants.
+SHORT_NAMES = {"bfloat16": "bf16", "float16": "f16"}
 # Calls before the first turn of a screening or a trial.
 FEW_WARMUPS = 2
 
@@ -127,6 +130,26 @@ def candidates(model: str) -> list[tuple[str, str, list[FileDigest]]]:
     return found
 
 
+def variants(model: str, state: RuntimeState) -> list[Measurement]:
+    """List the variants to measure on a runtime, without figures, the plain export first.
+
+    If the runtime can compute float32 graphs in a lower precision, each of them is also a variant in that precision,
+    which is judged like a graph of that precision.
+    """
+    found = []
+    for name, precision, files in candidates(model):
+        found.append(blank(name, state.runtime, PROVIDERS[state.runtime], precision, files=files))
+        for lower in state.precisions if precision == "float32" else ():
+            made = {
+                "variant": f"{name}-{SHORT_NAMES[lower]}",
+                "graph": name,
+                "precision": lower,
+                "options": SessionOptions.model_validate({"precision": lower}),
+            }
+            found.append(found[-1].model_copy(update=made))
+    return found
+
+
 class _Bench:
     """The measurements of one model. The original runs with the variants of the first runtime only."""
 
@@ -137,6 +160,7 @@ class _Bench:
         self.order = random.Random(self.settings.seed)
         self.findings: list[str] = []
         self.search_seconds = 0.0
+        self.baseline: BenchmarkedVariant | None = None
         self.feeds = {size_key(sizes): self._feed(sizes) for sizes in typical_sizes(self.settings.dims)}
         torch = self.settings.is_torch
         self.reference = self._original(REFERENCE, "PyTorch eager" if torch else PROVIDERS["cpu"])
@@ -149,21 +173,25 @@ class _Bench:
 
     def measure(self, state: RuntimeState) -> list[Measurement]:
         """Search the variants on one runtime and run the race; returns a measurement of every variant."""
-        competitors = [
-            self._competitor(blank(name, state.runtime, PROVIDERS[state.runtime], precision, files=files))
-            for name, precision, files in candidates(self.model)
-        ]
+        competitors = [self._competitor(variant) for variant in variants(self.model, state)]
         plain = competitors[0]
         self.questions.judge(plain)
         if not plain.standing:
             return [plain.result]
         begun = time.monotonic()
         calls = self._first_calls(plain)
-        finalists = self._search(plain, competitors[1:], calls) if calls else []
+        finalists = self._search(plain, competitors[1:], calls, state.precisions) if calls else []
         self.search_seconds += time.monotonic() - begun
-        self._race(plain, finalists, calls)
+        baseline = plain if self.baseline is None else self._beside(self.baseline, state.runtime)
+        self._race(plain, finalists, baseline, calls)
         for competitor in [plain, *finalists, *self._originals]:
             figures(competitor, plain, self.feeds)
+            if baseline.standing and competitor.standing and competitor.is_graph:
+                competitor.result.host_ratios = competitor.ratios(baseline)
+        if self.baseline is None and plain.standing:
+            self.baseline = plain
+        elif baseline is not plain:
+            baseline.worker.close()
         self._originals = []
         self._scenarios([plain, *finalists])
         self._drifts(plain)
@@ -171,6 +199,12 @@ class _Bench:
             competitor.worker.close()
         tuned = [finalist.result for finalist in finalists if finalist not in competitors]
         return [competitor.result for competitor in competitors] + tuned
+
+    def _beside(self, baseline: BenchmarkedVariant, runtime: str) -> BenchmarkedVariant:
+        """The first runtime's plain export once more, to run in the race of another runtime."""
+        first = baseline.result
+        name = f"{first.variant} beside {runtime}"
+        return self._competitor(blank(name, first.runtime, first.provider, first.precision, files=first.files))
 
     def _first_calls(self, plain: BenchmarkedVariant) -> dict[str, float]:
         """Milliseconds of one call of the plain export, by size; empty if a call failed."""
@@ -181,11 +215,16 @@ class _Bench:
             return {}
 
     def _search(
-        self, plain: BenchmarkedVariant, others: list[BenchmarkedVariant], calls: Mapping[str, float]
+        self,
+        plain: BenchmarkedVariant,
+        others: list[BenchmarkedVariant],
+        calls: Mapping[str, float],
+        precisions: Sequence[str],
     ) -> list[BenchmarkedVariant]:
         """The variants to measure in full; sets the reason of all others.
 
-        `calls` are the milliseconds of a call of the plain export, by size.
+        `calls` are the milliseconds of a call of the plain export, by size. `precisions` are the lower ones that the
+        runtime can compute in.
         """
         bench = self.settings.benchmark
         deadline = Deadline.after(bench.search_seconds)
@@ -211,7 +250,7 @@ class _Bench:
                 finalists.append(competitor)
             else:
                 competitor.worker.close()
-        finalists += self._tuned([plain, *finalists], self._feeds_under(QUICK, calls), deadline)
+        finalists += self._tuned([plain, *finalists], self._feeds_under(QUICK, calls), deadline, precisions)
         if deadline.over:
             self.findings.append(
                 f"{plain.result.runtime}: the search reached its limit of {bench.search_seconds:g} s before it had "
@@ -220,7 +259,11 @@ class _Bench:
         return finalists
 
     def _tuned(
-        self, finalists: list[BenchmarkedVariant], feeds: Mapping[str, Feed], deadline: Deadline
+        self,
+        finalists: list[BenchmarkedVariant],
+        feeds: Mapping[str, Feed],
+        deadline: Deadline,
+        precisions: Sequence[str],
     ) -> list[BenchmarkedVariant]:
         """New variants of the best finalists, with the session options that help them."""
         plain, found = finalists[0], []
@@ -229,7 +272,7 @@ class _Bench:
                 break
             self._say(f"{finalist.result.runtime}: session options for {finalist.name}")
             short = turns_of(finalist.p50_ms, feeds, self.settings.benchmark.round_seconds * SHORT, FEW_WARMUPS)
-            tuned = tune(finalist, self._start, feeds, short, deadline, self.order, self.samples)
+            tuned = tune(finalist, self._start, feeds, short, deadline, self.order, self.samples, precisions)
             if tuned is not None:
                 self.workers.callback(tuned.worker.close)
                 self.questions.judge(tuned)
@@ -245,10 +288,19 @@ class _Bench:
         limit = max(milliseconds, min(calls.values()))
         return {size: self.feeds[size] for size, call in calls.items() if call <= limit}
 
-    def _race(self, plain: BenchmarkedVariant, finalists: list[BenchmarkedVariant], calls: Mapping[str, float]) -> None:
-        """Run rounds of all, then more of the variants alone until the race is decided: no original can be chosen."""
+    def _race(
+        self,
+        plain: BenchmarkedVariant,
+        finalists: list[BenchmarkedVariant],
+        baseline: BenchmarkedVariant,
+        calls: Mapping[str, float],
+    ) -> None:
+        """Run rounds of all, then more of the variants alone until the race is decided: no original can be chosen.
+
+        `baseline` is the first runtime's plain export. It takes part, so that runtimes can be compared.
+        """
         bench, variants = self.settings.benchmark, [plain, *finalists]
-        together = [*variants, *self._originals]
+        together = [*variants, *([] if baseline is plain else [baseline]), *self._originals]
         lasting = turns_of({**calls, **plain.p50_ms}, self.feeds, bench.round_seconds, bench.warmup_runs)
         session_lifetime_rounds = session_lifetime_of(together, lasting)
 

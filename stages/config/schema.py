@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from onward.registry.evidence.records import Kind, TensorSpec
 from onward.registry.text import suggestion
@@ -426,6 +426,18 @@ class Tracking(Section):
     experiment: Annotated[str, Field(min_length=1, max_length=200)] = "onward"
 
 
+def _runtimes(value: Any) -> Any:
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, list) and "auto" in value and len(value) > 1:
+        raise ValueError("auto is every runtime; write runtimes: auto, or name the runtimes")
+    return value
+
+
+Runtime = Literal["auto", "cpu", "openvino", "openvino-native", "cuda", "tensorrt"]
+Runtimes = Annotated[list[Runtime], Field(min_length=1), BeforeValidator(_runtimes)]
+
+
 class Params(Section):
     """The whole of params.yaml. The registry validates `environments` (registry/gates/policy.py)."""
 
@@ -433,5 +445,5 @@ class Params(Section):
     tracking: Tracking = Tracking()
     defaults: dict[str, Any] = {}
     models: Annotated[dict[str, ModelParams], Field(min_length=1)]
-    runtimes: Annotated[list[Literal["cpu", "openvino", "cuda", "tensorrt"]], Field(min_length=1)] = ["cpu"]
+    runtimes: Runtimes = ["auto"]
     environments: Any = None
