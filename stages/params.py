@@ -157,6 +157,9 @@ def _settings(name: str, model: ModelParams, stage: str, params: Params) -> Sett
     settings = model.model_dump(mode="json", include=set(READS[stage]))
     if stage == "train":
         settings["dims"] = _batch_limits(model)
+    elif stage != "benchmark":  # the only stage that computes means over sizes
+        for dim in settings.get("dims", {}).values():
+            del dim["weights"]
     specs = getattr(model, stage).candidates if stage in techniques.FOLDERS else []
     return _whole(
         code=code.digests(stage, tuple(dict.fromkeys(techniques.source(stage, spec) for spec in specs))),

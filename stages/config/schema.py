@@ -22,6 +22,7 @@ Positive = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 DType = Literal[
     "float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool"
 ]
@@ -127,12 +128,38 @@ class Dim(Section):
     Attributes:
         min: Smallest size allowed.
         max: Largest size allowed.
-        typical: The sizes served most often, which are benchmarked.
+        typical: The sizes served most often, which are benchmarked. Each may have a weight: `[{1: 0.9}, {32: 0.1}]`.
+        weights: The weight of each typical size in means over sizes; empty if all are equal. `typical` sets it.
     """
 
     min: Size = 1
     max: Positive
     typical: Annotated[list[Size], Field(min_length=1)]
+    weights: list[Weight] = []
+
+    @model_validator(mode="before")
+    @classmethod
+    def _split_weights(cls, value: Any) -> Any:
+        entries = value.get("typical") if isinstance(value, dict) else None
+        if not isinstance(entries, list) or not any(isinstance(entry, dict) for entry in entries):
+            return value
+        if not all(isinstance(entry, dict) for entry in entries):
+            raise ValueError("typical: give every size a weight, as in [{1: 0.9}, {32: 0.1}], or none of them")
+        pairs = [pair for entry in entries for pair in entry.items()]
+        for size, weight in pairs:
+            if not isinstance(weight, int | float) or not weight > 0:
+                raise ValueError(f"typical: the weight of {size} must be a number above 0, not {weight!r}")
+        return {**value, "typical": [size for size, _ in pairs], "weights": [weight for _, weight in pairs]}
+
+    @model_validator(mode="after")
+    def _weight_for_each(self) -> Dim:
+        if self.weights and len(self.weights) != len(self.typical):
+            raise ValueError(f"weights: {len(self.weights)} weights for {len(self.typical)} typical sizes")
+        return self
+
+    def weight(self, size: int) -> float:
+        """The weight of a typical size in means over sizes; 1 if sizes have no weights."""
+        return self.weights[self.typical.index(size)] if self.weights else 1.0
 
     @model_validator(mode="after")
     def _typical_within(self) -> Dim:
