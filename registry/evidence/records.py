@@ -6,7 +6,7 @@ Apart from a benchmark's measurements, equal inputs give equal records: they con
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -414,6 +414,7 @@ class Latency(Record):
     Attributes:
         size: The label of the input size.
         sizes: The size of each named dimension.
+        weight: The weight of this size in means over sizes.
         samples: The number of timed calls.
         warmup: The number of calls before them.
         withheld: Which percentiles are null, and why; else empty.
@@ -423,6 +424,7 @@ class Latency(Record):
 
     size: str
     sizes: dict[str, int]
+    weight: float = 1.0
     samples: int
     warmup: int
     mean_ms: float
@@ -541,17 +543,12 @@ class Measurement(Record):
     cosine: float | None = None
     fidelity: list[OutputFidelity] = []
     latencies: list[Latency] = []
-    ratios: dict[str, Ratio] = Field(default={}, description="per size; `all` is the geometric mean over sizes")
+    ratios: dict[str, Ratio] = Field(default={}, description="per size; `all` is the weighted geometric mean")
     host_ratios: dict[str, Ratio] = Field(
         default={},
         description="as `ratios`, against the plain export on the first runtime, timed in the same rounds",
     )
     scenarios: Scenarios | None = None
-
-    def worst_size(self) -> str:
-        """Find the size at which the variant gains least against the plain export; empty if it has no ratios."""
-        sizes = [size for size in self.ratios if size != "all"]
-        return max(sizes, key=lambda size: self.ratios[size].value, default="")
 
 
 class Machine(Record):
@@ -643,6 +640,18 @@ class Winner(Record):
     host_ratio: Ratio | None = None
     files: list[FileDigest]
     options: SessionOptions = SessionOptions()
+
+
+def worst_size(ratios: Mapping[str, Ratio]) -> str:
+    """Find the size at which a variant gains least.
+
+    Args:
+        ratios: Its ratios by size, with `all` over all sizes.
+
+    Returns:
+        The size; empty if there are no ratios.
+    """
+    return max((size for size in ratios if size != "all"), key=lambda size: ratios[size].value, default="")
 
 
 def by_speed(winners: Sequence[Winner]) -> list[Winner]:

@@ -50,7 +50,7 @@ CPU_RUNTIMES = ("cpu", "openvino", "openvino-native")
 # The value of `runtimes` in params.yaml that stands for every runtime.
 AUTO = "auto"
 # The CPU's instruction sets that compute in bfloat16.
-_BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}
+BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}
 _BUILDS = ("onnxruntime", "onnxruntime-openvino", "onnxruntime-gpu")
 _HERE = Path(__file__).resolve().parent
 _SESSION = _HERE.parent / "artifact" / "openvino_session.py"
@@ -121,7 +121,7 @@ def state(name: str, root: Path) -> RuntimeState:
     except (FileNotFoundError, ValidationError):
         pass  # there is no cached probe, or another release wrote it
     probed = _probe(name, root)
-    if name == "openvino" and not _BFLOAT16 & set(machine.instruction_sets):
+    if name == "openvino" and not BFLOAT16 & set(machine.instruction_sets):
         probed.precisions = []  # the plug-in would emulate it, which is slower than float32
     if probed.usable:
         with contextlib.suppress(PermissionError):  # a checkout of another user: the next call probes again

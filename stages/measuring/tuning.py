@@ -134,4 +134,4 @@ def _variation(finalist: BenchmarkedVariant, name: str, options: SessionOptions,
     if options.tf32 and finalist.result.precision == "float32":
         changed["precision"] = "tf32"
     result = finalist.result.model_copy(update=changed)
-    return BenchmarkedVariant(result, start(result))
+    return BenchmarkedVariant(result, start(result), weights=finalist.weights)

@@ -196,6 +196,7 @@ class Worker:
         label: str,
         timeout: float = 120.0,
         compiled: bool = False,
+        precision: str = "float32",
     ) -> Worker:
         """Create a worker for a PyTorch module (torch_worker.py).
 
@@ -207,9 +208,10 @@ class Worker:
             label: Names the model in messages.
             timeout: Time limit per request, in seconds.
             compiled: Whether to run the module with torch.compile.
+            precision: "float32", or "bfloat16" for weights, inputs and outputs in it.
         """
         load = {"build": build, "weights": str(weights), "inputs": inputs, "outputs": outputs, "compiled": compiled}
-        load |= {"threads": processors.fewer()}
+        load |= {"threads": processors.fewer(), "precision": precision}
         return cls(label, [sys.executable, str(_HERE / "torch_worker.py")], load, timeout)
 
     def __enter__(self) -> Worker:
