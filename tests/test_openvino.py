@@ -335,3 +335,11 @@ print(json.dumps([session.metadata.providers, float(session.predict(X)[1, 0])]))
 """
     )
     assert json.loads(run_on(native, code)) == [[OPENVINO_NATIVE], 20.0]
+
+
+def test_a_folder_called_openvino_is_not_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = sessions.available()
+    (tmp_path / "openvino").mkdir()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert sessions.available() == before
+    assert CPU in before

@@ -25,7 +25,9 @@ def available() -> list[str]:
         pass  # a service may have OpenVINO alone
     else:
         found += onnxruntime.get_available_providers()
-    return [*found, OPENVINO_NATIVE] if importlib.util.find_spec("openvino") else found
+    package = importlib.util.find_spec("openvino")
+    # A folder with this name on the path is also found, as a namespace package without an origin.
+    return [*found, OPENVINO_NATIVE] if package is not None and package.origin else found
 
 
 class Value(NamedTuple):
