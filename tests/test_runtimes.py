@@ -271,6 +271,17 @@ def test_a_runtime_without_its_environment_names_the_install_command(checkout: P
     assert runtimes.state("openvino", checkout).reason == "not installed: onward runtimes install openvino"
 
 
+def test_auto_probes_every_runtime_and_names_the_command_that_installs_a_missing_one(project: Path) -> None:
+    write_project(project, params=toy_params() | {"runtimes": "auto"})
+    write_settings()
+    host.main()
+    found = {state.runtime: state for state in host.load()[0].runtimes}
+    assert list(found) == list(runtimes.PROVIDERS)
+    assert found["cpu"].usable
+    for name in ("openvino", "openvino-native"):
+        assert found[name].reason == f"not installed: onward runtimes install {name}"
+
+
 def test_an_environment_is_recreated_only_when_its_pins_change(checkout: Path) -> None:
     assert runtimes.install("tiny", checkout)
     (checkout / ".runtimes" / "tiny" / "mark").write_text("")
