@@ -1,4 +1,4 @@
-"""A loaded model: checks inputs, runs ONNX Runtime, and joins batches.
+"""A loaded model: checks inputs, runs ONNX Runtime or OpenVINO, and joins batches.
 
 A Loaded object never changes. registry/inference/session.py replaces it when another version is live.
 """
@@ -6,6 +6,7 @@ A Loaded object never changes. registry/inference/session.py replaces it when an
 from __future__ import annotations
 
 import copy
+import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from onward.registry.artifact import sessions
 from onward.registry.artifact.replay import without_batches
 from onward.registry.artifact.serving_plan import Served, Serving, preload
 from onward.registry.errors import MachineFault, UsageError
 from onward.registry.evidence.records import Record, TensorSpec
-from onward.registry.evidence.session_options import CPU, CUDA, SessionOptions
+from onward.registry.evidence.session_options import CPU, CUDA, OPENVINO, OPENVINO_NATIVE, SessionOptions
 from onward.registry.inference.conversion import Array, to_dtype
 from onward.registry.inference.inputs import (
     Inputs,
@@ -29,6 +31,8 @@ from onward.registry.inference.inputs import (
     sample_axis,
 )
 from onward.registry.inference.stream import Stream
+
+_LOG = logging.getLogger("onward")
 
 
 class ProviderFallback(RuntimeWarning):
@@ -75,7 +79,7 @@ class Metadata(Record):
 
 
 class Loaded:
-    """A model loaded into ONNX Runtime.
+    """A model loaded into ONNX Runtime, or into OpenVINO itself.
 
     Args:
         path: the .onnx file.
@@ -86,6 +90,8 @@ class Loaded:
         session_options: as in InferenceSession.
         validate: as in InferenceSession.
     """
+
+    _session: Any  # of ONNX Runtime, or a NativeSession
 
     def __init__(
         self,
@@ -118,51 +124,67 @@ class Loaded:
         self._single_output = len(self._outputs) == 1
 
     def _open(self, serving: Serving | None, given: Sequence[Any] | None, strict: bool, session_options: Any) -> None:
-        """Create the ONNX Runtime session, on the first provider that works."""
-        runtime, folder, target = _onnxruntime(), self.path.parent, self.origin["target"]
-        available = runtime.get_available_providers()
-        wanted = list(given or ())
-        if not wanted:
-            wanted = [served.provider for served in serving.root.values()] if serving else [CPU]
+        """Create the session, on the first provider that works."""
+        target, main, available = self.origin["target"], self.path, sessions.available()
+        wanted = list(given or ()) or _preferred(serving, available)
         usable = [provider for provider in wanted if _name(provider) in available]
+        if session_options is not None:  # they are ONNX Runtime's
+            usable = [provider for provider in usable if _name(provider) != OPENVINO_NATIVE]
         if CPU not in map(_name, wanted):
             usable.append(CPU)
-        preload([_name(provider) for provider in usable])
+        reasons: dict[str, str] = {}
         # An installed provider may fail to start (no device, no driver). ONNX Runtime then drops it without an error.
         # In that case, the next provider is tried, with the file and the options that won on it.
         for number, provider in enumerate(usable):
-            self._served = serving.on(_name(provider)) if serving else None
-            options = session_options or SessionOptions().fitting_here().to_onnxruntime()
+            name = _name(provider)
+            self._served = serving.on(name) if serving else None
+            self.path = main.parent / self._served.file if self._served else main
+            options = (self._served.options if self._served else SessionOptions()).fitting_here()
+            if name == OPENVINO_NATIVE:
+                try:
+                    self._session = sessions.NativeSession(self.path, options)
+                except Exception as error:  # OpenVINO's exceptions share no base but this
+                    reasons[name] = error_text(error)
+                    continue
+                options = self._session.options
+            else:
+                together: list[Any] = usable[number:] if given else list(dict.fromkeys((name, CPU)))
+                together = [one for one in together if _name(one) != OPENVINO_NATIVE]
+                if self._served and isinstance(provider, str):
+                    together[0] = options.to_provider(provider)
+                self._session = self._started(session_options or options.to_onnxruntime(), together, reasons)
             if self._served:
-                fitting = self._served.options.fitting_here()
-                self._served = self._served.model_copy(update={"options": fitting})
-                self.path = folder / self._served.file
-                options = session_options or fitting.to_onnxruntime()
-            together = usable[number:] if given else list(dict.fromkeys((_name(provider), CPU)))
-            if self._served and isinstance(provider, str):
-                together[0] = self._served.options.to_provider(provider)
-            try:
-                self._session = runtime.InferenceSession(str(self.path), options, providers=together)
-            except Exception as error:  # ONNX Runtime's exceptions share no base but this
-                raise UsageError(f"{target}: ONNX Runtime cannot load the model: {error_text(error)}") from error
-            running = self._session.get_providers()
-            if running[0] == _name(provider):
+                self._served = self._served.model_copy(update={"options": options})
+            if self._session.get_providers()[0] == name:
                 break
+        running = self._session.get_providers()
         requested = [_name(provider) for provider in wanted]
         # If the caller named no providers, only installed providers that come before the one in use count as missing,
         # unless the version was not measured on the one in use.
         if not given and (self._served or not serving):
-            requested = [name for name in requested[: requested.index(running[0])] if name in available]
+            before = requested[: requested.index(running[0])] if running[0] in requested else requested
+            requested = [name for name in before if name in available]
+            if serving:
+                _log_faster(target, serving, running[0], available)
         missing = [name for name in requested if name not in running]
         if missing and strict:
-            raise _without(missing, available)
+            raise _without(missing, available, reasons)
         if missing:
             warnings.warn(
-                f"{target}: {', '.join(missing)} cannot be used here (available: {', '.join(available)}); "
+                f"{target}: {', '.join(missing)} cannot be used here ({_why(missing, available, reasons)}); "
                 f"the model runs on {running[0]}",
                 ProviderFallback,
                 stacklevel=4,
             )
+
+    def _started(self, options: Any, providers: list[Any], reasons: Mapping[str, str]) -> Any:
+        """An ONNX Runtime session. `reasons` say why other providers did not start."""
+        target, runtime = self.origin["target"], _onnxruntime(reasons)
+        preload([_name(provider) for provider in providers])
+        try:
+            return runtime.InferenceSession(str(self.path), options, providers=providers)
+        except Exception as error:  # ONNX Runtime's exceptions share no base but this
+            raise UsageError(f"{target}: ONNX Runtime cannot load the model: {error_text(error)}") from error
 
     def predict(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Run the model once; see InferenceSession.predict.
@@ -269,20 +291,19 @@ class Loaded:
         return same
 
     def _ran(self, feed: Mapping[str, Array]) -> Any:
-        """Run ONNX Runtime, and translate its errors."""
+        """Run the session, and translate its errors."""
         try:
             return self._run(self._outputs, feed)
-        except Exception as error:  # ONNX Runtime's exceptions share no base but this
+        except Exception as error:  # the runtimes' exceptions share no base but this
             target, text = self.origin["target"], error_text(error)
+            runtime = OPENVINO_NATIVE if self.providers == [OPENVINO_NATIVE] else "ONNX Runtime"
             fault = self._inputs.fault(feed)
             if fault:
-                raise UsageError(f"{target}: {fault}; ONNX Runtime says: {text}") from error
+                raise UsageError(f"{target}: {fault}; {runtime} says: {text}") from error
             given = ", ".join(f"{name} {array.dtype}{list(array.shape)}" for name, array in feed.items())
             if type(error).__name__ == "InvalidArgument" or isinstance(error, (TypeError, ValueError)):
-                raise UsageError(
-                    f"{target}: ONNX Runtime rejects {given or 'the call without inputs'}: {text}"
-                ) from error
-            raise MachineFault(f"{target}: ONNX Runtime failed on {given or 'no inputs'}: {text}") from error
+                raise UsageError(f"{target}: {runtime} rejects {given or 'the call without inputs'}: {text}") from error
+            raise MachineFault(f"{target}: {runtime} failed on {given or 'no inputs'}: {text}") from error
 
     def _batch(self, batch: dict[str, Array], least: int) -> list[Array]:
         """Run one batch. A batch of fewer than `least` samples is padded, and its outputs are cut to size again."""
@@ -340,21 +361,56 @@ def _name(provider: Any) -> str:
     return provider if isinstance(provider, str) else str(provider[0])
 
 
-def _onnxruntime() -> Any:
+def _preferred(serving: Serving | None, available: Sequence[str]) -> list[str]:
+    """The providers to use if the caller names none: those of the version, else the CPU's.
+
+    On a host without ONNX Runtime, OpenVINO itself runs a file.
+    """
+    if serving:
+        return [served.provider for served in serving.root.values()]
+    return [OPENVINO_NATIVE] if list(available) == [OPENVINO_NATIVE] else [CPU]
+
+
+def _log_faster(target: str, serving: Serving, running: str, available: Sequence[str]) -> None:
+    """Log the runtimes that were faster where the version was measured, but are not installed here."""
+    for runtime, served in serving.root.items():
+        if served.provider == running:
+            return
+        if served.provider not in available:
+            _LOG.warning(
+                "%s: %s was faster where this version was measured, but is not installed here%s; the model runs on %s",
+                target, runtime, _hint(served.provider), running,
+            )  # fmt: skip
+
+
+def _onnxruntime(reasons: Mapping[str, str]) -> Any:
     try:
         import onnxruntime
     except ImportError:
+        others = "".join(f"; {name} does not start: {reason}" for name, reason in reasons.items())
         raise UsageError(
-            "ONNX Runtime is not installed: pip install 'onward[cpu]' (or [openvino], or [cuda])"
+            f"ONNX Runtime is not installed: pip install 'onward[cpu]' (or [openvino], or [cuda]){others}"
         ) from None
     return onnxruntime
 
 
-def _without(missing: list[str], available: list[str]) -> UsageError:
+def _without(missing: list[str], available: list[str], reasons: Mapping[str, str]) -> UsageError:
     """The error for providers that cannot be used."""
-    extra = {CUDA: "cuda", "OpenVINOExecutionProvider": "openvino"}.get(missing[0])
-    hint = f"; install it with `pip install 'onward[{extra}]'` in a separate environment" if extra else ""
-    return UsageError(f"{', '.join(missing)} cannot be used here (available: {', '.join(available)}){hint}")
+    why = _why(missing, available, reasons)
+    return UsageError(f"{', '.join(missing)} cannot be used here ({why}){_hint(missing[0])}")
+
+
+def _why(missing: list[str], available: list[str], reasons: Mapping[str, str]) -> str:
+    """Which providers are available, and why the missing ones did not start if that is known."""
+    return "; ".join([f"available: {', '.join(available)}", *(reasons[name] for name in missing if name in reasons)])
+
+
+def _hint(provider: str) -> str:
+    """How to install a provider; "" if that is not known."""
+    if provider == OPENVINO_NATIVE:
+        return ": pip install 'onward[openvino-native]'"
+    extra = {CUDA: "cuda", OPENVINO: "openvino"}.get(provider)
+    return f"; install it with `pip install 'onward[{extra}]'` in a separate environment" if extra else ""
 
 
 def error_text(error: Exception) -> str:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onward.registry.apart import Died, ask
+from onward.registry.artifact import sessions
 from onward.registry.artifact.manifest import check_folder, write_manifest
 from onward.registry.artifact.replay import BUNDLE, Recorded, departures, judge, replay
 from onward.registry.artifact.serving_plan import Serving
@@ -88,8 +89,6 @@ def examined(folder: Path, sha256: str, provider: str) -> Servable:
         sha256: the digest of the version's model.
         provider: the execution provider that the version was measured on.
     """
-    import onnxruntime
-
     from onward.registry.inference.session import InferenceSession
 
     step = _say("the integrity check")
@@ -97,7 +96,7 @@ def examined(folder: Path, sha256: str, provider: str) -> Servable:
     try:
         check_folder(folder, sha256)
         recorded, serving = Recorded.load(folder), Serving.load(folder)
-        available = onnxruntime.get_available_providers()
+        available = sessions.available()
         served = serving.root if serving else {}
         here: dict[str, list[str] | None] = {
             name: [entry.provider] for name, entry in served.items() if entry.provider in available

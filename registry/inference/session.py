@@ -9,7 +9,8 @@
     session.metadata.inputs
     session.refresh()                                  # load the version that is live there now
 
-This needs any build of ONNX Runtime. Targets other than files also need MLflow. Torch is never needed.
+This needs any build of ONNX Runtime, or the package openvino. Targets other than files also need MLflow. Torch is never
+needed.
 """
 
 from __future__ import annotations
@@ -54,12 +55,13 @@ class InferenceSession:
         target: MODEL@ENVIRONMENT, MODEL/VERSION, or the path of an .onnx file or of a folder that contains one. Write a
             path that looks like one of the first two as `./cnn/3`.
         providers: execution providers in order of preference, in the form of onnxruntime.InferenceSession. The CPU is
-            always added as the last one. None: the fastest usable provider that the version was measured on; for a
-            file, the CPU. The file and the options that won on the provider in use are loaded
-            (registry/artifact/serving_plan.py).
+            always added as the last one. "OpenVINO" is OpenVINO itself (the package openvino), without ONNX Runtime.
+            None: the fastest usable provider that the version was measured on; for a file, the CPU. The file and the
+            options that won on the provider in use are loaded (registry/artifact/serving_plan.py).
         strict_providers: whether an unusable provider is an error instead of a ProviderFallback warning.
-        session_options: an onnxruntime.SessionOptions. None: the options that the version was tuned to on the provider
-            in use, without those that this host does not support (number of processors).
+        session_options: an onnxruntime.SessionOptions, with which OpenVINO itself is not used. None: the options that
+            the version was tuned to on the provider in use, without those that this host does not support (number of
+            processors, precision).
         require_signed: whether to load only versions that a signer deployed. Then `target` must be MODEL@ENVIRONMENT,
             the environment must have signers, and no unproven row may follow the live entry in its log. Without a
             checkout, ONWARD_PARAMS names the file with the signers. If False, unproven rows cause an UnprovenLog

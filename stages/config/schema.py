@@ -23,6 +23,7 @@ Positive = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 DType = Literal[
     "float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool"
 ]
@@ -163,13 +164,28 @@ class Output(Section):
         return self
 
 
+def _split_weights(given: dict[str, Any]) -> dict[str, Any]:
+    """Split `typical: [{1: 0.9}, {32: 0.1}]` into sizes and weights."""
+    entries = given.get("typical")
+    if not isinstance(entries, list) or not any(isinstance(entry, dict) for entry in entries):
+        return given
+    if not all(isinstance(entry, dict) for entry in entries):
+        raise ValueError("typical: give every size a weight, as in [{1: 0.9}, {32: 0.1}], or none of them")
+    pairs = [pair for entry in entries for pair in entry.items()]
+    for size, weight in pairs:
+        if not isinstance(weight, int | float) or not weight > 0:
+            raise ValueError(f"typical: the weight of {size} must be a number above 0, not {weight!r}")
+    return {**given, "typical": [size for size, _ in pairs], "weights": [weight for _, weight in pairs]}
+
+
 class Dim(Section):
     """A named dimension.
 
     Attributes:
         min: Smallest size allowed.
         max: Largest size allowed.
-        typical: The sizes served most often, which are benchmarked.
+        typical: The sizes served most often, which are benchmarked. Each may have a weight: `[{1: 0.9}, {32: 0.1}]`.
+        weights: The weight of each typical size in means over sizes; empty if all are equal. `typical` sets it.
         multiple_of: Every size is a multiple of this number.
         size: An expression of other dimensions that gives the size, such as `past + new`. It replaces all other keys.
             params.yaml may contain the expression alone instead of a mapping.
@@ -178,6 +194,7 @@ class Dim(Section):
     min: Size = 1
     max: Positive = UNLIMITED
     typical: list[Size] = []
+    weights: list[Weight] = []
     multiple_of: Positive = 1
     size: Expression | None = None
 
@@ -186,9 +203,21 @@ class Dim(Section):
     def _short_forms(cls, given: Any) -> Any:
         if isinstance(given, str):
             return {"size": given}
-        if isinstance(given, dict) and isinstance(given.get("multiple_of"), int) and "min" not in given:
-            return {**given, "min": given["multiple_of"]}
-        return given
+        if not isinstance(given, dict):
+            return given
+        if isinstance(given.get("multiple_of"), int) and "min" not in given:
+            given = {**given, "min": given["multiple_of"]}
+        return _split_weights(given)
+
+    @model_validator(mode="after")
+    def _weight_for_each(self) -> Dim:
+        if self.weights and len(self.weights) != len(self.typical):
+            raise ValueError(f"weights: {len(self.weights)} weights for {len(self.typical)} typical sizes")
+        return self
+
+    def weight(self, size: int) -> float:
+        """The weight of a typical size in means over sizes; 1 if sizes have no weights."""
+        return self.weights[self.typical.index(size)] if self.weights else 1.0
 
     @model_validator(mode="after")
     def _typical_within(self) -> Dim:
@@ -605,6 +634,18 @@ class Tracking(Section):
     experiment: Annotated[str, Field(min_length=1, max_length=200)] = "onward"
 
 
+def _runtimes(value: Any) -> Any:
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, list) and "auto" in value and len(value) > 1:
+        raise ValueError("auto is every runtime; write runtimes: auto, or name the runtimes")
+    return value
+
+
+Runtime = Literal["auto", "cpu", "openvino", "openvino-native", "cuda", "tensorrt"]
+Runtimes = Annotated[list[Runtime], Field(min_length=1), BeforeValidator(_runtimes)]
+
+
 class Params(Section):
     """The whole of params.yaml. The registry validates `environments` (registry/gates/policy.py)."""
 
@@ -612,5 +653,5 @@ class Params(Section):
     tracking: Tracking = Tracking()
     defaults: dict[str, Any] = {}
     models: Annotated[dict[str, ModelParams], Field(min_length=1)]
-    runtimes: Annotated[list[Literal["cpu", "openvino", "cuda", "tensorrt"]], Field(min_length=1)] = ["cpu"]
+    runtimes: Runtimes = ["auto"]
     environments: Any = None

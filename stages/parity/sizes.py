@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping
 
 from onward.stages.config.schema import Dim
@@ -30,6 +31,11 @@ def typical_sizes(dims: Mapping[str, Dim]) -> list[Sizes]:
     """Every combination of the typical sizes, in the order of params.yaml."""
     combinations = itertools.product(*(dim.typical for dim in dims.values()))
     return [dict(zip(dims, sizes, strict=True)) for sizes in combinations]
+
+
+def size_weight(dims: Mapping[str, Dim], sizes: Mapping[str, int]) -> float:
+    """The weight of a combination of typical sizes in means over sizes: the product of its sizes' weights."""
+    return math.prod(dims[name].weight(size) for name, size in sizes.items() if name in dims)
 
 
 def example_sizes(dims: Mapping[str, Dim]) -> Sizes:
