@@ -119,7 +119,8 @@ def _kinds(model: str, settings: ModelParams, wanted: Arrays) -> list[OutputKind
         for kind in kinds_of(outputs, inputs, wanted, samples.get("label"))
     ]
     for kind in found:
-        if settings.outputs[kind.output].kind is None and not kind.by_quality:
+        stated = settings.outputs[kind.output].kind is not None or kind.reason == "set in params.yaml"
+        if not stated and not kind.by_quality:
             words = f"verify {model}: {kind}; if that is wrong, set outputs.{kind.output}.kind in params.yaml"
             print(printable(words), file=sys.stderr)
     return found

@@ -24,8 +24,35 @@ Seconds = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-DType = Literal[
-    "float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool"
+
+
+def _known_type(value: Any) -> Any:
+    if value == "bfloat16":
+        raise ValueError("bfloat16: NumPy has no such type; declare float32, and cast in forward()")
+    if value in ("string", "str", "object"):
+        raise ValueError(
+            f"{value}: texts cannot be compared within a tolerance; turn them into numbers before the model (by a "
+            "tokenizer or an encoder), and leave that part out of the file"
+        )
+    return value
+
+
+DType = Annotated[
+    Literal[
+        "float16",
+        "float32",
+        "float64",
+        "int8",
+        "int16",
+        "int32",
+        "int64",
+        "uint8",
+        "uint16",
+        "uint32",
+        "uint64",
+        "bool",
+    ],
+    BeforeValidator(_known_type),
 ]
 
 

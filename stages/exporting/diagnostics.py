@@ -36,6 +36,11 @@ _MEANINGS = {
         "the model requires an opset that the runtime does not support: export with a lower export.opset, "
         "convert the file with onnx.version_converter, or install a newer onnxruntime"
     ),
+    r"NOT_IMPLEMENTED.*Could not find an implementation": (
+        "ONNX Runtime has no kernel on the CPU for an operator in the type that the model computes in; if that is "
+        "float16 or bfloat16, return module.float() from build() (or convert the file to float32): Onward makes float16 and "
+        "bfloat16 variants itself and measures them"
+    ),
     r"ShapeInferenceError|InferenceError|[Ss]hape inference": (
         "the shapes in the graph contradict each other: an axis or a size is hard-coded that should come "
         "from the input (torch.narrow, x.shape)"

@@ -107,8 +107,11 @@ class Original:
             rng = np.random.default_rng(seed)
             with torch.no_grad():
                 for value in (*self._shaken.parameters(), *self._shaken.buffers()):
-                    if value.dtype in (torch.float32, torch.float64):
+                    if value.dtype in (torch.float16, torch.float32, torch.float64):
                         value.copy_(torch.from_numpy(moved(value.detach().numpy(), rng)))
+                    elif value.dtype == torch.bfloat16:  # NumPy has no such dtype; its unit in the last place is 2^-8
+                        signs = torch.from_numpy(rng.choice([-1.0, 1.0], tuple(value.shape)))
+                        value.mul_(1 + signs * 2.0**-8)
 
     def _refuse_training(self) -> None:
         training = [name or "the module" for name, module in self.module.named_modules() if module.training]
