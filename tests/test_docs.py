@@ -93,7 +93,7 @@ def test_the_python_code_of_the_readme_works_after_the_demo(demo: Path) -> None:
 
 def test_every_step_of_the_page_on_adding_a_model_works(demo: Path) -> None:
     page = "docs/add-your-model.md"
-    (source,), (entry,), (commands,) = (blocks(page, language) for language in ("python", "yaml", "bash"))
+    (source, *_), (entry, *_), (commands,) = (blocks(page, language) for language in ("python", "yaml", "bash"))
     assert len(entry.splitlines()) <= 10
     (demo / "models" / "ranker.py").write_text(source)
     kept = (demo / "params.yaml").read_text()
