@@ -18,13 +18,13 @@ FILES = re.findall(r"`models/(\w+)\.py`:", (Path(__file__).parents[1] / PAGE).re
 
 def transformer(folder: Path) -> None:
     """What `save_pretrained` writes, for a model and a vocabulary of a hundred words."""
-    from transformers import BertConfig, BertModel, BertTokenizerFast
+    from transformers import BertConfig, BertModel, BertTokenizer
 
-    words = "a model computes vectors of the are numbers".split()
+    words = ["a", "model", "computes", "vectors", "of", "the", "are", "numbers"]
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words, *(str(number) for number in range(8))]
     folder.mkdir()
     (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
-    BertTokenizerFast(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
+    BertTokenizer(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
     config = BertConfig(
         vocab_size=100, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
         max_position_embeddings=64,
