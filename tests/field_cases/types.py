@@ -17,7 +17,7 @@ class Small(nn.Module):
 
 
 class Mixed(nn.Module):
-    """Pictures of bytes, words of int32, a mask of booleans and a scalar; returns floats, booleans, int32 and float64."""
+    """Takes pictures of bytes, words of int32, booleans and a scalar; returns floats, booleans, int32 and float64."""
 
     def __init__(self):
         super().__init__()
