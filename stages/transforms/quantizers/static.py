@@ -23,7 +23,7 @@ import onnx
 
 from onward.registry.artifact import onnx_file
 from onward.stages.config.techniques import Options
-from onward.stages.transforms import calibration
+from onward.stages.transforms import calibration as ranges
 from onward.stages.transforms.builder import NotApplicable
 from onward.stages.transforms.graph_profile import GraphProfile
 from onward.stages.transforms.quantizers import Feed, finish, named, producer_nodes, quiet, too_small, unsuitable
@@ -80,7 +80,8 @@ def quantize(source: Path, target: Path, calibration: list[Feed], keep: list[str
             rounded = Path(folder) / "rounded.onnx"
             shown = {**options, "form": "qdq", "layers": "weighted"}
             _quantize(model, source, rounded, calibration, keep, shown)
-            model = bias.corrected(named(source), onnx.load(rounded), OPERATORS, calibration)
+            some = ranges.some_feeds(source, calibration, OPERATORS)
+            model = bias.corrected(named(source), onnx.load(rounded), OPERATORS, some)
     _quantize(model, source, target, calibration, keep, options)
 
 
@@ -92,7 +93,7 @@ def _quantize(
     from onnxruntime.quantization.calibrate import CalibrationMethod, TensorsData, save_tensors_data
 
     operators = OPERATORS if options["layers"] == "weighted" else ()
-    found = calibration.ranges(source, feeds, str(options["calibrate"]), operators)
+    found = ranges.ranges(source, feeds, str(options["calibrate"]), operators)
     excluded = {*producer_nodes(model, keep), *unsuitable(model)}
     excluded |= {node.name for node in model.graph.node if found.unbounded & {*node.input, *node.output}}
     layers = OPERATORS if operators else (*OPERATORS, "ConvTranspose")
