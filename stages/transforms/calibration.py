@@ -308,6 +308,7 @@ def _by_entropy(counts: Counts, edges: Floats) -> Chosen:
     largest = max(abs(float(edges[0])), abs(float(edges[-1])))
     centres = np.abs((edges[:-1] + edges[1:]) / 2)
     sizes, _ = np.histogram(centres, BINS, (0, largest), weights=counts)
+    sizes[0] = sizes[1]  # a ReLU's zeros are exact with any range, and would outweigh all other values
     best, limit = np.inf, BINS
     for end in range(HALF_STEPS, BINS + 1, HALF_STEPS // 8):
         kept = sizes[:end].astype(np.float64)
