@@ -18,6 +18,7 @@ from onward.registry.evidence.reports import OptimizeReport, QuantizeReport, loa
 from onward.registry.text import plain_words
 from onward.stages import command
 from onward.stages.config import paths, techniques
+from onward.stages.config.layout import Layout
 from onward.stages.config.load import section
 from onward.stages.config.load import settings as load_settings
 from onward.stages.config.schema import ModelParams
@@ -26,6 +27,7 @@ from onward.stages.parity.budget import Judgement
 from onward.stages.parity.evaluate import Arrays, batch_size, batches, quality_of, weigh
 from onward.stages.parity.reference import split
 from onward.stages.parity.reference_answers import recorded_kinds, recorded_outputs
+from onward.stages.parity.sequences import Sequences
 from onward.stages.parity.sizes import typical_sizes
 from onward.stages.reports import blocked
 from onward.stages.transforms import graph_profile
@@ -55,9 +57,9 @@ def quantize(model: str, folder: Path) -> QuantizeReport:
     if reason:
         return QuantizeReport(model=model, status="not attempted", reason=reason)
     plain = paths.build(model, "export") / "model.onnx"
-    graph = graph_profile.describe(plain, typical_sizes(settings.dims)[-1])
+    graph = graph_profile.describe(plain, typical_sizes(settings.free_dims)[-1])
     bases = choose_bases(model, graph)
-    feeds = _feeds(settings, split(model, "calibration"))
+    feeds = _feeds(model, settings, plain)
     wanted, samples = recorded_outputs(model), split(model, "evaluation")
     quality = quality_of(settings, wanted, samples, f"models.{model}", wanted)
     judgement = Judgement.of(quality, settings, recorded_kinds(model))
@@ -408,12 +410,22 @@ def choose_bases(model: str, graph: GraphProfile) -> dict[str, tuple[Path, str]]
     return bases
 
 
-def _feeds(settings: ModelParams, samples: Arrays) -> list[Feed]:
-    """Calibration samples in batches of equal size. Ranges cover all samples, so the size does not affect them."""
-    size = batch_size(settings, CALIBRATED)
-    some = {name: samples[name][: max(size, settings.quantize.calibration_samples)] for name in settings.inputs}
+def _feeds(model: str, settings: ModelParams, plain: Path) -> list[Feed]:
+    """Calibration samples in batches of equal size. Ranges cover all samples, so the size does not affect them.
+
+    Of sequences, the steps are used in turn, with the state that the plain export has by then.
+    """
+    samples, size = split(model, "calibration"), batch_size(settings, CALIBRATED)
+    layout, most = Layout.of(settings), max(size, settings.quantize.calibration_samples)
+    some = {name: values[:most] if name in layout.sampled else values for name, values in samples.items()}
+    sequences = Sequences.of(settings, some)
+    if sequences is not None:
+        with Worker.onnx(plain, f"{model} in ONNX Runtime", timeout=settings.verify.timeout) as worker:
+            part = sequences.part(0, size, max(1, most // size))
+            return [dict(feed) for feed, _ in part.feeds(worker.run)]
+    first = layout.sampled[0]
     found: list[Feed] = [
-        batch for batch in batches(settings, some, CALIBRATED) if len(next(iter(batch.values()))) == size
+        batch for batch in batches(settings, some, CALIBRATED) if batch[first].shape[layout.inputs[first] or 0] == size
     ]
     return found
 

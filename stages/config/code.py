@@ -48,8 +48,10 @@ STARTED = {
     "onward.stages.workers.worker": (
         "onward.stages.workers.evaluator_worker",
         "onward.stages.workers.onnx_worker",
+        "onward.stages.workers.openvino_worker",
         "onward.stages.workers.torch_worker",
     ),
+    "onward.stages.workers.openvino_worker": ("onward.registry.artifact.openvino_session",),
 }
 
 
