@@ -319,7 +319,7 @@ def test_external_weights_are_normalized_and_quantized(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [True, 0.5, "mse"])
 def test_options_of_every_type_are_accepted(value: Option) -> None:
-    name = {bool: "correct_bias", float: "smooth", str: "weights"}[type(value)]
+    name = {bool: "correct_bias", float: "smooth", str: "calibrate"}[type(value)]
     candidate = TechniqueSpec.model_validate({"static": {name: value}})
     assert list(techniques.problems("quantize", [candidate])) == []
     assert techniques.complete("quantize", candidate)[name] == value

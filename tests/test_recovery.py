@@ -161,8 +161,8 @@ def test_a_float_graph_computes_the_same_after_its_channels_are_scaled(
         (outlier_channels(), {"dynamic": {"smooth": 0.5}}, 6),
         (shifted(), {"static": {"correct_bias": True}}, 4),
         (shifted(), {"static": {"form": "qoperator", "correct_bias": True}}, 4),
-        (outlier_weights(), {"dynamic": {"weights": "mse", "reduce_range": True}}, 1),
-        (outlier_weights(), {"static": {"weights": "mse"}}, 1),
+        (outlier_weights(), {"dynamic": {"clip_weights": True, "reduce_range": True}}, 1),
+        (outlier_weights(), {"static": {"clip_weights": True}}, 1),
         (one_product(), {"static": {"activations": "uint16"}}, 1.5),
     ],
 )

@@ -22,11 +22,15 @@ from onnx import TensorProto, helper
 from onward.registry.artifact.onnx_file import save
 from onward.registry.files import sha256_file
 from onward.stages.transforms.builder import Feed
+from onward.stages.transforms.graph_edit import drop_unread
 
 Floats = npt.NDArray[np.floating[Any]]
 
 # Bytes of activations that one run may return.
 GROUP_BYTES = 256_000_000
+# Bytes of activations that are read in all, once their extremes are known. More samples hardly change a histogram or a
+# mean, and a model with 300 MB of activations per sample would take minutes for each candidate.
+TOTAL_BYTES = 4_000_000_000
 # Bins of a histogram between the smallest and the largest value.
 BINS = 2048
 # Values per tensor and batch that are counted; more are sampled in equal steps.
@@ -81,6 +85,20 @@ def ranges(source: Path, feeds: Sequence[Feed], method: str, operators: Sequence
         chosen = choose(counts[name], np.linspace(low, high, BINS + 1)) if low < high else (low, high)
         found[name] = (max(low, float(chosen[0])), min(high, float(chosen[1])))
     return Ranges(found, widest.unbounded)
+
+
+def some_feeds(source: Path, feeds: Sequence[Feed], operators: Sequence[str] = ()) -> list[Feed]:
+    """Select feeds in equal steps, so that the activations of some operators are at most TOTAL_BYTES, but two feeds.
+
+    Args:
+        source: The float ONNX file.
+        feeds: Calibration inputs by name, in batches.
+        operators: Operator types; all if empty.
+
+    Returns:
+        The feeds; all of them if they are few enough.
+    """
+    return _counter(source, feeds, operators).some_feeds()
 
 
 def each_value(
@@ -187,14 +205,20 @@ class _Counter:
         self._extremes = Ranges({n: (float(lowest[n]), float(highest[n])) for n in kinds if n in fit}, set(kinds) - fit)
         return self._extremes
 
+    def some_feeds(self) -> list[Feed]:
+        """Feeds in equal steps whose activations are at most TOTAL_BYTES; at least two."""
+        self.extremes()
+        count = max(2, TOTAL_BYTES // max(1, 4 * sum(self._sizes.values())))
+        return list(self._feeds[:: -(-len(self._feeds) // count) or 1])
+
     def histograms(self) -> dict[str, npt.NDArray[np.int64]]:
         """How often values of each tensor are in each of BINS bins between its extremes."""
         if self._histograms is None:
             known = self.extremes().known
-            counts = {name: np.zeros(BINS, np.int64) for name in known}
+            counts, feeds = {name: np.zeros(BINS, np.int64) for name in known}, self.some_feeds()
             names = [name for name, (low, high) in known.items() if low < high]
             with _scratch() as folder:
-                for name, value in each_value(with_types(self._source), folder, names, self._feeds, self._sizes):
+                for name, value in each_value(with_types(self._source), folder, names, feeds, self._sizes):
                     flat = value.reshape(-1)[:: -(-value.size // COUNTED) or 1]
                     counts[name] += np.histogram(flat, BINS, known[name])[0]
             self._histograms = counts
@@ -223,7 +247,9 @@ def _scratch() -> tempfile.TemporaryDirectory[str]:
 
 
 def _extended(model: onnx.ModelProto, folder: str, wanted: Sequence[str]) -> Any:
-    """A session of the model with further outputs. ONNX Runtime may not fuse across them, so results are the graph's.
+    """A session of the model with other outputs, and only the nodes that they need.
+
+    ONNX Runtime may not fuse across outputs, so results are the graph's.
 
     Level "basic" folds constants; without it, decomposed graphs need three times as long.
     """
@@ -231,8 +257,9 @@ def _extended(model: onnx.ModelProto, folder: str, wanted: Sequence[str]) -> Any
 
     extended = onnx.ModelProto()
     extended.CopyFrom(model)
-    there = {value.name for value in extended.graph.output}
-    extended.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted if name not in there)
+    del extended.graph.output[:]
+    extended.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
+    drop_unread(extended.graph)
     path = Path(folder) / "extended.onnx"
     save(extended, path)
     options = onnxruntime.SessionOptions()
@@ -281,6 +308,7 @@ def _by_entropy(counts: Counts, edges: Floats) -> Chosen:
     largest = max(abs(float(edges[0])), abs(float(edges[-1])))
     centres = np.abs((edges[:-1] + edges[1:]) / 2)
     sizes, _ = np.histogram(centres, BINS, (0, largest), weights=counts)
+    sizes[0] = sizes[1]  # a ReLU's zeros are exact with any range, and would outweigh all other values
     best, limit = np.inf, BINS
     for end in range(HALF_STEPS, BINS + 1, HALF_STEPS // 8):
         kept = sizes[:end].astype(np.float64)

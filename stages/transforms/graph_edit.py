@@ -89,6 +89,19 @@ def drop_unused(graph: onnx.GraphProto) -> None:
             del graph.initializer[index]
 
 
+def drop_unread(graph: onnx.GraphProto) -> None:
+    """Remove the nodes and initializers that no output depends on. The nodes must be in order."""
+    needed = {value.name for value in graph.output}
+    kept = []
+    for node in reversed(graph.node):
+        if needed & set(node.output):
+            kept.append(node)
+            needed |= {name for name in node.input if name} | captured(onnx.GraphProto(node=[node]))
+    if len(kept) < len(graph.node):
+        set_nodes(graph, kept[::-1])
+    drop_unused(graph)
+
+
 def value_names(graph: onnx.GraphProto) -> set[str]:
     """Names of all values of a graph."""
     found = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}

@@ -41,8 +41,8 @@ IR_VERSION = 8
 NEAR = 1e-4
 # Share of integers that may differ: an argmax of two nearly equal scores may change with the last digit.
 TIES = 0.01
-# Feeds with which the result is compared.
-COMPARED = 2
+# Feeds with which the result is compared: one batch of several samples, or so many batches of one.
+COMPARED = 4
 # A folded constant may be this many times as large as the constants that it is computed from, or this many bytes.
 GROWTH, SMALL_BYTES = 2, 65_536
 # Operators that are not folded: their result is random, or they keep a weight in few bits on purpose.
@@ -73,7 +73,7 @@ def normalize(source: Path, target: Path, feeds: Sequence[Feed]) -> list[str]:
     Args:
         source: The float ONNX file.
         target: The ONNX file to write.
-        feeds: Calibration inputs by name. The first two prove that both graphs compute the same.
+        feeds: Calibration inputs by name. The first ones prove that both graphs compute the same.
 
     Returns:
         The changes in words; empty if there is nothing to change.
@@ -411,9 +411,10 @@ def compare(source: Path, target: Path, feeds: Sequence[Feed]) -> None:
     Raises:
         NotTheSame: They differ, or the rewritten one does not run.
     """
-    feeds = feeds[:COMPARED]
     if not feeds:
         return
+    is_batch = any(len(value) > 1 for value in feeds[0].values() if np.ndim(value))
+    feeds = feeds[: 1 if is_batch else COMPARED]
     before = _session(source)
     wanted = [before.run(None, feed) for feed in feeds]
     try:

@@ -5,7 +5,7 @@ too: an int8 table only makes the file smaller, and the whole table shares one s
 7 bits, so that sums of products cannot saturate on CPUs without VNNI.
 
 Options that recover accuracy: `smooth` divides the channels of a normalisation's output by their magnitude before they
-are rounded, and `weights: mse` clips outliers of weights.
+are rounded, and `clip_weights` clips outliers of weights.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from onward.stages.transforms.recovery import weight_ranges
 
 OPTIONS = {
     "scales": ("per_channel", "per_tensor"),
-    "weights": ("minmax", "mse"),
+    "clip_weights": (False, True),
     "smooth": (0.0, 0.25, 0.5, 0.75),
     "reduce_range": (False, True),
 }
-ACCURACY_ONLY = ("weights", "smooth", "reduce_range")
+ACCURACY_ONLY = ("clip_weights", "smooth", "reduce_range")
 COARSER = {"scales": ("per_tensor", "per_channel")}
 
 # Least share of the weights in an embedding table. For a smaller table, the saved bytes do not justify its error.
@@ -72,7 +72,7 @@ def quantize(source: Path, target: Path, calibration: list[Feed], keep: list[str
     model = named(source)
     excluded = {*producer_nodes(model, keep), *unsuitable(model), *_small_tables(model.graph)}
     extra: dict[str, Any] = {"MatMulConstBOnly": True, "DefaultTensorType": 1}
-    if options.get("weights") == "mse" and options["scales"] == "per_channel":
+    if options.get("clip_weights") and options["scales"] == "per_channel":
         bits = 7 if options["reduce_range"] else 8
         extra["TensorQuantOverrides"] = weight_ranges.by_channel(model, ("MatMul", "Gemm"), excluded, bits)
     size = sum(file.stat().st_size for file in onnx_file.files(source))

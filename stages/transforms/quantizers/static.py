@@ -7,7 +7,7 @@ kernels cannot saturate on CPUs without VNNI; elsewhere it costs no speed and li
 `layers: all` also quantises the operators between layers with weights, such as sums and pools, so that values stay int8
 from layer to layer. A ResNet became 5 % faster by it, and lost 2 dB.
 
-Options that recover accuracy at the same speed: `calibrate` chooses the ranges of activations, `weights: mse` those of
+Options that recover accuracy at the same speed: `calibrate` chooses the ranges of activations, `clip_weights` those of
 weights, `correct_bias` removes the mean error of each layer, `equalize` and `smooth` scale channels of the float graph
 (onward/stages/transforms/recovery).
 """
@@ -23,7 +23,7 @@ import onnx
 
 from onward.registry.artifact import onnx_file
 from onward.stages.config.techniques import Options
-from onward.stages.transforms import calibration
+from onward.stages.transforms import calibration as ranges
 from onward.stages.transforms.builder import NotApplicable
 from onward.stages.transforms.graph_profile import GraphProfile
 from onward.stages.transforms.quantizers import Feed, finish, named, producer_nodes, quiet, too_small, unsuitable
@@ -34,13 +34,13 @@ OPTIONS = {
     "form": ("qdq", "qoperator"),
     "activations": ("uint8", "int8", "uint16"),
     "calibrate": ("minmax", "entropy", "percentile", "mse"),
-    "weights": ("minmax", "mse"),
+    "clip_weights": (False, True),
     "correct_bias": (False, True),
     "equalize": (False, True),
     "smooth": (0.0, 0.25, 0.5, 0.75),
     "reduce_range": (True, False),
 }
-ACCURACY_ONLY = ("calibrate", "weights", "correct_bias", "equalize", "smooth", "reduce_range")
+ACCURACY_ONLY = ("calibrate", "clip_weights", "correct_bias", "equalize", "smooth", "reduce_range")
 PREPARED = True
 RANKED_AS = {"form": "qdq"}  # the other form has no float values between layers
 
@@ -80,7 +80,8 @@ def quantize(source: Path, target: Path, calibration: list[Feed], keep: list[str
             rounded = Path(folder) / "rounded.onnx"
             shown = {**options, "form": "qdq", "layers": "weighted"}
             _quantize(model, source, rounded, calibration, keep, shown)
-            model = bias.corrected(named(source), onnx.load(rounded), OPERATORS, calibration)
+            some = ranges.some_feeds(source, calibration, OPERATORS)
+            model = bias.corrected(named(source), onnx.load(rounded), OPERATORS, some)
     _quantize(model, source, target, calibration, keep, options)
 
 
@@ -92,14 +93,14 @@ def _quantize(
     from onnxruntime.quantization.calibrate import CalibrationMethod, TensorsData, save_tensors_data
 
     operators = OPERATORS if options["layers"] == "weighted" else ()
-    found = calibration.ranges(source, feeds, str(options["calibrate"]), operators)
+    found = ranges.ranges(source, feeds, str(options["calibrate"]), operators)
     excluded = {*producer_nodes(model, keep), *unsuitable(model)}
     excluded |= {node.name for node in model.graph.node if found.unbounded & {*node.input, *node.output}}
     layers = OPERATORS if operators else (*OPERATORS, "ConvTranspose")
     if not any(node.op_type in layers and node.name not in excluded for node in model.graph.node):
         raise NotApplicable("it has no layer that can be quantised")
     extra: dict[str, Any] = {}
-    if options.get("weights") == "mse":
+    if options.get("clip_weights"):
         bits = 7 if options["reduce_range"] else 8
         extra["TensorQuantOverrides"] = weight_ranges.by_channel(model, OPERATORS, excluded, bits)
     limits = {name: tuple(np.float32(end) for end in ends) for name, ends in found.known.items()}
