@@ -26,7 +26,8 @@ from onward.registry.host.runtimes import AUTO, BFLOAT16, PROVIDERS, python
 from onward.registry.text import printable
 from onward.stages import command, host
 from onward.stages.config import paths
-from onward.stages.config.load import resolve, section
+from onward.stages.config.layout import Layout
+from onward.stages.config.load import section
 from onward.stages.config.load import settings as load_settings
 from onward.stages.config.schema import Dim
 from onward.stages.measuring import scenarios
@@ -48,7 +49,7 @@ from onward.stages.measuring.screening import Deadline, screen, why_out
 from onward.stages.measuring.statistics import quotient
 from onward.stages.measuring.tuning import tune
 from onward.stages.parity.budget import Judgement, ceiling_faults
-from onward.stages.parity.cases import Source
+from onward.stages.parity.cases import Source, own_cases
 from onward.stages.parity.evaluate import quality_of, weigh
 from onward.stages.parity.reference import reference_worker, split
 from onward.stages.parity.reference_answers import recorded_answers, recorded_kinds, recorded_outputs
@@ -197,7 +198,7 @@ class _Bench:
         self.findings: list[str] = []
         self.search_seconds = 0.0
         self.baseline: BenchmarkedVariant | None = None
-        dims = self.settings.dims
+        dims = self.settings.free_dims
         self.feeds = {size_key(sizes): self._feed(sizes) for sizes in typical_sizes(dims)}
         self.weights = {size_key(sizes): size_weight(dims, sizes) for sizes in typical_sizes(dims)}
         torch = self.settings.is_torch
@@ -392,13 +393,13 @@ class _Bench:
 
     def _batch(self) -> tuple[str, Dim] | None:
         """Name and range of the batch dimension; None if it is fixed."""
-        first = next(iter(self.settings.inputs.values())).shape[0]
-        return (first, self.settings.dims[first]) if isinstance(first, str) else None
+        size = Layout.of(self.settings).size
+        return (size, self.settings.dims[size]) if isinstance(size, str) else None
 
     def _feed(self, sizes: dict[str, int]) -> Feed:
         """Random valid inputs of these sizes."""
         settings = self.settings
-        custom = resolve(settings.cases, f"models.{self.model}.cases") if settings.cases else None
+        custom = own_cases(settings, f"models.{self.model}")
         tensors = Source(settings.inputs, custom).tensors(sizes, np.random.default_rng(settings.seed))
         return Feed(sizes, tensors)
 

@@ -24,6 +24,7 @@ from onward.registry.host.runtimes import AUTO, CPU_RUNTIMES
 from onward.registry.text import printable
 from onward.stages import command
 from onward.stages.config import code, paths, techniques
+from onward.stages.config.layout import Layout
 from onward.stages.config.load import READS, Settings, read, resolve
 from onward.stages.config.schema import ModelParams, Params
 from onward.stages.config.source_files import defines, installed_version, is_installed, local_sources, locate
@@ -201,11 +202,13 @@ def write_sections(params: Params, target: Path) -> None:
 
 def _batch_limits(model: ModelParams) -> dict[str, dict[str, Any]]:
     """The part of `dims` that training depends on, the batch limits. Changes of other sizes do not repeat training."""
-    first = next(iter(model.inputs.values())).shape[0]
+    first = Layout.of(model).size
     if not isinstance(first, str):
         return {}
     least, most = model.dims[first].min, model.dims[first].max
-    return {first: {"min": least, "max": most, "typical": [most]}}
+    factor = model.dims[first].multiple_of
+    multiple = {"multiple_of": factor} if factor > 1 else {}
+    return {first: {"min": least, "max": most, "typical": [most], **multiple}}
 
 
 def _import_all(params: Params) -> None:

@@ -328,7 +328,8 @@ def test_a_killed_installation_leaves_no_usable_environment(checkout: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("gpu", "there are cpu, cuda, openvino, openvino-native, tiny"), ("tensorrt", "install cuda")]
+    ("name", "message"),
+    [("gpu", "there are cpu, cuda, nncf, openvino, openvino-native, tiny"), ("tensorrt", "install cuda")],
 )
 def test_an_unknown_runtime_cannot_be_installed(checkout: Path, name: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):

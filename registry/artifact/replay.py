@@ -244,6 +244,11 @@ def _compare_to_original(
     """
     from onward.registry.evidence.similarity import fidelity
 
+    kinds = {kind.output: kind for kind in recorded.kinds}
+    got, recorded_there, reference = (
+        {name: _as_judged(values, kinds.get(name)) for name, values in answers.items()}
+        for answers in (got, recorded_there, reference)
+    )
     broken = [name for name in reference if name not in got or got[name].shape != reference[name].shape]
     if broken:
         return [f"output {name} is missing or has another shape" for name in broken], ""
@@ -273,6 +278,16 @@ def _compare_to_original(
     if len(words) == 1:
         faults.append("its answers cannot be compared with the original's: no output has a top-1 or a signal")
     return faults, ", ".join(words)
+
+
+def _as_judged(values: Array, kind: OutputKind | None) -> Array:
+    """An output with its samples, and steps if there are any, on the first axes."""
+    from onward.registry.evidence.sample_axes import to_front
+
+    if kind is None:
+        return values
+    values = to_front(values, kind.samples)
+    return values[:, None] if kind.steps else values
 
 
 def _class_axes(recorded: Recorded, reference: Arrays) -> dict[str, int]:

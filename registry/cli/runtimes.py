@@ -76,8 +76,12 @@ def describe(found: RuntimeState) -> str:
     Args:
         found: the state of the runtime.
     """
+    from onward.registry.host.runtimes import TOOLS
+
     if not found.usable:
         return f"cannot be used: {found.reason}"
+    if found.runtime in TOOLS:
+        return f"{found.version} can be used"
     parts = []
     for kind, share in found.node_share.items():
         part = kind if share == 1 else f"{kind} ({share:.0%} of the nodes)" if share else f"no {kind}"

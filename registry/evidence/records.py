@@ -122,6 +122,9 @@ class OutputKind(Record):
         limit: The limit in params.yaml; null if there is none.
         reason: Where the kind comes from: params.yaml, or a property of the answers.
         by_quality: Whether the model's own quality measure depends on this output. Then that measure judges it.
+        samples: The axis of samples in the model's own output; null if it has none. `axis` counts the axes of answers
+            that have their samples on axis 0.
+        steps: Whether answers are judged over sequences, with steps on axis 1.
     """
 
     output: str
@@ -131,6 +134,8 @@ class OutputKind(Record):
     limit: float | None = None
     reason: str = ""
     by_quality: bool = False
+    samples: int | None = 0
+    steps: bool = False
 
     def __str__(self) -> str:
         along = "" if self.axis is None else f" along axis {self.axis}"

@@ -42,6 +42,8 @@ PROVIDERS = {
     "cuda": CUDA,
     "tensorrt": TENSORRT,
 }
+# Tools with an environment of their own that runs no models; each is a package of that name.
+TOOLS = ("nncf",)
 # TensorRT is a provider of the same ONNX Runtime build as CUDA.
 _ENVIRONMENT = {"tensorrt": "cuda"}
 _NVIDIA = ("cuda", "tensorrt")
@@ -202,7 +204,24 @@ def _version(package: str) -> str:
         return "absent"
 
 
+def _tool(name: str, root: Path) -> RuntimeState:
+    """Whether a tool can be imported in its environment."""
+    code = f"import importlib.metadata, {name}; print(importlib.metadata.version('{name}'))"
+    try:
+        done = subprocess.run(
+            [str(python(name, root)), "-c", code], capture_output=True, text=True, timeout=_PROBE_S, check=False
+        )
+    except (subprocess.TimeoutExpired, OSError) as error:
+        return _absent(name, f"does not start: {error}")
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        return _absent(name, f"does not start: {lines[-1]}")
+    return RuntimeState(runtime=name, usable=True, version=done.stdout.split()[-1])
+
+
 def _probe(name: str, root: Path) -> RuntimeState:
+    if name in TOOLS:
+        return _tool(name, root)
     provider = PROVIDERS[name]
     with tempfile.TemporaryDirectory(prefix="onward-") as temporary:
         _write_models(Path(temporary))

@@ -21,7 +21,16 @@ from onward.registry.errors import MachineFault, UsageError
 from onward.registry.evidence.records import Record, TensorSpec
 from onward.registry.evidence.session_options import CPU, CUDA, OPENVINO, OPENVINO_NATIVE, SessionOptions
 from onward.registry.inference.conversion import Array, to_dtype
-from onward.registry.inference.inputs import Inputs, Validate, declared, declared_shape, documented
+from onward.registry.inference.inputs import (
+    Inputs,
+    Validate,
+    declared,
+    declared_shape,
+    declared_states,
+    documented,
+    sample_axis,
+)
+from onward.registry.inference.stream import Stream
 
 _LOG = logging.getLogger("onward")
 
@@ -106,6 +115,11 @@ class Loaded:
             for value in self._session.get_outputs()
         }
         self._outputs = list(self._answers)
+        states = declared_states(metadata.get("onward.states", ""))
+        self._states = {
+            name: out for name, out in states.items() if name in self._inputs.names and out in self._answers
+        }
+        self._samples_on = [sample_axis(about.get(name)) for name in self._outputs]
         self._run = self._session.run
         self._single_output = len(self._outputs) == 1
 
@@ -186,7 +200,8 @@ class Loaded:
         """Run the model in batches; see InferenceSession.predict_batches.
 
         Args:
-            inputs: an array, a dict, or a tuple or list of one array per input; the first axis counts samples.
+            inputs: an array, a dict, or a tuple or list of one array per input. The first axis counts samples,
+            unless the model documents another one.
             batch_size: the number of samples in a batch.
         """
         if self._no_batches:
@@ -198,26 +213,31 @@ class Loaded:
             raise UsageError("the model has no inputs, so there are no samples to batch; call predict()")
         if isinstance(inputs, Mapping):
             given = known.by_name((), inputs)
-        elif len(known.all) == 1:
-            given = {known.names[0]: inputs}
+        elif len(known.required) == 1:
+            given = known.by_name((), {known.required[0]: inputs})
         elif isinstance(inputs, (tuple, list)):
             given = known.by_name(tuple(inputs), {})
         else:
             raise UsageError(f"the model has {len(known.all)} inputs, not one; give a dict or a tuple of {known}")
         arrays = known.arrays(given)
-        counts = {name: array.shape[0] if array.ndim else None for name, array in arrays.items()}
-        total = counts[known.names[0]]
+        axes = {spec.name: spec.samples for spec in known.all if spec.samples is not None}
+        counts = {n: arrays[n].shape[axis] if arrays[n].ndim > axis else None for n, axis in axes.items()}
+        total = next(iter(counts.values()), None)
         if total is None or len(set(counts.values())) != 1:
             described = ", ".join(f"{name} {list(array.shape)}" for name, array in arrays.items())
-            raise UsageError(f"the inputs differ in their number of samples (first axis): {described}")
+            where = (
+                "first axis" if set(axes.values()) <= {0} else "axes " + ", ".join(f"{axes[n]} of {n}" for n in axes)
+            )
+            raise UsageError(f"the inputs differ in their number of samples ({where}): {described}")
         if total == 0:
             return self._empty(arrays)
         least, size = known.batch(batch_size)
         parts = [
-            self._batch({name: array[start : start + size] for name, array in arrays.items()}, least)
+            self._batch({name: _part(array, axes.get(name), start, size) for name, array in arrays.items()}, least)
             for start in range(0, total, size)
         ]
-        results = [np.concatenate(column) for column in zip(*parts, strict=True)]
+        columns = zip(zip(*parts, strict=True), self._samples_on, strict=True)
+        results = [np.concatenate(column, axis or 0) for column, axis in columns]
         return results[0] if self._single_output else dict(zip(self._outputs, results, strict=True))
 
     def metadata(self) -> Metadata:
@@ -237,6 +257,22 @@ class Loaded:
             producer=graph.producer,
             documentation=graph.metadata,
             served=self._served,
+        )
+
+    def stream(self) -> Stream:
+        """Start a sequence of steps; see InferenceSession.stream."""
+        if not self._states:
+            raise UsageError(
+                f"{self.origin['target']}: the model documents no state; declare `states` in params.yaml, such as "
+                "states: {state: stateN}, and release it again"
+            )
+        return Stream(self._inputs, self._outputs, self._states, self._ran)
+
+    @property
+    def sample_axes(self) -> dict[str, int | None]:
+        """The axis that counts samples of each input and output; None if it has none."""
+        return {spec.name: spec.samples for spec in self._inputs.all} | dict(
+            zip(self._outputs, self._samples_on, strict=True)
         )
 
     @property
@@ -271,36 +307,53 @@ class Loaded:
 
     def _batch(self, batch: dict[str, Array], least: int) -> list[Array]:
         """Run one batch. A batch of fewer than `least` samples is padded, and its outputs are cut to size again."""
-        count = len(batch[self._inputs.names[0]])
+        axes = {spec.name: spec.samples for spec in self._inputs.all if spec.samples is not None}
+        first = next(iter(axes))
+        count = batch[first].shape[axes[first]]
         wanted = max(count, least)
         if count < wanted:
-            batch = {
-                name: np.concatenate([array, np.repeat(array[-1:], wanted - count, axis=0)])
-                for name, array in batch.items()
-            }
+            index = np.minimum(np.arange(wanted), count - 1)  # repeats the last sample
+            batch = {n: array if n not in axes else np.take(array, index, axes[n]) for n, array in batch.items()}
         if self._inputs.validate != "off":
             self._inputs.check_shapes(batch)
         outputs = self._ran(batch)
-        for name, output in zip(self._outputs, outputs, strict=True):
-            if not isinstance(output, np.ndarray) or output.ndim == 0 or len(output) != wanted:
+        for name, output, axis in zip(self._outputs, outputs, self._samples_on, strict=True):
+            fits = isinstance(output, np.ndarray) and axis is not None and output.ndim > axis
+            if not fits or output.shape[axis] != wanted:
                 raise UsageError(f"output {name} does not have one row per sample; call predict for each batch instead")
-        return [output[:count] for output in outputs]
+        return [_part(output, axis, 0, count) for output, axis in zip(outputs, self._samples_on, strict=True)]
 
     def _empty(self, arrays: dict[str, Array]) -> Any:
         """Empty outputs for zero samples."""
         sizes: dict[str, tuple[str, int]] = {}
+        counted = {
+            spec.name: spec.shape[spec.samples] for spec in self._inputs.all if spec.samples is not None and spec.shape
+        }
         for spec in self._inputs.all:
-            first = spec.shape[0] if spec.shape else None
-            spec.check_shape((first if isinstance(first, int) else 1, *arrays[spec.name].shape[1:]), spec.shape, sizes)
-        for spec in self._inputs.all:
-            if spec.shape and isinstance(spec.shape[0], str):
-                sizes[spec.shape[0]] = (spec.name, 0)
+            shape = list(arrays[spec.name].shape)
+            if spec.name in counted and spec.samples is not None:
+                first = counted[spec.name]
+                shape[spec.samples] = first if isinstance(first, int) else 1
+            spec.check_shape(tuple(shape), spec.shape, sizes)
+        for name, first in counted.items():
+            if isinstance(first, str):
+                sizes[first] = (name, 0)
         results = []
-        for value in self._session.get_outputs():
-            shape = self._answers[value.name][1:]
-            known = [dim if isinstance(dim, int) else sizes[dim][1] if dim in sizes else 0 for dim in shape]
-            results.append(np.empty((0, *known), to_dtype(value.type)))
+        for value, axis in zip(self._session.get_outputs(), self._samples_on, strict=True):
+            if axis is None:
+                raise UsageError(f"output {value.name} does not have one row per sample; call predict instead")
+            dims = self._answers[value.name]
+            known = [dim if isinstance(dim, int) else sizes[dim][1] if dim in sizes else 0 for dim in dims]
+            known[axis : axis + 1] = [0]
+            results.append(np.empty(known, to_dtype(value.type)))
         return results[0] if self._single_output else dict(zip(self._outputs, results, strict=True))
+
+
+def _part(values: Array, axis: int | None, start: int, size: int) -> Array:
+    """`size` samples from `start` on; an array without samples is returned whole."""
+    if axis is None:
+        return values
+    return values[(slice(None),) * axis + (slice(start, start + size),)]
 
 
 def _name(provider: Any) -> str:

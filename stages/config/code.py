@@ -44,6 +44,7 @@ _PLUMBING_FOLDER = "onward.stages.config"
 
 # Modules that another module starts as a process, by file path instead of by import.
 STARTED = {
+    "onward.stages.transforms.quantizers.nncf": ("onward.stages.transforms.nncf_process",),
     "onward.stages.workers.worker": (
         "onward.stages.workers.evaluator_worker",
         "onward.stages.workers.onnx_worker",

@@ -27,20 +27,20 @@ LONGEST_NAME = 64
 PLACEHOLDER = "TODO"
 RESERVED = {"params", "host", "tracking"}
 
-_MODEL = ("build", "onnx", "inputs", "outputs", "dims", "seed")
+_MODEL = ("build", "onnx", "inputs", "outputs", "states", "dims", "seed")
 _CHECK = (*_MODEL, "cases", "tolerance", "verify")
 
 # The settings that each stage may read of its model; `section` gives no others.
 READS: dict[str, tuple[str, ...]] = {
     "train": (*_MODEL, "train", "weights", "samples", "quality", "quality_floor"),
-    "data": ("samples", "quality", "inputs", "data"),
+    "data": ("samples", "quality", "inputs", "outputs", "states", "data"),
     "export": (*_MODEL, "cases", "export"),
     "verify": (*_CHECK, "export", "quality", "fidelity"),
     "optimize": (*_CHECK, "optimize"),
     "quantize": (*_CHECK, "quality", "fidelity", "budget", "quantize"),
     "benchmark": (*_CHECK, "quality", "fidelity", "budget", "benchmark"),
     "select": ("budget", "tolerance", "dims", "quality", "fidelity"),
-    "publish": ("inputs", "outputs", "dims", "tolerance", "budget"),
+    "publish": ("inputs", "outputs", "states", "dims", "tolerance", "budget"),
 }
 
 
