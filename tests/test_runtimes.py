@@ -140,8 +140,10 @@ def test_a_real_model_is_measured_published_and_replayed_on_all_runtimes(
     project: Path, openvino: Path, native: Path, store_uri: str, tmp_path: Path
 ) -> None:
     names = ["cpu", "openvino", "openvino-native", "cuda"]
-    candidates = {"optimize": {"candidates": ["onnxslim"]}, "quantize": {"candidates": ["static"]}}
-    params = toy_params(inputs={"x": {"shape": ["batch", 1, 12, 12]}}, **candidates) | {"runtimes": names}
+    short: dict[str, Any] = {"optimize": {"candidates": ["onnxslim"]}, "quantize": {"candidates": ["static"]}}
+    quick = {"search_seconds": 5, "finalists": 1, "callers": [1]}
+    short["benchmark"] = toy_params()["models"]["toy"]["benchmark"] | quick
+    params = toy_params(inputs={"x": {"shape": ["batch", 1, 12, 12]}}, **short) | {"runtimes": names}
     write_project(project, CONVOLUTIONAL, params)
     up_to_benchmark(project)
     in_bfloat16("openvino-native")

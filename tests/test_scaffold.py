@@ -233,7 +233,7 @@ def test_params_of_an_older_schema_are_migrated_and_keep_their_comments(
     assert actions(onward("upgrade", "--json")[1])["onward/params.yaml"] == "updated"
     text = (repository / "onward" / "params.yaml").read_text()
     assert "schema_version: 2" in text
-    assert "runtime_list: [cpu]" in text
+    assert "runtime_list: auto" in text
     assert "# a small classifier" in text
 
 
