@@ -117,11 +117,13 @@ def _module(settings: ModelParams, file: Path, key: str) -> Obtained:
         module = load_module(settings.build, None, key)
         state = module.state_dict()
         how = f"weights that {settings.build} comes with"
-        if settings.weights:
-            where = f"params.yaml: {key}.weights: {settings.weights}: "
-            state, findings = read_weights(paths.root() / settings.weights, where)
-            how = f"weights of {settings.weights}"
-            findings += fit(module, state, where)
+        given = settings.weights
+        if given is not None:
+            where = f"params.yaml: {key}.weights: {given.file}: "
+            state, findings = read_weights(paths.root() / given.file, where, given)
+            how = f"weights of {given.file}"
+            findings += fit(module, state, where, given)
+            state = module.state_dict()  # complete, even if the file is not
     twin = load_module(settings.build, None, key)
     findings += [finding for finding in fit(twin, state, where) if finding not in findings]
     # Tied weights share storage, which safetensors refuses: each name gets its own copy.

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from onward.registry.evidence.records import Kind, TensorSpec
 from onward.registry.text import suggestion
@@ -331,13 +331,34 @@ class Budget(Section):
     memory_mb: Seconds | None = None
 
 
+class Weights(Section):
+    """The weights of a `build:` model. In params.yaml, a file name alone is enough.
+
+    Attributes:
+        file: A safetensors file, or a file of torch.save.
+        key: Where the state dict is in the file: a key, keys joined by dots, or a list of keys.
+        strip: A prefix that is removed from all names that begin with it.
+        strict: Whether every name of the module must be in the file, and no other. If False, the report lists each
+            parameter that keeps the values of build().
+    """
+
+    file: RepositoryPath
+    key: str | list[str] | None = None
+    strip: str = ""
+    strict: bool = True
+
+
+def _weights(value: Any) -> Any:
+    return {"file": value} if isinstance(value, str) else value
+
+
 class ModelParams(Section):
     """All settings of one model, including defaults. docs/params.md explains each key."""
 
     build: CallableName | None = None
     onnx: RepositoryPath | None = None
     train: CallableName | None = None
-    weights: RepositoryPath | None = None
+    weights: Annotated[Weights, BeforeValidator(_weights)] | None = None
     seed: int = 0
     samples: CallableName
     quality: CallableName | None = None
