@@ -24,7 +24,8 @@ def load(settings: ModelParams, name: str, key: str) -> Arrays:
         key: The model's place in params.yaml, such as "models.cnn".
 
     Returns:
-        Arrays by input name, plus "label" if there are labels, as the function returns them: samples are on axis 0.
+        Arrays by input name, plus the labels if there are any (`labels.labels_of`), as the function returns them:
+        samples are on axis 0.
 
     Raises:
         UsageError: The function fails, or returns no array for an input or one that the model does not have.
@@ -40,9 +41,10 @@ def load(settings: ModelParams, name: str, key: str) -> Arrays:
         raise UsageError(f"{where}: gives {type(found).__name__}, wanted a mapping of input names to arrays")
     arrays = {str(k): np.asarray(v) for k, v in found.items()}
     missing = [k for k in settings.inputs if k not in arrays]
-    extra = [k for k in arrays if k not in settings.inputs and k != "label"]
+    extra = [k for k in arrays if k not in settings.inputs and k != settings.label]
     if missing or extra:
         raise UsageError(
-            f"{where}: gives {', '.join(arrays)}; wanted {', '.join(settings.inputs)} and, if there is one, label"
+            f"{where}: gives {', '.join(arrays)}; wanted {', '.join(settings.inputs)} and, if there are labels, "
+            + ("their key (label: NAME in params.yaml)" if settings.label in settings.inputs else settings.label)
         )
     return arrays

@@ -35,6 +35,7 @@ from onward.stages.parity.check import (
 )
 from onward.stages.parity.evaluate import Arrays, judged_by_quality, outputs_over, quality_of
 from onward.stages.parity.kinds import kinds_of
+from onward.stages.parity.labels import labels_of
 from onward.stages.parity.reference import OnnxOriginal, reference_worker, split, trained_file
 from onward.stages.parity.reference_answers import cases, real_example, real_inputs
 from onward.stages.reports import blocked
@@ -110,7 +111,7 @@ def _kinds(model: str, settings: ModelParams, wanted: Arrays) -> list[OutputKind
     """The kind of each output, and whether the quality measure depends on it; guesses are printed to stderr."""
     samples = split(model, "evaluation")
     read = judged_by_quality(settings, wanted, samples, f"models.{model}")
-    kinds = kinds_of(settings.outputs, settings.inputs, wanted, samples.get("label"))
+    kinds = kinds_of(settings.outputs, settings.inputs, wanted, labels_of(settings, samples))
     found = [kind.model_copy(update={"by_quality": kind.output in read}) for kind in kinds]
     for kind in found:
         if settings.outputs[kind.output].kind is None and not kind.by_quality:

@@ -337,6 +337,11 @@ def test_unexpected_data_fails(project: Path, source: str, words: str) -> None:
     assert words.split(".")[0] in report.reason
 
 
+def test_too_few_samples_name_the_setting(project: Path) -> None:
+    write_project(project, source=replaced("(96, 6)", "(20, 6)"))
+    assert through("data")["data"].reason.endswith(": 20: return more samples, or lower data.min_samples")
+
+
 def test_a_model_may_add_its_own_suite(project: Path) -> None:
     suite = {
         "expectations": [

@@ -361,6 +361,7 @@ class ModelParams(Section):
     weights: Annotated[Weights, BeforeValidator(_weights)] | None = None
     seed: int = 0
     samples: CallableName
+    label: Annotated[str, Field(min_length=1)] = "label"
     quality: CallableName | None = None
     fidelity: CallableName | None = None
     quality_floor: float | None = None
