@@ -17,15 +17,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
-import numpy as np
-
 from onward.registry.evidence.records import PLAIN, REFERENCE, FileDigest, Latency, Measurement, RuntimeState
 from onward.registry.evidence.reports import BenchmarkReport, ExportReport, OptimizeReport, QuantizeReport, load
 from onward.registry.host.runtimes import PROVIDERS, python
 from onward.registry.text import printable
 from onward.stages import command, host
 from onward.stages.config import paths
-from onward.stages.config.load import resolve, section
+from onward.stages.config.load import section
 from onward.stages.config.schema import Dim
 from onward.stages.measuring import scenarios
 from onward.stages.measuring.race import (
@@ -45,10 +43,14 @@ from onward.stages.measuring.samples import Samples
 from onward.stages.measuring.screening import Deadline, screen, why_out
 from onward.stages.measuring.tuning import tune
 from onward.stages.parity.budget import Judgement, ceiling_faults
-from onward.stages.parity.cases import Source
 from onward.stages.parity.evaluate import quality_of
 from onward.stages.parity.reference import reference_worker, split
-from onward.stages.parity.reference_answers import recorded_answers, recorded_kinds, recorded_outputs
+from onward.stages.parity.reference_answers import (
+    measured_inputs,
+    recorded_answers,
+    recorded_kinds,
+    recorded_outputs,
+)
 from onward.stages.parity.sizes import size_key, typical_sizes
 from onward.stages.reports import blocked
 from onward.stages.transforms.builder import placed
@@ -305,11 +307,8 @@ class _Bench:
         return (first, self.settings.dims[first]) if isinstance(first, str) else None
 
     def _feed(self, sizes: dict[str, int]) -> Feed:
-        """Random valid inputs of these sizes."""
-        settings = self.settings
-        custom = resolve(settings.cases, f"models.{self.model}.cases") if settings.cases else None
-        tensors = Source(settings.inputs, custom).tensors(sizes, np.random.default_rng(settings.seed))
-        return Feed(sizes, tensors)
+        """Valid inputs of these sizes."""
+        return Feed(sizes, measured_inputs(self.model, self.settings, sizes, self.questions.expected))
 
     def _original(self, name: str, provider: str, compiled: bool = False) -> BenchmarkedVariant:
         worker = self.workers.enter_context(reference_worker(self.model, self.settings, compiled))

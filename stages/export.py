@@ -195,6 +195,11 @@ class _InProcess:
         self.original.shake(seed)
         return True
 
+    @property
+    def chooses(self) -> bool:
+        """Whether a run after `shake` met an operator that chooses among equal values."""
+        return bool(self.original.met)
+
     def _asked(self, ask: Callable[[Tensors], T], inputs: Tensors) -> T:
         try:
             return ask(inputs)

@@ -22,7 +22,7 @@ from onward.stages.config.load import section
 from onward.stages.config.schema import ModelParams, Tolerance
 from onward.stages.exporting import diagnostics, torch_exporters
 from onward.stages.parity import localize
-from onward.stages.parity.cases import Case, find
+from onward.stages.parity.cases import find
 from onward.stages.parity.check import (
     Expected,
     answers,
@@ -71,9 +71,9 @@ def verify(model: str, folder: Path) -> VerifyReport:
         report.reference = reference.label
         try:
             reference.start()
-            report.reason = _unsteady(reference, next(cases(model, settings, settings.verify)), settings)
             asked = cases(model, settings, settings.verify)
             expected = answers(reference, asked, real_inputs(model, settings))
+            report.reason = _unsteady(reference, expected, settings)
             report.findings = findings(expected)
             report.reason = report.reason or misdeclared(expected, settings.outputs)
             if isinstance(reference, OnnxOriginal) and not report.reason:
@@ -153,9 +153,12 @@ def _candidate(model: str, settings: ModelParams) -> Worker:
     return Worker.onnx(plain, f"{model} in ONNX Runtime", timeout=settings.verify.timeout)
 
 
-def _unsteady(reference: Worker, case: Case, settings: ModelParams) -> str:
+def _unsteady(reference: Worker, expected: list[Expected], settings: ModelParams) -> str:
     """What is wrong if the original gives two different outputs for the same inputs; empty if it does not."""
-    first, second = reference.run(case.inputs), reference.run(case.inputs)
+    answered = next((item for item in expected if item.failure is None), None)
+    if answered is None:
+        return ""
+    first, second = reference.run(answered.case.inputs), reference.run(answered.case.inputs)
     different = [o.output for o in compare_outputs(first, second, settings.tolerance) if o.verdict != "ok"]
     if not different:
         return ""

@@ -174,6 +174,8 @@ def test_a_case_does_not_depend_on_earlier_cases() -> None:
 class Function:
     """A reference that is a pure float32 function of its inputs, without weights."""
 
+    chooses = False
+
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {"y": inputs["x"]}
 

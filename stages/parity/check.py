@@ -45,8 +45,9 @@ class Expected:
         case: The case.
         outputs: The reference's outputs by name.
         truth: The same in float64, where it exists and is plausible.
-        spread: Change of each element when weights and inputs move by one unit in the last place (root mean square
-            over SHAKES runs). It estimates the element's rounding error in float32.
+        spread: Change of each element when weights and inputs move by one unit in the last place, and equal values
+            come in another order (root mean square over SHAKES runs). It estimates the element's rounding error in
+            float32, and shows which elements depend on the order of equal values.
         failure: Why there is no answer.
         steady: Whether the answer stays the same when the inputs change by a millionth. The order of equal values
             does not. Models are not judged by an unsteady answer.
@@ -81,6 +82,10 @@ class Reference(Protocol):
     def shake(self, seed: int | None) -> bool:
         """Move every weight by one unit in the last place, or back with None; False if not supported."""
 
+    @property
+    def chooses(self) -> bool:
+        """Whether a run after `shake` met an operator that chooses among equal values (workers/ties.py)."""
+
 
 def answers(
     reference: Reference, cases: Iterable[Case], real: Callable[[Case], Tensors | None] = lambda case: None
@@ -100,8 +105,9 @@ def answers(
     for case in cases:
         try:
             outputs, truth = reference.answer(case.inputs)
-            steady = not case.degenerate or _steady(outputs, reference.run(jittered(case)))
-            found.append(Expected(case, outputs, truth, steady=steady))
+            found.append(
+                Expected(case, outputs, truth, steady=not case.degenerate or _steady(reference, case, outputs))
+            )
         except WorkerFailure as failure:
             made_up = case.made_up and not case.probe and failure.kind == "error"
             found.append(Expected(case, failure=failure, refused=made_up and _takes(reference, real(case))))
@@ -119,20 +125,23 @@ def _takes(reference: Reference, inputs: Tensors | None) -> bool:
 
 
 def _with_spread(reference: Reference, expected: list[Expected]) -> list[Expected]:
-    """Add the spread of every answer except the largest ones, if the reference supports it."""
+    """Add the spread of every answer, if the reference supports it.
+
+    The largest ones are run once more, in another order of equal values, and only if the model chooses among values.
+    """
     squares: list[Answers] = [{} for _ in expected]
-    repeated = {
-        item.case.name
-        for item in without_the_largest(expected)
-        if item.failure is None and not item.probe and _elements(item) <= MOST_ELEMENTS
-    }
+    answered = {item.case.name for item in expected if item.failure is None and not item.probe}
+    repeated = answered & {item.case.name for item in without_the_largest(expected) if _elements(item) <= MOST_ELEMENTS}
     try:
         for seed in range(SHAKES):
             if not reference.shake(seed):
                 return expected
-            for item, sums in zip(expected, squares, strict=True):
+            for item, sums in sorted(zip(expected, squares, strict=True), key=lambda pair: _elements(pair[0])):
                 if item.case.name in repeated:
                     _add_squares(sums, item, reference, seed)
+                elif item.case.name in answered and seed == 0 and reference.chooses:
+                    # Integers only: one run cannot estimate the rounding of floats.
+                    _add_squares(sums, item, reference, seed, "iu")
     except WorkerFailure:  # the perturbed model does not load; the exact one does, so only the spread is missing
         return expected
     finally:
@@ -147,14 +156,17 @@ def _elements(item: Expected) -> int:
     return sum(value.size for value in item.outputs.values())
 
 
-def _add_squares(sums: Answers, item: Expected, reference: Reference, seed: int) -> None:
-    """Add to `sums` the squared change of each element in one perturbed run. Changes that are not finite add 0."""
+def _add_squares(sums: Answers, item: Expected, reference: Reference, seed: int, kinds: str = "fiub") -> None:
+    """Add to `sums` the squared change of each element in one perturbed run. Changes that are not finite add 0.
+
+    `kinds` are the NumPy kinds of the outputs to include.
+    """
     try:
         moved = reference.run(shaken(item.case, seed))
     except WorkerFailure:
         return
     for name, value in item.outputs.items():
-        if value.dtype.kind in "fiub" and moved[name].shape == value.shape:
+        if value.dtype.kind in kinds and moved[name].shape == value.shape:
             sums[name] = sums.get(name, 0) + squared_change(moved[name], value)
 
 
@@ -208,7 +220,11 @@ def findings(expected: Iterable[Expected]) -> list[str]:
     return found
 
 
-def _steady(outputs: Tensors, moved: Tensors) -> bool:
+def _steady(reference: Reference, case: Case, outputs: Tensors) -> bool:
+    try:
+        moved = reference.run(jittered(case))
+    except WorkerFailure:  # a value at the end of its range: the original refuses the next one
+        return False
     return all(output.verdict == "ok" for output in compare_outputs(outputs, moved, Tolerance()))
 
 

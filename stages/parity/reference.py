@@ -11,10 +11,12 @@ from typing import Any
 import numpy.typing as npt
 
 from onward.registry import npz
+from onward.registry.artifact import onnx_file
 from onward.registry.errors import NotReady
 from onward.stages.config import paths
 from onward.stages.config.schema import ModelParams
-from onward.stages.workers.jitter import jittered_file
+from onward.stages.workers import ties
+from onward.stages.workers.jitter import graphs, jittered_file
 from onward.stages.workers.worker import AS_IT_IS, Tensors, Worker, WorkerFailure
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -74,6 +76,7 @@ class OnnxOriginal(Worker):
             target = Path(self._path("shaken.onnx"))
             if not jittered_file(self.file, target, seed):
                 return False
+            self.chooses = ties.chooses(graphs(onnx_file.load_graph(target).graph))
         if seed is not None or self.load["model"] != str(target):
             self.load = {**self.load, "model": str(target)}
             self.renew()

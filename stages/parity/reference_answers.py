@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from onward.stages.parity.cases import Case, Generator, Source, Tensors, all_cas
 from onward.stages.parity.check import Expected, recall
 from onward.stages.parity.evaluate import Arrays
 from onward.stages.parity.reference import split
-from onward.stages.parity.sizes import example_sizes
+from onward.stages.parity.sizes import Sizes, example_sizes
 
 
 def _custom(model: str, settings: ModelParams) -> Generator | None:
@@ -53,6 +53,20 @@ def real_inputs(model: str, settings: ModelParams) -> Callable[[Case], Tensors]:
         return resized(settings.inputs, samples(), case.sizes)
 
     return real
+
+
+def measured_inputs(model: str, settings: ModelParams, sizes: Sizes, expected: Iterable[Expected]) -> Tensors:
+    """Inputs of these sizes to measure latency with: random ones, or real ones if the original refuses random ones.
+
+    Args:
+        model: Name of the model.
+        settings: Its settings.
+        sizes: Size of each named dimension.
+        expected: The original's recorded answers.
+    """
+    if any(item.refused for item in expected):
+        return resized(settings.inputs, split(model, "evaluation"), sizes)
+    return Source(settings.inputs, _custom(model, settings)).tensors(sizes, np.random.default_rng(settings.seed))
 
 
 def real_example(model: str, settings: ModelParams) -> Tensors:

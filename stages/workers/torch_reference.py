@@ -7,7 +7,7 @@ an output is rounding in float32. The PyTorch worker (torch_worker.py) and the e
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from onward.stages.workers import ties
 from onward.stages.workers.jitter import moved
 from onward.stages.workers.rebuilt import differences
 from onward.stages.workers.signature import bind, name_outputs
@@ -35,6 +36,7 @@ class Original:
     Attributes:
         module: The module in evaluation mode.
         why_not_wide: Why there are no float64 results; empty as long as there are.
+        met: Operators that choose among equal values, as met by runs after `shake`.
 
     Raises:
         Mismatch: forward() does not take these inputs.
@@ -47,6 +49,8 @@ class Original:
         self.why_not_wide = ""
         self._wide: torch.nn.Module | None = None
         self._shaken: torch.nn.Module | None = None
+        self._seed: int | None = None
+        self.met: list[str] = []
         self._made = (build, weights)
 
     def arguments(self, tensors: Mapping[str, npt.NDArray[Any]]) -> tuple[tuple[torch.Tensor, ...], dict[str, Any]]:
@@ -67,7 +71,7 @@ class Original:
             ValueError: forward() switches the module to training mode.
         """
         try:
-            return self._call(self._shaken or self.module, *self.arguments(tensors))
+            return self._call(self._shaken or self.module, *self.arguments(tensors), reorder=self._seed)
         finally:
             self._refuse_training()
 
@@ -86,10 +90,12 @@ class Original:
     def shake(self, seed: int | None) -> None:
         """Perturb every float weight by one unit in the last place, up or down at random, for all later runs.
 
+        Operators that choose among equal values (top-k, argmax) see these in another order (`ties`).
+
         Args:
             seed: Seed of the random directions; None restores the exact weights.
         """
-        self._shaken = None
+        self._shaken, self._seed = None, seed
         if seed is not None:
             self._shaken = load_module(*self._made)
             rng = np.random.default_rng(seed)
@@ -139,9 +145,13 @@ class Original:
         return second.double()
 
     def _call(
-        self, module: torch.nn.Module, positional: tuple[torch.Tensor, ...], keywords: Mapping[str, torch.Tensor]
+        self,
+        module: torch.nn.Module,
+        positional: tuple[torch.Tensor, ...],
+        keywords: Mapping[str, torch.Tensor],
+        reorder: int | None = None,
     ) -> Arrays:
-        with torch.inference_mode():
+        with torch.inference_mode(), nullcontext() if reorder is None else ties.mode(reorder, self.met):
             results = module(*positional, **keywords)
         return {name: tensor.numpy() for name, tensor in name_outputs(results, self.outputs).outputs.items()}
 

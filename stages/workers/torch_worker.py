@@ -1,8 +1,10 @@
 """A worker that runs the original PyTorch module, the reference for exports, with the protocol of onnx_worker.py.
 
 load     build, weights, inputs, outputs, [compiled, threads]  -> session_ms, providers, widens, shakes
-run      inputs, outputs, [truth] (.npz paths)                 -> seconds, why_not_wide; float64 outputs go to `truth`
+run      inputs, outputs, [truth] (.npz paths)                 -> seconds, why_not_wide, chooses
 shake    seed                                                  -> only ok; moves every weight by one ulp (null: back)
+
+The float64 outputs of `run` go to the file `truth`.
 """
 
 from __future__ import annotations
@@ -60,7 +62,8 @@ class TorchModel:
         np.savez(outputs, **answers)  # type: ignore[arg-type]
         if truth:
             np.savez(truth, **wide)  # type: ignore[arg-type]
-        return {"seconds": seconds, "why_not_wide": self.original.why_not_wide}
+        chooses = bool(self.original.met)
+        return {"seconds": seconds, "why_not_wide": self.original.why_not_wide, "chooses": chooses}
 
     def shake(self, seed: int | None) -> dict[str, Any]:
         """Perturb the weights for all later runs, or restore them (`Original.shake`)."""

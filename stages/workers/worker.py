@@ -125,6 +125,7 @@ class Worker:
         loaded: The answer to the load request.
         busy_seconds: Total time of the runs so far, in seconds, measured inside the process.
         why_not_wide: Why `answer` returns no float64 outputs; empty if it does.
+        chooses: Whether a run after `shake` met an operator that chooses among equal values (ties.py).
     """
 
     label: str
@@ -135,6 +136,7 @@ class Worker:
     loaded: dict[str, Any] = field(default_factory=dict)
     busy_seconds: float = 0.0
     why_not_wide: str = ""
+    chooses: bool = False
     _shaken: int | None = None
     _kills: int = 0
     _is_loaded: bool = False
@@ -281,6 +283,7 @@ class Worker:
         target = self._path("outputs.npz")
         answer = self._ask({"command": "run", "inputs": self._write(inputs), "outputs": target})
         self.busy_seconds += answer.get("seconds", 0.0)
+        self.chooses |= answer.get("chooses", False)
         return npz.arrays(Path(target))
 
     def answer(self, inputs: Tensors) -> tuple[dict[str, npt.NDArray[Any]], dict[str, npt.NDArray[Any]]]:
