@@ -18,13 +18,15 @@ from onward.registry.evidence.reports import TrainReport
 from onward.stages import command
 from onward.stages.config import paths
 from onward.stages.config.load import resolve, section
-from onward.stages.config.schema import ModelParams
+from onward.stages.config.schema import ModelParams, Verify
+from onward.stages.exporting import taken_graph
 from onward.stages.parity.evaluate import Arrays, batches, outputs_over, quality_of
 from onward.stages.parity.labels import label_findings
+from onward.stages.parity.reference import onnx_original
 from onward.stages.samples import load as load_samples
 from onward.stages.workers import isolated_call
 from onward.stages.workers.torch_module import fit, load_module, read_weights
-from onward.stages.workers.worker import AS_IT_IS, Worker, WorkerFailure
+from onward.stages.workers.worker import WorkerFailure
 
 if TYPE_CHECKING:
     import torch
@@ -233,10 +235,12 @@ def _onnx(settings: ModelParams, file: Path, key: str) -> Obtained:
         how = f"the file {settings.onnx}"
     quality, fault, findings = None, "", []
     if settings.quality is not None:
-        fault = "; ".join(onnx_file.no_tensors(onnx_file.load_graph(file)))
+        graph = onnx_file.load_graph(file)
+        taken_graph.tidy(graph, settings)
+        fault = "; ".join(taken_graph.unfit(graph))
         if not fault:
             samples = load_samples(settings, "evaluation", key)
-            with Worker.onnx(file, f"{key}, unchanged", options=AS_IT_IS) as worker:
+            with onnx_original(key, settings, Verify(evaluator=False), file) as worker:
                 outputs = outputs_over(worker.run, settings, samples)
             quality = quality_of(settings, outputs, samples, key)
             findings = label_findings(settings, outputs, samples, key, quality)

@@ -4,7 +4,7 @@ This file is stand-alone: it needs numpy and onnxruntime and no other module of 
 can have its own environment. It reads JSON requests from stdin and writes JSON answers to stdout, one per line. Tensors
 are passed as .npz files.
 
-    load     model, provider, [session options]                 -> session_ms, providers, inputs, outputs
+    load     model, provider, [wanted, session options]         -> session_ms, providers, inputs, outputs
     run      inputs, outputs (.npz paths)                       -> seconds
     measure  inputs, seconds, warmup                            -> latencies_ms
     callers  inputs, seconds, callers                           -> latencies_ms of all callers, wall_seconds
@@ -15,6 +15,8 @@ are passed as .npz files.
 Session options have the names that `to_load` of registry/evidence/session_options.py gives them: threads, graph_level,
 spinning, execution_mode, arena, memory_pattern, affinity; and for the CUDA provider tf32, nhwc. Options that are left
 out have ONNX Runtime's defaults, except for tf32, which is off by default.
+`wanted` are the names of the outputs that `run` returns; by default all. A sequence of maps from class to probability
+is returned as an array with one column per class.
 A Python error is answered with ok: false. A native abort ends the process, which the caller detects.
 """
 
@@ -53,6 +55,13 @@ def read_tensors(path: str) -> dict[str, Any]:
     """Read the arrays of an .npz file, by name."""
     with np.load(path, allow_pickle=False) as file:
         return {name: file[name] for name in file.files}
+
+
+def as_array(value: Any) -> Any:
+    """Convert a sequence of maps to an array with one column per key, and string objects to NumPy strings."""
+    if isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
+        return np.array([list(row.values()) for row in value], dtype=np.float32)
+    return value.astype(str) if isinstance(value, np.ndarray) and value.dtype == object else value
 
 
 def time_runs(run: Callable[[], object], seconds: float, warmup: int) -> list[float]:
@@ -186,6 +195,7 @@ class OnnxModel:
     def __init__(self) -> None:
         self.session: Any = None
         self.loaded: dict[str, Any] = {}
+        self.wanted: list[str] | None = None
 
     def _session(
         self,
@@ -218,13 +228,13 @@ class OnnxModel:
             onnxruntime.preload_dlls()  # the linker does not search the folders of NVIDIA's wheels
         return onnxruntime.InferenceSession(model, native_options, providers=[provider_of(provider, tf32, nhwc)])
 
-    def load(self, **request: Any) -> dict[str, Any]:
+    def load(self, wanted: list[str] | None = None, **request: Any) -> dict[str, Any]:
         """Create the session, and time its creation without the import of onnxruntime."""
         import onnxruntime  # noqa: F401  before the clock starts
 
         start = time.perf_counter()
         self.session = self._session(settings={}, **request)
-        self.loaded = request
+        self.loaded, self.wanted = request, wanted
         return {
             "session_ms": (time.perf_counter() - start) * 1e3,
             "providers": self.session.get_providers(),
@@ -234,12 +244,12 @@ class OnnxModel:
 
     def run(self, inputs: str, outputs: str) -> dict[str, Any]:
         """Run the model once and write its outputs to a file."""
-        names = [value.name for value in self.session.get_outputs()]
+        names = self.wanted or [value.name for value in self.session.get_outputs()]
         feed = read_tensors(inputs)
         start = time.perf_counter()
         results = self.session.run(names, feed)
         seconds = time.perf_counter() - start
-        np.savez(outputs, **dict(zip(names, results, strict=True)))
+        np.savez(outputs, **{name: as_array(value) for name, value in zip(names, results, strict=True)})
         return {"seconds": seconds}
 
     def measure(self, inputs: str, seconds: float, warmup: int) -> dict[str, Any]:
