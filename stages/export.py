@@ -33,6 +33,7 @@ from onward.stages.config.load import section
 from onward.stages.config.schema import ModelParams, Tolerance, Verify
 from onward.stages.exporting import diagnostics, taken_graph, torch_exporters
 from onward.stages.parity.check import Expected, answers, check, misdeclared, recall, save_answers, sentence
+from onward.stages.parity.one_by_one import frozen_batch
 from onward.stages.parity.reference import onnx_original, trained_file
 from onward.stages.parity.reference_answers import cases, real_example, real_inputs
 from onward.stages.reports import blocked
@@ -180,7 +181,12 @@ def _taken(model: str, settings: ModelParams, folder: Path) -> tuple[Made, list[
             if tried[-1].attempt.status == "passed" or tried[-1].hopeless:
                 break
         best = _best(tried, Path(temporary), folder)
-    if best.attempt.strategy == TAKEN and len(tried) > 1:
+    if frozen_batch(onnx_file.load_graph(given), settings) and best.attempt.status == "failed":
+        best.sound, best.attempt = (
+            False,
+            best.attempt.model_copy(update={"reason": _one_at_a_time(given, settings, best)}),
+        )
+    elif best.attempt.strategy == TAKEN and len(tried) > 1:
         reasons = "; ".join(f"{made.attempt.strategy}: {made.attempt.reason}" for made in tried[:-1])
         stays = f"the opset stays {opset}, not {wanted} (export.opset), because no converter can raise it: {reasons}"
         best = replace(best, findings=(*best.findings, stays))
@@ -201,7 +207,8 @@ def _take(model: str, settings: ModelParams, way: str, given: Path, target: Path
             graph = isolated_call.call(TIMEOUT, taken_graph.converted, graph, settings.export.opset, way)
         target.write_bytes(graph.SerializeToString(deterministic=True))
         made = Made(attempt, _sound(model, settings, target, given), findings=tuple(findings), sound=True)
-        mismatch = _mismatch(model, settings, target) if way != TAKEN else ""
+        renamed = frozen_batch(onnx_file.load_graph(given), settings)
+        mismatch = _mismatch(model, settings, target) if way != TAKEN or renamed else ""
     except WorkerFailure as failure:
         return Made(attempt.model_copy(update={"status": "failed", "reason": failure.reason[:300]}))
     except _Unsound as found:
@@ -210,6 +217,23 @@ def _take(model: str, settings: ModelParams, way: str, given: Path, target: Path
         reason = f"outputs differ from the original file's: {mismatch}"
         made.attempt = attempt.model_copy(update={"status": "failed", "reason": reason})
     return made
+
+
+def _one_at_a_time(given: Path, settings: ModelParams, made: Made) -> str:
+    """Why a file whose batch is fixed at 1 cannot be used with other sizes, and the lines to write."""
+    graph = onnx_file.describe(given)
+    lines = [
+        f"{group}: {{{', '.join(f'{spec.name}: {{shape: [{_listed(spec.shape)}]}}' for spec in specs)}}}"
+        for group, specs in (("inputs", graph.inputs), ("outputs", graph.outputs))
+    ]
+    return (
+        f"the file takes one sample at a time, and fails with more ({made.attempt.reason}): declare that in params.yaml, "
+        f"{'; '.join(lines)}, or use a file with a dynamic batch"
+    )
+
+
+def _listed(shape: list[int | str]) -> str:
+    return ", ".join(map(str, shape))
 
 
 def _mismatch(model: str, settings: ModelParams, target: Path) -> str:
@@ -366,7 +390,7 @@ def _unfrozen(settings: ModelParams, group: str, name: str, shape: list[int | st
     """The remedy for a frozen dimension of an input or output."""
     if settings.is_torch:
         return "take the size from x.shape in forward() instead of hard-coding it, or declare it fixed"
-    line = f"{group}: {{{name}: {{shape: [{', '.join(map(str, shape))}]}}}}"
+    line = f"{group}: {{{name}: {{shape: [{_listed(shape)}]}}}}"
     return f"declare it fixed in params.yaml, {line}, or use a file in which it is dynamic"
 
 
