@@ -54,6 +54,7 @@ from onward.stages.parity.reference_answers import (
 from onward.stages.parity.sizes import size_key, typical_sizes
 from onward.stages.reports import blocked
 from onward.stages.transforms.builder import placed
+from onward.stages.workers.circumstances import required
 from onward.stages.workers.worker import Worker, WorkerFailure
 
 COMPILED = "torch.compile"
@@ -152,7 +153,9 @@ class _Bench:
     def measure(self, state: RuntimeState) -> list[Measurement]:
         """Search the variants on one runtime and run the race; returns a measurement of every variant."""
         competitors = [
-            self._competitor(blank(name, state.runtime, PROVIDERS[state.runtime], precision, files=files))
+            self._competitor(
+                blank(name, state.runtime, PROVIDERS[state.runtime], precision, files=files, options=required())
+            )
             for name, precision, files in candidates(self.model)
         ]
         plain = competitors[0]

@@ -23,7 +23,7 @@ import onnx
 
 from onward.registry.artifact import graph_nodes, onnx_file
 from onward.registry.errors import UsageError
-from onward.registry.evidence.records import ExportAttempt, GraphInfo
+from onward.registry.evidence.records import ExportAttempt, FileDigest, GraphInfo
 from onward.registry.evidence.reports import ExportReport, load
 from onward.registry.evidence.reports import TrainReport as Trained
 from onward.registry.files import sha256_file
@@ -31,14 +31,14 @@ from onward.stages import command
 from onward.stages.config import paths
 from onward.stages.config.load import section
 from onward.stages.config.schema import ModelParams, Tolerance, Verify
-from onward.stages.exporting import diagnostics, taken_graph, torch_exporters
+from onward.stages.exporting import custom_ops, diagnostics, taken_graph, torch_exporters
 from onward.stages.parity.check import Expected, answers, check, misdeclared, recall, save_answers, sentence
 from onward.stages.parity.one_by_one import frozen_batch
 from onward.stages.parity.reference import onnx_original, trained_file
 from onward.stages.parity.reference_answers import cases, real_example, real_inputs
 from onward.stages.reports import blocked
-from onward.stages.workers import isolated_call
-from onward.stages.workers.worker import Tensors, Worker, WorkerFailure
+from onward.stages.workers import circumstances, isolated_call
+from onward.stages.workers.worker import AS_IT_IS, Tensors, Worker, WorkerFailure
 
 if TYPE_CHECKING:
     from onward.stages.workers.torch_reference import Original
@@ -85,6 +85,8 @@ def export(model: str, folder: Path) -> ExportReport:
     if reason:
         return ExportReport(model=model, status="not attempted", reason=reason)
     target = folder / "model.onnx"
+    libraries = custom_ops.taken_along(settings, f"models.{model}", folder)
+    circumstances.adopt(libraries=libraries)
     if settings.is_torch:
         made, attempts = _ladder(model, settings, folder)
         how = torch_exporters.HOW[made.attempt.strategy]
@@ -106,6 +108,7 @@ def export(model: str, folder: Path) -> ExportReport:
         files=onnx_file.digests(target),
         graph=made.graph,
         warnings=list(made.warnings),
+        custom_ops=[FileDigest.of(library, folder) for library in libraries],
         findings=[*made.findings, *diagnostics.findings(onnx_file.load_graph(target))],
     )
 
@@ -200,7 +203,7 @@ def _take(model: str, settings: ModelParams, way: str, given: Path, target: Path
         onnx_file.take_in(given, target)
         graph = onnx_file.load_graph(target)
         findings = taken_graph.tidy(graph, settings, settings.export.keep_initializers_as_inputs)
-        problems = taken_graph.unfit(graph)
+        problems = [*taken_graph.unfit(graph), *custom_ops.without_library(graph, settings)]
         if problems:
             raise _Unsound("; ".join(problems))
         if way != TAKEN:
@@ -227,8 +230,8 @@ def _one_at_a_time(given: Path, settings: ModelParams, made: Made) -> str:
         for group, specs in (("inputs", graph.inputs), ("outputs", graph.outputs))
     ]
     return (
-        f"the file takes one sample at a time, and fails with more ({made.attempt.reason}): declare that in params.yaml, "
-        f"{'; '.join(lines)}, or use a file with a dynamic batch"
+        f"the file takes one sample at a time, and fails with more ({made.attempt.reason}): declare that in "
+        f"params.yaml, {'; '.join(lines)}, or use a file with a dynamic batch"
     )
 
 
@@ -243,7 +246,7 @@ def _mismatch(model: str, settings: ModelParams, target: Path) -> str:
     few.sort(key=lambda case: (case.made_up, sum(value.size for value in case.inputs.values())))
     few = few[:FEW]
     original = onnx_original(model, settings, known)
-    candidate = Worker.onnx(target, f"{model}, converted,", timeout=known.timeout)
+    candidate = Worker.onnx(target, f"{model}, converted,", options=AS_IT_IS, timeout=known.timeout)
     with original, candidate:
         with contextlib.suppress(WorkerFailure):  # the original refuses a case: `answers` finds out why
             plain = [Expected(case, original.run(case.inputs)) for case in few]

@@ -35,6 +35,8 @@ def _named(model: ModelParams) -> Iterable[tuple[str, str]]:
     for key in _CALLABLES:
         if getattr(model, key):
             yield key, getattr(model, key)
+    if model.custom_ops and ":" in model.custom_ops:
+        yield "custom_ops", model.custom_ops
     if model.export.custom_translations:
         yield "export.custom_translations", model.export.custom_translations
 
@@ -45,6 +47,8 @@ def _model_files(model: ModelParams) -> Iterable[tuple[str, str]]:
         yield "weights", model.weights.file
     if model.onnx is not None:
         yield "onnx", model.onnx
+    if model.custom_ops is not None and ":" not in model.custom_ops:
+        yield "custom_ops", model.custom_ops
 
 
 def _digests(name: str, model: ModelParams, stage: str) -> dict[str, str]:
@@ -63,7 +67,7 @@ def _digests(name: str, model: ModelParams, stage: str) -> dict[str, str]:
                 found[Path(os.path.relpath(path, root)).as_posix() if inside else module_name] = sha256_file(path)
             if not sources:
                 found[module] = installed_version(module)
-    files = [file for _, file in _model_files(model)] if stage == "train" else []
+    files = [file for _, file in _model_files(model)] if stage in ("train", "export") else []
     files += [model.data.suite] if stage == "data" and model.data.suite else []
     for file in files:
         if not (root / file).is_relative_to(root / "build" / name / "train"):
@@ -206,7 +210,11 @@ def _import_all(params: Params) -> None:
     for name, model in params.models.items():
         for key, value in _named(model):
             try:
-                resolve(value, f"models.{name}.{key}", "a function" if key in _CALLABLES else "a table or a function")
+                resolve(
+                    value,
+                    f"models.{name}.{key}",
+                    "a function" if key in (*_CALLABLES, "custom_ops") else "a table or a function",
+                )
             except UsageError as error:
                 problems.append(str(error))
     if problems:

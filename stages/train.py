@@ -19,12 +19,12 @@ from onward.stages import command
 from onward.stages.config import paths
 from onward.stages.config.load import resolve, section
 from onward.stages.config.schema import ModelParams, Verify
-from onward.stages.exporting import taken_graph
+from onward.stages.exporting import custom_ops, taken_graph
 from onward.stages.parity.evaluate import Arrays, batches, outputs_over, quality_of
 from onward.stages.parity.labels import label_findings
 from onward.stages.parity.reference import onnx_original
 from onward.stages.samples import load as load_samples
-from onward.stages.workers import isolated_call
+from onward.stages.workers import circumstances, isolated_call
 from onward.stages.workers.torch_module import fit, load_module, read_weights
 from onward.stages.workers.worker import WorkerFailure
 
@@ -68,6 +68,8 @@ def train(model: str, folder: Path) -> TrainReport:
     """
     settings = section(model, "train")
     file = folder / ("model.safetensors" if settings.is_torch else "model.onnx")
+    library = custom_ops.library(settings, f"models.{model}")
+    circumstances.adopt(libraries=() if library is None else (library,))
     try:
         found = isolated_call.call(TRAIN_TIMEOUT_S, _obtain, model, settings, file)
     except WorkerFailure as failure:
@@ -237,7 +239,7 @@ def _onnx(settings: ModelParams, file: Path, key: str) -> Obtained:
     if settings.quality is not None:
         graph = onnx_file.load_graph(file)
         taken_graph.tidy(graph, settings)
-        fault = "; ".join(taken_graph.unfit(graph))
+        fault = "; ".join([*taken_graph.unfit(graph), *custom_ops.without_library(graph, settings)])
         if not fault:
             samples = load_samples(settings, "evaluation", key)
             with onnx_original(key, settings, Verify(evaluator=False), file) as worker:

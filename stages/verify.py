@@ -14,7 +14,7 @@ import numpy as np
 
 from onward.registry.evidence.records import CaseResult, CaseVerdict, FirstDivergence, OutputKind
 from onward.registry.evidence.reports import ExportReport, TrainReport, VerifyReport, load
-from onward.registry.evidence.session_options import CPU
+from onward.registry.evidence.session_options import CPU, GraphLevel, SessionOptions
 from onward.registry.text import printable
 from onward.stages import command
 from onward.stages.config import paths
@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 
 # Number of cases, the smallest ones, on which an ONNX file from elsewhere is compared with a second implementation.
 EVALUATED = 8
+# Levels of ONNX Runtime's graph optimisations below the default one, the lowest first.
+LOWER_LEVELS: tuple[GraphLevel, ...] = ("disabled", "basic", "extended")
 # Time limit for finding the first wrong value.
 LOCALIZE_SECONDS = 300.0
 # Largest difference between the quality of the export and of training: this many samples, or this share of the quality.
@@ -87,15 +89,11 @@ def verify(model: str, folder: Path) -> VerifyReport:
     save_answers(expected, folder / "reference.npz")
     np.savez(folder / "samples.npz", **wanted)  # type: ignore[arg-type]
     with _candidate(model, settings) as candidate:
-        try:
-            candidate.start()
-        except WorkerFailure as failure:
-            report.reason = diagnostics.explain(failure.reason, "the runtime rejected the model")
-            return report
-        report.cases = check(candidate, expected, settings.tolerance)
-        report.reason = sentence(report.cases)
+        report.reason, report.cases = _checked(candidate, expected, settings)
         lost = "" if report.reason else _lost_quality(model, settings, candidate)
-    if report.reason:
+    if report.reason and not {case.verdict for case in report.cases} & {"timed out", "out of memory"}:
+        lost = _at_a_lower_level(model, settings, expected, report) or lost
+    if report.reason and report.cases:
         failed_case = next(case.case for case in report.cases if case.failed)
         report.divergence = _divergence(model, settings, expected, report.cases)
         where = f"; it {localize.sentence(report.divergence)}" if report.divergence and report.divergence.value else ""
@@ -105,6 +103,39 @@ def verify(model: str, folder: Path) -> VerifyReport:
     report.reason = report.reason or disagree
     report.status = "failed" if report.reason else "passed"
     return report
+
+
+def _checked(candidate: Worker, expected: list[Expected], settings: ModelParams) -> tuple[str, list[CaseResult]]:
+    """Why the export fails, empty if it passes, and the result of each case."""
+    try:
+        candidate.start()
+    except WorkerFailure as failure:
+        return diagnostics.explain(failure.reason, "the runtime rejected the model"), []
+    results = check(candidate, expected, settings.tolerance)
+    return sentence(results), results
+
+
+def _at_a_lower_level(model: str, settings: ModelParams, expected: list[Expected], report: VerifyReport) -> str:
+    """Find the highest level of ONNX Runtime's graph optimisations at which the export passes, if there is one.
+
+    Then the report has the results of that level, and no reason to fail. Returns how the quality differs there.
+    """
+    lost, passing = "", None
+    for level in LOWER_LEVELS:
+        with _candidate(model, settings, level) as candidate:
+            reason, cases = _checked(candidate, expected, settings)
+            if reason:
+                break
+            passing = level
+            lost, report.cases = _lost_quality(model, settings, candidate), cases
+    if passing is not None:
+        report.graph_level = passing
+        report.findings.append(
+            f"ONNX Runtime's graph optimisations break this graph ({report.reason}); at the level {passing!r}, every "
+            "case passes. The release runs at this level: serving.json sets it, and every other session has to"
+        )
+        report.reason = ""
+    return lost
 
 
 def _kinds(model: str, settings: ModelParams, wanted: Arrays) -> list[OutputKind]:
@@ -147,10 +178,10 @@ def again(model: str, name: str) -> bool:
     return not result.failed
 
 
-def _candidate(model: str, settings: ModelParams) -> Worker:
+def _candidate(model: str, settings: ModelParams, level: GraphLevel | None = None) -> Worker:
     """A worker for the export."""
-    plain = paths.build(model, "export") / "model.onnx"
-    return Worker.onnx(plain, f"{model} in ONNX Runtime", timeout=settings.verify.timeout)
+    plain, options = paths.build(model, "export") / "model.onnx", SessionOptions(graph_level=level)
+    return Worker.onnx(plain, f"{model} in ONNX Runtime", options=options, timeout=settings.verify.timeout)
 
 
 def _unsteady(reference: Worker, expected: list[Expected], settings: ModelParams) -> str:

@@ -12,8 +12,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onward.registry.evidence.reports import ExportReport, VerifyReport
+from onward.registry.evidence.session_options import SessionOptions
 from onward.stages.exporting import taken_graph
-from tests.toy import through, toy_params, write_project
+from onward.stages.workers import circumstances
+from onward.stages.workers.worker import Worker
+from tests.toy import STAGES as STAGES_BY_NAME
+from tests.toy import one, through, toy_params, write_project
 
 SAMPLES = """
 import numpy as np
@@ -225,3 +229,49 @@ def test_a_converted_file_that_answers_differently_is_not_used(project: Path, mo
     assert export.status == "passed"
     assert "outputs differ from the original file's" in export.attempts[0].reason
     assert export.attempts[-1].strategy == "taken"
+
+
+def misannotated() -> onnx.ModelProto:
+    """A valid file that states a batch of 1 for an inner value: ONNX Runtime folds its shape, and fails with others."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"]),
+        helper.make_node("Shape", ["h"], ["s"]),
+        helper.make_node("Relu", ["h"], ["r"]),
+        helper.make_node("Reshape", ["r", "s"], ["y"]),
+    ]
+    model = model_of(nodes, {"w": WEIGHTS["w"]}, opset=20)
+    model.graph.value_info.append(helper.make_tensor_value_info("h", TensorProto.FLOAT, [1, 3]))
+    return model
+
+
+def test_a_file_that_the_optimiser_breaks_is_released_at_the_level_that_works(project: Path) -> None:
+    reports = run(project, misannotated())
+    assert reasons(reports) == ""
+    verify: VerifyReport = reports["verify"]
+    assert verify.graph_level == "disabled"
+    assert any("graph optimisations break this graph" in finding for finding in verify.findings)
+    assert not any(case.failed for case in verify.cases)
+    optimized = one("optimize", "toy", STAGES_BY_NAME["optimize"])  # its workers have that limit, too
+    assert optimized.status == "passed"
+    assert circumstances.required().graph_level == "disabled"
+    assert (
+        Worker.onnx(Path("m.onnx"), "m", options=SessionOptions(graph_level="extended")).load["graph_level"]
+        == "disabled"
+    )
+    one("train", "toy", STAGES_BY_NAME["train"])
+    assert circumstances.required() == SessionOptions()
+
+
+def test_a_limit_lowers_a_level_and_never_raises_it() -> None:
+    assert SessionOptions().limited_to(None) == SessionOptions()
+    assert SessionOptions().limited_to("all") == SessionOptions()
+    assert SessionOptions().limited_to("basic").graph_level == "basic"
+    assert SessionOptions(graph_level="disabled").limited_to("basic").graph_level == "disabled"
+
+
+def test_a_file_that_fails_at_every_level_fails(project: Path) -> None:
+    model = misannotated()
+    model.graph.node[3].input[1] = "fixed"
+    model.graph.initializer.append(numpy_helper.from_array(np.array([2, 3]), "fixed"))
+    words = reasons(run(project, model))
+    assert "verify" in words

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from onward.registry.artifact.custom_ops import register
 from onward.registry.artifact.replay import without_batches
 from onward.registry.artifact.serving_plan import Served, Serving, preload
 from onward.registry.errors import MachineFault, UsageError
@@ -76,6 +77,7 @@ class Loaded:
         strict_providers: as in InferenceSession.
         session_options: as in InferenceSession.
         validate: as in InferenceSession.
+        allow_custom_ops: as in InferenceSession.
     """
 
     def __init__(
@@ -87,8 +89,9 @@ class Loaded:
         strict_providers: bool,
         session_options: Any,
         validate: Validate,
+        allow_custom_ops: bool = False,
     ) -> None:
-        self.path, self.origin = path, origin
+        self.path, self.origin, self.allow_custom_ops = path, origin, allow_custom_ops
         self._no_batches = without_batches(path.parent)
         self._served: Served | None = None
         self._open(serving, providers, strict_providers, session_options)
@@ -124,6 +127,7 @@ class Loaded:
                 self._served = self._served.model_copy(update={"options": fitting})
                 self.path = folder / self._served.file
                 options = session_options or fitting.to_onnxruntime()
+            register(options, folder, serving.libraries if serving else [], self.allow_custom_ops)
             together = usable[number:] if given else list(dict.fromkeys((_name(provider), CPU)))
             if self._served and isinstance(provider, str):
                 together[0] = self._served.options.to_provider(provider)

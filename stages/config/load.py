@@ -32,9 +32,9 @@ _CHECK = (*_MODEL, "cases", "tolerance", "verify")
 
 # The settings that each stage may read of its model; `section` gives no others.
 READS: dict[str, tuple[str, ...]] = {
-    "train": (*_MODEL, "train", "weights", "samples", "label", "quality", "quality_floor"),
+    "train": (*_MODEL, "custom_ops", "train", "weights", "samples", "label", "quality", "quality_floor"),
     "data": ("samples", "label", "quality", "inputs", "data"),
-    "export": (*_MODEL, "cases", "export"),
+    "export": (*_MODEL, "custom_ops", "cases", "export"),
     "verify": (*_CHECK, "export", "label", "quality", "fidelity"),
     "optimize": (*_CHECK, "optimize"),
     "quantize": (*_CHECK, "label", "quality", "fidelity", "budget", "quantize"),

@@ -40,6 +40,10 @@ def _repository_path(value: str) -> str:
     return value
 
 
+def _library(value: str) -> str:
+    return _callable_name(value) if ":" in value else _repository_path(value)
+
+
 def _axis(value: int | str) -> int | str:
     if isinstance(value, int) and value < 1:
         raise ValueError(
@@ -357,6 +361,7 @@ class ModelParams(Section):
 
     build: CallableName | None = None
     onnx: RepositoryPath | None = None
+    custom_ops: Annotated[str, AfterValidator(_library)] | None = None
     train: CallableName | None = None
     weights: Annotated[Weights, BeforeValidator(_weights)] | None = None
     seed: int = 0

@@ -4,19 +4,19 @@ This file is stand-alone: it needs numpy and onnxruntime and no other module of 
 can have its own environment. It reads JSON requests from stdin and writes JSON answers to stdout, one per line. Tensors
 are passed as .npz files.
 
-    load     model, provider, [wanted, session options]         -> session_ms, providers, inputs, outputs
+    load     model, provider, [wanted, custom_ops, options]     -> session_ms, providers, inputs, outputs
     run      inputs, outputs (.npz paths)                       -> seconds
     measure  inputs, seconds, warmup                            -> latencies_ms
     callers  inputs, seconds, callers                           -> latencies_ms of all callers, wall_seconds
     profile  inputs                                             -> number of nodes that each provider ran
     memory                                                      -> peak_mb
-    optimize model, target, graph_level                         -> only ok
+    optimize model, target, graph_level, [custom_ops]           -> only ok
 
 Session options have the names that `to_load` of registry/evidence/session_options.py gives them: threads, graph_level,
 spinning, execution_mode, arena, memory_pattern, affinity; and for the CUDA provider tf32, nhwc. Options that are left
 out have ONNX Runtime's defaults, except for tf32, which is off by default.
-`wanted` are the names of the outputs that `run` returns; by default all. A sequence of maps from class to probability
-is returned as an array with one column per class.
+`custom_ops` are paths of native libraries with custom operators. `wanted` are the names of the outputs that `run`
+returns; by default all. A sequence of maps from class to probability becomes an array with one column per class.
 A Python error is answered with ok: false. A native abort ends the process, which the caller detects.
 """
 
@@ -205,6 +205,7 @@ class OnnxModel:
         entries: dict[str, str] | None = None,
         tf32: bool | None = None,
         nhwc: bool | None = None,
+        custom_ops: list[str] | None = None,
         **options: Any,
     ) -> Any:
         """Create a session.
@@ -220,6 +221,8 @@ class OnnxModel:
             setattr(native_options, key, value)
         for key, value in (entries or {}).items():
             native_options.add_session_config_entry(key, value)
+        for library in custom_ops or []:
+            native_options.register_custom_ops_library(library)
         if provider not in onnxruntime.get_available_providers():
             raise RuntimeError(
                 f"this onnxruntime has no {provider}; it has {', '.join(onnxruntime.get_available_providers())}"
@@ -290,10 +293,12 @@ class OnnxModel:
         """Peak memory of this process, in MiB."""
         return {"peak_mb": peak_memory_mb()}
 
-    def optimize(self, model: str, target: str, graph_level: str) -> dict[str, Any]:
+    def optimize(
+        self, model: str, target: str, graph_level: str, custom_ops: list[str] | None = None
+    ) -> dict[str, Any]:
         """Write the graph as ONNX Runtime optimises it."""
         written = {"optimized_model_filepath": target}
-        self._session(model, "CPUExecutionProvider", written, graph_level=graph_level)
+        self._session(model, "CPUExecutionProvider", written, graph_level=graph_level, custom_ops=custom_ops)
         return {}
 
 

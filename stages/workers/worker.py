@@ -31,6 +31,7 @@ from onward.registry import npz, processors
 from onward.registry.errors import DISK_FULL, OnwardError
 from onward.registry.evidence.session_options import CPU, SessionOptions
 from onward.stages.config import paths
+from onward.stages.workers.circumstances import CURRENT
 
 Tensors = Mapping[str, npt.NDArray[Any]]
 FailureKind = Literal["aborted", "segfault", "timed out", "out of memory", "error"]
@@ -167,7 +168,10 @@ class Worker:
         """
         options = options or SessionOptions()
         options = options.fitting_here() if options.threads is None else options
+        options = options.limited_to(CURRENT.graph_level)
         load = {"model": str(model), "provider": provider, **options.to_load()}
+        if CURRENT.libraries:
+            load["custom_ops"] = [str(library) for library in CURRENT.libraries]
         # No limit with CUDA, which maps far more memory than it uses.
         memory = None if "CUDA" in provider or "Tensorrt" in provider else _physical_memory()
         return cls(f"{label} on {provider}", [str(python), str(_HERE / "onnx_worker.py")], load, timeout, memory)
