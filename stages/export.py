@@ -109,7 +109,7 @@ def export(model: str, folder: Path) -> ExportReport:
         graph=made.graph,
         warnings=list(made.warnings),
         custom_ops=[FileDigest.of(library, folder) for library in libraries],
-        findings=[*made.findings, *diagnostics.findings(onnx_file.load_graph(target))],
+        findings=[*made.findings, *diagnostics.findings(onnx_file.load_graph(target), settings.is_torch)],
     )
 
 
@@ -172,6 +172,13 @@ def _attempt(model: str, settings: ModelParams, strategy: str, folder: Path, ans
 def _taken(model: str, settings: ModelParams, folder: Path) -> tuple[Made, list[ExportAttempt]]:
     """Take an ONNX file from elsewhere: converted to the declared opset if a converter can do that, else as it is."""
     given = trained_file(model, settings)
+    try:
+        with onnx_original(model, settings, Verify(evaluator=False)) as original:
+            original.start()
+    except WorkerFailure as failure:
+        reason = diagnostics.explain(failure.reason, "the file does not load, even without optimisations", False)
+        reason = "; ".join(custom_ops.without_library(onnx_file.load_graph(given), settings)) or reason
+        return Made(ExportAttempt(strategy=TAKEN, status="failed", reason=reason)), []
     opset, wanted = taken_graph.opset(onnx_file.load_graph(given)), settings.export.opset
     ways = [TAKEN]
     if opset != wanted and sum(file.stat().st_size for file in onnx_file.files(given)) < onnx_file.EXTERNAL_DATA_BYTES:
@@ -205,7 +212,7 @@ def _take(model: str, settings: ModelParams, way: str, given: Path, target: Path
         findings = taken_graph.tidy(graph, settings, settings.export.keep_initializers_as_inputs)
         problems = [*taken_graph.unfit(graph), *custom_ops.without_library(graph, settings)]
         if problems:
-            raise _Unsound("; ".join(problems))
+            raise _Unsound("; ".join(problems), declared=True)
         if way != TAKEN:
             graph = isolated_call.call(TIMEOUT, taken_graph.converted, graph, settings.export.opset, way)
         target.write_bytes(graph.SerializeToString(deterministic=True))
@@ -320,10 +327,10 @@ def _sound(model: str, settings: ModelParams, target: Path, weights: Path) -> Gr
         finish(model, settings, target, sha256_file(weights))
         onnx_file.check(target)
     except UsageError as error:  # the file is our own: this is a failed export, not a mistake of the user
-        raise _Unsound(diagnostics.explain(str(error), "the checker")) from error
+        raise _Unsound(diagnostics.explain(str(error), "the checker", settings.is_torch)) from error
     graph = onnx_file.describe(target)
     differences = list(_differences(settings, graph))
-    found = [*differences, *diagnostics.problems(onnx_file.load_graph(target))]
+    found = [*differences, *diagnostics.problems(onnx_file.load_graph(target), settings.is_torch)]
     if found:
         raise _Unsound("; ".join(found), declared=bool(differences))
     return graph

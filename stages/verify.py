@@ -82,7 +82,7 @@ def verify(model: str, folder: Path) -> VerifyReport:
                 disagree = _opinions(reference, expected, settings, report)
             wanted = outputs_over(reference.run, settings, split(model, "evaluation"))
         except WorkerFailure as failure:
-            report.reason = diagnostics.explain(failure.reason, "the original failed")
+            report.reason = diagnostics.explain(failure.reason, "the original failed", settings.is_torch)
     if report.reason:
         return report
     report.kinds = _kinds(model, settings, wanted)
@@ -110,7 +110,7 @@ def _checked(candidate: Worker, expected: list[Expected], settings: ModelParams)
     try:
         candidate.start()
     except WorkerFailure as failure:
-        return diagnostics.explain(failure.reason, "the runtime rejected the model"), []
+        return diagnostics.explain(failure.reason, "the runtime rejected the model", settings.is_torch), []
     results = check(candidate, expected, settings.tolerance)
     return sentence(results), results
 
@@ -193,10 +193,12 @@ def _unsteady(reference: Worker, expected: list[Expected], settings: ModelParams
     different = [o.output for o in compare_outputs(first, second, settings.tolerance) if o.verdict != "ok"]
     if not different:
         return ""
-    return (
-        f"the original's outputs differ from run to run for the same inputs ({', '.join(different)}): forward() "
-        "applies dropout or noise in evaluation mode; use modules that eval() switches off, not training=True"
+    cause = (
+        "forward() applies dropout or noise in evaluation mode; use modules that eval() switches off, not training=True"
+        if settings.is_torch
+        else "the graph draws random numbers; use a file that takes the noise as an input"
     )
+    return f"the original's outputs differ from run to run for the same inputs ({', '.join(different)}): {cause}"
 
 
 def _lost_quality(model: str, settings: ModelParams, candidate: Worker) -> str:

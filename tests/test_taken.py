@@ -10,12 +10,20 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from pydantic import ValidationError
 
+from onward import InferenceSession
+from onward.registry.artifact.manifest import check_folder
+from onward.registry.artifact.mlflow_model import build_folder
+from onward.registry.artifact.serving_plan import Served, Serving
+from onward.registry.errors import Refused, UsageError
+from onward.registry.evidence.records import TensorSpec
 from onward.registry.evidence.reports import ExportReport, VerifyReport
 from onward.registry.evidence.session_options import SessionOptions
 from onward.stages.exporting import taken_graph
 from onward.stages.workers import circumstances
 from onward.stages.workers.worker import Worker
+from tests.onnx_models import linear
 from tests.toy import STAGES as STAGES_BY_NAME
 from tests.toy import one, through, toy_params, write_project
 
@@ -275,3 +283,71 @@ def test_a_file_that_fails_at_every_level_fails(project: Path) -> None:
     model.graph.initializer.append(numpy_helper.from_array(np.array([2, 3]), "fixed"))
     words = reasons(run(project, model))
     assert "verify" in words
+
+
+def custom() -> onnx.ModelProto:
+    nodes = [OLD[0], helper.make_node("NegPos", ["h"], ["n", "y"], "negpos", domain="ai.onnx.contrib")]
+    model = model_of(nodes, WEIGHTS, opset=20)
+    model.opset_import.append(helper.make_opsetid("ai.onnx.contrib", 1))
+    return model
+
+
+def test_a_custom_operator_without_a_library_is_named_with_the_line_to_write(project: Path) -> None:
+    words = reasons(run(project, custom(), "train", "data", "export"))
+    assert "the operator NegPos of the domain 'ai.onnx.contrib' (node 'negpos') is not one of ONNX Runtime's" in words
+    assert "custom_ops: path/to/lib.so" in words
+    assert words.count("NegPos") == 1
+
+
+def test_a_library_that_cannot_be_loaded_is_named(project: Path) -> None:
+    (project / "lib.so").write_text("no library")
+    words = reasons(run(project, custom(), "train", "data", "export", custom_ops="lib.so"))
+    assert "the library of custom operators (custom_ops in params.yaml) cannot be loaded" in words
+    with pytest.raises(UsageError, match=r"custom_ops: other.so: there is no such file"):
+        run(project, custom(), "train", custom_ops="other.so")
+
+
+def test_a_custom_operator_runs_with_the_library_of_an_installed_package(project: Path) -> None:
+    pytest.importorskip("onnxruntime_extensions")
+    reports = run(project, custom(), custom_ops="onnxruntime_extensions:get_library_path")
+    assert reasons(reports) == ""
+    export: ExportReport = reports["export"]
+    assert [(project / "build/toy/export" / file.path).is_file() for file in export.custom_ops] == [True]
+
+
+def test_a_version_with_native_code_is_loaded_only_if_the_host_or_the_caller_allows_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "custom_ops").mkdir()
+    (tmp_path / "custom_ops" / "lib.so").write_text("no library")
+    linear(tmp_path / "model.onnx")
+    library = "custom_ops/lib.so"
+    Serving({"cpu": Served(file="model.onnx", provider="CPUExecutionProvider", custom_ops=[library])}).save(tmp_path)
+    with pytest.raises(Refused, match=r"needs the native library custom_ops/lib.so.*allow_custom_ops=True"):
+        InferenceSession(tmp_path)
+    with pytest.raises(UsageError, match=r"custom_ops/lib.so: this library of custom operators cannot be loaded here"):
+        InferenceSession(tmp_path, allow_custom_ops=True)
+    monkeypatch.setenv("ONWARD_ALLOW_CUSTOM_OPS", "1")
+    with pytest.raises(UsageError, match="cannot be loaded here"):
+        InferenceSession(tmp_path)
+    monkeypatch.setenv("ONWARD_ALLOW_CUSTOM_OPS", "maybe")
+    with pytest.raises(UsageError, match="set it to 1 or 0"):
+        InferenceSession(tmp_path)
+    with pytest.raises(ValidationError):
+        Served(file="model.onnx", provider="CPUExecutionProvider", custom_ops=["../lib.so"])
+
+
+def test_libraries_become_part_of_a_versions_folder_and_its_manifest(tmp_path: Path) -> None:
+    linear(tmp_path / "given.onnx")
+    (tmp_path / "lib.so").write_text("native code")
+    folder = tmp_path / "version"
+    spec = [TensorSpec(name="x", dtype="float32", shape=["batch", 4])]
+    libraries = [tmp_path / "lib.so"]
+    served = Served(file="model.onnx", provider="CPUExecutionProvider", custom_ops=["custom_ops/lib.so"])
+    build_folder(
+        folder, [tmp_path / "given.onnx"], spec, spec, served.provider, None, Serving({"cpu": served}), {}, libraries
+    )
+    check_folder(folder)
+    (folder / "custom_ops" / "lib.so").write_text("other code")
+    with pytest.raises(Refused, match=r"custom_ops/lib.so has changed"):
+        check_folder(folder)
