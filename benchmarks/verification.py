@@ -26,7 +26,7 @@ from onward.stages.config.schema import ModelParams
 from onward.stages.export import finish
 from onward.stages.exporting import torch_exporters
 from onward.stages.parity import localize
-from onward.stages.parity.cases import all_cases
+from onward.stages.parity.cases import all_cases, own_cases
 from onward.stages.parity.check import Expected, answers, check
 from onward.stages.parity.reference import reference_worker
 from onward.stages.parity.reference_answers import cases
@@ -82,7 +82,11 @@ def localisation() -> dict[str, Any]:
         isolated_call.call(600, _export, settings, weights, target)
         finish("transformer", settings, target, "")
         _spoil(target)
-        made = [case for case in all_cases(settings.inputs, settings.dims, 2, 0, _own(settings)) if not case.probe][:2]
+        made = [
+            case
+            for case in all_cases(settings.inputs, settings.free_dims, 2, 0, own_cases(settings, "models.*"))
+            if not case.probe
+        ][:2]
         with Worker.torch(
             settings.build or "", weights, list(settings.inputs), list(settings.outputs), "twelve blocks"
         ) as worker:
@@ -94,12 +98,6 @@ def localisation() -> dict[str, Any]:
         found = isolated_call.call(600, _against_torch, settings, weights, target, worst.case)
         seconds = time.perf_counter() - began
     return {"seconds": seconds, "found": localize.sentence(found)}
-
-
-def _own(settings: ModelParams) -> Any:
-    from onward.stages.config.load import resolve
-
-    return resolve(settings.cases) if settings.cases else None
 
 
 def _export(settings: ModelParams, weights: Path, target: Path) -> None:

@@ -13,17 +13,20 @@ import itertools
 import random
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from onward.registry.evidence.records import PLAIN, REFERENCE, FileDigest, Latency, Measurement, RuntimeState
+from onward.registry.evidence.records import PLAIN, REFERENCE, FileDigest, Latency, Machine, Measurement, RuntimeState
 from onward.registry.evidence.reports import BenchmarkReport, ExportReport, OptimizeReport, QuantizeReport, load
-from onward.registry.host.runtimes import PROVIDERS, python
+from onward.registry.evidence.session_options import OPENVINO_NATIVE, SessionOptions
+from onward.registry.host.runtimes import AUTO, BFLOAT16, PROVIDERS, python
 from onward.registry.text import printable
 from onward.stages import command, host
 from onward.stages.config import paths
+from onward.stages.config.layout import Layout
 from onward.stages.config.load import section
+from onward.stages.config.load import settings as load_settings
 from onward.stages.config.schema import Dim
 from onward.stages.measuring import scenarios
 from onward.stages.measuring.race import (
@@ -41,9 +44,10 @@ from onward.stages.measuring.race import (
 )
 from onward.stages.measuring.samples import Samples
 from onward.stages.measuring.screening import Deadline, screen, why_out
+from onward.stages.measuring.statistics import quotient
 from onward.stages.measuring.tuning import tune
 from onward.stages.parity.budget import Judgement, ceiling_faults
-from onward.stages.parity.evaluate import quality_of
+from onward.stages.parity.evaluate import quality_of, weigh
 from onward.stages.parity.reference import reference_worker, split
 from onward.stages.parity.reference_answers import (
     measured_inputs,
@@ -51,13 +55,14 @@ from onward.stages.parity.reference_answers import (
     recorded_kinds,
     recorded_outputs,
 )
-from onward.stages.parity.sizes import size_key, typical_sizes
+from onward.stages.parity.sizes import size_key, size_weight, typical_sizes
 from onward.stages.reports import blocked
 from onward.stages.transforms.builder import placed
 from onward.stages.workers.circumstances import required
 from onward.stages.workers.worker import Worker, WorkerFailure
 
 COMPILED = "torch.compile"
+COMPILED_BFLOAT16 = "torch.compile bfloat16"
 
 # Number of finalists that are tried with other session options. Options that help one help the others, too, and each
 # finalist takes ten processes.
@@ -66,6 +71,12 @@ TUNED = 1
 SHORT = 0.5
 # Milliseconds. Options are tried at the sizes at which a call of the plain export is no longer than this.
 QUICK = 10.0
+# The short names of the precisions that OpenVINO computes float32 graphs in, for names of variants.
+SHORT_NAMES = {"bfloat16": "bf16", "float16": "f16"}
+NO_HALF = (
+    "float16 and bfloat16 graphs for the GPU were not made, because `runtimes: auto` makes the same graphs on every "
+    "machine: name cuda under runtimes in params.yaml"
+)
 # Calls before the first turn of a screening or a trial.
 FEW_WARMUPS = 2
 
@@ -84,7 +95,7 @@ def benchmark(model: str, folder: Path) -> BenchmarkReport:
         model, settings, recorded_answers(model, settings), recorded_outputs(model), split(model, "evaluation"),
         recorded_kinds(model),
     )  # fmt: skip
-    bench = _Bench(questions)
+    bench = _Bench(questions, here.machine)
     report = BenchmarkReport(
         model=model,
         status="passed",
@@ -93,6 +104,7 @@ def benchmark(model: str, folder: Path) -> BenchmarkReport:
         rounds=settings.benchmark.rounds,
         reference=bench.reference.result,
         compiled=bench.compiled.result if bench.compiled else None,
+        compiled_bfloat16=bench.compiled_bfloat16.result if bench.compiled_bfloat16 else None,
     )
     with bench.workers:
         for state in here.runtimes:
@@ -101,7 +113,11 @@ def benchmark(model: str, folder: Path) -> BenchmarkReport:
                 continue
             report.measurements += bench.measure(state)
     bench.samples.save(folder)
-    report.findings, report.search_seconds = bench.findings, round(bench.search_seconds, 1)
+    on_gpu = {"cuda", "tensorrt"} & {m.runtime for m in report.measurements}
+    if on_gpu and AUTO in load_settings("benchmark", model).runtimes:
+        bench.findings.append(NO_HALF)
+    report.findings = [*bench.findings, *bench.faster_originals(report.measurements)]
+    report.search_seconds = round(bench.search_seconds, 1)
     broken = [m for m in report.measurements if m.variant == PLAIN and m.status != "passed"]
     if not report.measurements:
         unusable = "; ".join(f"{state.runtime}: {state.reason}" for state in here.runtimes)
@@ -130,17 +146,66 @@ def candidates(model: str) -> list[tuple[str, str, list[FileDigest]]]:
     return found
 
 
+def faster_originals(originals: Iterable[Measurement], fit: Iterable[Measurement]) -> Iterator[str]:
+    """Describe each PyTorch original that is faster than every acceptable ONNX variant.
+
+    Args:
+        originals: PyTorch eager, and the module under torch.compile.
+        fit: The variants within the budget.
+
+    Yields:
+        One sentence per original, if the whole 95 % interval of the comparison says so.
+    """
+    best = min((m for m in fit if m.host_ratios), key=lambda m: m.host_ratios["all"].value, default=None)
+    for original in originals:
+        if best is None or original.status != "passed" or not original.ratios:
+            continue
+        against = quotient(original.ratios["all"], best.host_ratios["all"])
+        if against.high < 1:
+            name = "PyTorch eager" if original.variant == REFERENCE else original.variant
+            exact = "" if original.cosine is None else f" (worst cosine {original.cosine:.5f})"
+            yield (
+                f"{name}{exact} is {1 / against.value:.2f} times as fast as the fastest acceptable ONNX variant, "
+                f"{best.variant} on {best.runtime} (95 % interval {1 / against.high:.2f} to {1 / against.low:.2f})"
+            )
+
+
+def variants(model: str, state: RuntimeState) -> list[Measurement]:
+    """List the variants to measure on a runtime, without figures, the plain export first.
+
+    If the runtime can compute float32 graphs in a lower precision, each of them is also a variant in that precision,
+    which is judged like a graph of that precision.
+    """
+    found = []
+    provider = PROVIDERS[state.runtime]
+    options = SessionOptions() if provider == OPENVINO_NATIVE else required()
+    for name, precision, files in candidates(model):
+        found.append(blank(name, state.runtime, provider, precision, files=files, options=options))
+        for lower in state.precisions if precision == "float32" else ():
+            made = {
+                "variant": f"{name}-{SHORT_NAMES[lower]}",
+                "graph": name,
+                "precision": lower,
+                "options": options | SessionOptions.model_validate({"precision": lower}),
+            }
+            found.append(found[-1].model_copy(update=made))
+    return found
+
+
 class _Bench:
     """The measurements of one model. The original runs with the variants of the first runtime only."""
 
-    def __init__(self, questions: Questions) -> None:
+    def __init__(self, questions: Questions, machine: Machine) -> None:
         self.questions, self.model, self.settings = questions, questions.model, questions.settings
         self.workers = ExitStack()
         self.samples = Samples()
         self.order = random.Random(self.settings.seed)
         self.findings: list[str] = []
         self.search_seconds = 0.0
-        self.feeds = {size_key(sizes): self._feed(sizes) for sizes in typical_sizes(self.settings.dims)}
+        self.baseline: BenchmarkedVariant | None = None
+        dims = self.settings.free_dims
+        self.feeds = {size_key(sizes): self._feed(sizes) for sizes in typical_sizes(dims)}
+        self.weights = {size_key(sizes): size_weight(dims, sizes) for sizes in typical_sizes(dims)}
         torch = self.settings.is_torch
         self.reference = self._original(REFERENCE, "PyTorch eager" if torch else PROVIDERS["cpu"])
         self.reference.result.quality = quality_of(
@@ -148,27 +213,30 @@ class _Bench:
         )
         wanted = torch and self.settings.benchmark.torch_compile
         self.compiled = self._original(COMPILED, COMPILED, compiled=True) if wanted else None
-        self._originals = [self.reference, *([self.compiled] if self.compiled else [])]
+        self.compiled_bfloat16 = self._compiled_bfloat16(machine) if wanted else None
+        self._originals = list(filter(None, (self.reference, self.compiled, self.compiled_bfloat16)))
 
     def measure(self, state: RuntimeState) -> list[Measurement]:
         """Search the variants on one runtime and run the race; returns a measurement of every variant."""
-        competitors = [
-            self._competitor(
-                blank(name, state.runtime, PROVIDERS[state.runtime], precision, files=files, options=required())
-            )
-            for name, precision, files in candidates(self.model)
-        ]
+        competitors = [self._competitor(variant) for variant in variants(self.model, state)]
         plain = competitors[0]
         self.questions.judge(plain)
         if not plain.standing:
             return [plain.result]
         begun = time.monotonic()
         calls = self._first_calls(plain)
-        finalists = self._search(plain, competitors[1:], calls) if calls else []
+        finalists = self._search(plain, competitors[1:], calls, state.precisions) if calls else []
         self.search_seconds += time.monotonic() - begun
-        self._race(plain, finalists, calls)
+        baseline = plain if self.baseline is None else self._beside(self.baseline, state.runtime)
+        self._race(plain, finalists, baseline, calls)
         for competitor in [plain, *finalists, *self._originals]:
             figures(competitor, plain, self.feeds)
+            if baseline.standing and competitor.standing and competitor.is_graph:
+                competitor.result.host_ratios = competitor.ratios(baseline)
+        if self.baseline is None and plain.standing:
+            self.baseline = plain
+        elif baseline is not plain:
+            baseline.worker.close()
         self._originals = []
         self._scenarios([plain, *finalists])
         self._drifts(plain)
@@ -176,6 +244,12 @@ class _Bench:
             competitor.worker.close()
         tuned = [finalist.result for finalist in finalists if finalist not in competitors]
         return [competitor.result for competitor in competitors] + tuned
+
+    def _beside(self, baseline: BenchmarkedVariant, runtime: str) -> BenchmarkedVariant:
+        """The first runtime's plain export once more, to run in the race of another runtime."""
+        first = baseline.result
+        name = f"{first.variant} beside {runtime}"
+        return self._competitor(blank(name, first.runtime, first.provider, first.precision, files=first.files))
 
     def _first_calls(self, plain: BenchmarkedVariant) -> dict[str, float]:
         """Milliseconds of one call of the plain export, by size; empty if a call failed."""
@@ -186,11 +260,16 @@ class _Bench:
             return {}
 
     def _search(
-        self, plain: BenchmarkedVariant, others: list[BenchmarkedVariant], calls: Mapping[str, float]
+        self,
+        plain: BenchmarkedVariant,
+        others: list[BenchmarkedVariant],
+        calls: Mapping[str, float],
+        precisions: Sequence[str],
     ) -> list[BenchmarkedVariant]:
         """The variants to measure in full; sets the reason of all others.
 
-        `calls` are the milliseconds of a call of the plain export, by size.
+        `calls` are the milliseconds of a call of the plain export, by size. `precisions` are the lower ones that the
+        runtime can compute in.
         """
         bench = self.settings.benchmark
         deadline = Deadline.after(bench.search_seconds)
@@ -216,7 +295,7 @@ class _Bench:
                 finalists.append(competitor)
             else:
                 competitor.worker.close()
-        finalists += self._tuned([plain, *finalists], self._feeds_under(QUICK, calls), deadline)
+        finalists += self._tuned([plain, *finalists], self._feeds_under(QUICK, calls), deadline, precisions)
         if deadline.over:
             self.findings.append(
                 f"{plain.result.runtime}: the search reached its limit of {bench.search_seconds:g} s before it had "
@@ -225,7 +304,11 @@ class _Bench:
         return finalists
 
     def _tuned(
-        self, finalists: list[BenchmarkedVariant], feeds: Mapping[str, Feed], deadline: Deadline
+        self,
+        finalists: list[BenchmarkedVariant],
+        feeds: Mapping[str, Feed],
+        deadline: Deadline,
+        precisions: Sequence[str],
     ) -> list[BenchmarkedVariant]:
         """New variants of the best finalists, with the session options that help them."""
         plain, found = finalists[0], []
@@ -234,7 +317,7 @@ class _Bench:
                 break
             self._say(f"{finalist.result.runtime}: session options for {finalist.name}")
             short = turns_of(finalist.p50_ms, feeds, self.settings.benchmark.round_seconds * SHORT, FEW_WARMUPS)
-            tuned = tune(finalist, self._start, feeds, short, deadline, self.order, self.samples)
+            tuned = tune(finalist, self._start, feeds, short, deadline, self.order, self.samples, precisions)
             if tuned is not None:
                 self.workers.callback(tuned.worker.close)
                 self.questions.judge(tuned)
@@ -250,10 +333,19 @@ class _Bench:
         limit = max(milliseconds, min(calls.values()))
         return {size: self.feeds[size] for size, call in calls.items() if call <= limit}
 
-    def _race(self, plain: BenchmarkedVariant, finalists: list[BenchmarkedVariant], calls: Mapping[str, float]) -> None:
-        """Run rounds of all, then more of the variants alone until the race is decided: no original can be chosen."""
+    def _race(
+        self,
+        plain: BenchmarkedVariant,
+        finalists: list[BenchmarkedVariant],
+        baseline: BenchmarkedVariant,
+        calls: Mapping[str, float],
+    ) -> None:
+        """Run rounds of all, then more of the variants alone until the race is decided: no original can be chosen.
+
+        `baseline` is the first runtime's plain export. It takes part, so that runtimes can be compared.
+        """
         bench, variants = self.settings.benchmark, [plain, *finalists]
-        together = [*variants, *self._originals]
+        together = [*variants, *([] if baseline is plain else [baseline]), *self._originals]
         lasting = turns_of({**calls, **plain.p50_ms}, self.feeds, bench.round_seconds, bench.warmup_runs)
         session_lifetime_rounds = session_lifetime_of(together, lasting)
 
@@ -306,19 +398,43 @@ class _Bench:
 
     def _batch(self) -> tuple[str, Dim] | None:
         """Name and range of the batch dimension; None if it is fixed."""
-        first = next(iter(self.settings.inputs.values())).shape[0]
-        return (first, self.settings.dims[first]) if isinstance(first, str) else None
+        size = Layout.of(self.settings).size
+        return (size, self.settings.dims[size]) if isinstance(size, str) else None
 
     def _feed(self, sizes: dict[str, int]) -> Feed:
         """Valid inputs of these sizes."""
         return Feed(sizes, measured_inputs(self.model, self.settings, sizes, self.questions.expected))
 
-    def _original(self, name: str, provider: str, compiled: bool = False) -> BenchmarkedVariant:
-        worker = self.workers.enter_context(reference_worker(self.model, self.settings, compiled))
-        return BenchmarkedVariant(blank(name, "cpu", provider, "float32"), worker)
+    def _original(
+        self, name: str, provider: str, compiled: bool = False, precision: str = "float32"
+    ) -> BenchmarkedVariant:
+        worker = self.workers.enter_context(reference_worker(self.model, self.settings, compiled, precision))
+        return BenchmarkedVariant(blank(name, "cpu", provider, precision), worker, weights=self.weights)
+
+    def _compiled_bfloat16(self, machine: Machine) -> BenchmarkedVariant:
+        """The original under torch.compile in bfloat16, with the loss of its answers."""
+        found = self._original(COMPILED_BFLOAT16, COMPILED, compiled=True, precision="bfloat16")
+        if not BFLOAT16 & set(machine.instruction_sets):
+            found.result.status, found.result.reason = "not attempted", "this CPU does not compute in bfloat16"
+            return found
+        questions, result = self.questions, found.result
+        try:
+            result.quality, result.agreement, result.snr_db, result.cosine, result.fidelity = weigh(
+                found.worker.run, self.settings, questions.samples, questions.wanted, questions.kinds,
+                f"models.{self.model}",
+            )  # fmt: skip
+        except WorkerFailure as failure:
+            found.fail(failure.reason)
+        return found
+
+    def faster_originals(self, measurements: Iterable[Measurement]) -> Iterator[str]:
+        """Describe each original that is faster than every acceptable ONNX variant."""
+        fit = [m for m in measurements if m.status == "passed" and not self._faults(m)]
+        originals = filter(None, (self.reference, self.compiled, self.compiled_bfloat16))
+        return faster_originals([one.result for one in originals], fit) if self.settings.is_torch else iter(())
 
     def _competitor(self, result: Measurement) -> BenchmarkedVariant:
-        return BenchmarkedVariant(result, self.workers.enter_context(self._start(result)))
+        return BenchmarkedVariant(result, self.workers.enter_context(self._start(result)), weights=self.weights)
 
     def _start(self, result: Measurement) -> Worker:
         """A worker for a measurement's file and session options; its process starts with the first call."""

@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from onward.registry.errors import UsageError
 from onward.registry.evidence.records import Expectation, FileDigest, Split
 from onward.registry.evidence.reports import DataReport
 from onward.registry.gates import suites
 from onward.stages import command, samples
 from onward.stages.config import paths
+from onward.stages.config.layout import Layout
 from onward.stages.config.load import section
 from onward.stages.config.schema import ModelParams
 from onward.stages.parity.labels import labels_of, without_labels
+from onward.stages.parity.sequences import has_steps
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,17 +43,17 @@ def data(model: str, folder: Path) -> DataReport:
     report lists the expected and observed values.
     """
     settings = section(model, "data")
-    arrays_by_split = {name: _load(model, settings, name) for name in SPLITS}
+    arrays_by_split = {name: samples.load(settings, name, f"models.{model}") for name in SPLITS}
     splits = []
     for name, arrays in arrays_by_split.items():
         path = folder / f"{name}.npz"
         _save(path, arrays)
-        count = len(next(iter(arrays.values())))
+        count = Layout.of(settings).count(arrays)
         splits.append(Split(name=name, samples=count, file=FileDigest.of(path, folder)))
     own = _own_suite(model, settings)
     results = [
         *_labelled(model, settings, arrays_by_split["evaluation"]),
-        _disjoint(settings, arrays_by_split),
+        _disjoint(arrays_by_split, Layout.of(settings).sampled, settings.data.max_shared),
     ]
     for name, arrays in arrays_by_split.items():
         frame = table(settings, arrays)
@@ -86,7 +87,7 @@ def table(settings: ModelParams, arrays: Arrays) -> pd.DataFrame:
     import pandas as pd
 
     columns: dict[str, Any] = {}
-    for name in settings.inputs:
+    for name in (name for name in Layout.of(settings).sampled if name in arrays):
         values = arrays[name]
         flat = values.reshape(len(values), -1)
         finite = np.isfinite(flat) if values.dtype.kind == "f" else np.ones_like(flat, dtype=bool)
@@ -117,13 +118,17 @@ def standard_suite(settings: ModelParams, arrays: Arrays) -> list[dict[str, Any]
     def expect(kind: str, **kwargs: Any) -> dict[str, Any]:
         return {"type": f"expect_{kind}", "kwargs": kwargs}
 
+    steps = has_steps(settings, arrays)
     suite = [expect("table_row_count_to_be_between", min_value=settings.data.min_samples)]
-    for name, spec in settings.inputs.items():
-        own = arrays[name].shape[1:]
-        fitting = len(own) == len(spec.shape) - 1 and all(
-            isinstance(want, str) or want == got for want, got in zip(spec.shape[1:], own, strict=True)
+    for name in (name for name in Layout.of(settings).sampled if name in arrays):
+        spec = settings.inputs[name]
+        begin = 2 if steps and name not in settings.states else 1
+        own = arrays[name].shape[begin:]
+        declared = [size for axis, size in enumerate(spec.shape) if axis != spec.samples_on]
+        fitting = len(own) == len(declared) and all(
+            isinstance(want, str) or want == got for want, got in zip(declared, own, strict=True)
         )
-        wanted = "x".join(map(str, own if fitting else spec.shape[1:]))
+        wanted = "x".join(map(str, [*arrays[name].shape[1:begin], *(own if fitting else declared)]))
         suite.append(expect("column_values_to_be_in_set", column=f"{name}.dtype", value_set=[spec.dtype]))
         suite.append(expect("column_values_to_be_in_set", column=f"{name}.shape", value_set=[wanted]))
         suite.append(expect("column_max_to_be_between", column=f"{name}.not_finite", max_value=0))
@@ -140,22 +145,6 @@ def standard_suite(settings: ModelParams, arrays: Arrays) -> list[dict[str, Any]
             share = settings.data.max_label_share
             suite.append(expect("column_max_to_be_between", column="label.share", max_value=share))
     return suite
-
-
-def _load(model: str, settings: ModelParams, name: str) -> Arrays:
-    """The arrays of a split, which are numeric and have equally many samples."""
-    arrays = samples.load(settings, name, f"models.{model}")
-    key = f"params.yaml: models.{model}.samples"
-    sizes = {k: v.shape[0] if v.ndim else None for k, v in arrays.items()}
-    if len(set(sizes.values())) != 1 or None in sizes.values():
-        raise UsageError(
-            f"{key}: the arrays of the {name} split have different numbers of samples: {sizes}. Samples must be on the "
-            "first axis of every array; if the model takes them on another axis, wrap its forward() so that it moves "
-            "that axis"
-        )
-    if any(v.dtype.kind not in "fiub" for v in arrays.values()):
-        raise UsageError(f"{key}: arrays must be of numbers, not { ({k: str(v.dtype) for k, v in arrays.items()}) }")
-    return arrays
 
 
 def _save(path: Path, arrays: Arrays) -> None:
@@ -180,14 +169,14 @@ def _labelled(model: str, settings: ModelParams, evaluation: Arrays) -> list[Exp
     ]
 
 
-def _disjoint(settings: ModelParams, arrays_by_split: dict[str, Arrays]) -> Expectation:
-    """Expect that at most the share `max_shared` of the evaluation samples is in the calibration split, too.
+def _disjoint(arrays_by_split: dict[str, Arrays], sampled: list[str], most: float) -> Expectation:
+    """Expect that at most the share `most` of the evaluation samples is in the calibration split, too.
 
     Samples are equal if all inputs are equal byte for byte. Equal samples within a split count once.
     """
-    rows, most = {}, settings.data.max_shared
+    rows = {}
     for split, arrays in arrays_by_split.items():
-        inputs = [np.ascontiguousarray(arrays[name]) for name in settings.inputs]
+        inputs = [np.ascontiguousarray(arrays[name]) for name in sampled if name in arrays]
         rows[split] = {b"".join(values[i].tobytes() for values in inputs) for i in range(len(inputs[0]))}
     shared = len(rows["evaluation"] & rows["calibration"])
     share = shared / max(1, len(rows["evaluation"]))

@@ -23,19 +23,24 @@ import onnx
 
 from onward.registry.artifact import graph_nodes, onnx_file
 from onward.registry.errors import UsageError
+from onward.registry.evidence import size_expressions
 from onward.registry.evidence.records import ExportAttempt, FileDigest, GraphInfo
 from onward.registry.evidence.reports import ExportReport, load
 from onward.registry.evidence.reports import TrainReport as Trained
 from onward.registry.files import sha256_file
 from onward.stages import command
 from onward.stages.config import paths
+from onward.stages.config.layout import Layout
 from onward.stages.config.load import section
-from onward.stages.config.schema import ModelParams, Tolerance, Verify
+from onward.stages.config.schema import Dim, Input, ModelParams, Output, Tolerance, Verify
 from onward.stages.exporting import custom_ops, diagnostics, taken_graph, torch_exporters
-from onward.stages.parity.check import Expected, answers, check, misdeclared, recall, save_answers, sentence
+from onward.stages.parity.check import Expected, answers, check, recall, save_answers, sentence
+from onward.stages.parity.declared_shapes import misdeclared
 from onward.stages.parity.one_by_one import frozen_batch
 from onward.stages.parity.reference import onnx_original, trained_file
-from onward.stages.parity.reference_answers import cases, real_example, real_inputs
+from onward.stages.parity.reference_answers import cases, real_example, real_inputs, real_inputs_of
+from onward.stages.parity.size_hints import multiples
+from onward.stages.parity.sizes import Sizes
 from onward.stages.reports import blocked
 from onward.stages.workers import circumstances, isolated_call
 from onward.stages.workers.worker import AS_IT_IS, Tensors, Worker, WorkerFailure
@@ -97,8 +102,9 @@ def export(model: str, folder: Path) -> ExportReport:
             how += f", converted to opset {settings.export.opset} by {made.attempt.strategy}"
     if not made.sound:
         reasons = [f"{attempt.strategy}: {attempt.reason}" for attempt in attempts[1:]]
+        hint = _size_hint(model, settings) if settings.is_torch else ""
         return ExportReport(
-            model=model, status="failed", reason="; ".join([made.attempt.reason, *reasons]), attempts=attempts
+            model=model, status="failed", reason="; ".join([hint + made.attempt.reason, *reasons]), attempts=attempts
         )
     return ExportReport(
         model=model,
@@ -162,7 +168,8 @@ def _attempt(model: str, settings: ModelParams, strategy: str, folder: Path, ans
     if answered is not None:
         expected = recall(answered, cases(model, settings, Verify()))
         with Worker.onnx(target, f"{model} by {strategy}", timeout=Verify().timeout) as candidate:
-            mismatch = misdeclared(expected, settings.outputs) or sentence(check(candidate, expected, Tolerance()))
+            mismatch = misdeclared(expected, settings.outputs, settings.dims)
+            mismatch = mismatch or sentence(check(candidate, expected, Tolerance()))
         if mismatch:
             reason = "; ".join(filter(None, (f"outputs differ from the module's: {mismatch}", baked)))
             made.attempt = ExportAttempt(strategy=strategy, status="failed", reason=reason)
@@ -278,6 +285,35 @@ def _export(
     return written
 
 
+def _size_hint(model: str, settings: ModelParams) -> str:
+    """The lines of params.yaml to change if the module itself refuses declared sizes; empty if it does not."""
+    try:
+        found = isolated_call.call(TIMEOUT, _multiples, model, settings, trained_file(model, settings))
+    except WorkerFailure:  # the module does not run at all; the reasons of the attempts say why
+        return ""
+    if not found:
+        return ""
+    return f"forward() accepts only some of the declared sizes: write {'; '.join(found)} in params.yaml; "
+
+
+def _multiples(model: str, settings: ModelParams, weights: Path) -> list[str]:
+    """The dimensions whose sizes must be multiples of a number, as lines of params.yaml; runs in a separate process."""
+    from onward.stages.workers.torch_reference import Original
+
+    assert settings.build is not None
+    original = Original(settings.build, weights, list(settings.inputs), list(settings.outputs))
+    given = real_inputs_of(model, settings)
+
+    def accepts(sizes: Sizes) -> bool:
+        try:
+            original.run(given(sizes))
+        except Exception:  # the team's module may raise anything
+            return False
+        return True
+
+    return multiples(accepts, settings.free_dims)
+
+
 class _InProcess:
     """A module in this process with the methods of a worker; its errors become WorkerFailure."""
 
@@ -354,18 +390,33 @@ def finish(model: str, settings: ModelParams, path: Path, weights: str) -> None:
         for entry in node.metadata_props:
             if entry.key.endswith("stack_trace"):
                 entry.value = paths.without_paths(entry.value)
+    layout = Layout.of(settings)
     about = {
         "onward.name": model,
-        "onward.inputs": json.dumps({name: spec.model_dump() for name, spec in settings.inputs.items()}),
-        "onward.outputs": json.dumps({name: spec.model_dump() for name, spec in settings.outputs.items()}),
-        "onward.dims": json.dumps({name: {"min": dim.min, "max": dim.max} for name, dim in settings.dims.items()}),
+        "onward.inputs": json.dumps({n: _declared(spec, layout.inputs[n]) for n, spec in settings.inputs.items()}),
+        "onward.outputs": json.dumps({n: _declared(spec, layout.outputs[n]) for n, spec in settings.outputs.items()}),
+        "onward.dims": json.dumps({name: _limits(dim) for name, dim in settings.dims.items() if dim.size is None}),
         "onward.weights_sha256": weights,
     }
+    if settings.states:
+        about["onward.states"] = json.dumps(settings.states)
     kept = [entry for entry in graph.metadata_props if entry.key not in about]
     del graph.metadata_props[:]
     graph.metadata_props.extend(kept)
     graph.metadata_props.extend(onnx.StringStringEntryProto(key=key, value=value) for key, value in about.items())
     path.write_bytes(graph.SerializeToString(deterministic=True))
+
+
+def _declared(spec: Input | Output, axis: int | None) -> dict[str, Any]:
+    """What params.yaml declares of an input or output; `value` and the axis of samples only if they are unusual."""
+    fixed = {"value"} if getattr(spec, "value", None) is None else set()
+    found = spec.model_dump(exclude={"sample_axis", *fixed})
+    return found if axis == 0 else {**found, "sample_axis": axis}
+
+
+def _limits(dim: Dim) -> dict[str, int]:
+    """The limits of a dimension."""
+    return {"min": dim.min, "max": dim.max, **({"multiple_of": dim.multiple_of} if dim.multiple_of > 1 else {})}
 
 
 def _differences(settings: ModelParams, graph: GraphInfo) -> Iterator[str]:
@@ -386,7 +437,8 @@ def _differences(settings: ModelParams, graph: GraphInfo) -> Iterator[str]:
                 yield f"{kind} {name} has shape {shape} in the graph, {list(spec.shape)} in params.yaml"
                 continue
             for wanted, size in zip(spec.shape, shape, strict=True):
-                varies = isinstance(wanted, str) and settings.dims[wanted].min < settings.dims[wanted].max
+                named = size_expressions.names(wanted) if isinstance(wanted, str) else []
+                varies = any(settings.dims[part].varies for part in named)
                 if varies and isinstance(size, int):
                     yield (
                         f"{kind} {name}: the dimension {wanted!r} is declared dynamic; the graph froze it at {size}: "

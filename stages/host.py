@@ -69,7 +69,7 @@ def main() -> None:
     """Describe the machine and the toolchain in build/host/machine.json and build/host/toolchain.json."""
     host = Host(
         machine=hardware.describe(),
-        runtimes=[runtimes.state(name, paths.root()) for name in settings("host").runtimes],
+        runtimes=[runtimes.state(name, paths.root()) for name in runtimes.named(settings("host").runtimes)],
     )
     with replacing(paths.root() / "build" / "host") as folder:
         write_atomically(folder / "machine.json", (host.model_dump_json(indent=2) + "\n").encode())

@@ -36,7 +36,7 @@ def optimize(model: str, folder: Path) -> OptimizeReport:
     if reason:
         return OptimizeReport(model=model, status="not attempted", reason=reason)
     plain = paths.build(model, "export") / "model.onnx"
-    graph = graph_profile.describe(plain, typical_sizes(settings.dims)[-1])
+    graph = graph_profile.describe(plain, typical_sizes(settings.free_dims)[-1])
     runtimes = load_settings("optimize", model).runtimes
     jobs: list[Job] = []
     refused: dict[str, Variant] = {}

@@ -20,9 +20,11 @@ from onward.registry.artifact import onnx_file
 from onward.registry.errors import UsageError
 from onward.registry.evidence.reports import Report
 from onward.registry.files import replacing, sha256_file, write_atomically
+from onward.registry.host.runtimes import AUTO, CPU_RUNTIMES
 from onward.registry.text import printable
 from onward.stages import command
 from onward.stages.config import code, paths, techniques
+from onward.stages.config.layout import Layout
 from onward.stages.config.load import READS, Settings, read, resolve
 from onward.stages.config.schema import ModelParams, Params
 from onward.stages.config.source_files import defines, installed_version, is_installed, local_sources, locate
@@ -146,7 +148,7 @@ def sections(params: Params) -> dict[str, bytes]:
     if problems:
         raise UsageError("\n".join(f"params.yaml: {problem}" for problem in problems))
     found = {
-        "host.json": _whole(runtimes=params.runtimes),
+        "host.json": _whole(runtimes=list(params.runtimes)),
         "tracking.json": _whole(experiment=params.tracking.experiment),
         "verdict.json": _whole(code=code.digests("verdict"), models=list(params.models)),
     }
@@ -167,15 +169,28 @@ def _settings(name: str, model: ModelParams, stage: str, params: Params) -> Sett
     settings = model.model_dump(mode="json", include=set(READS[stage]))
     if stage == "train":
         settings["dims"] = _batch_limits(model)
+    elif stage != "benchmark":  # the only stage that computes means over sizes
+        for dim in settings.get("dims", {}).values():
+            del dim["weights"]
     specs = getattr(model, stage).candidates if stage in techniques.FOLDERS else []
     return _whole(
         code=code.digests(stage, tuple(dict.fromkeys(techniques.source(stage, spec) for spec in specs))),
         sources=_digests(name, model, stage),
         settings=settings,
-        runtimes=params.runtimes if stage in ("optimize", "quantize", "benchmark") else [],
+        runtimes=_runtimes(stage, params),
         experiment=params.tracking.experiment if stage == "publish" else "",
         params=model.model_dump(mode="json", exclude_none=True) if stage == "publish" else {},
     )
+
+
+def _runtimes(stage: str, params: Params) -> list[str]:
+    """The runtimes that a stage reads.
+
+    For `auto`, graphs are made for all runtimes of CPUs, so that every machine makes the same ones.
+    """
+    if stage in ("optimize", "quantize"):
+        return list(CPU_RUNTIMES) if AUTO in params.runtimes else list(params.runtimes)
+    return list(params.runtimes) if stage == "benchmark" else []
 
 
 def write_sections(params: Params, target: Path) -> None:
@@ -198,11 +213,13 @@ def write_sections(params: Params, target: Path) -> None:
 
 def _batch_limits(model: ModelParams) -> dict[str, dict[str, Any]]:
     """The part of `dims` that training depends on, the batch limits. Changes of other sizes do not repeat training."""
-    first = next(iter(model.inputs.values())).shape[0]
+    first = Layout.of(model).size
     if not isinstance(first, str):
         return {}
     least, most = model.dims[first].min, model.dims[first].max
-    return {first: {"min": least, "max": most, "typical": [most]}}
+    factor = model.dims[first].multiple_of
+    multiple = {"multiple_of": factor} if factor > 1 else {}
+    return {first: {"min": least, "max": most, "typical": [most], **multiple}}
 
 
 def _import_all(params: Params) -> None:

@@ -6,24 +6,29 @@ import os
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from onward.registry.artifact import custom_ops
 from onward.registry.artifact.replay import Recorded
 from onward.registry.errors import NotReady, UsageError
 from onward.registry.evidence.reports import Evidence, PublishReport
+from onward.registry.evidence.sample_axes import from_front
 from onward.registry.host.runtimes import python
 from onward.registry.tracking import recorder
 from onward.registry.tracking.recorder import Publication
 from onward.stages import command, host
 from onward.stages.config import paths
+from onward.stages.config.layout import Layout
 from onward.stages.config.load import section
 from onward.stages.config.load import settings as load_settings
 from onward.stages.config.schema import ModelParams
-from onward.stages.parity.evaluate import batches
+from onward.stages.parity.evaluate import Arrays, batches, spans
 from onward.stages.parity.reference import split
 from onward.stages.parity.reference_answers import recorded_kinds, recorded_outputs
+from onward.stages.parity.sequences import Sequences
 from onward.stages.reports import read_evidence
 from onward.stages.workers.worker import Worker, WorkerFailure
 
@@ -72,9 +77,7 @@ def _write_bundle(model: str, settings: ModelParams, evidence: Evidence, folder:
     """Write the files for registry/artifact/replay.py: inputs, and outputs of the original and of the chosen files."""
     selected = evidence.select
     precisions = {(m.variant, m.runtime): m.precision for m in evidence.benchmark.measurements}
-    inputs = next(batches(settings, split(model, "evaluation"), BUNDLE_SAMPLES))
-    count = len(next(iter(inputs.values())))
-    reference = {name: values[:count] for name, values in recorded_outputs(model).items()}
+    inputs, reference = _recorded_call(model, settings)
     bundle = {"inputs": inputs, "reference": reference}
     for winner in selected.winners:
         with Worker.onnx(
@@ -98,6 +101,29 @@ def _write_bundle(model: str, settings: ModelParams, evidence: Evidence, folder:
     )
     (folder / "recorded.json").write_text(recorded.model_dump_json(indent=2) + "\n")
     (folder / "tolerance.json").write_text(settings.tolerance.model_dump_json() + "\n")
+
+
+def _recorded_call(model: str, settings: ModelParams) -> tuple[Arrays, Arrays]:
+    """The inputs of one call with evaluation samples, and the original's outputs for them, in the model's own layout.
+
+    Of sequences, it is the last step, with the state that the original had by then; the first if the state grows.
+    """
+    samples, answers = split(model, "evaluation"), recorded_outputs(model)
+    start, size = next(spans(settings, samples, BUNDLE_SAMPLES))
+    axes = Layout.of(settings).outputs
+    sequences = Sequences.of(settings, samples)
+    if sequences is None:
+        inputs = next(batches(settings, samples, BUNDLE_SAMPLES))
+        return inputs, {name: from_front(values[:size], axes[name]) for name, values in answers.items()}
+    grows = any(settings.inputs[name].shape != settings.outputs[out].shape for name, out in settings.states.items())
+    last = 0 if grows else sequences.steps - 1
+
+    def at(step: int) -> dict[str, npt.NDArray[Any]]:
+        return {name: from_front(values[:size, step], axes[name]) for name, values in answers.items()}
+
+    before = at(last - 1) if last else {}
+    state = {name: before[output] for name, output in settings.states.items()} if last else None
+    return sequences.part(start, size).feed(last, state), at(last)
 
 
 def _context() -> dict[str, str]:

@@ -18,6 +18,7 @@ from onward.registry.evidence.reports import OptimizeReport, QuantizeReport, loa
 from onward.registry.text import plain_words
 from onward.stages import command
 from onward.stages.config import paths, techniques
+from onward.stages.config.layout import Layout
 from onward.stages.config.load import section
 from onward.stages.config.load import settings as load_settings
 from onward.stages.config.schema import ModelParams
@@ -26,13 +27,14 @@ from onward.stages.parity.budget import Judgement
 from onward.stages.parity.evaluate import Arrays, batch_size, batches, quality_of, weigh
 from onward.stages.parity.reference import split
 from onward.stages.parity.reference_answers import recorded_kinds, recorded_outputs
+from onward.stages.parity.sequences import Sequences
 from onward.stages.parity.sizes import typical_sizes
 from onward.stages.reports import blocked
 from onward.stages.transforms import graph_profile
 from onward.stages.transforms.builder import Feed, Job, VariantBuilder, placed
 from onward.stages.transforms.graph_profile import GraphProfile
-from onward.stages.transforms.quantizers import prepare
-from onward.stages.transforms.sensitivity import fewest, layer_costs
+from onward.stages.transforms.sensitivity import fewest, heads_first, layer_costs
+from onward.stages.transforms.sources import Sources, Unavailable
 from onward.stages.workers import isolated_call
 from onward.stages.workers.worker import Worker, WorkerFailure
 
@@ -55,9 +57,9 @@ def quantize(model: str, folder: Path) -> QuantizeReport:
     if reason:
         return QuantizeReport(model=model, status="not attempted", reason=reason)
     plain = paths.build(model, "export") / "model.onnx"
-    graph = graph_profile.describe(plain, typical_sizes(settings.dims)[-1])
+    graph = graph_profile.describe(plain, typical_sizes(settings.free_dims)[-1])
     bases = choose_bases(model, graph)
-    feeds = _feeds(settings, split(model, "calibration"))
+    feeds = _feeds(model, settings, plain)
     wanted, samples = recorded_outputs(model), split(model, "evaluation")
     quality = quality_of(settings, wanted, samples, f"models.{model}", wanted)
     judgement = Judgement.of(quality, settings, recorded_kinds(model))
@@ -68,7 +70,8 @@ def quantize(model: str, folder: Path) -> QuantizeReport:
     ):
         judge = Judge(model, settings, worker, wanted, samples, judgement)
         runtimes = load_settings("quantize", model).runtimes
-        stage = _Stage(settings, graph, folder, Path(scratch), builder, judge, feeds, runtimes)
+        sources = Sources(Path(scratch), feeds, settings.quantize.timeout)
+        stage = _Stage(settings, graph, folder, Path(scratch), builder, judge, feeds, runtimes, sources)
         tried: list[tuple[Job, Variant]] = []
         for number, (base, (path, _)) in enumerate(bases.items()):
             tried += stage.quantize(base, path, first=number == 0)
@@ -77,7 +80,7 @@ def quantize(model: str, folder: Path) -> QuantizeReport:
     return QuantizeReport(
         model=model,
         status="passed",
-        bases={name: why for name, (_, why) in bases.items()},
+        bases={name: _noted(why, sources.notes.get(name, "")) for name, (_, why) in bases.items()},
         reference_quality=judgement.reference_quality,
         variants=[
             variant.model_copy(update={"files": placed(variant.files, model, "quantize")}) for variant in stage.variants
@@ -140,9 +143,9 @@ class _Stage:
     judge: Judge
     feeds: list[Feed]
     runtimes: list[str]
+    sources: Sources
     variants: list[Variant] = field(default_factory=list)
     tradeoffs: list[TradeOff] = field(default_factory=list)
-    prepared: dict[str, Path | str] = field(default_factory=dict)
 
     def quantize(self, base: str, path: Path, first: bool) -> list[tuple[Job, Variant]]:
         """Try every candidate on one base.
@@ -162,15 +165,17 @@ class _Stage:
         for candidate in self.settings.quantize.candidates:
             module, job = techniques.module("quantize", candidate), self._job(base, path, candidate)
             family = [v for other, v in tried if _family(other.candidate) == _family(candidate)]
+            rescued = getattr(module, "RESCUES", ())
+            family += [v for other, v in tried if other.candidate.name in rescued]
             held = next((v.name for v in family if v.status == "passed"), "")
             hopeless = _hopeless(candidate, tried)
             refused = self._pointless(candidate, held) or hopeless
-            if not refused and getattr(module, "PREPARED", False):
-                source = self._prepare(base, path)
-                if isinstance(source, str):
-                    refused = held = source
-                else:
-                    job = replace(job, source=source)
+            if not refused:
+                try:
+                    options = techniques.complete("quantize", candidate)
+                    job = replace(job, source=self.sources.of(base, path, module, options))
+                except Unavailable as reason:
+                    refused = held = str(reason)
             if refused:
                 if held or hopeless or first:  # a technique's own reason is the same for every base: report it once
                     self.variants.append(job.refused(refused))
@@ -202,17 +207,6 @@ class _Stage:
         reason: str = module.skip_reason(self.graph, techniques.complete("quantize", candidate), self.runtimes)
         return reason
 
-    def _prepare(self, base: str, path: Path) -> Path | str:
-        """The pre-processed base, made once, or the reason why it failed."""
-        if base not in self.prepared:
-            target = self.scratch / f"{base}.onnx"
-            try:
-                isolated_call.call(self.settings.quantize.timeout, prepare, path, target)
-                self.prepared[base] = target
-            except WorkerFailure as failure:
-                self.prepared[base] = f"pre-processing failed: {plain_words(str(failure))}"
-        return self.prepared[base]
-
     def keep_in_float(self, job: Job, variant: Variant) -> None:
         """Leave the costliest layers of a variant that broke the budget in float, as few as possible.
 
@@ -224,10 +218,18 @@ class _Stage:
         """
         module = techniques.module("quantize", job.candidate)
         try:
-            layers = layer_costs(job.source, self._ranked(job, module), module.OPERATORS, self.feeds)
+            layers = isolated_call.call(
+                self.settings.quantize.timeout,
+                layer_costs,
+                job.source,
+                self._ranked(job, module),
+                module.OPERATORS,
+                self.feeds,
+            )
         except WorkerFailure as failure:
             self._append(variant, f"its layers could not be ranked: {plain_words(str(failure))}")
             return
+        layers = heads_first(layers, onnx_file.load_graph(job.source).graph, self._regressions())
         made: dict[int, Variant] = {}
         points = [_point(0, variant)]
 
@@ -248,8 +250,8 @@ class _Stage:
 
         float_layers = fewest(len(layers), holds)
         for number, other in made.items():
-            if number != float_layers and other.files:
-                (self.folder / other.files[0].path).unlink()
+            for file in other.files if number != float_layers else ():
+                (self.folder / file.path).unlink(missing_ok=True)
         chosen = made[float_layers].name if float_layers is not None else ""
         self.tradeoffs.append(
             TradeOff(
@@ -282,10 +284,19 @@ class _Stage:
             raise WorkerFailure("error", f"the format that shows layers could not be made: {made.reason}")
         return target
 
+    def _regressions(self) -> list[str]:
+        """Names of the outputs whose kind is values: boxes of a detector, results of a regression."""
+        return [kind.output for kind in self.judge.judgement.kinds if kind.kind == "values"]
+
     def _append(self, variant: Variant, words: str) -> None:
         """Add words to the reason of a variant in the list."""
         index = self.variants.index(variant)
         self.variants[index] = variant.model_copy(update={"reason": f"{variant.reason}; {words}"})
+
+
+def _noted(why: str, note: str) -> str:
+    """Why a base was chosen, and what was changed in it."""
+    return f"{why}; {note}" if note else why
 
 
 def to_spare(tried: list[tuple[Job, Variant]]) -> list[tuple[Job, Variant]]:
@@ -399,12 +410,22 @@ def choose_bases(model: str, graph: GraphProfile) -> dict[str, tuple[Path, str]]
     return bases
 
 
-def _feeds(settings: ModelParams, samples: Arrays) -> list[Feed]:
-    """Calibration samples in batches of equal size. Ranges cover all samples, so the size does not affect them."""
-    size = batch_size(settings, CALIBRATED)
-    some = {name: samples[name][: max(size, settings.quantize.calibration_samples)] for name in settings.inputs}
+def _feeds(model: str, settings: ModelParams, plain: Path) -> list[Feed]:
+    """Calibration samples in batches of equal size. Ranges cover all samples, so the size does not affect them.
+
+    Of sequences, the steps are used in turn, with the state that the plain export has by then.
+    """
+    samples, size = split(model, "calibration"), batch_size(settings, CALIBRATED)
+    layout, most = Layout.of(settings), max(size, settings.quantize.calibration_samples)
+    some = {name: values[:most] if name in layout.sampled else values for name, values in samples.items()}
+    sequences = Sequences.of(settings, some)
+    if sequences is not None:
+        with Worker.onnx(plain, f"{model} in ONNX Runtime", timeout=settings.verify.timeout) as worker:
+            part = sequences.part(0, size, max(1, most // size))
+            return [dict(feed) for feed, _ in part.feeds(worker.run)]
+    first = layout.sampled[0]
     found: list[Feed] = [
-        batch for batch in batches(settings, some, CALIBRATED) if len(next(iter(batch.values()))) == size
+        batch for batch in batches(settings, some, CALIBRATED) if batch[first].shape[layout.inputs[first] or 0] == size
     ]
     return found
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from onward.registry.evidence.records import PLAIN, Choice, Measurement, Winner
+from onward.registry.evidence.records import PLAIN, Choice, Measurement, Winner, worst_size
 from onward.registry.evidence.reports import BenchmarkReport, SelectReport, load
 from onward.registry.evidence.session_options import SessionOptions
 from onward.stages import command
@@ -98,6 +98,9 @@ def choose(field: list[Measurement], judgement: Judgement) -> list[Choice]:
             on_front=m.variant in front,
             reason=_why_best(m) if m is best else faults[m.variant] or _why_not(m, best, drops),
             ratio=m.ratios.get("all"),
+            host_ratio=m.host_ratios.get("all"),
+            worst_size=worst_size(m.ratios),
+            worst=m.ratios.get(worst_size(m.ratios)),
             **_loss_fields(losses[m.variant]),
         )
         for m in field
@@ -136,8 +139,9 @@ def pareto(able: list[Measurement], drops: dict[str, float | None]) -> list[Meas
 
 
 def _winner(measurement: Measurement) -> Winner:
-    """The winner's record; its p50 is the geometric mean over sizes."""
-    p50_ms = math.exp(sum(math.log(latency.p50_ms) for latency in measurement.latencies) / len(measurement.latencies))
+    """The winner's record; its p50 is the weighted geometric mean over sizes."""
+    total = sum(latency.weight for latency in measurement.latencies)
+    p50_ms = math.exp(sum(one.weight * math.log(one.p50_ms) for one in measurement.latencies) / total)
     return Winner(
         variant=measurement.variant,
         runtime=measurement.runtime,
@@ -145,6 +149,7 @@ def _winner(measurement: Measurement) -> Winner:
         files=measurement.files,
         options=measurement.options,
         p50_ms=p50_ms,
+        host_ratio=measurement.host_ratios.get("all"),
     )
 
 
@@ -170,8 +175,9 @@ def _why_best(measurement: Measurement) -> str:
     if measurement.variant == PLAIN:
         return "no variant within the budget is provably faster"
     ratio = measurement.ratios["all"]
-    return f"the fastest within the budget: {1 / ratio.value:.2f} times as fast as the plain export " + _interval(
-        measurement
+    return (
+        f"the fastest within the budget: {1 / ratio.value:.2f} times as fast as the plain export "
+        f"{_interval(measurement)}{_at_worst(measurement)}"
     )
 
 
@@ -199,6 +205,14 @@ def _why_not(measurement: Measurement, best: Measurement | None, drops: dict[str
         )
         return f"as fast as {best.variant} ({1 / ratio.value:.2f} times), which {better}"
     return f"faster than the plain export ({1 / ratio.value:.2f} times), but {best.variant} is faster still"
+
+
+def _at_worst(measurement: Measurement) -> str:
+    """The size at which a variant gains least, if it was measured at several."""
+    worst = worst_size(measurement.ratios)
+    if len(measurement.latencies) < 2 or not worst:
+        return ""
+    return f"; at worst {1 / measurement.ratios[worst].value:.2f} times, at {worst}"
 
 
 def _interval(measurement: Measurement) -> str:

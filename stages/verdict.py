@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from onward.registry.evidence.records import Ratio
+from onward.registry.evidence.records import Ratio, by_speed, worst_size
 from onward.registry.evidence.reports import REPORTS, BenchmarkReport, PublishReport, Report, SelectReport, TrainReport
 from onward.registry.text import printable
 from onward.stages import command
@@ -22,8 +22,10 @@ from onward.stages.reports import found
 WIDE = 1.5
 
 EXPLANATION = """\
-x plain, x PyTorch: how many times as fast as those, over all typical sizes on this machine when undisturbed; ± is the
-95 % interval, and "unclear" means that it is wider than a factor of 1.5."""
+chosen: the fastest choice on this machine. A service without that runtime uses the choice for the runtime that it has.
+x plain, x PyTorch: how many times as fast as the plain export on the first runtime and as PyTorch, as the mean over the
+typical sizes on this machine when undisturbed; ± is the 95 % interval, and "unclear" means that it is wider than a
+factor of 1.5. worst: x plain at the size at which it is smallest."""
 
 
 def main(until: str | None = None) -> None:
@@ -37,24 +39,28 @@ def main(until: str | None = None) -> None:
         return
     table = Table(title="Verdict", title_justify="left")
     for column, justify in (
-        ("model", "left"), ("verdict", "left"), ("chosen", "left"), ("x plain", "right"), ("x PyTorch", "right"),
-        ("quality", "right"), ("drop", "right"), ("version", "right"),
+        ("model", "left"), ("verdict", "left"), ("chosen", "left"), ("x plain", "right"), ("worst", "right"),
+        ("x PyTorch", "right"), ("quality", "right"), ("drop", "right"), ("version", "right"),
     ):  # fmt: skip
         table.add_column(column, justify=justify, no_wrap=column in ("model", "verdict"))  # type: ignore[arg-type]
     findings: list[str] = []
     faults: list[str] = []
     absent: dict[str, str] = {}
+    measured: dict[str, str] = {}
     for model in settings("verdict").models:
         reports = found(model)
         table.add_row(model, *_row(reports))
         if isinstance(benchmark := reports.get("benchmark"), BenchmarkReport):
             absent |= {state.runtime: state.reason for state in benchmark.runtimes if not state.usable}
+            measured |= {state.runtime: state.version for state in benchmark.runtimes if state.usable}
         for report in reports.values():
             findings += [f"{model}: {report.stage}: {finding}" for finding in getattr(report, "findings", [])]
         faults += _faults(model, reports)
     width = None if sys.stdout.isatty() else 120
     Console(width=width).print(table)
     print(EXPLANATION)
+    if measured:
+        print(printable("measured: " + ", ".join(f"{runtime} {version}" for runtime, version in measured.items())))
     for runtime, reason in absent.items():
         print(printable(f"not measured: {runtime}: {reason}"))
     for finding in findings:
@@ -89,7 +95,7 @@ def _faults(model: str, reports: dict[str, Report], stages: Iterable[str] = tupl
 def _row(reports: dict[str, Report]) -> list[str | Text]:
     """The table's columns after the model's name."""
     if any(report.status == "failed" for report in reports.values()):
-        return [Text("failed", style="red"), *[""] * 6]
+        return [Text("failed", style="red"), *[""] * 7]
     train, benchmark, select, published = (reports.get(s) for s in ("train", "benchmark", "select", "publish"))
     if not (
         len(reports) == len(REPORTS)
@@ -98,17 +104,20 @@ def _row(reports: dict[str, Report]) -> list[str | Text]:
         and isinstance(select, SelectReport)
         and isinstance(published, PublishReport)
     ):
-        return [Text("not run", style="red"), *[""] * 6]
-    chosen = next(c for c in select.choices if c.chosen)
+        return [Text("not run", style="red"), *[""] * 7]
+    best = by_speed(select.winners)[0]
+    chosen = next(c for c in select.choices if (c.variant, c.runtime) == (best.variant, best.runtime))
     measured = next(m for m in benchmark.measurements if (m.variant, m.runtime) == (chosen.variant, chosen.runtime))
     against = "-"
-    reference = benchmark.reference
-    if reference is not None and reference.ratios and measured.ratios and _is_torch(train):
-        against = speed(quotient(measured.ratios["all"], reference.ratios["all"]))
+    reference, ratios = benchmark.reference, measured.host_ratios or measured.ratios
+    if reference is not None and reference.ratios and ratios and _is_torch(train):
+        against = speed(quotient(ratios["all"], reference.ratios["all"]))
+    worst = worst_size(ratios)
     return [
         Text("passed", style="green"),
         Text(printable(f"{chosen.variant} ({chosen.runtime})")),
-        speed(chosen.ratio) if chosen.ratio else "",
+        speed(ratios["all"]) if ratios else "",
+        Text(printable(f"{speed(ratios[worst], interval=False)} {worst}")) if worst and len(ratios) > 2 else "",
         against,
         "" if measured.quality is None else f"{measured.quality:.4f}",
         "" if chosen.quality_drop is None else f"{chosen.quality_drop:+.4f}",
@@ -116,11 +125,12 @@ def _row(reports: dict[str, Report]) -> list[str | Text]:
     ]
 
 
-def speed(ratio: Ratio) -> str:
+def speed(ratio: Ratio, interval: bool = True) -> str:
     """Format a latency ratio as a speed.
 
     Args:
         ratio: A latency relative to another one.
+        interval: Whether to add the interval.
 
     Returns:
         How many times as fast it is, with the interval in per cent: "1.52 ±3%"; "unclear" if the interval's ends differ
@@ -131,7 +141,7 @@ def speed(ratio: Ratio) -> str:
     times = 1 / ratio.value
     digits = 2 if times < 10 else 1 if times < 100 else 0
     spread = max(ratio.high / ratio.value, ratio.value / ratio.low) - 1
-    return f"{times:.{digits}f}" + (f" ±{max(1, round(100 * spread))}%" if spread else "")
+    return f"{times:.{digits}f}" + (f" ±{max(1, round(100 * spread))}%" if spread and interval else "")
 
 
 def _is_torch(train: TrainReport) -> bool:

@@ -18,6 +18,7 @@ from onward.registry.evidence.session_options import CPU, GraphLevel, SessionOpt
 from onward.registry.text import printable
 from onward.stages import command
 from onward.stages.config import paths
+from onward.stages.config.layout import Layout, declared_samples_first
 from onward.stages.config.load import section
 from onward.stages.config.schema import ModelParams, Tolerance
 from onward.stages.exporting import diagnostics, torch_exporters
@@ -29,15 +30,16 @@ from onward.stages.parity.check import (
     check,
     compare_outputs,
     findings,
-    misdeclared,
     save_answers,
     sentence,
 )
+from onward.stages.parity.declared_shapes import misdeclared
 from onward.stages.parity.evaluate import Arrays, judged_by_quality, outputs_over, quality_of
 from onward.stages.parity.kinds import kinds_of
 from onward.stages.parity.labels import labels_of
 from onward.stages.parity.reference import OnnxOriginal, reference_worker, split, trained_file
 from onward.stages.parity.reference_answers import cases, real_example, real_inputs
+from onward.stages.parity.sequences import has_steps
 from onward.stages.reports import blocked
 from onward.stages.workers import isolated_call
 from onward.stages.workers.worker import Worker, WorkerFailure
@@ -77,7 +79,7 @@ def verify(model: str, folder: Path) -> VerifyReport:
             expected = answers(reference, asked, real_inputs(model, settings))
             report.reason = _unsteady(reference, expected, settings)
             report.findings = findings(expected)
-            report.reason = report.reason or misdeclared(expected, settings.outputs)
+            report.reason = report.reason or misdeclared(expected, settings.outputs, settings.dims)
             if isinstance(reference, OnnxOriginal) and not report.reason:
                 disagree = _opinions(reference, expected, settings, report)
             wanted = outputs_over(reference.run, settings, split(model, "evaluation"))
@@ -142,8 +144,12 @@ def _kinds(model: str, settings: ModelParams, wanted: Arrays) -> list[OutputKind
     """The kind of each output, and whether the quality measure depends on it; guesses are printed to stderr."""
     samples = split(model, "evaluation")
     read = judged_by_quality(settings, wanted, samples, f"models.{model}")
-    kinds = kinds_of(settings.outputs, settings.inputs, wanted, labels_of(settings, samples))
-    found = [kind.model_copy(update={"by_quality": kind.output in read}) for kind in kinds]
+    inputs, outputs = declared_samples_first(settings, steps := has_steps(settings, samples))
+    axes = Layout.of(settings).outputs
+    found = [
+        kind.model_copy(update={"by_quality": kind.output in read, "samples": axes[kind.output], "steps": steps})
+        for kind in kinds_of(outputs, inputs, wanted, labels_of(settings, samples))
+    ]
     for kind in found:
         if settings.outputs[kind.output].kind is None and not kind.by_quality:
             words = f"verify {model}: {kind}; if that is wrong, set outputs.{kind.output}.kind in params.yaml"
@@ -259,7 +265,7 @@ def _opinions(reference: OnnxOriginal, expected: list[Expected], settings: Model
     Stores the comparison in the report's `evaluator`, `evaluated` and `findings`. Returns a fault of ONNX Runtime in
     words; empty if there is none.
     """
-    able = [item for item in expected if not item.probe and item.failure is None]
+    able = [item for item in expected if not item.probe and item.failure is None and item.case.sequence is None]
     able.sort(key=lambda item: sum(value.size for value in item.case.inputs.values()))
     differing = []
     for item in able[:EVALUATED]:

@@ -5,22 +5,28 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from pyarrow import parquet
 
-from onward.registry.evidence.records import PLAIN
+from onward.registry.evidence.records import PLAIN, Measurement, Ratio
 from onward.registry.evidence.reports import BenchmarkReport, QuantizeReport, SelectReport, load
+from onward.registry.evidence.session_options import CPU
+from onward.registry.host import hardware, runtimes
 from onward.stages import host
-from onward.stages.benchmark import TUNED, benchmark
+from onward.stages.benchmark import TUNED, benchmark, faster_originals
 from onward.stages.data import data
 from onward.stages.export import export
+from onward.stages.measuring.race import blank
 from onward.stages.optimize import optimize
 from onward.stages.quantize import quantize
 from onward.stages.select import select
 from onward.stages.train import train
 from onward.stages.verify import verify
-from tests.toy import WIDE, many_rows, one, toy_params, write_project
+from onward.stages.workers.worker import Worker
+from tests.toy import SOURCE, WIDE, many_rows, one, toy_params, write_project
 
 BEFORE = {
     "train": train, "data": data, "export": export, "verify": verify, "optimize": optimize, "quantize": quantize,
@@ -93,6 +99,14 @@ def test_a_search_without_time_judges_one_variant_and_reports_the_cut(project: P
     else:
         assert report.compiled.status == "failed"
         assert report.compiled.reason
+    lower = report.compiled_bfloat16
+    assert lower is not None
+    assert lower.precision == "bfloat16"
+    if not runtimes.BFLOAT16 & set(hardware.instruction_sets()):
+        assert (lower.status, lower.reason) == ("not attempted", "this CPU does not compute in bfloat16")
+    elif shutil.which("g++"):
+        assert lower.latencies, lower.reason
+        assert lower.cosine is not None
 
 
 @pytest.mark.parametrize("budget", [{"min_cosine": 0.999999}, {"min_snr_db": 90.0}])
@@ -104,3 +118,32 @@ def test_int8_outside_the_budget_is_not_measured_in_full(project: Path, budget: 
     assert broken
     assert not [m for m in report.measurements if m.precision == "int8" and m.latencies]
     assert chosen.variant.startswith(PLAIN)
+
+
+def test_the_original_runs_in_bfloat16(project: Path) -> None:
+    write_project(project, SOURCE)
+    weights = project / "build" / "toy" / "train" / "model.safetensors"
+    one("train", "toy", train)
+    x = np.random.default_rng(0).standard_normal((4, 6)).astype(np.float32)
+    answers = {}
+    for precision in ("float32", "bfloat16"):
+        with Worker.torch("models.toy:net", weights, ["x"], ["y"], "toy", precision=precision) as worker:
+            answers[precision] = worker.run({"x": x})["y"]
+            assert worker.measure({"x": x}, 0.001, 1)
+    assert {answer.dtype for answer in answers.values()} == {np.dtype(np.float32)}
+    off = np.abs(answers["bfloat16"] - answers["float32"]).max()
+    assert 0 < off < 0.05
+
+
+def test_an_original_that_beats_every_variant_is_reported() -> None:
+    def timed(name: str, value: float, **more: Any) -> Measurement:
+        found = Ratio(value=value, low=value * 0.99, high=value * 1.01)
+        return blank(name, "cpu", CPU, "float32", ratios={"all": found}, host_ratios={"all": found}, **more)
+
+    variants = [timed("plain", 1.0), timed("fast", 0.5)]
+    originals = [timed("reference", 0.6), timed("torch.compile", 0.499), timed("lower", 0.25, cosine=0.9999)]
+    assert list(faster_originals(originals, variants)) == [
+        "lower (worst cosine 0.99990) is 2.00 times as fast as the fastest acceptable ONNX variant, fast on cpu "
+        "(95 % interval 1.97 to 2.03)"
+    ]
+    assert list(faster_originals(originals, [])) == []

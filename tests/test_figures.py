@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from onward.registry.evidence.records import CaseResult, OutputComparison, OutputFidelity, OutputKind
+from onward.registry.evidence.records import CaseResult, OutputComparison, OutputFidelity, OutputKind, Ratio
 from onward.registry.evidence.reports import Evidence
 from onward.registry.gates.builtin import judge
 from onward.registry.tracking.metrics import run_records, sentence, variant_metrics, version_tags
@@ -109,3 +109,32 @@ def test_plots_are_drawn_for_every_measure(tmp_path: Path, budget: float | None)
     evidence.select.quality_budget = None
     evidence.select.choices[1].quality_budget = budget
     assert {path.name for path in draw_plots(evidence, tmp_path)} == {"latency.png", "pareto.png"}
+
+
+def test_the_worst_size_and_the_fastest_runtime_are_recorded(tmp_path: Path) -> None:
+    evidence = make_publication(tmp_path).evidence
+    fast, winners = evidence.benchmark.measurements[1], evidence.select.winners
+    half, most = Ratio(value=0.5, low=0.49, high=0.51), Ratio(value=0.9, low=0.89, high=0.91)
+    fast.ratios = {"b1": half, "b8": most, "all": Ratio(value=0.67, low=0.66, high=0.68)}
+    fast.host_ratios = {"b1": half, "b8": half, "all": half}
+    found = metrics_of(evidence)
+    assert (found["ratio_cpu/worst"], found["ratio_cpu/host_worst"]) == (0.9, 0.5)
+    assert (found["ratio_cpu/host"], found["ratio_cpu/host_low"], found["ratio_cpu/host_high"]) == (0.5, 0.49, 0.51)
+    evidence.select.choices[1] = evidence.select.choices[1].model_copy(update={"worst": most, "worst_size": "b8"})
+    winners[0].host_ratio = half
+    assert version_tags(evidence)["latency_ratio_worst"] == "0.9 at b8"
+    assert "fastest" not in version_tags(evidence)
+    there = {"variant": "plain-bf16", "runtime": "openvino-native", "host_ratio": Ratio(value=0.25, low=0.2, high=0.3)}
+    winners.append(winners[0].model_copy(update=there))
+    tag = "plain-bf16 on openvino-native, 4.00 times as fast as the plain export on cpu"
+    assert version_tags(evidence)["fastest"] == tag
+    assert sentence(evidence).endswith(f" Fastest where its runtime is installed: {tag}.")
+
+
+def test_every_original_is_a_run(tmp_path: Path) -> None:
+    evidence = make_publication(tmp_path).evidence
+    reference = evidence.benchmark.reference
+    assert reference is not None
+    lower = reference.model_copy(update={"variant": "torch.compile bfloat16", "precision": "bfloat16"})
+    evidence.benchmark.compiled_bfloat16 = lower
+    assert "torch.compile bfloat16" in {record.name.split(" (")[0] for record in run_records(evidence, tmp_path, {})}

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onward.registry.evidence.records import FileDigest, Ratio, SweepPoint
-from onward.registry.evidence.session_options import CPU, CUDA, SessionOptions
+from onward.registry import processors
+from onward.registry.evidence.records import FileDigest, Ratio, SweepPoint, worst_size
+from onward.registry.evidence.session_options import CPU, CUDA, OPENVINO, OPENVINO_NATIVE, SessionOptions
 from onward.stages.config.schema import Dim
 from onward.stages.measuring.race import (
     LONGEST_TURN,
@@ -30,7 +31,7 @@ from onward.stages.measuring.race import (
 from onward.stages.measuring.samples import Samples
 from onward.stages.measuring.scenarios import WORTH_DOUBLING, batches, knee
 from onward.stages.measuring.screening import HOPELESS, MOST_ROUNDS, Deadline, halve, screen, why_out
-from onward.stages.measuring.tuning import HELPS, combine, trials
+from onward.stages.measuring.tuning import HELPS, combine, trials, tune
 from onward.stages.workers.onnx_worker import time_callers
 
 FEEDS = {"b1": Feed({"batch": 1}, {}), "b8": Feed({"batch": 8}, {})}
@@ -239,6 +240,48 @@ def test_every_trial_fits_the_number_of_processors(cores: int) -> None:
 
 def test_on_cuda_only_options_of_the_provider_are_tried() -> None:
     assert {key for options in trials(CUDA, range(1, 17)) for key in options.to_load()} == {"tf32", "nhwc"}
+
+
+def test_on_openvino_only_its_own_options_are_tried() -> None:
+    def keys(provider: str) -> set[str]:
+        return {key for options in trials(provider, range(1, 5), ["bfloat16"]) for key in options.to_load()}
+
+    assert keys(OPENVINO_NATIVE) == {"precision", "threads", "performance"}
+    assert keys(OPENVINO) == {"precision", "threads", "performance", "graph_level"}
+    assert list(trials(OPENVINO_NATIVE, [1])) == []
+
+
+def test_trials_keep_the_options_that_a_finalist_already_has() -> None:
+    """A float32 graph in bfloat16 stays in bfloat16 while threads are tried, and no other precision is."""
+    finalist = field([1.0], [])[0]
+    finalist.result.provider, finalist.result.precision = OPENVINO_NATIVE, "bfloat16"
+    finalist.result.graph, finalist.result.options = "plain", SessionOptions(precision="bfloat16")
+    finalist.weights = {"b1": 3.0}
+    noise, tried = np.random.default_rng(0), []
+
+    def start(result: Any) -> Any:
+        tried.append(result)
+        return Simulated(0.5 if result.options.threads == 1 else 1.0, noise, [], result.variant)
+
+    turns = dict.fromkeys(FEEDS, Turn(0.01, 2))
+    found = tune(finalist, start, FEEDS, turns, Deadline.after(60), random.Random(0), Samples(), ["float16"])
+    if processors.count() > 1:
+        assert found is not None
+        assert found.result.options == SessionOptions(precision="bfloat16", threads=1)
+        assert (found.result.graph, found.result.precision) == ("plain", "bfloat16")
+        assert found.weights == {"b1": 3.0}
+    assert {result.options.precision for result in tried} == {"bfloat16"}
+
+
+def test_a_mean_over_sizes_uses_their_weights() -> None:
+    plain, variant = field([1.0, 1.0], [])
+    plain.rounds = {"b1": [[1.0]] * 3, "b8": [[1.0]] * 3}
+    variant.rounds = {"b1": [[0.5]] * 3, "b8": [[2.0]] * 3}
+    assert variant.ratios(plain)["all"].value == pytest.approx(1)
+    variant.weights = {"b1": 3.0, "b8": 1.0}
+    found = variant.ratios(plain)
+    assert found["all"].value == variant.ratio(plain).value == pytest.approx(0.5**0.5)
+    assert (found["b1"].value, found["b8"].value, worst_size(found)) == (0.5, 2.0, "b8")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import yaml
 from onward.registry.errors import UsageError
 from onward.stages import params
 from onward.stages.config import load
-from onward.stages.config.schema import ModelParams
+from onward.stages.config.schema import Dim, ModelParams
+from onward.stages.parity.sizes import size_weight
 from tests.conftest import ROOT, run
 from tests.toy import SOURCE, toy_params, write_project, write_settings
 
@@ -94,6 +96,17 @@ MISTAKES: list[tuple[str, dict[str, Any], str]] = [
         "models.toy.optimize.candidates[0]: must be the name of a technique",
     ),
     ("unknown runtime", {**with_model(), "runtimes": ["gpu"]}, "runtimes[0]: "),
+    ("auto and more", {**with_model(), "runtimes": ["auto", "cpu"]}, "runtimes: auto is every runtime"),
+    (
+        "weights of some sizes",
+        with_model(dims={"batch": {"max": 8, "typical": [{1: 0.9}, 8]}}),
+        "models.toy.dims.batch: typical: give every size a weight, as in [{1: 0.9}, {32: 0.1}]",
+    ),
+    (
+        "weight of nothing",
+        with_model(dims={"batch": {"max": 8, "typical": [{1: 1}, {8: 0}]}}),
+        "models.toy.dims.batch: typical: the weight of 8 must be a number above 0, not 0",
+    ),
     (
         "unknown environment",
         {**with_model(), "environments": {"production": {"from": "stagging", "require": []}}},
@@ -217,3 +230,27 @@ def test_a_stage_reads_only_settings_in_its_section(stage: str) -> None:
     source = (ROOT / "stages" / f"{stage}.py").read_text()
     read = set(re.findall(r"\bsettings\.(\w+)", source)) & set(ModelParams.model_fields)
     assert read <= set(load.READS[stage])
+
+
+def test_weights_of_sizes_repeat_the_benchmark_only(project: Path) -> None:
+    def sections_of(typical: list[Any]) -> dict[str, Any]:
+        write_project(project, params=toy_params(dims={"batch": {"max": 16, "typical": typical}}))
+        return {name: json.loads(text) for name, text in params.sections(load.read()).items() if "publish" not in name}
+
+    equal, weighted = sections_of([1, 4]), sections_of([{1: 0.75}, {4: 0.25}])
+    assert {name for name in equal if equal[name] != weighted[name]} == {"toy/benchmark.json"}
+    dim = Dim.model_validate(weighted["toy/benchmark.json"]["settings"]["dims"]["batch"])
+    assert (dim.typical, dim.weights) == ([1, 4], [0.75, 0.25])
+    assert size_weight({"batch": dim, "rows": Dim(max=9, typical=[3])}, {"batch": 4, "rows": 3}) == 0.25
+
+
+def test_auto_makes_the_same_graphs_on_every_machine(project: Path) -> None:
+    """Earlier stages must not depend on the runtimes that a machine has."""
+    raw = toy_params()
+    write_project(project, params=raw)
+    found = {name: json.loads(text).get("runtimes") for name, text in params.sections(load.read()).items()}
+    assert found["host.json"] == found["toy/benchmark.json"] == ["auto"]
+    assert found["toy/optimize.json"] == found["toy/quantize.json"] == ["cpu", "openvino", "openvino-native"]
+    assert found["toy/select.json"] is None
+    write_project(project, params=raw | {"runtimes": "cpu"})
+    assert json.loads(params.sections(load.read())["host.json"])["runtimes"] == ["cpu"]

@@ -16,7 +16,8 @@ from onward.stages.config import paths
 from onward.stages.config.schema import ModelParams, Tolerance, Verify
 from onward.stages.export import _export, _sound, _Unsound
 from onward.stages.exporting import diagnostics
-from onward.stages.parity.check import check, misdeclared, recall, sentence
+from onward.stages.parity.check import check, recall, sentence
+from onward.stages.parity.declared_shapes import misdeclared
 from onward.stages.parity.reference_answers import cases
 from onward.stages.workers import isolated_call
 from onward.stages.workers.torch_module import load_module
@@ -135,7 +136,7 @@ def verdict(example: Example, root: Path) -> tuple[str, list[str]]:
         return str(refused), []
     expected = recall(folder / "answers.npz", cases(example.name, settings, Verify()))
     with Worker.onnx(target, example.name) as worker:
-        fell = misdeclared(expected, settings.outputs) or sentence(check(worker, expected, Tolerance()))
+        fell = misdeclared(expected, settings.outputs, settings.dims) or sentence(check(worker, expected, Tolerance()))
     found = list(diagnostics.findings(onnx.load(target)))
     return fell and f"outputs differ from the module's: {fell}", found
 

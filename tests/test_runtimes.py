@@ -27,9 +27,9 @@ from onward.registry.artifact.replay import replay_in_subprocess
 from onward.registry.artifact.serving_plan import Serving
 from onward.registry.cli import runtimes as cli_runtimes
 from onward.registry.errors import OnwardError, UsageError
-from onward.registry.evidence.records import RuntimeState
+from onward.registry.evidence.records import RuntimeState, by_speed
 from onward.registry.evidence.reports import BenchmarkReport, PublishReport
-from onward.registry.evidence.session_options import CPU, SessionOptions
+from onward.registry.evidence.session_options import CPU, OPENVINO, OPENVINO_NATIVE, SessionOptions
 from onward.registry.host import hardware, runtimes
 from onward.stages import host
 from onward.stages.benchmark import benchmark
@@ -46,8 +46,6 @@ from tests.conftest import ROOT, Command
 from tests.onnx_models import linear
 from tests.store_factory import version_for_two_providers
 from tests.toy import one, toy_params, write_project, write_settings
-
-OPENVINO = runtimes.PROVIDERS["openvino"]
 
 CONVOLUTIONAL = """
 import numpy as np
@@ -76,6 +74,13 @@ def openvino() -> Path:
     """The interpreter of the OpenVINO environment, which is created if it is missing."""
     runtimes.install("openvino", ROOT)
     return runtimes.python("openvino", ROOT)
+
+
+@pytest.fixture(scope="module")
+def native() -> Path:
+    """The interpreter of the environment with the package openvino, which is created if it is missing."""
+    runtimes.install("openvino-native", ROOT)
+    return runtimes.python("openvino-native", ROOT)
 
 
 def run_on(python: Path, code: str) -> str:
@@ -121,33 +126,59 @@ def up_to_benchmark(project: Path) -> None:
         one(name, "toy", compute)
 
 
-def test_a_real_model_is_measured_published_and_replayed_on_both_providers(
-    project: Path, openvino: Path, store_uri: str, tmp_path: Path
+def in_bfloat16(runtime: str) -> None:
+    """Let the host stage's answer say that a runtime computes in bfloat16. OpenVINO emulates it on other CPUs."""
+    path = Path("build/host/machine.json")
+    described = json.loads(path.read_text())
+    for state in described["runtimes"]:
+        if state["runtime"] == runtime:
+            state["precisions"] = ["bfloat16"]
+    path.write_text(json.dumps(described))
+
+
+def test_a_real_model_is_measured_published_and_replayed_on_all_runtimes(
+    project: Path, openvino: Path, native: Path, store_uri: str, tmp_path: Path
 ) -> None:
-    params = toy_params(inputs={"x": {"shape": ["batch", 1, 12, 12]}}) | {"runtimes": ["cpu", "openvino", "cuda"]}
+    names = ["cpu", "openvino", "openvino-native", "cuda"]
+    candidates = {"optimize": {"candidates": ["onnxslim"]}, "quantize": {"candidates": ["static"]}}
+    params = toy_params(inputs={"x": {"shape": ["batch", 1, 12, 12]}}, **candidates) | {"runtimes": names}
     write_project(project, CONVOLUTIONAL, params)
     up_to_benchmark(project)
+    in_bfloat16("openvino-native")
     report = one("benchmark", "toy", benchmark)
     assert isinstance(report, BenchmarkReport)
     assert report.passed, report.reason
     plain = {m.runtime: m for m in report.measurements if m.variant == "plain"}
-    assert set(plain) == {"cpu", "openvino"} | ({"cuda"} if hardware.accelerators() else set())
+    assert set(plain) == set(names[:3]) | ({"cuda"} if hardware.accelerators() else set())
     assert plain["openvino"].node_share == {OPENVINO: 1.0}
-    assert plain["openvino"].latencies[0].p50_ms > 0
+    assert plain["openvino-native"].node_share == {OPENVINO_NATIVE: 1.0}
+    assert plain["openvino-native"].latencies[0].p50_ms > 0
     assert {state.runtime: state.usable for state in report.runtimes}["openvino"]
-    assert one("select", "toy", select).passed
+    lower = {m.variant: m for m in report.measurements if m.runtime == "openvino-native"}["plain-bf16"]
+    assert (lower.precision, lower.graph, lower.files) == ("bfloat16", "plain", plain["cpu"].files)
+    assert lower.options == SessionOptions(precision="bfloat16")
+    if lower.status == "passed":  # it was among the fastest, so its answers were judged as those of lower precision
+        assert lower.snr_db is not None
+        assert lower.snr_db < 100
+    assert plain["cpu"].host_ratios["all"].value == 1
+    for measured in report.measurements:
+        assert bool(measured.host_ratios) == bool(measured.latencies), measured.variant
+    chosen = one("select", "toy", select)
+    assert chosen.passed
     published = one("publish", "toy", publish)
     assert isinstance(published, PublishReport)
     assert published.version == 1
     folder = Path(mlflow.artifacts.download_artifacts("models:/toy/1", dst_path=str(tmp_path / "version")))
     serving = Serving.load(folder)
     assert serving is not None
-    assert {"cpu", "openvino"} <= set(serving.root)
+    assert set(names[:3]) <= set(serving.root)
+    assert list(serving.root) == [winner.runtime for winner in by_speed(chosen.winners)]
     assert replay_in_subprocess(folder)[0]  # in this environment the CPU winner is served
-    assert (
-        run_on(openvino, f"from onward.registry.artifact.replay import replay; print(replay(Path({str(folder)!r}))[0])")
-        == "True"
-    )
+    script = f"from onward.registry.artifact.replay import replay; print(replay(Path({str(folder)!r})))"
+    for python, name in ((openvino, OPENVINO), (native, OPENVINO_NATIVE)):
+        answer = run_on(python, script)
+        assert answer.startswith("(True, ")
+        assert f"on {name}" in answer
 
 
 def test_a_model_that_a_provider_cannot_run_is_reported_as_a_cpu_fallback(
@@ -240,6 +271,17 @@ def test_a_runtime_without_its_environment_names_the_install_command(checkout: P
     assert runtimes.state("openvino", checkout).reason == "not installed: onward runtimes install openvino"
 
 
+def test_auto_probes_every_runtime_and_names_the_command_that_installs_a_missing_one(project: Path) -> None:
+    write_project(project, params=toy_params() | {"runtimes": "auto"})
+    write_settings()
+    host.main()
+    found = {state.runtime: state for state in host.load()[0].runtimes}
+    assert list(found) == list(runtimes.PROVIDERS)
+    assert found["cpu"].usable
+    for name in ("openvino", "openvino-native"):
+        assert found[name].reason == f"not installed: onward runtimes install {name}"
+
+
 def test_an_environment_is_recreated_only_when_its_pins_change(checkout: Path) -> None:
     assert runtimes.install("tiny", checkout)
     (checkout / ".runtimes" / "tiny" / "mark").write_text("")
@@ -284,7 +326,8 @@ def test_a_killed_installation_leaves_no_usable_environment(checkout: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("gpu", "there are cpu, cuda, openvino, tiny"), ("tensorrt", "install cuda")]
+    ("name", "message"),
+    [("gpu", "there are cpu, cuda, nncf, openvino, openvino-native, tiny"), ("tensorrt", "install cuda")],
 )
 def test_an_unknown_runtime_cannot_be_installed(checkout: Path, name: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
@@ -355,4 +398,4 @@ def test_environments_and_pipeline_pin_shared_packages_to_the_same_versions() ->
             name, _, pinned = line.partition("==")
             if name in constraints and not line.startswith("#"):
                 assert pinned == constraints[name], f"{path.name}: {name}"
-    assert set(yaml.safe_load((ROOT / "params.yaml").read_text())["runtimes"]) <= set(runtimes.PROVIDERS)
+    assert yaml.safe_load((ROOT / "params.yaml").read_text())["runtimes"] == runtimes.AUTO

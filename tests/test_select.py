@@ -12,7 +12,7 @@ from onward.registry.evidence.reports import BenchmarkReport, SelectReport, Veri
 from onward.registry.evidence.session_options import SessionOptions
 from onward.stages.config.schema import Budget
 from onward.stages.parity.budget import Judgement
-from onward.stages.select import choose, pareto, select
+from onward.stages.select import _winner, choose, pareto, select
 from tests.test_choice import PLAIN, REFERENCE, chosen, measured
 from tests.toy import write_project, write_settings
 
@@ -69,6 +69,17 @@ def test_only_fully_measured_variants_can_win_or_be_on_the_front() -> None:
     assert (alone["a"].chosen, alone["b"].chosen) == (True, False)
     neither = choices(measured("a", 0.99), measured("b", 0.99))
     assert not any(choice.chosen for choice in neither.values())
+
+
+def test_the_reason_of_a_choice_states_the_worst_size() -> None:
+    mixed = measured("a", 0.5)
+    mixed.ratios = {"b1": mixed.ratios["all"], "b32": Ratio(value=0.8, low=0.79, high=0.81), **mixed.ratios}
+    first = mixed.latencies[0]
+    mixed.latencies = [first.model_copy(update={"weight": 3.0}), first.model_copy(update={"p50_ms": 16 * first.p50_ms})]
+    found = choices(PLAIN, mixed)["a"]
+    assert found.reason.endswith("; at worst 1.25 times, at b32")
+    assert (found.worst_size, found.worst) == ("b32", mixed.ratios["b32"])
+    assert _winner(mixed).p50_ms == pytest.approx(2 * first.p50_ms)
 
 
 def test_the_front_contains_variants_not_dominated_in_latency_loss_and_size() -> None:

@@ -367,7 +367,7 @@ def test_an_invalid_suite_fails(project: Path, text: str) -> None:
     ("old", "new", "words"),
     [
         ('{"x": x,', '{"z": x,', "params.yaml: models.toy.samples: gives z, label; wanted x"),
-        ('{"x": x,', '{"x": x.T,', "Samples must be on the first axis of every array"),
+        ('{"x": x,', '{"x": x.T,', "Samples are counted on axis 0 of every array"),
         ("def samples(split):", "def samples(split):\n    raise KeyError(split)", "raised KeyError: 'evaluation'"),
     ],
 )

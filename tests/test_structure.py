@@ -85,7 +85,10 @@ def test_no_file_has_more_than_400_lines_of_code() -> None:
 
 
 def test_every_pinned_requirement_is_exact() -> None:
-    for name in ("constraints.txt", *[f"registry/host/pins/{name}.txt" for name in ("cpu", "openvino", "cuda")]):
+    for name in (
+        "constraints.txt",
+        *[f"registry/host/pins/{name}.txt" for name in ("cpu", "openvino", "openvino-native", "cuda")],
+    ):
         lines = [line for line in (ROOT / name).read_text().splitlines() if line and not line.startswith("#")]
         assert lines
         assert all("==" in line for line in lines), name

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from onward.registry.evidence.records import FileDigest, Ratio
-from onward.registry.evidence.reports import PublishReport, save
+from onward.registry.artifact.serving_plan import of_winners
+from onward.registry.evidence.records import FileDigest, Ratio, RuntimeState
+from onward.registry.evidence.reports import BenchmarkReport, PublishReport, SelectReport, load, save
 from onward.stages import verdict
 from tests.evidence_factory import make_publication
 from tests.toy import toy_params, write_project, write_settings
@@ -67,6 +68,45 @@ def test_every_model_has_a_row_even_if_it_failed_or_never_ran(
     assert "failed: bad: export: no translation" in out
     assert "not run: new: train has no report: run `dvc repro`" in out
     assert "not run: unpublished: publish has no report: run `dvc repro`" in out
+
+
+def test_the_fastest_runtime_is_shown_with_its_worst_size_and_missing_runtimes_with_their_remedy(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    of_models(project, "good")
+    reported(project, "good")
+    path = project / "build" / "good"
+    benchmark = load(BenchmarkReport, path / "benchmark" / "report.json")
+    select = load(SelectReport, path / "select" / "report.json")
+    here = benchmark.measurements[1]
+    ratio = Ratio(value=0.25, low=0.249, high=0.251)
+    ratios = {"b1": Ratio(value=0.5, low=0.49, high=0.51), "b8": Ratio(value=0.125, low=0.12, high=0.13), "all": ratio}
+    there = {"variant": "plain-bf16", "runtime": "openvino-native", "host_ratios": ratios}
+    benchmark.measurements.append(here.model_copy(update=there))
+    for measurement in benchmark.measurements[:2]:
+        measurement.host_ratios = measurement.ratios
+    benchmark.runtimes = [
+        RuntimeState(runtime="cpu", usable=True, version="1.32.0"),
+        RuntimeState(runtime="openvino-native", usable=True, version="2026.4.1"),
+        RuntimeState(runtime="openvino", usable=False, reason="not installed: onward runtimes install openvino"),
+    ]
+    chosen = select.choices[1]
+    select.choices.append(chosen.model_copy(update={"variant": "plain-bf16", "runtime": "openvino-native"}))
+    winner = select.winners[0]
+    winner.host_ratio = here.ratios["all"]
+    faster = {"variant": "plain-bf16", "runtime": "openvino-native", "host_ratio": ratio, "p50_ms": 9.0}
+    select.winners.append(winner.model_copy(update=faster))
+    save(benchmark, path / "benchmark" / "report.json")
+    save(select, path / "select" / "report.json")
+    code, out = printed(capsys)
+    assert code == 0
+    row = [cell.strip() for cell in next(line for line in out.splitlines() if "good" in line).split("│")[1:-1]]
+    assert row[1] == "passed"
+    assert row[3:6] == ["4.00 ±1%", "2.00 b1", "8.00 ±1%"]
+    assert "plain-bf16" in out
+    assert "measured: cpu 1.32.0, openvino-native 2026.4.1" in out
+    assert "not measured: openvino: not installed: onward runtimes install openvino" in out
+    assert list(of_winners(select.winners, project)[0].root) == ["openvino-native", "cpu"]
 
 
 @pytest.mark.parametrize(

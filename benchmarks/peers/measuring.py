@@ -22,13 +22,13 @@ from onward.registry.evidence.reports import BenchmarkReport, ExportReport, Sele
 from onward.registry.evidence.session_options import CPU
 from onward.registry.host.runtimes import python
 from onward.stages.config import paths
-from onward.stages.config.load import read, resolve
+from onward.stages.config.load import read
 from onward.stages.config.schema import ModelParams
 from onward.stages.measuring.race import BenchmarkedVariant, Feed, Questions, Turn, blank, race, turns_of
 from onward.stages.measuring.samples import Samples
 from onward.stages.measuring.statistics import undisturbed
 from onward.stages.parity.budget import Judgement
-from onward.stages.parity.cases import Source
+from onward.stages.parity.cases import Source, own_cases
 from onward.stages.parity.evaluate import quality_of
 from onward.stages.parity.reference import reference_worker, split
 from onward.stages.parity.reference_answers import recorded_answers, recorded_kinds, recorded_outputs
@@ -139,11 +139,11 @@ def questions_of(architecture: str, settings: ModelParams) -> tuple[Questions, f
 
 def feeds_of(architecture: str, settings: ModelParams) -> dict[str, Feed]:
     """Valid tensors for each size, the same for all files."""
-    custom = resolve(settings.cases) if settings.cases else None
+    custom = own_cases(settings, "models.*")
     source = Source(settings.inputs, custom)
     return {
         size_key(sizes): Feed(sizes, source.tensors(sizes, np.random.default_rng(settings.seed)))
-        for sizes in typical_sizes(settings.dims)
+        for sizes in typical_sizes(settings.free_dims)
         if sizes not in LEFT_OUT.get(architecture, ())
     }
 

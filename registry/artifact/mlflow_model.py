@@ -19,6 +19,7 @@ from onward.registry.artifact.replay import BUNDLE
 from onward.registry.artifact.serving_plan import MODEL, PROVIDERS, SERVING, Serving
 from onward.registry.errors import Refused
 from onward.registry.evidence.records import TensorSpec
+from onward.registry.evidence.session_options import CPU, OPENVINO_NATIVE
 
 MLMODEL = "MLmodel"
 # Names that external data cannot have: Onward writes them beside the model's files, or MLflow does when downloading.
@@ -70,6 +71,8 @@ def build_folder(
         )
 
     main = serving.on(provider) if serving else None
+    if provider == OPENVINO_NATIVE:  # MLflow's flavor has ONNX Runtime only
+        provider, main = CPU, None
     mlflow.onnx.save_model(
         ModelProto(),
         str(folder),

@@ -20,6 +20,7 @@ of CPU, so it must stay within the budget's distance from the original instead.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Iterator, Mapping
@@ -27,10 +28,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onward.registry.apart import Died, ask
+from onward.registry.artifact import sessions
 from onward.registry.artifact.custom_ops import register
 from onward.registry.artifact.serving_plan import MODEL, Served, Serving, preload
 from onward.registry.evidence.records import OutputKind, Record
-from onward.registry.evidence.session_options import CPU
+from onward.registry.evidence.session_options import CPU, OPENVINO_NATIVE, SessionOptions
 from onward.registry.files import write_atomically
 from onward.registry.npz import arrays
 
@@ -147,14 +149,12 @@ def replay(folder: Path, provider: str = "", allow_custom_ops: bool = False) -> 
     Returns:
         Whether the answers are acceptable here, and a text: what was compared or what went wrong.
     """
-    import onnxruntime
-
     bundle = folder / BUNDLE
     missing = [name for name in ("inputs.npz", "outputs.npz", "tolerance.json") if not (bundle / name).is_file()]
     if missing:
         return False, f"no evidence recorded ({BUNDLE}/{missing[0]} is missing)"
     recorded = Recorded.load(folder)
-    available = onnxruntime.get_available_providers()
+    available = sessions.available()
     serving = Serving.load(folder) or Serving({recorded.main: Served(file=MODEL, provider=provider or CPU)})
     here = {name: served for name, served in serving.root.items() if served.provider in available}
     if not here:
@@ -191,19 +191,28 @@ def judge(got: Arrays, folder: Path, runtime: str) -> tuple[list[str], str]:
 
 def _answers(folder: Path, served: Served, inputs: Arrays, allow_custom_ops: bool) -> tuple[Arrays, str]:
     """Run what is served; return the answers and the provider that ran. The CPU replaces one that cannot start."""
-    import onnxruntime
-
-    fitting = served.options.fitting_here()
-    options = fitting.to_onnxruntime()
-    options.log_severity_level = 3
-    register(options, folder, served.custom_ops or [], allow_custom_ops)
-    preload([served.provider])
-    providers = [fitting.to_provider(name) for name in dict.fromkeys((served.provider, CPU))]
-    session = onnxruntime.InferenceSession(str(folder / served.file), options, providers=providers)
+    fitting, path, session = served.options.fitting_here(), folder / served.file, None
+    if served.provider == OPENVINO_NATIVE and not served.custom_ops:
+        with contextlib.suppress(ImportError, RuntimeError):
+            session = sessions.NativeSession(path, fitting)
+    if session is None:
+        options = fitting.to_onnxruntime()
+        options.log_severity_level = 3
+        register(options, folder, served.custom_ops or [], allow_custom_ops)
+        session = _onnxruntime_session(path, served.provider, fitting, options)
     names = [output.name for output in session.get_outputs()]
     running = session.get_providers()[0]
     used = running if running == served.provider else f"{running}: {served.provider} fell back to CPU"
     return dict(zip(names, session.run(names, dict(inputs)), strict=True)), used
+
+
+def _onnxruntime_session(path: Path, provider: str, fitting: SessionOptions, options: Any) -> Any:
+    import onnxruntime
+
+    preload([provider])
+    wanted = [CPU] if provider == OPENVINO_NATIVE else list(dict.fromkeys((provider, CPU)))
+    providers = [fitting.to_provider(name) for name in wanted]
+    return onnxruntime.InferenceSession(str(path), options, providers=providers)
 
 
 def _reproduced(expected: Arrays) -> str:
@@ -242,6 +251,11 @@ def _compare_to_original(
     """
     from onward.registry.evidence.similarity import fidelity
 
+    kinds = {kind.output: kind for kind in recorded.kinds}
+    got, recorded_there, reference = (
+        {name: _as_judged(values, kinds.get(name)) for name, values in answers.items()}
+        for answers in (got, recorded_there, reference)
+    )
     broken = [name for name in reference if name not in got or got[name].shape != reference[name].shape]
     if broken:
         return [f"output {name} is missing or has another shape" for name in broken], ""
@@ -271,6 +285,16 @@ def _compare_to_original(
     if len(words) == 1:
         faults.append("its answers cannot be compared with the original's: no output has a top-1 or a signal")
     return faults, ", ".join(words)
+
+
+def _as_judged(values: Array, kind: OutputKind | None) -> Array:
+    """An output with its samples, and steps if there are any, on the first axes."""
+    from onward.registry.evidence.sample_axes import to_front
+
+    if kind is None:
+        return values
+    values = to_front(values, kind.samples)
+    return values[:, None] if kind.steps else values
 
 
 def _class_axes(recorded: Recorded, reference: Arrays) -> dict[str, int]:

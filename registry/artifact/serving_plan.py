@@ -3,7 +3,8 @@
 A version's folder may contain `serving.json`, which InferenceSession (registry/inference/session.py) applies:
 
     {"cpu":      {"file": "model.onnx", "provider": "CPUExecutionProvider", "options": {"threads": 2}},
-     "openvino": {"file": "providers/openvino/model.onnx", "provider": "OpenVINOExecutionProvider", "options": {}}}
+     "openvino": {"file": "providers/openvino/model.onnx", "provider": "OpenVINOExecutionProvider", "options": {}},
+     "openvino-native": {"file": "model.onnx", "provider": "OpenVINO", "options": {"precision": "bfloat16"}}}
 
 The entries are in order of preference, the fastest first. The first entry whose provider is available is served.
 
@@ -29,7 +30,7 @@ from pydantic import Field, RootModel, ValidationError
 from onward.registry.artifact.custom_ops import FOLDER
 from onward.registry.artifact.manifest import GRAPH, content_digest
 from onward.registry.errors import Refused
-from onward.registry.evidence.records import Record, Winner, first_problem
+from onward.registry.evidence.records import Record, Winner, by_speed, first_problem
 from onward.registry.evidence.session_options import CUDA, TENSORRT, SessionOptions
 from onward.registry.files import write_atomically
 
@@ -43,7 +44,7 @@ class Served(Record):
 
     Attributes:
         file: model.onnx or providers/NAME/model.onnx, relative to the version's folder.
-        provider: The execution provider.
+        provider: The execution provider, or "OpenVINO" for OpenVINO itself, without ONNX Runtime.
         options: The session options.
         custom_ops: Native libraries with custom operators, relative to the version's folder.
     """
@@ -132,7 +133,7 @@ def of_winners(
             options=winner.options,
             custom_ops=[f"{FOLDER}/{library.name}" for library in libraries] or None,
         )
-        for winner in sorted(winners, key=lambda winner: winner.p50_ms)
+        for winner in by_speed(winners)
     }
     return Serving(served), others
 

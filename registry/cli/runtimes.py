@@ -1,4 +1,4 @@
-"""`onward runtimes`: show the builds of ONNX Runtime and what they can do on this machine.
+"""`onward runtimes`: show the runtimes and what they can do on this machine.
 
 registry/cli/main.py adds it to the `onward` command.
 """
@@ -21,9 +21,9 @@ runtimes = typer.Typer(invoke_without_command=True)
 
 @runtimes.callback(invoke_without_command=True)
 def list_runtimes(context: typer.Context, as_json: Json = False) -> None:
-    """Show or install builds of ONNX Runtime.
+    """Show or install runtimes: builds of ONNX Runtime, and OpenVINO itself.
 
-    Each build (a runtime) has its own Python environment. Without a subcommand, this runs small models on each runtime,
+    Each runtime has its own Python environment. Without a subcommand, this runs small models on each runtime,
     and shows what it can do on this machine. `onward runtimes install` creates the environment of a runtime.
 
     Example: onward runtimes
@@ -42,12 +42,15 @@ def list_runtimes(context: typer.Context, as_json: Json = False) -> None:
     cores = f"{machine.cores} core{'s' if machine.cores > 1 else ''}"
     say(f"{machine.cpu}: {', '.join([cores, *machine.instruction_sets, *machine.accelerators])}")
     rows = [(one.runtime, one.version or "-", PROVIDERS[one.runtime], describe(one)) for one in found]
-    print_table(("runtime", "ONNX Runtime", "provider", "here"), rows)
+    print_table(("runtime", "version", "provider", "here"), rows)
 
 
 @runtimes.command("install")
 def install_runtime(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="openvino, cuda, or a file of runtimes/ in the project.")],
+    name: Annotated[
+        str,
+        typer.Argument(metavar="NAME", help="openvino, openvino-native, cuda, or a file of runtimes/ in the project."),
+    ],
     as_json: Json = False,
 ) -> None:
     """Create the environment of a runtime in .runtimes/NAME from its pinned requirements, and test it.
@@ -73,12 +76,17 @@ def describe(found: RuntimeState) -> str:
     Args:
         found: the state of the runtime.
     """
+    from onward.registry.host.runtimes import TOOLS
+
     if not found.usable:
         return f"cannot be used: {found.reason}"
+    if found.runtime in TOOLS:
+        return f"{found.version} can be used"
     parts = []
     for kind, share in found.node_share.items():
         part = kind if share == 1 else f"{kind} ({share:.0%} of the nodes)" if share else f"no {kind}"
         if kind == "int8" and found.int8_exact is not None:
             part += ", exact" if found.int8_exact else ", saturating (reduce_range helps)"
         parts.append(part)
+    parts += [f"{precision} as an option" for precision in found.precisions]
     return "; ".join(parts)

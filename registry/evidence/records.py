@@ -6,6 +6,7 @@ Apart from a benchmark's measurements, equal inputs give equal records: they con
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -121,6 +122,9 @@ class OutputKind(Record):
         limit: The limit in params.yaml; null if there is none.
         reason: Where the kind comes from: params.yaml, or a property of the answers.
         by_quality: Whether the model's own quality measure depends on this output. Then that measure judges it.
+        samples: The axis of samples in the model's own output; null if it has none. `axis` counts the axes of answers
+            that have their samples on axis 0.
+        steps: Whether answers are judged over sequences, with steps on axis 1.
     """
 
     output: str
@@ -130,6 +134,8 @@ class OutputKind(Record):
     limit: float | None = None
     reason: str = ""
     by_quality: bool = False
+    samples: int | None = 0
+    steps: bool = False
 
     def __str__(self) -> str:
         along = "" if self.axis is None else f" along axis {self.axis}"
@@ -413,6 +419,7 @@ class Latency(Record):
     Attributes:
         size: The label of the input size.
         sizes: The size of each named dimension.
+        weight: The weight of this size in means over sizes.
         samples: The number of timed calls.
         warmup: The number of calls before them.
         withheld: Which percentiles are null, and why; else empty.
@@ -422,6 +429,7 @@ class Latency(Record):
 
     size: str
     sizes: dict[str, int]
+    weight: float = 1.0
     samples: int
     warmup: int
     mean_ms: float
@@ -540,7 +548,11 @@ class Measurement(Record):
     cosine: float | None = None
     fidelity: list[OutputFidelity] = []
     latencies: list[Latency] = []
-    ratios: dict[str, Ratio] = Field(default={}, description="per size; `all` is the geometric mean over sizes")
+    ratios: dict[str, Ratio] = Field(default={}, description="per size; `all` is the weighted geometric mean")
+    host_ratios: dict[str, Ratio] = Field(
+        default={},
+        description="as `ratios`, against the plain export on the first runtime, timed in the same rounds",
+    )
     scenarios: Scenarios | None = None
 
 
@@ -562,11 +574,12 @@ class RuntimeState(Record):
         runtime: The runtime's name.
         usable: Whether the runtime can run models here.
         providers: The execution providers of its ONNX Runtime build.
-        version: The version of ONNX Runtime.
+        version: The version of ONNX Runtime, or of OpenVINO.
         reason: Why the runtime is not usable, and the command that installs it; else empty.
         node_share: The share of a small graph's nodes that ran on the provider, by the graph's precision; 0 if the
             provider cannot run the graph.
         int8_exact: Whether sums of uint8 x int8 products are exact. Without VNNI they saturate. Null if unknown.
+        precisions: The lower precisions in which the runtime can compute a float32 graph natively on this CPU.
     """
 
     runtime: str
@@ -576,6 +589,7 @@ class RuntimeState(Record):
     reason: str = ""
     node_share: dict[str, float] = {}
     int8_exact: bool | None = None
+    precisions: list[str] = []
 
 
 class Choice(Record):
@@ -588,7 +602,10 @@ class Choice(Record):
         on_front: Whether the variant is on the Pareto front: no other variant within the budget is at least as good in
             latency, quality and size, and better in one of them.
         reason: Why it was chosen or not.
-        ratio: Its latency relative to the plain export's.
+        ratio: Its latency relative to the plain export's on the same runtime.
+        host_ratio: Its latency relative to the plain export's on the first runtime.
+        worst_size: The size with the largest ratio.
+        worst: The ratio at that size.
         quality_drop: What its answers lost by `quality_measure`.
         quality_budget: What they may lose.
         quality_measure: The model's own measure, or the measure of the output that decided.
@@ -600,6 +617,9 @@ class Choice(Record):
     on_front: bool = False
     reason: str
     ratio: Ratio | None = None
+    host_ratio: Ratio | None = None
+    worst_size: str = ""
+    worst: Ratio | None = None
     quality_drop: float | None = None
     quality_budget: float | None = None
     quality_measure: str = ""
@@ -612,7 +632,8 @@ class Winner(Record):
         variant: The variant's name.
         runtime: The runtime's name.
         provider: The execution provider.
-        p50_ms: The variant's p50 on this runtime, as the geometric mean over the sizes.
+        p50_ms: The variant's p50 on this runtime, as the weighted geometric mean over the sizes.
+        host_ratio: Its latency relative to the plain export's on the first runtime; null if that was not measured.
         files: The .onnx and its external data.
         options: The session options.
     """
@@ -621,8 +642,33 @@ class Winner(Record):
     runtime: str
     provider: str
     p50_ms: float
+    host_ratio: Ratio | None = None
     files: list[FileDigest]
     options: SessionOptions = SessionOptions()
+
+
+def worst_size(ratios: Mapping[str, Ratio]) -> str:
+    """Find the size at which a variant gains least.
+
+    Args:
+        ratios: Its ratios by size, with `all` over all sizes.
+
+    Returns:
+        The size; empty if there are no ratios.
+    """
+    return max((size for size in ratios if size != "all"), key=lambda size: ratios[size].value, default="")
+
+
+def by_speed(winners: Sequence[Winner]) -> list[Winner]:
+    """Sort the winners of the runtimes, the fastest first.
+
+    Ratios to one graph that ran in the same rounds are compared, if all winners have one. Otherwise, latencies of races
+    at different times are compared.
+    """
+    comparable = all(winner.host_ratio for winner in winners)
+    return sorted(
+        winners, key=lambda winner: winner.host_ratio.value if comparable and winner.host_ratio else winner.p50_ms
+    )
 
 
 def worst_by_output(cases: list[CaseResult]) -> dict[str, OutputComparison]:

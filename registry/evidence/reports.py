@@ -185,6 +185,7 @@ class BenchmarkReport(Report):
         findings: Reasons to trust the measurements less: the machine's speed drifted, the search ran out of time.
         reference: The original model (PyTorch eager, or the supplied ONNX file).
         compiled: The original model under torch.compile, if params.yaml requests it.
+        compiled_bfloat16: The same in bfloat16.
         measurements: Every variant on every runtime.
     """
 
@@ -196,6 +197,7 @@ class BenchmarkReport(Report):
     findings: list[str] = []
     reference: Measurement | None = None
     compiled: Measurement | None = None
+    compiled_bfloat16: Measurement | None = None
     measurements: list[Measurement] = []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Annotated, Any, Literal
 
@@ -22,6 +23,11 @@ GraphLevel = Literal["disabled", "basic", "extended", "all"]
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 TENSORRT = "TensorrtExecutionProvider"
+OPENVINO = "OpenVINOExecutionProvider"
+# OpenVINO itself, without ONNX Runtime (registry/artifact/openvino_session.py). It is no provider of ONNX Runtime.
+OPENVINO_NATIVE = "OpenVINO"
+# Values of OpenVINO's INFERENCE_PRECISION_HINT.
+_HINTS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 
 
 class SessionOptions(BaseModel):
@@ -39,6 +45,10 @@ class SessionOptions(BaseModel):
         tf32: CUDA only. Whether float32 products use TensorFloat-32, which keeps ten bits of mantissa. That is another
             precision, so None means off here, although ONNX Runtime's default is on.
         nhwc: CUDA only. Whether convolutions run with channels last.
+        precision: OpenVINO only. The precision that float32 operators compute in. None means float32, although
+            OpenVINO's default is bfloat16 on a CPU with AMX or AVX512_BF16.
+        streams: OpenVINO only. The number of requests that run at the same time.
+        performance: OpenVINO only. What its defaults are chosen for. None means latency.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -52,6 +62,9 @@ class SessionOptions(BaseModel):
     affinity: str | None = None
     tf32: bool | None = None
     nhwc: bool | None = None
+    precision: Literal["bfloat16", "float16"] | None = None
+    streams: Annotated[int, Field(ge=1)] | None = None
+    performance: Literal["latency", "throughput"] | None = None
 
     @model_validator(mode="after")
     def _one_group_a_thread(self) -> SessionOptions:
@@ -70,6 +83,15 @@ class SessionOptions(BaseModel):
     def __str__(self) -> str:
         given = self.to_load()
         return ", ".join(f"{key} {value}".lower() for key, value in given.items()) or "ONNX Runtime's defaults"
+
+    def __or__(self, other: SessionOptions) -> SessionOptions:
+        """These options, with those that `other` sets instead."""
+        return SessionOptions.model_validate(self.to_load() | other.to_load())
+
+    def changes(self, other: SessionOptions) -> SessionOptions:
+        """The options of `other` that differ from these."""
+        own = self.to_load()
+        return SessionOptions.model_validate({k: v for k, v in other.to_load().items() if own.get(k) != v})
 
     def to_load(self) -> dict[str, Any]:
         """Convert to JSON for the worker's `load` request (stages/workers/onnx_worker.py); None is left out."""
@@ -103,12 +125,29 @@ class SessionOptions(BaseModel):
             name: The execution provider, e.g. "CUDAExecutionProvider".
 
         Returns:
-            The provider's name, together with these options if it is CUDA.
+            The provider's name, together with these options if it is CUDA or OpenVINO.
         """
+        if name == OPENVINO:
+            return name, {"load_config": json.dumps({"CPU": self._openvino()})}
         if name != CUDA:
             return name
         layout = {} if self.nhwc is None else {"prefer_nhwc": str(int(self.nhwc))}
         return name, {"use_tf32": str(int(bool(self.tf32))), **layout}
+
+    def _openvino(self) -> dict[str, str]:
+        """The plug-in's properties. The provider takes them as JSON; given a path, it falls back to the CPU."""
+        found = {"INFERENCE_PRECISION_HINT": _HINTS[self.precision or "float32"]}
+        if self.performance is not None:
+            found["PERFORMANCE_HINT"] = self.performance.upper()
+        if self.threads is not None:
+            found["INFERENCE_NUM_THREADS"] = str(self.threads)
+        if self.streams is not None:
+            found["NUM_STREAMS"] = str(self.streams)
+        return found
+
+    def to_native(self) -> dict[str, Any]:
+        """Convert to the arguments of OpenvinoSession (registry/artifact/openvino_session.py); None is left out."""
+        return self.model_dump(include={"threads", "streams", "precision", "performance"}, exclude_none=True)
 
     def to_mlflow(self) -> dict[str, Any]:
         """Convert to the argument `onnx_session_options` of `mlflow.onnx.save_model`.

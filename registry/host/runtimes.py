@@ -1,10 +1,10 @@
 """Manages one Python environment per runtime, because ONNX Runtime's builds cannot share an environment.
 
-`cpu` is the environment that Onward itself runs in. The others are made from pins: those of the project in
-`runtimes/NAME.txt` if it has them, else Onward's own in `pins/NAME.txt`. They are kept in `.runtimes/NAME` below the
-project. A probe runs small models to find out what a runtime can do here: a provider in ONNX Runtime's list may still
-leave every node to the CPU. A successful probe is cached under a digest of the environment and the machine; a failed
-one is repeated the next time.
+A runtime is a build of ONNX Runtime with its execution provider, or OpenVINO itself (`openvino-native`). `cpu` is the
+environment that Onward itself runs in. The others are made from pins: those of the project in `runtimes/NAME.txt` if it
+has them, else Onward's own in `pins/NAME.txt`. They are kept in `.runtimes/NAME` below the project. A probe runs small
+models to find out what a runtime can do here: a provider in ONNX Runtime's list may still leave every node to the CPU.
+A successful probe is cached under a digest of the environment and the machine; a failed one is repeated the next time.
 
     python("openvino", root)    # the interpreter
     state("openvino", root)     # a RuntimeState: usable, or why not and what installs it
@@ -21,6 +21,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -29,22 +30,32 @@ from pydantic import ValidationError
 
 from onward.registry.errors import OnwardError, UsageError
 from onward.registry.evidence.records import Record, RuntimeState
-from onward.registry.evidence.session_options import CPU, CUDA, TENSORRT
+from onward.registry.evidence.session_options import CPU, CUDA, OPENVINO, OPENVINO_NATIVE, TENSORRT
 from onward.registry.files import replacing, sha256_file, write_atomically
 from onward.registry.host import hardware
 
-# The execution provider that must really run the nodes, by runtime.
+# The execution provider that must really run the nodes, by runtime, in the order in which `runtimes: auto` measures.
 PROVIDERS = {
     "cpu": CPU,
-    "openvino": "OpenVINOExecutionProvider",
+    "openvino": OPENVINO,
+    "openvino-native": OPENVINO_NATIVE,
     "cuda": CUDA,
     "tensorrt": TENSORRT,
 }
+# Tools with an environment of their own that runs no models; each is a package of that name.
+TOOLS = ("nncf",)
 # TensorRT is a provider of the same ONNX Runtime build as CUDA.
 _ENVIRONMENT = {"tensorrt": "cuda"}
 _NVIDIA = ("cuda", "tensorrt")
+# Graphs are made for these runtimes if params.yaml names none (`auto`), on every machine the same.
+CPU_RUNTIMES = ("cpu", "openvino", "openvino-native")
+# The value of `runtimes` in params.yaml that stands for every runtime.
+AUTO = "auto"
+# The CPU's instruction sets that compute in bfloat16.
+BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}
 _BUILDS = ("onnxruntime", "onnxruntime-openvino", "onnxruntime-gpu")
 _HERE = Path(__file__).resolve().parent
+_SESSION = _HERE.parent / "artifact" / "openvino_session.py"
 _PINS = _HERE / "pins"
 _FOLDER = ".runtimes"
 _MARKER = "onward.json"
@@ -59,6 +70,15 @@ class _Kept(Record):
 
     key: str
     state: RuntimeState
+
+
+def named(runtimes: Iterable[str]) -> list[str]:
+    """Replace `auto` by every runtime.
+
+    Args:
+        runtimes: The runtimes of params.yaml.
+    """
+    return [name for given in runtimes for name in (PROVIDERS if given == AUTO else [given])]
 
 
 def python(name: str, root: Path) -> Path:
@@ -93,7 +113,7 @@ def state(name: str, root: Path) -> RuntimeState:
     if name != "cpu" and made != _wanted(name, root):
         return _absent(name, f"installed from other pins than {name}.txt now has: onward runtimes install {name}")
     host = [machine.cpu, *machine.instruction_sets, *machine.accelerators]
-    code = [sha256_file(Path(__file__)), sha256_file(_HERE / "runtime_probe.py")]
+    code = [sha256_file(path) for path in (Path(__file__), *sorted(_HERE.glob("*_probe.py")), _SESSION)]
     key = hashlib.sha256(json.dumps([name, made, host, code], sort_keys=True).encode()).hexdigest()
     kept = root / _FOLDER / f"{name}.json"
     try:
@@ -103,6 +123,8 @@ def state(name: str, root: Path) -> RuntimeState:
     except (FileNotFoundError, ValidationError):
         pass  # there is no cached probe, or another release wrote it
     probed = _probe(name, root)
+    if name == "openvino" and not BFLOAT16 & set(machine.instruction_sets):
+        probed.precisions = []  # the plug-in would emulate it, which is slower than float32
     if probed.usable:
         with contextlib.suppress(PermissionError):  # a checkout of another user: the next call probes again
             write_atomically(kept, (_Kept(key=key, state=probed).model_dump_json(indent=2) + "\n").encode())
@@ -182,11 +204,29 @@ def _version(package: str) -> str:
         return "absent"
 
 
+def _tool(name: str, root: Path) -> RuntimeState:
+    """Whether a tool can be imported in its environment."""
+    code = f"import importlib.metadata, {name}; print(importlib.metadata.version('{name}'))"
+    try:
+        done = subprocess.run(
+            [str(python(name, root)), "-c", code], capture_output=True, text=True, timeout=_PROBE_S, check=False
+        )
+    except (subprocess.TimeoutExpired, OSError) as error:
+        return _absent(name, f"does not start: {error}")
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        return _absent(name, f"does not start: {lines[-1]}")
+    return RuntimeState(runtime=name, usable=True, version=done.stdout.split()[-1])
+
+
 def _probe(name: str, root: Path) -> RuntimeState:
+    if name in TOOLS:
+        return _tool(name, root)
     provider = PROVIDERS[name]
     with tempfile.TemporaryDirectory(prefix="onward-") as temporary:
         _write_models(Path(temporary))
-        command = [str(python(name, root)), str(_HERE / "runtime_probe.py"), provider, temporary]
+        script = "openvino_probe.py" if provider == OPENVINO_NATIVE else "runtime_probe.py"
+        command = [str(python(name, root)), str(_HERE / script), provider, temporary]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=_PROBE_S, check=False)
         except (subprocess.TimeoutExpired, OSError) as error:
@@ -203,6 +243,7 @@ def _probe(name: str, root: Path) -> RuntimeState:
         return found
     graphs: dict[str, dict[str, Any]] = answer["graphs"]
     found.node_share = {kind: _share(graph, provider) for kind, graph in graphs.items() if kind != "saturation"}
+    found.precisions = answer["precisions"]
     exact = graphs["saturation"]
     if found.node_share["int8"] > 0 and "off" in exact:
         found.int8_exact = exact["off"] < _NEAR

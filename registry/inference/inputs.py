@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from onward.registry.errors import UsageError
+from onward.registry.evidence import size_expressions
 from onward.registry.evidence.records import dimension
 from onward.registry.inference.conversion import Array, position, to_array, to_dtype
 
@@ -30,6 +31,19 @@ def declared(documentation: str) -> dict[str, dict[str, Any]]:
     except (ValueError, AttributeError):  # another tool used the same metadata key
         return {}
     return {name: about for name, about in declarations if isinstance(about, dict)}
+
+
+def declared_states(documentation: str) -> dict[str, str]:
+    """The output that becomes an input of the next step, by input, as params.yaml declares it.
+
+    Args:
+        documentation: the JSON text that the export stage wrote to the graph's metadata.
+    """
+    try:
+        found = json.loads(documentation or "{}").items()
+    except (ValueError, AttributeError):  # another tool used the same metadata key
+        return {}
+    return {name: output for name, output in found if isinstance(output, str)}
 
 
 def declared_shape(declaration: Mapping[str, Any] | None) -> list[Any] | None:
@@ -59,12 +73,25 @@ def documented(shape: Sequence[int | str | None] | None, declared: Sequence[Any]
     ]
 
 
+def sample_axis(declaration: Mapping[str, Any] | None, rank: int | None = None) -> int | None:
+    """The axis of an input or output that counts samples; None if it has none.
+
+    Args:
+        declaration: the declaration, as `declared` returns it; None if there is none.
+        rank: the number of axes; None if it is not known.
+    """
+    axis = (declaration or {}).get("sample_axis", 0)
+    if axis is None or (type(axis) is int and axis >= 0):
+        return None if rank == 0 else axis
+    return 0
+
+
 class Input:
     """One input, as the model documents it, and its checks.
 
     Args:
         value: the input, as ONNX Runtime describes it.
-        declared: the shape that params.yaml declares; None if it is not known.
+        declaration: what params.yaml declares of the input; None if it is not known.
         limits: the documented range of values; None if there is none.
         strict: whether a size that params.yaml declares is required even if the graph leaves it open.
         may_be_empty: the names of the dimensions that may be 0.
@@ -73,12 +100,13 @@ class Input:
     def __init__(
         self,
         value: Any,
-        declared: Sequence[Any] | None = None,
+        declaration: Mapping[str, Any] | None = None,
         limits: Limits | None = None,
         strict: bool = False,
         may_be_empty: frozenset[str] = frozenset(),
     ) -> None:
         self.name: str = value.name
+        declared = declared_shape(declaration)
         self.dtype = to_dtype(value.type)
         # If the graph leaves the rank open, the shape is [], as for a scalar.
         self.shape = documented(value.shape, declared)
@@ -88,6 +116,9 @@ class Input:
                 size if known is None and type(size) is int and size > 0 else known
                 for known, size in zip(self.shape, declared, strict=True)
             ]
+        self.samples = sample_axis(declaration, 0 if value.shape == [] and declared == [] else None)
+        self.default = _default(declaration, self.dtype)
+        self._follows = _expressions(declared if len(declared or ()) == self.rank else None)
         self.limits = limits
         self._bounds = None if limits is None else _representable(limits, self.dtype)
         self._from_zero = None if self._bounds is None else _from_zero(self._bounds, self.dtype)
@@ -187,6 +218,24 @@ class Input:
                         f"dimension {dim} is {first[1]} in input {first[0]} and {size} in input {self.name}"
                     )
 
+    def check_derived(self, shape: tuple[int, ...], sizes: Mapping[str, tuple[str, int]]) -> None:
+        """Check the sizes that follow from other dimensions, such as `past + new`.
+
+        Args:
+            shape: the shape of the given array.
+            sizes: the sizes of all named dimensions, as name to (input, size).
+
+        Raises:
+            UsageError: a size differs from what follows.
+        """
+        for axis, text in self._follows:
+            size = size_expressions.value(text, {name: size for name, (_, size) in sizes.items()})
+            if size is not None and shape[axis] != size:
+                raise UsageError(
+                    f"input {self.name} has shape {list(shape)}; the size of axis {axis} must be {text}, which is "
+                    f"{size} here"
+                )
+
 
 class Inputs:
     """All inputs of a model: assigns values to them, and checks the values.
@@ -206,11 +255,11 @@ class Inputs:
         self.validate = validate
         strict = validate == "strict"
         about, sizes = declared(metadata.get("onward.inputs", "")), _sizes(metadata.get("onward.dims", ""))
-        empty = frozenset(name for name, (least, _) in sizes.items() if least == 0)
+        empty = frozenset(name for name, (least, _, _) in sizes.items() if least == 0)
         self.all = [
             Input(
                 value,
-                declared_shape(about.get(value.name)),
+                about.get(value.name),
                 _limits(about.get(value.name)) if strict else None,
                 strict,
                 empty,
@@ -218,6 +267,8 @@ class Inputs:
             for value in values
         ]
         self.names = [spec.name for spec in self.all]
+        self.required = [spec.name for spec in self.all if spec.default is None]
+        self.smallest = {name: least for name, (least, _, _) in sizes.items()}
         self._known = frozenset(self.names)
         self._sizes = sizes if strict else {}
         self._limited = [spec for spec in self.all if spec.limits is not None]
@@ -279,6 +330,9 @@ class Inputs:
         unknown = [str(name) for name in given if name not in self.names]
         if unknown:
             raise UsageError(f"the model has no input {', '.join(unknown)}; it takes {self}")
+        for spec in self.all:
+            if spec.default is not None and spec.name not in given:
+                given[spec.name] = spec.default
         missing = [name for name in self.names if name not in given]
         if missing:
             raise UsageError(f"input {', '.join(missing)} is missing; the model takes {self}")
@@ -315,8 +369,12 @@ class Inputs:
         sizes: dict[str, tuple[str, int]] = {}
         for spec, shape in zip(self.all, shapes, strict=True):
             spec.check_shape(shape, spec.shape, sizes)
-        for name, (least, most) in self._sizes.items():
+        for spec, shape in zip(self.all, shapes, strict=True):
+            spec.check_derived(shape, sizes)
+        for name, (least, most, factor) in self._sizes.items():
             first, size = sizes.get(name, ("", least))
+            if size % factor:
+                raise UsageError(f"dimension {name} is {size} in input {first}; the model takes multiples of {factor}")
             if not least <= size <= most:
                 hint = "; predict_batches runs fewer at a time" if size > most and self._counts_samples(name) else ""
                 raise UsageError(
@@ -333,14 +391,15 @@ class Inputs:
         Returns:
             the smallest possible batch size, and the one nearest to `wanted`.
         """
-        least, most = 1, wanted
+        least, most, factor = 1, wanted, 1
         for spec in self.all:
-            first = spec.shape[0] if spec.shape else None
+            first = spec.shape[spec.samples] if spec.samples is not None and spec.samples < len(spec.shape) else None
             if isinstance(first, int):
                 return first, first
             if first in self._sizes:
-                least, most = max(least, self._sizes[first][0]), min(most, self._sizes[first][1])
-        return least, max(least, most)
+                low, high, factor = self._sizes[first]
+                least, most = max(least, low or factor), min(most, high)
+        return least, max(least, most - most % factor)
 
     def fault(self, feed: Mapping[str, Array]) -> str:
         """Say how arrays differ from the documentation, after ONNX Runtime failed on them; "" if they do not.
@@ -355,24 +414,57 @@ class Inputs:
                 if array.dtype != spec.dtype:
                     return f"input {spec.name} is {array.dtype}, the model takes {spec}"
                 spec.check_shape(array.shape, spec.shape, sizes)
+            for spec in self.all:
+                spec.check_derived(feed[spec.name].shape, sizes)
         except UsageError as error:
             return str(error)
         return ""
 
     def _counts_samples(self, dim: str) -> bool:
-        """Whether a dimension is the number of samples: the first one of every input."""
-        return all(bool(spec.shape) and spec.shape[0] == dim for spec in self.all)
+        """Whether a dimension is the number of samples of every input that has samples."""
+        axes = [(spec.shape, spec.samples) for spec in self.all if spec.samples is not None]
+        return all(axis < len(shape) and shape[axis] == dim for shape, axis in axes)
 
 
-def _sizes(documentation: str) -> dict[str, tuple[int, int]]:
-    """The smallest and the largest documented size of each named dimension."""
-    found = {name: (about.get("min"), about.get("max")) for name, about in declared(documentation).items()}
-    return {name: (least, most) for name, (least, most) in found.items() if type(least) is type(most) is int}
+def _sizes(documentation: str) -> dict[str, tuple[int, int, int]]:
+    """The smallest and the largest documented size of each named dimension, and the number that divides them."""
+    found = {}
+    for name, about in declared(documentation).items():
+        least, most, factor = about.get("min"), about.get("max"), about.get("multiple_of", 1)
+        if type(least) is int and type(most) is int and type(factor) is int and factor > 0:
+            found[name] = least, most, factor
+    return found
+
+
+def _expressions(shape: Sequence[Any] | None) -> list[tuple[int, str]]:
+    """The axes of a declared shape whose size is an expression of other dimensions, with the expression."""
+    found = []
+    for axis, text in enumerate(shape or ()):
+        if isinstance(text, str) and not size_expressions.is_name(text):
+            try:
+                found.append((axis, size_expressions.normal(text)))
+            except ValueError:  # another tool's text
+                continue
+    return found
+
+
+def _default(declaration: Mapping[str, Any] | None, dtype: np.dtype[Any]) -> Array | None:
+    """The array of an input that has one value only; None if its shape depends on the other inputs."""
+    value, shape = (declaration or {}).get("value"), declared_shape(declaration)
+    if value is None or shape is None or not all(type(size) is int for size in shape):
+        return None
+    try:
+        return np.array(np.broadcast_to(np.asarray(value, dtype), shape))
+    except (TypeError, ValueError):  # another tool's metadata
+        return None
 
 
 def _limits(declaration: Mapping[str, Any] | None) -> Limits | None:
     """The documented range of an input's values."""
     found = (declaration or {}).get("range")
+    value = (declaration or {}).get("value")
+    if type(value) in (int, float):
+        found = [value, value]
     if not isinstance(found, list) or len(found) != 2 or not all(type(end) in (int, float) for end in found):
         return None
     return None if any(math.isnan(end) for end in found) else (found[0], found[1])

@@ -1,4 +1,4 @@
-"""A loaded model: checks inputs, runs ONNX Runtime, and joins batches.
+"""A loaded model: checks inputs, runs ONNX Runtime or OpenVINO, and joins batches.
 
 A Loaded object never changes. registry/inference/session.py replaces it when another version is live.
 """
@@ -6,6 +6,7 @@ A Loaded object never changes. registry/inference/session.py replaces it when an
 from __future__ import annotations
 
 import copy
+import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,14 +14,26 @@ from typing import Any
 
 import numpy as np
 
+from onward.registry.artifact import sessions
 from onward.registry.artifact.custom_ops import register
 from onward.registry.artifact.replay import without_batches
 from onward.registry.artifact.serving_plan import Served, Serving, preload
 from onward.registry.errors import MachineFault, UsageError
 from onward.registry.evidence.records import Record, TensorSpec
-from onward.registry.evidence.session_options import CPU, CUDA, SessionOptions
+from onward.registry.evidence.session_options import CPU, CUDA, OPENVINO, OPENVINO_NATIVE, SessionOptions
 from onward.registry.inference.conversion import Array, to_dtype
-from onward.registry.inference.inputs import Inputs, Validate, declared, declared_shape, documented
+from onward.registry.inference.inputs import (
+    Inputs,
+    Validate,
+    declared,
+    declared_shape,
+    declared_states,
+    documented,
+    sample_axis,
+)
+from onward.registry.inference.stream import Stream
+
+_LOG = logging.getLogger("onward")
 
 
 class ProviderFallback(RuntimeWarning):
@@ -67,7 +80,7 @@ class Metadata(Record):
 
 
 class Loaded:
-    """A model loaded into ONNX Runtime.
+    """A model loaded into ONNX Runtime, or into OpenVINO itself.
 
     Args:
         path: the .onnx file.
@@ -79,6 +92,8 @@ class Loaded:
         validate: as in InferenceSession.
         allow_custom_ops: as in InferenceSession.
     """
+
+    _session: Any  # of ONNX Runtime, or a NativeSession
 
     def __init__(
         self,
@@ -103,56 +118,78 @@ class Loaded:
             for value in self._session.get_outputs()
         }
         self._outputs = list(self._answers)
+        states = declared_states(metadata.get("onward.states", ""))
+        self._states = {
+            name: out for name, out in states.items() if name in self._inputs.names and out in self._answers
+        }
+        self._samples_on = [sample_axis(about.get(name)) for name in self._outputs]
         self._run = self._session.run
         self._single_output = len(self._outputs) == 1
 
     def _open(self, serving: Serving | None, given: Sequence[Any] | None, strict: bool, session_options: Any) -> None:
-        """Create the ONNX Runtime session, on the first provider that works."""
-        runtime, folder, target = _onnxruntime(), self.path.parent, self.origin["target"]
-        available = runtime.get_available_providers()
-        wanted = list(given or ())
-        if not wanted:
-            wanted = [served.provider for served in serving.root.values()] if serving else [CPU]
+        """Create the session, on the first provider that works."""
+        target, main, available = self.origin["target"], self.path, sessions.available()
+        wanted = list(given or ()) or _preferred(serving, available)
         usable = [provider for provider in wanted if _name(provider) in available]
+        if session_options is not None:  # they are ONNX Runtime's
+            usable = [provider for provider in usable if _name(provider) != OPENVINO_NATIVE]
         if CPU not in map(_name, wanted):
             usable.append(CPU)
-        preload([_name(provider) for provider in usable])
+        reasons: dict[str, str] = {}
         # An installed provider may fail to start (no device, no driver). ONNX Runtime then drops it without an error.
         # In that case, the next provider is tried, with the file and the options that won on it.
         for number, provider in enumerate(usable):
-            self._served = serving.on(_name(provider)) if serving else None
-            options = session_options or SessionOptions().fitting_here().to_onnxruntime()
+            name = _name(provider)
+            self._served = serving.on(name) if serving else None
+            self.path = main.parent / self._served.file if self._served else main
+            options = (self._served.options if self._served else SessionOptions()).fitting_here()
+            if name == OPENVINO_NATIVE:
+                try:
+                    self._session = sessions.NativeSession(self.path, options)
+                except Exception as error:  # OpenVINO's exceptions share no base but this
+                    reasons[name] = error_text(error)
+                    continue
+                options = self._session.options
+            else:
+                together: list[Any] = usable[number:] if given else list(dict.fromkeys((name, CPU)))
+                together = [one for one in together if _name(one) != OPENVINO_NATIVE]
+                if self._served and isinstance(provider, str):
+                    together[0] = options.to_provider(provider)
+                native = session_options or options.to_onnxruntime()
+                register(native, main.parent, serving.libraries if serving else [], self.allow_custom_ops)
+                self._session = self._started(native, together, reasons)
             if self._served:
-                fitting = self._served.options.fitting_here()
-                self._served = self._served.model_copy(update={"options": fitting})
-                self.path = folder / self._served.file
-                options = session_options or fitting.to_onnxruntime()
-            register(options, folder, serving.libraries if serving else [], self.allow_custom_ops)
-            together = usable[number:] if given else list(dict.fromkeys((_name(provider), CPU)))
-            if self._served and isinstance(provider, str):
-                together[0] = self._served.options.to_provider(provider)
-            try:
-                self._session = runtime.InferenceSession(str(self.path), options, providers=together)
-            except Exception as error:  # ONNX Runtime's exceptions share no base but this
-                raise UsageError(f"{target}: ONNX Runtime cannot load the model: {error_text(error)}") from error
-            running = self._session.get_providers()
-            if running[0] == _name(provider):
+                self._served = self._served.model_copy(update={"options": options})
+            if self._session.get_providers()[0] == name:
                 break
+        running = self._session.get_providers()
         requested = [_name(provider) for provider in wanted]
         # If the caller named no providers, only installed providers that come before the one in use count as missing,
         # unless the version was not measured on the one in use.
         if not given and (self._served or not serving):
-            requested = [name for name in requested[: requested.index(running[0])] if name in available]
+            before = requested[: requested.index(running[0])] if running[0] in requested else requested
+            requested = [name for name in before if name in available]
+            if serving:
+                _log_faster(target, serving, running[0], available)
         missing = [name for name in requested if name not in running]
         if missing and strict:
-            raise _without(missing, available)
+            raise _without(missing, available, reasons)
         if missing:
             warnings.warn(
-                f"{target}: {', '.join(missing)} cannot be used here (available: {', '.join(available)}); "
+                f"{target}: {', '.join(missing)} cannot be used here ({_why(missing, available, reasons)}); "
                 f"the model runs on {running[0]}",
                 ProviderFallback,
                 stacklevel=4,
             )
+
+    def _started(self, options: Any, providers: list[Any], reasons: Mapping[str, str]) -> Any:
+        """An ONNX Runtime session. `reasons` say why other providers did not start."""
+        target, runtime = self.origin["target"], _onnxruntime(reasons)
+        preload([_name(provider) for provider in providers])
+        try:
+            return runtime.InferenceSession(str(self.path), options, providers=providers)
+        except Exception as error:  # ONNX Runtime's exceptions share no base but this
+            raise UsageError(f"{target}: ONNX Runtime cannot load the model: {error_text(error)}") from error
 
     def predict(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Run the model once; see InferenceSession.predict.
@@ -168,7 +205,8 @@ class Loaded:
         """Run the model in batches; see InferenceSession.predict_batches.
 
         Args:
-            inputs: an array, a dict, or a tuple or list of one array per input; the first axis counts samples.
+            inputs: an array, a dict, or a tuple or list of one array per input. The first axis counts samples,
+            unless the model documents another one.
             batch_size: the number of samples in a batch.
         """
         if self._no_batches:
@@ -180,26 +218,31 @@ class Loaded:
             raise UsageError("the model has no inputs, so there are no samples to batch; call predict()")
         if isinstance(inputs, Mapping):
             given = known.by_name((), inputs)
-        elif len(known.all) == 1:
-            given = {known.names[0]: inputs}
+        elif len(known.required) == 1:
+            given = known.by_name((), {known.required[0]: inputs})
         elif isinstance(inputs, (tuple, list)):
             given = known.by_name(tuple(inputs), {})
         else:
             raise UsageError(f"the model has {len(known.all)} inputs, not one; give a dict or a tuple of {known}")
         arrays = known.arrays(given)
-        counts = {name: array.shape[0] if array.ndim else None for name, array in arrays.items()}
-        total = counts[known.names[0]]
+        axes = {spec.name: spec.samples for spec in known.all if spec.samples is not None}
+        counts = {n: arrays[n].shape[axis] if arrays[n].ndim > axis else None for n, axis in axes.items()}
+        total = next(iter(counts.values()), None)
         if total is None or len(set(counts.values())) != 1:
             described = ", ".join(f"{name} {list(array.shape)}" for name, array in arrays.items())
-            raise UsageError(f"the inputs differ in their number of samples (first axis): {described}")
+            where = (
+                "first axis" if set(axes.values()) <= {0} else "axes " + ", ".join(f"{axes[n]} of {n}" for n in axes)
+            )
+            raise UsageError(f"the inputs differ in their number of samples ({where}): {described}")
         if total == 0:
             return self._empty(arrays)
         least, size = known.batch(batch_size)
         parts = [
-            self._batch({name: array[start : start + size] for name, array in arrays.items()}, least)
+            self._batch({name: _part(array, axes.get(name), start, size) for name, array in arrays.items()}, least)
             for start in range(0, total, size)
         ]
-        results = [np.concatenate(column) for column in zip(*parts, strict=True)]
+        columns = zip(zip(*parts, strict=True), self._samples_on, strict=True)
+        results = [np.concatenate(column, axis or 0) for column, axis in columns]
         return results[0] if self._single_output else dict(zip(self._outputs, results, strict=True))
 
     def metadata(self) -> Metadata:
@@ -221,6 +264,22 @@ class Loaded:
             served=self._served,
         )
 
+    def stream(self) -> Stream:
+        """Start a sequence of steps; see InferenceSession.stream."""
+        if not self._states:
+            raise UsageError(
+                f"{self.origin['target']}: the model documents no state; declare `states` in params.yaml, such as "
+                "states: {state: stateN}, and release it again"
+            )
+        return Stream(self._inputs, self._outputs, self._states, self._ran)
+
+    @property
+    def sample_axes(self) -> dict[str, int | None]:
+        """The axis that counts samples of each input and output; None if it has none."""
+        return {spec.name: spec.samples for spec in self._inputs.all} | dict(
+            zip(self._outputs, self._samples_on, strict=True)
+        )
+
     @property
     def providers(self) -> list[str]:
         """The execution providers in use, the main one first."""
@@ -237,53 +296,69 @@ class Loaded:
         return same
 
     def _ran(self, feed: Mapping[str, Array]) -> Any:
-        """Run ONNX Runtime, and translate its errors."""
+        """Run the session, and translate its errors."""
         try:
             return self._run(self._outputs, feed)
-        except Exception as error:  # ONNX Runtime's exceptions share no base but this
+        except Exception as error:  # the runtimes' exceptions share no base but this
             target, text = self.origin["target"], error_text(error)
+            runtime = OPENVINO_NATIVE if self.providers == [OPENVINO_NATIVE] else "ONNX Runtime"
             fault = self._inputs.fault(feed)
             if fault:
-                raise UsageError(f"{target}: {fault}; ONNX Runtime says: {text}") from error
+                raise UsageError(f"{target}: {fault}; {runtime} says: {text}") from error
             given = ", ".join(f"{name} {array.dtype}{list(array.shape)}" for name, array in feed.items())
             if type(error).__name__ == "InvalidArgument" or isinstance(error, (TypeError, ValueError)):
-                raise UsageError(
-                    f"{target}: ONNX Runtime rejects {given or 'the call without inputs'}: {text}"
-                ) from error
-            raise MachineFault(f"{target}: ONNX Runtime failed on {given or 'no inputs'}: {text}") from error
+                raise UsageError(f"{target}: {runtime} rejects {given or 'the call without inputs'}: {text}") from error
+            raise MachineFault(f"{target}: {runtime} failed on {given or 'no inputs'}: {text}") from error
 
     def _batch(self, batch: dict[str, Array], least: int) -> list[Array]:
         """Run one batch. A batch of fewer than `least` samples is padded, and its outputs are cut to size again."""
-        count = len(batch[self._inputs.names[0]])
+        axes = {spec.name: spec.samples for spec in self._inputs.all if spec.samples is not None}
+        first = next(iter(axes))
+        count = batch[first].shape[axes[first]]
         wanted = max(count, least)
         if count < wanted:
-            batch = {
-                name: np.concatenate([array, np.repeat(array[-1:], wanted - count, axis=0)])
-                for name, array in batch.items()
-            }
+            index = np.minimum(np.arange(wanted), count - 1)  # repeats the last sample
+            batch = {n: array if n not in axes else np.take(array, index, axes[n]) for n, array in batch.items()}
         if self._inputs.validate != "off":
             self._inputs.check_shapes(batch)
         outputs = self._ran(batch)
-        for name, output in zip(self._outputs, outputs, strict=True):
-            if not isinstance(output, np.ndarray) or output.ndim == 0 or len(output) != wanted:
+        for name, output, axis in zip(self._outputs, outputs, self._samples_on, strict=True):
+            fits = isinstance(output, np.ndarray) and axis is not None and output.ndim > axis
+            if not fits or output.shape[axis] != wanted:
                 raise UsageError(f"output {name} does not have one row per sample; call predict for each batch instead")
-        return [output[:count] for output in outputs]
+        return [_part(output, axis, 0, count) for output, axis in zip(outputs, self._samples_on, strict=True)]
 
     def _empty(self, arrays: dict[str, Array]) -> Any:
         """Empty outputs for zero samples."""
         sizes: dict[str, tuple[str, int]] = {}
+        counted = {
+            spec.name: spec.shape[spec.samples] for spec in self._inputs.all if spec.samples is not None and spec.shape
+        }
         for spec in self._inputs.all:
-            first = spec.shape[0] if spec.shape else None
-            spec.check_shape((first if isinstance(first, int) else 1, *arrays[spec.name].shape[1:]), spec.shape, sizes)
-        for spec in self._inputs.all:
-            if spec.shape and isinstance(spec.shape[0], str):
-                sizes[spec.shape[0]] = (spec.name, 0)
+            shape = list(arrays[spec.name].shape)
+            if spec.name in counted and spec.samples is not None:
+                first = counted[spec.name]
+                shape[spec.samples] = first if isinstance(first, int) else 1
+            spec.check_shape(tuple(shape), spec.shape, sizes)
+        for name, first in counted.items():
+            if isinstance(first, str):
+                sizes[first] = (name, 0)
         results = []
-        for value in self._session.get_outputs():
-            shape = self._answers[value.name][1:]
-            known = [dim if isinstance(dim, int) else sizes[dim][1] if dim in sizes else 0 for dim in shape]
-            results.append(np.empty((0, *known), to_dtype(value.type)))
+        for value, axis in zip(self._session.get_outputs(), self._samples_on, strict=True):
+            if axis is None:
+                raise UsageError(f"output {value.name} does not have one row per sample; call predict instead")
+            dims = self._answers[value.name]
+            known = [dim if isinstance(dim, int) else sizes[dim][1] if dim in sizes else 0 for dim in dims]
+            known[axis : axis + 1] = [0]
+            results.append(np.empty(known, to_dtype(value.type)))
         return results[0] if self._single_output else dict(zip(self._outputs, results, strict=True))
+
+
+def _part(values: Array, axis: int | None, start: int, size: int) -> Array:
+    """`size` samples from `start` on; an array without samples is returned whole."""
+    if axis is None:
+        return values
+    return values[(slice(None),) * axis + (slice(start, start + size),)]
 
 
 def _name(provider: Any) -> str:
@@ -291,21 +366,56 @@ def _name(provider: Any) -> str:
     return provider if isinstance(provider, str) else str(provider[0])
 
 
-def _onnxruntime() -> Any:
+def _preferred(serving: Serving | None, available: Sequence[str]) -> list[str]:
+    """The providers to use if the caller names none: those of the version, else the CPU's.
+
+    On a host without ONNX Runtime, OpenVINO itself runs a file.
+    """
+    if serving:
+        return [served.provider for served in serving.root.values()]
+    return [OPENVINO_NATIVE] if list(available) == [OPENVINO_NATIVE] else [CPU]
+
+
+def _log_faster(target: str, serving: Serving, running: str, available: Sequence[str]) -> None:
+    """Log the runtimes that were faster where the version was measured, but are not installed here."""
+    for runtime, served in serving.root.items():
+        if served.provider == running:
+            return
+        if served.provider not in available:
+            _LOG.warning(
+                "%s: %s was faster where this version was measured, but is not installed here%s; the model runs on %s",
+                target, runtime, _hint(served.provider), running,
+            )  # fmt: skip
+
+
+def _onnxruntime(reasons: Mapping[str, str]) -> Any:
     try:
         import onnxruntime
     except ImportError:
+        others = "".join(f"; {name} does not start: {reason}" for name, reason in reasons.items())
         raise UsageError(
-            "ONNX Runtime is not installed: pip install 'onward[cpu]' (or [openvino], or [cuda])"
+            f"ONNX Runtime is not installed: pip install 'onward[cpu]' (or [openvino], or [cuda]){others}"
         ) from None
     return onnxruntime
 
 
-def _without(missing: list[str], available: list[str]) -> UsageError:
+def _without(missing: list[str], available: list[str], reasons: Mapping[str, str]) -> UsageError:
     """The error for providers that cannot be used."""
-    extra = {CUDA: "cuda", "OpenVINOExecutionProvider": "openvino"}.get(missing[0])
-    hint = f"; install it with `pip install 'onward[{extra}]'` in a separate environment" if extra else ""
-    return UsageError(f"{', '.join(missing)} cannot be used here (available: {', '.join(available)}){hint}")
+    why = _why(missing, available, reasons)
+    return UsageError(f"{', '.join(missing)} cannot be used here ({why}){_hint(missing[0])}")
+
+
+def _why(missing: list[str], available: list[str], reasons: Mapping[str, str]) -> str:
+    """Which providers are available, and why the missing ones did not start if that is known."""
+    return "; ".join([f"available: {', '.join(available)}", *(reasons[name] for name in missing if name in reasons)])
+
+
+def _hint(provider: str) -> str:
+    """How to install a provider; "" if that is not known."""
+    if provider == OPENVINO_NATIVE:
+        return ": pip install 'onward[openvino-native]'"
+    extra = {CUDA: "cuda", OPENVINO: "openvino"}.get(provider)
+    return f"; install it with `pip install 'onward[{extra}]'` in a separate environment" if extra else ""
 
 
 def error_text(error: Exception) -> str:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onward.registry.apart import Died, ask
+from onward.registry.artifact import sessions
 from onward.registry.artifact.manifest import check_folder, write_manifest
 from onward.registry.artifact.replay import BUNDLE, Recorded, departures, judge, replay
 from onward.registry.artifact.serving_plan import Serving
@@ -28,7 +29,7 @@ from onward.registry.inference.model import error_text
 from onward.registry.npz import arrays
 
 if TYPE_CHECKING:
-    from onward.registry.evidence.similarity import Arrays
+    from onward.registry.evidence.similarity import Array, Arrays
     from onward.registry.inference.session import InferenceSession
 
 # Each provider's session is created twice, and the recorded inputs are run four times.
@@ -88,8 +89,6 @@ def examined(folder: Path, sha256: str, provider: str) -> Servable:
         sha256: the digest of the version's model.
         provider: the execution provider that the version was measured on.
     """
-    import onnxruntime
-
     from onward.registry.inference.session import InferenceSession
 
     step = _say("the integrity check")
@@ -97,7 +96,7 @@ def examined(folder: Path, sha256: str, provider: str) -> Servable:
     try:
         check_folder(folder, sha256)
         recorded, serving = Recorded.load(folder), Serving.load(folder)
-        available = onnxruntime.get_available_providers()
+        available = sessions.available()
         served = serving.root if serving else {}
         here: dict[str, list[str] | None] = {
             name: [entry.provider] for name, entry in served.items() if entry.provider in available
@@ -129,8 +128,11 @@ def _without_batches(session: InferenceSession, inputs: Arrays, whole: Arrays, f
 
     All samples but the last are run in two batches, so that the last batch is not full.
     """
-    count = min(len(array) if array.ndim else 1 for array in inputs.values())
-    fewer = {name: array[: max(count - 1, 1)] if array.ndim else array for name, array in inputs.items()}
+    axes = session.sample_axes
+    counted = [(array, axis) for name, array in inputs.items() if (axis := axes[name]) is not None]
+    count = min((array.shape[axis] for array, axis in counted if array.ndim > axis), default=1)
+    kept = max(count - 1, 1)
+    fewer = {name: _first(array, axes[name], kept) for name, array in inputs.items()}
     try:
         answers = session.predict_batches(fewer, batch_size=-(-count // 2))
     except OnwardError as error:
@@ -138,7 +140,7 @@ def _without_batches(session: InferenceSession, inputs: Arrays, whole: Arrays, f
     except Exception as error:  # ONNX Runtime's, as above
         return error_text(error)
     parts = _by_name(session, answers)
-    expected = {name: array[: max(count - 1, 1)] for name, array in whole.items()}
+    expected = {name: _first(array, axes[name], kept) for name, array in whole.items()}
     differences = list(departures(parts, expected, folder / BUNDLE))
     recorded = Recorded.load(folder)
     if differences and recorded.precision.get(runtime, "float32") != "float32":
@@ -146,11 +148,16 @@ def _without_batches(session: InferenceSession, inputs: Arrays, whole: Arrays, f
         differences = [
             f"output {name} differs by more than {_PARTS:g} times its difference from the original"
             for name in expected
-            if not _near(parts[name], expected[name], reference[name])
+            if not _near(parts[name], expected[name], _first(reference[name], axes[name], kept))
         ]
     if not differences:
         return ""
     return f"the answers in batches differ from the answers to all inputs at once: {differences[0]}"
+
+
+def _first(array: Array, axis: int | None, count: int) -> Array:
+    """The first samples of an array; all of an array without samples."""
+    return array[(slice(None),) * axis + (slice(count),)] if axis is not None and array.ndim > axis else array
 
 
 def _near(parts: Any, whole: Any, reference: Any) -> bool:
@@ -158,7 +165,7 @@ def _near(parts: Any, whole: Any, reference: Any) -> bool:
     import numpy as np
 
     difference = np.linalg.norm((parts.astype(np.float64) - whole).ravel())
-    noise = np.linalg.norm((whole.astype(np.float64) - reference[: len(whole)]).ravel())
+    noise = np.linalg.norm((whole.astype(np.float64) - reference).ravel())
     return bool(difference <= _PARTS * noise)
 
 

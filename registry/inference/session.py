@@ -9,7 +9,8 @@
     session.metadata.inputs
     session.refresh()                                  # load the version that is live there now
 
-This needs any build of ONNX Runtime. Targets other than files also need MLflow. Torch is never needed.
+This needs any build of ONNX Runtime, or the package openvino. Targets other than files also need MLflow. Torch is never
+needed.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from onward.registry.artifact.serving_plan import MODEL, Serving
 from onward.registry.errors import Refused, UsageError
 from onward.registry.inference.inputs import Validate
 from onward.registry.inference.model import Loaded, Metadata, ProviderFallback
+from onward.registry.inference.stream import Stream
 from onward.registry.names import PATTERN
 from onward.registry.store import connection
 from onward.registry.store.cache import cache
@@ -53,12 +55,13 @@ class InferenceSession:
         target: MODEL@ENVIRONMENT, MODEL/VERSION, or the path of an .onnx file or of a folder that contains one. Write a
             path that looks like one of the first two as `./cnn/3`.
         providers: execution providers in order of preference, in the form of onnxruntime.InferenceSession. The CPU is
-            always added as the last one. None: the fastest usable provider that the version was measured on; for a
-            file, the CPU. The file and the options that won on the provider in use are loaded
-            (registry/artifact/serving_plan.py).
+            always added as the last one. "OpenVINO" is OpenVINO itself (the package openvino), without ONNX Runtime.
+            None: the fastest usable provider that the version was measured on; for a file, the CPU. The file and the
+            options that won on the provider in use are loaded (registry/artifact/serving_plan.py).
         strict_providers: whether an unusable provider is an error instead of a ProviderFallback warning.
-        session_options: an onnxruntime.SessionOptions. None: the options that the version was tuned to on the provider
-            in use, without those that this host does not support (number of processors).
+        session_options: an onnxruntime.SessionOptions, with which OpenVINO itself is not used. None: the options that
+            the version was tuned to on the provider in use, without those that this host does not support (number of
+            processors, precision).
         require_signed: whether to load only versions that a signer deployed. Then `target` must be MODEL@ENVIRONMENT,
             the environment must have signers, and no unproven row may follow the live entry in its log. Without a
             checkout, ONWARD_PARAMS names the file with the signers. If False, unproven rows cause an UnprovenLog
@@ -125,16 +128,17 @@ class InferenceSession:
         return self._loaded.predict(args, kwargs)
 
     def predict_batches(self, inputs: Any, batch_size: int = 32) -> Any:
-        """Run the model on many samples in batches, and join the outputs along the first axis.
+        """Run the model on many samples in batches, and join the outputs along the axis of samples.
 
-        If the graph fixes its first dimension, that is the batch size. Batches are never larger or smaller than the
-        model documents. A batch that is too small is padded with copies of its last sample, and the outputs of these
-        copies are dropped. Zero samples give empty outputs of the documented dtypes and shapes (0 for unknown
-        dimensions), without running the model.
+        Samples are on the first axis, unless the model documents another one (`sample_axes`). Inputs without such an
+        axis are given to every batch as they are. If the graph fixes the number of samples, that is the batch size.
+        Batches are never larger or smaller than the model documents. A batch that is too small is padded with copies
+        of its last sample, and the outputs of these copies are dropped. Zero samples give empty outputs of the
+        documented dtypes and shapes (0 for unknown dimensions), without running the model.
 
         Args:
             inputs: the same values as for `predict`, in one argument: an array, a dict, or a tuple or list of one array
-                per input. Their first axis counts samples.
+                per input.
             batch_size: the number of samples in a batch.
 
         Returns:
@@ -145,6 +149,26 @@ class InferenceSession:
                 row per sample, or the model has no inputs.
         """
         return self._loaded.predict_batches(inputs, batch_size)
+
+    def stream(self) -> Stream:
+        """Start a sequence of steps of a model that has a state (`states` in params.yaml).
+
+            stream = session.stream()
+            for chunk in chunks:
+                probability = stream.predict(chunk)
+
+        The stream begins with a state of zeros, keeps it from step to step, and returns the other outputs. It stays
+        with the version that is loaded now.
+
+        Raises:
+            UsageError: the model has no state.
+        """
+        return self._loaded.stream()
+
+    @property
+    def sample_axes(self) -> dict[str, int | None]:
+        """The axis that counts samples of each input and output, by name; None if it has none."""
+        return self._loaded.sample_axes
 
     @property
     def metadata(self) -> Metadata:

@@ -23,7 +23,9 @@ from onward.registry.evidence.records import (
     OutputComparison,
     Scenarios,
     Variant,
+    by_speed,
     worst_by_output,
+    worst_size,
 )
 from onward.registry.evidence.reports import Evidence
 from onward.registry.evidence.session_options import SessionOptions
@@ -70,7 +72,8 @@ def run_records(evidence: Evidence, root: Path, settings: Mapping[str, Any]) -> 
     """
     measured = {measurement.variant for measurement in evidence.benchmark.measurements}
     choices = {(choice.variant, choice.runtime): choice for choice in evidence.select.choices}
-    originals = [evidence.benchmark.reference, evidence.benchmark.compiled]
+    benchmark = evidence.benchmark
+    originals = [benchmark.reference, benchmark.compiled, benchmark.compiled_bfloat16]
     for measurement in [*filter(None, originals), *evidence.benchmark.measurements]:
         choice = choices.get((measurement.variant, measurement.runtime))
         reason = choice.reason if choice and not measurement.reason else measurement.reason
@@ -151,6 +154,12 @@ def variant_metrics(measurement: Measurement, evidence: Evidence, settings: Mapp
         metrics[f"ratio_{runtime}/{size}"] = ratio.value
         metrics[f"ratio_{runtime}/{size}_low"] = ratio.low
         metrics[f"ratio_{runtime}/{size}_high"] = ratio.high
+    for name, ratios in (("worst", measurement.ratios), ("host_worst", measurement.host_ratios)):
+        if worst := worst_size(ratios):
+            metrics[f"ratio_{runtime}/{name}"] = ratios[worst].value
+    if host := measurement.host_ratios.get("all"):
+        metrics |= {f"ratio_{runtime}/host": host.value, f"ratio_{runtime}/host_low": host.low}
+        metrics[f"ratio_{runtime}/host_high"] = host.high
     chosen_as = (measurement.variant, runtime)
     choice = next((item for item in evidence.select.choices if (item.variant, item.runtime) == chosen_as), None)
     single = {
@@ -263,11 +272,24 @@ def version_tags(evidence: Evidence) -> dict[str, str]:
         "quality_measure": choice.quality_measure or None,
         "latency_ratio": choice.ratio.value if choice.ratio else None,
         "latency_ratio_high": choice.ratio.high if choice.ratio else None,
+        "latency_ratio_worst": f"{choice.worst.value:.6g} at {choice.worst_size}" if choice.worst else None,
+        "fastest": _fastest(evidence) or None,
         "size_mb": sum(file.size_bytes for file in chosen.files) / 1e6,
         "cpu": machine.cpu if machine else None,
         "instruction_sets": hardware.kind(machine) if machine else None,
     }
     return {key: _text(value) for key, value in found.items() if value is not None}
+
+
+def _fastest(evidence: Evidence) -> str:
+    """The fastest winner, if it is not the version's main one; "" if it is."""
+    first, main = by_speed(evidence.select.winners)[0], evidence.select.winners[0]
+    if first.runtime == main.runtime:
+        return ""
+    speed = ""
+    if first.host_ratio:
+        speed = f", {1 / first.host_ratio.value:.2f} times as fast as the plain export on {main.runtime}"
+    return f"{first.variant} on {first.runtime}{speed}"
 
 
 def chosen_measurement(evidence: Evidence) -> Measurement | None:
@@ -297,7 +319,9 @@ def sentence(evidence: Evidence) -> str:
     if choice.ratio and chosen.variant != PLAIN:
         speed = f", {1 / choice.ratio.value:.2f} times as fast as the plain export"
     quality = "" if chosen.quality is None else f", quality {chosen.quality:.4f}"
-    return f"{chosen.variant} on {chosen.runtime}{speed}{quality}{_lost(choice)}."
+    fastest = _fastest(evidence)
+    more = f" Fastest where its runtime is installed: {fastest}." if fastest else ""
+    return f"{chosen.variant} on {chosen.runtime}{speed}{quality}{_lost(choice)}.{more}"
 
 
 def _lost(choice: Choice) -> str:

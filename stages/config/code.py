@@ -44,11 +44,14 @@ _PLUMBING_FOLDER = "onward.stages.config"
 
 # Modules that another module starts as a process, by file path instead of by import.
 STARTED = {
+    "onward.stages.transforms.quantizers.nncf": ("onward.stages.transforms.nncf_process",),
     "onward.stages.workers.worker": (
         "onward.stages.workers.evaluator_worker",
         "onward.stages.workers.onnx_worker",
+        "onward.stages.workers.openvino_worker",
         "onward.stages.workers.torch_worker",
     ),
+    "onward.stages.workers.openvino_worker": ("onward.registry.artifact.openvino_session",),
 }
 
 

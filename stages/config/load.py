@@ -27,20 +27,20 @@ LONGEST_NAME = 64
 PLACEHOLDER = "TODO"
 RESERVED = {"params", "host", "tracking"}
 
-_MODEL = ("build", "onnx", "inputs", "outputs", "dims", "seed")
+_MODEL = ("build", "onnx", "inputs", "outputs", "states", "dims", "seed")
 _CHECK = (*_MODEL, "cases", "tolerance", "verify")
 
 # The settings that each stage may read of its model; `section` gives no others.
 READS: dict[str, tuple[str, ...]] = {
     "train": (*_MODEL, "custom_ops", "train", "weights", "samples", "label", "quality", "quality_floor"),
-    "data": ("samples", "label", "quality", "inputs", "data"),
+    "data": ("samples", "label", "quality", "inputs", "outputs", "states", "data"),
     "export": (*_MODEL, "custom_ops", "cases", "export"),
     "verify": (*_CHECK, "export", "label", "quality", "fidelity"),
     "optimize": (*_CHECK, "optimize"),
     "quantize": (*_CHECK, "label", "quality", "fidelity", "budget", "quantize"),
     "benchmark": (*_CHECK, "label", "quality", "fidelity", "budget", "benchmark"),
     "select": ("budget", "tolerance", "dims", "quality", "fidelity"),
-    "publish": ("inputs", "outputs", "dims", "tolerance", "budget"),
+    "publish": ("inputs", "outputs", "states", "dims", "tolerance", "budget"),
 }
 
 

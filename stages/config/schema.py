@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from onward.registry.evidence import size_expressions
 from onward.registry.evidence.records import Kind, TensorSpec
 from onward.registry.text import suggestion
 from onward.stages.config import techniques
@@ -22,6 +23,7 @@ Positive = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 DType = Literal[
     "float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool"
 ]
@@ -49,14 +51,29 @@ def _axis(value: int | str) -> int | str:
         raise ValueError(
             f"{value}: a fixed dimension must be at least 1; give a variable one a name and declare it under dims"
         )
-    if isinstance(value, str) and not re.fullmatch(r"[A-Za-z_]\w*", value):
-        raise ValueError(f"{value!r} is not a valid dimension name: use letters, digits and _, not a digit first")
+    if isinstance(value, str) and not size_expressions.is_name(value):
+        return _expression(value)
     return value
 
 
+def _expression(value: str) -> str:
+    text = size_expressions.normal(value)
+    if not size_expressions.names(text):
+        raise ValueError(f"{value!r} contains no dimension; write the number alone")
+    return text
+
+
+def _no_axis(value: Any) -> Any:
+    return None if value == "none" else value
+
+
+Expression = Annotated[str, AfterValidator(_expression)]
 CallableName = Annotated[str, AfterValidator(_callable_name)]
 RepositoryPath = Annotated[str, AfterValidator(_repository_path)]
 Axis = Annotated[int | str, AfterValidator(_axis)]
+SampleAxis = Annotated[Annotated[int, Field(ge=0)] | None, BeforeValidator(_no_axis)]
+# The largest size of a dimension that declares none: only a dimension of outputs alone may do so.
+UNLIMITED = 2**31 - 1
 
 
 class Section(BaseModel):
@@ -70,16 +87,36 @@ class Input(Section):
 
     Attributes:
         dtype: NumPy dtype.
-        shape: Fixed sizes and names of `dims`, the batch first.
+        shape: Fixed sizes, names of `dims`, and expressions of these names such as `past + new`.
         about: A description for users.
         range: Lowest and highest valid value, both inclusive. Integers need one, because nothing else says which
             values are valid.
+        sample_axis: The axis that counts samples; null ("none" in params.yaml) if all samples share one array.
+        value: The only value of an input that never changes: a number, or a list that fits its shape.
     """
 
     dtype: DType = "float32"
     shape: list[Axis]
     about: str = ""
     range: tuple[int | float, int | float] | None = None
+    sample_axis: SampleAxis = 0
+    value: bool | int | float | list[Any] | None = None
+
+    @model_validator(mode="after")
+    def _samples_within(self) -> Input:
+        if self.shape and self.sample_axis is not None and self.sample_axis >= len(self.shape):
+            raise ValueError(f"sample_axis: there is no axis {self.sample_axis}: the shape has {len(self.shape)}")
+        return self
+
+    @property
+    def samples_on(self) -> int | None:
+        """The axis that counts samples; None if there is none."""
+        return self.sample_axis if self.shape and self.value is None else None
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether the input has one value only."""
+        return self.value is not None
 
     @property
     def is_float(self) -> bool:
@@ -96,15 +133,18 @@ class Output(Section):
     """An output of the model.
 
     Attributes:
-        shape: Fixed sizes and names of `dims`, the batch first.
+        shape: Fixed sizes, names of `dims`, and expressions of these names such as `height / 4`.
         about: A description for users.
+        sample_axis: The axis that counts samples; null ("none" in params.yaml) if there is none. By default the axis
+            with the size of the inputs' samples.
         kind: Decides how the output is judged at lower precision (registry/evidence/kinds.py); guessed if not given.
-        axis: The axis of classes or channels. Axis 0 is the batch; negative numbers count from the end.
+        axis: The axis of classes or channels, not that of samples; negative numbers count from the end.
         limit: The largest loss allowed, by the measure of the output's kind.
     """
 
     shape: list[Axis]
     about: str = ""
+    sample_axis: SampleAxis | Literal["auto"] = "auto"
     kind: Kind | None = None
     axis: int | None = None
     limit: NonNegative | None = None
@@ -112,6 +152,9 @@ class Output(Section):
     @model_validator(mode="after")
     def _axis_within(self) -> Output:
         axis, rank = self.axis, len(self.shape)
+        samples = self.sample_axis
+        if isinstance(samples, int) and samples >= rank:
+            raise ValueError(f"sample_axis: there is no axis {samples}: the shape has {rank}, counted from 0")
         if axis is None:
             return self
         if self.kind is None:
@@ -120,9 +163,23 @@ class Output(Section):
             raise ValueError("axis: an output of kind indices has no such axis; remove this key")
         if not -rank <= axis < rank:
             raise ValueError(f"axis: there is no axis {axis}: the shape has {rank}, counted from 0")
-        if axis % rank == 0:
-            raise ValueError("axis: axis 0 is the batch; give the axis of the classes or channels")
+        if axis % rank == (0 if samples == "auto" else samples):
+            raise ValueError(f"axis: axis {axis % rank} is the batch; give the axis of the classes or channels")
         return self
+
+
+def _split_weights(given: dict[str, Any]) -> dict[str, Any]:
+    """Split `typical: [{1: 0.9}, {32: 0.1}]` into sizes and weights."""
+    entries = given.get("typical")
+    if not isinstance(entries, list) or not any(isinstance(entry, dict) for entry in entries):
+        return given
+    if not all(isinstance(entry, dict) for entry in entries):
+        raise ValueError("typical: give every size a weight, as in [{1: 0.9}, {32: 0.1}], or none of them")
+    pairs = [pair for entry in entries for pair in entry.items()]
+    for size, weight in pairs:
+        if not isinstance(weight, int | float) or not weight > 0:
+            raise ValueError(f"typical: the weight of {size} must be a number above 0, not {weight!r}")
+    return {**given, "typical": [size for size, _ in pairs], "weights": [weight for _, weight in pairs]}
 
 
 class Dim(Section):
@@ -131,21 +188,62 @@ class Dim(Section):
     Attributes:
         min: Smallest size allowed.
         max: Largest size allowed.
-        typical: The sizes served most often, which are benchmarked.
+        typical: The sizes served most often, which are benchmarked. Each may have a weight: `[{1: 0.9}, {32: 0.1}]`.
+        weights: The weight of each typical size in means over sizes; empty if all are equal. `typical` sets it.
+        multiple_of: Every size is a multiple of this number.
+        size: An expression of other dimensions that gives the size, such as `past + new`. It replaces all other keys.
+            params.yaml may contain the expression alone instead of a mapping.
     """
 
     min: Size = 1
-    max: Positive
-    typical: Annotated[list[Size], Field(min_length=1)]
+    max: Positive = UNLIMITED
+    typical: list[Size] = []
+    weights: list[Weight] = []
+    multiple_of: Positive = 1
+    size: Expression | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_forms(cls, given: Any) -> Any:
+        if isinstance(given, str):
+            return {"size": given}
+        if not isinstance(given, dict):
+            return given
+        if isinstance(given.get("multiple_of"), int) and "min" not in given:
+            given = {**given, "min": given["multiple_of"]}
+        return _split_weights(given)
+
+    @model_validator(mode="after")
+    def _weight_for_each(self) -> Dim:
+        if self.weights and len(self.weights) != len(self.typical):
+            raise ValueError(f"weights: {len(self.weights)} weights for {len(self.typical)} typical sizes")
+        return self
+
+    def weight(self, size: int) -> float:
+        """The weight of a typical size in means over sizes; 1 if sizes have no weights."""
+        return self.weights[self.typical.index(size)] if self.weights else 1.0
 
     @model_validator(mode="after")
     def _typical_within(self) -> Dim:
         if self.min > self.max:
             raise ValueError(f"min {self.min} is larger than max {self.max}")
+        for what, size in (("min", self.min), ("max", self.max), *(("typical size", size) for size in self.typical)):
+            if size % self.multiple_of and size != UNLIMITED:
+                raise ValueError(f"{what} {size} is not a multiple of {self.multiple_of}")
         for size in self.typical:
             if not self.min <= size <= self.max:
                 raise ValueError(f"typical size {size} is not within {self.min} to {self.max}")
         return self
+
+    @property
+    def sizes(self) -> range:
+        """All allowed sizes, in order."""
+        return range(self.min, self.max + 1, self.multiple_of)
+
+    @property
+    def varies(self) -> bool:
+        """Whether more than one size is allowed."""
+        return self.max > self.min
 
 
 class Export(Section):
@@ -276,13 +374,18 @@ class Quantize(Section):
     candidates: list[TechniqueSpec] = candidates(
         "dynamic",
         {"dynamic": {"reduce_range": True}},
+        {"dynamic": {"smooth": 0.5}},
+        {"dynamic": {"smooth": 0.5, "reduce_range": True}},
         {"dynamic": {"scales": "per_tensor"}},
         {"dynamic": {"scales": "per_tensor", "reduce_range": True}},
         "static",
+        {"static": {"calibrate": "mse", "weights": "mse", "correct_bias": True}},
+        {"static": {"calibrate": "mse", "weights": "mse", "correct_bias": True, "equalize": True}},
         {"static": {"calibrate": "percentile"}},
         {"static": {"calibrate": "entropy"}},
         {"static": {"layers": "all"}},
         {"static": {"form": "qoperator"}},
+        "nncf",
         "weight_only",
         "float16",
         "bfloat16",
@@ -373,6 +476,7 @@ class ModelParams(Section):
     cases: CallableName | None = None
     inputs: Annotated[dict[str, Input], Field(min_length=1)]
     outputs: Annotated[dict[str, Output], Field(min_length=1)]
+    states: dict[str, str] = {}
     dims: dict[str, Dim] = {}
     export: Export = Export()
     tolerance: Tolerance = Tolerance()
@@ -382,6 +486,28 @@ class ModelParams(Section):
     quantize: Quantize = Quantize()
     benchmark: Benchmark = Benchmark()
     budget: Budget = Budget()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_derived_sizes(cls, given: Any) -> Any:
+        """Replace the dimensions of `dims` that are expressions by these expressions, in all shapes."""
+        return _expanded(given) if isinstance(given, dict) else given
+
+    @property
+    def free_dims(self) -> dict[str, Dim]:
+        """The dimensions of the inputs whose sizes follow from no other dimension."""
+        used = {name for spec in self.inputs.values() for axis in spec.shape for name in _names(axis)}
+        return {name: dim for name, dim in self.dims.items() if name in used and dim.size is None}
+
+    @property
+    def data_sized(self) -> set[str]:
+        """The outputs with a size that depends on the values of the inputs: no input has that dimension."""
+        free = self.free_dims
+        return {
+            name
+            for name, spec in self.outputs.items()
+            if any(part not in free for axis in spec.shape for part in _names(axis))
+        }
 
     @property
     def is_torch(self) -> bool:
@@ -414,23 +540,9 @@ class ModelParams(Section):
             yield "fidelity", "quality: and fidelity: cannot be used together; remove one of the two keys"
         if self.quality_floor is not None and self.quality is None:
             yield "quality_floor", "this key needs quality:; add it, or remove this key"
-        used = set()
-        for group, specs in (("inputs", self.inputs), ("outputs", self.outputs)):
-            for name, spec in specs.items():
-                for axis, dim in enumerate(spec.shape):
-                    if isinstance(dim, str):
-                        if dim not in self.dims:
-                            yield (
-                                f"{group}.{name}.shape[{axis}]",
-                                f"the dimension {dim!r} is not declared under dims" + suggestion(dim, self.dims),
-                            )
-                        if group == "inputs":
-                            used.add(dim)
-        for dim in self.dims:
-            if dim not in used:
-                yield f"dims.{dim}", "no input uses this dimension" + suggestion(dim, used)
+        yield from self._shape_problems()
         for name, spec in self.inputs.items():
-            if "int" in spec.dtype and spec.range is None and self.cases is None:
+            if "int" in spec.dtype and spec.range is None and spec.value is None and self.cases is None:
                 yield f"inputs.{name}", "an integer input needs range: [lowest, highest], both inclusive"
             if spec.range is not None and spec.range[0] > spec.range[1]:
                 yield f"inputs.{name}.range", f"{spec.range[0]} is larger than {spec.range[1]}"
@@ -438,19 +550,127 @@ class ModelParams(Section):
                 yield f"inputs.{name}.range", f"both ends must be whole numbers, because the input is {spec.dtype}"
             if name in self.outputs:
                 yield f"outputs.{name}", "an input has the same name; inputs and outputs need different names"
-            if not spec.shape:
-                yield f"inputs.{name}.shape", "a scalar has no batch axis; give the input at least one dimension"
+        for name, output in self.states.items():
+            if name not in self.inputs:
+                yield f"states.{name}", "there is no such input" + suggestion(name, self.inputs)
+            elif output not in self.outputs:
+                yield f"states.{name}", f"there is no output {output!r}" + suggestion(output, self.outputs)
+            elif len(self.inputs[name].shape) != len(self.outputs[output].shape):
+                yield f"states.{name}", f"the output {output} has another number of axes than this input"
+            elif self.inputs[name].samples_on is None:
+                yield f"states.{name}", "a state needs an axis of samples: each sequence has its own"
+        if self.states and all(name in self.states or spec.is_fixed for name, spec in self.inputs.items()):
+            yield "states", "at least one input must not be a state"
         for name in self.tolerance.outputs:
             if name not in self.outputs:
                 yield f"tolerance.outputs.{name}", "there is no such output" + suggestion(name, self.outputs)
         for stage in techniques.FOLDERS:
             yield from techniques.problems(stage, getattr(self, stage).candidates)
 
+    def _shape_problems(self) -> Iterable[tuple[str, str]]:
+        """Check the dimensions of all shapes, and the axis of samples."""
+        used: set[str] = set()
+        plain: set[str] = set()
+        for group, specs in (("inputs", self.inputs), ("outputs", self.outputs)):
+            for name, spec in specs.items():
+                for axis, dim in enumerate(spec.shape):
+                    for part in _names(dim):
+                        if part not in self.dims:
+                            yield (
+                                f"{group}.{name}.shape[{axis}]",
+                                f"the dimension {part!r} is not declared under dims" + suggestion(part, self.dims),
+                            )
+                    if group == "inputs":
+                        used.update(_names(dim))
+                        plain.update([dim] if dim in self.dims else [])
+                    elif isinstance(dim, str) and dim not in self.dims:
+                        for part in set(_names(dim)) & self.dims.keys() - used:
+                            yield f"outputs.{name}.shape[{axis}]", f"no input has the dimension {part!r}"
+        in_outputs = {part for spec in self.outputs.values() for axis in spec.shape for part in _names(axis)}
+        for dim, about in self.dims.items():
+            if about.size is not None:
+                continue
+            if dim not in used | in_outputs:
+                yield f"dims.{dim}", "no input uses this dimension" + suggestion(dim, used)
+            elif dim in used:
+                if about.max == UNLIMITED:
+                    yield f"dims.{dim}.max", "this key is missing"
+                if not about.typical:
+                    yield f"dims.{dim}.typical", "this key is missing"
+                if dim not in plain:
+                    yield (
+                        f"dims.{dim}",
+                        "an input must have this dimension on an axis of its own, not in expressions only",
+                    )
+        sampled = {spec.shape[spec.samples_on] for spec in self.inputs.values() if spec.samples_on is not None}
+        if len(sampled) > 1:
+            yield (
+                "inputs",
+                (
+                    f"the axes of samples have different sizes: {', '.join(map(str, sampled))}; by default, axis 0 "
+                    "counts samples. Set sample_axis of the inputs: another axis, or none for an input that all share"
+                ),
+            )
+        if not sampled:
+            yield "inputs", "no input has an axis of samples; set sample_axis of one"
+
+
+def _names(axis: int | str) -> list[str]:
+    """The dimensions in one axis of a shape."""
+    return size_expressions.names(axis) if isinstance(axis, str) else []
+
+
+def _expanded(model: dict[str, Any]) -> dict[str, Any]:
+    """The raw settings of a model with the expressions of `dims` written out in all shapes.
+
+    Raises:
+        ValueError: A dimension is defined by itself.
+    """
+    dims = model.get("dims")
+    sizes = {k: v.get("size") if isinstance(v, dict) else v for k, v in dims.items()} if isinstance(dims, dict) else {}
+    derived = {name: size for name, size in sizes.items() if isinstance(size, str)}
+    try:
+        for name in derived:
+            size_expressions.replace(name, derived)
+    except ValueError as error:
+        raise ValueError(f"dims: {error}") from None
+    if not derived:
+        return model
+
+    def axis(size: Any) -> Any:
+        try:
+            return size_expressions.replace(size, derived) if isinstance(size, str) else size
+        except ValueError:
+            return size  # the shape's own check explains this
+
+    found = dict(model)
+    for group in ("inputs", "outputs"):
+        if isinstance(found.get(group), dict):
+            found[group] = {
+                name: {**spec, "shape": [axis(size) for size in spec["shape"]]}
+                if isinstance(spec, dict) and isinstance(spec.get("shape"), list)
+                else spec
+                for name, spec in found[group].items()
+            }
+    return found
+
 
 class Tracking(Section):
     """The experiment in MLflow that runs are logged to."""
 
     experiment: Annotated[str, Field(min_length=1, max_length=200)] = "onward"
+
+
+def _runtimes(value: Any) -> Any:
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, list) and "auto" in value and len(value) > 1:
+        raise ValueError("auto is every runtime; write runtimes: auto, or name the runtimes")
+    return value
+
+
+Runtime = Literal["auto", "cpu", "openvino", "openvino-native", "cuda", "tensorrt"]
+Runtimes = Annotated[list[Runtime], Field(min_length=1), BeforeValidator(_runtimes)]
 
 
 class Params(Section):
@@ -460,5 +680,5 @@ class Params(Section):
     tracking: Tracking = Tracking()
     defaults: dict[str, Any] = {}
     models: Annotated[dict[str, ModelParams], Field(min_length=1)]
-    runtimes: Annotated[list[Literal["cpu", "openvino", "cuda", "tensorrt"]], Field(min_length=1)] = ["cpu"]
+    runtimes: Runtimes = ["auto"]
     environments: Any = None

@@ -46,6 +46,8 @@ _MEANINGS = {
 }
 
 
+# The characters of a tool's own words that are quoted. torch's summary of several dimensions needs about 600.
+SHOWN = 1000
 # The same for an ONNX file from elsewhere, which has no code to change.
 _MEANINGS_OF_A_FILE = {
     r"not a registered function/op|No Op registered for": (
@@ -76,14 +78,15 @@ def explain(reason: str, opening: str = "the exporter refused", is_torch: bool =
         is_torch: Whether the model is a PyTorch module, not an ONNX file from elsewhere.
     """
     lines = [line.strip() for line in reason.splitlines() if line.strip()] or ["no message"]
-    summary = re.search(r"<class '([^']+)'>: (.+)", reason)  # torch prints its summary below pages of advice
-    cause = f"{summary[1].rpartition('.')[2]}: {summary[2]}" if summary else ""
+    # torch prints its summary below pages of advice. The lines up to the next empty one belong to it.
+    summary = re.search(r"<class '([^']+)'>: (.+(?:\n(?!\s*\n).+)*)", reason)
+    cause = f"{summary[1].rpartition('.')[2]}: {' '.join(summary[2].split())}" if summary else ""
     likely = (line for line in lines if re.search(r"(Error|Exception|Could not|Cannot|Fail)", line))
     cause = cause or next(likely, lines[0])
     for pattern, meaning in (_MEANINGS if is_torch else _MEANINGS_OF_A_FILE).items():
         if re.search(pattern, reason):
-            return f"{meaning} ({opening}: {without_paths(cause)[:300]})"
-    return f"{opening}: {without_paths(cause)[:500]}"
+            return f"{meaning} ({opening}: {without_paths(cause)[:SHOWN]})"
+    return f"{opening}: {without_paths(cause)[:SHOWN]}"
 
 
 def traced(baked: list[str]) -> str:

@@ -135,7 +135,11 @@ def _with_named_dimensions(model: onnx.ModelProto, settings: ModelParams) -> Ite
                 continue
             for wanted, size in zip(spec.shape, sizes, strict=True):
                 is_open = not size.dim_value > 0 and not size.dim_param
-                if isinstance(wanted, str) and (is_open or (wanted == batch and size.dim_value == 1)):
+                if (
+                    isinstance(wanted, str)
+                    and wanted in settings.dims
+                    and (is_open or (wanted == batch and size.dim_value == 1))
+                ):
                     opened += not is_open
                     size.dim_param = wanted
                 elif isinstance(wanted, int) and size.dim_value < 0:

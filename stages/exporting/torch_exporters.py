@@ -22,10 +22,11 @@ import numpy as np
 
 from onward.registry.artifact import onnx_file
 from onward.registry.errors import UsageError
+from onward.registry.evidence import size_expressions
 from onward.stages.config import paths
 from onward.stages.config.load import resolve
 from onward.stages.config.schema import Dim, ModelParams
-from onward.stages.parity.cases import Source, Tensors
+from onward.stages.parity.cases import Source, Tensors, own_cases
 from onward.stages.parity.sizes import Sizes, example_sizes
 from onward.stages.workers.torch_module import load_module
 
@@ -110,9 +111,9 @@ def example(settings: ModelParams, sizes: Sizes | None = None, draw: int = 0) ->
     Returns:
         Arrays by input name, of the declared shapes and dtypes.
     """
-    custom = resolve(settings.cases) if settings.cases else None
     rng = np.random.default_rng(settings.seed + draw)
-    return Source(settings.inputs, custom).tensors(example_sizes(settings.dims) if sizes is None else sizes, rng)
+    source = Source(settings.inputs, own_cases(settings, "models.*"))
+    return source.tensors(example_sizes(settings.free_dims) if sizes is None else sizes, rng)
 
 
 def dynamo(strategy: str, settings: ModelParams, module: torch.nn.Module, real: Tensors) -> Any:
@@ -175,7 +176,7 @@ def as_exported(
     except Mismatch:
         raise
     except Exception:  # the module may raise anything on made-up values, although params.yaml allows them
-        given = {name: torch.from_numpy(np.ascontiguousarray(real[name])) for name in settings.inputs}
+        given = {name: torch.from_numpy(np.array(real[name], order="C")) for name in settings.inputs}
         return *exportable(module, *names, given), given
 
 
@@ -185,12 +186,15 @@ def _dynamic_shapes(
     """The dynamic axes of each argument, in the structure of forward()'s signature: `*args` is one tuple."""
     import torch
 
-    dims: dict[str, Any] = {
-        name: torch.export.Dim.AUTO if automatic else torch.export.Dim(name, min=dim.min, max=dim.max)
-        for name, dim in _varying(settings).items()
-    }
+    varying = _varying(settings)
+    dims = {name: torch.export.Dim.AUTO if automatic else _named(name, dim) for name, dim in varying.items()}
+    # torch.export finds sizes that follow from others itself: it has no form for the sum of two dimensions.
     axes = tuple(
-        {axis: dims[size] for axis, size in enumerate(spec.shape) if isinstance(size, str) and size in dims}
+        {
+            axis: dims.get(size, torch.export.Dim.AUTO)
+            for axis, size in enumerate(spec.shape)
+            if isinstance(size, str) and not varying.keys().isdisjoint(size_expressions.names(size))
+        }
         for spec in (settings.inputs[name] for name in names)
     )
     kinds = [parameter.kind for parameter in inspect.signature(module.forward).parameters.values()]
@@ -200,9 +204,19 @@ def _dynamic_shapes(
     return (*axes[:before], axes[before:]) if len(axes) > before else axes
 
 
+def _named(name: str, dim: Dim) -> Any:
+    """A dimension for torch.export; a multiple of a number is that number times another dimension."""
+    import torch
+
+    factor = dim.multiple_of
+    if factor == 1:
+        return torch.export.Dim(name, min=dim.min, max=dim.max)
+    return factor * torch.export.Dim(f"{name}_by_{factor}", min=dim.min // factor, max=dim.max // factor)
+
+
 def _varying(settings: ModelParams) -> dict[str, Dim]:
-    """The named dimensions that are not fixed."""
-    return {name: dim for name, dim in settings.dims.items() if dim.max > dim.min}
+    """The inputs' own dimensions that are not fixed."""
+    return {name: dim for name, dim in settings.free_dims.items() if dim.varies}
 
 
 def _translations(settings: ModelParams) -> dict[Any, Any] | None:
@@ -235,10 +249,17 @@ def _torchscript(
 
     made, names, given = as_exported(settings, module, real)
     arguments = tuple(given[name] for name in names)
-    varying = _varying(settings)
+    fixed = {name for name, dim in settings.dims.items() if dim.size is None and not dim.varies}
     shapes = {name: spec.shape for name, spec in settings.inputs.items()}
     shapes |= {name: spec.shape for name, spec in settings.outputs.items()}
-    axes = {name: {axis: size for axis, size in enumerate(shape) if size in varying} for name, shape in shapes.items()}
+    axes = {
+        name: {
+            axis: size
+            for axis, size in enumerate(shape)
+            if isinstance(size, str) and not fixed.issuperset(size_expressions.names(size))
+        }
+        for name, shape in shapes.items()
+    }
     watched = tracing.watched(len(arguments)) if strategy == "trace" else nullcontext(tracing.Conversions())
     with torch.no_grad(), watched as found:
         torch.onnx.export(
@@ -269,8 +290,8 @@ def _other_examples(settings: ModelParams) -> Iterator[tuple[str, dict[str, Any]
     """Inputs that the exporter did not see, each with a description of what differs."""
     yield "other values", example(settings, draw=1)
     for sizes in (
-        {name: max(1, dim.min) for name, dim in settings.dims.items()},
-        {name: dim.max for name, dim in settings.dims.items()},
+        {name: dim.min or dim.multiple_of for name, dim in settings.free_dims.items()},
+        {name: dim.max for name, dim in settings.free_dims.items()},
     ):
         if sizes:
             yield ", ".join(f"{name} {size}" for name, size in sizes.items()), example(settings, sizes)

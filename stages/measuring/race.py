@@ -69,12 +69,14 @@ class BenchmarkedVariant:
         worker: The process that runs it.
         rounds: Latencies in milliseconds, as rounds[size][round].
         warmups: Number of warm-up calls by size.
+        weights: The weight of each size in means over sizes; a missing one is 1.
     """
 
     result: Measurement
     worker: Worker
     rounds: dict[str, list[list[float]]] = field(default_factory=dict)
     warmups: dict[str, int] = field(default_factory=dict)
+    weights: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -108,13 +110,16 @@ class BenchmarkedVariant:
         """
         pairs = self._pairs(plain)
         found = {size: statistics.ratio([pair]) for size, pair in pairs.items()}
-        return found | {"all": statistics.ratio(list(pairs.values()))} if pairs else {}
+        return found | {"all": self._mean(pairs)} if pairs else {}
 
     def ratio(self, plain: BenchmarkedVariant) -> Ratio:
         """Compute the latency relative to the plain export's over all sizes; 1 for the plain export itself."""
         if self is plain:
             return Ratio(value=1, low=1, high=1)
-        return statistics.ratio(list(self._pairs(plain).values()))
+        return self._mean(self._pairs(plain))
+
+    def _mean(self, pairs: Mapping[str, tuple[statistics.Array, statistics.Array]]) -> Ratio:
+        return statistics.ratio(list(pairs.values()), [self.weights.get(size, 1.0) for size in pairs])
 
     def _pairs(self, plain: BenchmarkedVariant) -> dict[str, tuple[statistics.Array, statistics.Array]]:
         """By size, the medians of the rounds that both ran: its own and the plain export's."""
@@ -320,7 +325,8 @@ def figures(competitor: BenchmarkedVariant, plain: BenchmarkedVariant, feeds: Ma
         return result
     for size, feed in feeds.items():
         warmup = competitor.warmups[size]
-        result.latencies.append(statistics.summarize(competitor.rounds[size], size, feed.sizes, warmup))
+        weight = competitor.weights.get(size, 1.0)
+        result.latencies.append(statistics.summarize(competitor.rounds[size], size, feed.sizes, warmup, weight))
     if plain.standing:
         result.ratios = competitor.ratios(plain)
     try:

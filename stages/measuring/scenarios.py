@@ -23,7 +23,7 @@ COLD_STARTS = 3
 
 def batches(dim: Dim) -> Iterator[int]:
     """Yield the batch sizes to sweep: doubled from the smallest on, then the largest."""
-    size = max(dim.min, 1)
+    size = dim.min or dim.multiple_of
     while size < dim.max:
         yield size
         size *= 2
@@ -86,7 +86,7 @@ def measure(
         latencies, wall = competitor.worker.measure_callers(first.tensors, count, 2 * seconds)
         samples.add(competitor.result, f"{count} callers", size_key(first.sizes), 0, latencies)
         described = statistics.summarize([latencies], size_key(first.sizes), first.sizes, 0)
-        items = len(latencies) * next(iter(first.sizes.values()), 1)
+        items = len(latencies) * (first.sizes[batch[0]] if batch else 1)
         callers.append(
             Callers(
                 callers=count, p50_ms=described.p50_ms, p95_ms=described.p95_ms, throughput=items / wall,

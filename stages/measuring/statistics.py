@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 
@@ -30,7 +31,9 @@ UNLIKELY = 0.01
 DRIFT = 0.05
 
 
-def summarize(rounds: Sequence[Sequence[float]], size: str, sizes: Mapping[str, int], warmup: int) -> Latency:
+def summarize(
+    rounds: Sequence[Sequence[float]], size: str, sizes: Mapping[str, int], warmup: int, weight: float = 1.0
+) -> Latency:
     """Summarise the latencies of single calls at one size.
 
     Args:
@@ -38,6 +41,7 @@ def summarize(rounds: Sequence[Sequence[float]], size: str, sizes: Mapping[str, 
         size: Key of the size, such as "b8".
         sizes: Size of each named dimension. The first one (1 if there is none) is the number of items per call.
         warmup: Number of warm-up calls before them.
+        weight: The weight of the size in means over sizes.
 
     Returns:
         The figures. Throughput is in items per second, from the mean latency. Percentiles from too few latencies are
@@ -57,6 +61,7 @@ def summarize(rounds: Sequence[Sequence[float]], size: str, sizes: Mapping[str, 
     return Latency(
         size=size,
         sizes=dict(sizes),
+        weight=weight,
         samples=values.size,
         warmup=warmup,
         mean_ms=mean,
@@ -108,15 +113,16 @@ def undisturbed(logs: Array) -> Array:
     return np.asarray(np.partition(logs, count - 1, axis=-1)[..., :count].mean(axis=-1))
 
 
-def ratio(pairs: Sequence[tuple[Array, Array]]) -> Ratio:
+def ratio(pairs: Sequence[tuple[Array, Array]], weights: Sequence[float] | None = None) -> Ratio:
     """Compute a variant's latency relative to the plain export's, from undisturbed rounds.
 
-    The value is the geometric mean over sizes. The 95 % confidence interval is a seeded percentile bootstrap over
-    rounds: each resample takes all sizes of both graphs from the same rounds, because the machine's speed drifts.
+    The value is the weighted geometric mean over sizes. The 95 % confidence interval is a seeded percentile bootstrap
+    over rounds: each resample takes all sizes of both graphs from the same rounds, because the machine's speed drifts.
 
     Args:
         pairs: For each size, the median latency of each round of the variant and of the plain export; each of shape
             [rounds], from the same rounds, in the same unit.
+        weights: The weight of each size; None if all are equal.
 
     Returns:
         The ratio with its interval; a single round has no interval (low = high = value).
@@ -128,11 +134,12 @@ def ratio(pairs: Sequence[tuple[Array, Array]]) -> Ratio:
     counts = {values.size for values in logs}
     if len(counts) != 1 or 0 in counts:
         raise ValueError(f"rounds cannot be paired: the series have {sorted(counts)} rounds, wanted one number above 0")
-    value = float(np.exp(_log_ratio(*logs)))
+    mean = functools.partial(_log_ratio, weights=weights)
+    value = float(np.exp(mean(*logs)))
     if counts == {1}:
         return Ratio(value=value, low=value, high=value)
     interval = stats.bootstrap(
-        logs, _log_ratio, paired=True, vectorized=True, confidence_level=CONFIDENCE, n_resamples=RESAMPLES,
+        logs, mean, paired=True, vectorized=True, confidence_level=CONFIDENCE, n_resamples=RESAMPLES,
         method="percentile", rng=np.random.default_rng(0),
     ).confidence_interval  # fmt: skip
     return Ratio(
@@ -157,8 +164,8 @@ def quotient(over: Ratio, under: Ratio) -> Ratio:
     )
 
 
-def _log_ratio(*logs: Array, axis: int = -1) -> Array:
+def _log_ratio(*logs: Array, axis: int = -1, weights: Sequence[float] | None = None) -> Array:
     """Mean log ratio over sizes; `logs` are the variant's and the plain export's log medians, size by size."""
     assert axis == -1, "rounds are the last axis"
     variant, plain = (np.stack([undisturbed(values) for values in some]) for some in (logs[::2], logs[1::2]))
-    return np.asarray(np.mean(variant - plain, axis=0))
+    return np.asarray(np.average(variant - plain, axis=0, weights=weights))

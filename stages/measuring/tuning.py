@@ -1,7 +1,7 @@
 """Finds session options for the finalists: threads, pinning, spinning, memory arena, execution mode, graph level.
 
-On CUDA, it tries the provider's own options instead. Each option is tried alone on a finalist. The options that help
-are combined, and the finalist with them runs in the final race as a separate variant, to prove that they help.
+On CUDA and OpenVINO, it tries their own options instead. Each option is tried alone on a finalist. The options that
+help are combined, and the finalist with them runs in the final race as a separate variant, to prove that they help.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from onward.registry import processors
 from onward.registry.evidence.records import Measurement, Ratio
-from onward.registry.evidence.session_options import CUDA, SessionOptions
+from onward.registry.evidence.session_options import CUDA, OPENVINO, OPENVINO_NATIVE, SessionOptions
 from onward.stages.measuring.race import BenchmarkedVariant, Feed, Turn, session_lifetime_of
 from onward.stages.measuring.samples import Samples
 from onward.stages.measuring.screening import Deadline, run_rung
@@ -27,23 +27,33 @@ PROMISING = 4
 Start = Callable[[Measurement], Worker]
 
 
-def trials(provider: str, processors: Collection[int]) -> Iterator[SessionOptions]:
+def trials(provider: str, processors: Collection[int], precisions: Sequence[str] = ()) -> Iterator[SessionOptions]:
     """Yield the options to try alone, the most promising first.
 
     ONNX Runtime pins its default threads to processors, but not an explicit number of threads; `affinity` pins those.
-    On CUDA, where no CPU thread multiplies, the options are the provider's own.
+    On CUDA, where no CPU thread multiplies, the options are the provider's own. OpenVINO has its own threads.
 
     Args:
-        provider: ONNX Runtime's execution provider.
+        provider: ONNX Runtime's execution provider, or OpenVINO itself.
         processors: The usable processors, counted from 1.
+        precisions: Lower precisions in which the provider can run operators that the graph leaves in float32.
     """
+    count = len(processors)
+    if provider in (OPENVINO, OPENVINO_NATIVE):
+        yield from (SessionOptions.model_validate({"precision": precision}) for precision in precisions)
+        if count > 1:
+            yield SessionOptions(threads=1)
+            yield SessionOptions(threads=count)
+            yield SessionOptions(performance="throughput")
+        if provider == OPENVINO:
+            yield SessionOptions(graph_level="disabled")
+        return
     if provider == CUDA:
         yield SessionOptions(tf32=True)
         yield SessionOptions(nhwc=True)
         yield SessionOptions(tf32=True, nhwc=True)
         return
     yield SessionOptions(threads=1)
-    count = len(processors)
     if count > 1:
         yield SessionOptions(threads=count)
         yield SessionOptions(threads=count, affinity=";".join(map(str, sorted(processors)[1:])))
@@ -77,6 +87,7 @@ def tune(
     deadline: Deadline,
     order: random.Random,
     samples: Samples,
+    precisions: Sequence[str] = (),
 ) -> BenchmarkedVariant | None:
     """Find the session options that make a finalist faster.
 
@@ -88,13 +99,18 @@ def tune(
         deadline: When the search ends.
         order: Random order of sizes and variants.
         samples: Keeps every latency.
+        precisions: Lower precisions that the runtime can compute in.
 
     Returns:
         A new variant of the same file with the options that help; None if none helps or the deadline passed.
     """
-    default = _variation(finalist, finalist.name, SessionOptions(), start)
-    alone = trials(finalist.result.provider, sorted(processors.usable())[: processors.count()])
-    tried = [_variation(finalist, f"{finalist.name} ({options})", options, start) for options in alone]
+    given = finalist.result.options
+    default = _variation(finalist, finalist.name, given, start)
+    here = sorted(processors.usable())[: processors.count()]
+    # A float32 graph in lower precision is a variant of its own, which takes part in screening.
+    lower = () if given.precision or finalist.result.precision == "float32" else precisions
+    alone = trials(finalist.result.provider, here, lower)
+    tried = [_variation(finalist, f"{finalist.name} ({options})", given | options, start) for options in alone]
     session_lifetime_rounds, left = session_lifetime_of([finalist], turns), tried
     try:
         for _ in range(2):
@@ -105,19 +121,21 @@ def tune(
             left = sorted((c for c in gains if gains[c].value < 1), key=lambda c: gains[c].value)[:PROMISING]
             if not left:
                 return None
-        best = combine([(c.result.options, gains[c]) for c in left])
+        best = combine([(given.changes(c.result.options), gains[c]) for c in left])
     finally:
         for competitor in (default, *tried):
             competitor.worker.close()
     if best == SessionOptions():
         return None
-    return _variation(finalist, f"{finalist.name}-tuned", best.limited_to(CURRENT.graph_level), start)
+    best = (given | best).limited_to(CURRENT.graph_level)
+    return _variation(finalist, f"{finalist.name}-tuned", best, start)
 
 
 def _variation(finalist: BenchmarkedVariant, name: str, options: SessionOptions, start: Start) -> BenchmarkedVariant:
     """A finalist's file under other session options."""
-    changed = {"variant": name, "graph": finalist.name, "options": options, "ratios": {}, "latencies": []}
+    graph = finalist.result.graph or finalist.name
+    changed = {"variant": name, "graph": graph, "options": options, "ratios": {}, "latencies": []}
     if options.tf32 and finalist.result.precision == "float32":
         changed["precision"] = "tf32"
     result = finalist.result.model_copy(update=changed)
-    return BenchmarkedVariant(result, start(result))
+    return BenchmarkedVariant(result, start(result), weights=finalist.weights)

@@ -15,8 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from onward.registry.errors import UsageError
+from onward.registry.evidence import size_expressions
 from onward.registry.text import suggestion
-from onward.stages.config.schema import Dim, Input
+from onward.stages.config.layout import constant, in_place, shape_of, sizes_of
+from onward.stages.config.load import resolve
+from onward.stages.config.schema import Dim, Input, ModelParams
+from onward.stages.parity.sequences import Sequences
 from onward.stages.parity.sizes import Sizes, corner_sizes, prime_sizes, size_key, typical_sizes
 from onward.stages.workers import jitter
 
@@ -44,6 +48,7 @@ class Case:
             answer may depend on their order, so its stability is checked first.
         made_up: Whether the values were generated from params.yaml alone. It may not state all constraints, so the
             original may refuse them.
+        sequence: The sequences to run step by step instead of `inputs` once; None for a single step.
     """
 
     name: str
@@ -53,6 +58,18 @@ class Case:
     probe: bool = False
     degenerate: bool = False
     made_up: bool = True
+    sequence: Sequences | None = None
+
+    def outputs(self, run: Callable[[Tensors], Tensors]) -> Tensors:
+        """Run a model on this case.
+
+        Args:
+            run: Computes the outputs of one call.
+
+        Returns:
+            Outputs by name; those of a sequence are [samples, steps, ...].
+        """
+        return run(self.inputs) if self.sequence is None else self.sequence.outputs(run)
 
 
 def draw(
@@ -73,16 +90,40 @@ def draw(
     for name, spec in inputs.items():
         shape = _shape(spec, sizes)
         dtype = np.dtype(spec.dtype)
-        if dtype == np.bool_:
-            drawn[name] = rng.integers(0, 2, shape).astype(dtype)
+        if spec.is_fixed:
+            drawn[name] = constant(spec, sizes)
+        elif dtype == np.bool_:
+            drawn[name] = np.asarray(rng.integers(0, 2, shape)).astype(dtype)
         elif spec.range is not None and not spec.is_float:
             low, high = (int(end) for end in spec.range)
-            drawn[name] = rng.integers(low, high, shape, dtype=np.int64, endpoint=True).astype(dtype)
+            drawn[name] = np.asarray(rng.integers(low, high, shape, dtype=np.int64, endpoint=True)).astype(dtype)
         elif how == "uniform" or spec.range is not None:
-            drawn[name] = rng.uniform(*(spec.range or (-1.0, 1.0)), shape).astype(dtype)
+            drawn[name] = np.asarray(rng.uniform(*(spec.range or (-1.0, 1.0)), shape)).astype(dtype)
         else:
-            drawn[name] = rng.standard_normal(shape).astype(dtype)
+            drawn[name] = np.asarray(rng.standard_normal(shape)).astype(dtype)
     return drawn
+
+
+def own_cases(settings: ModelParams, key: str) -> Generator | None:
+    """The function that `cases` names in params.yaml; None if there is none.
+
+    It receives the sizes of all dimensions, those included that follow from others.
+
+    Args:
+        settings: The model's settings.
+        key: The model's place in params.yaml, such as "models.cnn".
+    """
+    if settings.cases is None:
+        return None
+    function: Generator = resolve(settings.cases, f"{key}.cases")
+    defined = {name: dim.size for name, dim in settings.dims.items() if dim.size is not None}
+    derived = {name: size_expressions.replace(text, defined) for name, text in defined.items()}
+
+    def generate(sizes: dict[str, int], rng: np.random.Generator) -> Tensors:
+        follow = {name: size_expressions.value(text, sizes) for name, text in derived.items()}
+        return function({**sizes, **{name: size for name, size in follow.items() if size is not None}}, rng)
+
+    return generate
 
 
 class Source:
@@ -111,6 +152,9 @@ class Source:
         if self.custom is None:
             return draw(self.inputs, sizes, rng, how)
         returned = {key: np.asarray(value) for key, value in self.custom(dict(sizes), rng).items()}
+        returned |= {
+            name: constant(spec, sizes) for name, spec in self.inputs.items() if spec.is_fixed and name not in returned
+        }
         if set(returned) != set(self.inputs):
             raise UsageError(
                 f"cases: returns the inputs {sorted(returned)}, params.yaml declares {sorted(self.inputs)}"
@@ -120,7 +164,8 @@ class Source:
             if list(returned[name].shape) != shape or returned[name].dtype != np.dtype(spec.dtype):
                 raise UsageError(
                     f"cases: returns {name} as {returned[name].dtype} {list(returned[name].shape)} at {dict(sizes)}; "
-                    f"params.yaml declares {spec.dtype} {shape}"
+                    f"params.yaml declares {spec.dtype} {shape}; a size that follows from other dimensions is declared "
+                    "by an expression, such as dims: {total: past + new}"
                 )
         return {key: returned[key] for key in self.inputs}
 
@@ -133,6 +178,7 @@ def all_cases(
     custom: Generator | None = None,
     samples: Mapping[str, Array] | None = None,
     limit: int = 64,
+    sequences: Sequences | None = None,
 ) -> Iterator[Case]:
     """Generate every case of a model, the probes last. No case depends on those before it.
 
@@ -141,24 +187,27 @@ def all_cases(
 
     Args:
         inputs: The declared inputs.
-        dims: The declared dimensions.
+        dims: The inputs' own dimensions (`ModelParams.free_dims`).
         draws: Number of normal and of uniform draws.
         seed: The model's seed.
         custom: The function that `cases` names in params.yaml.
         samples: Real samples by input name, on the first axis.
         limit: Largest number of real samples to use.
+        sequences: Real samples that are sequences of steps, instead of `samples`.
     """
     source = Source(inputs, custom)
     typical = typical_sizes(dims)
     prime = prime_sizes(dims)
     for number in range(max(draws, len(typical))):
         yield _drawn(source, f"normal{number}", typical[number % len(typical)], seed)
-    if any(spec.is_float for spec in inputs.values()):
+    if any(_is_float(spec) for spec in inputs.values()):
         for number in range(draws):
             yield _drawn(source, f"uniform{number}", typical[number % len(typical)], seed, "uniform")
     for label, sizes in corner_sizes(dims):
         yield _drawn(source, label, sizes, seed)
-    if samples is not None:
+    if sequences is not None:
+        yield from sequence_cases(sequences, limit)
+    elif samples is not None:
         yield from sample_cases(inputs, dims, samples, limit)
     probes = []
     for label, fits, fill in _FILLS:
@@ -187,8 +236,8 @@ def jittered(case: Case) -> Tensors:
     return moved
 
 
-def shaken(case: Case, seed: int) -> Tensors:
-    """The inputs of a case with every float moved by one unit in the last place, up or down at random.
+def shaken(case: Case, seed: int) -> Case:
+    """The case with every float of its inputs moved by one unit in the last place, up or down at random.
 
     Whole numbers stay the same. They may be categories or counts, and the next float would mean another category.
 
@@ -197,10 +246,10 @@ def shaken(case: Case, seed: int) -> Tensors:
         seed: Seed of the random directions, combined with the case's own seed.
     """
     rng = np.random.default_rng([case.seed, seed])
-    moved = {}
-    for name, value in case.inputs.items():
-        moved[name] = jitter.moved(value, rng) if value.dtype.kind == "f" else value
-    return moved
+    if case.sequence is not None:
+        return replace(case, sequence=case.sequence.shaken(rng))
+    moved = {name: jitter.moved(v, rng) if v.dtype.kind == "f" else v for name, v in case.inputs.items()}
+    return replace(case, inputs=moved)
 
 
 def resized(inputs: Mapping[str, Input], samples: Mapping[str, Array], sizes: Mapping[str, int]) -> Tensors:
@@ -213,11 +262,51 @@ def resized(inputs: Mapping[str, Input], samples: Mapping[str, Array], sizes: Ma
     """
     found = {}
     for name, spec in inputs.items():
-        value = samples[name]
+        if spec.is_fixed:
+            found[name] = constant(spec, sizes)
+            continue
+        value = in_place(spec, samples[name])
         for axis, size in enumerate(_shape(spec, sizes)):
             value = np.take(value, np.arange(size) % max(1, value.shape[axis]), axis=axis)
         found[name] = value
     return found
+
+
+def sequence_cases(sequences: Sequences, limit: int) -> Iterator[Case]:
+    """Generate cases of real sequences, which a model runs step by step on its own state.
+
+    The first step is a case of its own, and so is the first step with floats negated, multiplied by 10 and by 0.1.
+
+    Args:
+        sequences: All sequences.
+        limit: Largest number of steps, and of sequences, to use.
+    """
+    inputs, layout = sequences.inputs, [n for n, s in sequences.inputs.items() if s.samples_on is not None]
+    first = inputs[layout[0]].shape[inputs[layout[0]].samples_on or 0]
+    allowed = sequences.dims[first].sizes if isinstance(first, str) else range(int(first), int(first) + 1)
+    stepped = {name: sequences.samples[name] for name in layout if name not in sequences.states}
+    count = min(limit, len(next(iter(stepped.values()))))
+    for start in range(0, count, allowed[-1]):
+        size = next((size for size in reversed(allowed) if size <= count - start), 0)
+        if not size:
+            return  # the remainder is too small for a batch
+        part = sequences.part(start, size, limit)
+        feed = part.feed(0)
+        sizes = sizes_of(inputs, feed)
+        yield Case(f"sequence{start}@{size}", start, sizes, feed, made_up=False, sequence=part)
+        if start == 0:
+            yield Case(f"samples0@{size}", 0, sizes, feed, made_up=False)
+            for label, factor in (("negated", -1.0), ("enlarged", 10.0), ("reduced", 0.1)):
+                yield Case(f"{label}@{size}", 0, sizes, _scaled(inputs, feed, factor))
+
+
+def _scaled(inputs: Mapping[str, Input], batch: Tensors, factor: float) -> Tensors:
+    """Multiply all floats that may vary by a number, within their range."""
+
+    def of(spec: Input, values: Array) -> Array:
+        return _within(spec, np.asarray(values * values.dtype.type(factor))) if _is_float(spec) else values
+
+    return {name: of(spec, batch[name]) for name, spec in inputs.items()}
 
 
 def find(cases: Iterable[Case], name: str) -> Case:
@@ -247,27 +336,57 @@ def sample_cases(
         samples: Real samples by input name, on the first axis.
         limit: Largest number of samples to use.
     """
-    first = next(iter(inputs.values())).shape[0]
-    least, step = (dims[first].min, dims[first].max) if isinstance(first, str) else (first, first)
-    count = min(limit, len(next(iter(samples.values()))))
-    for start in range(0, count, step):
-        batch = {name: samples[name][start : min(start + step, count)] for name in inputs}
-        size = len(next(iter(batch.values())))
-        if size < least:
+    sampled = [name for name, spec in inputs.items() if spec.samples_on is not None]
+    first = inputs[sampled[0]].shape[inputs[sampled[0]].samples_on or 0]
+    allowed = dims[first].sizes if isinstance(first, str) else range(int(first), int(first) + 1)
+    count = min(limit, len(samples[sampled[0]]))
+    for start in range(0, count, allowed[-1]):
+        size = next((size for size in reversed(allowed) if size <= count - start), 0)
+        if not size:
             return  # the remainder is too small for a batch
-        sizes = _sizes(inputs, batch)
+        batch = feed_of(inputs, samples, start, size)
+        sizes = sizes_of(inputs, batch)
         yield Case(f"samples{start}@{size}", 0, sizes, batch, made_up=False)
-        if start == 0 and any(spec.is_float for spec in inputs.values()):
+        if start == 0 and any(_is_float(spec) for spec in inputs.values()):
             for label, factor in (("negated", -1.0), ("enlarged", 10.0), ("reduced", 0.1)):
-                scaled = {
-                    name: _within(spec, batch[name] * batch[name].dtype.type(factor)) if spec.is_float else batch[name]
-                    for name, spec in inputs.items()
-                }
-                yield Case(f"{label}@{size}", 0, sizes, scaled)
+                yield Case(f"{label}@{size}", 0, sizes, _scaled(inputs, batch, factor))
+
+
+def feed_of(inputs: Mapping[str, Input], samples: Mapping[str, Array], start: int, size: int) -> Tensors:
+    """The inputs of one call with real samples.
+
+    Args:
+        inputs: The declared inputs.
+        samples: Real samples by input name, on axis 0; inputs without an axis of samples have one array for all.
+        start: The first sample.
+        size: Number of samples.
+
+    Returns:
+        Arrays by input name, in the model's own layout.
+    """
+    given = {
+        name: samples[name] if spec.samples_on is None else in_place(spec, samples[name][start : start + size])
+        for name, spec in inputs.items()
+        if not spec.is_fixed
+    }
+    sizes = sizes_of(inputs, given)
+    return {name: constant(spec, sizes) if spec.is_fixed else given[name] for name, spec in inputs.items()}
 
 
 def _shape(spec: Input, sizes: Mapping[str, int]) -> list[int]:
-    return [sizes[axis] if isinstance(axis, str) else axis for axis in spec.shape]
+    """The shape of an input.
+
+    Raises:
+        UsageError: The sizes do not determine it.
+    """
+    found = shape_of(spec.shape, sizes)
+    for axis, size in zip(spec.shape, found, strict=True):
+        if size is None or size < 0:
+            raise UsageError(
+                f"params.yaml: the size {axis!r} of an input is no whole number at {dict(sizes)}: declare multiple_of "
+                "for the dimension that it divides, or round down with //"
+            )
+    return [size or 0 for size in found]
 
 
 def _drawn(source: Source, label: str, sizes: Sizes, seed: int, how: str = "normal", probe: bool = False) -> Case:
@@ -292,28 +411,28 @@ def _filled(
 
 def _probes(source: Source, dims: Mapping[str, Dim], prime: Sizes, seed: int) -> Iterator[Case]:
     """Undeclared inputs: a NaN, an infinity and, last because it may end the process, an empty batch."""
-    if any(spec.is_float for spec in source.inputs.values()):
+    if any(_is_float(spec) for spec in source.inputs.values()):
         for label, value in (("nan", np.nan), ("infinity", np.inf)):
             case = _drawn(source, label, prime, seed, probe=True)
             for name, spec in source.inputs.items():
-                if spec.is_float and case.inputs[name].size:
+                if _is_float(spec) and case.inputs[name].size:
                     case.inputs[name].flat[0] = value
             yield case
-    first = next(iter(source.inputs.values())).shape[0]
+    first = next(s.shape[s.samples_on] for s in source.inputs.values() if s.samples_on is not None)
     if isinstance(first, str) and dims[first].min > 0:
         yield _drawn(source, "empty", {**typical_sizes(dims)[0], first: 0}, seed, probe=True)
 
 
 def _is_float(spec: Input) -> bool:
-    return spec.is_float
+    return spec.is_float and not spec.is_fixed
 
 
 def _is_mask(spec: Input) -> bool:
-    return spec.is_mask
+    return spec.is_mask and not spec.is_fixed
 
 
 def _is_ranged(spec: Input) -> bool:
-    return not spec.is_float and not spec.is_mask and spec.range is not None
+    return not spec.is_float and not spec.is_fixed and not spec.is_mask and spec.range is not None
 
 
 def _constant(value: float) -> Fill:
@@ -363,12 +482,3 @@ def _within(spec: Input, values: Array) -> Array:
     if spec.range is None or not spec.is_float:
         return values
     return np.clip(values, *spec.range).astype(values.dtype)
-
-
-def _sizes(inputs: Mapping[str, Input], tensors: Mapping[str, Array]) -> Sizes:
-    return {
-        axis: int(tensors[name].shape[position])
-        for name, spec in inputs.items()
-        for position, axis in enumerate(spec.shape)
-        if isinstance(axis, str)
-    }

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from onward.registry import npz
 from onward.registry.errors import NotReady
 from onward.registry.evidence.records import CRASHES, CaseResult, CaseVerdict, OutputComparison
-from onward.stages.config.schema import Output, Tolerance
+from onward.stages.config.schema import Tolerance
 from onward.stages.parity.cases import Case, jittered, shaken
 from onward.stages.parity.compare import compare, squared_change, unexplained
 from onward.stages.workers.worker import FailureKind, Tensors, Worker, WorkerFailure
@@ -24,7 +24,7 @@ Answers = dict[str, npt.NDArray[Any]]
 
 
 # Number of runs of the original with weights and inputs moved by one unit in the last place.
-SHAKES = 4
+SHAKES = 8
 # A float64 reference is discarded if rounding does not explain its distance from float32 in more than this share of an
 # output's elements. A few elements may be at a threshold, where a comparison or a rounding can go either way.
 UNBELIEVED = 0.01
@@ -104,10 +104,11 @@ def answers(
     found = []
     for case in cases:
         try:
-            outputs, truth = reference.answer(case.inputs)
-            found.append(
-                Expected(case, outputs, truth, steady=not case.degenerate or _steady(reference, case, outputs))
-            )
+            # A sequence has no float64 reference: its float32 state would be fed to it.
+            alone = case.sequence is None
+            outputs, truth = reference.answer(case.inputs) if alone else (case.outputs(reference.run), {})
+            steady = not case.degenerate or _steady(reference, case, outputs)
+            found.append(Expected(case, outputs, truth, steady=steady))
         except WorkerFailure as failure:
             made_up = case.made_up and not case.probe and failure.kind == "error"
             found.append(Expected(case, failure=failure, refused=made_up and _takes(reference, real(case))))
@@ -130,6 +131,7 @@ def _with_spread(reference: Reference, expected: list[Expected]) -> list[Expecte
     The largest ones are run once more, in another order of equal values, and only if the model chooses among values.
     """
     squares: list[Answers] = [{} for _ in expected]
+    reshaped: set[str] = set()
     answered = {item.case.name for item in expected if item.failure is None and not item.probe}
     repeated = answered & {item.case.name for item in without_the_largest(expected) if _elements(item) <= MOST_ELEMENTS}
     try:
@@ -138,16 +140,23 @@ def _with_spread(reference: Reference, expected: list[Expected]) -> list[Expecte
                 return expected
             for item, sums in sorted(zip(expected, squares, strict=True), key=lambda pair: _elements(pair[0])):
                 if item.case.name in repeated:
-                    _add_squares(sums, item, reference, seed)
+                    kinds = "fiub"
                 elif item.case.name in answered and seed == 0 and reference.chooses:
-                    # Integers only: one run cannot estimate the rounding of floats.
-                    _add_squares(sums, item, reference, seed, "iu")
+                    kinds = "iu"  # one run cannot estimate the rounding of floats
+                else:
+                    continue
+                if not _add_squares(sums, item, reference, seed, kinds):
+                    reshaped.add(item.case.name)
     except WorkerFailure:  # the perturbed model does not load; the exact one does, so only the spread is missing
         return expected
     finally:
         reference.shake(None)
     return [
-        replace(item, spread={name: np.sqrt(total / SHAKES).astype(np.float32) for name, total in sums.items()})
+        replace(
+            item,
+            spread={name: np.sqrt(total / SHAKES).astype(np.float32) for name, total in sums.items()},
+            steady=item.steady and item.case.name not in reshaped,
+        )
         for item, sums in zip(expected, squares, strict=True)
     ]
 
@@ -156,18 +165,22 @@ def _elements(item: Expected) -> int:
     return sum(value.size for value in item.outputs.values())
 
 
-def _add_squares(sums: Answers, item: Expected, reference: Reference, seed: int, kinds: str = "fiub") -> None:
+def _add_squares(sums: Answers, item: Expected, reference: Reference, seed: int, kinds: str) -> bool:
     """Add to `sums` the squared change of each element in one perturbed run. Changes that are not finite add 0.
 
     `kinds` are the NumPy kinds of the outputs to include.
+
+    Returns:
+        Whether all outputs kept their shapes. A size that depends on the data may change: a score near a threshold.
     """
     try:
-        moved = reference.run(shaken(item.case, seed))
+        moved = shaken(item.case, seed).outputs(reference.run)
     except WorkerFailure:
-        return
+        return True
     for name, value in item.outputs.items():
         if value.dtype.kind in kinds and moved[name].shape == value.shape:
             sums[name] = sums.get(name, 0) + squared_change(moved[name], value)
+    return all(moved[name].shape == value.shape for name, value in item.outputs.items())
 
 
 def _believed(item: Expected) -> Expected:
@@ -248,7 +261,7 @@ def check(candidate: Worker, expected: Iterable[Expected], tolerance: Tolerance)
             results.append(_result(item, "error", f"no reference: {item.failure.reason}"))
             continue
         try:
-            got = candidate.run(case.inputs)
+            got = case.outputs(candidate.run)
         except WorkerFailure as failure:
             reason = f"case {case.name}: {failure.reason}"
             if item.failure is not None:
@@ -288,25 +301,6 @@ def compare_outputs(
         else OutputComparison(output=name, verdict="missing output", reason="the model returns no output of this name")
         for name, value in reference.items()
     ]
-
-
-def misdeclared(expected: Iterable[Expected], outputs: Mapping[str, Output]) -> str:
-    """Describe the first reference output whose shape differs from params.yaml; empty if there is none.
-
-    Args:
-        expected: The reference's answers.
-        outputs: The declared outputs.
-    """
-    for item in expected:
-        for name, value in item.outputs.items():
-            spec = outputs[name]
-            wanted = [item.case.sizes.get(axis, axis) if isinstance(axis, str) else axis for axis in spec.shape]
-            if not item.case.probe and list(value.shape) != wanted:
-                return (
-                    f"the original returns {name} with the shape {list(value.shape)} in case {item.case.name}; "
-                    f"params.yaml declares {list(spec.shape)}: its code fixes a dimension, or the declaration is wrong"
-                )
-    return ""
 
 
 def crashed(results: Iterable[CaseResult]) -> list[CaseResult]:

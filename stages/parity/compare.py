@@ -16,8 +16,9 @@ Array = npt.NDArray[Any]
 # place (ulp). Another order of summation costs a small multiple of either, a wrong weight or operator far more.
 ROUNDING = 10.0
 # A difference counts as rounding up to this multiple of the element's spread over runs in which every weight and input
-# moves by one ulp (docs/decisions/0046). The spread is the root mean square of check.SHAKES runs. With four, it is
-# under 1/50 of its expectation with a probability of 3e-7. Rounding weights to TF32 moves them by up to 2^12 ulps.
+# moves by one ulp (docs/decisions/0046). The spread is the root mean square of check.SHAKES runs. With eight, it is
+# under 1/25 of its expectation with a probability of 7e-11; with four it was 5e-6, too often for outputs of 10^5
+# elements. Rounding weights to TF32 moves them by up to 2^12 ulps.
 SPREAD = 100.0
 
 

@@ -11,9 +11,13 @@ import numpy.typing as npt
 from onward.registry.errors import UsageError
 from onward.registry.evidence.kinds import agreement, judge
 from onward.registry.evidence.records import OutputFidelity, OutputKind
+from onward.registry.evidence.sample_axes import to_front
 from onward.registry.evidence.similarity import fidelity
+from onward.stages.config.layout import Layout
 from onward.stages.config.schema import ModelParams
+from onward.stages.parity.cases import feed_of
 from onward.stages.parity.labels import asked, measure
+from onward.stages.parity.sequences import Sequences
 from onward.stages.workers.worker import WorkerFailure
 
 Arrays = Mapping[str, npt.NDArray[Any]]
@@ -22,12 +26,14 @@ BATCH = 64
 
 
 def batch_size(settings: ModelParams, most: int = BATCH) -> int:
-    """Number of samples per batch: the first dimension's size if it is fixed, else `most`, limited by `dims`."""
-    first = next(iter(settings.inputs.values())).shape[0]
-    if isinstance(first, int):
-        return first
-    dim = settings.dims[first]
-    return max(1, dim.min, min(most, dim.max))
+    """Number of samples per batch: `most`, limited by `dims`; 1 if an output has no axis of samples."""
+    layout = Layout.of(settings)
+    if isinstance(layout.size, int):
+        return layout.size
+    if layout.one_by_one:
+        return 1
+    allowed = [size for size in settings.dims[layout.size].sizes[: most + 1] if 0 < size <= most]
+    return max(allowed, default=max(1, settings.dims[layout.size].sizes[0] or settings.dims[layout.size].multiple_of))
 
 
 def batches(settings: ModelParams, samples: Arrays, most: int = BATCH) -> Iterator[dict[str, npt.NDArray[Any]]]:
@@ -35,45 +41,81 @@ def batches(settings: ModelParams, samples: Arrays, most: int = BATCH) -> Iterat
 
     Args:
         settings: The model's settings.
-        samples: Arrays by input name, samples on the first axis.
+        samples: Arrays by input name, samples on axis 0.
         most: Largest number of samples per batch.
 
     Returns:
-        Arrays by input name, per batch.
+        Arrays by input name, in the model's own layout, per batch. Of sequences, the first step.
 
     Raises:
         UsageError: The samples do not fill one batch.
     """
-    first = next(iter(settings.inputs.values())).shape[0]
-    size = batch_size(settings, most)
-    least = size if isinstance(first, int) else settings.dims[first].min
-    count = len(samples[next(iter(settings.inputs))])
-    if count < max(1, least):
-        raise UsageError(f"{count} samples do not fill a batch: the first dimension must be at least {max(1, least)}")
+    sequences = Sequences.of(settings, samples)
+    for start, size in spans(settings, samples, most):
+        if sequences is None:
+            yield feed_of(settings.inputs, samples, start, size)
+        else:
+            yield sequences.part(start, size).feed(0)
+
+
+def spans(settings: ModelParams, samples: Arrays, most: int = BATCH) -> Iterator[tuple[int, int]]:
+    """The first sample and the size of each batch, as for `batches`."""
+    layout, size = Layout.of(settings), batch_size(settings, most)
+    count = layout.count(samples)
+    allowed = range(size, size + 1) if isinstance(layout.size, int) else settings.dims[layout.size].sizes
+    if count < max(1, allowed[0]):
+        raise UsageError(f"{count} samples do not fill a batch: the batch must be at least {max(1, allowed[0])}")
     for start in range(0, count, size):
-        if min(size, count - start) >= least:
-            yield {name: samples[name][start : start + size] for name in settings.inputs}
+        wanted = min(size, count - start)
+        fitting = wanted - (wanted - allowed[0]) % allowed.step
+        if fitting >= max(1, allowed[0]):
+            yield start, fitting
 
 
 def outputs_over(
-    run: Callable[[Arrays], Arrays], settings: ModelParams, samples: Arrays, most: int = BATCH
+    run: Callable[[dict[str, npt.NDArray[Any]]], Arrays],
+    settings: ModelParams,
+    samples: Arrays,
+    most: int = BATCH,
 ) -> dict[str, npt.NDArray[Any]]:
     """Run a model over all samples that `batches` returns.
 
     Args:
         run: Computes the outputs of one batch.
         settings: The model's settings.
-        samples: Arrays by input name, samples on the first axis.
+        samples: Arrays by input name, samples on axis 0.
         most: Largest number of samples per batch.
 
     Returns:
-        Outputs by name, samples on the first axis.
+        Outputs by name, samples on axis 0. If the size of another axis differs from call to call, the outputs are
+        filled up to the largest with NaN, -1 or False. Outputs over sequences are [samples, steps, ...].
 
     Raises:
         UsageError: As `batches`.
     """
+    sequences = Sequences.of(settings, samples)
+    if sequences is not None:
+        found = [sequences.part(*span).outputs(run) for span in spans(settings, samples, most)]
+        return {name: joined([part[name] for part in found]) for name in found[0]}
+    axes = Layout.of(settings).outputs
     parts = [run(batch) for batch in batches(settings, samples, most)]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return {name: joined([to_front(part[name], axes.get(name, 0)) for part in parts]) for name in parts[0]}
+
+
+def joined(parts: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    """Concatenate arrays along axis 0, filled up on the other axes to the largest size of each."""
+    if len({part.shape[1:] for part in parts}) > 1:
+        largest = tuple(max(sizes) for sizes in zip(*(part.shape[1:] for part in parts), strict=True))
+        parts = [filled(part, largest) for part in parts]
+    return np.concatenate(parts)
+
+
+def filled(values: npt.NDArray[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    """Fill an array up to a shape, except on axis 0: with NaN, -1 (unsigned: the largest number), or False."""
+    kind = values.dtype.kind
+    filler: Any = np.nan if kind == "f" else -1 if kind == "i" else np.iinfo(values.dtype).max if kind == "u" else False
+    room = [(0, 0), *((0, most - size) for size, most in zip(values.shape[1:], shape, strict=True))]
+    return np.pad(values, room, constant_values=filler)
 
 
 def quality_of(
@@ -139,6 +181,25 @@ def judged_by_quality(settings: ModelParams, wanted: Arrays, samples: Arrays, ke
     return found
 
 
+def _alike(settings: ModelParams, wanted: Arrays, got: Arrays) -> tuple[Arrays, Arrays]:
+    """Give outputs whose size depends on the data the same shape, so that they can be compared.
+
+    A row that only one of them has is compared with a row of zeros, so it counts as an error of its own size.
+    """
+    first, second = dict(wanted), dict(got)
+    for name in settings.data_sized & wanted.keys() & got.keys():
+        one, other = wanted[name], got[name]
+        if one.ndim != other.ndim:
+            continue
+        largest = tuple(map(max, one.shape[1:], other.shape[1:]))
+        one, other = filled(one, largest), filled(other, largest)
+        if one.dtype.kind == "f" and other.dtype.kind == "f" and one.shape == other.shape:
+            alone = np.isnan(one) != np.isnan(other)
+            one, other = np.where(alone & np.isnan(one), 0, one), np.where(alone & np.isnan(other), 0, other)
+        first[name], second[name] = one, other
+    return first, second
+
+
 class Weighed(NamedTuple):
     """Results over the evaluation set. The fields are those of onward.registry.evidence.records.Variant.
 
@@ -158,7 +219,7 @@ class Weighed(NamedTuple):
 
 
 def weigh(
-    run: Callable[[Arrays], Arrays],
+    run: Callable[[dict[str, npt.NDArray[Any]]], Arrays],
     settings: ModelParams,
     samples: Arrays,
     wanted: Arrays,
@@ -179,7 +240,7 @@ def weigh(
         UsageError, NotReady: As `quality_of` and `outputs_over`.
         WorkerFailure: A run or the measure failed.
     """
-    got = outputs_over(run, settings, samples)
+    wanted, got = _alike(settings, wanted, outputs_over(run, settings, samples))
     near = fidelity(wanted, got)
     shares = [agreement(kind, wanted[kind.output], got[kind.output]) for kind in kinds]
     return Weighed(

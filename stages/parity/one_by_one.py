@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from onward.stages.config.schema import Dim, ModelParams
+from onward.stages.config.layout import Layout
+from onward.stages.config.schema import ModelParams
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -64,16 +65,13 @@ def frozen(model: onnx.ModelProto, settings: ModelParams) -> Mapping[str, int]:
         sizes = given[name].type.tensor_type.shape.dim if name in given else []
         if len(sizes) == len(spec.shape):
             for wanted, size in zip(spec.shape, sizes, strict=True):
-                if isinstance(wanted, str) and _varies(settings.dims.get(wanted)) and size.dim_value > 0:
-                    found[wanted] = size.dim_value
+                dim = settings.dims.get(str(wanted))
+                if dim is not None and dim.varies and size.dim_value > 0:
+                    found[str(wanted)] = size.dim_value
     return found
 
 
 def frozen_batch(model: onnx.ModelProto, settings: ModelParams) -> str:
     """Name of the batch dimension if a file takes one sample at a time, and params.yaml declares more; empty if not."""
-    first = next(iter(settings.inputs.values())).shape[:1]
-    return str(first[0]) if first and frozen(model, settings) == {first[0]: 1} else ""
-
-
-def _varies(dim: Dim | None) -> bool:
-    return dim is not None and dim.min < dim.max
+    batch = Layout.of(settings).size
+    return str(batch) if frozen(model, settings) == {batch: 1} else ""

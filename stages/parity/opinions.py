@@ -21,7 +21,6 @@ from onnx import helper, numpy_helper, version_converter
 from onnx.reference import ReferenceEvaluator
 
 from onward.registry.evidence.records import OutputComparison
-from onward.stages.parity.check import SHAKES
 from onward.stages.parity.compare import compare, magnitude, squared_change
 from onward.stages.workers import operators
 from onward.stages.workers.circumstances import CURRENT
@@ -32,6 +31,8 @@ Array = npt.NDArray[Any]
 RUNTIME, TORCH, EVALUATOR = "ONNX Runtime", "PyTorch", "ONNX's reference evaluator"
 # The opset to which a node is converted for further votes; ONNX Runtime and ONNX's evaluator support it well.
 NEWER = 22
+# Number of runs of one node with inputs moved by one unit in the last place. A node has few elements.
+SHAKES = 4
 
 
 @dataclass(frozen=True)

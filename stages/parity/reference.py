@@ -165,13 +165,14 @@ def onnx_original(model: str, settings: ModelParams, verify: Verify, file: Path 
     return worker
 
 
-def reference_worker(model: str, settings: ModelParams, compiled: bool = False) -> Worker:
+def reference_worker(model: str, settings: ModelParams, compiled: bool = False, precision: str = "float32") -> Worker:
     """Create a worker that runs the original model.
 
     Args:
         model: Name of the model.
         settings: Its settings.
         compiled: Whether to run a PyTorch module with torch.compile.
+        precision: The precision of a PyTorch module, "float32" or "bfloat16".
     """
     if settings.build is None:
         return onnx_original(model, settings, settings.verify)
@@ -184,6 +185,7 @@ def reference_worker(model: str, settings: ModelParams, compiled: bool = False) 
         f"{model} in PyTorch",
         settings.verify.timeout,
         compiled,
+        precision,
     )
 
 

@@ -10,20 +10,16 @@ import numpy as np
 from onward.registry import npz
 from onward.registry.evidence.records import OutputKind
 from onward.registry.evidence.reports import VerifyReport, load
+from onward.registry.evidence.sample_axes import to_front
 from onward.stages.config import paths
-from onward.stages.config.load import resolve
+from onward.stages.config.layout import Layout
 from onward.stages.config.schema import ModelParams, Verify
-from onward.stages.parity.cases import Case, Generator, Source, Tensors, all_cases, resized
+from onward.stages.parity.cases import Case, Source, Tensors, all_cases, own_cases, resized
 from onward.stages.parity.check import Expected, recall
 from onward.stages.parity.evaluate import Arrays
 from onward.stages.parity.reference import split
+from onward.stages.parity.sequences import Sequences
 from onward.stages.parity.sizes import Sizes, example_sizes
-
-
-def _custom(model: str, settings: ModelParams) -> Generator | None:
-    """The function that `cases` names in params.yaml, if there is one."""
-    found: Generator | None = resolve(settings.cases, f"models.{model}.cases") if settings.cases else None
-    return found
 
 
 def cases(model: str, settings: ModelParams, known: Verify) -> Iterator[Case]:
@@ -34,23 +30,32 @@ def cases(model: str, settings: ModelParams, known: Verify) -> Iterator[Case]:
         settings: Its settings.
         known: The numbers of draws and samples.
     """
-    custom = _custom(model, settings)
+    custom = own_cases(settings, f"models.{model}")
     samples = split(model, "evaluation")
-    return all_cases(settings.inputs, settings.dims, known.draws, settings.seed, custom, samples, known.samples)
+    sequences = Sequences.of(settings, samples)
+    return all_cases(
+        settings.inputs, settings.free_dims, known.draws, settings.seed, custom, samples, known.samples, sequences
+    )
 
 
 def real_inputs(model: str, settings: ModelParams) -> Callable[[Case], Tensors]:
-    """Make a function that returns valid inputs of a case's sizes.
+    """Make a function that returns valid inputs of a case's sizes, as `real_inputs_of`."""
+    of = real_inputs_of(model, settings)
+    return lambda case: of(case.sizes, case.seed)
+
+
+def real_inputs_of(model: str, settings: ModelParams) -> Callable[..., Tensors]:
+    """Make a function of (sizes, seed) that returns valid inputs of these sizes.
 
     They come from the model's own `cases` if there are any, else from real samples, cut or repeated.
     """
-    custom = _custom(model, settings)
+    custom = own_cases(settings, f"models.{model}")
     samples = functools.cache(lambda: split(model, "evaluation"))  # read on first use: most models refuse no case
 
-    def real(case: Case) -> Tensors:
+    def real(sizes: Sizes, seed: int = 0) -> Tensors:
         if custom is not None:
-            return Source(settings.inputs, custom).tensors(case.sizes, np.random.default_rng(case.seed))
-        return resized(settings.inputs, samples(), case.sizes)
+            return Source(settings.inputs, custom).tensors(sizes, np.random.default_rng(seed))
+        return resized(settings.inputs, _single_steps(settings, samples()), sizes)
 
     return real
 
@@ -65,13 +70,24 @@ def measured_inputs(model: str, settings: ModelParams, sizes: Sizes, expected: I
         expected: The original's recorded answers.
     """
     if any(item.refused for item in expected):
-        return resized(settings.inputs, split(model, "evaluation"), sizes)
-    return Source(settings.inputs, _custom(model, settings)).tensors(sizes, np.random.default_rng(settings.seed))
+        return resized(settings.inputs, _single_steps(settings, split(model, "evaluation")), sizes)
+    custom = own_cases(settings, f"models.{model}")
+    return Source(settings.inputs, custom).tensors(sizes, np.random.default_rng(settings.seed))
 
 
 def real_example(model: str, settings: ModelParams) -> Tensors:
     """Real evaluation samples, cut or repeated to the sizes of the exporters' example (`example_sizes`)."""
-    return resized(settings.inputs, split(model, "evaluation"), example_sizes(settings.dims))
+    samples = _single_steps(settings, split(model, "evaluation"))
+    return resized(settings.inputs, samples, example_sizes(settings.free_dims))
+
+
+def _single_steps(settings: ModelParams, samples: Arrays) -> Arrays:
+    """The first step of sequences, with its state; other samples as they are."""
+    sequences = Sequences.of(settings, samples)
+    if sequences is None:
+        return samples
+    axes = Layout.of(settings).inputs
+    return {name: to_front(v, axes[name]) if axes[name] is not None else v for name, v in sequences.feed(0).items()}
 
 
 def recorded_answers(model: str, settings: ModelParams) -> list[Expected]:

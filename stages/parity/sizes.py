@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping
 
 from onward.stages.config.schema import Dim
@@ -32,24 +33,33 @@ def typical_sizes(dims: Mapping[str, Dim]) -> list[Sizes]:
     return [dict(zip(dims, sizes, strict=True)) for sizes in combinations]
 
 
+def size_weight(dims: Mapping[str, Dim], sizes: Mapping[str, int]) -> float:
+    """The weight of a combination of typical sizes in means over sizes: the product of its sizes' weights."""
+    return math.prod(dims[name].weight(size) for name, size in sizes.items() if name in dims)
+
+
 def example_sizes(dims: Mapping[str, Dim]) -> Sizes:
     """The sizes of the example for the exporter.
 
     Each is 2 or more, because torch.export treats 0 and 1 as fixed sizes. All differ if possible, because it may treat
     two dimensions of the same size as one.
     """
-    return _distinct(dims, lambda _, size: size >= 2)
+    return _distinct(dims, lambda name, size: size // dims[name].multiple_of >= 2)
 
 
 def prime_sizes(dims: Mapping[str, Dim]) -> Sizes:
     """For each dimension a prime of 3 or more that is neither typical nor in the exporter's example.
 
-    All differ if possible. A dimension that allows no such prime gets another valid size.
+    All differ if possible. A dimension whose sizes are multiples of a number gets a prime times that number. A
+    dimension that allows no such size gets another valid size.
     """
     seen = example_sizes(dims)
-    return _distinct(
-        dims, lambda name, size: size >= 3 and is_prime(size) and size != seen[name] and size not in dims[name].typical
-    )
+
+    def fits(name: str, size: int) -> bool:
+        factor = size // dims[name].multiple_of
+        return factor >= 3 and is_prime(factor) and size != seen[name] and size not in dims[name].typical
+
+    return _distinct(dims, fits)
 
 
 def corner_sizes(dims: Mapping[str, Dim]) -> Iterator[tuple[str, Sizes]]:
@@ -85,8 +95,7 @@ def is_prime(number: int) -> bool:
 def _distinct(dims: Mapping[str, Dim], fits: Callable[[str, int], bool]) -> Sizes:
     sizes: Sizes = {}
     for name, dim in dims.items():
-        within = range(dim.min, dim.max + 1)
-        fitting = list(itertools.islice((size for size in within if fits(name, size)), len(dims) + 1))
+        fitting = list(itertools.islice((size for size in dim.sizes if fits(name, size)), len(dims) + 1))
         free = [size for size in fitting if size not in sizes.values()]
-        sizes[name] = (free or fitting or [max(dim.min, min(dim.max, 2))])[0]
+        sizes[name] = (free or fitting or [next((size for size in dim.sizes if size >= 2), dim.max)])[0]
     return sizes

@@ -91,7 +91,7 @@ def _example(module: torch.nn.Module, name: str) -> Tensors:
 def _tensor(name: str, value: Any) -> torch.Tensor:
     if isinstance(value, np.ndarray | np.generic):
         try:
-            value = torch.from_numpy(np.ascontiguousarray(value))
+            value = torch.from_numpy(np.array(value, order="C"))
         except TypeError as error:
             raise UsageError(f"the array for {name!r} is of dtype {value.dtype}, which torch does not have") from error
     if not isinstance(value, torch.Tensor):

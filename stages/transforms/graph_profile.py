@@ -10,6 +10,7 @@ from pathlib import Path
 import onnx
 
 from onward.registry.artifact import onnx_file
+from onward.registry.evidence import size_expressions
 
 RECURRENT = {"LSTM", "GRU", "RNN"}
 CONVOLUTIONS = {"Conv", "ConvTranspose"}
@@ -128,8 +129,9 @@ def _shapes(model: onnx.ModelProto, sizes: Mapping[str, int]) -> dict[str, list[
             tensor.ClearField("float_data")
     for value in bare.graph.input:
         for dim in value.type.tensor_type.shape.dim:
-            if dim.dim_param in sizes:
-                dim.dim_value = sizes[dim.dim_param]
+            size = size_expressions.known(dim.dim_param, sizes)
+            if size is not None:
+                dim.dim_value = size
     del bare.graph.value_info[:]
     for value in bare.graph.output:
         value.type.tensor_type.ClearField("shape")

@@ -131,6 +131,35 @@ def _decibels(signal: float, noise: float) -> float:
     return float(10 * np.log10(signal / noise)) if signal else float("-inf")
 
 
+def heads_first(layers: list[LayerCost], graph: onnx.GraphProto, outputs: Iterable[str]) -> list[LayerCost]:
+    """Move the last layers before some outputs to the front of a ranking.
+
+    Nothing after a head averages its rounding error away. A head of boxes or values has few channels, so it costs
+    little time in float, although its own error is often not the largest.
+
+    Args:
+        layers: The layers, costliest first.
+        graph: The float graph.
+        outputs: Names of outputs with values.
+
+    Returns:
+        The heads, then the other layers, each costliest first. The order is unchanged if every layer is a head.
+    """
+    made = {name: node for node in graph.node for name in node.output if name}
+    ranked = {layer.value for layer in layers}
+    waiting, seen, heads = list(outputs), set[str](), set[str]()
+    while waiting:
+        name = waiting.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        if name in ranked:
+            heads.add(name)
+        elif name in made:
+            waiting += [given for given in made[name].input if given]
+    return sorted(layers, key=lambda layer: layer.value not in heads)
+
+
 def fewest(layers: int, holds: Callable[[int], bool]) -> int | None:
     """Find the smallest number of costliest layers to leave in float.
 

@@ -13,8 +13,10 @@ are passed as .npz files.
     optimize model, target, graph_level, [custom_ops]           -> only ok
 
 Session options have the names that `to_load` of registry/evidence/session_options.py gives them: threads, graph_level,
-spinning, execution_mode, arena, memory_pattern, affinity; and for the CUDA provider tf32, nhwc. Options that are left
-out have ONNX Runtime's defaults, except for tf32, which is off by default.
+spinning, execution_mode, arena, memory_pattern, affinity; for the CUDA provider tf32, nhwc; and for the OpenVINO
+provider streams, precision, performance. Options that are left out have ONNX Runtime's defaults, except for tf32, which
+is off by default, and precision, which is float32 by default.
+A provider that does not start is an error: ONNX Runtime would drop it with only a warning.
 `custom_ops` are paths of native libraries with custom operators. `wanted` are the names of the outputs that `run`
 returns; by default all. A sequence of maps from class to probability becomes an array with one column per class.
 A Python error is answered with ok: false. A native abort ends the process, which the caller detects.
@@ -178,11 +180,30 @@ def session_options(
     return options
 
 
-def provider_of(name: str, tf32: bool | None, nhwc: bool | None) -> Any:
+def provider_of(
+    name: str,
+    tf32: bool | None = None,
+    nhwc: bool | None = None,
+    threads: int | None = None,
+    streams: int | None = None,
+    precision: str | None = None,
+    performance: str | None = None,
+) -> Any:
     """An entry for InferenceSession's `providers`.
 
-    It duplicates `to_provider` of registry/evidence/session_options.py, because this file is stand-alone.
+    It duplicates `to_provider` of registry/evidence/session_options.py, because this file is stand-alone. A test
+    compares the two.
     """
+    if name == "OpenVINOExecutionProvider":
+        hints = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
+        settings = {"INFERENCE_PRECISION_HINT": hints[precision or "float32"]}
+        if performance is not None:
+            settings["PERFORMANCE_HINT"] = performance.upper()
+        if threads is not None:
+            settings["INFERENCE_NUM_THREADS"] = str(threads)
+        if streams is not None:
+            settings["NUM_STREAMS"] = str(streams)
+        return name, {"load_config": json.dumps({"CPU": settings})}
     if name != "CUDAExecutionProvider":
         return name
     layout = {} if nhwc is None else {"prefer_nhwc": str(int(nhwc))}
@@ -203,8 +224,6 @@ class OnnxModel:
         provider: str,
         settings: dict[str, Any],
         entries: dict[str, str] | None = None,
-        tf32: bool | None = None,
-        nhwc: bool | None = None,
         custom_ops: list[str] | None = None,
         **options: Any,
     ) -> Any:
@@ -215,6 +234,7 @@ class OnnxModel:
         import onnxruntime
 
         onnxruntime.set_default_logger_severity(3)
+        own = {key: options.pop(key, None) for key in ("tf32", "nhwc", "streams", "precision", "performance")}
         native_options = session_options(**options)
         native_options.log_severity_level = 3
         for key, value in settings.items():
@@ -229,7 +249,11 @@ class OnnxModel:
             )
         if provider in ("CUDAExecutionProvider", "TensorrtExecutionProvider"):
             onnxruntime.preload_dlls()  # the linker does not search the folders of NVIDIA's wheels
-        return onnxruntime.InferenceSession(model, native_options, providers=[provider_of(provider, tf32, nhwc)])
+        entry = provider_of(provider, **own, threads=options.get("threads"))
+        session = onnxruntime.InferenceSession(model, native_options, providers=[entry])
+        if session.get_providers()[0] != provider:
+            raise RuntimeError(f"fell back to CPU: {provider} did not start")
+        return session
 
     def load(self, wanted: list[str] | None = None, **request: Any) -> dict[str, Any]:
         """Create the session, and time its creation without the import of onnxruntime."""
@@ -248,6 +272,10 @@ class OnnxModel:
     def run(self, inputs: str, outputs: str) -> dict[str, Any]:
         """Run the model once and write its outputs to a file."""
         names = self.wanted or [value.name for value in self.session.get_outputs()]
+        return self.run_named(inputs, outputs, names)
+
+    def run_named(self, inputs: str, outputs: str, names: list[str]) -> dict[str, Any]:
+        """Run the model once and write the outputs with these names to a file."""
         feed = read_tensors(inputs)
         start = time.perf_counter()
         results = self.session.run(names, feed)

@@ -52,10 +52,22 @@ class Original:
         self._seed: int | None = None
         self.met: list[str] = []
         self._made = (build, weights)
+        self._lower: torch.dtype | None = None
+
+    def lower(self, dtype: torch.dtype) -> None:
+        """Convert the module to a lower precision, for good; its outputs are converted back to float32."""
+        self.module.to(dtype)
+        torch.set_default_dtype(dtype)  # of the tensors that forward() creates without a dtype
+        self._lower = dtype
 
     def arguments(self, tensors: Mapping[str, npt.NDArray[Any]]) -> tuple[tuple[torch.Tensor, ...], dict[str, Any]]:
         """(positional arguments, keyword arguments) of forward(), copied because a module may write to its inputs."""
-        return self.binding.arguments({name: torch.from_numpy(np.array(tensors[name])) for name in self.inputs})
+        given = {name: torch.from_numpy(np.array(tensors[name])) for name in self.inputs}
+        if self._lower is not None:
+            given = {
+                name: value.to(self._lower) if value.dtype == torch.float32 else value for name, value in given.items()
+            }
+        return self.binding.arguments(given)
 
     def run(self, tensors: Mapping[str, npt.NDArray[Any]]) -> Arrays:
         """Run the module, with perturbed weights after `shake`.
@@ -153,7 +165,8 @@ class Original:
     ) -> Arrays:
         with torch.inference_mode(), nullcontext() if reorder is None else ties.mode(reorder, self.met):
             results = module(*positional, **keywords)
-        return {name: tensor.numpy() for name, tensor in name_outputs(results, self.outputs).outputs.items()}
+        found = name_outputs(results, self.outputs).outputs
+        return {name: (value.float() if value.dtype == self._lower else value).numpy() for name, value in found.items()}
 
 
 def _wide(tensor: torch.Tensor) -> torch.Tensor:

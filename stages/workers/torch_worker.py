@@ -1,10 +1,9 @@
 """A worker that runs the original PyTorch module, the reference for exports, with the protocol of onnx_worker.py.
 
-load     build, weights, inputs, outputs, [compiled, threads]  -> session_ms, providers, widens, shakes
-run      inputs, outputs, [truth] (.npz paths)                 -> seconds, why_not_wide, chooses
-shake    seed                                                  -> only ok; moves every weight by one ulp (null: back)
-
-The float64 outputs of `run` go to the file `truth`.
+load     build, weights, inputs, outputs, [compiled, threads, precision]
+                                                -> session_ms, providers, widens, shakes
+run      inputs, outputs, [truth] (.npz paths)  -> seconds, why_not_wide, chooses; float64 outputs go to `truth`
+shake    seed                                   -> only ok; moves every weight by one ulp (null: back)
 """
 
 from __future__ import annotations
@@ -37,12 +36,15 @@ class TorchModel:
         outputs: list[str],
         compiled: bool = False,
         threads: int | None = None,
+        precision: str = "float32",
     ) -> dict[str, Any]:
         """Load the module. `widens` and `shakes` say whether it can run in float64 and with perturbed weights."""
         if threads is not None:
             torch.set_num_threads(threads)
         start = time.perf_counter()
         self.original = Original(build, Path(weights), inputs, outputs)
+        if precision == "bfloat16":
+            self.original.lower(torch.bfloat16)
         if compiled:
             self.original.module.compile(dynamic=True)
         return {

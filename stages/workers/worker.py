@@ -29,7 +29,7 @@ import psutil
 
 from onward.registry import npz, processors
 from onward.registry.errors import DISK_FULL, OnwardError
-from onward.registry.evidence.session_options import CPU, SessionOptions
+from onward.registry.evidence.session_options import CPU, OPENVINO_NATIVE, SessionOptions
 from onward.stages.config import paths
 from onward.stages.workers.circumstances import CURRENT
 
@@ -161,20 +161,22 @@ class Worker:
         Args:
             model: The ONNX file.
             label: Names the model in messages.
-            provider: Execution provider.
+            provider: Execution provider, or OPENVINO_NATIVE for OpenVINO itself.
             options: Session options; without `threads`, the default number for this machine is set.
             python: The Python interpreter whose environment contains the runtime.
             timeout: Time limit per request, in seconds.
         """
         options = options or SessionOptions()
         options = options.fitting_here() if options.threads is None else options
-        options = options.limited_to(CURRENT.graph_level)
-        load = {"model": str(model), "provider": provider, **options.to_load()}
-        if CURRENT.libraries:
+        native = provider == OPENVINO_NATIVE
+        options = options if native else options.limited_to(CURRENT.graph_level)
+        load = {"model": str(model), "provider": provider, **(options.to_native() if native else options.to_load())}
+        if CURRENT.libraries and not native:
             load["custom_ops"] = [str(library) for library in CURRENT.libraries]
         # No limit with CUDA, which maps far more memory than it uses.
         memory = None if "CUDA" in provider or "Tensorrt" in provider else _physical_memory()
-        return cls(f"{label} on {provider}", [str(python), str(_HERE / "onnx_worker.py")], load, timeout, memory)
+        script = _HERE / ("openvino_worker.py" if native else "onnx_worker.py")
+        return cls(f"{label} on {provider}", [str(python), str(script)], load, timeout, memory)
 
     @classmethod
     def evaluator(cls, model: Path, label: str, timeout: float = 120.0) -> Worker:
@@ -200,6 +202,7 @@ class Worker:
         label: str,
         timeout: float = 120.0,
         compiled: bool = False,
+        precision: str = "float32",
     ) -> Worker:
         """Create a worker for a PyTorch module (torch_worker.py).
 
@@ -211,9 +214,10 @@ class Worker:
             label: Names the model in messages.
             timeout: Time limit per request, in seconds.
             compiled: Whether to run the module with torch.compile.
+            precision: "float32", or "bfloat16" for weights, inputs and outputs in it.
         """
         load = {"build": build, "weights": str(weights), "inputs": inputs, "outputs": outputs, "compiled": compiled}
-        load |= {"threads": processors.fewer()}
+        load |= {"threads": processors.fewer(), "precision": precision}
         return cls(label, [sys.executable, str(_HERE / "torch_worker.py")], load, timeout)
 
     def __enter__(self) -> Worker:

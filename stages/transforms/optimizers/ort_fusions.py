@@ -33,7 +33,7 @@ def skip_reason(graph: GraphProfile, options: Options, runtimes: list[str]) -> s
         return "no attention in this graph (it has no Softmax)"
     if graph.opset >= NATIVE_ATTENTION:
         return f"opset {graph.opset} has a native Attention, which is not fused further"
-    if options["norms"] == "fused" and set(runtimes) <= {"cpu", "openvino"}:
+    if options["norms"] == "fused" and set(runtimes) <= {"cpu", "openvino", "openvino-native"}:
         return "on CPUs, SkipLayerNormalization is slower than its parts"
     return ""
 

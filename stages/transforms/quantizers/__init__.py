@@ -12,6 +12,8 @@ Optional in a module:
 `COARSER`: by option, the pair of values (less accurate, more accurate).
 `NOT_ON_CPU`: why no CPU can run the graph; then the benchmark judges its outputs on the device that runs it.
 `PREPARED = True`: the source must be pre-processed by ONNX Runtime.
+`float_steps(options)`: names of steps that change the float graph first (stages/transforms/sources.py), in order.
+`RESCUES`: techniques that are as fast; this one is tried only if none of them holds the budget.
 `OPERATORS`: the operators whose layers are ranked if the quality budget breaks.
 `RANKED_AS`: the options with which layers can be ranked.
 """
@@ -22,10 +24,13 @@ from pathlib import Path
 
 import onnx
 
+from onward.registry.artifact import onnx_file
 from onward.stages.transforms.builder import Feed
+from onward.stages.transforms.graph_edit import sort_nodes
 from onward.stages.transforms.graph_profile import GraphProfile
+from onward.stages.transforms.normalize import rewrite
 
-__all__ = ["Feed", "named", "no_half", "prepare", "producer_nodes", "quiet", "too_small"]
+__all__ = ["Feed", "finish", "named", "no_half", "prepare", "producer_nodes", "quiet", "too_small", "unsuitable"]
 
 # Multiplications per call below which int8 cannot pay: quantising activations takes one or two microseconds per layer,
 # and a core multiplies about 100,000 floats in that time.
@@ -86,9 +91,54 @@ def producer_nodes(model: onnx.ModelProto, values: Iterable[str]) -> list[str]:
     return [node.name for node in found] + [f"{node.name}_MatMul" for node in found if node.op_type == "Gemm"]
 
 
+def unsuitable(model: onnx.ModelProto) -> list[str]:
+    """Find the nodes that ONNX Runtime's quantisers fail on, or turn into nodes that do not run.
+
+    These are products with a constant matrix of another rank than 2 (the scale per channel would be along the wrong
+    axis), layers with a computed weight or bias (the quantisers look for an initializer), transposed convolutions in
+    groups (they have fewer scales than channels), and LSTMs with the batch first (the quantiser drops `layout`).
+    """
+    ranks = {tensor.name: len(tensor.dims) for tensor in model.graph.initializer}
+    found = []
+    for node in model.graph.node:
+        given = list(node.input)
+        attributes = {attribute.name: attribute.i for attribute in node.attribute}
+        if node.op_type == "MatMul":
+            is_odd = any(ranks.get(name, 2) != 2 for name in given)
+        elif node.op_type in ("Conv", "ConvTranspose", "Gemm"):
+            grouped = node.op_type == "ConvTranspose" and attributes.get("group", 1) > 1
+            is_odd = grouped or any(name not in ranks for name in given[1:3])
+        else:
+            is_odd = node.op_type == "LSTM" and attributes.get("layout", 0) == 1
+        if is_odd:
+            found.append(node.name)
+    return found + [f"{name}_MatMul" for name in found]
+
+
 def prepare(source: Path, target: Path) -> None:
-    """Pre-process a graph for quantisation with ONNX Runtime: fold BatchNorm and constants, infer shapes."""
+    """Pre-process a graph for quantisation with ONNX Runtime: fold BatchNorm and constants, infer shapes.
+
+    ONNX Runtime merges equal initializers and removes Identity nodes, so `normalize`'s rewrites are repeated.
+    """
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     quiet()
-    quant_pre_process(str(source), str(target), skip_symbolic_shape=True)
+    is_large = sum(file.stat().st_size for file in onnx_file.files(source)) > onnx_file.EXTERNAL_DATA_BYTES
+    quant_pre_process(
+        str(source),
+        str(target),
+        skip_symbolic_shape=True,
+        save_as_external_data=is_large,
+        all_tensors_to_one_file=True,
+        external_data_location=f"{target.name}.data" if is_large else None,
+    )
+    model, changes = rewrite(onnx.load(target), raises_opset=False)
+    if changes:
+        onnx_file.save(model, target)
+
+
+def finish(target: Path) -> None:
+    """Correct a file that ONNX Runtime's quantiser wrote: put nodes behind what their subgraphs read."""
+    model = onnx_file.load_graph(target)
+    if sort_nodes(model.graph):
+        target.write_bytes(model.SerializeToString(deterministic=True))

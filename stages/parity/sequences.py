@@ -1,0 +1,178 @@
+"""Runs models that return a state and take it back in the next step, over whole sequences.
+
+params.yaml names the state: `states: {state: stateN}`. Samples are sequences then: every other input has an axis of
+steps behind the axis of samples, [samples, steps, ...]. The state begins with zeros, or with the samples' own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onward.registry.evidence.sample_axes import to_front
+from onward.stages.config.layout import Layout, constant, in_place, shape_of, sizes_of
+from onward.stages.workers import jitter
+
+if TYPE_CHECKING:
+    from onward.stages.config.schema import Dim, Input, ModelParams
+
+Array = npt.NDArray[Any]
+Tensors = dict[str, Array]
+Run = Callable[[Tensors], Mapping[str, Array]]
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Samples that are sequences of steps, and what is needed to run a model on them.
+
+    Attributes:
+        inputs: The declared inputs.
+        dims: The inputs' own dimensions.
+        states: The output that becomes an input of the next step, by input.
+        samples: Arrays by input name: [samples, steps, ...], an initial state [samples, ...], or one array for all.
+        axes: The axis of samples of each output.
+    """
+
+    inputs: Mapping[str, Input]
+    dims: Mapping[str, Dim]
+    states: Mapping[str, str]
+    samples: Mapping[str, Array]
+    axes: Mapping[str, int | None]
+
+    @classmethod
+    def of(cls, settings: ModelParams, samples: Mapping[str, Array]) -> Sequences | None:
+        """The sequences in samples; None if the model has no state, or the samples are single steps.
+
+        Args:
+            settings: The model's settings.
+            samples: Arrays by input name, samples on axis 0.
+        """
+        if not has_steps(settings, samples):
+            return None
+        return cls(settings.inputs, settings.free_dims, settings.states, samples, Layout.of(settings).outputs)
+
+    @property
+    def steps(self) -> int:
+        """The number of steps of each sequence."""
+        return int(self.samples[_stepped(self.inputs, self.states)[0]].shape[1])
+
+    def part(self, start: int, size: int, steps: int | None = None) -> Sequences:
+        """The sequences from `start` on.
+
+        Args:
+            start: The first sequence.
+            size: Number of sequences.
+            steps: Number of steps to keep of each; by default all.
+        """
+        stepped = _stepped(self.inputs, self.states)
+        found = {}
+        for name, values in self.samples.items():
+            if name in stepped:
+                values = values[start : start + size, :steps]
+            elif name in self.inputs and self.inputs[name].samples_on is not None:
+                values = values[start : start + size]
+            found[name] = values
+        return replace(self, samples=found)
+
+    def shaken(self, rng: np.random.Generator) -> Sequences:
+        """The same with every float moved by one unit in the last place."""
+        moved = {n: jitter.moved(v, rng) if v.dtype.kind == "f" else v for n, v in self.samples.items()}
+        return replace(self, samples=moved)
+
+    def feed(self, step: int, state: Tensors | None = None) -> Tensors:
+        """The inputs of one step, in the model's own layout.
+
+        Args:
+            step: The step's number.
+            state: The state after the step before; None for the initial state.
+        """
+        stepped = _stepped(self.inputs, self.states)
+        given = {
+            name: in_place(spec, self.samples[name][:, step] if name in stepped else self.samples[name])
+            for name, spec in self.inputs.items()
+            if not spec.is_fixed and name not in self.states
+        }
+        given |= self._initial(given) if state is None else state
+        sizes = sizes_of(self.inputs, given)
+        return {name: constant(spec, sizes) if spec.is_fixed else given[name] for name, spec in self.inputs.items()}
+
+    def feeds(self, run: Run) -> Iterator[tuple[Tensors, Mapping[str, Array]]]:
+        """Run a model step by step, on its own state; yields the inputs and the outputs of each step."""
+        state: Tensors | None = None
+        for step in range(self.steps):
+            feed = self.feed(step, state)
+            outputs = run(feed)
+            state = {name: outputs[output] for name, output in self.states.items()}
+            yield feed, outputs
+
+    def outputs(self, run: Run) -> Tensors:
+        """Run a model over all steps.
+
+        Args:
+            run: Computes the outputs of one step.
+
+        Returns:
+            Outputs by name, [samples, steps, ...]. A state that grows is filled up to its largest size.
+        """
+        parts = [outputs for _, outputs in self.feeds(run)]
+        return {name: _stacked([to_front(part[name], self.axes.get(name, 0)) for part in parts]) for name in parts[0]}
+
+    def _initial(self, given: Tensors) -> Tensors:
+        """The state before the first step: that of the samples, else zeros. Sizes of its own are at their minimum."""
+        sizes = {name: dim.min for name, dim in self.dims.items()} | sizes_of(self.inputs, given)
+        found = {}
+        for name in self.states:
+            spec = self.inputs[name]
+            shape = [size or 0 for size in shape_of(spec.shape, sizes)]
+            own = self.samples.get(name)
+            found[name] = np.zeros(shape, spec.dtype) if own is None else in_place(spec, own)
+        return found
+
+
+def has_steps(settings: ModelParams, samples: Mapping[str, Array]) -> bool:
+    """Whether samples are sequences of steps: the arrays have one axis more than declared.
+
+    Args:
+        settings: The model's settings, with `inputs` and `states`.
+        samples: Arrays by input name, samples on axis 0.
+    """
+    if not settings.states:
+        return False
+    stepped = _stepped(settings.inputs, settings.states)
+    return bool(stepped) and all(samples[name].ndim == len(settings.inputs[name].shape) + 1 for name in stepped)
+
+
+def _stepped(inputs: Mapping[str, Input], states: Mapping[str, str]) -> list[str]:
+    """The inputs that have other values in each step."""
+    return [name for name, spec in inputs.items() if spec.samples_on is not None and name not in states]
+
+
+def _stacked(parts: list[Array]) -> Array:
+    """Stack the outputs of all steps on axis 1, filled up to the largest size of each axis."""
+    from onward.stages.parity.evaluate import filled
+
+    if len({part.shape for part in parts}) > 1:
+        largest = tuple(max(sizes) for sizes in zip(*(part.shape[1:] for part in parts), strict=True))
+        parts = [filled(part, largest) for part in parts]
+    return np.stack(parts, axis=1)
+
+
+def growth(wanted: Array, got: Array) -> list[float]:
+    """How the error develops over the steps.
+
+    Args:
+        wanted: The reference's output, [samples, steps, ...].
+        got: The output to judge, of the same shape.
+
+    Returns:
+        For each step, the root mean square of the error relative to that of the reference over all steps.
+    """
+    axes = (0, *range(2, wanted.ndim))
+    with np.errstate(all="ignore"):
+        error = np.nanmean(np.square(got.astype(np.float64) - wanted.astype(np.float64)), axis=axes)
+        signal = np.nanmean(np.square(wanted.astype(np.float64)))
+    return [float(value) for value in np.sqrt(np.nan_to_num(error) / max(float(signal), 1e-300))]
