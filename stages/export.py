@@ -205,7 +205,7 @@ def _taken(model: str, settings: ModelParams, folder: Path) -> tuple[Made, list[
         )
     elif best.attempt.strategy == TAKEN and len(tried) > 1:
         reasons = "; ".join(f"{made.attempt.strategy}: {made.attempt.reason}" for made in tried[:-1])
-        stays = f"the opset stays {opset}, not {wanted} (export.opset), because no converter can raise it: {reasons}"
+        stays = f"the opset stays {opset}, not {wanted} (export.opset), because no converter can change that: {reasons}"
         best = replace(best, findings=(*best.findings, stays))
     return best, [made.attempt for made in tried] if len(tried) > 1 else []
 

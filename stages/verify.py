@@ -5,6 +5,7 @@ The original's outputs are stored beside the report, so that later stages need n
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from onward.registry.errors import NotReady
 from onward.registry.evidence.records import CaseResult, CaseVerdict, FirstDivergence, OutputKind
 from onward.registry.evidence.reports import ExportReport, TrainReport, VerifyReport, load
 from onward.registry.evidence.session_options import CPU, GraphLevel, SessionOptions
@@ -174,7 +176,7 @@ def again(model: str, name: str) -> bool:
     case = find(cases(model, settings, settings.verify), name)
     with reference_worker(model, settings) as reference:
         expected = answers(reference, [case], real_inputs(model, settings))
-    with _candidate(model, settings) as candidate:
+    with _candidate(model, settings, _known_level(model)) as candidate:
         result: CaseResult = check(candidate, expected, settings.tolerance)[0]
     print(result.model_dump_json(indent=2))
     if result.failed and result.outputs:
@@ -182,6 +184,13 @@ def again(model: str, name: str) -> bool:
         if divergence is not None:
             print(printable(localize.sentence(divergence)), file=sys.stderr)
     return not result.failed
+
+
+def _known_level(model: str) -> GraphLevel | None:
+    """The level of graph optimisation that the last verification found, if it found one."""
+    with contextlib.suppress(NotReady):
+        return load(VerifyReport, paths.build(model, "verify") / "report.json").graph_level
+    return None
 
 
 def _candidate(model: str, settings: ModelParams, level: GraphLevel | None = None) -> Worker:

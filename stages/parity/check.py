@@ -225,10 +225,12 @@ def findings(expected: Iterable[Expected]) -> list[str]:
         )
     refused = [item for item in expected if item.refused]
     if refused and refused[0].failure is not None:
+        remedy = "declare which values are valid: with `range` of the input, or with `cases`"
+        if all(item.case.from_cases for item in refused):
+            remedy = "correct `cases`, which generates them"
         found.append(
             f"the original refuses the generated values of {len(refused)} of {len(expected)} cases, so these cases "
-            f"fail no model ({refused[0].case.name}: {refused[0].failure.reason[:200]}); declare which values are "
-            "valid: with `range` of the input, or with `cases`"
+            f"fail no model ({refused[0].case.name}: {refused[0].failure.reason[:200]}); {remedy}"
         )
     return found
 
