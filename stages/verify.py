@@ -25,7 +25,7 @@ from onward.stages.config.load import section
 from onward.stages.config.schema import ModelParams, Tolerance
 from onward.stages.exporting import diagnostics, torch_exporters
 from onward.stages.parity import localize
-from onward.stages.parity.cases import find
+from onward.stages.parity.cases import Case, find
 from onward.stages.parity.check import (
     Expected,
     answers,
@@ -77,6 +77,7 @@ def verify(model: str, folder: Path) -> VerifyReport:
         report.reference = reference.label
         try:
             reference.start()
+            _require_life(reference, next(cases(model, settings, settings.verify)))
             asked = cases(model, settings, settings.verify)
             expected = answers(reference, asked, real_inputs(model, settings))
             report.reason = _unsteady(reference, expected, settings)
@@ -197,6 +198,15 @@ def _candidate(model: str, settings: ModelParams, level: GraphLevel | None = Non
     """A worker for the export."""
     plain, options = paths.build(model, "export") / "model.onnx", SessionOptions(graph_level=level)
     return Worker.onnx(plain, f"{model} in ONNX Runtime", options=options, timeout=settings.verify.timeout)
+
+
+def _require_life(reference: Worker, case: Case) -> None:
+    """Raise WorkerFailure if the original dies or hangs: then it would do so in every case. It may refuse the case."""
+    try:
+        reference.run(case.inputs)
+    except WorkerFailure as failure:
+        if failure.kind != "error":
+            raise
 
 
 def _unsteady(reference: Worker, expected: list[Expected], settings: ModelParams) -> str:

@@ -11,6 +11,7 @@ import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper
+from safetensors.torch import save_file
 
 from onward.stages.config.schema import Tolerance
 from onward.stages.parity.cases import Case
@@ -18,6 +19,7 @@ from onward.stages.parity.check import answers, check
 from onward.stages.parity.reference import OnnxOriginal
 from onward.stages.workers import ties
 from onward.stages.workers.jitter import graphs, jittered_file
+from onward.stages.workers.torch_reference import Original
 from onward.stages.workers.worker import AS_IT_IS, Worker
 from tests.toy import through, toy_params, write_project
 
@@ -167,3 +169,25 @@ def test_a_model_of_integers_with_equal_values_passes(project: Path) -> None:
     write_project(project, source=SOURCE, params=params)
     reports = through("train", "data", "export", "verify")
     assert {stage: report.reason for stage, report in reports.items()} == dict.fromkeys(reports, "")
+
+
+class Branch(torch.nn.Module):
+    """A higher-order operator, which dispatch modes treat differently."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = torch.cond(x.sum() > 0, lambda x: x * 2.5, lambda x: x / 3, (x,))
+        return found
+
+
+def branch() -> torch.nn.Module:
+    return Branch()
+
+
+def test_a_module_with_a_branch_runs_when_it_is_shaken(tmp_path: Path) -> None:
+    save_file({}, tmp_path / "w.safetensors")
+    original = Original("tests.test_ties:branch", tmp_path / "w.safetensors", ["x"], ["y"])
+    x = {"x": np.array([[1.1, 2.3]], np.float32)}
+    plain = original.run(x)
+    original.shake(0)
+    assert np.allclose(original.run(x)["y"], plain["y"])
+    assert original.met == []

@@ -35,6 +35,7 @@ def mode(seed: int, met: list[str]) -> Any:
     from torch.utils._python_dispatch import TorchDispatchMode
 
     class OtherOrder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+        supports_higher_order_operators = True  # such as torch.cond
         def __torch_dispatch__(
             self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
         ) -> Any:

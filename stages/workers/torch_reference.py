@@ -50,6 +50,7 @@ class Original:
         self._wide: torch.nn.Module | None = None
         self._shaken: torch.nn.Module | None = None
         self._seed: int | None = None
+        self._reorders = True
         self.met: list[str] = []
         self._made = (build, weights)
         self._lower: torch.dtype | None = None
@@ -82,8 +83,14 @@ class Original:
             Mismatch: The module returns other outputs than declared.
             ValueError: forward() switches the module to training mode.
         """
+        module = self._shaken or self.module
         try:
-            return self._call(self._shaken or self.module, *self.arguments(tensors), reorder=self._seed)
+            if self._seed is not None and self._reorders:
+                try:
+                    return self._call(module, *self.arguments(tensors), reorder=self._seed)
+                except Exception:  # higher-order operators such as torch.cond do not run in a dispatch mode
+                    self._reorders = False
+            return self._call(module, *self.arguments(tensors))
         finally:
             self._refuse_training()
 
