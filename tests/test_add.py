@@ -22,7 +22,7 @@ from ruamel.yaml import YAML
 
 from onward.registry.errors import UsageError
 from onward.stages.config import load
-from onward.stages.config.schema import Axis
+from onward.stages.config.values import Axis
 from onward.stages.params import sections
 from onward.stages.scaffold.dimension_names import DimensionNames, unique_name, valid_name
 from onward.stages.scaffold.entry import build_entry

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from onward.registry.errors import UsageError
 from onward.registry.evidence.reports import TrainReport
 from onward.stages.config.load import read
-from onward.stages.config.schema import Weights
+from onward.stages.config.values import Weights
 from onward.stages.workers.torch_module import fit, read_weights
 from tests.toy import through, toy_params, write_project
 

@@ -18,7 +18,7 @@ from onward.registry.errors import UsageError
 from onward.registry.files import write_atomically
 from onward.registry.names import valid_name
 from onward.stages.config.load import LONGEST_NAME, RESERVED, not_yaml, read
-from onward.stages.config.schema import RepositoryPath
+from onward.stages.config.values import RepositoryPath
 from onward.stages.scaffold.callables import require_callable, require_callable_name
 from onward.stages.scaffold.entry import Entry, Todo, build_entry
 from onward.stages.scaffold.found_model import FoundModel, require_declarable

@@ -10,8 +10,8 @@ from pydantic import TypeAdapter, ValidationError
 from onward.registry.errors import UsageError
 from onward.stages.config import paths
 from onward.stages.config.load import resolve
-from onward.stages.config.schema import CallableName
 from onward.stages.config.source_files import defines, is_installed, locate
+from onward.stages.config.values import CallableName
 
 
 def require_callable_name(option: str, name: str) -> None:

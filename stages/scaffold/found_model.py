@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import get_args
 
 from onward.registry.errors import UsageError
-from onward.stages.config.schema import DType
+from onward.stages.config.values import DType
 
 # A size, the name of a dimension, or None where the inspection found neither.
 FoundShape = tuple[int | str | None, ...]

@@ -36,6 +36,7 @@ def mode(seed: int, met: list[str]) -> Any:
 
     class OtherOrder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         supports_higher_order_operators = True  # such as torch.cond
+
         def __torch_dispatch__(
             self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
         ) -> Any:

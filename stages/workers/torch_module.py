@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from onward.registry.errors import UsageError
 from onward.stages.config.load import resolve
-from onward.stages.config.schema import Weights
+from onward.stages.config.values import Weights
 from onward.stages.workers import checkpoint
 
 if TYPE_CHECKING:
