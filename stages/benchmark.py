@@ -17,11 +17,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-import numpy as np
-
 from onward.registry.evidence.records import PLAIN, REFERENCE, FileDigest, Latency, Machine, Measurement, RuntimeState
 from onward.registry.evidence.reports import BenchmarkReport, ExportReport, OptimizeReport, QuantizeReport, load
-from onward.registry.evidence.session_options import SessionOptions
+from onward.registry.evidence.session_options import OPENVINO_NATIVE, SessionOptions
 from onward.registry.host.runtimes import AUTO, BFLOAT16, PROVIDERS, python
 from onward.registry.text import printable
 from onward.stages import command, host
@@ -49,13 +47,18 @@ from onward.stages.measuring.screening import Deadline, screen, why_out
 from onward.stages.measuring.statistics import quotient
 from onward.stages.measuring.tuning import tune
 from onward.stages.parity.budget import Judgement, ceiling_faults
-from onward.stages.parity.cases import Source, own_cases
 from onward.stages.parity.evaluate import quality_of, weigh
 from onward.stages.parity.reference import reference_worker, split
-from onward.stages.parity.reference_answers import recorded_answers, recorded_kinds, recorded_outputs
+from onward.stages.parity.reference_answers import (
+    measured_inputs,
+    recorded_answers,
+    recorded_kinds,
+    recorded_outputs,
+)
 from onward.stages.parity.sizes import size_key, size_weight, typical_sizes
 from onward.stages.reports import blocked
 from onward.stages.transforms.builder import placed
+from onward.stages.workers.circumstances import required
 from onward.stages.workers.worker import Worker, WorkerFailure
 
 COMPILED = "torch.compile"
@@ -174,14 +177,16 @@ def variants(model: str, state: RuntimeState) -> list[Measurement]:
     which is judged like a graph of that precision.
     """
     found = []
+    provider = PROVIDERS[state.runtime]
+    options = SessionOptions() if provider == OPENVINO_NATIVE else required()
     for name, precision, files in candidates(model):
-        found.append(blank(name, state.runtime, PROVIDERS[state.runtime], precision, files=files))
+        found.append(blank(name, state.runtime, provider, precision, files=files, options=options))
         for lower in state.precisions if precision == "float32" else ():
             made = {
                 "variant": f"{name}-{SHORT_NAMES[lower]}",
                 "graph": name,
                 "precision": lower,
-                "options": SessionOptions.model_validate({"precision": lower}),
+                "options": options | SessionOptions.model_validate({"precision": lower}),
             }
             found.append(found[-1].model_copy(update=made))
     return found
@@ -397,11 +402,8 @@ class _Bench:
         return (size, self.settings.dims[size]) if isinstance(size, str) else None
 
     def _feed(self, sizes: dict[str, int]) -> Feed:
-        """Random valid inputs of these sizes."""
-        settings = self.settings
-        custom = own_cases(settings, f"models.{self.model}")
-        tensors = Source(settings.inputs, custom).tensors(sizes, np.random.default_rng(settings.seed))
-        return Feed(sizes, tensors)
+        """Valid inputs of these sizes."""
+        return Feed(sizes, measured_inputs(self.model, self.settings, sizes, self.questions.expected))
 
     def _original(
         self, name: str, provider: str, compiled: bool = False, precision: str = "float32"

@@ -11,6 +11,7 @@ Any other exception becomes a failed report, so that later stages and the table 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import inspect
 import shutil
 import sys
@@ -19,10 +20,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from onward.registry.errors import OPERATOR_FAULTS, NotReady, OnwardError, UsageError
-from onward.registry.evidence.reports import REPORTS, Report, save
+from onward.registry.evidence.reports import REPORTS, ExportReport, Report, VerifyReport, load, save
 from onward.registry.files import replacing
 from onward.registry.text import printable
 from onward.stages.config import paths
+from onward.stages.workers import circumstances
 from onward.stages.workers.worker import WorkerFailure
 
 TRACEBACK = "traceback.txt"
@@ -47,6 +49,7 @@ def run(stage: str, compute: Callable[[str, Path], Report], again: Callable[[str
     def once() -> None:
         if again is not None and arguments.case is not None:
             try:
+                _adopt(model, stage)
                 sys.exit(0 if again(model, arguments.case) else 1)
             except WorkerFailure as failure:
                 sys.exit(printable(failure.reason))
@@ -74,10 +77,27 @@ def one(stage: str, model: str, compute: Callable[[str, Path], Report]) -> Repor
     from onward.stages.config.load import section
 
     section(model, stage)
+    _adopt(model, stage)
     with replacing(paths.build(model, stage)) as folder:
         report = _computed(stage, model, compute, folder)
         save(report, folder / "report.json")
     return report
+
+
+def _adopt(model: str, stage: str) -> None:
+    """Set what all sessions of a model need in a stage, as far as earlier stages found it out.
+
+    The export stage copied the libraries of custom operators; the verify stage found the level of graph optimisation.
+    """
+    later = list(REPORTS)[list(REPORTS).index(stage) :]
+    level, libraries = None, []
+    with contextlib.suppress(NotReady):  # the stage itself reports what is missing
+        if "export" not in later:
+            folder = paths.build(model, "export")
+            libraries = [folder / library.path for library in load(ExportReport, folder / "report.json").custom_ops]
+        if "verify" not in later:
+            level = load(VerifyReport, paths.build(model, "verify") / "report.json").graph_level
+    circumstances.adopt(level, tuple(libraries))
 
 
 def _computed(stage: str, model: str, compute: Callable[[str, Path], Report], folder: Path) -> Report:

@@ -22,7 +22,7 @@ from onward.stages.config import paths
 from onward.stages.config.layout import Layout
 from onward.stages.config.load import section
 from onward.stages.config.schema import ModelParams
-from onward.stages.parity.labels import without_labels
+from onward.stages.parity.labels import labels_of, without_labels
 from onward.stages.parity.sequences import has_steps
 
 if TYPE_CHECKING:
@@ -56,7 +56,9 @@ def data(model: str, folder: Path) -> DataReport:
         _disjoint(arrays_by_split, Layout.of(settings).sampled, settings.data.max_shared),
     ]
     for name, arrays in arrays_by_split.items():
-        results += _judge(name, table(settings, arrays), [*standard_suite(settings, arrays), *own])
+        frame = table(settings, arrays)
+        results += [_with_remedy(found) for found in _judge(name, frame, standard_suite(settings, arrays))]
+        results += _judge(name, frame, own) if own else []
     failed = [result for result in results if not result.success]
     reason = ""
     if failed:
@@ -76,7 +78,7 @@ def table(settings: ModelParams, arrays: Arrays) -> pd.DataFrame:
 
     Args:
         settings: The model's settings.
-        arrays: Inputs, and "label" if there are labels; samples are on axis 0.
+        arrays: Inputs, and the labels if there are any; samples are on axis 0.
 
     Returns:
         One row per sample. The columns are `<input>.dtype`, `<input>.shape`, `<input>.min`, `<input>.max`,
@@ -94,7 +96,7 @@ def table(settings: ModelParams, arrays: Arrays) -> pd.DataFrame:
         columns[f"{name}.min"] = np.where(finite, flat, np.inf).min(axis=1, initial=np.inf)
         columns[f"{name}.max"] = np.where(finite, flat, -np.inf).max(axis=1, initial=-np.inf)
         columns[f"{name}.not_finite"] = (~finite).sum(axis=1)
-    labels = arrays.get("label")
+    labels = labels_of(settings, arrays)
     if labels is not None and labels.ndim == 1:
         columns["label"] = labels
         _, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
@@ -134,7 +136,7 @@ def standard_suite(settings: ModelParams, arrays: Arrays) -> list[dict[str, Any]
         if low is not None:
             suite.append(expect("column_min_to_be_between", column=f"{name}.min", min_value=low))
             suite.append(expect("column_max_to_be_between", column=f"{name}.max", max_value=high))
-    labels = arrays.get("label")
+    labels = labels_of(settings, arrays)
     if labels is not None and labels.ndim == 1:
         suite.append(expect("column_values_to_not_be_null", column="label"))
         classes = len(np.unique(labels))
@@ -162,7 +164,7 @@ def _labelled(model: str, settings: ModelParams, evaluation: Arrays) -> list[Exp
             expectation="samples have the labels that quality takes",
             column="label",
             success=not missing,
-            observed=missing or ("labels" if "label" in evaluation else "quality takes no labels"),
+            observed=missing or ("quality takes no labels" if labels_of(settings, evaluation) is None else "labels"),
         )
     ]
 
@@ -216,6 +218,28 @@ def _judge(split: str, frame: pd.DataFrame, suite: list[dict[str, Any]]) -> list
             )
         )
     return found
+
+
+# By the end of an expectation's column, or by its type without a column: the setting that decides, and what to do.
+_REMEDIES = {
+    "expect_table_row_count_to_be_between": "return more samples, or lower data.min_samples",
+    "label.share": "balance the samples, or raise data.max_label_share",
+    ".min": "correct the samples, or the input's range in params.yaml",
+    ".max": "correct the samples, or the input's range in params.yaml",
+    ".dtype": "correct the samples, or the input's dtype in params.yaml",
+    ".shape": "correct the samples, or the input's shape in params.yaml",
+}
+
+
+def _with_remedy(found: Expectation) -> Expectation:
+    """Add the setting that decides to a failed expectation of the standard suite."""
+    place = found.column or found.expectation
+    remedy = "" if found.success else next((text for end, text in _REMEDIES.items() if _is_at(place, end)), "")
+    return found.model_copy(update={"observed": f"{found.observed}: {remedy}"}) if remedy else found
+
+
+def _is_at(place: str, end: str) -> bool:
+    return place.endswith(end) or place.startswith(f"{end} ")
 
 
 def _words(kind: str, kwargs: Mapping[str, Any]) -> str:

@@ -11,10 +11,11 @@ graph; these paths are made relative to the repository.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -23,7 +24,7 @@ import onnx
 from onward.registry.artifact import graph_nodes, onnx_file
 from onward.registry.errors import UsageError
 from onward.registry.evidence import size_expressions
-from onward.registry.evidence.records import ExportAttempt, GraphInfo
+from onward.registry.evidence.records import ExportAttempt, FileDigest, GraphInfo
 from onward.registry.evidence.reports import ExportReport, load
 from onward.registry.evidence.reports import TrainReport as Trained
 from onward.registry.files import sha256_file
@@ -32,22 +33,27 @@ from onward.stages.config import paths
 from onward.stages.config.layout import Layout
 from onward.stages.config.load import section
 from onward.stages.config.schema import Dim, Input, ModelParams, Output, Tolerance, Verify
-from onward.stages.exporting import diagnostics, torch_exporters
-from onward.stages.parity.check import answers, check, recall, save_answers, sentence
+from onward.stages.exporting import custom_ops, diagnostics, taken_graph, torch_exporters
+from onward.stages.parity.check import Expected, answers, check, recall, save_answers, sentence
 from onward.stages.parity.declared_shapes import misdeclared
-from onward.stages.parity.reference import trained_file
+from onward.stages.parity.one_by_one import frozen_batch
+from onward.stages.parity.reference import onnx_original, trained_file
 from onward.stages.parity.reference_answers import cases, real_example, real_inputs, real_inputs_of
 from onward.stages.parity.size_hints import multiples
 from onward.stages.parity.sizes import Sizes
 from onward.stages.reports import blocked
-from onward.stages.workers import isolated_call
-from onward.stages.workers.worker import Tensors, Worker, WorkerFailure
+from onward.stages.workers import circumstances, isolated_call
+from onward.stages.workers.worker import AS_IT_IS, Tensors, Worker, WorkerFailure
 
 if TYPE_CHECKING:
     from onward.stages.workers.torch_reference import Original
 
 T = TypeVar("T")
 
+# The strategy that leaves the opset of an ONNX file from elsewhere as it is.
+TAKEN = "taken"
+# Number of cases on which a converted file is compared with the original; verify compares all.
+FEW = 6
 # Seconds. An export takes minutes at most; a hang counts as the model's failure.
 TIMEOUT = 1800.0
 
@@ -62,6 +68,7 @@ class Made:
         warnings: The exporter's warnings.
         findings: Remarks for the report.
         sound: Whether the file is valid and matches params.yaml.
+        hopeless: Whether every other strategy would fail for the same reason.
     """
 
     attempt: ExportAttempt
@@ -69,6 +76,7 @@ class Made:
     warnings: tuple[str, ...] = ()
     findings: tuple[str, ...] = ()
     sound: bool = False
+    hopeless: bool = False
 
 
 def export(model: str, folder: Path) -> ExportReport:
@@ -82,11 +90,16 @@ def export(model: str, folder: Path) -> ExportReport:
     if reason:
         return ExportReport(model=model, status="not attempted", reason=reason)
     target = folder / "model.onnx"
+    libraries = custom_ops.taken_along(settings, f"models.{model}", folder)
+    circumstances.adopt(libraries=libraries)
     if settings.is_torch:
         made, attempts = _ladder(model, settings, folder)
         how = torch_exporters.HOW[made.attempt.strategy]
     else:
-        made, attempts, how = _taken(model, settings, folder), [], _origin(model)
+        made, attempts = _taken(model, settings, folder)
+        how = _origin(model)
+        if made.attempt.strategy in taken_graph.CONVERTERS:
+            how += f", converted to opset {settings.export.opset} by {made.attempt.strategy}"
     if not made.sound:
         reasons = [f"{attempt.strategy}: {attempt.reason}" for attempt in attempts[1:]]
         hint = _size_hint(model, settings) if settings.is_torch else ""
@@ -101,7 +114,8 @@ def export(model: str, folder: Path) -> ExportReport:
         files=onnx_file.digests(target),
         graph=made.graph,
         warnings=list(made.warnings),
-        findings=[*made.findings, *diagnostics.findings(onnx_file.load_graph(target))],
+        custom_ops=[FileDigest.of(library, folder) for library in libraries],
+        findings=[*made.findings, *diagnostics.findings(onnx_file.load_graph(target), settings.is_torch)],
     )
 
 
@@ -122,12 +136,17 @@ def _ladder(model: str, settings: ModelParams, folder: Path) -> tuple[Made, list
             tried.append(_attempt(model, settings, strategy, own, answered))
             if tried[-1].attempt.status == "passed":
                 break
-        best = next((m for m in reversed(tried) if m.attempt.status == "passed"), None)
-        best = best or next((m for m in tried if m.sound), tried[0])
-        if best.sound:
-            for path in (Path(temporary) / best.attempt.strategy).iterdir():
-                path.replace(folder / path.name)
-    return best, [made.attempt for made in tried]
+        return _best(tried, Path(temporary), folder), [made.attempt for made in tried]
+
+
+def _best(tried: list[Made], temporary: Path, folder: Path) -> Made:
+    """The best of the tried strategies, whose files are moved from a folder of its name to `folder`."""
+    best = next((m for m in reversed(tried) if m.attempt.status == "passed"), None)
+    best = best or next((m for m in tried if m.sound), tried[0])
+    if best.sound:
+        for path in (temporary / best.attempt.strategy).iterdir():
+            path.replace(folder / path.name)
+    return best
 
 
 def _attempt(model: str, settings: ModelParams, strategy: str, folder: Path, answered: Path | None) -> Made:
@@ -157,15 +176,98 @@ def _attempt(model: str, settings: ModelParams, strategy: str, folder: Path, ans
     return made
 
 
-def _taken(model: str, settings: ModelParams, folder: Path) -> Made:
-    """Copy an ONNX file from elsewhere and check it."""
+def _taken(model: str, settings: ModelParams, folder: Path) -> tuple[Made, list[ExportAttempt]]:
+    """Take an ONNX file from elsewhere: converted to the declared opset if a converter can do that, else as it is."""
     given = trained_file(model, settings)
-    onnx_file.take_in(given, folder / "model.onnx")
-    attempt = ExportAttempt(strategy="taken", status="passed")
     try:
-        return Made(attempt, _sound(model, settings, folder / "model.onnx", given), sound=True)
+        with onnx_original(model, settings, Verify(evaluator=False)) as original:
+            original.start()
+    except WorkerFailure as failure:
+        reason = diagnostics.explain(failure.reason, "the file does not load, even without optimisations", False)
+        reason = "; ".join(custom_ops.without_library(onnx_file.load_graph(given), settings)) or reason
+        return Made(ExportAttempt(strategy=TAKEN, status="failed", reason=reason)), []
+    opset, wanted = taken_graph.opset(onnx_file.load_graph(given)), settings.export.opset
+    ways = [TAKEN]
+    if opset != wanted and sum(file.stat().st_size for file in onnx_file.files(given)) < onnx_file.EXTERNAL_DATA_BYTES:
+        ways = [*taken_graph.CONVERTERS, TAKEN]
+    tried: list[Made] = []
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".rungs-") as temporary:
+        for way in ways:
+            (Path(temporary) / way).mkdir()
+            tried.append(_take(model, settings, way, given, Path(temporary) / way / "model.onnx"))
+            if tried[-1].attempt.status == "passed" or tried[-1].hopeless:
+                break
+        best = _best(tried, Path(temporary), folder)
+    if frozen_batch(onnx_file.load_graph(given), settings) and best.attempt.status == "failed":
+        best.sound, best.attempt = (
+            False,
+            best.attempt.model_copy(update={"reason": _one_at_a_time(given, settings, best)}),
+        )
+    elif best.attempt.strategy == TAKEN and len(tried) > 1:
+        reasons = "; ".join(f"{made.attempt.strategy}: {made.attempt.reason}" for made in tried[:-1])
+        stays = f"the opset stays {opset}, not {wanted} (export.opset), because no converter can change that: {reasons}"
+        best = replace(best, findings=(*best.findings, stays))
+    return best, [made.attempt for made in tried] if len(tried) > 1 else []
+
+
+def _take(model: str, settings: ModelParams, way: str, given: Path, target: Path) -> Made:
+    """Copy the file to `target` in one way: converted, or as it is."""
+    attempt = ExportAttempt(strategy=way, status="passed")
+    try:
+        onnx_file.take_in(given, target)
+        graph = onnx_file.load_graph(target)
+        findings = taken_graph.tidy(graph, settings, settings.export.keep_initializers_as_inputs)
+        problems = [*taken_graph.unfit(graph), *custom_ops.without_library(graph, settings)]
+        if problems:
+            raise _Unsound("; ".join(problems), declared=True)
+        if way != TAKEN:
+            graph = isolated_call.call(TIMEOUT, taken_graph.converted, graph, settings.export.opset, way)
+        target.write_bytes(graph.SerializeToString(deterministic=True))
+        made = Made(attempt, _sound(model, settings, target, given), findings=tuple(findings), sound=True)
+        renamed = frozen_batch(onnx_file.load_graph(given), settings)
+        mismatch = _mismatch(model, settings, target) if way != TAKEN or renamed else ""
+    except WorkerFailure as failure:
+        return Made(attempt.model_copy(update={"status": "failed", "reason": failure.reason[:300]}))
     except _Unsound as found:
-        return Made(attempt.model_copy(update={"status": "failed", "reason": str(found)}))
+        return Made(attempt.model_copy(update={"status": "failed", "reason": str(found)}), hopeless=found.declared)
+    if mismatch:
+        reason = f"outputs differ from the original file's: {mismatch}"
+        made.attempt = attempt.model_copy(update={"status": "failed", "reason": reason})
+    return made
+
+
+def _one_at_a_time(given: Path, settings: ModelParams, made: Made) -> str:
+    """Why a file whose batch is fixed at 1 cannot be used with other sizes, and the lines to write."""
+    graph = onnx_file.describe(given)
+    lines = [
+        f"{group}: {{{', '.join(f'{spec.name}: {{shape: [{_listed(spec.shape)}]}}' for spec in specs)}}}"
+        for group, specs in (("inputs", graph.inputs), ("outputs", graph.outputs))
+    ]
+    return (
+        f"the file takes one sample at a time, and fails with more ({made.attempt.reason}): declare that in "
+        f"params.yaml, {'; '.join(lines)}, or use a file with a dynamic batch"
+    )
+
+
+def _listed(shape: list[int | str]) -> str:
+    return ", ".join(map(str, shape))
+
+
+def _mismatch(model: str, settings: ModelParams, target: Path) -> str:
+    """How a converted file differs from the original in a few cases, in words; empty if it does not."""
+    known = Verify(evaluator=False, draws=1, samples=FEW)
+    few = [case for case in cases(model, settings, known) if not case.probe]
+    few.sort(key=lambda case: (case.made_up, sum(value.size for value in case.inputs.values())))
+    few = few[:FEW]
+    original = onnx_original(model, settings, known)
+    candidate = Worker.onnx(target, f"{model}, converted,", options=AS_IT_IS, timeout=known.timeout)
+    with original, candidate:
+        with contextlib.suppress(WorkerFailure):  # the original refuses a case: `answers` finds out why
+            plain = [Expected(case, original.run(case.inputs)) for case in few]
+            if not sentence(check(candidate, plain, Tolerance())):
+                return ""
+        # `answers` takes several times as long. It also finds out what rounding explains.
+        return sentence(check(candidate, answers(original, few, real_inputs(model, settings)), Tolerance()))
 
 
 def _export(
@@ -231,6 +333,11 @@ class _InProcess:
         self.original.shake(seed)
         return True
 
+    @property
+    def chooses(self) -> bool:
+        """Whether a run after `shake` met an operator that chooses among equal values."""
+        return bool(self.original.met)
+
     def _asked(self, ask: Callable[[Tensors], T], inputs: Tensors) -> T:
         try:
             return ask(inputs)
@@ -240,6 +347,10 @@ class _InProcess:
 
 class _Unsound(Exception):
     """A file that must not be released; the message says why."""
+
+    def __init__(self, reason: str, declared: bool = False) -> None:
+        super().__init__(reason)
+        self.declared = declared  # whether the file differs from params.yaml: no conversion changes that
 
 
 def _sound(model: str, settings: ModelParams, target: Path, weights: Path) -> GraphInfo:
@@ -252,11 +363,12 @@ def _sound(model: str, settings: ModelParams, target: Path, weights: Path) -> Gr
         finish(model, settings, target, sha256_file(weights))
         onnx_file.check(target)
     except UsageError as error:  # the file is our own: this is a failed export, not a mistake of the user
-        raise _Unsound(diagnostics.explain(str(error), "the checker")) from error
+        raise _Unsound(diagnostics.explain(str(error), "the checker", settings.is_torch)) from error
     graph = onnx_file.describe(target)
-    found = [*_differences(settings, graph), *diagnostics.problems(onnx_file.load_graph(target))]
+    differences = list(_differences(settings, graph))
+    found = [*differences, *diagnostics.problems(onnx_file.load_graph(target), settings.is_torch)]
     if found:
-        raise _Unsound("; ".join(found))
+        raise _Unsound("; ".join(found), declared=bool(differences))
     return graph
 
 
@@ -340,7 +452,7 @@ def _unfrozen(settings: ModelParams, group: str, name: str, shape: list[int | st
     """The remedy for a frozen dimension of an input or output."""
     if settings.is_torch:
         return "take the size from x.shape in forward() instead of hard-coding it, or declare it fixed"
-    line = f"{group}: {{{name}: {{shape: [{', '.join(map(str, shape))}]}}}}"
+    line = f"{group}: {{{name}: {{shape: [{_listed(shape)}]}}}}"
     return f"declare it fixed in params.yaml, {line}, or use a file in which it is dynamic"
 
 

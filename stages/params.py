@@ -30,7 +30,6 @@ from onward.stages.config.schema import ModelParams, Params
 from onward.stages.config.source_files import defines, installed_version, is_installed, local_sources, locate
 
 _CALLABLES = ("build", "train", "samples", "quality", "fidelity", "cases")
-_FILES = ("weights", "onnx")
 
 
 def _named(model: ModelParams) -> Iterable[tuple[str, str]]:
@@ -38,8 +37,20 @@ def _named(model: ModelParams) -> Iterable[tuple[str, str]]:
     for key in _CALLABLES:
         if getattr(model, key):
             yield key, getattr(model, key)
+    if model.custom_ops and ":" in model.custom_ops:
+        yield "custom_ops", model.custom_ops
     if model.export.custom_translations:
         yield "export.custom_translations", model.export.custom_translations
+
+
+def _model_files(model: ModelParams) -> Iterable[tuple[str, str]]:
+    """Key and path of the files that contain the model."""
+    if model.weights is not None:
+        yield "weights", model.weights.file
+    if model.onnx is not None:
+        yield "onnx", model.onnx
+    if model.custom_ops is not None and ":" not in model.custom_ops:
+        yield "custom_ops", model.custom_ops
 
 
 def _digests(name: str, model: ModelParams, stage: str) -> dict[str, str]:
@@ -58,9 +69,9 @@ def _digests(name: str, model: ModelParams, stage: str) -> dict[str, str]:
                 found[Path(os.path.relpath(path, root)).as_posix() if inside else module_name] = sha256_file(path)
             if not sources:
                 found[module] = installed_version(module)
-    files = [getattr(model, key) for key in _FILES if key in READS[stage]] if stage == "train" else []
-    files += [model.data.suite] if stage == "data" else []
-    for file in filter(None, files):
+    files = [file for _, file in _model_files(model)] if stage in ("train", "export") else []
+    files += [model.data.suite] if stage == "data" and model.data.suite else []
+    for file in files:
         if not (root / file).is_relative_to(root / "build" / name / "train"):
             found[file] = sha256_file(root / file)
             if file == model.onnx:
@@ -92,7 +103,7 @@ def _missing(name: str, model: ModelParams) -> Iterable[str]:
                 yield f"models.{name}.{key}: {module} defines no {attribute!r}"
         except SyntaxError as error:
             yield f"models.{name}.{key}: {module} has a syntax error: {error.msg} (line {error.lineno})"
-    for key, file in (("weights", model.weights), ("onnx", model.onnx), ("data.suite", model.data.suite)):
+    for key, file in (*_model_files(model), ("data.suite", model.data.suite)):
         if not file:
             continue
         if not (root / file).resolve().is_relative_to(repository.resolve()):
@@ -216,7 +227,11 @@ def _import_all(params: Params) -> None:
     for name, model in params.models.items():
         for key, value in _named(model):
             try:
-                resolve(value, f"models.{name}.{key}", "a function" if key in _CALLABLES else "a table or a function")
+                resolve(
+                    value,
+                    f"models.{name}.{key}",
+                    "a function" if key in (*_CALLABLES, "custom_ops") else "a table or a function",
+                )
             except UsageError as error:
                 problems.append(str(error))
     if problems:

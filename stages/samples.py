@@ -25,8 +25,9 @@ def load(settings: ModelParams, name: str, key: str) -> Arrays:
         key: The model's place in params.yaml, such as "models.cnn".
 
     Returns:
-        Arrays by input name, plus "label" if there are labels. Samples are on axis 0, whatever axis the model has
-        them on. Inputs with one value only are left out; an input without an axis of samples has one array for all.
+        Arrays by input name, plus the labels if there are any (`labels.labels_of`). Samples are on axis 0, whatever
+        axis the model has them on. Inputs with one value only are left out; an input without an axis of samples has
+        one array for all.
 
     Raises:
         UsageError: The function fails, or returns no array for an input or one that the model does not have.
@@ -43,10 +44,11 @@ def load(settings: ModelParams, name: str, key: str) -> Arrays:
     arrays = {str(k): np.asarray(v) for k, v in found.items()}
     optional = {*settings.states, *(k for k, spec in settings.inputs.items() if spec.is_fixed)}
     missing = [k for k in settings.inputs if k not in arrays and k not in optional]
-    extra = [k for k in arrays if k not in settings.inputs and k != "label"]
+    extra = [k for k in arrays if k not in settings.inputs and k != settings.label]
     if missing or extra:
         raise UsageError(
-            f"{where}: gives {', '.join(arrays)}; wanted {', '.join(settings.inputs)} and, if there is one, label"
+            f"{where}: gives {', '.join(arrays)}; wanted {', '.join(settings.inputs)} and, if there are labels, "
+            + ("their key (label: NAME in params.yaml)" if settings.label in settings.inputs else settings.label)
         )
     arrays = {k: v for k, v in arrays.items() if k not in settings.inputs or not settings.inputs[k].is_fixed}
     if any(v.dtype.kind not in "fiub" for v in arrays.values()):

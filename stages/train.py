@@ -18,13 +18,15 @@ from onward.registry.evidence.reports import TrainReport
 from onward.stages import command
 from onward.stages.config import paths
 from onward.stages.config.load import resolve, section
-from onward.stages.config.schema import ModelParams
+from onward.stages.config.schema import ModelParams, Verify
+from onward.stages.exporting import custom_ops, taken_graph
 from onward.stages.parity.evaluate import Arrays, batches, outputs_over, quality_of
 from onward.stages.parity.labels import label_findings
+from onward.stages.parity.reference import onnx_original
 from onward.stages.samples import load as load_samples
-from onward.stages.workers import isolated_call
+from onward.stages.workers import circumstances, isolated_call
 from onward.stages.workers.torch_module import fit, load_module, read_weights
-from onward.stages.workers.worker import AS_IT_IS, Worker, WorkerFailure
+from onward.stages.workers.worker import WorkerFailure
 
 if TYPE_CHECKING:
     import torch
@@ -66,6 +68,8 @@ def train(model: str, folder: Path) -> TrainReport:
     """
     settings = section(model, "train")
     file = folder / ("model.safetensors" if settings.is_torch else "model.onnx")
+    library = custom_ops.library(settings, f"models.{model}")
+    circumstances.adopt(libraries=() if library is None else (library,))
     try:
         found = isolated_call.call(TRAIN_TIMEOUT_S, _obtain, model, settings, file)
     except WorkerFailure as failure:
@@ -117,11 +121,13 @@ def _module(settings: ModelParams, file: Path, key: str) -> Obtained:
         module = load_module(settings.build, None, key)
         state = module.state_dict()
         how = f"weights that {settings.build} comes with"
-        if settings.weights:
-            where = f"params.yaml: {key}.weights: {settings.weights}: "
-            state, findings = read_weights(paths.root() / settings.weights, where)
-            how = f"weights of {settings.weights}"
-            findings += fit(module, state, where)
+        given = settings.weights
+        if given is not None:
+            where = f"params.yaml: {key}.weights: {given.file}: "
+            state, findings = read_weights(paths.root() / given.file, where, given)
+            how = f"weights of {given.file}"
+            findings += fit(module, state, where, given)
+            state = module.state_dict()  # complete, even if the file is not
     twin = load_module(settings.build, None, key)
     findings += [finding for finding in fit(twin, state, where) if finding not in findings]
     # Tied weights share storage, which safetensors refuses: each name gets its own copy.
@@ -231,10 +237,12 @@ def _onnx(settings: ModelParams, file: Path, key: str) -> Obtained:
         how = f"the file {settings.onnx}"
     quality, fault, findings = None, "", []
     if settings.quality is not None:
-        fault = "; ".join(onnx_file.no_tensors(onnx_file.load_graph(file)))
+        graph = onnx_file.load_graph(file)
+        taken_graph.tidy(graph, settings)
+        fault = "; ".join([*taken_graph.unfit(graph), *custom_ops.without_library(graph, settings)])
         if not fault:
             samples = load_samples(settings, "evaluation", key)
-            with Worker.onnx(file, f"{key}, unchanged", options=AS_IT_IS) as worker:
+            with onnx_original(key, settings, Verify(evaluator=False), file) as worker:
                 outputs = outputs_over(worker.run, settings, samples)
             quality = quality_of(settings, outputs, samples, key)
             findings = label_findings(settings, outputs, samples, key, quality)

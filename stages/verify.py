@@ -5,6 +5,7 @@ The original's outputs are stored beside the report, so that later stages need n
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from onward.registry.errors import NotReady
 from onward.registry.evidence.records import CaseResult, CaseVerdict, FirstDivergence, OutputKind
 from onward.registry.evidence.reports import ExportReport, TrainReport, VerifyReport, load
-from onward.registry.evidence.session_options import CPU
+from onward.registry.evidence.session_options import CPU, GraphLevel, SessionOptions
 from onward.registry.text import printable
 from onward.stages import command
 from onward.stages.config import paths
@@ -36,6 +38,7 @@ from onward.stages.parity.check import (
 from onward.stages.parity.declared_shapes import misdeclared
 from onward.stages.parity.evaluate import Arrays, judged_by_quality, outputs_over, quality_of
 from onward.stages.parity.kinds import kinds_of
+from onward.stages.parity.labels import labels_of
 from onward.stages.parity.reference import OnnxOriginal, reference_worker, split, trained_file
 from onward.stages.parity.reference_answers import cases, real_example, real_inputs
 from onward.stages.parity.sequences import has_steps
@@ -48,6 +51,8 @@ if TYPE_CHECKING:
 
 # Number of cases, the smallest ones, on which an ONNX file from elsewhere is compared with a second implementation.
 EVALUATED = 8
+# Levels of ONNX Runtime's graph optimisations below the default one, the lowest first.
+LOWER_LEVELS: tuple[GraphLevel, ...] = ("disabled", "basic", "extended")
 # Time limit for finding the first wrong value.
 LOCALIZE_SECONDS = 300.0
 # Largest difference between the quality of the export and of training: this many samples, or this share of the quality.
@@ -72,31 +77,28 @@ def verify(model: str, folder: Path) -> VerifyReport:
         report.reference = reference.label
         try:
             reference.start()
-            report.reason = _unsteady(reference, next(cases(model, settings, settings.verify)), settings)
+            _require_life(reference, next(cases(model, settings, settings.verify)))
             asked = cases(model, settings, settings.verify)
             expected = answers(reference, asked, real_inputs(model, settings))
+            report.reason = _unsteady(reference, expected, settings)
             report.findings = findings(expected)
             report.reason = report.reason or misdeclared(expected, settings.outputs, settings.dims)
             if isinstance(reference, OnnxOriginal) and not report.reason:
                 disagree = _opinions(reference, expected, settings, report)
             wanted = outputs_over(reference.run, settings, split(model, "evaluation"))
         except WorkerFailure as failure:
-            report.reason = diagnostics.explain(failure.reason, "the original failed")
+            report.reason = diagnostics.explain(failure.reason, "the original failed", settings.is_torch)
     if report.reason:
         return report
     report.kinds = _kinds(model, settings, wanted)
     save_answers(expected, folder / "reference.npz")
     np.savez(folder / "samples.npz", **wanted)  # type: ignore[arg-type]
     with _candidate(model, settings) as candidate:
-        try:
-            candidate.start()
-        except WorkerFailure as failure:
-            report.reason = diagnostics.explain(failure.reason, "the runtime rejected the model")
-            return report
-        report.cases = check(candidate, expected, settings.tolerance)
-        report.reason = sentence(report.cases)
+        report.reason, report.cases = _checked(candidate, expected, settings)
         lost = "" if report.reason else _lost_quality(model, settings, candidate)
-    if report.reason:
+    if report.reason and not {case.verdict for case in report.cases} & {"timed out", "out of memory"}:
+        lost = _at_a_lower_level(model, settings, expected, report) or lost
+    if report.reason and report.cases:
         failed_case = next(case.case for case in report.cases if case.failed)
         report.divergence = _divergence(model, settings, expected, report.cases)
         where = f"; it {localize.sentence(report.divergence)}" if report.divergence and report.divergence.value else ""
@@ -108,6 +110,39 @@ def verify(model: str, folder: Path) -> VerifyReport:
     return report
 
 
+def _checked(candidate: Worker, expected: list[Expected], settings: ModelParams) -> tuple[str, list[CaseResult]]:
+    """Why the export fails, empty if it passes, and the result of each case."""
+    try:
+        candidate.start()
+    except WorkerFailure as failure:
+        return diagnostics.explain(failure.reason, "the runtime rejected the model", settings.is_torch), []
+    results = check(candidate, expected, settings.tolerance)
+    return sentence(results), results
+
+
+def _at_a_lower_level(model: str, settings: ModelParams, expected: list[Expected], report: VerifyReport) -> str:
+    """Find the highest level of ONNX Runtime's graph optimisations at which the export passes, if there is one.
+
+    Then the report has the results of that level, and no reason to fail. Returns how the quality differs there.
+    """
+    lost, passing = "", None
+    for level in LOWER_LEVELS:
+        with _candidate(model, settings, level) as candidate:
+            reason, cases = _checked(candidate, expected, settings)
+            if reason:
+                break
+            passing = level
+            lost, report.cases = _lost_quality(model, settings, candidate), cases
+    if passing is not None:
+        report.graph_level = passing
+        report.findings.append(
+            f"ONNX Runtime's graph optimisations break this graph ({report.reason}); at the level {passing!r}, every "
+            "case passes. The release runs at this level: serving.json sets it, and every other session has to"
+        )
+        report.reason = ""
+    return lost
+
+
 def _kinds(model: str, settings: ModelParams, wanted: Arrays) -> list[OutputKind]:
     """The kind of each output, and whether the quality measure depends on it; guesses are printed to stderr."""
     samples = split(model, "evaluation")
@@ -116,7 +151,7 @@ def _kinds(model: str, settings: ModelParams, wanted: Arrays) -> list[OutputKind
     axes = Layout.of(settings).outputs
     found = [
         kind.model_copy(update={"by_quality": kind.output in read, "samples": axes[kind.output], "steps": steps})
-        for kind in kinds_of(outputs, inputs, wanted, samples.get("label"))
+        for kind in kinds_of(outputs, inputs, wanted, labels_of(settings, samples))
     ]
     for kind in found:
         stated = settings.outputs[kind.output].kind is not None or kind.reason == "set in params.yaml"
@@ -143,7 +178,7 @@ def again(model: str, name: str) -> bool:
     case = find(cases(model, settings, settings.verify), name)
     with reference_worker(model, settings) as reference:
         expected = answers(reference, [case], real_inputs(model, settings))
-    with _candidate(model, settings) as candidate:
+    with _candidate(model, settings, _known_level(model)) as candidate:
         result: CaseResult = check(candidate, expected, settings.tolerance)[0]
     print(result.model_dump_json(indent=2))
     if result.failed and result.outputs:
@@ -153,22 +188,43 @@ def again(model: str, name: str) -> bool:
     return not result.failed
 
 
-def _candidate(model: str, settings: ModelParams) -> Worker:
+def _known_level(model: str) -> GraphLevel | None:
+    """The level of graph optimisation that the last verification found, if it found one."""
+    with contextlib.suppress(NotReady):
+        return load(VerifyReport, paths.build(model, "verify") / "report.json").graph_level
+    return None
+
+
+def _candidate(model: str, settings: ModelParams, level: GraphLevel | None = None) -> Worker:
     """A worker for the export."""
-    plain = paths.build(model, "export") / "model.onnx"
-    return Worker.onnx(plain, f"{model} in ONNX Runtime", timeout=settings.verify.timeout)
+    plain, options = paths.build(model, "export") / "model.onnx", SessionOptions(graph_level=level)
+    return Worker.onnx(plain, f"{model} in ONNX Runtime", options=options, timeout=settings.verify.timeout)
 
 
-def _unsteady(reference: Worker, case: Case, settings: ModelParams) -> str:
+def _require_life(reference: Worker, case: Case) -> None:
+    """Raise WorkerFailure if the original dies or hangs: then it would do so in every case. It may refuse the case."""
+    try:
+        reference.run(case.inputs)
+    except WorkerFailure as failure:
+        if failure.kind != "error":
+            raise
+
+
+def _unsteady(reference: Worker, expected: list[Expected], settings: ModelParams) -> str:
     """What is wrong if the original gives two different outputs for the same inputs; empty if it does not."""
-    first, second = reference.run(case.inputs), reference.run(case.inputs)
+    answered = next((item for item in expected if item.failure is None), None)
+    if answered is None:
+        return ""
+    first, second = reference.run(answered.case.inputs), reference.run(answered.case.inputs)
     different = [o.output for o in compare_outputs(first, second, settings.tolerance) if o.verdict != "ok"]
     if not different:
         return ""
-    return (
-        f"the original's outputs differ from run to run for the same inputs ({', '.join(different)}): forward() "
-        "applies dropout or noise in evaluation mode; use modules that eval() switches off, not training=True"
+    cause = (
+        "forward() applies dropout or noise in evaluation mode; use modules that eval() switches off, not training=True"
+        if settings.is_torch
+        else "the graph draws random numbers; use a file that takes the noise as an input"
     )
+    return f"the original's outputs differ from run to run for the same inputs ({', '.join(different)}): {cause}"
 
 
 def _lost_quality(model: str, settings: ModelParams, candidate: Worker) -> str:

@@ -116,3 +116,61 @@ def test_the_signature_of_quality_determines_whether_it_takes_labels() -> None:
     assert takes_labels(np.add, "")
     with pytest.raises(UsageError, match=r"params\.yaml: q has the signature \(outputs.*labels.*more"):
         takes_labels(three, "params.yaml: q")
+
+
+CONDITIONED = """
+import numpy as np
+import torch
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.kinds, self.head = torch.nn.Embedding(3, 6), torch.nn.Linear(6, 3)
+
+    def forward(self, x, label):
+        return self.head(x + self.kinds(label))
+
+def net():
+    return Net()
+
+def samples(split):
+    rng = np.random.default_rng({"evaluation": 1, "calibration": 2}[split])
+    x = rng.standard_normal((96, 6)).astype(np.float32)
+    return {"x": x, "label": rng.integers(0, 3, 96), "target": (x[:, 0] > 0).astype(np.int64)}
+
+def accuracy(outputs, labels):
+    assert set(labels.tolist()) == {0, 1}
+    return float((outputs["y"].argmax(1) == labels).mean())
+"""
+
+
+def conditioned(**changes: object) -> dict[str, object]:
+    inputs = {
+        "x": {"shape": ["batch", 6]},
+        "label": {"dtype": "int64", "shape": ["batch"], "range": [0, 2]},
+    }
+    return toy_params(inputs=inputs, **changes)
+
+
+def test_an_input_may_be_called_label_if_the_labels_have_another_name(project: Path) -> None:
+    write_project(project, source=CONDITIONED, params=conditioned(label="target"))
+    reports = through("train", "data", "export", "verify")
+    assert {stage: report.reason for stage, report in reports.items()} == dict.fromkeys(reports, "")
+    assert reports["train"].quality is not None
+
+
+def test_an_input_called_label_is_not_taken_for_the_labels(project: Path) -> None:
+    source = CONDITIONED.replace(', "target": (x[:, 0] > 0).astype(np.int64)', "")
+    write_project(project, source=source, params=conditioned())
+    reports = through("train", "data")
+    for report in reports.values():
+        assert "'label' is an input of the model" in report.reason
+        assert "label: labels" in report.reason
+    write_project(project, source=source, params=conditioned(quality=None))
+    assert {report.status for report in through("train", "data", "export", "verify").values()} == {"passed"}
+
+
+def test_a_surplus_array_beside_an_input_called_label_names_the_setting(project: Path) -> None:
+    write_project(project, source=CONDITIONED, params=conditioned())
+    assert "label: NAME in params.yaml" in through("data")["data"].reason

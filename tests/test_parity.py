@@ -174,6 +174,8 @@ def test_a_case_does_not_depend_on_earlier_cases() -> None:
 class Function:
     """A reference that is a pure float32 function of its inputs, without weights."""
 
+    chooses = False
+
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {"y": inputs["x"]}
 
@@ -230,6 +232,25 @@ def test_generated_values_the_original_rejects_are_probes_but_rejected_sizes_are
     assert not by_name["maximum"].probe
     assert by_name["samples0"].failure is None
     assert "with `range` of the input, or with `cases`" in findings(expected)[0]
+
+
+def test_values_of_the_models_own_cases_that_the_original_rejects_are_probes_too() -> None:
+    class Category(Function):
+        def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            if not np.isin(inputs["x"], range(4)).all():
+                raise WorkerFailure("error", "no such category")
+            return {"y": inputs["x"]}
+
+    def generate(sizes: dict[str, int], rng: np.random.Generator) -> dict[str, np.ndarray]:
+        return {"x": rng.integers(3, 5, (sizes["batch"], 4)).astype(np.float32)}
+
+    samples = {"x": np.random.default_rng(0).integers(0, 4, (6, 4)).astype(np.float32)}
+    made = all_cases({"x": INPUTS["x"]}, {"batch": Dim(max=9, typical=[2])}, 1, 0, generate, samples, 2)
+    expected = answers(Category(), made, lambda case: resized({"x": INPUTS["x"]}, samples, case.sizes))
+    own = [item for item in expected if item.case.from_cases and item.failure is not None and not item.case.probe]
+    assert own
+    assert all(item.refused for item in own)
+    assert not any(item.failure for item in expected if not item.case.made_up)
 
 
 def test_an_output_that_depends_on_a_millionth_is_not_judged() -> None:

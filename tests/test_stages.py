@@ -264,10 +264,10 @@ def test_a_corrupt_onnx_file_fails(project: Path) -> None:
 
 
 def with_maps(path: Path) -> None:
-    """A classifier as skl2onnx converts it: one output is a sequence of maps."""
+    """A classifier with a sequence of maps whose order differs from the tensor's."""
     value = helper.make_map_type_proto(onnx.TensorProto.INT64, helper.make_tensor_type_proto(1, []))
     maps = helper.make_value_info("chances", helper.make_sequence_type_proto(value))
-    node = helper.make_node("ZipMap", ["x"], ["chances"], domain="ai.onnx.ml", classlabels_int64s=[0, 1, 2, 3, 4, 5])
+    node = helper.make_node("ZipMap", ["x"], ["chances"], domain="ai.onnx.ml", classlabels_int64s=[5, 1, 2, 3, 4, 0])
     given = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["batch", 6])
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 1)]
     onnx.save(helper.make_model(helper.make_graph([node], "g", [given], [maps]), opset_imports=opsets), path)
@@ -291,13 +291,13 @@ def test_a_file_with_a_fixed_declared_dimension_names_the_setting_to_change(proj
     linear(project / "given.onnx")
     model = onnx.load(project / "given.onnx")
     for value in (*model.graph.input, *model.graph.output):
-        value.type.tensor_type.shape.dim[0].dim_value = 1
+        value.type.tensor_type.shape.dim[0].dim_value = 2
     onnx.save(model, project / "given.onnx")
     source = SOURCE.replace("(96, 6)", "(96, 4)")
     params = toy_params(build=None, onnx="given.onnx", quality=None, inputs={"x": {"shape": ["batch", 4]}})
     write_project(project, source=source, params=params)
     report = through("train", "data", "export")["export"]
-    assert "declare it fixed in params.yaml, inputs: {x: {shape: [1, 4]}}" in report.reason
+    assert "declare it fixed in params.yaml, inputs: {x: {shape: [2, 4]}}" in report.reason
     assert "forward()" not in report.reason
 
 
@@ -335,6 +335,11 @@ def test_unexpected_data_fails(project: Path, source: str, words: str) -> None:
     failed = [f"{e.expectation} {e.column}" for e in report.expectations if not e.success]
     assert any(words in text for text in failed), failed
     assert words.split(".")[0] in report.reason
+
+
+def test_too_few_samples_name_the_setting(project: Path) -> None:
+    write_project(project, source=replaced("(96, 6)", "(20, 6)"))
+    assert through("data")["data"].reason.endswith(": 20: return more samples, or lower data.min_samples")
 
 
 def test_a_model_may_add_its_own_suite(project: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from onward.registry.artifact.custom_ops import FOLDER
 from onward.registry.artifact.manifest import MANIFEST, NOT_OURS, write_manifest
 from onward.registry.artifact.replay import BUNDLE
 from onward.registry.artifact.serving_plan import MODEL, PROVIDERS, SERVING, Serving
@@ -22,7 +23,7 @@ from onward.registry.evidence.session_options import CPU, OPENVINO_NATIVE
 
 MLMODEL = "MLmodel"
 # Names that external data cannot have: Onward writes them beside the model's files, or MLflow does when downloading.
-_TAKEN = (BUNDLE, PROVIDERS, SERVING, MANIFEST, NOT_OURS)
+_TAKEN = (BUNDLE, FOLDER, PROVIDERS, SERVING, MANIFEST, NOT_OURS)
 
 
 def build_folder(
@@ -34,6 +35,7 @@ def build_folder(
     bundle: Path | None = None,
     serving: Serving | None = None,
     others: Mapping[str, Sequence[Path]] | None = None,
+    libraries: Sequence[Path] = (),
 ) -> None:
     """Write an MLflow model to `folder`, with the manifest of all its files last.
 
@@ -46,6 +48,7 @@ def build_folder(
         bundle: The folder with recorded inputs and answers, which becomes validation/.
         serving: Which file is served on which provider, with which session options.
         others: The files of runtimes with a graph of their own, by the runtime's name. They go to providers/NAME/.
+        libraries: Native libraries with custom operators, which go to custom_ops/.
 
     Raises:
         ValueError: `serving` names a file that is missing.
@@ -83,6 +86,9 @@ def build_folder(
     _place(files, folder)
     for name, runtime_files in (others or {}).items():
         _place(runtime_files, folder / PROVIDERS / name)
+    for library in libraries:
+        (folder / FOLDER).mkdir(exist_ok=True)
+        shutil.copyfile(library, folder / FOLDER / library.name)
     if serving is not None:
         serving.save(folder)
     if bundle is not None:

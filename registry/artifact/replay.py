@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from onward.registry.apart import Died, ask
 from onward.registry.artifact import sessions
+from onward.registry.artifact.custom_ops import register
 from onward.registry.artifact.serving_plan import MODEL, Served, Serving, preload
 from onward.registry.evidence.records import OutputKind, Record
 from onward.registry.evidence.session_options import CPU, OPENVINO_NATIVE, SessionOptions
@@ -114,25 +115,28 @@ def measure_again(folder: Path, evidence: Mapping[str, str]) -> tuple[bool, str]
     return met, "; ".join(filter(None, (detail, unmeasured(evidence.get("instruction_sets")))))
 
 
-def replay_in_subprocess(folder: Path, provider: str = "", timeout_s: float = TIMEOUT_S) -> tuple[bool, str]:
+def replay_in_subprocess(
+    folder: Path, provider: str = "", timeout_s: float = TIMEOUT_S, allow_custom_ops: bool = False
+) -> tuple[bool, str]:
     """Replay a version in another process, so that an abort or a hang becomes a result.
 
     Args:
         folder: The version's files.
         provider: As in `replay`.
         timeout_s: The longest acceptable duration in seconds.
+        allow_custom_ops: As in `replay`.
 
     Returns:
         Whether the answers are acceptable here, and a text: what was compared or what went wrong.
     """
     try:
-        answer = ask("artifact.replay", str(folder), provider, timeout_s=timeout_s)
+        answer = ask("artifact.replay", str(folder), provider, "1" if allow_custom_ops else "", timeout_s=timeout_s)
     except Died as died:
         return False, str(died)
     return bool(answer["met"]), str(answer["detail"])
 
 
-def replay(folder: Path, provider: str = "") -> tuple[bool, str]:
+def replay(folder: Path, provider: str = "", allow_custom_ops: bool = False) -> tuple[bool, str]:
     """Replay a version in this process.
 
     If this environment has none of the version's providers, the CPU runs model.onnx.
@@ -140,6 +144,7 @@ def replay(folder: Path, provider: str = "") -> tuple[bool, str]:
     Args:
         folder: The version's files.
         provider: The provider that a version without serving.json was measured on; the CPU's if empty.
+        allow_custom_ops: Whether native libraries of the version may be loaded (custom_ops.py).
 
     Returns:
         Whether the answers are acceptable here, and a text: what was compared or what went wrong.
@@ -153,11 +158,11 @@ def replay(folder: Path, provider: str = "") -> tuple[bool, str]:
     serving = Serving.load(folder) or Serving({recorded.main: Served(file=MODEL, provider=provider or CPU)})
     here = {name: served for name, served in serving.root.items() if served.provider in available}
     if not here:
-        here = {recorded.main: Served(file=MODEL, provider=CPU)}
+        here = {recorded.main: Served(file=MODEL, provider=CPU, custom_ops=serving.libraries or None)}
     inputs = arrays(bundle / "inputs.npz")
     found, problems = [], []
     for name, served in here.items():
-        got, used = _answers(folder, served, inputs)
+        got, used = _answers(folder, served, inputs, allow_custom_ops)
         faults, summary = judge(got, folder, name)
         problems += [f"{fault} (on {used})" for fault in faults]
         found.append(f"{summary} on {used}")
@@ -184,24 +189,26 @@ def judge(got: Arrays, folder: Path, runtime: str) -> tuple[list[str], str]:
     return _compare_to_original(got, expected, arrays(bundle / "reference.npz"), recorded, precision)
 
 
-def _answers(folder: Path, served: Served, inputs: Arrays) -> tuple[Arrays, str]:
+def _answers(folder: Path, served: Served, inputs: Arrays, allow_custom_ops: bool) -> tuple[Arrays, str]:
     """Run what is served; return the answers and the provider that ran. The CPU replaces one that cannot start."""
     fitting, path, session = served.options.fitting_here(), folder / served.file, None
-    if served.provider == OPENVINO_NATIVE:
+    if served.provider == OPENVINO_NATIVE and not served.custom_ops:
         with contextlib.suppress(ImportError, RuntimeError):
             session = sessions.NativeSession(path, fitting)
-    session = session or _onnxruntime_session(path, served.provider, fitting)
+    if session is None:
+        options = fitting.to_onnxruntime()
+        options.log_severity_level = 3
+        register(options, folder, served.custom_ops or [], allow_custom_ops)
+        session = _onnxruntime_session(path, served.provider, fitting, options)
     names = [output.name for output in session.get_outputs()]
     running = session.get_providers()[0]
     used = running if running == served.provider else f"{running}: {served.provider} fell back to CPU"
     return dict(zip(names, session.run(names, dict(inputs)), strict=True)), used
 
 
-def _onnxruntime_session(path: Path, provider: str, fitting: SessionOptions) -> Any:
+def _onnxruntime_session(path: Path, provider: str, fitting: SessionOptions, options: Any) -> Any:
     import onnxruntime
 
-    options = fitting.to_onnxruntime()
-    options.log_severity_level = 3
     preload([provider])
     wanted = [CPU] if provider == OPENVINO_NATIVE else list(dict.fromkeys((provider, CPU)))
     providers = [fitting.to_provider(name) for name in wanted]
@@ -338,6 +345,6 @@ def _differs(got: Array, expected: Array, rtol: float, atol: float) -> str:
 
 
 if __name__ == "__main__":
-    arguments = [*sys.argv[1:], ""]
-    met, detail = replay(Path(arguments[0]), arguments[1])
+    arguments = [*sys.argv[1:], "", ""]
+    met, detail = replay(Path(arguments[0]), arguments[1], allow_custom_ops=bool(arguments[2]))
     print(json.dumps({"met": met, "detail": detail}))

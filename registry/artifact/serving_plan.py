@@ -27,6 +27,7 @@ from typing import Annotated
 
 from pydantic import Field, RootModel, ValidationError
 
+from onward.registry.artifact.custom_ops import FOLDER
 from onward.registry.artifact.manifest import GRAPH, content_digest
 from onward.registry.errors import Refused
 from onward.registry.evidence.records import Record, Winner, by_speed, first_problem
@@ -45,11 +46,13 @@ class Served(Record):
         file: model.onnx or providers/NAME/model.onnx, relative to the version's folder.
         provider: The execution provider, or "OpenVINO" for OpenVINO itself, without ONNX Runtime.
         options: The session options.
+        custom_ops: Native libraries with custom operators, relative to the version's folder.
     """
 
     file: Annotated[str, Field(pattern=f"^{GRAPH.pattern}$")]
     provider: str
     options: SessionOptions = SessionOptions()
+    custom_ops: list[Annotated[str, Field(pattern=f"^{FOLDER}/[^/]+$")]] | None = None
 
 
 class Serving(RootModel[dict[str, Served]]):
@@ -89,6 +92,11 @@ class Serving(RootModel[dict[str, Served]]):
             raise ValueError(f"{SERVING} names {', '.join(missing)}, which the folder does not contain")
         write_atomically(folder / SERVING, (self.model_dump_json(indent=2, exclude_none=True) + "\n").encode())
 
+    @property
+    def libraries(self) -> list[str]:
+        """The native libraries with custom operators that the version needs on every provider."""
+        return next((list(served.custom_ops) for served in self.root.values() if served.custom_ops), [])
+
     def on(self, provider: str) -> Served | None:
         """Return the first entry for an execution provider; None if there is none."""
         return next((served for served in self.root.values() if served.provider == provider), None)
@@ -102,12 +110,15 @@ def preload(providers: Sequence[str]) -> None:
         onnxruntime.preload_dlls()
 
 
-def of_winners(winners: Sequence[Winner], root: Path) -> tuple[Serving, dict[str, list[Path]]]:
+def of_winners(
+    winners: Sequence[Winner], root: Path, libraries: Sequence[Path] = ()
+) -> tuple[Serving, dict[str, list[Path]]]:
     """Plan how a version with these winners is served.
 
     Args:
         winners: One winner per runtime. The first one's graph becomes model.onnx.
         root: The folder that the winners' file paths are relative to.
+        libraries: Native libraries with custom operators.
 
     Returns:
         The content of serving.json, and by runtime the files that differ from the first winner's.
@@ -120,6 +131,7 @@ def of_winners(winners: Sequence[Winner], root: Path) -> tuple[Serving, dict[str
             file=f"{PROVIDERS}/{winner.runtime}/{MODEL}" if winner.runtime in others else MODEL,
             provider=winner.provider,
             options=winner.options,
+            custom_ops=[f"{FOLDER}/{library.name}" for library in libraries] or None,
         )
         for winner in by_speed(winners)
     }

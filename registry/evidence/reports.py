@@ -33,6 +33,7 @@ from onward.registry.evidence.records import (
     Winner,
     first_problem,
 )
+from onward.registry.evidence.session_options import GraphLevel
 from onward.registry.files import write_atomically
 
 
@@ -99,6 +100,7 @@ class ExportReport(Report):
         graph: What the .onnx contains.
         warnings: The exporter's warnings.
         findings: Unusual properties of the graph that are not errors, each with its remedy.
+        custom_ops: Native libraries with custom operators, relative to the stage's folder.
     """
 
     stage: Literal["export"] = "export"
@@ -108,6 +110,7 @@ class ExportReport(Report):
     graph: GraphInfo | None = None
     warnings: list[str] = []
     findings: list[str] = []
+    custom_ops: list[FileDigest] = []
 
 
 class VerifyReport(Report):
@@ -124,6 +127,7 @@ class VerifyReport(Report):
         evaluated: The cases on which a supplied ONNX file was compared with ONNX's own reference evaluator.
         findings: What limits the proof.
         kinds: The kind of each output, by which later stages judge lower precision.
+        graph_level: The highest level of graph optimisation that does not change the answers; None if none does.
     """
 
     stage: Literal["verify"] = "verify"
@@ -137,6 +141,7 @@ class VerifyReport(Report):
     evaluated: list[CaseResult] = []
     findings: list[str] = []
     kinds: list[OutputKind] = []
+    graph_level: GraphLevel | None = None
 
 
 class OptimizeReport(Report):

@@ -19,6 +19,7 @@ _LEVELS = {
     "all": "ORT_ENABLE_ALL",
 }
 _MODES = {"sequential": "ORT_SEQUENTIAL", "parallel": "ORT_PARALLEL"}
+GraphLevel = Literal["disabled", "basic", "extended", "all"]
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 TENSORRT = "TensorrtExecutionProvider"
@@ -53,7 +54,7 @@ class SessionOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     threads: Annotated[int, Field(ge=1)] | None = None
-    graph_level: Literal["disabled", "basic", "extended", "all"] | None = None
+    graph_level: GraphLevel | None = None
     spinning: bool | None = None
     execution_mode: Literal["sequential", "parallel"] | None = None
     arena: bool | None = None
@@ -161,6 +162,13 @@ class SessionOptions(BaseModel):
             "extra_session_config": self._entries() or None,
         }
         return {key: value for key, value in found.items() if value is not None}
+
+    def limited_to(self, level: GraphLevel | None) -> SessionOptions:
+        """Limit graph optimisation to a level; None limits nothing. ONNX Runtime's default is the highest level."""
+        order = list(_LEVELS)
+        if level is None or order.index(self.graph_level or order[-1]) <= order.index(level):
+            return self
+        return self.model_copy(update={"graph_level": level})
 
     def fitting_here(self) -> SessionOptions:
         """Adapt these options to the processors that this process may use.

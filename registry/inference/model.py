@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from onward.registry.artifact import sessions
+from onward.registry.artifact.custom_ops import register
 from onward.registry.artifact.replay import without_batches
 from onward.registry.artifact.serving_plan import Served, Serving, preload
 from onward.registry.errors import MachineFault, UsageError
@@ -89,6 +90,7 @@ class Loaded:
         strict_providers: as in InferenceSession.
         session_options: as in InferenceSession.
         validate: as in InferenceSession.
+        allow_custom_ops: as in InferenceSession.
     """
 
     _session: Any  # of ONNX Runtime, or a NativeSession
@@ -102,8 +104,9 @@ class Loaded:
         strict_providers: bool,
         session_options: Any,
         validate: Validate,
+        allow_custom_ops: bool = False,
     ) -> None:
-        self.path, self.origin = path, origin
+        self.path, self.origin, self.allow_custom_ops = path, origin, allow_custom_ops
         self._no_batches = without_batches(path.parent)
         self._served: Served | None = None
         self._open(serving, providers, strict_providers, session_options)
@@ -152,7 +155,9 @@ class Loaded:
                 together = [one for one in together if _name(one) != OPENVINO_NATIVE]
                 if self._served and isinstance(provider, str):
                     together[0] = options.to_provider(provider)
-                self._session = self._started(session_options or options.to_onnxruntime(), together, reasons)
+                native = session_options or options.to_onnxruntime()
+                register(native, main.parent, serving.libraries if serving else [], self.allow_custom_ops)
+                self._session = self._started(native, together, reasons)
             if self._served:
                 self._served = self._served.model_copy(update={"options": options})
             if self._session.get_providers()[0] == name:

@@ -72,6 +72,8 @@ class InferenceSession:
             rejects. In all cases, values change only by rounding (see `predict`). "strict" is the default, because a
             model also answers inputs that it was never verified on, and the checks take only some microseconds
             (benchmarks/predict.md).
+        allow_custom_ops: whether to load the native libraries with custom operators that some versions contain. Their
+            code runs in this process. The environment variable ONWARD_ALLOW_CUSTOM_OPS=1 allows it on the whole host.
 
     Raises:
         UsageError: there is no such model, version, environment or file; ONNX Runtime is not installed, or cannot load
@@ -89,6 +91,7 @@ class InferenceSession:
         session_options: Any = None,
         require_signed: bool = False,
         validate: Validate = "strict",
+        allow_custom_ops: bool = False,
     ) -> None:
         self._target, self._require_signed = str(target), require_signed
         self._load = partial(
@@ -97,6 +100,7 @@ class InferenceSession:
             strict_providers=strict_providers,
             session_options=session_options,
             validate=validate,
+            allow_custom_ops=allow_custom_ops,
         )
         self._refreshing = threading.Lock()
         self._loaded = self._load(*locate(target, require_signed))
@@ -225,7 +229,7 @@ class InferenceSession:
             self._loaded = old.called(origin)
             return False
         path = download(found, store)
-        met, detail = replay_in_subprocess(path.parent, old.providers[0])
+        met, detail = replay_in_subprocess(path.parent, old.providers[0], allow_custom_ops=old.allow_custom_ops)
         if not met:
             raise Refused(
                 f"{self._target}: version {found.version}, entry {found.entry}, does not repeat its recorded answers "

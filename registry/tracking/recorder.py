@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from onward.registry.artifact.manifest import manifest_digest
 from onward.registry.artifact.serving_plan import MODEL, Served, Serving, of_winners, version_digest
 from onward.registry.errors import Refused
-from onward.registry.evidence.records import TensorSpec
+from onward.registry.evidence.records import FileDigest, TensorSpec
 from onward.registry.evidence.reports import Evidence, PublishReport
 from onward.registry.inference.servable import Servable, examine
 from onward.registry.names import valid_name
@@ -86,6 +86,18 @@ class Publication:
     inputs: list[TensorSpec]
     outputs: list[TensorSpec]
     fault: str = ""
+
+    def libraries(self) -> list[Path]:
+        """The native libraries with custom operators, which the export stage copied.
+
+        Raises:
+            Refused: a library has changed since.
+        """
+        folder = self.reports / "export"
+        for library in self.evidence.export.custom_ops:
+            if FileDigest.of(folder / library.path, folder) != library:
+                raise Refused(f"{library.path} has changed since the export stage copied it: run `dvc repro`")
+        return [folder / library.path for library in self.evidence.export.custom_ops]
 
     def content(self, fault: str = "") -> str:
         """The digest of the publication's content: its evidence and its settings, but not its context.
@@ -177,8 +189,8 @@ def _prepare(publication: Publication, folder: Path) -> _Prepared:
         for run_record in run_records(evidence, publication.root, publication.params)
         if run_record.name == name
     )
-    serving, others = of_winners(chosen.winners, publication.root)
     try:
+        serving, others = of_winners(chosen.winners, publication.root, publication.libraries())
         _build(publication, run_record, folder, publication.bundle, serving, others)
     except Refused as error:
         return _Prepared(folder, servable=Servable(fault=str(error)))
@@ -197,7 +209,8 @@ def _build(
     from onward.registry.artifact.mlflow_model import build_folder
 
     inputs, outputs = publication.inputs, publication.outputs
-    build_folder(folder, run_record.files, inputs, outputs, run_record.provider, bundle, serving, others)
+    libraries = publication.libraries()
+    build_folder(folder, run_record.files, inputs, outputs, run_record.provider, bundle, serving, others, libraries)
 
 
 class _Recorder:

@@ -32,13 +32,13 @@ _CHECK = (*_MODEL, "cases", "tolerance", "verify")
 
 # The settings that each stage may read of its model; `section` gives no others.
 READS: dict[str, tuple[str, ...]] = {
-    "train": (*_MODEL, "train", "weights", "samples", "quality", "quality_floor"),
-    "data": ("samples", "quality", "inputs", "outputs", "states", "data"),
-    "export": (*_MODEL, "cases", "export"),
-    "verify": (*_CHECK, "export", "quality", "fidelity"),
+    "train": (*_MODEL, "custom_ops", "train", "weights", "samples", "label", "quality", "quality_floor"),
+    "data": ("samples", "label", "quality", "inputs", "outputs", "states", "data"),
+    "export": (*_MODEL, "custom_ops", "cases", "export"),
+    "verify": (*_CHECK, "export", "label", "quality", "fidelity"),
     "optimize": (*_CHECK, "optimize"),
-    "quantize": (*_CHECK, "quality", "fidelity", "budget", "quantize"),
-    "benchmark": (*_CHECK, "quality", "fidelity", "budget", "benchmark"),
+    "quantize": (*_CHECK, "label", "quality", "fidelity", "budget", "quantize"),
+    "benchmark": (*_CHECK, "label", "quality", "fidelity", "budget", "benchmark"),
     "select": ("budget", "tolerance", "dims", "quality", "fidelity"),
     "publish": ("inputs", "outputs", "states", "dims", "tolerance", "budget"),
 }

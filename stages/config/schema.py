@@ -19,8 +19,10 @@ from onward.stages.config.values import (
     UNLIMITED,
     Axis,
     CallableName,
+    Checkpoint,
     DType,
     Expression,
+    Library,
     NonNegative,
     Positive,
     RepositoryPath,
@@ -394,10 +396,12 @@ class ModelParams(Section):
 
     build: CallableName | None = None
     onnx: RepositoryPath | None = None
+    custom_ops: Library | None = None
     train: CallableName | None = None
-    weights: RepositoryPath | None = None
+    weights: Checkpoint | None = None
     seed: int = 0
     samples: CallableName
+    label: Annotated[str, Field(min_length=1)] = "label"
     quality: CallableName | None = None
     fidelity: CallableName | None = None
     quality_floor: float | None = None

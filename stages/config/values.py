@@ -95,3 +95,34 @@ class Section(BaseModel):
     """Base of all sections: unknown keys are errors, and instances are immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def _library(value: str) -> str:
+    return _callable_name(value) if ":" in value else _repository_path(value)
+
+
+Library = Annotated[str, AfterValidator(_library)]
+
+
+class Weights(Section):
+    """The weights of a `build:` model. In params.yaml, a file name alone is enough.
+
+    Attributes:
+        file: A safetensors file, or a file of torch.save.
+        key: Where the state dict is in the file: a key, keys joined by dots, or a list of keys.
+        strip: A prefix that is removed from all names that begin with it.
+        strict: Whether every name of the module must be in the file, and no other. If False, the report lists each
+            parameter that keeps the values of build().
+    """
+
+    file: RepositoryPath
+    key: str | list[str] | None = None
+    strip: str = ""
+    strict: bool = True
+
+
+def _weights(value: Any) -> Any:
+    return {"file": value} if isinstance(value, str) else value
+
+
+Checkpoint = Annotated[Weights, BeforeValidator(_weights)]

@@ -38,8 +38,8 @@ _MEANINGS = {
     ),
     r"NOT_IMPLEMENTED.*Could not find an implementation": (
         "ONNX Runtime has no kernel on the CPU for an operator in the type that the model computes in; if that is "
-        "float16 or bfloat16, return module.float() from build() (or convert the file to float32): Onward makes float16 and "
-        "bfloat16 variants itself and measures them"
+        "float16 or bfloat16, return module.float() from build() (or convert the file to float32): Onward makes float16 "
+        "and bfloat16 variants itself and measures them"
     ),
     r"ShapeInferenceError|InferenceError|[Ss]hape inference": (
         "the shapes in the graph contradict each other: an axis or a size is hard-coded that should come "
@@ -53,14 +53,34 @@ _MEANINGS = {
 
 # The characters of a tool's own words that are quoted. torch's summary of several dimensions needs about 600.
 SHOWN = 1000
+# The same for an ONNX file from elsewhere, which has no code to change.
+_MEANINGS_OF_A_FILE = {
+    r"not a registered function/op|No Op registered for": (
+        "the file contains an operator that ONNX Runtime lacks: name a library that implements it (custom_ops in "
+        "params.yaml), convert the file to another opset, or install a newer onnxruntime"
+    ),
+    r"register_custom_ops_library|RegisterCustomOps|Failed to load library|invalid ELF header|file too short": (
+        "the library of custom operators (custom_ops in params.yaml) cannot be loaded on this machine"
+    ),
+    r"[Oo]pset \d+ is under development|opset version \d+.*(support|guarantee)|domain_version|"
+    r"only \*guarantees\* support|Unsupported model IR version": (
+        "the file requires an opset or format that the runtime does not support: set a lower export.opset, convert the "
+        "file, or install a newer onnxruntime"
+    ),
+    r"ShapeInferenceError|InferenceError|[Ss]hape inference": (
+        "the shapes in the file contradict each other: correct the sizes that it states for inputs, outputs and inner "
+        "values (graph.value_info), or convert the model again"
+    ),
+}
 
 
-def explain(reason: str, opening: str = "the exporter refused") -> str:
+def explain(reason: str, opening: str = "the exporter refused", is_torch: bool = True) -> str:
     """Explain a tool's failure in one sentence, followed by the most telling line of its message.
 
     Args:
         reason: The tool's message, of any number of lines.
         opening: What failed, in words. It introduces the quoted line.
+        is_torch: Whether the model is a PyTorch module, not an ONNX file from elsewhere.
     """
     lines = [line.strip() for line in reason.splitlines() if line.strip()] or ["no message"]
     # torch prints its summary below pages of advice. The lines up to the next empty one belong to it.
@@ -68,7 +88,7 @@ def explain(reason: str, opening: str = "the exporter refused") -> str:
     cause = f"{summary[1].rpartition('.')[2]}: {' '.join(summary[2].split())}" if summary else ""
     likely = (line for line in lines if re.search(r"(Error|Exception|Could not|Cannot|Fail)", line))
     cause = cause or next(likely, lines[0])
-    for pattern, meaning in _MEANINGS.items():
+    for pattern, meaning in (_MEANINGS if is_torch else _MEANINGS_OF_A_FILE).items():
         if re.search(pattern, reason):
             return f"{meaning} ({opening}: {without_paths(cause)[:SHOWN]})"
     return f"{opening}: {without_paths(cause)[:SHOWN]}"
@@ -96,28 +116,40 @@ UNTRACED = (
 )
 
 
-def problems(model: onnx.ModelProto) -> Iterator[str]:
-    """Yield the faults that make a graph unfit for deployment, even if it passes every case."""
+def problems(model: onnx.ModelProto, is_torch: bool = True) -> Iterator[str]:
+    """Yield the faults that make a graph unfit for deployment, even if it passes every case.
+
+    Args:
+        model: The graph.
+        is_torch: As for `explain`.
+    """
+    remedy = "call eval() on that module before the export, and do not call train() in forward()"
+    if not is_torch:
+        remedy = "convert the model again in inference mode"
     yield from onnx_file.no_tensors(model)
     for node in nodes(model):
         if _trains(node, model):
             yield (
                 f"{node.op_type} {node.name or node.output[0]!r}{_origin(node)} is in training mode: it would "
-                "normalise by batch statistics or drop values at random; call eval() on that module before the "
-                "export, and do not call train() in forward()"
+                f"normalise by batch statistics or drop values at random; {remedy}"
             )
 
 
-def findings(model: onnx.ModelProto) -> Iterator[str]:
-    """Yield properties of a graph that are unusual but not faults."""
+def findings(model: onnx.ModelProto, is_torch: bool = True) -> Iterator[str]:
+    """Yield properties of a graph that are unusual but not faults.
+
+    Args:
+        model: The graph.
+        is_torch: As for `explain`.
+    """
     kinds = {value.type.tensor_type.elem_type for value in (*model.graph.input, *model.graph.output)}
     if onnx.TensorProto.DOUBLE not in kinds:
         wide = list(_wide(model))
         if wide:
             yield (
                 f"{len(wide)} float64 constant{'s' if len(wide) > 1 else ''} in a graph without float64 inputs "
-                f"(the first: {wide[0]}): operators that use them compute in float64; create them in the input's "
-                "dtype (torch.tensor(..., dtype=x.dtype), no NumPy scalars)"
+                f"(the first: {wide[0]}): operators that use them compute in float64"
+                + ("; create them in the input's dtype (torch.tensor(..., dtype=x.dtype), no NumPy scalars)" * is_torch)
             )
     random = [node for node in nodes(model) if node.op_type in _RANDOM]
     if random:

@@ -15,6 +15,7 @@ from onward.registry.evidence.session_options import CUDA, OPENVINO, OPENVINO_NA
 from onward.stages.measuring.race import BenchmarkedVariant, Feed, Turn, session_lifetime_of
 from onward.stages.measuring.samples import Samples
 from onward.stages.measuring.screening import Deadline, run_rung
+from onward.stages.workers.circumstances import CURRENT
 from onward.stages.workers.worker import Worker
 
 # Latency ratio that an option alone must stay below to be used; otherwise ONNX Runtime's default is kept.
@@ -124,7 +125,10 @@ def tune(
     finally:
         for competitor in (default, *tried):
             competitor.worker.close()
-    return _variation(finalist, f"{finalist.name}-tuned", given | best, start) if best != SessionOptions() else None
+    if best == SessionOptions():
+        return None
+    best = (given | best).limited_to(CURRENT.graph_level)
+    return _variation(finalist, f"{finalist.name}-tuned", best, start)
 
 
 def _variation(finalist: BenchmarkedVariant, name: str, options: SessionOptions, start: Start) -> BenchmarkedVariant:

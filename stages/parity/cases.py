@@ -46,8 +46,9 @@ class Case:
         probe: Whether the inputs are outside of what params.yaml declares. Probes inform and fail nothing.
         degenerate: Whether the floats are all equal or of extreme magnitude. Values may tie then, and the original's
             answer may depend on their order, so its stability is checked first.
-        made_up: Whether the values were generated from params.yaml alone. It may not state all constraints, so the
-            original may refuse them.
+        made_up: Whether the values were generated. params.yaml may not state all constraints, so the original may
+            refuse them.
+        from_cases: Whether the model's own `cases` generated all of them.
         sequence: The sequences to run step by step instead of `inputs` once; None for a single step.
     """
 
@@ -58,6 +59,7 @@ class Case:
     probe: bool = False
     degenerate: bool = False
     made_up: bool = True
+    from_cases: bool = False
     sequence: Sequences | None = None
 
     def outputs(self, run: Callable[[Tensors], Tensors]) -> Tensors:
@@ -393,14 +395,14 @@ def _drawn(source: Source, label: str, sizes: Sizes, seed: int, how: str = "norm
     name = f"{label}@{size_key(sizes)}"
     case_seed = zlib.crc32(f"{seed}/{name}".encode())
     tensors = source.tensors(sizes, np.random.default_rng(case_seed), how)
-    return Case(name, case_seed, dict(sizes), tensors, probe, made_up=source.custom is None)
+    return Case(name, case_seed, dict(sizes), tensors, probe, from_cases=source.custom is not None)
 
 
 def _filled(
     source: Source, label: str, sizes: Sizes, seed: int, fits: Callable[[Input], bool], fill: Fill, probe: bool
 ) -> Case:
     """A random case in which `fill` replaces every input that `fits`."""
-    case = replace(_drawn(source, label, sizes, seed, probe=probe), degenerate=fits is _is_float, made_up=True)
+    case = replace(_drawn(source, label, sizes, seed, probe=probe), degenerate=fits is _is_float, from_cases=False)
     rng = np.random.default_rng(case.seed + 1)
     for name, spec in source.inputs.items():
         if fits(spec):

@@ -47,8 +47,9 @@ class Expected:
         case: The case.
         outputs: The reference's outputs by name.
         truth: The same in float64, where it exists and is plausible.
-        spread: Change of each element when weights and inputs move by one unit in the last place (root mean square
-            over SHAKES runs). It estimates the element's rounding error in float32.
+        spread: Change of each element when weights and inputs move by one unit in the last place, and equal values
+            come in another order (root mean square over SHAKES runs). It estimates the element's rounding error in
+            float32, and shows which elements depend on the order of equal values.
         failure: Why there is no answer.
         steady: Whether the answer stays the same when the inputs change by a millionth. The order of equal values
             does not. Models are not judged by an unsteady answer.
@@ -83,6 +84,10 @@ class Reference(Protocol):
     def shake(self, seed: int | None) -> bool:
         """Move every weight by one unit in the last place, or back with None; False if not supported."""
 
+    @property
+    def chooses(self) -> bool:
+        """Whether a run after `shake` met an operator that chooses among equal values (workers/ties.py)."""
+
 
 def answers(
     reference: Reference, cases: Iterable[Case], real: Callable[[Case], Tensors | None] = lambda case: None
@@ -104,7 +109,7 @@ def answers(
             # A sequence has no float64 reference: its float32 state would be fed to it.
             alone = case.sequence is None
             outputs, truth = reference.answer(case.inputs) if alone else (case.outputs(reference.run), {})
-            steady = not case.degenerate or _steady(outputs, reference.run(jittered(case)))
+            steady = not case.degenerate or _steady(reference, case, outputs)
             steady = steady and not (case.name.startswith(OVERFLOWING) and _overflows(outputs))
             found.append(Expected(case, outputs, truth, steady=steady))
         except WorkerFailure as failure:
@@ -129,20 +134,26 @@ def _takes(reference: Reference, inputs: Tensors | None) -> bool:
 
 
 def _with_spread(reference: Reference, expected: list[Expected]) -> list[Expected]:
-    """Add the spread of every answer except the largest ones, if the reference supports it."""
+    """Add the spread of every answer, if the reference supports it.
+
+    The largest ones are run once more, in another order of equal values, and only if the model chooses among values.
+    """
     squares: list[Answers] = [{} for _ in expected]
     reshaped: set[str] = set()
-    repeated = {
-        item.case.name
-        for item in without_the_largest(expected)
-        if item.failure is None and not item.probe and _elements(item) <= MOST_ELEMENTS
-    }
+    answered = {item.case.name for item in expected if item.failure is None and not item.probe}
+    repeated = answered & {item.case.name for item in without_the_largest(expected) if _elements(item) <= MOST_ELEMENTS}
     try:
         for seed in range(SHAKES):
             if not reference.shake(seed):
                 return expected
-            for item, sums in zip(expected, squares, strict=True):
-                if item.case.name in repeated and not _add_squares(sums, item, reference, seed):
+            for item, sums in sorted(zip(expected, squares, strict=True), key=lambda pair: _elements(pair[0])):
+                if item.case.name in repeated:
+                    kinds = "fiub"
+                elif item.case.name in answered and seed == 0 and reference.chooses:
+                    kinds = "iu"  # one run cannot estimate the rounding of floats
+                else:
+                    continue
+                if not _add_squares(sums, item, reference, seed, kinds):
                     reshaped.add(item.case.name)
     except WorkerFailure:  # the perturbed model does not load; the exact one does, so only the spread is missing
         return expected
@@ -162,8 +173,10 @@ def _elements(item: Expected) -> int:
     return sum(value.size for value in item.outputs.values())
 
 
-def _add_squares(sums: Answers, item: Expected, reference: Reference, seed: int) -> bool:
+def _add_squares(sums: Answers, item: Expected, reference: Reference, seed: int, kinds: str) -> bool:
     """Add to `sums` the squared change of each element in one perturbed run. Changes that are not finite add 0.
+
+    `kinds` are the NumPy kinds of the outputs to include.
 
     Returns:
         Whether all outputs kept their shapes. A size that depends on the data may change: a score near a threshold.
@@ -173,7 +186,7 @@ def _add_squares(sums: Answers, item: Expected, reference: Reference, seed: int)
     except WorkerFailure:
         return True
     for name, value in item.outputs.items():
-        if value.dtype.kind in "fiub" and moved[name].shape == value.shape:
+        if value.dtype.kind in kinds and moved[name].shape == value.shape:
             sums[name] = sums.get(name, 0) + squared_change(moved[name], value)
     return all(moved[name].shape == value.shape for name, value in item.outputs.items())
 
@@ -220,15 +233,21 @@ def findings(expected: Iterable[Expected]) -> list[str]:
         )
     refused = [item for item in expected if item.refused]
     if refused and refused[0].failure is not None:
+        remedy = "declare which values are valid: with `range` of the input, or with `cases`"
+        if all(item.case.from_cases for item in refused):
+            remedy = "correct `cases`, which generates them"
         found.append(
             f"the original refuses the generated values of {len(refused)} of {len(expected)} cases, so these cases "
-            f"fail no model ({refused[0].case.name}: {refused[0].failure.reason[:200]}); declare which values are "
-            "valid: with `range` of the input, or with `cases`"
+            f"fail no model ({refused[0].case.name}: {refused[0].failure.reason[:200]}); {remedy}"
         )
     return found
 
 
-def _steady(outputs: Tensors, moved: Tensors) -> bool:
+def _steady(reference: Reference, case: Case, outputs: Tensors) -> bool:
+    try:
+        moved = reference.run(jittered(case))
+    except WorkerFailure:  # a value at the end of its range: the original refuses the next one
+        return False
     return all(output.verdict == "ok" for output in compare_outputs(outputs, moved, Tolerance()))
 
 

@@ -128,7 +128,7 @@ def quality_of(
     Args:
         settings: The model's settings.
         outputs: The outputs to judge, by name.
-        samples: The evaluation samples, with `label` if there are labels.
+        samples: The evaluation samples, with the labels if there are any.
         key: The model's path in params.yaml.
         wanted: The reference's outputs for `fidelity`; without them, only `quality` is used.
 

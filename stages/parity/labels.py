@@ -52,6 +52,17 @@ def takes_labels(function: Callable[..., Any], where: str) -> bool:
     )
 
 
+def labels_of(settings: ModelParams, samples: Arrays) -> Array | None:
+    """The labels among the samples, under the key that `label` in params.yaml names; None if there are none.
+
+    Args:
+        settings: The model's settings.
+        samples: Arrays by name. An input of that name is an input, not the labels.
+    """
+    found = None if settings.label in settings.inputs else samples.get(settings.label)
+    return None if found is None else np.asarray(found)
+
+
 def _needs_labels(quality: str, key: str) -> bool:
     """Whether the quality function of the model at `key` takes labels."""
     return takes_labels(resolve(quality, f"{key}.quality"), f"params.yaml: {key}.quality: {quality}")
@@ -72,12 +83,19 @@ def without_labels(settings: ModelParams, samples: Arrays, key: str) -> str:
         UsageError: The quality function has the wrong signature.
         NotReady: The quality function cannot be imported.
     """
-    if settings.quality is None or "label" in samples or not _needs_labels(settings.quality, key):
+    if settings.quality is None or labels_of(settings, samples) is not None:
         return ""
+    if not _needs_labels(settings.quality, key):
+        return ""
+    where = f"params.yaml: {key}.quality: {settings.quality} takes (outputs, labels), but "
+    if settings.label in settings.inputs:
+        return (
+            f"{where}{settings.label!r} is an input of the model: return the labels under another name in "
+            f"{settings.samples}, and set it in params.yaml, for example label: {settings.label}s"
+        )
     return (
-        f"params.yaml: {key}.quality: {settings.quality} takes (outputs, labels), but "
-        f'{settings.samples}("evaluation") returns no "label": add it there or, if quality needs no labels, make it a '
-        "function of the outputs only"
+        f'{where}{settings.samples}("evaluation") returns no "{settings.label}": add it there (label: NAME in '
+        "params.yaml sets another name) or, if quality needs no labels, make it a function of the outputs only"
     )
 
 
@@ -87,7 +105,7 @@ def measure(settings: ModelParams, outputs: Arrays, samples: Arrays, key: str) -
     Args:
         settings: The model's settings, with `quality`.
         outputs: Outputs by name. If there are fewer than samples, the last labels are left out.
-        samples: The evaluation samples, with `label` if there are labels.
+        samples: The evaluation samples, with the labels if there are any.
         key: The model's path in params.yaml.
 
     Raises:
@@ -102,7 +120,9 @@ def measure(settings: ModelParams, outputs: Arrays, samples: Arrays, key: str) -
     where = f"{key}.quality"
     if not _needs_labels(settings.quality, key):
         return asked(settings.quality, where, dict(outputs))
-    return asked(settings.quality, where, dict(outputs), np.asarray(samples["label"])[: _count(outputs)])
+    labels = labels_of(settings, samples)
+    assert labels is not None
+    return asked(settings.quality, where, dict(outputs), labels[: _count(outputs)])
 
 
 def asked(name: str, where: str, *arguments: Any) -> float:
@@ -147,11 +167,12 @@ def label_findings(settings: ModelParams, outputs: Arrays, samples: Arrays, key:
     Returns:
         One finding, or none. Nothing is reported if the quality takes no labels, or if all labels are equal.
     """
-    if settings.quality is None or found is None or "label" not in samples:
+    labels = labels_of(settings, samples)
+    if settings.quality is None or found is None or labels is None:
         return []
     if not _needs_labels(settings.quality, key):
         return []
-    labels = np.asarray(samples["label"])[: _count(outputs)]
+    labels = labels[: _count(outputs)]
     if (labels == labels[:1]).all():
         return []
     for shuffled in _shuffled(labels):

@@ -23,6 +23,7 @@ from onnx.reference import ReferenceEvaluator
 from onward.registry.evidence.records import OutputComparison
 from onward.stages.parity.compare import compare, magnitude, squared_change
 from onward.stages.workers import operators
+from onward.stages.workers.circumstances import CURRENT
 from onward.stages.workers.evaluator import Evaluation, Own, Values, compute, read, wide_step
 from onward.stages.workers.jitter import PLACES, graphs, moved
 
@@ -306,6 +307,8 @@ def _session(model: onnx.ModelProto) -> onnxruntime.InferenceSession | None:
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
+    for library in CURRENT.libraries:
+        options.register_custom_ops_library(str(library))
     try:
         return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception:  # ONNX Runtime raises its own exception classes; it has no vote then

@@ -11,10 +11,13 @@ from typing import Any
 import numpy.typing as npt
 
 from onward.registry import npz
+from onward.registry.artifact import onnx_file
 from onward.registry.errors import NotReady
 from onward.stages.config import paths
-from onward.stages.config.schema import ModelParams
-from onward.stages.workers.jitter import jittered_file
+from onward.stages.config.schema import ModelParams, Verify
+from onward.stages.parity.one_by_one import OneByOne, frozen_batch
+from onward.stages.workers import ties
+from onward.stages.workers.jitter import graphs, jittered_file
 from onward.stages.workers.worker import AS_IT_IS, Tensors, Worker, WorkerFailure
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -35,6 +38,7 @@ class OnnxOriginal(Worker):
         second: The evaluator's worker; None if the settings disable it.
         seconds: Remaining time for the evaluator, in seconds.
         unable: Why the evaluator cannot run this model; empty if it can.
+        by_sample: How to run a batch, if the file takes one sample at a time; None if it takes batches.
         told: Number of inputs that the evaluator has answered.
         untold: Number of inputs that it has not answered, because the time was used up.
     """
@@ -44,9 +48,14 @@ class OnnxOriginal(Worker):
     second: Worker | None = None
     seconds: float = 0.0
     unable: str = ""
+    by_sample: OneByOne | None = None
     told: int = 0
     untold: int = 0
     _said: float = 0.0
+
+    def run(self, inputs: Tensors) -> Arrays:
+        """As `Worker.run`; sample by sample, if the file takes one at a time."""
+        return super().run(inputs) if self.by_sample is None else self.by_sample.run(super().run, inputs)
 
     def answer(self, inputs: Tensors) -> tuple[Arrays, Arrays]:
         """Run the model once, and evaluate it once more in float64.
@@ -74,6 +83,7 @@ class OnnxOriginal(Worker):
             target = Path(self._path("shaken.onnx"))
             if not jittered_file(self.file, target, seed):
                 return False
+            self.chooses = ties.chooses(graphs(onnx_file.load_graph(target).graph))
         if seed is not None or self.load["model"] != str(target):
             self.load = {**self.load, "model": str(target)}
             self.renew()
@@ -100,7 +110,8 @@ class OnnxOriginal(Worker):
             if self.unable or (wide and self.why_not_wide):
                 return {}
             self.second.timeout = max(self.seconds - (time.monotonic() - began), 0.1)
-            found = self.second.run(inputs)
+            second = self.second.run
+            found = second(inputs) if self.by_sample is None else self.by_sample.run(second, inputs)
             self.told += 1
             return found
         except WorkerFailure as failure:
@@ -129,12 +140,26 @@ def trained_file(model: str, settings: ModelParams) -> Path:
     return paths.build(model, "train") / ("model.safetensors" if settings.is_torch else "model.onnx")
 
 
-def onnx_original(model: str, settings: ModelParams) -> OnnxOriginal:
-    """Create the reference of a model that is an ONNX file, with an evaluator if the settings enable it."""
-    file, verify = trained_file(model, settings), settings.verify
+def onnx_original(model: str, settings: ModelParams, verify: Verify, file: Path | None = None) -> OnnxOriginal:
+    """Create the reference of a model that is an ONNX file, with an evaluator if the settings enable it.
+
+    Args:
+        model: Name of the model.
+        settings: Its settings.
+        verify: Time limits, and whether there is an evaluator.
+        file: The original file; by default, the one that the train stage wrote.
+    """
+    file = file or trained_file(model, settings)
     worker = OnnxOriginal.onnx(file, f"{model}, the original file,", options=AS_IT_IS, timeout=verify.timeout)
     assert isinstance(worker, OnnxOriginal)
     worker.model, worker.file = model, file
+    graph = onnx_file.load_graph(file)
+    given = {value.name for value in graph.graph.output}
+    worker.load["wanted"] = [name for name in settings.outputs if name in given]
+    batch = frozen_batch(graph, settings)
+    if batch:
+        shapes = ({name: spec.shape for name, spec in specs.items()} for specs in (settings.inputs, settings.outputs))
+        worker.by_sample = OneByOne(batch, *shapes)
     if verify.evaluator:
         worker.second, worker.seconds = Worker.evaluator(file, model), verify.evaluator_seconds
     return worker
@@ -150,7 +175,7 @@ def reference_worker(model: str, settings: ModelParams, compiled: bool = False, 
         precision: The precision of a PyTorch module, "float32" or "bfloat16".
     """
     if settings.build is None:
-        return onnx_original(model, settings)
+        return onnx_original(model, settings, settings.verify)
     file = trained_file(model, settings)
     return Worker.torch(
         settings.build,

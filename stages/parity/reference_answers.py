@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
@@ -39,25 +39,40 @@ def cases(model: str, settings: ModelParams, known: Verify) -> Iterator[Case]:
 
 
 def real_inputs(model: str, settings: ModelParams) -> Callable[[Case], Tensors]:
-    """Make a function that returns valid inputs of a case's sizes, as `real_inputs_of`."""
+    """Make a function that returns valid inputs of a case's sizes, as `real_inputs_of`; never those of the case."""
     of = real_inputs_of(model, settings)
-    return lambda case: of(case.sizes, case.seed)
+    return lambda case: of(case.sizes, case.seed, case.from_cases)
 
 
 def real_inputs_of(model: str, settings: ModelParams) -> Callable[..., Tensors]:
-    """Make a function of (sizes, seed) that returns valid inputs of these sizes.
+    """Make a function of (sizes, seed, whether to use samples) that returns valid inputs of these sizes.
 
     They come from the model's own `cases` if there are any, else from real samples, cut or repeated.
     """
     custom = own_cases(settings, f"models.{model}")
     samples = functools.cache(lambda: split(model, "evaluation"))  # read on first use: most models refuse no case
 
-    def real(sizes: Sizes, seed: int = 0) -> Tensors:
-        if custom is not None:
+    def real(sizes: Sizes, seed: int = 0, samples_only: bool = False) -> Tensors:
+        if custom is not None and not samples_only:
             return Source(settings.inputs, custom).tensors(sizes, np.random.default_rng(seed))
         return resized(settings.inputs, _single_steps(settings, samples()), sizes)
 
     return real
+
+
+def measured_inputs(model: str, settings: ModelParams, sizes: Sizes, expected: Iterable[Expected]) -> Tensors:
+    """Inputs of these sizes to measure latency with: random ones, or real ones if the original refuses random ones.
+
+    Args:
+        model: Name of the model.
+        settings: Its settings.
+        sizes: Size of each named dimension.
+        expected: The original's recorded answers.
+    """
+    if any(item.refused for item in expected):
+        return resized(settings.inputs, _single_steps(settings, split(model, "evaluation")), sizes)
+    custom = own_cases(settings, f"models.{model}")
+    return Source(settings.inputs, custom).tensors(sizes, np.random.default_rng(settings.seed))
 
 
 def real_example(model: str, settings: ModelParams) -> Tensors:

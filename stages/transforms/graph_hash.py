@@ -12,6 +12,7 @@ from pathlib import Path
 
 import onnx
 
+from onward.stages.workers.circumstances import CURRENT
 from onward.stages.workers.onnx_worker import OnnxModel
 
 # Bytes. For larger files, writing the rewritten graph takes longer than measuring one more variant.
@@ -31,7 +32,8 @@ def fingerprint(path: Path) -> str:
         return ""
     with tempfile.TemporaryDirectory() as folder:
         rewritten = Path(folder) / "rewritten.onnx"
-        OnnxModel().optimize(str(path), str(rewritten), "extended")
+        libraries = [str(library) for library in CURRENT.libraries]
+        OnnxModel().optimize(str(path), str(rewritten), "extended", libraries)
         return structure(onnx.load(rewritten))
 
 

@@ -15,6 +15,7 @@ import onnx
 from onnx import numpy_helper
 
 from onward.registry.artifact import onnx_file
+from onward.stages.workers import ties
 
 # Operands, by position, that determine positions or sizes: moved by an ulp, they could change a shape.
 PLACES: dict[str, frozenset[int]] = {
@@ -32,7 +33,7 @@ PLACES: dict[str, frozenset[int]] = {
 
 
 def jittered_file(model: Path, target: Path, seed: int) -> bool:
-    """Write a copy of `model` with its float weights moved by one ulp, up or down at random.
+    """Write a copy of `model` with its float weights moved by one ulp, and another order of equal values (`ties`).
 
     Whole numbers are kept, because they may be categories or bounds. Operands that determine a shape are kept, too.
 
@@ -54,6 +55,7 @@ def jittered_file(model: Path, target: Path, seed: int) -> bool:
         for name, tensor in _weights(graph):
             if name not in kept and tensor.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE):
                 tensor.CopyFrom(numpy_helper.from_array(moved(numpy_helper.to_array(tensor), rng), tensor.name))
+    ties.reorder(copy, all_graphs, seed)
     target.write_bytes(copy.SerializeToString())
     return True
 

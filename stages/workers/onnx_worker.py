@@ -4,19 +4,21 @@ This file is stand-alone: it needs numpy and onnxruntime and no other module of 
 can have its own environment. It reads JSON requests from stdin and writes JSON answers to stdout, one per line. Tensors
 are passed as .npz files.
 
-    load     model, provider, [session options]                 -> session_ms, providers, inputs, outputs
+    load     model, provider, [wanted, custom_ops, options]     -> session_ms, providers, inputs, outputs
     run      inputs, outputs (.npz paths)                       -> seconds
     measure  inputs, seconds, warmup                            -> latencies_ms
     callers  inputs, seconds, callers                           -> latencies_ms of all callers, wall_seconds
     profile  inputs                                             -> number of nodes that each provider ran
     memory                                                      -> peak_mb
-    optimize model, target, graph_level                         -> only ok
+    optimize model, target, graph_level, [custom_ops]           -> only ok
 
 Session options have the names that `to_load` of registry/evidence/session_options.py gives them: threads, graph_level,
 spinning, execution_mode, arena, memory_pattern, affinity; for the CUDA provider tf32, nhwc; and for the OpenVINO
 provider streams, precision, performance. Options that are left out have ONNX Runtime's defaults, except for tf32, which
 is off by default, and precision, which is float32 by default.
 A provider that does not start is an error: ONNX Runtime would drop it with only a warning.
+`custom_ops` are paths of native libraries with custom operators. `wanted` are the names of the outputs that `run`
+returns; by default all. A sequence of maps from class to probability becomes an array with one column per class.
 A Python error is answered with ok: false. A native abort ends the process, which the caller detects.
 """
 
@@ -55,6 +57,13 @@ def read_tensors(path: str) -> dict[str, Any]:
     """Read the arrays of an .npz file, by name."""
     with np.load(path, allow_pickle=False) as file:
         return {name: file[name] for name in file.files}
+
+
+def as_array(value: Any) -> Any:
+    """Convert a sequence of maps to an array with one column per key, and string objects to NumPy strings."""
+    if isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
+        return np.array([list(row.values()) for row in value], dtype=np.float32)
+    return value.astype(str) if isinstance(value, np.ndarray) and value.dtype == object else value
 
 
 def time_runs(run: Callable[[], object], seconds: float, warmup: int) -> list[float]:
@@ -207,6 +216,7 @@ class OnnxModel:
     def __init__(self) -> None:
         self.session: Any = None
         self.loaded: dict[str, Any] = {}
+        self.wanted: list[str] | None = None
 
     def _session(
         self,
@@ -214,6 +224,7 @@ class OnnxModel:
         provider: str,
         settings: dict[str, Any],
         entries: dict[str, str] | None = None,
+        custom_ops: list[str] | None = None,
         **options: Any,
     ) -> Any:
         """Create a session.
@@ -230,6 +241,8 @@ class OnnxModel:
             setattr(native_options, key, value)
         for key, value in (entries or {}).items():
             native_options.add_session_config_entry(key, value)
+        for library in custom_ops or []:
+            native_options.register_custom_ops_library(library)
         if provider not in onnxruntime.get_available_providers():
             raise RuntimeError(
                 f"this onnxruntime has no {provider}; it has {', '.join(onnxruntime.get_available_providers())}"
@@ -242,13 +255,13 @@ class OnnxModel:
             raise RuntimeError(f"fell back to CPU: {provider} did not start")
         return session
 
-    def load(self, **request: Any) -> dict[str, Any]:
+    def load(self, wanted: list[str] | None = None, **request: Any) -> dict[str, Any]:
         """Create the session, and time its creation without the import of onnxruntime."""
         import onnxruntime  # noqa: F401  before the clock starts
 
         start = time.perf_counter()
         self.session = self._session(settings={}, **request)
-        self.loaded = request
+        self.loaded, self.wanted = request, wanted
         return {
             "session_ms": (time.perf_counter() - start) * 1e3,
             "providers": self.session.get_providers(),
@@ -258,7 +271,8 @@ class OnnxModel:
 
     def run(self, inputs: str, outputs: str) -> dict[str, Any]:
         """Run the model once and write its outputs to a file."""
-        return self.run_named(inputs, outputs, [value.name for value in self.session.get_outputs()])
+        names = self.wanted or [value.name for value in self.session.get_outputs()]
+        return self.run_named(inputs, outputs, names)
 
     def run_named(self, inputs: str, outputs: str, names: list[str]) -> dict[str, Any]:
         """Run the model once and write the outputs with these names to a file."""
@@ -266,7 +280,7 @@ class OnnxModel:
         start = time.perf_counter()
         results = self.session.run(names, feed)
         seconds = time.perf_counter() - start
-        np.savez(outputs, **dict(zip(names, results, strict=True)))
+        np.savez(outputs, **{name: as_array(value) for name, value in zip(names, results, strict=True)})
         return {"seconds": seconds}
 
     def measure(self, inputs: str, seconds: float, warmup: int) -> dict[str, Any]:
@@ -307,10 +321,12 @@ class OnnxModel:
         """Peak memory of this process, in MiB."""
         return {"peak_mb": peak_memory_mb()}
 
-    def optimize(self, model: str, target: str, graph_level: str) -> dict[str, Any]:
+    def optimize(
+        self, model: str, target: str, graph_level: str, custom_ops: list[str] | None = None
+    ) -> dict[str, Any]:
         """Write the graph as ONNX Runtime optimises it."""
         written = {"optimized_model_filepath": target}
-        self._session(model, "CPUExecutionProvider", written, graph_level=graph_level)
+        self._session(model, "CPUExecutionProvider", written, graph_level=graph_level, custom_ops=custom_ops)
         return {}
 
 

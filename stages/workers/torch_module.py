@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import pickle
-import re
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from onward.registry.errors import UsageError
 from onward.stages.config.load import resolve
+from onward.stages.config.values import Weights
+from onward.stages.workers import checkpoint
 
 if TYPE_CHECKING:
     import torch
 
     State = dict[str, torch.Tensor]
 
-# Keys under which trainers save the state dict in a larger dict, the most explicit first.
-_HOLDERS = ("state_dict", "model_state_dict", "model")
 # BatchNorm's count of training steps, which is not used in evaluation mode. Files older than PyTorch 0.4.1 lack it.
 _STEPS = "num_batches_tracked"
 # Buffers that thop's profile() leaves in a module.
@@ -49,7 +48,7 @@ def load_module(build: str, weights: Path | None, key: str = "") -> torch.nn.Mod
     return module.eval()
 
 
-def read_weights(path: Path, where: str = "") -> tuple[State, list[str]]:
+def read_weights(path: Path, where: str = "", given: Weights | None = None) -> tuple[State, list[str]]:
     """Read a state dict from a safetensors file or a file of torch.save.
 
     torch.load is called with `weights_only=True`, so that code in the file never runs.
@@ -57,6 +56,7 @@ def read_weights(path: Path, where: str = "") -> tuple[State, list[str]]:
     Args:
         path: The file.
         where: Beginning of error messages; by default the file's name.
+        given: The settings of `weights` in params.yaml: where the state dict is in the file, and a prefix to strip.
 
     Returns:
         The state dict, and findings about where it was in the file.
@@ -64,38 +64,28 @@ def read_weights(path: Path, where: str = "") -> tuple[State, list[str]]:
     Raises:
         UsageError: The file cannot be read, or contains no state dict.
     """
-    import torch
-
     where = where or f"{path.name}: "
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
+    findings: list[str] = []
+    key, prefix = (None, "") if given is None else (given.key, given.strip)
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
 
-            return load_file(path), []
-        loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        named = re.search(r"GLOBAL (\S+)", str(error))
-        what = f" ({named[1]})" if named else ""
-        raise UsageError(
-            f"{where}contains Python objects{what}, which are not loaded, because they could run code; save the "
-            f"weights only: torch.save(module.state_dict(), {path.name!r})"
-        ) from error
-    except Exception as error:  # each format raises its own errors
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UsageError(
-            f"{where}cannot be read as weights ({first}); expected safetensors, or a state_dict saved by torch.save"
-        ) from error
-    if _is_state(loaded):
-        return dict(loaded), []
-    if isinstance(loaded, Mapping):
-        for holder in _HOLDERS:
-            if _is_state(loaded.get(holder)):
-                return dict(loaded[holder]), [f"{path.name}: the weights are those under its key {holder!r}"]
-    keys = f" (its keys: {', '.join(map(str, list(loaded)[:8]))})" if isinstance(loaded, Mapping) else ""
-    raise UsageError(f"{where}contains no state dict of tensors{keys}; save module.state_dict()")
+        if key is not None:
+            raise UsageError(f"{where}a safetensors file has names only, no keys: remove key: {key}")
+        try:
+            state = load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise UsageError(f"{where}cannot be read as weights ({' '.join(str(error).split())})") from error
+    else:
+        state, findings = checkpoint.state_in(checkpoint.load(path, where), path, where, key)
+    if prefix:
+        state, stripped = checkpoint.stripped(state, prefix, path, where)
+        findings = findings + stripped
+    return state, findings
 
 
-def fit(module: torch.nn.Module, state: State, where: str = "") -> list[str]:
+def fit(module: torch.nn.Module, state: State, where: str = "", given: Weights | None = None) -> list[str]:
     """Load `state` into `module`, with a few repairs.
 
     A prefix that all names share, and the module's names lack, is dropped. A missing count of training steps keeps
@@ -105,13 +95,15 @@ def fit(module: torch.nn.Module, state: State, where: str = "") -> list[str]:
         module: The module that build() returned.
         state: Its weights.
         where: Beginning of error messages.
+        given: The settings of `weights` in params.yaml. With `strict: false`, missing names keep the values of build(),
+            and unexpected names are left out; findings list both.
 
     Returns:
         One finding per repair, and about weights whose dtype changes.
 
     Raises:
         UsageError: Names or shapes differ, a value is NaN, or a parameter is infinite. A buffer may contain infinity,
-            as attention masks do.
+            as attention masks do. With `strict: false`, names may differ, but one parameter at least must match.
     """
     own = module.state_dict()
     state, findings = _renamed(own, state)
@@ -123,11 +115,15 @@ def fit(module: torch.nn.Module, state: State, where: str = "") -> list[str]:
         findings.append(f"the file lacks {_some(steps)}; they count training steps, which evaluation does not need")
     loaded = {name: value for name, value in state.items() if name not in counters}
     loaded |= {name: own[name] for name in steps}
+    if given is not None and not given.strict:
+        loaded, left = _lenient(module, own, loaded, where)
+        findings += left
     problems = list(_misfits(module, own, loaded))
     if problems:
         more = f"; and {len(problems) - 4} more" if len(problems) > 4 else ""
-        cause = _likely_cause(own, state)
-        raise UsageError(f"{where}the weights do not fit the module: {'; '.join(problems[:4])}{more}{cause}")
+        words = f"{where}the weights do not fit the module: {'; '.join(problems[:4])}{more}"
+        settings = _counts(own, loaded) + _strip(own, state) if given is not None else ""
+        raise UsageError(f"{words}{_likely_cause(own, state)}{settings}")
     cast = [name for name in loaded if loaded[name].dtype != own[name].dtype]
     if cast:
         dtypes = f"{loaded[cast[0]].dtype} in the file, {own[cast[0]].dtype} in build()".replace("torch.", "")
@@ -136,10 +132,29 @@ def fit(module: torch.nn.Module, state: State, where: str = "") -> list[str]:
     return findings
 
 
-def _is_state(value: Any) -> bool:
-    import torch
-
-    return isinstance(value, Mapping) and bool(value) and all(isinstance(v, torch.Tensor) for v in value.values())
+def _lenient(module: torch.nn.Module, own: State, state: State, where: str) -> tuple[State, list[str]]:
+    """The weights of both sides: those of build() where the file has none, and findings about the differences."""
+    parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+    missing = [name for name in own if name not in state]
+    surplus = [name for name in state if name not in own]
+    if not (parameters or own.keys()) & state.keys():
+        example = next((f"{name!r}" for name in surplus), "nothing")
+        raise UsageError(
+            f"{where}none of the module's {len(own)} names is in the file: the module has {next(iter(own), '')!r}, the "
+            f"file {example}{_likely_cause(own, state)}{_strip(own, state)}"
+        )
+    untrained = [name for name in missing if name in parameters]
+    findings = [
+        f"strict: false: the parameter {name} is not in the file and keeps the values of build(), which nothing trained"
+        for name in untrained
+    ]
+    buffers = [name for name in missing if name not in parameters]
+    if buffers:
+        findings.append(f"strict: false: the file lacks the buffers {_some(buffers)}, which keep the values of build()")
+    if surplus:
+        findings.append(f"strict: false: left out {_some(surplus)}, which the module does not have")
+    kept = {name: value for name, value in state.items() if name in own}
+    return kept | {name: own[name] for name in missing}, findings
 
 
 def _renamed(own: State, state: State) -> tuple[State, list[str]]:
@@ -180,6 +195,18 @@ def _misfits(module: torch.nn.Module, own: State, state: State) -> Iterator[str]
             yield f"{name} contains infinity"
 
 
+def _counts(own: State, state: State) -> str:
+    """How many names differ, and the setting that allows it; empty if the names are equal."""
+    missing, surplus = len(own.keys() - state.keys()), len(state.keys() - own.keys())
+    if not missing and not surplus:
+        return ""
+    words = f"; {missing} of the module's {len(own)} names are missing, {surplus} of the file's {len(state)} names are"
+    words += " not in the module"
+    if own.keys() & state.keys():
+        words += "; weights: {file: ..., strict: false} allows this, and lists each parameter that stays untrained"
+    return words
+
+
 def _likely_cause(own: State, state: State) -> str:
     """Name a prefix that all names of one side share and those of the other side lack."""
     for side, names, others in (("in the file", state, own), ("of the module", own, state)):
@@ -189,6 +216,22 @@ def _likely_cause(own: State, state: State) -> str:
             if not all(name.startswith(head) for name in others):
                 return f"; all names {side} begin with {head!r}"
     return ""
+
+
+def _strip(own: State, state: State) -> str:
+    """The setting that removes a prefix, if that makes more names fit; empty if there is none."""
+    heads = Counter(name[: -len(inner)] for name in state for inner in _tails(name) if inner in own)
+    prefix, after = heads.most_common(1)[0] if heads else ("", 0)
+    if after <= len(own.keys() & state.keys()):
+        return ""
+    return f'; weights: {{file: ..., strip: "{prefix}"}} makes {after} of the {len(own)} names fit'
+
+
+def _tails(name: str) -> Iterator[str]:
+    """A name without its first part, without its first two, and so on."""
+    while "." in name:
+        name = name.partition(".")[2]
+        yield name
 
 
 def _some(names: list[str]) -> str:

@@ -7,7 +7,7 @@ an output is rounding in float32. The PyTorch worker (torch_worker.py) and the e
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from onward.stages.workers import ties
 from onward.stages.workers.jitter import moved
 from onward.stages.workers.rebuilt import differences
 from onward.stages.workers.signature import bind, name_outputs
@@ -35,6 +36,7 @@ class Original:
     Attributes:
         module: The module in evaluation mode.
         why_not_wide: Why there are no float64 results; empty as long as there are.
+        met: Operators that choose among equal values, as met by runs after `shake`.
 
     Raises:
         Mismatch: forward() does not take these inputs.
@@ -47,6 +49,9 @@ class Original:
         self.why_not_wide = ""
         self._wide: torch.nn.Module | None = None
         self._shaken: torch.nn.Module | None = None
+        self._seed: int | None = None
+        self._reorders = True
+        self.met: list[str] = []
         self._made = (build, weights)
         self._lower: torch.dtype | None = None
 
@@ -78,8 +83,14 @@ class Original:
             Mismatch: The module returns other outputs than declared.
             ValueError: forward() switches the module to training mode.
         """
+        module = self._shaken or self.module
         try:
-            return self._call(self._shaken or self.module, *self.arguments(tensors))
+            if self._seed is not None and self._reorders:
+                try:
+                    return self._call(module, *self.arguments(tensors), reorder=self._seed)
+                except Exception:  # higher-order operators such as torch.cond do not run in a dispatch mode
+                    self._reorders = False
+            return self._call(module, *self.arguments(tensors))
         finally:
             self._refuse_training()
 
@@ -98,10 +109,12 @@ class Original:
     def shake(self, seed: int | None) -> None:
         """Perturb every float weight by one unit in the last place, up or down at random, for all later runs.
 
+        Operators that choose among equal values (top-k, argmax) see these in another order (`ties`).
+
         Args:
             seed: Seed of the random directions; None restores the exact weights.
         """
-        self._shaken = None
+        self._shaken, self._seed = None, seed
         if seed is not None:
             self._shaken = load_module(*self._made)
             rng = np.random.default_rng(seed)
@@ -154,9 +167,13 @@ class Original:
         return second.double()
 
     def _call(
-        self, module: torch.nn.Module, positional: tuple[torch.Tensor, ...], keywords: Mapping[str, torch.Tensor]
+        self,
+        module: torch.nn.Module,
+        positional: tuple[torch.Tensor, ...],
+        keywords: Mapping[str, torch.Tensor],
+        reorder: int | None = None,
     ) -> Arrays:
-        with torch.inference_mode():
+        with torch.inference_mode(), nullcontext() if reorder is None else ties.mode(reorder, self.met):
             results = module(*positional, **keywords)
         found = name_outputs(results, self.outputs).outputs
         return {name: (value.float() if value.dtype == self._lower else value).numpy() for name, value in found.items()}

@@ -2,7 +2,7 @@
 
 load     build, weights, inputs, outputs, [compiled, threads, precision]
                                                 -> session_ms, providers, widens, shakes
-run      inputs, outputs, [truth] (.npz paths)  -> seconds, why_not_wide; float64 outputs go to `truth`
+run      inputs, outputs, [truth] (.npz paths)  -> seconds, why_not_wide, chooses; float64 outputs go to `truth`
 shake    seed                                   -> only ok; moves every weight by one ulp (null: back)
 """
 
@@ -64,7 +64,8 @@ class TorchModel:
         np.savez(outputs, **answers)  # type: ignore[arg-type]
         if truth:
             np.savez(truth, **wide)  # type: ignore[arg-type]
-        return {"seconds": seconds, "why_not_wide": self.original.why_not_wide}
+        chooses = bool(self.original.met)
+        return {"seconds": seconds, "why_not_wide": self.original.why_not_wide, "chooses": chooses}
 
     def shake(self, seed: int | None) -> dict[str, Any]:
         """Perturb the weights for all later runs, or restore them (`Original.shake`)."""

@@ -31,6 +31,7 @@ from onward.registry import npz, processors
 from onward.registry.errors import DISK_FULL, OnwardError
 from onward.registry.evidence.session_options import CPU, OPENVINO_NATIVE, SessionOptions
 from onward.stages.config import paths
+from onward.stages.workers.circumstances import CURRENT
 
 Tensors = Mapping[str, npt.NDArray[Any]]
 FailureKind = Literal["aborted", "segfault", "timed out", "out of memory", "error"]
@@ -125,6 +126,7 @@ class Worker:
         loaded: The answer to the load request.
         busy_seconds: Total time of the runs so far, in seconds, measured inside the process.
         why_not_wide: Why `answer` returns no float64 outputs; empty if it does.
+        chooses: Whether a run after `shake` met an operator that chooses among equal values (ties.py).
     """
 
     label: str
@@ -135,6 +137,7 @@ class Worker:
     loaded: dict[str, Any] = field(default_factory=dict)
     busy_seconds: float = 0.0
     why_not_wide: str = ""
+    chooses: bool = False
     _shaken: int | None = None
     _kills: int = 0
     _is_loaded: bool = False
@@ -166,7 +169,10 @@ class Worker:
         options = options or SessionOptions()
         options = options.fitting_here() if options.threads is None else options
         native = provider == OPENVINO_NATIVE
+        options = options if native else options.limited_to(CURRENT.graph_level)
         load = {"model": str(model), "provider": provider, **(options.to_native() if native else options.to_load())}
+        if CURRENT.libraries and not native:
+            load["custom_ops"] = [str(library) for library in CURRENT.libraries]
         # No limit with CUDA, which maps far more memory than it uses.
         memory = None if "CUDA" in provider or "Tensorrt" in provider else _physical_memory()
         script = _HERE / ("openvino_worker.py" if native else "onnx_worker.py")
@@ -285,6 +291,7 @@ class Worker:
         target = self._path("outputs.npz")
         answer = self._ask({"command": "run", "inputs": self._write(inputs), "outputs": target})
         self.busy_seconds += answer.get("seconds", 0.0)
+        self.chooses |= answer.get("chooses", False)
         return npz.arrays(Path(target))
 
     def answer(self, inputs: Tensors) -> tuple[dict[str, npt.NDArray[Any]], dict[str, npt.NDArray[Any]]]:
