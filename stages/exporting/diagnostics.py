@@ -38,8 +38,8 @@ _MEANINGS = {
     ),
     r"NOT_IMPLEMENTED.*Could not find an implementation": (
         "ONNX Runtime has no kernel on the CPU for an operator in the type that the model computes in; if that is "
-        "float16 or bfloat16, return module.float() from build() (or convert the file to float32): Onward makes float16 "
-        "and bfloat16 variants itself and measures them"
+        "float16 or bfloat16, return module.float() from build() (or convert the file to float32): Onward makes "
+        "variants in float16 and bfloat16 itself and measures them"
     ),
     r"ShapeInferenceError|InferenceError|[Ss]hape inference": (
         "the shapes in the graph contradict each other: an axis or a size is hard-coded that should come "
