@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from onward.registry.evidence.headroom import Headroom
 from onward.registry.evidence.records import PLAIN, REFERENCE, FileDigest, Latency, Machine, Measurement, RuntimeState
 from onward.registry.evidence.reports import BenchmarkReport, ExportReport, OptimizeReport, QuantizeReport, load
 from onward.registry.evidence.session_options import OPENVINO_NATIVE, SessionOptions
@@ -29,6 +30,7 @@ from onward.stages.config.load import section
 from onward.stages.config.load import settings as load_settings
 from onward.stages.config.schema import Dim
 from onward.stages.measuring import scenarios
+from onward.stages.measuring.headroom import headroom
 from onward.stages.measuring.race import (
     LONG_CALL,
     BenchmarkedVariant,
@@ -112,6 +114,7 @@ def benchmark(model: str, folder: Path) -> BenchmarkReport:
                 print(printable(f"benchmark {model}: {state.runtime}: {state.reason}"), file=sys.stderr)
                 continue
             report.measurements += bench.measure(state)
+        report.headroom = bench.headroom(report.measurements)
     bench.samples.save(folder)
     on_gpu = {"cuda", "tensorrt"} & {m.runtime for m in report.measurements}
     if on_gpu and AUTO in load_settings("benchmark", model).runtimes:
@@ -433,14 +436,33 @@ class _Bench:
         originals = filter(None, (self.reference, self.compiled, self.compiled_bfloat16))
         return faster_originals([one.result for one in originals], fit) if self.settings.is_torch else iter(())
 
+    def headroom(self, measurements: Iterable[Measurement]) -> list[Headroom]:
+        """Compare the fastest acceptable variant with the peaks of this host, at each size."""
+        fit = [m for m in measurements if m.latencies and m.status == "passed" and m.ratios and not self._faults(m)]
+        if not fit:
+            return []
+        winner = min(fit, key=lambda m: (m.host_ratios or m.ratios)["all"].value)
+        self._say("peaks of this host")
+        weights = sum((paths.root() / file.path).stat().st_size for file in winner.files)
+        plain = paths.build(self.model, "export") / "model.onnx"
+        with self._start(winner) as worker:
+            return headroom(winner, weights, plain, self.feeds, worker, self._of_file)
+
+    def _of_file(self, path: Path, result: Measurement) -> Worker:
+        """A worker of another file on the runtime, and with the session options, of a measurement."""
+        return self._worker(path, result, f"a peak on {result.runtime}")
+
     def _competitor(self, result: Measurement) -> BenchmarkedVariant:
         return BenchmarkedVariant(result, self.workers.enter_context(self._start(result)), weights=self.weights)
 
     def _start(self, result: Measurement) -> Worker:
         """A worker for a measurement's file and session options; its process starts with the first call."""
+        return self._worker(paths.root() / result.files[0].path, result, f"{result.variant} on {result.runtime}")
+
+    def _worker(self, path: Path, result: Measurement, label: str) -> Worker:
         return Worker.onnx(
-            paths.root() / result.files[0].path,
-            f"{result.variant} on {result.runtime}",
+            path,
+            label,
             result.provider,
             options=result.options,
             python=python(result.runtime, paths.root()),

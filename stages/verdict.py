@@ -44,6 +44,7 @@ def main(until: str | None = None) -> None:
     ):  # fmt: skip
         table.add_column(column, justify=justify, no_wrap=column in ("model", "verdict"))  # type: ignore[arg-type]
     findings: list[str] = []
+    headrooms: list[str] = []
     faults: list[str] = []
     absent: dict[str, str] = {}
     measured: dict[str, str] = {}
@@ -53,6 +54,8 @@ def main(until: str | None = None) -> None:
         if isinstance(benchmark := reports.get("benchmark"), BenchmarkReport):
             absent |= {state.runtime: state.reason for state in benchmark.runtimes if not state.usable}
             measured |= {state.runtime: state.version for state in benchmark.runtimes if state.usable}
+            if benchmark.headroom:
+                headrooms.append(f"{model}: {max(benchmark.headroom, key=lambda one: one.p50_ms)}")
         for report in reports.values():
             findings += [f"{model}: {report.stage}: {finding}" for finding in getattr(report, "findings", [])]
         faults += _faults(model, reports)
@@ -63,6 +66,8 @@ def main(until: str | None = None) -> None:
         print(printable("measured: " + ", ".join(f"{runtime} {version}" for runtime, version in measured.items())))
     for runtime, reason in absent.items():
         print(printable(f"not measured: {runtime}: {reason}"))
+    for line in headrooms:
+        print(printable(f"headroom: {line}"))
     for finding in findings:
         print(printable(f"found: {finding}"))
     for fault in faults:

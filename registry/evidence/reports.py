@@ -13,6 +13,7 @@ from typing import Literal, TypeVar
 from pydantic import Field, ValidationError
 
 from onward.registry.errors import NotReady
+from onward.registry.evidence.headroom import Headroom
 from onward.registry.evidence.records import (
     CaseResult,
     Choice,
@@ -187,6 +188,7 @@ class BenchmarkReport(Report):
         compiled: The original model under torch.compile, if params.yaml requests it.
         compiled_bfloat16: The same in bfloat16.
         measurements: Every variant on every runtime.
+        headroom: The fastest acceptable variant beside what the host can do, at each size.
     """
 
     stage: Literal["benchmark"] = "benchmark"
@@ -199,6 +201,7 @@ class BenchmarkReport(Report):
     compiled: Measurement | None = None
     compiled_bfloat16: Measurement | None = None
     measurements: list[Measurement] = []
+    headroom: list[Headroom] = []
 
 
 class SelectReport(Report):

@@ -9,6 +9,7 @@ are passed as .npz files.
     measure  inputs, seconds, warmup                            -> latencies_ms
     callers  inputs, seconds, callers                           -> latencies_ms of all callers, wall_seconds
     profile  inputs                                             -> number of nodes that each provider ran
+    times    inputs                                             -> times by type of operator
     memory                                                      -> peak_mb
     optimize model, target, graph_level, [custom_ops]           -> only ok
 
@@ -51,6 +52,8 @@ MODES = {"sequential": "ORT_SEQUENTIAL", "parallel": "ORT_PARALLEL"}
 
 # The option of prctl(2) that makes the kernel send a signal to this process when its parent ends.
 PR_SET_PDEATHSIG = 1
+# Half the number of runs that a trace of operators covers.
+TRACED = 3
 
 
 def read_tensors(path: str) -> dict[str, Any]:
@@ -316,6 +319,21 @@ class OnnxModel:
             if part.ep_name in ran:
                 nodes[part.ep_name] += len(part.get_nodes())
         return {"nodes": dict(nodes)}
+
+    def times(self, inputs: str) -> dict[str, Any]:
+        """Time by type of operator in ms, over the second half of a few runs of a session that writes a trace."""
+        times: collections.Counter[str] = collections.Counter()
+        feed = read_tensors(inputs)
+        with tempfile.TemporaryDirectory() as folder:
+            trace = {"enable_profiling": True, "profile_file_prefix": os.path.join(folder, "trace")}
+            session = self._session(settings=trace, **self.loaded)
+            for _ in range(2 * TRACED):
+                session.run(None, feed)
+            with open(session.end_profiling()) as file:
+                events = [event for event in json.load(file) if event["name"].endswith("_kernel_time")]
+        for event in events[len(events) // 2 :]:
+            times[event["args"].get("op_name", "?")] += event["dur"] / 1e3
+        return {"times": dict(times)}
 
     def memory(self) -> dict[str, Any]:
         """Peak memory of this process, in MiB."""

@@ -62,6 +62,10 @@ class OpenvinoModel(onnx_worker.OnnxModel):  # type: ignore[misc]  # onnx_worker
         self.session.run(None, onnx_worker.read_tensors(inputs))
         return {"nodes": {"OpenVINO": self.session.operations()}}
 
+    def times(self, inputs: str) -> dict[str, Any]:
+        """Nothing: OpenVINO fuses operators under other names."""
+        return {"times": {}}
+
 
 if __name__ == "__main__":
     # Import now, so that several workers import at the same time. `load` reports a failed import.

@@ -370,6 +370,12 @@ class Worker:
         nodes: dict[str, int] = self._ask({"command": "profile", "inputs": self._write(inputs)})["nodes"]
         return nodes
 
+    def operator_times(self, inputs: Tensors) -> dict[str, float]:
+        """Time by type of operator over a few runs, in ms; empty if the runtime does not tell."""
+        self.start()
+        times: dict[str, float] = self._ask({"command": "times", "inputs": self._write(inputs)})["times"]
+        return times
+
     def peak_memory_mb(self) -> float:
         """Peak resident memory of the process so far, in MiB."""
         self.start()
