@@ -15,7 +15,7 @@ from onward.registry.artifact import sessions
 from onward.registry.artifact.mlflow_model import build_folder
 from onward.registry.artifact.replay import Recorded, replay
 from onward.registry.artifact.serving_plan import MODEL, Served, Serving
-from onward.registry.errors import UsageError
+from onward.registry.errors import NotReady, UsageError
 from onward.registry.evidence.records import TensorSpec
 from onward.registry.evidence.session_options import CPU, OPENVINO, OPENVINO_NATIVE, SessionOptions
 from onward.registry.host import runtimes
@@ -367,3 +367,9 @@ print(json.dumps(stream.state["state"].tolist()))
 """
     )
     assert json.loads(run_on(native, code)) == [33.0, 33.0]
+
+
+def test_a_runtime_that_was_removed_is_an_error_with_its_remedy(network: Path, tmp_path: Path) -> None:
+    worker = Worker.onnx(network, "net", OPENVINO_NATIVE, python=tmp_path / "gone" / "python")
+    with worker, pytest.raises(NotReady, match=r"net on OpenVINO: there is no .*gone/python: run `onward stage host`"):
+        worker.start()
