@@ -68,6 +68,8 @@ def retrain() -> None:
     shutil.copytree(ROOT / "models", copy / "models")
     for folder in ("host", f"{MODEL}/data"):
         shutil.copytree(ROOT / "build" / folder, copy / "build" / folder)
+    if (ROOT / ".runtimes").exists():  # build/host names the runtimes that are installed here
+        (copy / ".runtimes").symlink_to(ROOT / ".runtimes")
     shutil.copy(ROOT / "dvc.yaml", copy)
     params = (ROOT / "params.yaml").read_text()
     (copy / "params.yaml").write_text(params.replace("seed: 17", f"seed: {RETRAINED_SEED}"))

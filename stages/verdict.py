@@ -42,7 +42,8 @@ def main(until: str | None = None) -> None:
         ("model", "left"), ("verdict", "left"), ("chosen", "left"), ("x plain", "right"), ("worst", "right"),
         ("x PyTorch", "right"), ("quality", "right"), ("drop", "right"), ("version", "right"),
     ):  # fmt: skip
-        table.add_column(column, justify=justify, no_wrap=column in ("model", "verdict"))  # type: ignore[arg-type]
+        no_wrap = column in ("model", "verdict")
+        table.add_column(column, justify=justify, no_wrap=no_wrap, overflow="fold")  # type: ignore[arg-type]
     findings: list[str] = []
     headrooms: list[str] = []
     faults: list[str] = []

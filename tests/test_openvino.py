@@ -15,7 +15,7 @@ from onward.registry.artifact import sessions
 from onward.registry.artifact.mlflow_model import build_folder
 from onward.registry.artifact.replay import Recorded, replay
 from onward.registry.artifact.serving_plan import MODEL, Served, Serving
-from onward.registry.errors import UsageError
+from onward.registry.errors import NotReady, UsageError
 from onward.registry.evidence.records import TensorSpec
 from onward.registry.evidence.session_options import CPU, OPENVINO, OPENVINO_NATIVE, SessionOptions
 from onward.registry.host import runtimes
@@ -343,3 +343,33 @@ def test_a_folder_called_openvino_is_not_the_package(tmp_path: Path, monkeypatch
     monkeypatch.syspath_prepend(str(tmp_path))
     assert sessions.available() == before
     assert CPU in before
+
+
+def test_a_service_with_openvino_keeps_the_state_of_a_stream(tmp_path: Path, native: Path) -> None:
+    """With an input without axes, which streaming models have."""
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [helper.make_node("Mul", ["x", "rate"], ["scaled"]), helper.make_node("Add", ["scaled", "state"], ["next"])],
+        "sum",
+        [value(name, TensorProto.FLOAT, shape) for name, shape in (("x", [2]), ("state", [2]), ("rate", []))],
+        [value(name, TensorProto.FLOAT, [2]) for name in ("scaled", "next")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    helper.set_model_props(model, {"onward.states": json.dumps({"state": "next"})})
+    onnx.save(model, tmp_path / "model.onnx")
+    code = (
+        SERVED
+        + f"""
+stream = InferenceSession({str(tmp_path / "model.onnx")!r}, providers=["OpenVINO"], strict_providers=True).stream()
+for step in (1, 10):
+    stream.predict(np.full(2, step, np.float32), np.array(3, np.float32))
+print(json.dumps(stream.state["state"].tolist()))
+"""
+    )
+    assert json.loads(run_on(native, code)) == [33.0, 33.0]
+
+
+def test_a_runtime_that_was_removed_is_an_error_with_its_remedy(network: Path, tmp_path: Path) -> None:
+    worker = Worker.onnx(network, "net", OPENVINO_NATIVE, python=tmp_path / "gone" / "python")
+    with worker, pytest.raises(NotReady, match=r"net on OpenVINO: there is no .*gone/python: run `onward stage host`"):
+        worker.start()

@@ -28,7 +28,7 @@ import numpy.typing as npt
 import psutil
 
 from onward.registry import npz, processors
-from onward.registry.errors import DISK_FULL, OnwardError
+from onward.registry.errors import DISK_FULL, NotReady, OnwardError
 from onward.registry.evidence.session_options import CPU, OPENVINO_NATIVE, SessionOptions
 from onward.stages.config import paths
 from onward.stages.workers.circumstances import CURRENT
@@ -235,9 +235,14 @@ class Worker:
                 self._folder = tempfile.TemporaryDirectory(prefix="onward-")
             self._errors = tempfile.TemporaryFile()  # noqa: SIM115  closed when the process ends
             self._kills = kernel_kills()
-            self._process = subprocess.Popen(
-                self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors
-            )
+            try:
+                self._process = subprocess.Popen(
+                    self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors
+                )
+            except FileNotFoundError:
+                raise NotReady(
+                    f"{self.label}: there is no {self.command[0]}: run `onward stage host`, which finds the runtimes"
+                ) from None
             self._is_loaded = self._is_stopped = False
             if self.memory_bytes is not None and hasattr(resource, "prlimit"):
                 limit = (self.memory_bytes, self.memory_bytes)
