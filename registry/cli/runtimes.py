@@ -49,7 +49,9 @@ def list_runtimes(context: typer.Context, as_json: Json = False) -> None:
 def install_runtime(
     name: Annotated[
         str,
-        typer.Argument(metavar="NAME", help="openvino, openvino-native, cuda, or a file of runtimes/ in the project."),
+        typer.Argument(
+            metavar="NAME", help="openvino, openvino-native, cuda, nncf, or a file of runtimes/ in the project."
+        ),
     ],
     as_json: Json = False,
 ) -> None:
