@@ -136,6 +136,8 @@ class Loaded:
         if CPU not in map(_name, wanted):
             usable.append(CPU)
         reasons: dict[str, str] = {}
+        if not usable:
+            _onnxruntime(reasons)  # raises: nothing is installed that could run the model
         # An installed provider may fail to start (no device, no driver). ONNX Runtime then drops it without an error.
         # In that case, the next provider is tried, with the file and the options that won on it.
         for number, provider in enumerate(usable):
