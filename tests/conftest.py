@@ -89,8 +89,10 @@ def store_uri(empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def _import_exporters() -> None:
     """Import what the exporters import. Stages run in forks of this process, which inherit it: 2 s less for each."""
     import onnxscript  # noqa: F401
+    import torch
     from torch.onnx._internal.exporter import _core, _registration  # noqa: F401
 
+    torch.set_num_threads(1)  # torch threads do not survive a fork
     _registration.ONNXRegistry.from_torchlib()
 
 
