@@ -29,23 +29,10 @@ def _known_type(value: Any) -> Any:
     return value
 
 
-DType = Annotated[
-    Literal[
-        "float16",
-        "float32",
-        "float64",
-        "int8",
-        "int16",
-        "int32",
-        "int64",
-        "uint8",
-        "uint16",
-        "uint32",
-        "uint64",
-        "bool",
-    ],
-    BeforeValidator(_known_type),
+DTypeName = Literal[
+    "float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool"
 ]
+DType = Annotated[DTypeName, BeforeValidator(_known_type)]
 
 
 def _callable_name(value: str) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import get_args
 
 from onward.registry.errors import UsageError
-from onward.stages.config.values import DType
+from onward.stages.config.values import DTypeName
 
 # A size, the name of a dimension, or None where the inspection found neither.
 FoundShape = tuple[int | str | None, ...]
@@ -71,10 +71,10 @@ def require_declarable(model: FoundModel, where: str) -> None:
     if twice is not None:
         raise UsageError(f"{where}: the name {twice!r} is used twice among inputs and outputs; rename one of them")
     for tensor in model.inputs:
-        if tensor.dtype not in get_args(DType):
+        if tensor.dtype not in get_args(DTypeName):
             raise UsageError(
                 f"{where}: input {tensor.name!r} is of dtype {tensor.dtype}; Onward supports "
-                f"{', '.join(get_args(DType))}: cast it inside the model"
+                f"{', '.join(get_args(DTypeName))}: cast it inside the model"
             )
         if tensor.shape == ():
             raise UsageError(
