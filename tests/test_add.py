@@ -499,6 +499,25 @@ def test_a_conflict_with_the_defaults_is_listed_as_missing(team: Path, onward: C
     assert "TODO models.m.build: give either build" in out
 
 
+def test_a_state_a_scalar_and_another_axis_of_samples_are_declared(team: Path, onward: Command) -> None:
+    """A file like a voice detector's: a state of [layers, batch, width] that comes out again, and a sampling rate."""
+    nodes = [
+        helper.make_node("Cast", ["rate"], ["wide"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["chunk", "wide"], ["loud"]),
+        helper.make_node("Mul", ["state", "wide"], ["stateN"]),
+    ]
+    inputs = [value("chunk", ["batch", 4]), value("state", [2, None, 4]), value("rate", [], TensorProto.INT64)]
+    write(team / "voice.onnx", nodes, inputs, [value("loud", ["batch", 4]), value("stateN", [None, None, None])])
+    code, out, err = onward("add", "m", "--onnx", "voice.onnx")
+    assert (code, err) == (0, ""), out
+    entry = entry_of(team)
+    assert entry["inputs"]["state"] == {"dtype": "float32", "shape": [2, "batch", 4], "sample_axis": 1}
+    assert entry["inputs"]["rate"] == {"dtype": "int64", "shape": [], "value": "TODO"}
+    assert entry["outputs"]["stateN"] == {"shape": [2, "batch", 4]}
+    assert entry["states"] == {"state": "stateN"}
+    assert list(entry["dims"]) == ["batch"]
+
+
 def test_a_dry_run_prints_only_the_block_and_json_the_entry(team: Path, onward: Command) -> None:
     linear(team / "m.onnx")
     code, out, err = onward("add", "m", "--onnx", "m.onnx", "--dry-run")

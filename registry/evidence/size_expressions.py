@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import re
 from collections.abc import Mapping
 
 _ALLOWED = (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv)
@@ -14,7 +15,7 @@ _ALLOWED = (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv)
 
 def is_name(text: str) -> bool:
     """Whether a text is the name of a dimension and not an expression."""
-    return text.isidentifier() and text.isascii()
+    return text.isidentifier() and re.fullmatch(r"[A-Za-z_]\w*", text) is not None
 
 
 def normal(text: str) -> str:

@@ -139,15 +139,16 @@ def _scores_beside(name: str, wanted: Arrays) -> str:
 
 def _fed_back(name: str, spec: Output, inputs: Mapping[str, Input]) -> str:
     """The input that an output is fed back as: of its shape and, without words such as `out`, of its name."""
-
-    def stem(text: str) -> str:
-        parts = re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+", text)
-        return "".join(part.lower() for part in parts if part.lower() not in STATE_WORDS)
-
     for other, fed in inputs.items():
-        if fed.is_float and fed.shape == spec.shape and stem(other) == stem(name) != "":
+        if fed.is_float and fed.shape == spec.shape and name_stem(other) == name_stem(name) != "":
             return other
     return ""
+
+
+def name_stem(name: str) -> str:
+    """The words of a name of a state, without those that tell the old one from the new one: `h` of `h_out`."""
+    parts = re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+", name)
+    return "".join(part.lower() for part in parts if part.lower() not in STATE_WORDS)
 
 
 def _labelled(values: Array, labels: Array | None) -> str:

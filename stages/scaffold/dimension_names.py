@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from onward.registry.evidence.records import dimension
+from onward.registry.evidence.size_expressions import is_name
 from onward.stages.config.load import PLACEHOLDER
 from onward.stages.scaffold.found_model import FoundShape
 
@@ -16,9 +17,9 @@ _NUMBERED = re.compile(r"unk__\d+")
 
 def valid_name(name: str) -> str:
     """The name of a dimension that params.yaml accepts and that is nearest to `name`: `batch_1` for `batch+1`."""
-    words = re.sub(r"\W+", "_", name)
+    words = re.sub(r"\W+", "_", "".join(sign if f"a{sign}".isidentifier() else " " for sign in name))
     words = words.strip("_") if words != name else words
-    return words if re.fullmatch(r"[A-Za-z_]\w*", words) else f"dim_{words}".rstrip("_")
+    return words if is_name(words) else f"dim_{words}".rstrip("_")
 
 
 def unique_name(wanted: str, taken: Iterable[str]) -> str:

@@ -10,6 +10,7 @@ from onward.registry.text import one_line, printable
 from onward.stages.config.load import PLACEHOLDER
 from onward.stages.scaffold.dimension_names import BATCH
 from onward.stages.scaffold.found_model import FoundDim, FoundModel, FoundTensor
+from onward.stages.scaffold.sample_axes import states_of, with_samples
 from onward.stages.scaffold.yaml_scalars import inline
 
 
@@ -61,8 +62,11 @@ def build_entry(name: str, given: Mapping[str, str], found: FoundModel, defaults
     if not (defaults.get("quality") or defaults.get("fidelity")):
         writer.remind("quality", QUALITY)
     makes_cases = bool(defaults.get("cases"))
-    writer.add_group("inputs", {tensor.name: _input(tensor, makes_cases) for tensor in found.inputs})
+    found, axes = with_samples(found)
+    writer.add_group("inputs", {tensor.name: _input(tensor, makes_cases, axes) for tensor in found.inputs})
     writer.add_group("outputs", {tensor.name: _output(tensor) for tensor in found.outputs})
+    if states := states_of(found):
+        writer.add("states", states, [("", STATES, False)])
     own = defaults.get("dims") if isinstance(defaults.get("dims"), Mapping) else None
     known = {dim: sizes for dim, sizes in own.items() if _fits(sizes, found.dims.get(dim))} if own else {}
     if found.dims and not (own and known.keys() == own.keys() == found.dims.keys()):
@@ -95,20 +99,28 @@ QUALITY = (
 )
 WEIGHTS = "path/to/weights.safetensors; or train: package.module:function; neither if build returns the trained module"
 
+STATES = "check that these outputs are the inputs of the next step; remove this key if they are not"
+
 # What is left to do about one line: (key below that of the line, what, whether it is required).
 _Left = list[tuple[str, str, bool]]
 
 
-def _input(tensor: FoundTensor, makes_cases: bool) -> tuple[dict[str, Any], _Left]:
+def _input(tensor: FoundTensor, makes_cases: bool, axes: Mapping[str, int | None]) -> tuple[dict[str, Any], _Left]:
     values: dict[str, Any] = {"dtype": tensor.dtype, "shape": list(tensor.shape or ())}
+    left: _Left = []
+    if tensor.shape == ():
+        return {**values, "value": PLACEHOLDER}, [("value", "the only value of this input", True)]
+    if tensor.name in axes:
+        values["sample_axis"] = "none" if axes[tensor.name] is None else axes[tensor.name]
+        left = [("sample_axis", "check which axis counts samples; none: all samples share this input", False)]
     if "int" not in tensor.dtype:
-        return values, []
+        return values, left
     if tensor.range is not None:
-        return {**values, "range": list(tensor.range)}, []
+        return {**values, "range": list(tensor.range)}, left
     if makes_cases:
-        return values, []
+        return values, left
     seen = f"; the example contains {tensor.seen[0]} to {tensor.seen[1]}" if tensor.seen else ""
-    return {**values, "range": PLACEHOLDER}, [("range", f"[lowest, highest] valid value{seen}", True)]
+    return {**values, "range": PLACEHOLDER}, [*left, ("range", f"[lowest, highest] valid value{seen}", True)]
 
 
 def _output(tensor: FoundTensor) -> tuple[dict[str, Any], _Left]:

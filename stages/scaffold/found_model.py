@@ -61,8 +61,8 @@ def require_declarable(model: FoundModel, where: str) -> None:
         where: what an error message begins with.
 
     Raises:
-        UsageError: there are no inputs or no outputs, an input has a dtype that Onward does not support or no axis, or
-            a name is used twice.
+        UsageError: there are no inputs or no outputs, an input has a dtype that Onward does not support, all inputs are
+            scalars, or a name is used twice.
     """
     if not model.inputs or not model.outputs:
         raise UsageError(f"{where}: the model has no {'outputs' if model.inputs else 'inputs'}; Onward needs both")
@@ -76,8 +76,8 @@ def require_declarable(model: FoundModel, where: str) -> None:
                 f"{where}: input {tensor.name!r} is of dtype {tensor.dtype}; Onward supports "
                 f"{', '.join(get_args(DTypeName))}: cast it inside the model"
             )
-        if tensor.shape == ():
-            raise UsageError(
-                f"{where}: input {tensor.name!r} is a scalar; samples need an axis: give it the shape [batch] or [1], "
-                "or make it a constant of the model"
-            )
+    if all(tensor.shape == () for tensor in model.inputs):
+        raise UsageError(
+            f"{where}: input {model.inputs[0].name!r} is a scalar; samples need an axis: give it the shape [batch] or "
+            "[1], or make it a constant of the model"
+        )
