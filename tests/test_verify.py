@@ -266,9 +266,9 @@ def test_an_opset_unsupported_by_the_runtime_is_explained(project: Path) -> None
     linear(project / "given.onnx")
     spoil(project / "given.onnx", lambda model: setattr(model.opset_import[0], "version", 99))
     given(project)
-    report: VerifyReport = through("train", "data", "export", "verify")["verify"]
+    report = through("train", "data", "export")["export"]
     assert report.status == "failed"
-    assert "the model requires an opset that the runtime does not support" in report.reason
+    assert "the file requires an opset or format that the runtime does not support" in report.reason
 
 
 def test_a_differing_variant_names_the_first_differing_value(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
