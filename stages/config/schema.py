@@ -14,6 +14,7 @@ from onward.registry.evidence import size_expressions
 from onward.registry.evidence.records import Kind, TensorSpec
 from onward.registry.text import suggestion
 from onward.stages.config import techniques
+from onward.stages.config.default_candidates import OPTIMIZERS, QUANTIZERS
 from onward.stages.config.techniques import TechniqueSpec
 from onward.stages.config.values import (
     UNLIMITED,
@@ -307,42 +308,14 @@ def candidates(*given: str | dict[str, Any]) -> list[TechniqueSpec]:
 class Optimize(Section):
     """Settings of the optimisers: techniques to try, and the time limit of each, in seconds."""
 
-    candidates: list[TechniqueSpec] = candidates(
-        "onnxsim",
-        "onnxoptimizer",
-        {"onnxoptimizer": {"passes": "all"}},
-        "onnxslim",
-        "onnxscript",
-        "ort_fusions",
-        {"ort_fusions": {"attention": "partial"}},
-        {"ort_fusions": {"norms": "fused"}},
-        "ort_transformers",
-    )
+    candidates: list[TechniqueSpec] = candidates(*OPTIMIZERS)
     timeout: Seconds = 300
 
 
 class Quantize(Section):
     """Settings of the quantisers: techniques to try, calibration samples, and the time limit of each, in seconds."""
 
-    candidates: list[TechniqueSpec] = candidates(
-        "dynamic",
-        {"dynamic": {"reduce_range": True}},
-        {"dynamic": {"smooth": 0.5}},
-        {"dynamic": {"smooth": 0.5, "reduce_range": True}},
-        {"dynamic": {"scales": "per_tensor"}},
-        {"dynamic": {"scales": "per_tensor", "reduce_range": True}},
-        "static",
-        {"static": {"calibrate": "percentile", "correct_bias": True}},
-        {"static": {"calibrate": "percentile", "correct_bias": True, "equalize": True}},
-        {"static": {"calibrate": "mse", "clip_weights": True, "correct_bias": True}},
-        {"static": {"layers": "all"}},
-        {"static": {"layers": "all", "calibrate": "percentile", "correct_bias": True}},
-        {"static": {"form": "qoperator"}},
-        "nncf",
-        "weight_only",
-        "float16",
-        "bfloat16",
-    )
+    candidates: list[TechniqueSpec] = candidates(*QUANTIZERS)
     calibration_samples: Positive = 64
     timeout: Seconds = 300
 
