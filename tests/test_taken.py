@@ -308,7 +308,6 @@ def test_a_library_that_cannot_be_loaded_is_named(project: Path) -> None:
 
 
 def test_a_custom_operator_runs_with_the_library_of_an_installed_package(project: Path) -> None:
-    pytest.importorskip("onnxruntime_extensions")
     reports = run(project, custom(), custom_ops="onnxruntime_extensions:get_library_path")
     assert reasons(reports) == ""
     export: ExportReport = reports["export"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,6 +26,8 @@ Answers = dict[str, npt.NDArray[Any]]
 
 # Number of runs of the original with weights and inputs moved by one unit in the last place.
 SHAKES = 8
+# A slow original runs fewer times: after this many runs, none begins later than this many seconds.
+FEWEST_SHAKES, SHAKE_SECONDS = 4, 60.0
 # A float64 reference is discarded if rounding does not explain its distance from float32 in more than this share of an
 # output's elements. A few elements may be at a threshold, where a comparison or a rounding can go either way.
 UNBELIEVED = 0.01
@@ -142,8 +145,11 @@ def _with_spread(reference: Reference, expected: list[Expected]) -> list[Expecte
     reshaped: set[str] = set()
     answered = {item.case.name for item in expected if item.failure is None and not item.probe}
     repeated = answered & {item.case.name for item in without_the_largest(expected) if _elements(item) <= MOST_ELEMENTS}
+    begun, done = time.monotonic(), 0
     try:
         for seed in range(SHAKES):
+            if done >= FEWEST_SHAKES and time.monotonic() - begun > SHAKE_SECONDS:
+                break
             if not reference.shake(seed):
                 return expected
             for item, sums in sorted(zip(expected, squares, strict=True), key=lambda pair: _elements(pair[0])):
@@ -155,6 +161,7 @@ def _with_spread(reference: Reference, expected: list[Expected]) -> list[Expecte
                     continue
                 if not _add_squares(sums, item, reference, seed, kinds):
                     reshaped.add(item.case.name)
+            done += 1
     except WorkerFailure:  # the perturbed model does not load; the exact one does, so only the spread is missing
         return expected
     finally:
@@ -162,7 +169,7 @@ def _with_spread(reference: Reference, expected: list[Expected]) -> list[Expecte
     return [
         replace(
             item,
-            spread={name: np.sqrt(total / SHAKES).astype(np.float32) for name, total in sums.items()},
+            spread={name: np.sqrt(total / done).astype(np.float32) for name, total in sums.items()},
             steady=item.steady and item.case.name not in reshaped,
         )
         for item, sums in zip(expected, squares, strict=True)
