@@ -236,6 +236,11 @@ def _onnx(settings: ModelParams, file: Path, key: str) -> Obtained:
         onnx_file.take_in(source, file)
         how = f"the file {settings.onnx}"
     quality, fault, findings = None, "", []
+    if settings.constants:
+        graph = onnx_file.load_graph(file)
+        taken_graph.fold_inputs(graph, settings.constants, f"params.yaml: {key}.constants")
+        file.write_bytes(graph.SerializeToString(deterministic=True))
+        how += f", with the constants {', '.join(settings.constants)}"
     if settings.quality is not None:
         graph = onnx_file.load_graph(file)
         taken_graph.tidy(graph, settings)

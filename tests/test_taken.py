@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from pydantic import ValidationError
@@ -139,6 +140,31 @@ def test_a_batch_of_one_becomes_a_dimension_that_is_verified_at_other_sizes(proj
     assert any(case.sizes["batch"] > 1 for case in verify.cases if not case.probe)
     assert reports["export"].graph.inputs[0].shape == ["batch", 6]
     assert "the file fixes the batch at 1" in " ".join(reports["export"].findings)
+
+
+def rated() -> onnx.ModelProto:
+    """x times a rate, which is a scalar input."""
+    model = model_of([helper.make_node("Mul", ["x", "rate"], ["y"])], outputs={"y": ["batch", 6]})
+    model.graph.input.append(helper.make_tensor_value_info("rate", TensorProto.FLOAT, []))
+    return model
+
+
+def test_an_input_that_never_changes_is_folded_into_the_file(project: Path) -> None:
+    outputs = {"y": {"shape": ["batch", 6]}}
+    reports = run(project, rated(), constants={"rate": 2.5}, outputs=outputs)
+    assert reasons(reports) == ""
+    session = onnxruntime.InferenceSession(str(project / "build/toy/export/model.onnx"))
+    assert [value.name for value in session.get_inputs()] == ["x"]
+    (answer,) = session.run(None, {"x": np.ones((1, 6), np.float32)})
+    np.testing.assert_array_equal(answer, np.full((1, 6), 2.5, np.float32))
+
+
+def test_a_constant_that_does_not_fit_is_named(project: Path) -> None:
+    outputs = {"y": {"shape": ["batch", 6]}}
+    for value, words in (({"rat": 1}, "constants.rat: there is no such input"), ({"rate": [1, 2]}, "does not fit")):
+        assert words in reasons(run(project, rated(), "train", constants=value, outputs=outputs))
+    with pytest.raises(UsageError, match=r"constants\.x: it is also under inputs"):
+        run(project, rated(), "train", constants={"x": 1}, outputs=outputs)
 
 
 def mixing() -> onnx.ModelProto:

@@ -32,7 +32,7 @@ _CHECK = (*_MODEL, "cases", "tolerance", "verify")
 
 # The settings that each stage may read of its model; `section` gives no others.
 READS: dict[str, tuple[str, ...]] = {
-    "train": (*_MODEL, "custom_ops", "train", "weights", "samples", "label", "quality", "quality_floor"),
+    "train": (*_MODEL, "custom_ops", "constants", "train", "weights", "samples", "label", "quality", "quality_floor"),
     "data": ("samples", "label", "quality", "inputs", "outputs", "states", "data"),
     "export": (*_MODEL, "custom_ops", "cases", "export"),
     "verify": (*_CHECK, "export", "label", "quality", "fidelity"),

@@ -10,11 +10,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from onward.registry.evidence import size_expressions
 from onward.registry.evidence.records import Kind, TensorSpec
 from onward.registry.text import suggestion
 from onward.stages.config import techniques
 from onward.stages.config.default_candidates import OPTIMIZERS, QUANTIZERS
+from onward.stages.config.derived_sizes import expanded, names_in
 from onward.stages.config.techniques import TechniqueSpec
 from onward.stages.config.values import (
     UNLIMITED,
@@ -370,6 +370,7 @@ class ModelParams(Section):
     build: CallableName | None = None
     onnx: RepositoryPath | None = None
     custom_ops: Library | None = None
+    constants: dict[str, bool | int | float | list[Any]] = {}
     train: CallableName | None = None
     weights: Checkpoint | None = None
     seed: int = 0
@@ -396,12 +397,12 @@ class ModelParams(Section):
     @classmethod
     def _with_derived_sizes(cls, given: Any) -> Any:
         """Replace the dimensions of `dims` that are expressions by these expressions, in all shapes."""
-        return _expanded(given) if isinstance(given, dict) else given
+        return expanded(given) if isinstance(given, dict) else given
 
     @property
     def free_dims(self) -> dict[str, Dim]:
         """The dimensions of the inputs whose sizes follow from no other dimension."""
-        used = {name for spec in self.inputs.values() for axis in spec.shape for name in _names(axis)}
+        used = {name for spec in self.inputs.values() for axis in spec.shape for name in names_in(axis)}
         return {name: dim for name, dim in self.dims.items() if name in used and dim.size is None}
 
     @property
@@ -411,7 +412,7 @@ class ModelParams(Section):
         return {
             name
             for name, spec in self.outputs.items()
-            if any(part not in free for axis in spec.shape for part in _names(axis))
+            if any(part not in free for axis in spec.shape for part in names_in(axis))
         }
 
     @property
@@ -455,6 +456,10 @@ class ModelParams(Section):
                 yield f"inputs.{name}.range", f"both ends must be whole numbers, because the input is {spec.dtype}"
             if name in self.outputs:
                 yield f"outputs.{name}", "an input has the same name; inputs and outputs need different names"
+        if self.constants and self.build:
+            yield "constants", "this key is for onnx: files; in a module, pass the constants in forward()"
+        for name in self.constants.keys() & self.inputs.keys():
+            yield f"constants.{name}", "it is also under inputs; a constant is no input of the released file"
         for name, output in self.states.items():
             if name not in self.inputs:
                 yield f"states.{name}", "there is no such input" + suggestion(name, self.inputs)
@@ -479,19 +484,19 @@ class ModelParams(Section):
         for group, specs in (("inputs", self.inputs), ("outputs", self.outputs)):
             for name, spec in specs.items():
                 for axis, dim in enumerate(spec.shape):
-                    for part in _names(dim):
+                    for part in names_in(dim):
                         if part not in self.dims:
                             yield (
                                 f"{group}.{name}.shape[{axis}]",
                                 f"the dimension {part!r} is not declared under dims" + suggestion(part, self.dims),
                             )
                     if group == "inputs":
-                        used.update(_names(dim))
+                        used.update(names_in(dim))
                         plain.update([dim] if dim in self.dims else [])
                     elif isinstance(dim, str) and dim not in self.dims:
-                        for part in set(_names(dim)) & self.dims.keys() - used:
+                        for part in set(names_in(dim)) & self.dims.keys() - used:
                             yield f"outputs.{name}.shape[{axis}]", f"no input has the dimension {part!r}"
-        in_outputs = {part for spec in self.outputs.values() for axis in spec.shape for part in _names(axis)}
+        in_outputs = {part for spec in self.outputs.values() for axis in spec.shape for part in names_in(axis)}
         for dim, about in self.dims.items():
             if about.size is not None:
                 continue
@@ -518,46 +523,6 @@ class ModelParams(Section):
             )
         if not sampled:
             yield "inputs", "no input has an axis of samples; set sample_axis of one"
-
-
-def _names(axis: int | str) -> list[str]:
-    """The dimensions in one axis of a shape."""
-    return size_expressions.names(axis) if isinstance(axis, str) else []
-
-
-def _expanded(model: dict[str, Any]) -> dict[str, Any]:
-    """The raw settings of a model with the expressions of `dims` written out in all shapes.
-
-    Raises:
-        ValueError: A dimension is defined by itself.
-    """
-    dims = model.get("dims")
-    sizes = {k: v.get("size") if isinstance(v, dict) else v for k, v in dims.items()} if isinstance(dims, dict) else {}
-    derived = {name: size for name, size in sizes.items() if isinstance(size, str)}
-    try:
-        for name in derived:
-            size_expressions.replace(name, derived)
-    except ValueError as error:
-        raise ValueError(f"dims: {error}") from None
-    if not derived:
-        return model
-
-    def axis(size: Any) -> Any:
-        try:
-            return size_expressions.replace(size, derived) if isinstance(size, str) else size
-        except ValueError:
-            return size  # the shape's own check explains this
-
-    found = dict(model)
-    for group in ("inputs", "outputs"):
-        if isinstance(found.get(group), dict):
-            found[group] = {
-                name: {**spec, "shape": [axis(size) for size in spec["shape"]]}
-                if isinstance(spec, dict) and isinstance(spec.get("shape"), list)
-                else spec
-                for name, spec in found[group].items()
-            }
-    return found
 
 
 class Tracking(Section):

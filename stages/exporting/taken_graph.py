@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
+import numpy as np
 import onnx
-from onnx import helper, version_converter
+from onnx import helper, numpy_helper, version_converter
 
 from onward.registry.artifact.onnx_file import no_tensors
+from onward.registry.errors import UsageError
+from onward.registry.text import suggestion
 from onward.stages.config.schema import ModelParams
 from onward.stages.parity.one_by_one import frozen_batch
 
@@ -61,6 +65,36 @@ def converted(model: onnx.ModelProto, version: int, converter: str) -> onnx.Mode
 def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+
+
+def fold_inputs(model: onnx.ModelProto, constants: Mapping[str, Any], where: str) -> None:
+    """Replace inputs by constants, so that the file no longer has them and ONNX Runtime can fold what depends on them.
+
+    Args:
+        model: The model, with or without weights, which is changed.
+        constants: The value of each input: a number, or a list that fits its shape.
+        where: The key in params.yaml, for messages.
+
+    Raises:
+        UsageError: There is no such input, or the value does not fit its type or shape.
+    """
+    inputs = {value.name: value for value in model.graph.input}
+    for name, value in constants.items():
+        if name not in inputs:
+            raise UsageError(f"{where}.{name}: there is no such input" + suggestion(name, inputs))
+        kind = inputs[name].type.tensor_type
+        shape = [dim.dim_value for dim in kind.shape.dim]
+        dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type)
+        try:
+            array = np.array(np.broadcast_to(np.asarray(value, dtype), shape))
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"{where}.{name}: {value!r} does not fit the input, {dtype} {shape}: {error}") from None
+        if 0 in shape:
+            raise UsageError(f"{where}.{name}: the file leaves a size of this input open, so it cannot be a constant")
+        model.graph.input.remove(inputs[name])
+        for tensor in [tensor for tensor in model.graph.initializer if tensor.name == name]:
+            model.graph.initializer.remove(tensor)
+        model.graph.initializer.append(numpy_helper.from_array(array, name))
 
 
 def tidy(model: onnx.ModelProto, settings: ModelParams, keep_initializers: bool = False) -> list[str]:
