@@ -21,7 +21,8 @@ from onward.registry.evidence.headroom import Headroom
 from onward.registry.evidence.records import PLAIN, REFERENCE, FileDigest, Latency, Machine, Measurement, RuntimeState
 from onward.registry.evidence.reports import BenchmarkReport, ExportReport, OptimizeReport, QuantizeReport, load
 from onward.registry.evidence.session_options import OPENVINO_NATIVE, SessionOptions
-from onward.registry.host.runtimes import AUTO, BFLOAT16, PROVIDERS, python
+from onward.registry.host.environments import python
+from onward.registry.host.runtimes import AUTO, BFLOAT16, PROVIDERS
 from onward.registry.text import printable
 from onward.stages import command, host
 from onward.stages.config import paths

@@ -16,7 +16,7 @@ from onward.registry.artifact.replay import Recorded
 from onward.registry.errors import NotReady, UsageError
 from onward.registry.evidence.reports import Evidence, PublishReport
 from onward.registry.evidence.sample_axes import from_front
-from onward.registry.host.runtimes import python
+from onward.registry.host.environments import python
 from onward.registry.tracking import recorder
 from onward.registry.tracking.recorder import Publication
 from onward.stages import command, host

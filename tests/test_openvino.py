@@ -18,7 +18,7 @@ from onward.registry.artifact.serving_plan import MODEL, Served, Serving
 from onward.registry.errors import NotReady, UsageError
 from onward.registry.evidence.records import TensorSpec
 from onward.registry.evidence.session_options import CPU, OPENVINO, OPENVINO_NATIVE, SessionOptions
-from onward.registry.host import runtimes
+from onward.registry.host import environments, runtimes
 from onward.registry.inference.session import InferenceSession, ProviderFallback
 from onward.stages.workers import onnx_worker
 from onward.stages.workers.worker import Worker, WorkerFailure
@@ -45,15 +45,15 @@ RNG = np.random.default_rng(0)
 @pytest.fixture(scope="module")
 def native() -> Path:
     """The interpreter of the environment with the package openvino, which is created if it is missing."""
-    runtimes.install("openvino-native", ROOT)
-    return runtimes.python("openvino-native", ROOT)
+    environments.install("openvino-native", ROOT)
+    return environments.python("openvino-native", ROOT)
 
 
 @pytest.fixture(scope="module")
 def provider() -> Path:
     """The interpreter of the environment with ONNX Runtime's OpenVINO provider."""
-    runtimes.install("openvino", ROOT)
-    return runtimes.python("openvino", ROOT)
+    environments.install("openvino", ROOT)
+    return environments.python("openvino", ROOT)
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ import pytest
 
 from onward.registry.errors import UsageError
 from onward.registry.evidence.reports import QuantizeReport
-from onward.registry.host import runtimes
+from onward.registry.host import environments, runtimes
 from onward.stages.config import code
 from onward.stages.transforms.builder import Feed
 from onward.stages.transforms.graph_profile import GraphProfile
@@ -127,7 +127,7 @@ def test_a_missing_nncf_is_reported_with_the_command_that_installs_it(project: P
 def test_nncf_is_a_tool_and_no_runtime(project: Path) -> None:
     environment(project, "import sys; print('3.4.0' if 'nncf' in sys.argv[2] else '')")
     made = project / ".runtimes" / "nncf" / "onward.json"
-    made.write_text(json.dumps(runtimes._wanted("nncf", project)))
+    made.write_text(json.dumps(environments.wanted("nncf", project)))
     found = runtimes.state("nncf", project)
     assert (found.usable, found.version) == (True, "3.4.0")
     (project / "fake.py").write_text("raise SystemExit('ModuleNotFoundError: nncf')")
@@ -155,7 +155,7 @@ def test_the_digest_of_the_stage_includes_nncfs_program() -> None:
     )
 
 
-@pytest.mark.skipif(not runtimes.python("nncf", ROOT).exists(), reason="onward runtimes install nncf")
+@pytest.mark.skipif(not environments.python("nncf", ROOT).exists(), reason="onward runtimes install nncf")
 def test_nncf_quantizes_and_leaves_layers_in_float_to_meet_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -173,4 +173,4 @@ def test_nncf_quantizes_and_leaves_layers_in_float_to_meet_an_error(
 
 def test_an_unknown_runtime_names_nncf_among_those_that_can_be_installed(project: Path) -> None:
     with pytest.raises(UsageError, match="nncf"):
-        runtimes.install("ncf", project)
+        environments.install("ncf", project)

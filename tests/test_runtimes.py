@@ -30,7 +30,7 @@ from onward.registry.errors import OnwardError, UsageError
 from onward.registry.evidence.records import RuntimeState, by_speed
 from onward.registry.evidence.reports import BenchmarkReport, PublishReport
 from onward.registry.evidence.session_options import CPU, OPENVINO, OPENVINO_NATIVE, SessionOptions
-from onward.registry.host import hardware, runtimes
+from onward.registry.host import environments, hardware, runtimes
 from onward.stages import host
 from onward.stages.benchmark import benchmark
 from onward.stages.data import data
@@ -72,15 +72,15 @@ def accuracy(outputs, labels):
 @pytest.fixture(scope="module")
 def openvino() -> Path:
     """The interpreter of the OpenVINO environment, which is created if it is missing."""
-    runtimes.install("openvino", ROOT)
-    return runtimes.python("openvino", ROOT)
+    environments.install("openvino", ROOT)
+    return environments.python("openvino", ROOT)
 
 
 @pytest.fixture(scope="module")
 def native() -> Path:
     """The interpreter of the environment with the package openvino, which is created if it is missing."""
-    runtimes.install("openvino-native", ROOT)
-    return runtimes.python("openvino-native", ROOT)
+    environments.install("openvino-native", ROOT)
+    return environments.python("openvino-native", ROOT)
 
 
 def run_on(python: Path, code: str) -> str:
@@ -235,13 +235,13 @@ def test_without_a_gpu_its_runtimes_are_absent_with_a_reason(name: str) -> None:
 
 @pytest.mark.skipif(not hardware.accelerators(), reason="no NVIDIA GPU here")
 def test_cuda_runs_on_a_gpu() -> None:
-    runtimes.install("cuda", ROOT)
+    environments.install("cuda", ROOT)
     assert runtimes.state("cuda", ROOT).node_share["float32"] == 1.0
 
 
 @pytest.mark.skipif(not hardware.accelerators(), reason="no NVIDIA GPU here")
 def test_float32_on_cuda_reproduces_the_cpu_outputs(tmp_path: Path) -> None:
-    runtimes.install("cuda", ROOT)
+    environments.install("cuda", ROOT)
     path, rng = tmp_path / "product.onnx", np.random.default_rng(0)
     weight = numpy_helper.from_array(rng.standard_normal((512, 64)).astype(np.float32), "w")
     value, result = (helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in "xy")
@@ -252,14 +252,14 @@ def test_float32_on_cuda_reproduces_the_cpu_outputs(tmp_path: Path) -> None:
         expected = here.run(feed)["y"]
     off = {}
     for options in (SessionOptions(), SessionOptions(tf32=True)):
-        with Worker.onnx(path, "product", cuda, options, runtimes.python("cuda", ROOT)) as there:
+        with Worker.onnx(path, "product", cuda, options, environments.python("cuda", ROOT)) as there:
             off[options.tf32] = np.abs(there.run(feed)["y"] - expected).max() / np.abs(expected).max()
     assert off[None] < 1e-5 < off[True] < 1e-2
 
 
 @pytest.mark.skipif(not hardware.accelerators(), reason="no NVIDIA GPU here")
 def test_tensorrt_runs_with_its_libraries_and_does_not_fall_back_without_them() -> None:
-    runtimes.install("cuda", ROOT)
+    environments.install("cuda", ROOT)
     found = runtimes.state("tensorrt", ROOT)
     try:
         ctypes.CDLL("libnvinfer.so.10")
@@ -285,35 +285,35 @@ def test_auto_probes_every_runtime_and_names_the_command_that_installs_a_missing
 
 
 def test_an_environment_is_recreated_only_when_its_pins_change(checkout: Path) -> None:
-    assert runtimes.install("tiny", checkout)
+    assert environments.install("tiny", checkout)
     (checkout / ".runtimes" / "tiny" / "mark").write_text("")
-    assert not runtimes.install("tiny", checkout)
+    assert not environments.install("tiny", checkout)
     assert (checkout / ".runtimes" / "tiny" / "mark").exists()
     (checkout / "runtimes" / "tiny.txt").write_text("# another\n")
-    assert runtimes.install("tiny", checkout)
+    assert environments.install("tiny", checkout)
     assert not (checkout / ".runtimes" / "tiny" / "mark").exists()
     assert [path.name for path in (checkout / ".runtimes").iterdir()] == ["tiny"]
 
 
 def test_an_environment_with_other_pins_is_not_used(checkout: Path) -> None:
     (checkout / "runtimes" / "openvino.txt").write_text("# nothing\n")
-    runtimes.install("openvino", checkout)
+    environments.install("openvino", checkout)
     assert runtimes.state("openvino", checkout).reason.startswith("does not start: ModuleNotFoundError")
     (checkout / "runtimes" / "openvino.txt").write_text("# something else\n")
     assert runtimes.state("openvino", checkout).reason.startswith("installed from other pins than openvino.txt")
 
 
 def test_a_failed_installation_keeps_the_old_environment(checkout: Path) -> None:
-    runtimes.install("tiny", checkout)
+    environments.install("tiny", checkout)
     (checkout / "runtimes" / "tiny.txt").write_text("./no-such-package\n")
     with pytest.raises(OnwardError, match=r"runtimes/tiny\.txt cannot be installed: ERROR: .*no-such-package"):
-        runtimes.install("tiny", checkout)
+        environments.install("tiny", checkout)
     assert [path.name for path in (checkout / ".runtimes").iterdir()] == ["tiny"]
 
 
 def test_a_killed_installation_leaves_no_usable_environment(checkout: Path) -> None:
-    code = "from pathlib import Path; from onward.registry.host import runtimes; "
-    code += f"runtimes.install('tiny', Path({str(checkout)!r}))"
+    code = "from pathlib import Path; from onward.registry.host import environments; "
+    code += f"environments.install('tiny', Path({str(checkout)!r}))"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     started = subprocess.Popen([sys.executable, "-c", code], env=environment, start_new_session=True)
     while not list((checkout / ".runtimes").glob(".tiny.*/bin/python")):
@@ -323,7 +323,7 @@ def test_a_killed_installation_leaves_no_usable_environment(checkout: Path) -> N
     started.wait()
     assert not (checkout / ".runtimes" / "tiny").exists()
     assert list((checkout / ".runtimes").iterdir())
-    assert runtimes.install("tiny", checkout)
+    assert environments.install("tiny", checkout)
     assert [path.name for path in (checkout / ".runtimes").iterdir()] == ["tiny"]
 
 
@@ -333,7 +333,7 @@ def test_a_killed_installation_leaves_no_usable_environment(checkout: Path) -> N
 )
 def test_an_unknown_runtime_cannot_be_installed(checkout: Path, name: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        runtimes.install(name, checkout)
+        environments.install(name, checkout)
 
 
 def test_a_probe_result_is_kept_until_environment_or_machine_changes(

@@ -20,7 +20,7 @@ from benchmarks.peers.results import EAGER, ONWARD, Entry, Result, Speed
 from onward.registry.evidence.records import PLAIN, REFERENCE, FileDigest, Ratio
 from onward.registry.evidence.reports import BenchmarkReport, ExportReport, SelectReport, load
 from onward.registry.evidence.session_options import CPU
-from onward.registry.host.runtimes import python
+from onward.registry.host.environments import python
 from onward.stages.config import paths
 from onward.stages.config.load import read
 from onward.stages.config.schema import ModelParams

@@ -20,7 +20,7 @@ import yaml
 
 from onward.registry.errors import OnwardError
 from onward.registry.files import write_atomically
-from onward.registry.host.runtimes import install
+from onward.registry.host.environments import install
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).parent

@@ -59,7 +59,8 @@ def install_runtime(
 
     Example: onward runtimes install openvino
     """
-    from onward.registry.host.runtimes import install, state
+    from onward.registry.host.environments import install
+    from onward.registry.host.runtimes import state
 
     root = checkout.root()
     done = install(name, root)
@@ -78,7 +79,7 @@ def describe(found: RuntimeState) -> str:
     Args:
         found: the state of the runtime.
     """
-    from onward.registry.host.runtimes import TOOLS
+    from onward.registry.host.environments import TOOLS
 
     if not found.usable:
         return f"cannot be used: {found.reason}"

@@ -1,14 +1,11 @@
-"""Manages one Python environment per runtime, because ONNX Runtime's builds cannot share an environment.
+"""What the runtimes can do on this host.
 
-A runtime is a build of ONNX Runtime with its execution provider, or OpenVINO itself (`openvino-native`). `cpu` is the
-environment that Onward itself runs in. The others are made from pins: those of the project in `runtimes/NAME.txt` if it
-has them, else Onward's own in `pins/NAME.txt`. They are kept in `.runtimes/NAME` below the project. A probe runs small
-models to find out what a runtime can do here: a provider in ONNX Runtime's list may still leave every node to the CPU.
-A successful probe is cached under a digest of the environment and the machine; a failed one is repeated the next time.
+A runtime is a build of ONNX Runtime with its execution provider, or OpenVINO itself (`openvino-native`), each in an
+environment of its own (environments.py). A probe runs small models to find out what a runtime can do here: a provider
+in ONNX Runtime's list may still leave every node to the CPU. A successful probe is cached under a digest of the
+environment and the machine; a failed one is repeated the next time.
 
-    python("openvino", root)    # the interpreter
     state("openvino", root)     # a RuntimeState: usable, or why not and what installs it
-    install("openvino", root)   # make its environment, unless it exists
 """
 
 from __future__ import annotations
@@ -16,23 +13,20 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import platform
 import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from onward.registry.errors import OnwardError, UsageError
 from onward.registry.evidence.records import Record, RuntimeState
 from onward.registry.evidence.session_options import CPU, CUDA, OPENVINO, OPENVINO_NATIVE, TENSORRT
-from onward.registry.files import replacing, sha256_file, write_atomically
+from onward.registry.files import sha256_file, write_atomically
 from onward.registry.host import hardware
+from onward.registry.host.environments import FOLDER, SHARED, TOOLS, made_of, python, wanted
 
 # The execution provider that must really run the nodes, by runtime, in the order in which `runtimes: auto` measures.
 PROVIDERS = {
@@ -42,10 +36,6 @@ PROVIDERS = {
     "cuda": CUDA,
     "tensorrt": TENSORRT,
 }
-# Tools with an environment of their own that runs no models; each is a package of that name.
-TOOLS = ("nncf",)
-# TensorRT is a provider of the same ONNX Runtime build as CUDA.
-_ENVIRONMENT = {"tensorrt": "cuda"}
 _NVIDIA = ("cuda", "tensorrt")
 # Graphs are made for these runtimes if params.yaml names none (`auto`), on every machine the same.
 CPU_RUNTIMES = ("cpu", "openvino", "openvino-native")
@@ -53,12 +43,8 @@ CPU_RUNTIMES = ("cpu", "openvino", "openvino-native")
 AUTO = "auto"
 # The CPU's instruction sets that compute in bfloat16.
 BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}
-_BUILDS = ("onnxruntime", "onnxruntime-openvino", "onnxruntime-gpu")
 _HERE = Path(__file__).resolve().parent
 _SESSION = _HERE.parent / "artifact" / "openvino_session.py"
-_PINS = _HERE / "pins"
-_FOLDER = ".runtimes"
-_MARKER = "onward.json"
 _PROBE_S = 180
 # The largest acceptable error of a small model, relative to the largest magnitude. Correct runtimes have errors of 1e-7
 # (float32) or 1e-3 (float16, int8).
@@ -81,19 +67,6 @@ def named(runtimes: Iterable[str]) -> list[str]:
     return [name for given in runtimes for name in (PROVIDERS if given == AUTO else [given])]
 
 
-def python(name: str, root: Path) -> Path:
-    """Locate the interpreter of a runtime's environment.
-
-    Args:
-        name: The runtime's name.
-        root: The project's folder.
-
-    Returns:
-        This interpreter for cpu, the one in `.runtimes/NAME` below `root` for the others.
-    """
-    return Path(sys.executable) if name == "cpu" else _environment(name, root) / "bin" / "python"
-
-
 def state(name: str, root: Path) -> RuntimeState:
     """Determine whether a runtime can be used on this host, with the cached probe if there is one.
 
@@ -107,15 +80,15 @@ def state(name: str, root: Path) -> RuntimeState:
     machine = hardware.describe()
     if name in _NVIDIA and not machine.accelerators:
         return _absent(name, "no NVIDIA GPU: nvidia-smi is missing or lists none")
-    made = _made_of(name, root)
+    made = made_of(name, root)
     if made is None:
-        return _absent(name, f"not installed: onward runtimes install {_ENVIRONMENT.get(name, name)}")
-    if name != "cpu" and made != _wanted(name, root):
+        return _absent(name, f"not installed: onward runtimes install {SHARED.get(name, name)}")
+    if name != "cpu" and made != wanted(name, root):
         return _absent(name, f"installed from other pins than {name}.txt now has: onward runtimes install {name}")
     host = [machine.cpu, *machine.instruction_sets, *machine.accelerators]
     code = [sha256_file(path) for path in (Path(__file__), *sorted(_HERE.glob("*_probe.py")), _SESSION)]
     key = hashlib.sha256(json.dumps([name, made, host, code], sort_keys=True).encode()).hexdigest()
-    kept = root / _FOLDER / f"{name}.json"
+    kept = root / FOLDER / f"{name}.json"
     try:
         found = _Kept.model_validate_json(kept.read_bytes())
         if found.key == key:
@@ -131,77 +104,8 @@ def state(name: str, root: Path) -> RuntimeState:
     return probed
 
 
-def install(name: str, root: Path) -> bool:
-    """Make the environment of a runtime from its pins, unless it exists.
-
-    A new environment replaces the old one only when it is complete. A killed or failed installation changes nothing.
-
-    Args:
-        name: The runtime's name.
-        root: The project's folder.
-
-    Returns:
-        Whether anything was installed.
-
-    Raises:
-        UsageError: The runtime is unknown or has no environment of its own.
-        OnwardError: pip could not install it.
-    """
-    installable = sorted({path.stem for folder in (root / "runtimes", _PINS) for path in folder.glob("*.txt")})
-    if name in _ENVIRONMENT:
-        raise UsageError(
-            f"{name} has no environment of its own: it runs in that of {_ENVIRONMENT[name]} and needs NVIDIA's "
-            f"TensorRT 10 libraries on LD_LIBRARY_PATH; run onward runtimes install {_ENVIRONMENT[name]}"
-        )
-    if name not in installable:
-        raise UsageError(f"unknown runtime {name!r}; there are {', '.join(installable)}")
-    if name == "cpu" or _made_of(name, root) == _wanted(name, root):
-        return False
-    with replacing(root / _FOLDER / name) as fresh:
-        _call([sys.executable, "-m", "venv", "--without-pip", str(fresh)], name)
-        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(fresh / "bin" / "python")]
-        _call([*pip, "install", "--quiet", "-r", str(_pins(name, root))], name)
-        write_atomically(fresh / _MARKER, (json.dumps(_wanted(name, root), indent=2) + "\n").encode())
-    return True
-
-
-def _environment(name: str, root: Path) -> Path:
-    return root / _FOLDER / _ENVIRONMENT.get(name, name)
-
-
 def _absent(name: str, reason: str) -> RuntimeState:
     return RuntimeState(runtime=name, usable=False, reason=reason)
-
-
-def _wanted(name: str, root: Path) -> dict[str, str]:
-    """The marker that an environment made from the current pins has."""
-    pins = _pins(name, root)
-    return {"pins": sha256_file(pins) if pins.is_file() else "", "python": platform.python_version()}
-
-
-def _pins(name: str, root: Path) -> Path:
-    """The requirements file of a runtime: the project's own, else Onward's."""
-    file = f"{_ENVIRONMENT.get(name, name)}.txt"
-    own = root / "runtimes" / file
-    return own if own.is_file() else _PINS / file
-
-
-def _made_of(name: str, root: Path) -> dict[str, str] | None:
-    """The marker of an environment; None if there is no complete environment."""
-    if name == "cpu":
-        return {"python": platform.python_version(), **{build: _version(build) for build in (*_BUILDS, "numpy")}}
-    try:
-        found: dict[str, str] = json.loads((_environment(name, root) / _MARKER).read_text())
-        return found
-    except (FileNotFoundError, ValueError):
-        return None
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "absent"
 
 
 def _tool(name: str, root: Path) -> RuntimeState:
@@ -322,10 +226,3 @@ def _write_models(folder: Path) -> None:
             name, quantised, given, exact, w=weights, one=np.float32(1), zero=np.uint8(0), zero_w=np.int8(0),
             scale=scale, middle=np.uint8(128),
         )  # fmt: skip
-
-
-def _call(command: list[str], name: str) -> None:
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
-    if done.returncode:
-        lines = [line for line in done.stdout.splitlines() if line.startswith("ERROR")] or done.stdout.splitlines()
-        raise OnwardError(f"runtimes/{name}.txt cannot be installed: {lines[0] if lines else 'pip gave no output'}")

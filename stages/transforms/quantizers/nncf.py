@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from onward.registry.host import runtimes as environments
+from onward.registry.host import environments
 from onward.stages.config import paths
 from onward.stages.config.techniques import Options
 from onward.stages.transforms.graph_profile import GraphProfile
