@@ -423,7 +423,7 @@ class _Bench:
             return found
         questions, result = self.questions, found.result
         try:
-            result.quality, result.agreement, result.snr_db, result.cosine, result.fidelity = weigh(
+            result.quality, result.agreement, result.snr_db, result.cosine, result.fidelity, result.drift = weigh(
                 found.worker.run, self.settings, questions.samples, questions.wanted, questions.kinds,
                 f"models.{self.model}",
             )  # fmt: skip

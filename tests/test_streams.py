@@ -31,7 +31,9 @@ def test_a_stream_goes_through_all_stages_and_keeps_its_state_when_served(case: 
         reports[stage] = one(stage, "stream", compute)
     assert reasons(reports) == ""
     sequences = [result for result in reports["verify"].cases if result.case.startswith("sequence")]
-    assert sequences
+    assert [len(steps) for steps in sequences[0].drift.values()] == [12, 12]
+    measured = [variant for variant in reports["quantize"].variants if variant.snr_db is not None]
+    assert all(set(variant.drift) == {"y", "next_state"} for variant in measured)
     assert {kind.output: (kind.kind, kind.samples, kind.steps) for kind in reports["verify"].kinds} == {
         "y": ("values", 0, True),
         "next_state": ("state", 1, True),

@@ -274,6 +274,7 @@ class CaseResult(Record):
         reason: Details of a verdict other than "ok".
         signal: The signal that ended the process; else empty.
         outputs: The comparison of each output.
+        drift: For a sequence, the error of each output at each step, relative to the output's size.
     """
 
     case: str
@@ -284,6 +285,7 @@ class CaseResult(Record):
     reason: str = ""
     signal: str = ""
     outputs: list[OutputComparison] = []
+    drift: dict[str, list[float]] = {}
 
     @property
     def failed(self) -> bool:
@@ -341,6 +343,8 @@ class Variant(Record):
         snr_db: The signal-to-noise ratio against the reference.
         cosine: The cosine similarity of the worst sample.
         fidelity: What each output lost, measured by its kind.
+        drift: For a model with states, the error of each output at each step of the evaluation sequences, relative to
+            the output's size.
     """
 
     name: str
@@ -364,6 +368,7 @@ class Variant(Record):
     snr_db: float | None = None
     cosine: float | None = None
     fidelity: list[OutputFidelity] = []
+    drift: dict[str, list[float]] = {}
 
 
 class LayerCost(Record):
@@ -525,6 +530,8 @@ class Measurement(Record):
         snr_db: The signal-to-noise ratio against the reference.
         cosine: The cosine similarity of the worst sample.
         fidelity: What each output lost, measured by its kind.
+        drift: For a model with states, the error of each output at each step of the evaluation sequences, relative to
+            the output's size.
         latencies: The latencies at each size.
         scenarios: The batch sweep, concurrent calls and cold start.
     """
@@ -547,6 +554,7 @@ class Measurement(Record):
     snr_db: float | None = None
     cosine: float | None = None
     fidelity: list[OutputFidelity] = []
+    drift: dict[str, list[float]] = {}
     latencies: list[Latency] = []
     ratios: dict[str, Ratio] = Field(default={}, description="per size; `all` is the weighted geometric mean")
     host_ratios: dict[str, Ratio] = Field(

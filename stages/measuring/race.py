@@ -162,7 +162,7 @@ class Questions:
             result.session_ms = worker.start()["session_ms"]
             result.parity = check(worker, self.expected, settings.tolerance)
             weighed = weigh(worker.run, settings, self.samples, self.wanted, self.kinds, f"models.{self.model}")
-            result.quality, result.agreement, result.snr_db, result.cosine, result.fidelity = weighed
+            result.quality, result.agreement, result.snr_db, result.cosine, result.fidelity, result.drift = weighed
             nodes = worker.profile(next(batches(settings, self.samples)))
         except WorkerFailure as failure:
             competitor.fail(failure.reason)

@@ -19,6 +19,7 @@ from onward.registry.evidence.records import CRASHES, CaseResult, CaseVerdict, O
 from onward.stages.config.schema import Tolerance
 from onward.stages.parity.cases import Case, jittered, shaken
 from onward.stages.parity.compare import compare, squared_change, unexplained
+from onward.stages.parity.sequences import drift
 from onward.stages.workers.worker import FailureKind, Tensors, Worker, WorkerFailure
 
 Answers = dict[str, npt.NDArray[Any]]
@@ -291,7 +292,10 @@ def check(candidate: Worker, expected: Iterable[Expected], tolerance: Tolerance)
             continue
         outputs = compare_outputs(item.outputs, got, tolerance, item.truth, item.spread)
         verdict: CaseVerdict = next((output.verdict for output in outputs if output.verdict != "ok"), "ok")
-        results.append(_result(item, verdict, "", outputs))
+        result = _result(item, verdict, "", outputs)
+        if case.sequence is not None:
+            result.drift = drift(item.outputs, got)
+        results.append(result)
     return results
 
 

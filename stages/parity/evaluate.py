@@ -17,7 +17,7 @@ from onward.stages.config.layout import Layout
 from onward.stages.config.schema import ModelParams
 from onward.stages.parity.cases import feed_of
 from onward.stages.parity.labels import asked, measure
-from onward.stages.parity.sequences import Sequences
+from onward.stages.parity.sequences import Sequences, drift, has_steps
 from onward.stages.workers.worker import WorkerFailure
 
 Arrays = Mapping[str, npt.NDArray[Any]]
@@ -209,6 +209,7 @@ class Weighed(NamedTuple):
         snr_db: Signal-to-noise ratio, in dB.
         cosine: Cosine similarity of the worst sample.
         fidelity: Loss of each output by the measure of its kind.
+        drift: Error of each output at each step of sequences; empty if the samples are single steps.
     """
 
     quality: float | None
@@ -216,6 +217,7 @@ class Weighed(NamedTuple):
     snr_db: float | None
     cosine: float | None
     fidelity: list[OutputFidelity]
+    drift: dict[str, list[float]]
 
 
 def weigh(
@@ -249,4 +251,5 @@ def weigh(
         near.snr_db,
         near.cosine,
         [one for kind in kinds for one in judge(kind, wanted, got, settings.budget.quality_drop)],
+        drift(wanted, got) if has_steps(settings, samples) else {},
     )

@@ -161,18 +161,25 @@ def _stacked(parts: list[Array]) -> Array:
     return np.stack(parts, axis=1)
 
 
-def growth(wanted: Array, got: Array) -> list[float]:
-    """How the error develops over the steps.
+def drift(wanted: Mapping[str, Array], got: Mapping[str, Array]) -> dict[str, list[float]]:
+    """How the error of each output develops over the steps.
 
     Args:
-        wanted: The reference's output, [samples, steps, ...].
-        got: The output to judge, of the same shape.
+        wanted: The reference's outputs, [samples, steps, ...] each.
+        got: The outputs to judge.
 
     Returns:
-        For each step, the root mean square of the error relative to that of the reference over all steps.
+        By output, the root mean square of the error at each step, relative to that of the reference over all steps.
+        Outputs of integers, and those of another shape, are left out.
     """
-    axes = (0, *range(2, wanted.ndim))
-    with np.errstate(all="ignore"):
-        error = np.nanmean(np.square(got.astype(np.float64) - wanted.astype(np.float64)), axis=axes)
-        signal = np.nanmean(np.square(wanted.astype(np.float64)))
-    return [float(value) for value in np.sqrt(np.nan_to_num(error) / max(float(signal), 1e-300))]
+    found = {}
+    for name, reference in wanted.items():
+        value = got.get(name)
+        if value is None or value.shape != reference.shape or reference.dtype.kind != "f" or reference.ndim < 2:
+            continue
+        axes = (0, *range(2, reference.ndim))
+        with np.errstate(all="ignore"):
+            error = np.nanmean(np.square(value.astype(np.float64) - reference.astype(np.float64)), axis=axes)
+            signal = float(np.nanmean(np.square(reference.astype(np.float64))))
+        found[name] = [float(f"{step:.4g}") for step in np.sqrt(np.nan_to_num(error) / max(signal, 1e-300))]
+    return found
