@@ -155,10 +155,10 @@ def test_the_digest_of_the_stage_includes_nncfs_program() -> None:
     )
 
 
-@pytest.mark.skipif(not environments.python("nncf", ROOT).exists(), reason="onward runtimes install nncf")
 def test_nncf_quantizes_and_leaves_layers_in_float_to_meet_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    environments.install("nncf", ROOT)
     monkeypatch.chdir(ROOT)
     linear(tmp_path / "float.onnx")
     samples: list[Feed] = [
