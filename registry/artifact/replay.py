@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onward.registry.apart import Died, ask
-from onward.registry.artifact import sessions
 from onward.registry.artifact.custom_ops import register
 from onward.registry.artifact.serving_plan import MODEL, Served, Serving, preload
 from onward.registry.evidence.records import OutputKind, Record
@@ -154,6 +153,8 @@ def replay(folder: Path, provider: str = "", allow_custom_ops: bool = False) -> 
     if missing:
         return False, f"no evidence recorded ({BUNDLE}/{missing[0]} is missing)"
     recorded = Recorded.load(folder)
+    from onward.registry.artifact import sessions  # imports onnx, which the other commands do without
+
     available = sessions.available()
     serving = Serving.load(folder) or Serving({recorded.main: Served(file=MODEL, provider=provider or CPU)})
     here = {name: served for name, served in serving.root.items() if served.provider in available}
@@ -191,10 +192,12 @@ def judge(got: Arrays, folder: Path, runtime: str) -> tuple[list[str], str]:
 
 def _answers(folder: Path, served: Served, inputs: Arrays, allow_custom_ops: bool) -> tuple[Arrays, str]:
     """Run what is served; return the answers and the provider that ran. The CPU replaces one that cannot start."""
+    from onward.registry.artifact.sessions import NativeSession
+
     fitting, path, session = served.options.fitting_here(), folder / served.file, None
     if served.provider == OPENVINO_NATIVE and not served.custom_ops:
         with contextlib.suppress(ImportError, RuntimeError):
-            session = sessions.NativeSession(path, fitting)
+            session = NativeSession(path, fitting)
     if session is None:
         options = fitting.to_onnxruntime()
         options.log_severity_level = 3
