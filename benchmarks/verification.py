@@ -83,9 +83,7 @@ def localisation() -> dict[str, Any]:
         finish("transformer", settings, target, "")
         _spoil(target)
         made = [
-            case
-            for case in all_cases(settings.inputs, settings.free_dims, 2, 0, own_cases(settings, "models.*"))
-            if not case.probe
+            case for case in all_cases(settings.inputs, settings.free_dims, 2, 0, own_cases(settings)) if not case.probe
         ][:2]
         with Worker.torch(
             settings.build or "", weights, list(settings.inputs), list(settings.outputs), "twelve blocks"

@@ -50,7 +50,7 @@ from onward.stages.measuring.screening import Deadline, screen, why_out
 from onward.stages.measuring.statistics import quotient
 from onward.stages.measuring.tuning import tune
 from onward.stages.parity.budget import Judgement, ceiling_faults
-from onward.stages.parity.evaluate import quality_of, weigh
+from onward.stages.parity.evaluate import quality_of
 from onward.stages.parity.reference import reference_worker, split
 from onward.stages.parity.reference_answers import (
     measured_inputs,
@@ -421,25 +421,22 @@ class _Bench:
         if not BFLOAT16 & set(machine.instruction_sets):
             found.result.status, found.result.reason = "not attempted", "this CPU does not compute in bfloat16"
             return found
-        questions, result = self.questions, found.result
         try:
-            result.quality, result.agreement, result.snr_db, result.cosine, result.fidelity, result.drift = weigh(
-                found.worker.run, self.settings, questions.samples, questions.wanted, questions.kinds,
-                f"models.{self.model}",
-            )  # fmt: skip
+            self.questions.weigh(found)
         except WorkerFailure as failure:
             found.fail(failure.reason)
         return found
 
     def faster_originals(self, measurements: Iterable[Measurement]) -> Iterator[str]:
         """Describe each original that is faster than every acceptable ONNX variant."""
-        fit = [m for m in measurements if m.status == "passed" and not self._faults(m)]
         originals = filter(None, (self.reference, self.compiled, self.compiled_bfloat16))
-        return faster_originals([one.result for one in originals], fit) if self.settings.is_torch else iter(())
+        if not self.settings.is_torch:
+            return iter(())
+        return faster_originals([one.result for one in originals], self._acceptable(measurements))
 
     def headroom(self, measurements: Iterable[Measurement]) -> list[Headroom]:
         """Compare the fastest acceptable variant with the peaks of this host, at each size."""
-        fit = [m for m in measurements if m.latencies and m.status == "passed" and m.ratios and not self._faults(m)]
+        fit = [m for m in self._acceptable(measurements) if m.latencies and m.ratios]
         if not fit:
             return []
         winner = min(fit, key=lambda m: (m.host_ratios or m.ratios)["all"].value)
@@ -448,6 +445,10 @@ class _Bench:
         plain = paths.build(self.model, "export") / "model.onnx"
         with self._start(winner) as worker:
             return headroom(winner, weights, plain, self.feeds, worker, self._of_file)
+
+    def _acceptable(self, measurements: Iterable[Measurement]) -> list[Measurement]:
+        """The measurements of variants within the budget."""
+        return [m for m in measurements if m.status == "passed" and not self._faults(m)]
 
     def _of_file(self, path: Path, result: Measurement) -> Worker:
         """A worker of another file on the runtime, and with the session options, of a measurement."""

@@ -37,7 +37,7 @@ from onward.stages.parity.check import (
 )
 from onward.stages.parity.declared_shapes import misdeclared
 from onward.stages.parity.evaluate import Arrays, judged_by_quality, outputs_over, quality_of
-from onward.stages.parity.kinds import kinds_of
+from onward.stages.parity.kinds import SET, kinds_of
 from onward.stages.parity.labels import labels_of
 from onward.stages.parity.reference import OnnxOriginal, reference_worker, split, trained_file
 from onward.stages.parity.reference_answers import cases, real_example, real_inputs
@@ -154,8 +154,7 @@ def _kinds(model: str, settings: ModelParams, wanted: Arrays) -> list[OutputKind
         for kind in kinds_of(outputs, inputs, wanted, labels_of(settings, samples))
     ]
     for kind in found:
-        stated = settings.outputs[kind.output].kind is not None or kind.reason == "set in params.yaml"
-        if not stated and not kind.by_quality:
+        if kind.reason != SET and not kind.by_quality:
             words = f"verify {model}: {kind}; if that is wrong, set outputs.{kind.output}.kind in params.yaml"
             print(printable(words), file=sys.stderr)
     return found

@@ -74,6 +74,24 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def openvino() -> Path:
+    """The interpreter of the environment with ONNX Runtime's OpenVINO provider, which is created if it is missing."""
+    from onward.registry.host import environments
+
+    environments.install("openvino", ROOT)
+    return environments.python("openvino", ROOT)
+
+
+@pytest.fixture(scope="session")
+def native() -> Path:
+    """The interpreter of the environment with the package openvino, which is created if it is missing."""
+    from onward.registry.host import environments
+
+    environments.install("openvino-native", ROOT)
+    return environments.python("openvino-native", ROOT)
+
+
 @pytest.fixture
 def store_uri(empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """An MLflow store and a cache for one test, both configured."""

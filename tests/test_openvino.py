@@ -18,7 +18,7 @@ from onward.registry.artifact.serving_plan import MODEL, Served, Serving
 from onward.registry.errors import NotReady, UsageError
 from onward.registry.evidence.records import TensorSpec
 from onward.registry.evidence.session_options import CPU, OPENVINO, OPENVINO_NATIVE, SessionOptions
-from onward.registry.host import environments, runtimes
+from onward.registry.host import runtimes
 from onward.registry.inference.session import InferenceSession, ProviderFallback
 from onward.stages.workers import onnx_worker
 from onward.stages.workers.worker import Worker, WorkerFailure
@@ -40,20 +40,6 @@ X = np.arange(28, dtype=np.float32).reshape(7, 4)
 """
 
 RNG = np.random.default_rng(0)
-
-
-@pytest.fixture(scope="module")
-def native() -> Path:
-    """The interpreter of the environment with the package openvino, which is created if it is missing."""
-    environments.install("openvino-native", ROOT)
-    return environments.python("openvino-native", ROOT)
-
-
-@pytest.fixture(scope="module")
-def provider() -> Path:
-    """The interpreter of the environment with ONNX Runtime's OpenVINO provider."""
-    environments.install("openvino", ROOT)
-    return environments.python("openvino", ROOT)
 
 
 @pytest.fixture(scope="module")
@@ -173,24 +159,24 @@ def test_a_graph_that_openvino_cannot_run_is_an_error(tmp_path: Path, native: Pa
         worker.start()
 
 
-def test_the_provider_takes_the_precision_as_json_and_its_nodes_run_there(network: Path, provider: Path) -> None:
+def test_the_provider_takes_the_precision_as_json_and_its_nodes_run_there(network: Path, openvino: Path) -> None:
     with Worker.onnx(network, "net") as here:
         wanted = here.run(FEED)
     distance = {}
     for options in (SessionOptions(threads=1, streams=1, performance="latency"), SessionOptions(precision="bfloat16")):
-        with Worker.onnx(network, "net", OPENVINO, options, provider) as worker:
+        with Worker.onnx(network, "net", OPENVINO, options, openvino) as worker:
             distance[options.precision] = off(worker.run(FEED), wanted)
             assert worker.profile(FEED) == {OPENVINO: 5}
     assert distance[None] < 1e-5 < 1e-4 < distance["bfloat16"]
 
 
-def test_a_provider_that_does_not_start_is_an_error(network: Path, provider: Path) -> None:
+def test_a_provider_that_does_not_start_is_an_error(network: Path, openvino: Path) -> None:
     """ONNX Runtime only warns of a path as load_config, and runs everything on the CPU."""
     code = "import sys; sys.path.insert(0, sys.argv[1]); import onnx_worker; "
     code += "onnx_worker.provider_of = lambda name, **_: (name, {'load_config': '/no/such.json'}); "
     code += "onnx_worker.serve(onnx_worker.OnnxModel())"
     folder = str(Path(onnx_worker.__file__).parent)
-    worker = Worker("net", [str(provider), "-c", code, folder], {"model": str(network), "provider": OPENVINO})
+    worker = Worker("net", [str(openvino), "-c", code, folder], {"model": str(network), "provider": OPENVINO})
     with worker, pytest.raises(WorkerFailure, match=f"fell back to CPU: {OPENVINO} did not start"):
         worker.start()
 

@@ -69,20 +69,6 @@ def accuracy(outputs, labels):
 """
 
 
-@pytest.fixture(scope="module")
-def openvino() -> Path:
-    """The interpreter of the OpenVINO environment, which is created if it is missing."""
-    environments.install("openvino", ROOT)
-    return environments.python("openvino", ROOT)
-
-
-@pytest.fixture(scope="module")
-def native() -> Path:
-    """The interpreter of the environment with the package openvino, which is created if it is missing."""
-    environments.install("openvino-native", ROOT)
-    return environments.python("openvino-native", ROOT)
-
-
 def run_on(python: Path, code: str) -> str:
     """The last line that a script prints in another environment, with its own ONNX Runtime before our packages."""
     before = f"import sys; sys.path += [{str(ROOT)!r}, {sysconfig.get_path('purelib')!r}]\nfrom pathlib import Path\n"

@@ -139,7 +139,7 @@ def questions_of(architecture: str, settings: ModelParams) -> tuple[Questions, f
 
 def feeds_of(architecture: str, settings: ModelParams) -> dict[str, Feed]:
     """Valid tensors for each size, the same for all files."""
-    custom = own_cases(settings, "models.*")
+    custom = own_cases(settings)
     source = Source(settings.inputs, custom)
     return {
         size_key(sizes): Feed(sizes, source.tensors(sizes, np.random.default_rng(settings.seed)))

@@ -6,12 +6,12 @@ unless the host or the caller allows it (docs/decisions/0059).
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from onward.registry.errors import Refused, UsageError
+from onward.registry.switches import is_on
 
 FOLDER = "custom_ops"
 # Set this variable to 1 on a host that may load the native libraries of versions.
@@ -31,7 +31,7 @@ def register(options: Any, folder: Path, libraries: Sequence[str], allowed: bool
         Refused: Native code is not allowed.
         UsageError: A library cannot be loaded on this host.
     """
-    if libraries and not (allowed or host_allows()):
+    if libraries and not (allowed or is_on(ALLOW)):
         raise Refused(
             f"this version needs the native library {', '.join(libraries)}, whose code would run in this process: pass "
             f"allow_custom_ops=True, or set {ALLOW}=1 on this host, if you trust its origin"
@@ -42,15 +42,3 @@ def register(options: Any, folder: Path, libraries: Sequence[str], allowed: bool
         except Exception as error:  # ONNX Runtime's exceptions share no base but this
             words = " ".join(str(error).split())[:300]
             raise UsageError(f"{library}: this library of custom operators cannot be loaded here: {words}") from error
-
-
-def host_allows() -> bool:
-    """Whether ONWARD_ALLOW_CUSTOM_OPS is set.
-
-    Raises:
-        UsageError: It has another value than 1 or 0.
-    """
-    value = os.environ.get(ALLOW, "").lower()
-    if value not in ("", "0", "1", "true", "false", "yes", "no", "on", "off"):
-        raise UsageError(f"{ALLOW}: {value!r} is not valid: set it to 1 or 0")
-    return value in ("1", "true", "yes", "on")

@@ -93,6 +93,11 @@ def check(path: Path, label: str = "") -> None:
         raise UsageError(f"{label or path.name}: is not valid ONNX: {first[:500]}") from error
 
 
+def opset(model: onnx.ModelProto) -> int:
+    """The version of the default operator set; 0 if the model declares none."""
+    return max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
+
+
 def describe(path: Path) -> GraphInfo:
     """Describe the graph of an ONNX file.
 

@@ -1,4 +1,4 @@
-"""Moves the axis that counts samples to the front of an array, and back."""
+"""Moves the axis that counts samples to the front of an array and back, and takes samples along it."""
 
 from __future__ import annotations
 
@@ -33,3 +33,15 @@ def from_front(values: Array, axis: int | None) -> Array:
         found: Array = values[0]
         return found
     return np.ascontiguousarray(np.moveaxis(values, 0, axis)) if axis else values
+
+
+def part(values: Array, axis: int | None, start: int, size: int) -> Array:
+    """Take samples of an array.
+
+    Args:
+        values: The array in the model's own layout.
+        axis: Its axis of samples; None if it has none. Then the whole array is returned.
+        start: The first sample.
+        size: Number of samples.
+    """
+    return values if axis is None else values[(slice(None),) * axis + (slice(start, start + size),)]

@@ -26,11 +26,7 @@ def declared(documentation: str) -> dict[str, dict[str, Any]]:
     Args:
         documentation: the JSON text that the export stage wrote to the graph's metadata.
     """
-    try:
-        declarations = json.loads(documentation or "{}").items()
-    except (ValueError, AttributeError):  # another tool used the same metadata key
-        return {}
-    return {name: about for name, about in declarations if isinstance(about, dict)}
+    return {name: about for name, about in _entries(documentation) if isinstance(about, dict)}
 
 
 def declared_states(documentation: str) -> dict[str, str]:
@@ -39,11 +35,15 @@ def declared_states(documentation: str) -> dict[str, str]:
     Args:
         documentation: the JSON text that the export stage wrote to the graph's metadata.
     """
+    return {name: output for name, output in _entries(documentation) if isinstance(output, str)}
+
+
+def _entries(documentation: str) -> list[tuple[str, Any]]:
+    """The entries of a JSON object; none if another tool used the same metadata key for something else."""
     try:
-        found = json.loads(documentation or "{}").items()
-    except (ValueError, AttributeError):  # another tool used the same metadata key
-        return {}
-    return {name: output for name, output in found if isinstance(output, str)}
+        return list(json.loads(documentation or "{}").items())
+    except (ValueError, AttributeError):
+        return []
 
 
 def declared_shape(declaration: Mapping[str, Any] | None) -> list[Any] | None:
@@ -267,6 +267,7 @@ class Inputs:
             for value in values
         ]
         self.names = [spec.name for spec in self.all]
+        self.sample_axes = {spec.name: spec.samples for spec in self.all if spec.samples is not None}
         self.required = [spec.name for spec in self.all if spec.default is None]
         self.smallest = {name: least for name, (least, _, _) in sizes.items()}
         self._known = frozenset(self.names)

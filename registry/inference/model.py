@@ -20,6 +20,7 @@ from onward.registry.artifact.replay import without_batches
 from onward.registry.artifact.serving_plan import Served, Serving, preload
 from onward.registry.errors import MachineFault, UsageError
 from onward.registry.evidence.records import Record, TensorSpec
+from onward.registry.evidence.sample_axes import part
 from onward.registry.evidence.session_options import CPU, CUDA, OPENVINO, OPENVINO_NATIVE, SessionOptions
 from onward.registry.inference.conversion import Array, to_dtype
 from onward.registry.inference.inputs import (
@@ -227,7 +228,7 @@ class Loaded:
         else:
             raise UsageError(f"the model has {len(known.all)} inputs, not one; give a dict or a tuple of {known}")
         arrays = known.arrays(given)
-        axes = {spec.name: spec.samples for spec in known.all if spec.samples is not None}
+        axes = known.sample_axes
         counts = {n: arrays[n].shape[axis] if arrays[n].ndim > axis else None for n, axis in axes.items()}
         total = next(iter(counts.values()), None)
         if total is None or len(set(counts.values())) != 1:
@@ -240,7 +241,7 @@ class Loaded:
             return self._empty(arrays)
         least, size = known.batch(batch_size)
         parts = [
-            self._batch({name: _part(array, axes.get(name), start, size) for name, array in arrays.items()}, least)
+            self._batch({name: part(array, axes.get(name), start, size) for name, array in arrays.items()}, least)
             for start in range(0, total, size)
         ]
         columns = zip(zip(*parts, strict=True), self._samples_on, strict=True)
@@ -314,7 +315,7 @@ class Loaded:
 
     def _batch(self, batch: dict[str, Array], least: int) -> list[Array]:
         """Run one batch. A batch of fewer than `least` samples is padded, and its outputs are cut to size again."""
-        axes = {spec.name: spec.samples for spec in self._inputs.all if spec.samples is not None}
+        axes = self._inputs.sample_axes
         first = next(iter(axes))
         count = batch[first].shape[axes[first]]
         wanted = max(count, least)
@@ -328,7 +329,7 @@ class Loaded:
             fits = isinstance(output, np.ndarray) and axis is not None and output.ndim > axis
             if not fits or output.shape[axis] != wanted:
                 raise UsageError(f"output {name} does not have one row per sample; call predict for each batch instead")
-        return [_part(output, axis, 0, count) for output, axis in zip(outputs, self._samples_on, strict=True)]
+        return [part(output, axis, 0, count) for output, axis in zip(outputs, self._samples_on, strict=True)]
 
     def _empty(self, arrays: dict[str, Array]) -> Any:
         """Empty outputs for zero samples."""
@@ -354,13 +355,6 @@ class Loaded:
             known[axis : axis + 1] = [0]
             results.append(np.empty(known, to_dtype(value.type)))
         return results[0] if self._single_output else dict(zip(self._outputs, results, strict=True))
-
-
-def _part(values: Array, axis: int | None, start: int, size: int) -> Array:
-    """`size` samples from `start` on; an array without samples is returned whole."""
-    if axis is None:
-        return values
-    return values[(slice(None),) * axis + (slice(start, start + size),)]
 
 
 def _name(provider: Any) -> str:

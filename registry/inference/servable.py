@@ -25,6 +25,7 @@ from onward.registry.artifact.manifest import check_folder, write_manifest
 from onward.registry.artifact.replay import BUNDLE, Recorded, departures, judge, replay
 from onward.registry.artifact.serving_plan import Serving
 from onward.registry.errors import OnwardError
+from onward.registry.evidence.sample_axes import part
 from onward.registry.inference.model import error_text
 from onward.registry.npz import arrays
 
@@ -157,7 +158,7 @@ def _without_batches(session: InferenceSession, inputs: Arrays, whole: Arrays, f
 
 def _first(array: Array, axis: int | None, count: int) -> Array:
     """The first samples of an array; all of an array without samples."""
-    return array[(slice(None),) * axis + (slice(count),)] if axis is not None and array.ndim > axis else array
+    return part(array, axis if axis is not None and array.ndim > axis else None, 0, count)
 
 
 def _near(parts: Any, whole: Any, reference: Any) -> bool:

@@ -15,7 +15,6 @@ needed.
 
 from __future__ import annotations
 
-import os
 import re
 import threading
 import warnings
@@ -34,6 +33,7 @@ from onward.registry.names import PATTERN
 from onward.registry.store import connection
 from onward.registry.store.cache import cache
 from onward.registry.store.download import download
+from onward.registry.switches import is_on
 
 if TYPE_CHECKING:
     from onward.registry.store.resolve import Target
@@ -296,7 +296,7 @@ def _require_proof(found: Target, require_signed: bool) -> None:
     """
     from onward.registry.gates import policy
 
-    if require_signed or _host_requires_signed():
+    if require_signed or is_on(REQUIRE_SIGNED):
         if not found.environment:
             raise Refused(
                 f"{found}: no signature proves who registered a version; with require_signed, the target must be "
@@ -319,16 +319,6 @@ def _require_proof(found: Target, require_signed: bool) -> None:
             UnprovenLog,
             stacklevel=5,
         )
-
-
-def _host_requires_signed() -> bool:
-    """Whether ONWARD_REQUIRE_SIGNED is set."""
-    value = os.environ.get(REQUIRE_SIGNED, "").lower()
-    if value in ("1", "true", "yes", "on"):
-        return True
-    if value in ("", "0", "false", "no", "off"):
-        return False
-    raise UsageError(f"{REQUIRE_SIGNED}: {value!r} is not valid: set it to 1 or 0")
 
 
 def _origin(target: str, found: Target) -> dict[str, Any]:

@@ -44,7 +44,7 @@ class Layout:
             settings: The model's settings, with `inputs` and `outputs`.
         """
         inputs = {name: spec.samples_on for name, spec in settings.inputs.items()}
-        size = next(spec.shape[axis] for name, spec in settings.inputs.items() if (axis := inputs[name]) is not None)
+        size = sample_dimension(settings.inputs)
         outputs: dict[str, int | None] = {}
         for name, output in settings.outputs.items():
             if output.sample_axis != "auto":
@@ -138,3 +138,30 @@ def constant(spec: Input, sizes: Mapping[str, int]) -> Array:
     """
     shape = [size or 0 for size in shape_of(spec.shape, sizes)]
     return np.array(np.broadcast_to(np.asarray(spec.value, spec.dtype), shape), order="C")
+
+
+def with_constants(inputs: Mapping[str, Input], given: Mapping[str, Array]) -> dict[str, Array]:
+    """Add the inputs with one value only, in the sizes of the others.
+
+    Args:
+        inputs: The declared inputs.
+        given: Arrays of the other inputs by name, in the model's own layout.
+    """
+    sizes = sizes_of(inputs, given)
+    return {name: constant(spec, sizes) if spec.is_fixed else given[name] for name, spec in inputs.items()}
+
+
+def sample_dimension(inputs: Mapping[str, Input]) -> int | str:
+    """The dimension that counts samples: its name, or its fixed size."""
+    return next(spec.shape[axis] for spec in inputs.values() if (axis := spec.samples_on) is not None)
+
+
+def largest_size(allowed: range, most: int) -> int:
+    """The largest allowed size, but 0, of at most `most`; 0 if there is none.
+
+    Args:
+        allowed: The allowed sizes, in ascending order.
+        most: The limit.
+    """
+    most = min(most, allowed[-1])
+    return max(0, most - (most - allowed[0]) % allowed.step) if most >= allowed[0] else 0

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper, version_converter
 
-from onward.registry.artifact.onnx_file import no_tensors
+from onward.registry.artifact import onnx_file
 from onward.registry.errors import UsageError
 from onward.registry.text import suggestion
 from onward.stages.config.schema import ModelParams
@@ -23,7 +23,7 @@ CONVERTERS = ("onnx.version_converter", "onnxscript.version_converter")
 
 def opset(model: onnx.ModelProto) -> int:
     """The version of ONNX's own opset; 1 if the file names none."""
-    return next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 1)
+    return onnx_file.opset(model) or 1
 
 
 def converted(model: onnx.ModelProto, version: int, converter: str) -> onnx.ModelProto:
@@ -202,4 +202,4 @@ def string_tensors(model: onnx.ModelProto) -> Iterator[str]:
 
 def unfit(model: onnx.ModelProto) -> list[str]:
     """Inputs and outputs that no stage can handle: sequences, maps and strings."""
-    return [*no_tensors(model), *string_tensors(model)]
+    return [*onnx_file.no_tensors(model), *string_tensors(model)]

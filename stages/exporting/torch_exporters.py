@@ -112,7 +112,7 @@ def example(settings: ModelParams, sizes: Sizes | None = None, draw: int = 0) ->
         Arrays by input name, of the declared shapes and dtypes.
     """
     rng = np.random.default_rng(settings.seed + draw)
-    source = Source(settings.inputs, own_cases(settings, "models.*"))
+    source = Source(settings.inputs, own_cases(settings))
     return source.tensors(example_sizes(settings.free_dims) if sizes is None else sizes, rng)
 
 

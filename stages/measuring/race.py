@@ -161,8 +161,7 @@ class Questions:
         try:
             result.session_ms = worker.start()["session_ms"]
             result.parity = check(worker, self.expected, settings.tolerance)
-            weighed = weigh(worker.run, settings, self.samples, self.wanted, self.kinds, f"models.{self.model}")
-            result.quality, result.agreement, result.snr_db, result.cosine, result.fidelity, result.drift = weighed
+            self.weigh(competitor)
             nodes = worker.profile(next(batches(settings, self.samples)))
         except WorkerFailure as failure:
             competitor.fail(failure.reason)
@@ -173,6 +172,15 @@ class Questions:
             competitor.fail(failed)
         if not result.node_share.get(result.provider):
             competitor.fail(f"fell back to CPU: no node ran on {result.provider}")
+
+    def weigh(self, competitor: BenchmarkedVariant) -> None:
+        """Store what a variant's answers to the evaluation samples lose, compared with the original's.
+
+        Raises:
+            WorkerFailure: A run or the model's own measure failed.
+        """
+        key = f"models.{self.model}"
+        weigh(competitor.worker.run, self.settings, self.samples, self.wanted, self.kinds, key).store(competitor.result)
 
 
 def race_is_decided(plain: BenchmarkedVariant, others: Iterable[BenchmarkedVariant]) -> bool:

@@ -17,7 +17,15 @@ import numpy.typing as npt
 from onward.registry.errors import UsageError
 from onward.registry.evidence import size_expressions
 from onward.registry.text import suggestion
-from onward.stages.config.layout import constant, in_place, shape_of, sizes_of
+from onward.stages.config.layout import (
+    constant,
+    in_place,
+    largest_size,
+    sample_dimension,
+    shape_of,
+    sizes_of,
+    with_constants,
+)
 from onward.stages.config.load import resolve
 from onward.stages.config.schema import Dim, Input, ModelParams
 from onward.stages.parity.sequences import Sequences
@@ -106,18 +114,18 @@ def draw(
     return drawn
 
 
-def own_cases(settings: ModelParams, key: str) -> Generator | None:
+def own_cases(settings: ModelParams, key: str = "") -> Generator | None:
     """The function that `cases` names in params.yaml; None if there is none.
 
     It receives the sizes of all dimensions, those included that follow from others.
 
     Args:
         settings: The model's settings.
-        key: The model's place in params.yaml, such as "models.cnn".
+        key: The model's place in params.yaml, such as "models.cnn", for messages.
     """
     if settings.cases is None:
         return None
-    function: Generator = resolve(settings.cases, f"{key}.cases")
+    function: Generator = resolve(settings.cases, f"{key}.cases" if key else "")
     defined = {name: dim.size for name, dim in settings.dims.items() if dim.size is not None}
     derived = {name: size_expressions.replace(text, defined) for name, text in defined.items()}
 
@@ -283,23 +291,33 @@ def sequence_cases(sequences: Sequences, limit: int) -> Iterator[Case]:
         sequences: All sequences.
         limit: Largest number of steps, and of sequences, to use.
     """
-    inputs, layout = sequences.inputs, [n for n, s in sequences.inputs.items() if s.samples_on is not None]
-    first = inputs[layout[0]].shape[inputs[layout[0]].samples_on or 0]
-    allowed = sequences.dims[first].sizes if isinstance(first, str) else range(int(first), int(first) + 1)
-    stepped = {name: sequences.samples[name] for name in layout if name not in sequences.states}
-    count = min(limit, len(next(iter(stepped.values()))))
-    for start in range(0, count, allowed[-1]):
-        size = next((size for size in reversed(allowed) if size <= count - start), 0)
-        if not size:
-            return  # the remainder is too small for a batch
+    inputs = sequences.inputs
+    stepped = next(n for n, spec in inputs.items() if spec.samples_on is not None and n not in sequences.states)
+    for start, size in _batches(inputs, sequences.dims, min(limit, len(sequences.samples[stepped]))):
         part = sequences.part(start, size, limit)
         feed = part.feed(0)
         sizes = sizes_of(inputs, feed)
         yield Case(f"sequence{start}@{size}", start, sizes, feed, made_up=False, sequence=part)
         if start == 0:
             yield Case(f"samples0@{size}", 0, sizes, feed, made_up=False)
-            for label, factor in (("negated", -1.0), ("enlarged", 10.0), ("reduced", 0.1)):
-                yield Case(f"{label}@{size}", 0, sizes, _scaled(inputs, feed, factor))
+            yield from _scaled_cases(inputs, feed, size)
+
+
+def _batches(inputs: Mapping[str, Input], dims: Mapping[str, Dim], count: int) -> Iterator[tuple[int, int]]:
+    """The first sample and the size of batches of the largest possible size, up to a remainder that is too small."""
+    first = sample_dimension(inputs)
+    allowed = dims[first].sizes if isinstance(first, str) else range(first, first + 1)
+    for start in range(0, count, allowed[-1]):
+        size = largest_size(allowed, count - start)
+        if not size:
+            return
+        yield start, size
+
+
+def _scaled_cases(inputs: Mapping[str, Input], batch: Tensors, size: int) -> Iterator[Case]:
+    """A batch with its floats negated, multiplied by 10 and by 0.1."""
+    for label, factor in (("negated", -1.0), ("enlarged", 10.0), ("reduced", 0.1)):
+        yield Case(f"{label}@{size}", 0, sizes_of(inputs, batch), _scaled(inputs, batch, factor))
 
 
 def _scaled(inputs: Mapping[str, Input], batch: Tensors, factor: float) -> Tensors:
@@ -338,20 +356,12 @@ def sample_cases(
         samples: Real samples by input name, on the first axis.
         limit: Largest number of samples to use.
     """
-    sampled = [name for name, spec in inputs.items() if spec.samples_on is not None]
-    first = inputs[sampled[0]].shape[inputs[sampled[0]].samples_on or 0]
-    allowed = dims[first].sizes if isinstance(first, str) else range(int(first), int(first) + 1)
-    count = min(limit, len(samples[sampled[0]]))
-    for start in range(0, count, allowed[-1]):
-        size = next((size for size in reversed(allowed) if size <= count - start), 0)
-        if not size:
-            return  # the remainder is too small for a batch
+    sampled = next(name for name, spec in inputs.items() if spec.samples_on is not None)
+    for start, size in _batches(inputs, dims, min(limit, len(samples[sampled]))):
         batch = feed_of(inputs, samples, start, size)
-        sizes = sizes_of(inputs, batch)
-        yield Case(f"samples{start}@{size}", 0, sizes, batch, made_up=False)
+        yield Case(f"samples{start}@{size}", 0, sizes_of(inputs, batch), batch, made_up=False)
         if start == 0 and any(_is_float(spec) for spec in inputs.values()):
-            for label, factor in (("negated", -1.0), ("enlarged", 10.0), ("reduced", 0.1)):
-                yield Case(f"{label}@{size}", 0, sizes, _scaled(inputs, batch, factor))
+            yield from _scaled_cases(inputs, batch, size)
 
 
 def feed_of(inputs: Mapping[str, Input], samples: Mapping[str, Array], start: int, size: int) -> Tensors:
@@ -371,8 +381,7 @@ def feed_of(inputs: Mapping[str, Input], samples: Mapping[str, Array], start: in
         for name, spec in inputs.items()
         if not spec.is_fixed
     }
-    sizes = sizes_of(inputs, given)
-    return {name: constant(spec, sizes) if spec.is_fixed else given[name] for name, spec in inputs.items()}
+    return with_constants(inputs, given)
 
 
 def _shape(spec: Input, sizes: Mapping[str, int]) -> list[int]:
@@ -420,7 +429,7 @@ def _probes(source: Source, dims: Mapping[str, Dim], prime: Sizes, seed: int) ->
                 if _is_float(spec) and case.inputs[name].size:
                     case.inputs[name].flat[0] = value
             yield case
-    first = next(s.shape[s.samples_on] for s in source.inputs.values() if s.samples_on is not None)
+    first = sample_dimension(source.inputs)
     if isinstance(first, str) and dims[first].min > 0:
         yield _drawn(source, "empty", {**typical_sizes(dims)[0], first: 0}, seed, probe=True)
 

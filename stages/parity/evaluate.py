@@ -10,12 +10,13 @@ import numpy.typing as npt
 
 from onward.registry.errors import UsageError
 from onward.registry.evidence.kinds import agreement, judge
-from onward.registry.evidence.records import OutputFidelity, OutputKind
+from onward.registry.evidence.records import Measurement, OutputFidelity, OutputKind
 from onward.registry.evidence.sample_axes import to_front
 from onward.registry.evidence.similarity import fidelity
-from onward.stages.config.layout import Layout
+from onward.stages.config.layout import Layout, largest_size
 from onward.stages.config.schema import ModelParams
 from onward.stages.parity.cases import feed_of
+from onward.stages.parity.filling import fill_up
 from onward.stages.parity.labels import asked, measure
 from onward.stages.parity.sequences import Sequences, drift, has_steps
 from onward.stages.workers.worker import WorkerFailure
@@ -32,8 +33,8 @@ def batch_size(settings: ModelParams, most: int = BATCH) -> int:
         return layout.size
     if layout.one_by_one:
         return 1
-    allowed = [size for size in settings.dims[layout.size].sizes[: most + 1] if 0 < size <= most]
-    return max(allowed, default=max(1, settings.dims[layout.size].sizes[0] or settings.dims[layout.size].multiple_of))
+    dim = settings.dims[layout.size]
+    return largest_size(dim.sizes, most) or max(1, dim.min or dim.multiple_of)
 
 
 def batches(settings: ModelParams, samples: Arrays, most: int = BATCH) -> Iterator[dict[str, npt.NDArray[Any]]]:
@@ -66,9 +67,8 @@ def spans(settings: ModelParams, samples: Arrays, most: int = BATCH) -> Iterator
     if count < max(1, allowed[0]):
         raise UsageError(f"{count} samples do not fill a batch: the batch must be at least {max(1, allowed[0])}")
     for start in range(0, count, size):
-        wanted = min(size, count - start)
-        fitting = wanted - (wanted - allowed[0]) % allowed.step
-        if fitting >= max(1, allowed[0]):
+        fitting = largest_size(allowed, min(size, count - start))
+        if fitting:
             yield start, fitting
 
 
@@ -93,29 +93,15 @@ def outputs_over(
     Raises:
         UsageError: As `batches`.
     """
-    sequences = Sequences.of(settings, samples)
+    sequences, axes = Sequences.of(settings, samples), Layout.of(settings).outputs
     if sequences is not None:
-        found = [sequences.part(*span).outputs(run) for span in spans(settings, samples, most)]
-        return {name: joined([part[name] for part in found]) for name in found[0]}
-    axes = Layout.of(settings).outputs
-    parts = [run(batch) for batch in batches(settings, samples, most)]
-    return {name: joined([to_front(part[name], axes.get(name, 0)) for part in parts]) for name in parts[0]}
-
-
-def joined(parts: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
-    """Concatenate arrays along axis 0, filled up on the other axes to the largest size of each."""
-    if len({part.shape[1:] for part in parts}) > 1:
-        largest = tuple(max(sizes) for sizes in zip(*(part.shape[1:] for part in parts), strict=True))
-        parts = [filled(part, largest) for part in parts]
-    return np.concatenate(parts)
-
-
-def filled(values: npt.NDArray[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
-    """Fill an array up to a shape, except on axis 0: with NaN, -1 (unsigned: the largest number), or False."""
-    kind = values.dtype.kind
-    filler: Any = np.nan if kind == "f" else -1 if kind == "i" else np.iinfo(values.dtype).max if kind == "u" else False
-    room = [(0, 0), *((0, most - size) for size, most in zip(values.shape[1:], shape, strict=True))]
-    return np.pad(values, room, constant_values=filler)
+        parts = [sequences.part(*span).outputs(run) for span in spans(settings, samples, most)]
+    else:
+        parts = [
+            {name: to_front(values, axes.get(name, 0)) for name, values in run(batch).items()}
+            for batch in batches(settings, samples, most)
+        ]
+    return {name: np.concatenate(fill_up([part[name] for part in parts])) for name in parts[0]}
 
 
 def quality_of(
@@ -191,8 +177,7 @@ def _alike(settings: ModelParams, wanted: Arrays, got: Arrays) -> tuple[Arrays, 
         one, other = wanted[name], got[name]
         if one.ndim != other.ndim:
             continue
-        largest = tuple(map(max, one.shape[1:], other.shape[1:]))
-        one, other = filled(one, largest), filled(other, largest)
+        one, other = fill_up([one, other])
         if one.dtype.kind == "f" and other.dtype.kind == "f" and one.shape == other.shape:
             alone = np.isnan(one) != np.isnan(other)
             one, other = np.where(alone & np.isnan(one), 0, one), np.where(alone & np.isnan(other), 0, other)
@@ -201,7 +186,7 @@ def _alike(settings: ModelParams, wanted: Arrays, got: Arrays) -> tuple[Arrays, 
 
 
 class Weighed(NamedTuple):
-    """Results over the evaluation set. The fields are those of onward.registry.evidence.records.Variant.
+    """Results over the evaluation set. The fields are those of Variant and Measurement (registry/evidence/records.py).
 
     Attributes:
         quality: Result of the model's own measure; None if it has none.
@@ -218,6 +203,11 @@ class Weighed(NamedTuple):
     cosine: float | None
     fidelity: list[OutputFidelity]
     drift: dict[str, list[float]]
+
+    def store(self, measurement: Measurement) -> None:
+        """Write the results to the fields of a measurement."""
+        for name, value in self._asdict().items():
+            setattr(measurement, name, value)
 
 
 def weigh(

@@ -20,6 +20,8 @@ from onward.stages.config.schema import Input, Output
 Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]
 
+# The reason of a kind that is not guessed.
+SET = "set in params.yaml"
 # Shorter vectors are rotations, normals or colours, not embeddings.
 SHORTEST_EMBEDDING = 16
 # Number of elements to examine at most.
@@ -50,7 +52,7 @@ def kinds_of(
             axis = spec.axis
             if axis is None and spec.kind in ("scores", "probabilities"):
                 axis = _class_axis(spec, values) if spec.kind == "scores" else _class_sums(_some(values))
-            kind = OutputKind(output=name, kind=spec.kind, axis=axis, reason="set in params.yaml")
+            kind = OutputKind(output=name, kind=spec.kind, axis=axis, reason=SET)
         else:
             kind = guess(name, spec, values, labels, inputs)
         beside = ranking if kind.kind == "indices" else ""

@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from onward.registry.evidence.sample_axes import to_front
-from onward.stages.config.layout import Layout, constant, in_place, shape_of, sizes_of
+from onward.stages.config.layout import Layout, in_place, shape_of, sizes_of, with_constants
+from onward.stages.parity.filling import fill_up
 from onward.stages.workers import jitter
 
 if TYPE_CHECKING:
@@ -97,8 +98,7 @@ class Sequences:
             if not spec.is_fixed and name not in self.states
         }
         given |= self._initial(given) if state is None else state
-        sizes = sizes_of(self.inputs, given)
-        return {name: constant(spec, sizes) if spec.is_fixed else given[name] for name, spec in self.inputs.items()}
+        return with_constants(self.inputs, given)
 
     def feeds(self, run: Run) -> Iterator[tuple[Tensors, Mapping[str, Array]]]:
         """Run a model step by step, on its own state; yields the inputs and the outputs of each step."""
@@ -119,7 +119,10 @@ class Sequences:
             Outputs by name, [samples, steps, ...]. A state that grows is filled up to its largest size.
         """
         parts = [outputs for _, outputs in self.feeds(run)]
-        return {name: _stacked([to_front(part[name], self.axes.get(name, 0)) for part in parts]) for name in parts[0]}
+        return {
+            name: np.stack(fill_up([to_front(part[name], self.axes.get(name, 0)) for part in parts]), axis=1)
+            for name in parts[0]
+        }
 
     def _initial(self, given: Tensors) -> Tensors:
         """The state before the first step: that of the samples, else zeros. Sizes of its own are at their minimum."""
@@ -149,16 +152,6 @@ def has_steps(settings: ModelParams, samples: Mapping[str, Array]) -> bool:
 def _stepped(inputs: Mapping[str, Input], states: Mapping[str, str]) -> list[str]:
     """The inputs that have other values in each step."""
     return [name for name, spec in inputs.items() if spec.samples_on is not None and name not in states]
-
-
-def _stacked(parts: list[Array]) -> Array:
-    """Stack the outputs of all steps on axis 1, filled up to the largest size of each axis."""
-    from onward.stages.parity.evaluate import filled
-
-    if len({part.shape for part in parts}) > 1:
-        largest = tuple(max(sizes) for sizes in zip(*(part.shape[1:] for part in parts), strict=True))
-        parts = [filled(part, largest) for part in parts]
-    return np.stack(parts, axis=1)
 
 
 def drift(wanted: Mapping[str, Array], got: Mapping[str, Array]) -> dict[str, list[float]]:

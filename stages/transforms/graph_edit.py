@@ -10,11 +10,6 @@ import onnx
 from onnx import AttributeProto, numpy_helper
 
 
-def opset(model: onnx.ModelProto) -> int:
-    """The version of the default operator set; 0 if the model declares none."""
-    return max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
-
-
 def captured(graph: onnx.GraphProto) -> set[str]:
     """Names of the values that subgraphs of a graph's nodes read from outside."""
     found: set[str] = set()
@@ -71,6 +66,15 @@ def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
         if attribute.type == AttributeProto.GRAPH:
             yield attribute.g
         yield from attribute.graphs
+
+
+def readers_of(graph: onnx.GraphProto) -> dict[str, list[onnx.NodeProto]]:
+    """The nodes that read each value, by the value's name; a node that reads it twice is there twice."""
+    found: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            found.setdefault(name, []).append(node)
+    return found
 
 
 def set_nodes(graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto]) -> None:

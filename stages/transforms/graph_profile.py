@@ -97,7 +97,7 @@ def describe(path: Path, sizes: Mapping[str, int]) -> GraphProfile:
         attention=bool(operators & ATTENTION) or ("Softmax" in operators and of_activations),
         softmax="Softmax" in operators,
         folded=model.producer_name == "pytorch" and not constants,
-        opset=max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0),
+        opset=onnx_file.opset(model),
     )
 
 

@@ -16,13 +16,12 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, inliner, numpy_helper
 
+from onward.registry.artifact import onnx_file
 from onward.registry.artifact.graph_nodes import nodes as nodes_of
-from onward.registry.artifact.onnx_file import save
 from onward.stages.transforms.builder import Feed
 from onward.stages.transforms.graph_edit import (
     captured,
     drop_unused,
-    opset,
     set_nodes,
     store,
     subgraphs,
@@ -84,14 +83,14 @@ def normalize(source: Path, target: Path, feeds: Sequence[Feed]) -> list[str]:
     model, changes = rewrite(onnx.load(source))
     if not changes:
         return []
-    save(model, target)
+    onnx_file.save(model, target)
     try:
         compare(source, target, feeds)
     except NotTheSame as fault:  # a fault of the opset's converter need not prevent the other rewrites
-        if opset(onnx.load(source, load_external_data=False)) == opset(model):
+        if onnx_file.opset(onnx.load(source, load_external_data=False)) == onnx_file.opset(model):
             raise
         model, changes = rewrite(onnx.load(source), raises_opset=False)
-        save(model, target)
+        onnx_file.save(model, target)
         compare(source, target, feeds)
         changes.insert(0, f"opset not raised: {fault}")
     return changes
@@ -111,7 +110,7 @@ def rewrite(model: onnx.ModelProto, raises_opset: bool = True) -> tuple[onnx.Mod
     if model.functions:
         model = inliner.inline_local_functions(model)
         changes.append("functions inlined")
-    if raises_opset and 0 < opset(model) < QDQ_OPSET:
+    if raises_opset and 0 < onnx_file.opset(model) < QDQ_OPSET:
         model, words = _raise_opset(model)
         changes.append(words)
     steps: list[Callable[[onnx.ModelProto], str]] = [
@@ -132,15 +131,15 @@ def rewrite(model: onnx.ModelProto, raises_opset: bool = True) -> tuple[onnx.Mod
 
 def _raise_opset(model: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
     """Convert to opset 13: by onnx's converter, or by onnxscript's if that fails. If both fail, the opset stays."""
-    before, reasons = opset(model), []
+    before, reasons = onnx_file.opset(model), []
     for convert in (onnx.version_converter.convert_version, _convert_by_onnxscript):
         try:
             raised = convert(model, QDQ_OPSET)
         except Exception as error:  # both raise RuntimeError, ValueError and others, depending on the operator
             reasons.append(" ".join(str(error).split())[:200])
             continue
-        if opset(raised) >= QDQ_OPSET:
-            return raised, f"opset {before} raised to {opset(raised)}"
+        if onnx_file.opset(raised) >= QDQ_OPSET:
+            return raised, f"opset {before} raised to {onnx_file.opset(raised)}"
     return model, f"opset {before} not raised, although QDQ needs {QDQ_OPSET}: {'; '.join(reasons)}"
 
 

@@ -17,9 +17,10 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
+from onward.registry.artifact import onnx_file
 from onward.registry.artifact.onnx_file import save
 from onward.stages.transforms.builder import Feed
-from onward.stages.transforms.graph_edit import opset
+from onward.stages.transforms.graph_edit import readers_of
 from onward.stages.transforms.sensitivity import TWIN, side_by_side
 
 MEAN = "mean/"
@@ -41,10 +42,7 @@ def corrected(
     """
     errors = mean_errors(plain, rounded, operators, feeds)
     weights = {tensor.name: tensor for tensor in plain.graph.initializer}
-    readers: dict[str, list[onnx.NodeProto]] = {}
-    for node in plain.graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
+    readers = readers_of(plain.graph)
     for node in plain.graph.node:
         error = errors.get(node.output[0]) if node.op_type in operators else None
         if error is None:
@@ -86,7 +84,7 @@ def mean_errors(
         return {}
     del model.graph.output[:]
     for name, node in layers.items():
-        model.graph.node.extend(_mean(name, node, len(sizes[node.input[1]]), opset(model), model.graph))
+        model.graph.node.extend(_mean(name, node, len(sizes[node.input[1]]), onnx_file.opset(model), model.graph))
         model.graph.output.append(onnx.ValueInfoProto(name=MEAN + name))
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3

@@ -7,7 +7,6 @@ Quantization, 2019, section 4.1). Factors are powers of two, so the float result
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +16,7 @@ import onnx
 from onnx import numpy_helper
 
 from onward.registry.artifact.onnx_file import save
-from onward.stages.transforms.graph_edit import captured
+from onward.stages.transforms.graph_edit import captured, readers_of
 
 Floats = npt.NDArray[np.float32]
 
@@ -90,15 +89,11 @@ def pairs(graph: onnx.GraphProto, weights: dict[str, npt.NDArray[Any]]) -> list[
     Returns:
         The pairs whose weights nothing else reads.
     """
-    readers: dict[str, list[onnx.NodeProto]] = {}
-    for node in graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
-    uses = Counter(name for node in graph.node for name in node.input)
+    readers = readers_of(graph)
     fixed = {value.name for value in graph.output} | captured(graph)
     found = []
     for node in graph.node:
-        if node.op_type not in ("Conv", "Gemm") or not _owns(node, weights, uses):
+        if node.op_type not in ("Conv", "Gemm") or not _owns(node, weights, readers):
             continue
         name, is_flat = node.output[0], node.op_type == "Gemm"
         while name not in fixed and len(readers.get(name, [])) == 1:
@@ -109,7 +104,7 @@ def pairs(graph: onnx.GraphProto, weights: dict[str, npt.NDArray[Any]]) -> list[
                 name, is_flat = after.output[0], is_flat or after.op_type in FLATTENING
                 continue
             reads = ("Gemm", "MatMul") if is_flat else ("Conv",)
-            if after.op_type in reads and _owns(after, weights, uses) and _fits(node, after, weights):
+            if after.op_type in reads and _owns(after, weights, readers) and _fits(node, after, weights):
                 found.append(Pair(node, after))
             break
     return found
@@ -119,13 +114,13 @@ def _axis(node: onnx.NodeProto) -> int:
     return next((int(attribute.i) for attribute in node.attribute if attribute.name == "axis"), 1)
 
 
-def _owns(node: onnx.NodeProto, weights: dict[str, npt.NDArray[Any]], uses: Counter[str]) -> bool:
+def _owns(node: onnx.NodeProto, weights: dict[str, npt.NDArray[Any]], readers: dict[str, list[onnx.NodeProto]]) -> bool:
     """Whether the weights and the bias are float32 constants that no other node reads."""
     names = [name for name in node.input[1:] if name]
     attributes = {attribute.name: attribute.i for attribute in node.attribute}
     return (
         bool(names)
-        and all(name in weights and weights[name].dtype == np.float32 and uses[name] == 1 for name in names)
+        and all(name in weights and weights[name].dtype == np.float32 and len(readers[name]) == 1 for name in names)
         and weights[names[0]].ndim >= 2
         and (node.op_type != "MatMul" or weights[names[0]].ndim == 2)
         and not attributes.get("transA", 0)

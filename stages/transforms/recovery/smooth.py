@@ -22,7 +22,7 @@ from onnx import helper, numpy_helper
 from onward.registry.artifact.onnx_file import save
 from onward.stages.transforms.builder import Feed
 from onward.stages.transforms.calibration import GROUP_BYTES, each_value
-from onward.stages.transforms.graph_edit import captured, drop_unused, set_nodes
+from onward.stages.transforms.graph_edit import captured, drop_unused, readers_of, set_nodes
 from onward.stages.transforms.recovery.equalize import power_of_two
 
 # The inputs with scale and bias of each normalisation.
@@ -111,10 +111,7 @@ def places(graph: onnx.GraphProto, weights: dict[str, npt.NDArray[Any]]) -> list
     Returns:
         The activations that can be smoothed.
     """
-    readers: dict[str, list[onnx.NodeProto]] = {}
-    for node in graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
+    readers = readers_of(graph)
     made = {name: node for node in graph.node for name in node.output}
     fixed = {value.name for value in graph.output} | captured(graph)
     found = []
