@@ -18,7 +18,6 @@ import onnx
 from onnx import helper, numpy_helper
 
 from onward.registry.artifact import onnx_file
-from onward.registry.artifact.onnx_file import save
 from onward.stages.transforms.builder import Feed
 from onward.stages.transforms.graph_edit import readers_of
 from onward.stages.transforms.sensitivity import TWIN, side_by_side
@@ -90,7 +89,7 @@ def mean_errors(
     options.log_severity_level = 3
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "means.onnx"
-        save(model, path)
+        onnx_file.save(model, path)
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         runs = [session.run(None, dict(feed)) for feed in feeds]
     return {
@@ -104,18 +103,14 @@ def _mean(name: str, node: onnx.NodeProto, rank: int, version: int, graph: onnx.
     difference = f"shift/{name}"
     nodes = [helper.make_node("Sub", [TWIN + name, name], [difference])]
     if node.op_type == "Conv":
-        axes = [0, *range(2, rank)]
-        if version >= 18:
-            graph.initializer.append(numpy_helper.from_array(np.array(axes), f"axes/{name}"))
-            return [*nodes, helper.make_node("ReduceMean", [difference, f"axes/{name}"], [MEAN + name], keepdims=0)]
-        return [*nodes, helper.make_node("ReduceMean", [difference], [MEAN + name], axes=axes, keepdims=0)]
-    # A product may have any number of axes before its channels: flatten them, then reduce the first.
-    flat = f"flat/{name}"
-    nodes.append(helper.make_node("Flatten", [difference], [flat], axis=-1))
-    if version >= 18:
-        graph.initializer.append(numpy_helper.from_array(np.array([0]), f"axes/{name}"))
-        return [*nodes, helper.make_node("ReduceMean", [flat, f"axes/{name}"], [MEAN + name], keepdims=0)]
-    return [*nodes, helper.make_node("ReduceMean", [flat], [MEAN + name], axes=[0], keepdims=0)]
+        source, axes = difference, [0, *range(2, rank)]
+    else:  # a product may have any number of axes before its channels: flatten them, then reduce the first
+        source, axes = f"flat/{name}", [0]
+        nodes.append(helper.make_node("Flatten", [difference], [source], axis=-1))
+    if version < 18:
+        return [*nodes, helper.make_node("ReduceMean", [source], [MEAN + name], axes=axes, keepdims=0)]
+    graph.initializer.append(numpy_helper.from_array(np.array(axes), f"axes/{name}"))
+    return [*nodes, helper.make_node("ReduceMean", [source, f"axes/{name}"], [MEAN + name], keepdims=0)]
 
 
 def _subtract(
