@@ -22,7 +22,7 @@ from typing import TypeVar
 from benchmarks import predict
 from benchmarks.peers import environments, making, measuring, pipeline, repeats
 from benchmarks.peers.judging import REPEATS, rows
-from benchmarks.peers.recipes import ARCHITECTURES, FROM_HUB, OLIVE, PEERS, recipes
+from benchmarks.peers.recipes import ARCHITECTURES, FROM_HUB, INSTALLED, OLIVE, recipes
 from benchmarks.peers.results import Measured
 from benchmarks.peers.writing import report
 from onward.registry.errors import OnwardError
@@ -32,7 +32,6 @@ HERE = Path(__file__).parent
 RESULTS, TABLE = HERE / "against_peers.json", HERE / "against_peers.md"
 REPEATED = "cnn"
 PREDICT_ROUNDS = 400
-BEST_PROVIDER = ("resnet18",)  # has a target for the best provider, so OpenVINO is measured as well
 T = TypeVar("T")
 
 
@@ -73,9 +72,12 @@ def _measure(measured: Measured, arguments: argparse.Namespace, folder: Path) ->
     place = folder / "project"
     os.environ["ONWARD_PROJECT"] = str(place)  # the stages, also in this process, use that project
     hub = _attempt(measured, "minilm", lambda: environments.hub_folder(folder))
-    pipeline.lay(place, hub)
+    pipeline.lay(place, pipeline.HERE / "project")
+    if hub is not None:
+        pipeline.bring_weights(hub, place / "weights")
+    _attempt(measured, "runtimes", lambda: pipeline.install_runtimes(place))
     pythons: dict[str, Path] = {}
-    for peer in PEERS:
+    for peer in INSTALLED:
         python = _attempt(measured, peer, functools.partial(environments.environment, peer, folder))
         if python is not None:
             pythons[peer] = python
@@ -106,7 +108,6 @@ def _one(
 ) -> None:
     """Run Onward's stages and the peers' recipes for an architecture, and race the results."""
     place = folder / "project"
-    pipeline.ask_for(place, ("cpu", "openvino") if architecture in BEST_PROVIDER else ("cpu",))
     before = pipeline.repro(place, architecture, pipeline.BEFORE)
     built = place / "build" / architecture
     given = making.Given(
@@ -168,7 +169,7 @@ def _attempt(measured: Measured, what: str, do: Callable[[], T]) -> T | None:
 
 def _peer_versions(peer: str, python: Path) -> dict[str, str]:
     found = environments.versions(python)
-    names = {"olive": ("olive-ai",), "optimum": ("optimum", "optimum-onnx")}[peer]
+    names = {"olive": ("olive-ai",), "optimum": ("optimum", "optimum-onnx"), "openvino": ("openvino", "nncf")}[peer]
     return {name: found[name] for name in names if name in found}
 
 

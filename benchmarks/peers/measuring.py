@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.peers.making import Outcome
+from benchmarks.peers.recipes import OPENVINO, TORCH
 from benchmarks.peers.results import EAGER, ONWARD, Entry, Result, Speed
-from onward.registry.evidence.records import PLAIN, REFERENCE, FileDigest, Ratio
+from onward.registry.evidence.records import PLAIN, REFERENCE, FileDigest, Ratio, Winner, by_speed
 from onward.registry.evidence.reports import BenchmarkReport, ExportReport, SelectReport, load
-from onward.registry.evidence.session_options import CPU
+from onward.registry.evidence.session_options import CPU, OPENVINO_NATIVE
 from onward.registry.host.environments import python
 from onward.stages.config import paths
 from onward.stages.config.load import read
@@ -39,6 +40,8 @@ from onward.stages.workers.worker import Tensors, Worker
 LEFT_OUT = {"minilm": ({"batch": 8, "sequence": 16},)}
 TURN_SECONDS = 0.1
 WARMUP = 5
+NATIVE = "openvino-native"
+ORIGINALS = (EAGER, TORCH)
 FEW_ROUNDS = 3
 
 
@@ -65,7 +68,7 @@ def measure(architecture: str, outcomes: Sequence[Outcome], rounds: int) -> Resu
     with ExitStack() as stack:
         competitors = dict(_competitors(architecture, settings, outcomes, stack))
         for name, competitor in competitors.items():
-            if name != EAGER:
+            if name not in ORIGINALS:
                 questions.judge(competitor)
         plain = competitors[PLAIN]
         order, kept = random.Random(settings.seed), Samples()
@@ -81,7 +84,12 @@ def measure(architecture: str, outcomes: Sequence[Outcome], rounds: int) -> Resu
         ):
             print(f"{architecture}: round {number + 1} of {rounds}", file=sys.stderr, flush=True)
         judgement = Judgement.of(reference_quality, settings, questions.kinds)
-        entries = [_entry(name, competitor, competitors, judgement, feeds) for name, competitor in competitors.items()]
+        select = load(SelectReport, paths.build(architecture, "select") / "report.json")
+        best = by_speed(select.winners)[0]
+        ours = _name(best)
+        entries = [
+            _entry(name, one, competitors, competitors[ours], judgement, feeds) for name, one in competitors.items()
+        ]
     failed = [
         Entry(name=f"{o.peer} {o.recipe}", peer=o.peer, reason=o.reason, seconds=o.seconds)
         for o in outcomes
@@ -89,15 +97,18 @@ def measure(architecture: str, outcomes: Sequence[Outcome], rounds: int) -> Resu
     ]
     by_name = {f"{o.peer} {o.recipe}": o for o in outcomes}
     for entry in entries:
+        if entry.name == TORCH:
+            entry.peer = TORCH
         if entry.name in by_name:
             entry.peer, entry.seconds = by_name[entry.name].peer, by_name[entry.name].seconds
-    select = load(SelectReport, paths.build(architecture, "select") / "report.json")
     chosen = next(winner for winner in select.winners if winner.runtime == "cpu")
     return Result(
         architecture=architecture,
         sizes=list(feeds),
         rounds=rounds,
         chosen=f"{chosen.variant} ({chosen.options})",
+        best=ours,
+        released=f"{best.variant} on {best.runtime} ({best.options})",
         machine=_machine(architecture),
         entries=[*entries, *failed],
     )
@@ -162,11 +173,11 @@ def _competitors(
         return name, BenchmarkedVariant(blank(name, "cpu", CPU, precision, files=files), stack.enter_context(worker))
 
     made = [competitor(PLAIN, "float32", Worker.onnx(plain, "the plain export", timeout=timeout), export.files)]
-    eager = BenchmarkedVariant(
-        blank(REFERENCE, "cpu", "PyTorch eager", "float32"), reference_worker(architecture, settings)
-    )
-    stack.enter_context(eager.worker)
-    made.append((EAGER, eager))
+    if settings.is_torch:
+        for name in (EAGER, TORCH):
+            original = reference_worker(architecture, settings, compiled=name == TORCH)
+            made.append((name, BenchmarkedVariant(blank(REFERENCE, "cpu", name, "float32"), original)))
+            stack.enter_context(original)
     for winner in select.winners:
         worker = Worker.onnx(
             paths.root() / winner.files[0].path,
@@ -179,8 +190,7 @@ def _competitors(
         blanked = blank(
             ONWARD, winner.runtime, winner.provider, _precision(architecture, winner.variant), files=winner.files
         )
-        name = ONWARD if winner.runtime == "cpu" else f"{ONWARD} on {winner.runtime}"
-        made.append((name, BenchmarkedVariant(blanked, stack.enter_context(worker))))
+        made.append((_name(winner), BenchmarkedVariant(blanked, stack.enter_context(worker))))
     return made + _peers(settings, outcomes, stack)
 
 
@@ -191,13 +201,18 @@ def _peers(
     for outcome in outcomes:
         if outcome.file:
             name = f"{outcome.peer} {outcome.recipe}"
-            given = Worker.onnx(Path(outcome.file), name, timeout=settings.verify.timeout)
+            runtime, provider = (NATIVE, OPENVINO_NATIVE) if outcome.peer == OPENVINO else ("cpu", CPU)
+            at, interpreter = Path(outcome.file), python(runtime, paths.root())
+            given = Worker.onnx(at, name, provider, python=interpreter, timeout=settings.verify.timeout)
             lenient = Lenient(given.label, given.command, given.load, given.timeout, given.memory_bytes)
-            file = FileDigest.of(Path(outcome.file), Path(outcome.file).parent)
-            made.append(
-                (name, BenchmarkedVariant(blank(name, "cpu", CPU, "int8", files=[file]), stack.enter_context(lenient)))
-            )
+            files = [FileDigest.of(path, at.parent) for path in (at, at.with_suffix(".bin")) if path.is_file()]
+            blanked = blank(name, runtime, provider, "int8", files=files)
+            made.append((name, BenchmarkedVariant(blanked, stack.enter_context(lenient))))
     return made
+
+
+def _name(winner: Winner) -> str:
+    return ONWARD if winner.runtime == "cpu" else f"{ONWARD} on {winner.runtime}"
 
 
 def _precision(architecture: str, variant: str) -> str:
@@ -209,6 +224,7 @@ def _entry(
     name: str,
     competitor: BenchmarkedVariant,
     competitors: dict[str, BenchmarkedVariant],
+    ours: BenchmarkedVariant,
     judgement: Judgement,
     feeds: dict[str, Feed],
 ) -> Entry:
@@ -218,13 +234,13 @@ def _entry(
     entry.size_mb = sum(file.size_bytes for file in result.files) / 1e6 or None
     if not competitor.standing:
         return entry
-    if name != EAGER:
+    if name not in ORIGINALS:
         entry.faults = "; ".join(judgement.faults(result))
     p50_ms = competitor.p50_ms
     entry.p50_ms = {size: p50_ms[size] for size in feeds}
     entry.to_plain = _speeds(competitor, competitors[PLAIN])
-    if competitors[ONWARD].standing:
-        entry.onward_to_it = _speeds(competitors[ONWARD], competitor)
+    if ours.standing:
+        entry.onward_to_it = _speeds(ours, competitor)
     return entry
 
 

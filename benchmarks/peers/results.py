@@ -55,12 +55,28 @@ class Entry(BaseModel):
 
 
 class Result(BaseModel):
-    """The results of an architecture. `stages` are the seconds of the last run of each of Onward's stages."""
+    """The results of an architecture.
+
+    Attributes:
+        architecture: its key.
+        sizes: the measured sizes.
+        rounds: of the race.
+        chosen: Onward's choice on the CPU provider.
+        best: the name of the entry of the fastest runtime, according to Onward's own measurement.
+        released: its variant, runtime and options.
+        changed: the share of task outcomes that differ between the original and the entry `best`.
+        machine: description of the host.
+        entries: everything that was measured, or why not.
+        stages: seconds of the last run of each of Onward's stages.
+    """
 
     architecture: str
     sizes: list[str]
     rounds: int
     chosen: str
+    best: str = ONWARD
+    released: str = ""
+    changed: float | None = None
     machine: dict[str, Any] = {}
     entries: list[Entry]
     stages: dict[str, float] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from benchmarks.peers.judging import Row, best_peer, rows
 from benchmarks.peers.recipes import ARCHITECTURES, TITLES
-from benchmarks.peers.results import ONWARD, Entry, Measured, Result, Speed
+from benchmarks.peers.results import Entry, Measured, Result, Speed
 
 HOLDS = {True: "yes", False: "**no**", None: "not measured"}
 
@@ -41,7 +41,7 @@ def _row(row: Row) -> str:
 
 def _overview(measured: Measured) -> list[str]:
     lines = [
-        "| architecture | Onward's choice | over plain | faster peer | over the faster peer |",
+        "| architecture | Onward's choice | over plain | fastest peer | over the fastest peer |",
         "|---|---|---|---|---|",
     ]
     for name, title in ARCHITECTURES.items():
@@ -49,13 +49,13 @@ def _overview(measured: Measured) -> list[str]:
         if result is None:
             lines.append(f"| {title} | {measured.not_measured.get(name, 'not measured')} | | | |")
             continue
-        onward = result.entry(ONWARD)
+        onward = result.entry(result.best)
         if not onward.to_plain:
             lines.append(f"| {title} | {onward.reason} | | | |")
             continue
         peer_name, peer = best_peer(result)
         lines.append(
-            f"| {title} | {result.chosen} | {_speed(onward.to_plain['all'])} | {peer_name} "
+            f"| {title} | {result.released or result.chosen} | {_speed(onward.to_plain['all'])} | {peer_name} "
             f"| {_speed(peer.onward_to_it['all'])} |"
         )
     return lines
