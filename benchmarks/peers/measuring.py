@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from onward.stages.measuring.samples import Samples
 from onward.stages.measuring.statistics import undisturbed
 from onward.stages.parity.budget import Judgement
 from onward.stages.parity.cases import Source, own_cases
-from onward.stages.parity.evaluate import quality_of
+from onward.stages.parity.evaluate import Arrays, outputs_over, quality_of
 from onward.stages.parity.reference import reference_worker, split
 from onward.stages.parity.reference_answers import recorded_answers, recorded_kinds, recorded_outputs
 from onward.stages.parity.sizes import size_key, typical_sizes
@@ -57,10 +57,21 @@ class Lenient(Worker):
         return super()._write({**inputs, **{name: np.zeros_like(first) for name in missing}})
 
 
-def measure(architecture: str, outcomes: Sequence[Outcome], rounds: int) -> Result:
+def measure(
+    architecture: str,
+    outcomes: Sequence[Outcome],
+    rounds: int,
+    changed: Callable[[Arrays, Arrays], float] | None = None,
+) -> Result:
     """Judge and time all files of an architecture.
 
     Its stages must have run in the project `onward.stages.config.paths.root()`.
+
+    Args:
+        architecture: Its name in params.yaml.
+        outcomes: What the peers made.
+        rounds: Number of rounds of the race.
+        changed: The share of task outcomes that differ between two sets of outputs.
     """
     settings = read().models[architecture]
     feeds = feeds_of(architecture, settings)
@@ -87,6 +98,10 @@ def measure(architecture: str, outcomes: Sequence[Outcome], rounds: int) -> Resu
         select = load(SelectReport, paths.build(architecture, "select") / "report.json")
         best = by_speed(select.winners)[0]
         ours = _name(best)
+        share = None
+        if changed and competitors[ours].standing:
+            answers = outputs_over(competitors[ours].worker.run, settings, questions.samples)
+            share = changed(questions.wanted, answers)
         entries = [
             _entry(name, one, competitors, competitors[ours], judgement, feeds) for name, one in competitors.items()
         ]
@@ -109,6 +124,7 @@ def measure(architecture: str, outcomes: Sequence[Outcome], rounds: int) -> Resu
         chosen=f"{chosen.variant} ({chosen.options})",
         best=ours,
         released=f"{best.variant} on {best.runtime} ({best.options})",
+        changed=share,
         machine=_machine(architecture),
         entries=[*entries, *failed],
     )

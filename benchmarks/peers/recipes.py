@@ -62,8 +62,14 @@ _PEEPHOLE = {"type": "OnnxPeepholeOptimizer"}
 _EXPORT = {"type": "OnnxConversion", "use_dynamo_exporter": True, "target_opset": 20}
 
 
-def recipes(architecture: str, stateful: bool = False) -> list[Recipe]:
-    """The recipes for an architecture; a stateful one has no samples that NNCF could calibrate with."""
+def recipes(architecture: str, stateful: bool = False, hub: bool = True) -> list[Recipe]:
+    """The recipes for an architecture.
+
+    Args:
+        architecture: its key.
+        stateful: whether its samples are sequences, with which no peer can calibrate.
+        hub: whether there is a folder in the format of the Hugging Face hub.
+    """
     found = [
         Recipe(OPENVINO, "default"),
         Recipe(OLIVE, "dynamic", (_PEEPHOLE, _DYNAMIC)),
@@ -73,7 +79,7 @@ def recipes(architecture: str, stateful: bool = False) -> list[Recipe]:
     if architecture in TRANSFORMERS:
         fuse = {"type": "OrtTransformersOptimization", **TRANSFORMERS[architecture]}
         found.append(Recipe(OLIVE, "fused-dynamic", (fuse, _DYNAMIC)))
-        if architecture in FROM_HUB:
+        if architecture in FROM_HUB and hub:
             found.append(Recipe(OLIVE, "hub-fused-dynamic", (_EXPORT, fuse, _DYNAMIC), hub=True))
     if not stateful:
         transformer = ("--transformer",) if architecture in TRANSFORMERS else ()

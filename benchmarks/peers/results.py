@@ -1,10 +1,11 @@
-"""The measured results, as stored in against_peers.json."""
+"""The measured results, as stored in against_peers.json and zoo.json."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, RootModel
 
 ONWARD, EAGER = "onward", "PyTorch eager"
 
@@ -103,3 +104,22 @@ class Measured(BaseModel):
     predict_overhead_us: float | None = None
     olive_commands_s: float | None = None
     not_measured: dict[str, str] = {}
+
+
+# Kinds of host, the most capable first, by the instruction set that sets them apart.
+KINDS = {"amx_int8": "AMX", "avx512_vnni": "AVX512-VNNI", "avx2": "AVX2"}
+
+
+def kind_of(instruction_sets: Collection[str]) -> str:
+    """The kind of a host, such as "AVX2"."""
+    return next((title for name, title in KINDS.items() if name in instruction_sets), "other")
+
+
+class Hosts(RootModel[dict[str, Measured]]):
+    """The results on each kind of host."""
+
+    root: dict[str, Measured] = {}
+
+    def of(self, kind: str) -> Measured:
+        """The results on one kind of host, which are added if there are none."""
+        return self.root.setdefault(kind, Measured())

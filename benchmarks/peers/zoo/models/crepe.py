@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from models import inputs
+from models import inputs  # type: ignore[attr-defined]  # benchmarks/zoo.py copies both into one project
 
 Arrays = dict[str, npt.NDArray[np.float32]]
 NET = Path(__file__).parent.parent / "weights" / "crepe" / "net.py"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from models import inputs
+from models import inputs  # type: ignore[attr-defined]  # benchmarks/zoo.py copies both into one project
 
 Arrays = dict[str, npt.NDArray[np.float32]]
 SAMPLES = 144160  # 9.01 s at 16 kHz

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from transformers import BertModel
 
-from models import inputs
+from models import inputs  # type: ignore[attr-defined]  # benchmarks/zoo.py copies both into one project
 
 Arrays = dict[str, npt.NDArray[np.float32]]
 Integers = dict[str, npt.NDArray[np.int64]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from models import inputs
+from models import inputs  # type: ignore[attr-defined]  # benchmarks/zoo.py copies both into one project
 
 Arrays = dict[str, npt.NDArray[np.float32]]
 BLANK = 0
@@ -15,7 +15,7 @@ def samples(split: str) -> Arrays:
     """Pictures of lines, [64, 3, 48, 320]."""
     rng = np.random.default_rng(inputs.SEEDS[split] * 11)
     pictures = np.stack([inputs.line_of_text(rng) for _ in range(64)]).astype(np.float32)
-    return {"x": ((pictures / 255 - 0.5) / 0.5).transpose(0, 3, 1, 2)}
+    return {"x": ((pictures / np.float32(255) - np.float32(0.5)) / np.float32(0.5)).transpose(0, 3, 1, 2)}
 
 
 def changed(original: Arrays, released: Arrays) -> float:
