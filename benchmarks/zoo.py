@@ -67,6 +67,8 @@ def _measure(hosts: Hosts, measured: Measured, arguments: argparse.Namespace) ->
     sys.path.insert(0, str(place))
     attempt(measured, "runtimes", lambda: pipeline.install_runtimes(place))
     attempt(measured, "speech", lambda: fetching.speech(place / "weights"))
+    for name in MODELS:
+        attempt(measured, name, functools.partial(fetching.fetch, name, place / "weights"))
     pythons: dict[str, Path] = {}
     for peer in INSTALLED:
         python = attempt(measured, peer, functools.partial(environments.environment, peer, folder))
@@ -82,7 +84,6 @@ def _measure(hosts: Hosts, measured: Measured, arguments: argparse.Namespace) ->
 def _one(measured: Measured, name: str, rounds: int, pythons: dict[str, Path], folder: Path) -> None:
     """Run Onward's stages and the peers' recipes for a model, and race the results."""
     place = folder / "zoo"
-    fetching.fetch(name, place / "weights")
     stages = pipeline.repro(place, name, (*pipeline.BEFORE, *pipeline.SEARCH))
     settings = read().models[name]
     given = making.Given(paths.build(name, "export") / "model.onnx", paths.build(name, "data") / "calibration.npz")

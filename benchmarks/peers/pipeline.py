@@ -29,7 +29,7 @@ SECONDS = "seconds.json"
 
 
 class StageFailed(OnwardError):
-    """A stage of the project failed. The message has its last lines and the command."""
+    """A stage of the project failed. The message begins with its last own line."""
 
 
 def lay(project: Path, template: Path) -> None:
@@ -124,7 +124,7 @@ def _run(project: Path, command: list[str]) -> str:
     done = subprocess.run(command, cwd=project, env=surroundings, capture_output=True, text=True)
     if done.returncode:
         words = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
-        raise StageFailed(
-            "\n".join([*words[-8:], f"in {project}: {' '.join(command)} failed with exit code {done.returncode}"])
-        )
+        own = [line for line in words if not line.startswith(("Running stage", "> ", "ERROR: failed to reproduce"))]
+        after = f"in {project}: {' '.join(command)} failed with exit code {done.returncode}"
+        raise StageFailed("\n".join([*own[-1:], *words[-8:], after]))
     return done.stdout + done.stderr
