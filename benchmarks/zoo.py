@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import json
 import os
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from benchmarks.peers import environments, fetching, making, measuring, pipeline
 from benchmarks.peers.recipes import INSTALLED, recipes
 from benchmarks.peers.results import Hosts, Measured, kind_of
 from benchmarks.peers.zoo_page import MODELS
+from onward.registry.errors import OnwardError
 from onward.registry.files import write_atomically
 from onward.registry.host.hardware import instruction_sets
 from onward.stages.config import paths
@@ -85,6 +87,7 @@ def _one(measured: Measured, name: str, rounds: int, pythons: dict[str, Path], f
     """Run Onward's stages and the peers' recipes for a model, and race the results."""
     place = folder / "zoo"
     stages = pipeline.repro(place, name, (*pipeline.BEFORE, *pipeline.SEARCH))
+    _require_passed(name)
     settings = read().models[name]
     given = making.Given(paths.build(name, "export") / "model.onnx", paths.build(name, "data") / "calibration.npz")
     outcomes = []
@@ -98,6 +101,18 @@ def _one(measured: Measured, name: str, rounds: int, pythons: dict[str, Path], f
     result = measuring.measure(name, outcomes, rounds, resolve(f"models.{name}:changed"))
     result.stages = stages
     measured.results[name] = result
+
+
+def _require_passed(name: str) -> None:
+    """Check that all stages of a model passed.
+
+    Raises:
+        OnwardError: one did not; the message has its reason.
+    """
+    for stage in (*pipeline.BEFORE, *pipeline.SEARCH):
+        report = json.loads((paths.build(name, stage) / "report.json").read_bytes())
+        if report["status"] != "passed":
+            raise OnwardError(f"{stage} {report['status']}: {report['reason']}")
 
 
 if __name__ == "__main__":
