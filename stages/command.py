@@ -23,14 +23,19 @@ from onward.registry.errors import OPERATOR_FAULTS, NotReady, OnwardError, Usage
 from onward.registry.evidence.reports import REPORTS, ExportReport, Report, VerifyReport, load, save
 from onward.registry.files import replacing
 from onward.registry.text import printable
-from onward.stages.config import paths
+from onward.stages.config import chain, paths
 from onward.stages.workers import circumstances
 from onward.stages.workers.worker import WorkerFailure
 
 TRACEBACK = "traceback.txt"
 
 
-def run(stage: str, compute: Callable[[str, Path], Report], again: Callable[[str, str], bool] | None = None) -> None:
+def run(
+    stage: str,
+    compute: Callable[[str, Path], Report],
+    again: Callable[[str, str], bool] | None = None,
+    afterwards: Callable[[str, Report], None] | None = None,
+) -> None:
     """Run a stage for the model named on the command line, and print its status and reason on one line.
 
     Args:
@@ -38,6 +43,7 @@ def run(stage: str, compute: Callable[[str, Path], Report], again: Callable[[str
         compute: Called with the model's name and a folder; writes its results to the folder and returns the report.
             Its docstring is the text of --help.
         again: Called with the model's name and the case of --case; runs that case alone and returns whether it passed.
+        afterwards: Called with the model's name and the report, whatever its status, to write files beside the folder.
     """
     parser = _parser(stage, compute)
     parser.add_argument("model", help="a model of params.yaml")
@@ -54,6 +60,8 @@ def run(stage: str, compute: Callable[[str, Path], Report], again: Callable[[str
             except WorkerFailure as failure:
                 sys.exit(printable(failure.reason))
         report = one(stage, model, compute)
+        if afterwards is not None:
+            afterwards(model, report)
         print(printable(f"{stage} {model}: {report.status}{': ' if report.reason else ''}{report.reason}"))
 
     _guarded(once)
@@ -81,6 +89,7 @@ def one(stage: str, model: str, compute: Callable[[str, Path], Report]) -> Repor
     with replacing(paths.build(model, stage)) as folder:
         report = _computed(stage, model, compute, folder)
         save(report, folder / "report.json")
+        chain.record(model, stage, folder)
     return report
 
 

@@ -19,6 +19,7 @@ from onward.registry.files import write_atomically
 from onward.registry.names import valid_name
 from onward.stages.config.load import LONGEST_NAME, RESERVED, not_yaml, read
 from onward.stages.config.values import RepositoryPath
+from onward.stages.scaffold import settings
 from onward.stages.scaffold.callables import require_callable, require_callable_name
 from onward.stages.scaffold.entry import Entry, Todo, build_entry
 from onward.stages.scaffold.found_model import FoundModel, require_declarable
@@ -87,7 +88,7 @@ def add(
         given["samples"] = samples
     text, content = _read_params(name)  # anew: the inspection takes time, and the file may have changed
     entry = build_entry(name, given, found, content.get("defaults") or {})
-    new = insert_entry(text, entry.lines, {name: entry.values})
+    new = settings.with_settings(insert_entry(text, entry.lines, {name: entry.values}), [name])
     if not dry_run:
         write_atomically(checkout.root() / PARAMS, new.encode())
     line = max(number for number, given_line in enumerate(new.split("\n"), 1) if given_line.strip() == entry.lines[0])
