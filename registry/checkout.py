@@ -78,14 +78,15 @@ def home() -> Path:
 def original(folder: Path) -> Path:
     """Find the folder of the user's checkout that a folder of an experiment's temporary copy was copied from.
 
-    DVC keeps the copies in `.dvc/tmp/exps/`. Each is a copy of the whole git repository.
+    DVC keeps the copies at any depth in `.dvc/tmp/exps/`. Each is a copy of the whole git repository.
 
     Returns:
         That folder; `folder` itself if it is not in such a copy.
     """
-    for copy in (folder, *folder.parents):
-        if copy.parts[-4:-1] == _COPIES:
-            return repository_around(copy.parents[3]) / folder.relative_to(copy)
+    copy = repository_around(folder)
+    for place in copy.parents:
+        if place.parts[-len(_COPIES) :] == _COPIES:
+            return repository_around(place.parents[len(_COPIES) - 1]) / folder.relative_to(copy)
     return folder
 
 

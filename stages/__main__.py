@@ -7,6 +7,8 @@ import importlib.util
 import runpy
 import sys
 
+# The exit code of a process that Ctrl-C ended, as in a shell.
+INTERRUPTED = 130
 STAGES = (
     "params",
     "host",
@@ -38,7 +40,11 @@ def main() -> None:
         print(f"usage: python -m onward.stages NAME [MODEL]; NAME is one of {', '.join(STAGES)}", file=sys.stderr)
         sys.exit(2)
     name = sys.argv.pop(1)
-    runpy.run_module(f"onward.stages.{name}", run_name="__main__", alter_sys=True)
+    try:
+        runpy.run_module(f"onward.stages.{name}", run_name="__main__", alter_sys=True)
+    except KeyboardInterrupt:  # Ctrl-C; the stage's folder is as it was before
+        print(f"interrupted: {' '.join([name, *sys.argv[1:2]])}: nothing was written", file=sys.stderr)
+        sys.exit(INTERRUPTED)
 
 
 if __name__ == "__main__":

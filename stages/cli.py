@@ -5,8 +5,10 @@ Nothing heavy is imported before a command needs it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from enum import Enum
@@ -19,6 +21,9 @@ from onward.registry import checkout
 from onward.registry.cli.output import Json, print_json, say
 from onward.registry.errors import UsageError
 from onward.stages.__main__ import STAGES
+
+# How long a stage may take to end after Ctrl-C, before it gets the signal from this process.
+INTERRUPT_SECONDS = 2.0
 
 
 class CI(Enum):
@@ -55,7 +60,14 @@ def stage(
 
     def run(*words: str) -> int:
         command = [sys.executable, "-m", "onward.stages", *words]
-        return subprocess.run(command, cwd=root, env=environment, stdout=sys.stderr if as_json else None).returncode
+        process = subprocess.Popen(command, cwd=root, env=environment, stdout=sys.stderr if as_json else None)
+        try:
+            return process.wait()
+        except KeyboardInterrupt:  # Ctrl-C reached the stage, too, which says so in one line
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return process.wait(INTERRUPT_SECONDS)
+            process.send_signal(signal.SIGINT)
+            return process.wait()
 
     code = 0 if name == "params" or "--help" in arguments else run("params")
     code = code or run(name, *arguments)

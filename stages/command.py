@@ -23,6 +23,7 @@ from onward.registry.errors import OPERATOR_FAULTS, NotReady, OnwardError, Usage
 from onward.registry.evidence.reports import REPORTS, ExportReport, Report, VerifyReport, load, save
 from onward.registry.files import replacing
 from onward.registry.text import printable
+from onward.stages import progress
 from onward.stages.config import chain, paths
 from onward.stages.workers import circumstances
 from onward.stages.workers.worker import WorkerFailure
@@ -59,7 +60,8 @@ def run(
                 sys.exit(0 if again(model, arguments.case) else 1)
             except WorkerFailure as failure:
                 sys.exit(printable(failure.reason))
-        report = one(stage, model, compute)
+        with progress.started(stage, model):
+            report = one(stage, model, compute)
         if afterwards is not None:
             afterwards(model, report)
         print(printable(f"{stage} {model}: {report.status}{': ' if report.reason else ''}{report.reason}"))
@@ -153,7 +155,12 @@ def run_plain(main: Callable[..., None], **options: Iterable[str]) -> None:
     for name, values in options.items():
         parser.add_argument(f"--{name}", choices=list(values))
     arguments = vars(parser.parse_args())
-    _guarded(lambda: main(**arguments))
+
+    def once() -> None:
+        with progress.started(stage):
+            main(**arguments)
+
+    _guarded(once)
 
 
 def _parser(stage: str, function: Callable[..., object]) -> argparse.ArgumentParser:

@@ -212,7 +212,7 @@ def write_sections(params: Params, target: Path) -> None:
     with replacing(target) as fresh:
         for path, text in texts.items():
             write_atomically(fresh / path, text)
-        write_atomically(fresh / CHECKED, b"params.yaml has been checked; the settings of each stage are beside this file\n")
+        write_atomically(fresh / CHECKED, b"params.yaml was checked; the settings of each stage are beside this file\n")
 
 
 def _batch_limits(model: ModelParams) -> dict[str, dict[str, Any]]:

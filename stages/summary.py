@@ -54,7 +54,7 @@ def _metrics(report: SelectReport, chosen: Measurement) -> dict[str, float]:
 
 
 def _variants(report: SelectReport, benchmark: BenchmarkReport) -> list[dict[str, Any]]:
-    """One row for each variant that was measured in full: its mean p50 in ms over the typical sizes, and its quality."""
+    """One row for each variant that was measured in full: its mean p50 in ms over the sizes, and its quality."""
     rows = []
     for measurement, choice in zip(benchmark.measurements, report.choices, strict=True):
         if measurement.latencies and choice.ratio is not None:

@@ -1,8 +1,8 @@
 """What each stage reads of the stages before it, as digests in the stage's folder.
 
 In dvc.yaml, a stage depends on the one before it and not on all that it reads, so that `dvc dag` of a model is a chain.
-`inputs.json` in each stage's folder has the digests of the results that dvc.yaml names as its dependencies. They contain
-their own inputs.json. So a change of any earlier result changes the results of every later stage, and DVC runs them.
+`inputs.json` in each stage's folder has the digests of the results that dvc.yaml names as its dependencies, which
+include their own inputs.json. So a change of any earlier result changes those of every later stage, and DVC runs them.
 """
 
 from __future__ import annotations

@@ -37,6 +37,7 @@ PLUMBING = frozenset(
         "onward.registry.yaml_text",
         "onward.stages",
         "onward.stages.command",
+        "onward.stages.progress",
         "onward.stages.reports",
     }
 )

@@ -1,7 +1,7 @@
 """Writes the usual settings into the models of params.yaml, so that `dvc exp run -S` can change them.
 
-DVC refuses to change a key that params.yaml does not contain, unless it is written with a plus sign. So each model names
-its usual settings with the value `default`, which means: as under `defaults`, else Onward's default.
+DVC refuses to change a key that params.yaml does not contain, unless it is written with a plus sign. So each model
+names its usual settings with the value `default`, which means: as under `defaults`, else Onward's default.
 """
 
 from __future__ import annotations
@@ -60,7 +60,9 @@ def _parse(text: str) -> Any:
 
 def _models(content: Any) -> dict[str, Any]:
     models = content.get("models") if isinstance(content, dict) else None
-    return {name: model for name, model in models.items() if isinstance(model, dict)} if isinstance(models, dict) else {}
+    return (
+        {name: model for name, model in models.items() if isinstance(model, dict)} if isinstance(models, dict) else {}
+    )
 
 
 def _expected(content: Any, name: str) -> Any:
