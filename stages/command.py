@@ -148,12 +148,15 @@ def run_plain(main: Callable[..., None], **options: Iterable[str]) -> None:
 
     Args:
         main: the stage; it gets each option as a keyword argument, None where it is not given.
-        options: the values that each option of the command line may have.
+        options: the values that each option of the command line may have; `as_json`, without values, is --json.
     """
     stage = Path(sys.argv[0]).stem
     parser = _parser(stage, main)
     for name, values in options.items():
-        parser.add_argument(f"--{name}", choices=list(values))
+        if name == "as_json":
+            parser.add_argument("--json", dest=name, action="store_true", help="print JSON")
+        else:
+            parser.add_argument(f"--{name}", choices=list(values))
     arguments = vars(parser.parse_args())
 
     def once() -> None:
