@@ -48,8 +48,8 @@ def stage(
 ) -> None:
     """Run one stage of the pipeline now, without DVC. It reads the present params.yaml, and what earlier stages left.
 
-    Arguments after NAME go to the stage: mostly a model's name. `onward stage NAME --help` describes them. --json prints
-    the stage's report; that of `verdict` has all models.
+    Arguments after NAME go to the stage: mostly a model's name. `onward stage NAME --help` describes them. --json
+    prints the stage's report; that of `verdict` has all models.
 
     Example: onward stage export cnn
     """

@@ -80,7 +80,7 @@ class _Display:
         self.step = Step()
         self._terminal = rewrites_lines()
         self._printed_at = self.begun
-        self._printed = ""
+        self._printed: str | None = None
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()

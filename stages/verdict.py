@@ -137,7 +137,9 @@ def print_table(rows: Sequence[Sequence[str]], width: int) -> list[str]:
         spare = width - (sum(widths.values()) + 3 * len(kept) - 1)
         if spare >= 0:
             break
-    table = Table(title="Verdict", title_justify="left", pad_edge=False)
+    padded = spare >= 2
+    spare -= 2 if padded else 0
+    table = Table(title="Verdict", title_justify="left", pad_edge=padded)
     for column in kept:
         if column == "chosen":
             most = min(_width(column, rows), widths[column] + max(spare, 0))
@@ -145,11 +147,9 @@ def print_table(rows: Sequence[Sequence[str]], width: int) -> list[str]:
         else:
             table.add_column(column, justify="left" if column in ("model", "verdict") else "right", no_wrap=True)
     for row in rows:
-        style = {"passed": "green"}.get(row[1], "red")
-        cells = [
-            Text(cell, style=style if column == "verdict" else "") for column, cell in zip(COLUMNS, row, strict=True)
-        ]
-        table.add_row(*(cell for column, cell in zip(COLUMNS, cells, strict=True) if column in kept))
+        cells = dict(zip(COLUMNS, row, strict=True))
+        styles = {"verdict": "green" if cells["verdict"] == "passed" else "red"}
+        table.add_row(*(Text(cells[column], style=styles.get(column, "")) for column in kept))
     Console(width=max(width, width - spare)).print(table)
     return [column for column in COLUMNS if column not in kept]
 
