@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from onward.registry import checkout
+from onward.registry.store.connection import tracking_uri
 from onward.stages.config import chain, load
 from onward.stages.scaffold.settings import USUAL, with_settings
 from onward.stages.summary import rounded
@@ -97,13 +98,20 @@ def test_a_changed_result_changes_the_recorded_inputs_of_later_stages(project: P
 
 
 @pytest.mark.parametrize("where", ["tmpl4", "standalone/tmpl4"])
-def test_a_copy_for_an_experiment_stands_for_the_folder_that_it_was_copied_from(tmp_path: Path, where: str) -> None:
+def test_a_copy_for_an_experiment_stands_for_the_folder_that_it_was_copied_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
     top = tmp_path / "repository"
     copy = top / "team" / ".dvc" / "tmp" / "exps" / where
     for folder in (top, copy):
         (folder / ".git").mkdir(parents=True)
     assert checkout.original(copy / "team" / "onward") == top / "team" / "onward"
     assert checkout.original(top / "team") == top / "team"
+    monkeypatch.chdir(copy)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///ours.db")
+    assert tracking_uri() == f"sqlite:///{top / 'ours.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////data/ours.db")
+    assert tracking_uri() == "sqlite:////data/ours.db"
 
 
 @pytest.mark.parametrize(
