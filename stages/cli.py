@@ -167,14 +167,13 @@ def add(
     """
     from dataclasses import asdict
 
-    from onward.stages.scaffold import settings
     from onward.stages.scaffold.add import add as add_entry
 
     added = add_entry(name, onnx, build, example, samples, dry_run)
     if as_json:
         print_json({"model": name, "entry": added.entry.values, "todos": [asdict(todo) for todo in added.todos]})
     elif dry_run:
-        say(*(f"  {line}" for line in added.entry.lines), *(f"    {line}" for line in settings.lines()))
+        say(*(f"  {line}" for line in added.entry.lines))
     else:
         say(f"params.yaml, line {added.line}: added models.{name}")
         say(*(f"  TODO{'' if todo.required else ' (optional)'} {todo.key}: {todo.what}" for todo in added.todos))

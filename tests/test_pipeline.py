@@ -167,10 +167,10 @@ def test_dvc_shows_figures_plots_and_a_readable_graph(checkout: Path) -> None:
 def test_an_experiment_is_recorded_in_the_same_store_and_registers_nothing(checkout: Path) -> None:
     edit(checkout, "toy", export={"opset": "default"})
     commit(checkout)
-    environment = {"XDG_CACHE_HOME": str(checkout.parent / "cache")}
-    done = run("dvc exp run -n first -S 'models.toy.export.opset=18'", checkout, **environment)
+    cache = str(checkout.parent / "cache")
+    done = run("dvc exp run -n first -S 'models.toy.export.opset=18'", checkout, XDG_CACHE_HOME=cache)
     assert done.returncode == 0, done.stdout
-    done = run("dvc exp run --temp -n second -S 'models.toy.benchmark.rounds=4'", checkout, **environment)
+    done = run("dvc exp run --temp -n second -S 'models.toy.benchmark.rounds=4'", checkout, XDG_CACHE_HOME=cache)
     assert done.returncode == 0, done.stdout
     found = published(checkout)
     experiments = [run.data.tags.get("onward.dvc_experiment") for run in found["parents"]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -88,7 +88,12 @@ def add(
         given["samples"] = samples
     text, content = _read_params(name)  # anew: the inspection takes time, and the file may have changed
     entry = build_entry(name, given, found, content.get("defaults") or {})
-    new = settings.with_settings(insert_entry(text, entry.lines, {name: entry.values}), [name])
+    entry = replace(
+        entry,
+        values={**entry.values, **settings.values()},
+        lines=[*entry.lines, *(f"  {line}" for line in settings.lines())],
+    )
+    new = insert_entry(text, entry.lines, {name: entry.values})
     if not dry_run:
         write_atomically(checkout.root() / PARAMS, new.encode())
     line = max(number for number, given_line in enumerate(new.split("\n"), 1) if given_line.strip() == entry.lines[0])

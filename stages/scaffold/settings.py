@@ -27,22 +27,26 @@ USUAL = {
 COMMENT = "# Settings that `dvc exp run -S` can change; `default` is the value under `defaults`, else Onward's."
 
 
+def values() -> dict[str, dict[str, str]]:
+    """The usual settings, as params.yaml is read."""
+    return {section: dict.fromkeys(keys, INHERITED) for section, keys in USUAL.items()}
+
+
 def lines() -> list[str]:
-    """The lines of all usual settings, as `with_settings` adds them to a model that has none."""
+    """The lines that say `values`."""
     return [COMMENT, *(_line(section, keys) for section, keys in USUAL.items())]
 
 
-def with_settings(text: str, models: Collection[str] | None = None) -> str:
-    """Add the usual settings that are missing to models of params.yaml, and change nothing else.
+def with_settings(text: str) -> str:
+    """Add the usual settings that are missing to the models of params.yaml, and change nothing else.
 
     Args:
         text: params.yaml.
-        models: The names of the models; None for all.
 
     Returns:
         The new text. A model to which they cannot be added so, such as one in braces, stays as it is.
     """
-    for name in models if models is not None else _models(_parse(text)):
+    for name in _models(_parse(text)):
         content = _parse(text)
         changed = _changed(text, name)
         if _models(content).get(name) and _parse(changed) == _expected(content, name):
