@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from onward.registry import checkout
 from onward.registry.artifact import custom_ops
 from onward.registry.artifact.replay import Recorded
 from onward.registry.errors import NotReady, UsageError
@@ -41,7 +42,8 @@ def publish(model: str, folder: Path) -> PublishReport:
     """Record a model's evidence in MLflow: a run, a child run and logged model per variant, a registered version.
 
     A version is registered only if a service can load it and get the recorded outputs; if not, the report says why.
-    Publishing the same evidence again changes nothing. Writes build/MODEL/publish/report.json.
+    In a DVC experiment, a version is registered only if tracking.register_experiments is true. Publishing the same
+    evidence again changes nothing. Writes build/MODEL/publish/report.json.
     """
     settings, whole = section(model, "publish"), load_settings("publish", model)
     evidence = read_evidence(model)
@@ -66,6 +68,8 @@ def publish(model: str, folder: Path) -> PublishReport:
             inputs=settings.input_specs(),
             outputs=evidence.export.graph.outputs if evidence.export.graph else settings.output_specs(),
             fault=fault,
+            dvc_experiment=checkout.experiment(),
+            registers=not checkout.experiment() or load_settings("tracking").register_experiments,
         )
         try:
             return recorder.publish(publication)
@@ -140,6 +144,8 @@ def _context() -> dict[str, str]:
     }
     # The run itself writes dvc.lock, so a change of it says nothing about the sources.
     changes = _git("status", "--porcelain", "--", ".", ":!dvc.lock")
+    if checkout.experiment():
+        context["onward.dvc_experiment"] = checkout.experiment()
     context["git_dirty"] = "unknown" if changes is None else str(bool(changes)).lower()
     return context
 

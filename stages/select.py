@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,10 @@ from typing import Any
 from onward.registry.evidence.records import PLAIN, Choice, Measurement, Winner, worst_size
 from onward.registry.evidence.reports import BenchmarkReport, SelectReport, load
 from onward.registry.evidence.session_options import SessionOptions
-from onward.stages import command
+from onward.stages import command, summary
 from onward.stages.config import paths
 from onward.stages.config.load import section
+from onward.stages.measuring.statistics import mean_p50_ms
 from onward.stages.parity.budget import Judgement, Loss, ceiling_faults
 from onward.stages.parity.reference_answers import recorded_kinds
 from onward.stages.reports import blocked
@@ -29,7 +29,8 @@ def select(model: str, folder: Path) -> SelectReport:
     """Choose, for each runtime, the fastest variant within the budget that is provably no slower than the plain export.
 
     Writes build/MODEL/select/report.json: the winner of each runtime, the Pareto front over latency, quality and size,
-    and the reason for every variant in words.
+    and the reason for every variant in words. Then writes the figures for `dvc metrics` and `dvc plots` beside it
+    (stages/summary.py).
     """
     settings = section(model, "select")
     reason = blocked(model, "benchmark")
@@ -139,16 +140,14 @@ def pareto(able: list[Measurement], drops: dict[str, float | None]) -> list[Meas
 
 
 def _winner(measurement: Measurement) -> Winner:
-    """The winner's record; its p50 is the weighted geometric mean over sizes."""
-    total = sum(latency.weight for latency in measurement.latencies)
-    p50_ms = math.exp(sum(one.weight * math.log(one.p50_ms) for one in measurement.latencies) / total)
+    """The winner's record."""
     return Winner(
         variant=measurement.variant,
         runtime=measurement.runtime,
         provider=measurement.provider,
         files=measurement.files,
         options=measurement.options,
-        p50_ms=p50_ms,
+        p50_ms=mean_p50_ms(measurement.latencies),
         host_ratio=measurement.host_ratios.get("all"),
     )
 
@@ -221,4 +220,4 @@ def _interval(measurement: Measurement) -> str:
 
 
 if __name__ == "__main__":
-    command.run("select", select)
+    command.run("select", select, afterwards=summary.write)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -308,3 +309,16 @@ def test_a_screened_variant_is_a_run_with_a_reason_and_no_artifact(store_uri: st
     assert run.data.metrics["ratio_cpu/all"] == pytest.approx(1.0)
     names = {model.name for model in client.search_logged_models([run.info.experiment_id])}
     assert names == {"toy-plain", "toy-fast"}
+
+
+def test_an_experiment_is_recorded_apart_and_registers_only_if_asked(store_uri: str, tmp_path: Path) -> None:
+    client = MlflowClient(store_uri, store_uri)
+    named = replace(make_publication(tmp_path), dvc_experiment="swift-lake")
+    tried = publish(replace(named, registers=False))
+    assert (tried.status, tried.version) == ("passed", None)
+    assert "swift-lake is a DVC experiment" in tried.findings[0]
+    assert not client.search_registered_models()
+    ordinary = publish(make_publication(tmp_path))
+    assert ordinary.version == 1
+    assert ordinary.run_id != tried.run_id
+    assert publish(replace(named, registers=True)).version == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -121,3 +122,30 @@ def test_the_fastest_runtime_is_shown_with_its_worst_size_and_missing_runtimes_w
 )
 def test_a_figure_without_an_interval_is_not_shown(ratio: Ratio, words: str) -> None:
     assert verdict.speed(ratio) == words
+
+
+@pytest.mark.parametrize("width", [60, 80, 130])
+def test_the_table_fits_by_dropping_columns_and_cuts_no_name(capsys: pytest.CaptureFixture[str], width: int) -> None:
+    name, variant = "a-model-with-a-long-name", "ort_fusions-int8-static (openvino)"
+    row = [name, "passed", variant, "1.25 ±1%", "1.00 b1", "2.50 ±1%", "0.9000", "+0.0000", "3"]
+    dropped = verdict.print_table([row], width)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= width
+    assert any(name in line for line in lines)
+    shown = "chosen" not in dropped
+    assert any("ort_fusions-int8-static" in line for line in lines) == shown
+    assert bool(dropped) == (width < 130)
+    assert "version" not in dropped
+
+
+def test_the_verdict_as_json_has_all_models(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    of_models(project, "good", "new")
+    reported(project, "good")
+    with pytest.raises(SystemExit):
+        verdict.main(as_json=True)
+    document = json.loads(capsys.readouterr().out)
+    assert document["passed"] is False
+    good, new = document["models"]
+    assert (good["verdict"], good["variant"], good["version"]) == ("passed", "fast", 3)
+    assert good["speedup"]["value"] == pytest.approx(1.25)
+    assert new["faults"] == ["not run: new: train has no report: run `dvc repro`"]

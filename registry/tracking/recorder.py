@@ -59,6 +59,10 @@ _METRICS, _PARAMS, _TAGS = 1000, 100, 100
 _LONGEST_PARAM = 6000
 
 
+# A finding of the publish stage.
+NOT_REGISTERED = "no version: {} is a DVC experiment; set tracking.register_experiments, or run `dvc repro`"
+
+
 @dataclass(frozen=True)
 class Publication:
     """The input of `publish`.
@@ -74,6 +78,8 @@ class Publication:
         inputs: the inputs of the model.
         outputs: the outputs of the model.
         fault: why the chosen variant gave no answers to record; "" if it did.
+        dvc_experiment: the name of the DVC experiment that publishes; "" outside of experiments.
+        registers: whether to register a version if nothing failed.
     """
 
     root: Path
@@ -86,6 +92,8 @@ class Publication:
     inputs: list[TensorSpec]
     outputs: list[TensorSpec]
     fault: str = ""
+    dvc_experiment: str = ""
+    registers: bool = True
 
     def libraries(self) -> list[Path]:
         """The native libraries with custom operators, which the export stage copied.
@@ -100,7 +108,7 @@ class Publication:
         return [folder / library.path for library in self.evidence.export.custom_ops]
 
     def content(self, fault: str = "") -> str:
-        """The digest of the publication's content: its evidence and its settings, but not its context.
+        """The digest of the publication's content: its evidence, its settings and the DVC experiment, not its context.
 
         Args:
             fault: why the version cannot be served, which is part of the content.
@@ -108,6 +116,7 @@ class Publication:
         digest = hashlib.sha256(self.evidence.model_dump_json().encode())
         digest.update(json.dumps(self.params, sort_keys=True, default=str).encode())
         digest.update(fault.encode())
+        digest.update(self.dvc_experiment.encode())
         return digest.hexdigest()
 
 
@@ -260,11 +269,15 @@ class _Recorder:
             report.sha256 = self.version.sha256
             if servable.batches:
                 report.findings = [f"predict_batches cannot be used: {servable.batches}"]
-            model = models[label(chosen.variant, chosen.runtime)]
-            report.version = self._version(parent.info.run_id, model, report.sha256)
+            if self.publication.registers:
+                model = models[label(chosen.variant, chosen.runtime)]
+                report.version = self._version(parent.info.run_id, model, report.sha256)
+            else:
+                report.findings.append(NOT_REGISTERED.format(self.publication.dvc_experiment))
         if not finished:
             self._parent(parent, report)
-        newest_run.mark(self.client, self.evidence.model, report.run_id)
+        if self.publication.registers:  # an experiment does not decide what `onward status` says about a model
+            newest_run.mark(self.client, self.evidence.model, report.run_id)
         return report
 
     def _run(self, name: str, tags: dict[str, str]) -> Run:

@@ -526,9 +526,15 @@ class ModelParams(Section):
 
 
 class Tracking(Section):
-    """The experiment in MLflow that runs are logged to."""
+    """Where and what is recorded.
+
+    Attributes:
+        experiment: The experiment in MLflow that runs are logged to.
+        register_experiments: Whether `dvc exp run` registers versions, as `dvc repro` does.
+    """
 
     experiment: Annotated[str, Field(min_length=1, max_length=200)] = "onward"
+    register_experiments: bool = False
 
 
 def _runtimes(value: Any) -> Any:
