@@ -1,0 +1,35 @@
+"""Tables in Markdown, for descriptions. All cells are escaped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from onward.registry.text import markdown
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown; "" without rows.
+
+    Args:
+        header: the titles of the columns.
+        rows: the cells of each row; they are escaped.
+    """
+    return linked(header, [[markdown(cell) for cell in row] for row in rows])
+
+
+def linked(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of cells that are Markdown already, such as links; "" without rows.
+
+    Args:
+        header: the titles of the columns.
+        rows: the cells of each row.
+    """
+    if not rows:
+        return ""
+    lines = [[markdown(title) for title in header], ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def figure(value: float | None) -> str:
+    """A number with four significant digits; "" for None."""
+    return "" if value is None else f"{value:.4g}"
