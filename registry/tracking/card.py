@@ -6,7 +6,6 @@ same bytes.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -74,7 +73,7 @@ def card_text(
         ("Quality", _quality(evidence, chosen)),
         ("Limits", _limits(evidence, chosen, params, about)),
         ("Inputs and preprocessing", _inputs(inputs, params, about)),
-        ("Outputs", [_tensors(outputs)]),
+        ("Outputs", [_tensors(outputs, params)]),
         ("Why this variant", _reasons(evidence)),
         ("Measured hosts", _hosts(evidence, chosen)),
         ("Data", _data(evidence)),
@@ -140,10 +139,15 @@ def _quality(evidence: Evidence, chosen: Measurement) -> Iterator[str]:
         measure = choice.quality_measure or evidence.select.quality_measure or "quality"
         yield f"Loss by {markdown(measure)}: {choice.quality_drop:.4g}{allowed}."
     cases = [case for case in chosen.parity if not case.probe]
-    if cases:
+    if cases and chosen.precision == "float32":
         passed = sum(not case.failed for case in cases)
-        kind = "within the tolerances" if chosen.precision == "float32" else "compared"
-        yield f"{len(cases)} cases {kind}, {passed} passed; provider {markdown(chosen.provider)}."
+        yield f"Verified: {passed} of {len(cases)} cases are within the tolerances of the original."
+    elif cases:
+        crashed = sum(case.verdict in CRASHES for case in cases)
+        yield (
+            f"Verified: {crashed} of {len(cases)} cases crashed. Lower precision has no tolerances per element: its "
+            "answers on the evaluation samples count."
+        )
 
 
 def _choice(evidence: Evidence) -> Choice | None:
@@ -161,28 +165,45 @@ def _limits(
             factor = dim.get("multiple_of") or 1
             only = f", multiples of {factor}" if factor > 1 else ""
             lines.append(f"{markdown(name)}: {low} to {high}{only}; the session refuses other sizes")
-    seen = set()
+    known: set[str] = set()
     for where, cases in (("the plain export", evidence.verify.cases), ("this version", chosen.parity)):
+        exact = where == "the plain export" or chosen.precision == "float32"
+        found: dict[str, list[CaseResult]] = {}
         for case in cases:
-            if case.verdict == "ok" or (case.case, case.verdict) in seen:
-                continue
-            seen.add((case.case, case.verdict))
-            lines.append(_case(where, case, dims))
+            if case.verdict in CRASHES or (exact and case.verdict != "ok"):
+                found.setdefault(_what(case, dims), []).append(case)
+        lines += [_cases(where, what, same) for what, same in found.items() if what not in known]
+        known |= found.keys()
     lines += [markdown(finding) for finding in (*evidence.verify.findings, *evidence.export.findings)]
     lines += [markdown(finding) for finding in evidence.train.findings]
     yield "\n".join(f"- {line}" for line in lines) or "None was found."
 
 
-def _case(where: str, case: CaseResult, dims: Mapping[str, Any]) -> str:
-    """One sentence about a case that failed, or about a probe that shows a limit."""
-    sizes = ", ".join(f"{name} {size}" for name, size in case.sizes.items())
-    outside = [name for name, size in case.sizes.items() if not _within(size, dims.get(name) or {})]
-    what = case.verdict if case.verdict in CRASHES else f"differs ({case.verdict})"
-    reason = f": {re.split(r'[.;] ', case.reason)[0][:160]}" if case.reason and not outside else ""
-    verb = {"aborted": "aborts", "segfault": "crashes (segfault)", "timed out": "times out", "error": "fails",
-            "out of memory": "runs out of memory"}.get(what, what)  # fmt: skip
-    refused = "; the session refuses it" if outside else ""
-    return markdown(f"{where} {verb} at {sizes or 'its fixed sizes'} (case {case.case}){reason}{refused}")
+# What a verdict says about a model, as a verb.
+_VERBS = {
+    "aborted": "aborts",
+    "segfault": "crashes (segfault)",
+    "timed out": "times out",
+    "error": "fails",
+    "out of memory": "runs out of memory",
+}
+
+
+def _what(case: CaseResult, dims: Mapping[str, Any]) -> str:
+    """What a case shows, in words that are equal for cases of one kind."""
+    sizes = ", ".join(f"{name} {size}" for name, size in case.sizes.items()) or "its fixed sizes"
+    if any(not _within(size, dims.get(name) or {}) for name, size in case.sizes.items()):
+        return f"{_VERBS.get(case.verdict, f'differs ({case.verdict})')} at {sizes}; the session refuses it"
+    if case.verdict in CRASHES:
+        return f"{_VERBS[case.verdict]} at {sizes}"
+    return f"differs from the original ({case.verdict})"
+
+
+def _cases(where: str, what: str, cases: Sequence[CaseResult]) -> str:
+    """One sentence about the cases that show the same."""
+    names = ", ".join(case.case for case in cases[:3]) + (f" and {len(cases) - 3} more" if len(cases) > 3 else "")
+    kind = "probe" if all(case.probe for case in cases) else "case"
+    return markdown(f"{where} {what} ({kind} {names})")
 
 
 def _within(size: int, dim: Mapping[str, Any]) -> bool:
@@ -201,8 +222,12 @@ def _inputs(inputs: Sequence[TensorSpec], params: Mapping[str, Any], about: Mapp
     yield table(["input", "type", "shape", "values", "meaning"], rows)
 
 
-def _tensors(specs: Sequence[TensorSpec]) -> str:
-    return table(["output", "type", "shape", "meaning"], [[spec.name, *_tensor(spec), spec.about] for spec in specs])
+def _tensors(specs: Sequence[TensorSpec], params: Mapping[str, Any]) -> str:
+    declared = params.get("outputs") or {}
+    rows = [
+        [spec.name, *_tensor(spec), spec.about or (declared.get(spec.name) or {}).get("about", "")] for spec in specs
+    ]
+    return table(["output", "type", "shape", "meaning"], rows)
 
 
 def _tensor(spec: TensorSpec) -> tuple[str, str]:
