@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from mlflow.entities import DatasetInput
 
 EVALUATION = "evaluation"
-# MLflow allows 36 characters.
-_DIGEST = 32
+# MLflow allows 36 characters, and shows all of them. The profile contains the whole sha256.
+_DIGEST = 16
 
 
 def dataset_name(model: str, split: Split) -> str:

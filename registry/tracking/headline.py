@@ -42,7 +42,8 @@ def headline(measurement: Measurement, choice: Choice | None, *, is_original: bo
         "fidelity_snr_db": None if is_original else _snr_db(measurement),
         "size_mb": sum(file.size_bytes for file in measurement.files) / 1e6 if measurement.files else None,
     }
-    return {name: value for name, value in found.items() if value is not None}
+    # Rounded, because MLflow's columns show as many digits as a value has.
+    return {name: float(f"{value:.6g}") for name, value in found.items() if value is not None}
 
 
 def mean_p50(latencies: Sequence[Latency]) -> float | None:

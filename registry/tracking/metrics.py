@@ -232,6 +232,7 @@ def version_tags(evidence: Evidence) -> dict[str, str]:
     assert chosen is not None
     choice = _chosen_choice(evidence)
     graph, machine = evidence.export.graph, evidence.benchmark.machine
+    figures = headline(chosen, choice)
     found: dict[str, Any] = {
         "variant": chosen.variant,
         "runtime": chosen.runtime,
@@ -253,6 +254,7 @@ def version_tags(evidence: Evidence) -> dict[str, str]:
         "latency_ratio_worst": f"{choice.worst.value:.6g} at {choice.worst_size}" if choice.worst else None,
         "fastest": _fastest(evidence) or None,
         "size_mb": sum(file.size_bytes for file in chosen.files) / 1e6,
+        **{name: figures.get(name) for name in ("p50_ms", "speedup", "fidelity_snr_db")},
         "cpu": machine.cpu if machine else None,
         "instruction_sets": hardware.kind(machine) if machine else None,
     }

@@ -20,6 +20,10 @@ _TAG = "mlflow.sharedViewState."
 # MLflow's limit for a tag of an experiment.
 _LONGEST = 5000
 MODELS = "onward-models"
+_NEWEST = "attributes.start_time"
+# MLflow's ids of the columns that come before the metrics, and widths in pixels: run names are long.
+_FIRST = ("1", "attributes.`Run Name`", "runDateAndNestInfo")
+_WIDTHS = {"attributes.`Run Name`": 330, "runDateAndNestInfo": 140, "attributes.`Dataset`": 220}
 # Sections of MLflow's own charts, by the text before the last slash of the metrics' names. They start folded.
 _FOLDED = ("Model metrics", "latency", "throughput", "ratio", "by_callers", "parity", "fidelity", "load", "memory",
            "graph", "search", "train", "System metrics")  # fmt: skip
@@ -31,13 +35,15 @@ def key(model: str) -> str:
 
 
 def link(experiment: str, view: str) -> str:
-    """The address of a view, relative to MLflow's own page."""
-    return f"#/experiments/{experiment}/runs?viewStateShareKey={view}"
+    """The address of a view, relative to MLflow's own page. The view of a model's variants opens with its charts."""
+    mode = "" if view == MODELS else "&compareRunsMode=CHART"
+    return f"#/experiments/{experiment}/runs?viewStateShareKey={view}&workflowType=machine_learning{mode}"
 
 
 def models_view() -> tuple[str, str]:
     """The tag of the view with one row per model and measurement, the newest first."""
-    return _tag(MODELS, _view("tags.`onward.role` = 'model'", ("User", "Source", "Dataset"), ("onward.variant",)))
+    wanted = "tags.`onward.role` = 'model'"
+    return _tag(MODELS, _view(wanted, ("User", "Source", "Dataset"), ("onward.variant",), _NEWEST))
 
 
 def variants_view(model: str, parent: str, *, has_quality: bool) -> tuple[str, str]:
@@ -50,7 +56,9 @@ def variants_view(model: str, parent: str, *, has_quality: bool) -> tuple[str, s
             ratio.
     """
     wanted = f"tags.`mlflow.parentRunId` = '{parent}'"
-    return _tag(key(model), _view(wanted, ("Models", "Dataset"), ("onward.precision",), has_quality=has_quality))
+    # Sorted by time, the page would fold the variants below their parent.
+    view = _view(wanted, ("Models", "Dataset"), ("onward.precision",), "metrics.`p50_ms`", has_quality=has_quality)
+    return _tag(key(model), view)
 
 
 def _tag(name: str, state: dict[str, Any]) -> tuple[str, str]:
@@ -60,11 +68,13 @@ def _tag(name: str, state: dict[str, Any]) -> tuple[str, str]:
     return f"{_TAG}{name}", text
 
 
-def _view(wanted: str, attributes: Sequence[str], tags: Sequence[str], *, has_quality: bool = True) -> dict[str, Any]:
+def _view(
+    wanted: str, attributes: Sequence[str], tags: Sequence[str], order: str, *, has_quality: bool = True
+) -> dict[str, Any]:
     columns = [
-        *(f"attributes.`{name}`" for name in attributes),
         *(f"metrics.`{name}`" for name in HEADLINE),
         *(f"tags.`{name}`" for name in tags),
+        *(f"attributes.`{name}`" for name in attributes),
     ]
     answers = "quality" if has_quality else "fidelity_snr_db"
     charts = [
@@ -81,13 +91,15 @@ def _view(wanted: str, attributes: Sequence[str], tags: Sequence[str], *, has_qu
     sections += [{"uuid": f"folded-{name}", "name": name, "display": False, "isReordered": False} for name in _FOLDED]
     return {
         "searchFilter": wanted,
-        "orderByKey": "attributes.start_time",
-        "orderByAsc": False,
+        "orderByKey": order,
+        "orderByAsc": order != _NEWEST,
         "startTime": "ALL",
         "lifecycleFilter": "Active",
         "modelVersionFilter": "All Runs",
         "datasetsFilter": [],
         "selectedColumns": columns,
+        "columnOrder": [*_FIRST, *columns],
+        "columnWidths": _WIDTHS,
         "runsHiddenMode": "SHOW_ALL",
         "compareRunCharts": charts,
         "compareRunSections": sections,
