@@ -12,6 +12,7 @@ from mlflow import MlflowClient
 from playwright.sync_api import Page
 
 from onward.registry.operations import promotion
+from onward.registry.tracking.headline import HEADLINE
 from onward.registry.tracking.recorder import publish
 from tests.browser import browser_page, mlflow_pages, see
 from tests.conftest import not_none
@@ -66,12 +67,13 @@ def test_the_experiment_leads_to_columns_and_charts(store: str, address: str, pa
     assert "2026-11-27 03:00" in said
     assert "dvc.yaml" in said
     assert "toy-evaluation" in said
-    page.get_by_text("All models, one row per measurement").first.click()
-    page.get_by_text("speedup").first.wait_for()
-    page.screenshot(path=pictures / "models.png")
-    shown = page.inner_text("body")
-    for name in ("p50_ms", "quality", "ada", "1.25"):
-        assert name in shown
+    link = page.get_by_role("link", name="All models, one row per measurement").first.get_attribute("href")
+    shown = see(page, f"{address}/{link}", pictures / "models.png", "1.25", "ada")
+    assert "5 matching runs" not in shown
+    columns = page.locator(".ag-header-cell").evaluate_all("cells => cells.map(cell => cell.getAttribute('col-id'))")
+    assert columns[3:9] == [f"metrics.`{name}`" for name in HEADLINE if name != "fidelity_snr_db"] + [
+        "tags.`onward.variant`"
+    ]
     link = f"{address}/#/experiments/{number}/runs?viewStateShareKey=onward-variants-toy&compareRunsMode=CHART"
     said = see(page, link, pictures / "variants.png", "p50_ms vs. quality", "toy · plain", "toy · fast")
     assert "Latency and quality" in said
