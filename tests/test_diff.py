@@ -103,7 +103,7 @@ def test_the_command_prints_the_differences_and_all_facts_as_json(store: Store, 
     ("section", "name", "left", "right", "words"),
     [
         ("latencies", "latency/b1_p50_ms", 2.0, 3.0, "+50.0%"),
-        ("latencies", "throughput_cpu/b1", 1000.0, 500.0, "-50.0%"),
+        ("latencies", "throughput/b1_items_per_s", 1000.0, 500.0, "-50.0%"),
         ("latencies", "ratio/all", 0.5, 0.25, "-0.25"),
         ("latencies", "latency/b1_p50_ms", 1.0, 25.0, "+24"),
         ("metrics", "size_mb", 2.0, 0.5, "-75.0%"),

@@ -30,7 +30,7 @@ _TIMES = ("latency/", "throughput/", "ratio/", "by_batch/", "by_callers/", "p50_
 # Amounts are counts, times, rates and bytes. Their zero means "none", so a relative change makes sense. All others are
 # compared by their difference: decibels, cosines, shares, ratios, qualities, errors, version numbers.
 _AMOUNTS = ("parameters", "nodes", "size in bytes", "graph/nodes")
-_AMOUNT_ENDINGS = ("_ms", "_mb", "_per_s")
+_AMOUNT_ENDINGS = ("_ms", "_mb", "_per_s", "_throughput")  # the last one is of earlier Onwards
 
 # A percentage of a very small base is not informative, so "+900 %" is the largest one shown.
 _LARGEST, _SMALLEST = 10.0, 0.01
