@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
     from onward.registry.evidence.reports import PublishReport
-    from onward.registry.tracking.recorder import Publication
+    from onward.registry.tracking.publication import Publication
 
 _NOTE = "mlflow.note.content"
 # Without this tag, MLflow asks what the experiment is for, or opens it as one of language models.

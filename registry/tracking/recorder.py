@@ -11,24 +11,20 @@ last, so a finished run is always complete.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
 import platform
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy.typing as npt
+from typing import TYPE_CHECKING
 
 from onward.registry.artifact.manifest import manifest_digest
 from onward.registry.artifact.serving_plan import MODEL, Served, Serving, of_winners, version_digest
 from onward.registry.errors import Refused
-from onward.registry.evidence.records import FileDigest, Machine, TensorSpec
-from onward.registry.evidence.reports import Evidence, PublishReport
+from onward.registry.evidence.records import Machine
+from onward.registry.evidence.reports import PublishReport
 from onward.registry.evidence.unmeasured import as_table, unmeasured
 from onward.registry.host import hardware
 from onward.registry.inference.servable import Servable, examine
@@ -44,9 +40,9 @@ from onward.registry.store.connection import (
     tracking_uri,
 )
 from onward.registry.store.logged_models import MODEL_VERSIONS, with_version
-from onward.registry.tracking import card, datasets, descriptions, views
+from onward.registry.tracking import card, descriptions, views
+from onward.registry.tracking.figure_log import FigureLog
 from onward.registry.tracking.metrics import (
-    LONGEST_TAG,
     RunRecord,
     flatten,
     graph_params,
@@ -55,6 +51,7 @@ from onward.registry.tracking.metrics import (
     version_tags,
 )
 from onward.registry.tracking.pages import Pages
+from onward.registry.tracking.publication import Publication
 from onward.registry.tracking.times import moment, to_ms
 from onward.registry.trust.identity import who
 from onward.registry.uri import without_credentials
@@ -64,74 +61,12 @@ if TYPE_CHECKING:
     from mlflow.entities import LoggedModel, Run
     from mlflow.entities.model_registry import ModelVersion
 
-# MLflow's limits for one batch of metrics, params and tags, and for the length of a param.
-_METRICS, _PARAMS, _TAGS = 1000, 100, 100
-_LONGEST_PARAM = 6000
+__all__ = ["NOT_MEASURED", "Publication", "publish", "store_identity"]
+
 # The table of the variants that were not measured, as an artifact of the parent run.
 NOT_MEASURED = "not_measured.json"
 # The params of a variant that become tags, so that MLflow's page can filter by them beside Onward's other tags.
 _FILTERS = ("runtime", "precision", "optimizer", "quantizer")
-# The metrics that were measured on the evaluation samples.
-_ON_SAMPLES = ("quality", "fidelity")
-
-
-@dataclass(frozen=True)
-class Publication:
-    """The input of `publish`.
-
-    Attributes:
-        root: the folder that the evidence's file paths are relative to.
-        experiment: the name of the MLflow experiment.
-        evidence: the model's evidence.
-        params: the model's effective settings.
-        context: facts about this run rather than the model (commit, machine), which become tags.
-        bundle: a folder with inputs.npz, outputs.npz and tolerance.json.
-        reports: the folder with a `<stage>/report.json` for each stage.
-        inputs: the inputs of the model.
-        outputs: the outputs of the model.
-        fault: why the chosen variant gave no answers to record; "" if it did.
-        example: the inputs of one call, as MLflow's input example; empty if there are none.
-    """
-
-    root: Path
-    experiment: str
-    evidence: Evidence
-    params: Mapping[str, Any]
-    context: Mapping[str, str]
-    bundle: Path | None
-    reports: Path
-    inputs: list[TensorSpec]
-    outputs: list[TensorSpec]
-    fault: str = ""
-    example: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
-
-    def libraries(self) -> list[Path]:
-        """The native libraries with custom operators, which the export stage copied.
-
-        Raises:
-            Refused: a library has changed since.
-        """
-        folder = self.reports / "export"
-        for library in self.evidence.export.custom_ops:
-            if FileDigest.of(folder / library.path, folder) != library:
-                raise Refused(f"{library.path} has changed since the export stage copied it: run `dvc repro`")
-        return [folder / library.path for library in self.evidence.export.custom_ops]
-
-    def card(self) -> str:
-        """The text of MODEL_CARD.md."""
-        return card.model_card(self.evidence, self.params, self.inputs, self.outputs)
-
-    def content(self, fault: str = "") -> str:
-        """The digest of the publication's content: its evidence and its settings, but not its context or its card.
-
-        Args:
-            fault: why the version cannot be served, which is part of the content.
-        """
-        digest = hashlib.sha256(self.evidence.model_dump_json().encode())
-        params = {name: value for name, value in self.params.items() if name != "card"}
-        digest.update(json.dumps(params, sort_keys=True, default=str).encode())
-        digest.update(fault.encode())
-        return digest.hexdigest()
 
 
 def store_identity(experiment: str) -> dict[str, str]:
@@ -259,6 +194,7 @@ class _Recorder:
         benchmark = self.evidence.benchmark
         self.measured = moment(benchmark.started)
         self.ended = moment(benchmark.ended)
+        self.figures = FigureLog(client, publication)
         self.key = publication.content(fault)
         failures = [f"{failed.stage}: {failed.reason}" for failed in self.evidence.failures()]
         if fault:
@@ -366,56 +302,8 @@ class _Recorder:
                 run_record, self.experiment, parent, self.evidence.model, run_record.reason
             ),
         }
-        self._datasets(run.info.run_id)
-        self._log(run.info.run_id, run_record.metrics, run_record.params, tags, run_record.series, model)
-
-    def _datasets(self, run_id: str) -> None:
-        inputs = datasets.dataset_inputs(self.evidence, self.publication.inputs)
-        if inputs:
-            self.client.log_inputs(run_id, datasets=inputs)
-
-    def _log(
-        self,
-        run_id: str,
-        metrics: Mapping[str, float],
-        params: Mapping[str, str],
-        tags: Mapping[str, str],
-        series: Mapping[str, Sequence[tuple[int, float]]],
-        model: LoggedModel | None = None,
-    ) -> None:
-        """Log in batches, at a fixed time and step, so that a repeated call adds no second data point."""
-        from mlflow.entities import Metric, Param, RunTag
-
-        not_finite = sorted(key for key, value in metrics.items() if not math.isfinite(value))
-        if not_finite:
-            tags = {**tags, "onward.not_finite": ", ".join(not_finite)}
-        at = to_ms(self.ended) if self.ended else 0
-        judged_on = datasets.evaluation(self.evidence)
-        figures = [(key, 0, value) for key, value in metrics.items() if key not in not_finite]
-        figures += [(key, size, value) for key, values in series.items() for size, value in values]
-        points = []
-        for key, step, value in figures:
-            name, digest = judged_on if judged_on and key.startswith(_ON_SAMPLES) else (None, None)
-            points.append(
-                Metric(
-                    key,
-                    value,
-                    at,
-                    step,
-                    model_id=model.model_id if model else None,
-                    dataset_name=name if model else None,
-                    dataset_digest=digest if model else None,
-                    run_id=run_id,
-                )
-            )
-        settings = [Param(key, str(value)[:_LONGEST_PARAM]) for key, value in params.items()]
-        labels = [RunTag(key, str(value)[:LONGEST_TAG]) for key, value in tags.items() if value]
-        for start in range(0, max(len(points), 1), _METRICS):
-            self.client.log_batch(run_id, metrics=points[start : start + _METRICS])
-        for start in range(0, max(len(settings), 1), _PARAMS):
-            self.client.log_batch(run_id, params=settings[start : start + _PARAMS])
-        for start in range(0, max(len(labels), 1), _TAGS):
-            self.client.log_batch(run_id, tags=labels[start : start + _TAGS])
+        self.figures.datasets(run.info.run_id)
+        self.figures.log(run.info.run_id, run_record.metrics, run_record.params, tags, run_record.series, model)
 
     def _logged_model(self, run: Run, run_record: RunRecord, chosen: bool) -> tuple[LoggedModel, bool]:
         """The variant's complete logged model, and whether it was created now.
@@ -574,9 +462,9 @@ class _Recorder:
                 evidence, self.experiment, report.reason, records, children, report.version, lost
             ),
         }
-        self._datasets(run_id)
-        self._log(run_id, metrics, params, tags, winner.series if winner else {})
-        self._system_metrics(run_id)
+        self.figures.datasets(run_id)
+        self.figures.log(run_id, metrics, params, tags, winner.series if winner else {})
+        self.figures.system_metrics(run_id)
         if lost:
             # As mlflow.log_table writes it, which appends rows when it is called again.
             columns = as_table(lost)
@@ -599,19 +487,3 @@ class _Recorder:
                 self.client.log_artifact(run_id, str(plot), "plots")
         self.client.set_tag(run_id, "onward.whole", "true")
         self._end(run_id, "FAILED" if self.failures else "FINISHED")
-
-    def _system_metrics(self, run_id: str) -> None:
-        """Log the machine's load during the benchmark, which MLflow shows in the tab "System metrics"."""
-        from mlflow.entities import Metric
-
-        file = self.publication.reports / "benchmark" / "system.json"
-        if not file.is_file() or not self.measured:
-            return
-        points = [
-            Metric(f"system/{name}", float(value), int(sample["timestamp"] * 1000), step)
-            for step, sample in enumerate(json.loads(file.read_text())["samples"])
-            for name, value in sample.items()
-            if name != "timestamp"
-        ]
-        for start in range(0, len(points), _METRICS):
-            self.client.log_batch(run_id, metrics=points[start : start + _METRICS])
