@@ -95,6 +95,9 @@ def see(page: Page, address: str, picture: Path, *texts: str) -> str:
     for text in texts:
         page.get_by_text(text).first.wait_for()
     page.wait_for_timeout(1500)  # until animations and fonts have settled
+    if "compareRunsMode=CHART" in address:
+        page.locator(".js-plotly-plot").nth(2).wait_for()
+        page.wait_for_timeout(1500)
     picture.parent.mkdir(parents=True, exist_ok=True)
     page.screenshot(path=picture)
     return page.inner_text("body")
