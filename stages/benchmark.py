@@ -29,7 +29,7 @@ from onward.stages.config import paths
 from onward.stages.config.layout import Layout
 from onward.stages.config.load import section
 from onward.stages.config.load import settings as load_settings
-from onward.stages.config.schema import Dim
+from onward.stages.config.schema import Dim, ModelParams
 from onward.stages.measuring import scenarios
 from onward.stages.measuring.headroom import headroom
 from onward.stages.measuring.race import (
@@ -48,6 +48,7 @@ from onward.stages.measuring.race import (
 from onward.stages.measuring.samples import Samples
 from onward.stages.measuring.screening import Deadline, screen, why_out
 from onward.stages.measuring.statistics import quotient
+from onward.stages.measuring.system_log import SystemLog
 from onward.stages.measuring.tuning import tune
 from onward.stages.parity.budget import Judgement, ceiling_faults
 from onward.stages.parity.evaluate import quality_of
@@ -87,13 +88,22 @@ FEW_WARMUPS = 2
 def benchmark(model: str, folder: Path) -> BenchmarkReport:
     """Search the variants and measure the best ones, the plain export and the original on this machine.
 
-    Writes build/MODEL/benchmark/: report.json and samples.parquet, which contains every latency.
+    Writes build/MODEL/benchmark/: report.json, samples.parquet, which contains every latency, and system.json, which
+    contains the machine's load meanwhile.
     """
     settings = section(model, "benchmark")
     here, _ = host.load()
     reason = blocked(model, "verify", "optimize", "quantize")
     if reason:
         return BenchmarkReport(model=model, status="not attempted", reason=reason)
+    machine_log = SystemLog(folder)
+    with machine_log:
+        report = _measured(model, folder, settings, here)
+    report.started, report.ended = machine_log.started, machine_log.ended
+    return report
+
+
+def _measured(model: str, folder: Path, settings: ModelParams, here: host.Host) -> BenchmarkReport:
     questions = Questions(
         model, settings, recorded_answers(model, settings), recorded_outputs(model), split(model, "evaluation"),
         recorded_kinds(model),

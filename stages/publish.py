@@ -70,6 +70,7 @@ def publish(model: str, folder: Path) -> PublishReport:
             fault=fault,
             dvc_experiment=checkout.experiment(),
             registers=not checkout.experiment() or load_settings("tracking").register_experiments,
+            example=_example(model, settings) if bundle is not None and not fault else {},
         )
         try:
             return recorder.publish(publication)
@@ -128,6 +129,16 @@ def _recorded_call(model: str, settings: ModelParams) -> tuple[Arrays, Arrays]:
     before = at(last - 1) if last else {}
     state = {name: before[output] for name, output in settings.states.items()} if last else None
     return sequences.part(start, size).feed(last, state), at(last)
+
+
+def _example(model: str, settings: ModelParams) -> Arrays:
+    """The inputs of a call with as few evaluation samples as the model takes, in the model's own layout."""
+    samples = split(model, "evaluation")
+    sequences = Sequences.of(settings, samples)
+    if sequences is None:
+        return next(batches(settings, samples, 1))
+    start, size = next(spans(settings, samples, 1))
+    return sequences.part(start, size).feed(0, None)
 
 
 def _context() -> dict[str, str]:

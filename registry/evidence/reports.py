@@ -179,6 +179,9 @@ class BenchmarkReport(Report):
     """The report of `benchmark`. Every latency is in samples.parquet beside the report.
 
     Attributes:
+        started: When the benchmark began: UTC, in ISO 8601; empty in older reports. Other reports contain no time,
+            because a stage that computes the same again must write the same bytes. Latencies differ anyway.
+        ended: When it ended.
         machine: The machine of the benchmark.
         runtimes: The state of each runtime on it.
         rounds: The number of rounds of the race.
@@ -192,6 +195,8 @@ class BenchmarkReport(Report):
     """
 
     stage: Literal["benchmark"] = "benchmark"
+    started: str = ""
+    ended: str = ""
     machine: Machine | None = None
     runtimes: list[RuntimeState] = []
     rounds: int = 0

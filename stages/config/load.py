@@ -44,7 +44,7 @@ READS: dict[str, tuple[str, ...]] = {
     "quantize": (*_CHECK, "label", "quality", "fidelity", "budget", "quantize"),
     "benchmark": (*_CHECK, "label", "quality", "fidelity", "budget", "benchmark"),
     "select": ("budget", "tolerance", "dims", "quality", "fidelity"),
-    "publish": ("inputs", "outputs", "states", "dims", "tolerance", "budget"),
+    "publish": ("inputs", "outputs", "states", "dims", "tolerance", "budget", "card"),
 }
 
 

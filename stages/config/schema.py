@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from onward.registry.evidence.records import Kind, TensorSpec
 from onward.registry.text import suggestion
 from onward.stages.config import techniques
+from onward.stages.config.card import Card
 from onward.stages.config.default_candidates import OPTIMIZERS, QUANTIZERS
 from onward.stages.config.derived_sizes import expanded, names_in
 from onward.stages.config.techniques import TechniqueSpec
@@ -392,6 +393,7 @@ class ModelParams(Section):
     quantize: Quantize = Quantize()
     benchmark: Benchmark = Benchmark()
     budget: Budget = Budget()
+    card: Card = Card()
 
     @model_validator(mode="before")
     @classmethod
