@@ -10,6 +10,7 @@ from typing import Any
 from onward.registry.evidence.records import PLAIN, Choice, Measurement, Winner, worst_size
 from onward.registry.evidence.reports import BenchmarkReport, SelectReport, load
 from onward.registry.evidence.session_options import SessionOptions
+from onward.registry.evidence.uncertainty import overlap
 from onward.stages import command
 from onward.stages.config import paths
 from onward.stages.config.load import section
@@ -90,13 +91,15 @@ def choose(field: list[Measurement], judgement: Judgement) -> list[Choice]:
     else:
         best = next((m for m in able if m.variant == PLAIN), None)
     front = {m.variant for m in pareto(able, drops)}
+    tied = [m.variant for m in able if _is_tied(m, best)]
     return [
         Choice(
             variant=m.variant,
             runtime=m.runtime,
             chosen=m is best,
             on_front=m.variant in front,
-            reason=_why_best(m) if m is best else faults[m.variant] or _why_not(m, best, drops),
+            tied=m.variant in tied,
+            reason=_why_best(m, tied) if m is best else faults[m.variant] or _why_not(m, best, drops),
             ratio=m.ratios.get("all"),
             host_ratio=m.host_ratios.get("all"),
             worst_size=worst_size(m.ratios),
@@ -171,13 +174,21 @@ def _slower_at(measurement: Measurement) -> list[str]:
     return [size for size, ratio in measurement.ratios.items() if size != "all" and ratio.low > 1]
 
 
-def _why_best(measurement: Measurement) -> str:
+def _is_tied(measurement: Measurement, best: Measurement | None) -> bool:
+    """Whether another run may choose this variant instead of `best`, because their intervals overlap."""
+    if best is None or measurement is best or measurement.variant == PLAIN or _slower_at(measurement):
+        return False
+    return overlap(measurement.ratios["all"], best.ratios["all"])
+
+
+def _why_best(measurement: Measurement, tied: list[str]) -> str:
     if measurement.variant == PLAIN:
         return "no variant within the budget is provably faster"
+    ties = f"; tied with {', '.join(tied)}" if tied else ""
     ratio = measurement.ratios["all"]
     return (
         f"the fastest within the budget: {1 / ratio.value:.2f} times as fast as the plain export "
-        f"{_interval(measurement)}{_at_worst(measurement)}"
+        f"{_interval(measurement)}{_at_worst(measurement)}{ties}"
     )
 
 
@@ -204,6 +215,11 @@ def _why_not(measurement: Measurement, best: Measurement | None, drops: dict[str
             else "is simpler or smaller"
         )
         return f"as fast as {best.variant} ({1 / ratio.value:.2f} times), which {better}"
+    if _is_tied(measurement, best):
+        return (
+            f"tied with {best.variant}, which was faster in this run: {1 / ratio.value:.2f} times as fast as the plain "
+            "export, and the intervals overlap, so another run may choose differently"
+        )
     return f"faster than the plain export ({1 / ratio.value:.2f} times), but {best.variant} is faster still"
 
 

@@ -10,22 +10,20 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from onward.registry.evidence.records import Ratio, by_speed, worst_size
+from onward.registry.evidence.records import by_speed, worst_size
 from onward.registry.evidence.reports import REPORTS, BenchmarkReport, PublishReport, Report, SelectReport, TrainReport
+from onward.registry.evidence.uncertainty import speed
 from onward.registry.text import printable
 from onward.stages import command
 from onward.stages.config.load import settings
 from onward.stages.measuring.statistics import quotient
 from onward.stages.reports import found
 
-# For an interval with ends that differ by more than this factor, no figure is shown.
-WIDE = 1.5
-
 EXPLANATION = """\
 chosen: the fastest choice on this machine. A service without that runtime uses the choice for the runtime that it has.
 x plain, x PyTorch: how many times as fast as the plain export on the first runtime and as PyTorch, as the mean over the
-typical sizes on this machine when undisturbed; ± is the 95 % interval, and "unclear" means that it is wider than a
-factor of 1.5. worst: x plain at the size at which it is smallest."""
+typical sizes on this machine when undisturbed; ± is the 95 % interval. An interval wider than a factor of 1.5 is written
+out, and "too noisy to say" means that it contains 1. worst: x plain at the size at which it is smallest."""
 
 
 def main(until: str | None = None) -> None:
@@ -129,25 +127,6 @@ def _row(reports: dict[str, Report]) -> list[str | Text]:
         "" if chosen.quality_drop is None else f"{chosen.quality_drop:+.4f}",
         str(published.version or ""),
     ]
-
-
-def speed(ratio: Ratio, interval: bool = True) -> str:
-    """Format a latency ratio as a speed.
-
-    Args:
-        ratio: A latency relative to another one.
-        interval: Whether to add the interval.
-
-    Returns:
-        How many times as fast it is, with the interval in per cent: "1.52 ±3%"; "unclear" if the interval's ends differ
-        by more than the factor WIDE.
-    """
-    if ratio.high > WIDE * ratio.low:
-        return "unclear"
-    times = 1 / ratio.value
-    digits = 2 if times < 10 else 1 if times < 100 else 0
-    spread = max(ratio.high / ratio.value, ratio.value / ratio.low) - 1
-    return f"{times:.{digits}f}" + (f" ±{max(1, round(100 * spread))}%" if spread and interval else "")
 
 
 def _is_torch(train: TrainReport) -> bool:
