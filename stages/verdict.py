@@ -22,8 +22,8 @@ from onward.stages.reports import found
 EXPLANATION = """\
 chosen: the fastest choice on this machine. A service without that runtime uses the choice for the runtime that it has.
 x plain, x PyTorch: how many times as fast as the plain export on the first runtime and as PyTorch, as the mean over the
-typical sizes on this machine when undisturbed; ± is the 95 % interval. An interval wider than a factor of 1.5 is written
-out, and "too noisy to say" means that it contains 1. worst: x plain at the size at which it is smallest."""
+typical sizes on this machine when undisturbed; ± is the 95 % interval. Intervals wider than a factor of 1.5 are written
+out, and "too noisy to say" means that one contains 1. worst: x plain at the size at which it is smallest."""
 
 
 def main(until: str | None = None) -> None:

@@ -20,7 +20,7 @@ from onward.registry.text import printable
 
 Spec = dict[str, Any]
 
-# Losses above this share of the budget are drawn at the upper edge.
+# Losses above this share of the budget are drawn above the axis, each in a lane of its own.
 HIGHEST = 2.0
 # Losses up to this share are drawn below the axis of losses, each in a lane of its own: they are often all zero, and
 # would hide each other. Below them follow the variants without a known loss, in the same way.
@@ -38,7 +38,7 @@ _STATES = {
     "failed": ("@bad", "cross"),
 }
 _LINES = ("@good", "@accent", "@warm", "@bad", "@text")
-_FIT: Spec = {"autosize": {"type": "fit-x", "contains": "padding"}, "width": "container"}
+_FIT: Spec = {"autosize": {"type": "fit", "contains": "padding"}, "width": "container"}
 
 
 @dataclass(frozen=True)
@@ -91,14 +91,16 @@ def tradeoff_chart(rows: Sequence[VariantRow]) -> Chart | None:
         unknown = [heights[row.number] for row in timed if row.used is None]
         names = {_middle(middle): f"≤ {SMALL:.0%}", _middle(unknown): "not judged"}
         places = [*(place for place in names if place < 0), *places]
-        label = " : ".join(f"abs(datum.value - ({place})) < 1e-6 ? '{name}'" for place, name in names.items())
+        label = " : ".join(
+            f"abs(datum.value - ({place})) < 1e-6 ? '{name}'" for place, name in names.items() if place < 0
+        )
         label += f" : (datum.value >= {HIGHEST} ? '≥ ' : '') + format(datum.value, '.0%')"
         axis_y: Spec = {
             "title": "loss, share of what is allowed", "values": places, "labelExpr": label, "labelOverlap": False,
             "grid": False,
         }  # fmt: skip
     else:
-        axis_y, scale_y = {"title": "size, MB"}, {"zero": True}
+        axis_y, scale_y = {"title": "size, MB"}, {"zero": False, "padding": 14}
     domain_x = {"type": "log", "domain": [left, right], "nice": False}
     axis_x = {
         "title": ["latency relative to the plain export", "(log scale, left is faster)"],
@@ -139,11 +141,8 @@ def tradeoff_chart(rows: Sequence[VariantRow]) -> Chart | None:
                 "x": _pixel("px"), "y": _pixel("py"), "x2": {"field": "tx"}, "y2": {"field": "ty"},
             },
         },
-        {
-            "data": {"name": "labels"},
-            "mark": {"type": "text", "align": "left", "baseline": "middle", "fontSize": 11, "color": "@text"},
-            "encoding": {"x": _pixel("lx"), "y": _pixel("ly"), "text": {"field": "text", "type": "nominal"}},
-        },
+        _label_layer({"color": "@surface", "stroke": "@surface", "strokeWidth": 4}),  # behind the text, over the lines
+        _label_layer({"color": "@text"}),
     ]  # fmt: skip
     chosen = next((row for row in timed if row.state == "chosen"), None)
     summary = (
@@ -153,7 +152,7 @@ def tradeoff_chart(rows: Sequence[VariantRow]) -> Chart | None:
         + "Horizontal lines are 95 % intervals. Larger points are larger files. Numbers refer to the list of variants."
     )
     spec = {
-        "data": {"name": "points", "values": values},
+        "usermeta": {"budget": judged}, "data": {"name": "points", "values": values},
         "datasets": {"labels": []},
         "params": [{"name": "focus", "value": 0}],
         "height": height, "autosize": {"type": "fit", "contains": "padding"}, "width": "container",
@@ -168,12 +167,15 @@ _TIPS = ("variant", "speed", "loss", "size", "state", "reason")
 def _heights(rows: Sequence[VariantRow]) -> dict[int, float]:
     """The vertical position of each variant by its number, in shares of the allowed loss; lanes are negative."""
     found: dict[int, float] = {}
-    lane = 0
+    lane = above = 0
     fast = sorted(rows, key=lambda row: (_ratio(row) or (1.0,))[0])
     for row in (one for one in fast if one.used is not None):
         used = row.used or 0.0
-        if used > SMALL:
-            found[row.number] = min(used, HIGHEST)
+        if used > HIGHEST:
+            found[row.number] = HIGHEST + LANE * above
+            above += 1
+        elif used > SMALL:
+            found[row.number] = used
         else:
             lane += 1
             found[row.number] = -LANE * lane
@@ -235,14 +237,18 @@ def _range(rows: Iterable[VariantRow]) -> tuple[float, float]:
 
 
 def _ticks(left: float, right: float) -> list[float]:
-    """Round values for a logarithmic axis between two ends, at most nine of them."""
+    """Round values for a logarithmic axis between two ends, at most eight of them."""
     if right / left < 2.2:
         step = 0.05 if right - left < 0.4 else 0.1 if right - left < 0.8 else 0.2
         count = range(math.ceil(left / step), math.floor(right / step) + 1)
         return [round(place * step, 2) for place in count]
-    found = [f * 10.0**e for e in range(-6, 7) for f in (1, 2, 5) if left <= f * 10.0**e <= right]
-    found = [float(f"{value:.6g}") for value in found]
-    return found if len(found) <= 9 else [value for value in found if f"{value:e}"[0] == "1"]
+    found: list[float] = []
+    for factors in ((1, 1.2, 1.5, 2, 3, 4, 5, 6, 8), (1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1,)):
+        values = [float(f"{factor}e{exponent}") for exponent in range(-6, 7) for factor in factors]
+        found = [value for value in values if left <= value <= right]
+        if len(found) <= 8:
+            break
+    return found
 
 
 def distribution_charts(found: Sequence[Distribution], chosen: set[tuple[str, str]]) -> list[Chart]:
@@ -252,7 +258,7 @@ def distribution_charts(found: Sequence[Distribution], chosen: set[tuple[str, st
         found: The distributions, the fastest first.
         chosen: The chosen variant of each runtime, as (variant, runtime).
     """
-    charts = []
+    charts: list[Chart] = []
     for runtime, size in dict.fromkeys((one.runtime, one.size) for one in sorted(found, key=lambda one: one.runtime)):
         group = [one for one in found if (one.runtime, one.size) == (runtime, size)]
         fastest = group[:MOST_ROWS]
@@ -278,7 +284,8 @@ def distribution_charts(found: Sequence[Distribution], chosen: set[tuple[str, st
         left_out = f" {len(group) - len(kept)} slower variants are in the table only." if len(group) > len(kept) else ""
         summary = (
             f"Median latency at {printable(size)} on {printable(runtime)}: {printable(_named(best))} is the fastest "
-            f"with {milliseconds(best.median)}. Bars span the middle half of the calls, lines the middle 90 %.{left_out}"
+            f"with {milliseconds(best.median)}. "
+            f"Bars span the middle half of the calls, lines the middle 90 %.{left_out}"
         )
         header = ("variant", "5 %", "25 %", "median", "75 %", "95 %", "calls")
         rows = tuple(
@@ -339,7 +346,7 @@ def _bars(values: list[dict[str, Any]], x: Spec, layers: Sequence[Spec]) -> Spec
         },
         "encoding": {"x": {"value": 0}, "y": y, "text": {"field": "name", "type": "nominal"}},
     }  # fmt: skip
-    return {**_FIT, "data": {"values": values}, "height": {"step": 36}, "layer": [*found, name]}
+    return {**_FIT, "data": {"values": values}, "height": 36 * len(values), "layer": [*found, name]}
 
 
 def sweep_chart(series: Sequence[tuple[str, Scenarios]]) -> Chart | None:
@@ -527,6 +534,14 @@ def _pixel(field: str) -> Spec:
     return {"field": field, "type": "quantitative", "scale": None, "axis": None}
 
 
+def _label_layer(colors: Spec) -> Spec:
+    return {
+        "data": {"name": "labels"},
+        "mark": {"type": "text", "align": "left", "baseline": "middle", "fontSize": 11, **colors},
+        "encoding": {"x": _pixel("lx"), "y": _pixel("ly"), "text": {"field": "text", "type": "nominal"}},
+    }
+
+
 def _rule_at(channel: str, value: float, color: str, dash: list[int]) -> Spec:
     return {
         "data": {"values": [{channel: value}]},
@@ -543,4 +558,3 @@ def _budget_text() -> Spec:
             "x": {"value": "width"}, "y": _quantity("y"), "text": {"field": "text", "type": "nominal"},
         },
     }  # fmt: skip
-

@@ -54,12 +54,14 @@
     const x = view.scale("x"), y = view.scale("y");
     const context = document.createElement("canvas").getContext("2d");
     context.font = `11px ${getComputedStyle(document.body).fontFamily}`;
-    const points = spec.data.values.map((one) => ({ ...one, px: x(one.x), py: y(one.y) }));
-    const taken = points.map((one) => box(one.px - 7, one.py - 7, 14, 14));
+    const area = view.scale("size");
+    const points = spec.data.values.map((one) => ({ ...one, px: x(one.x), py: y(one.y), radius: Math.sqrt(area(one.mb) / Math.PI) }));
+    const taken = points.map((one) => box(one.px - one.radius, one.py - 7, 2 * one.radius, 14));
+    if (spec.usermeta.budget) taken.push(box(width - 130, y(1) - 16, 130, 16));  // the text at the budget's line
     const order = [...points].sort((a, b) => b.first - a.first || a.n - b.n);
     const labels = [];
     for (const one of order) {
-      for (const text of [`${one.n} ${one.label}`, `${one.n}`]) {
+      for (const text of [`${one.n} ${one.label}`, `${one.n} ${shortened(one.label)}`, `${one.n}`]) {
         const long = context.measureText(text).width + 2;
         const spot = spots(one, long, width).find(({ lx, ly }) => {
           const area = box(lx, ly - 7, long, 14);
@@ -83,12 +85,16 @@
     });
   }
 
+  // The beginning and the end of a name, which tell variants apart.
+  const shortened = (name) => name.length > 30 ? `${name.slice(0, 14)}…${name.slice(-15)}` : name;
+
   function spots(one, long, width) {
     const found = [];
     for (const away of [0, 14, 20, 34, 48, 62, 80, 100]) {
       for (const sign of away ? [-1, 1] : [1]) {
         const ly = one.py + sign * away;
-        const shifts = away < 14 ? [10, -10 - long] : [10, -long / 2, -10 - long];
+        const beside = one.radius + 4;
+        const shifts = away < 14 ? [beside, -beside - long] : [beside, -long / 2, -beside - long];
         for (const shift of shifts) found.push({ lx: one.px + shift, ly });
         if (away) found.push({ lx: Math.min(Math.max(one.px - long / 2, 0), width - long), ly });
       }

@@ -149,7 +149,7 @@ def _charts(side: Sections) -> list[Chart]:
 def _finalize(value: Any) -> Any:
     """Escape control characters in all texts. `Markup` comes from the template itself."""
     if isinstance(value, str) and not hasattr(value, "__html__"):
-        return printable(value)
+        return printable(" ".join(value.splitlines()))
     return value
 
 

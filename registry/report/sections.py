@@ -163,9 +163,14 @@ class Sections:
             stages = [stage for stage, why in self.material.missing.items() if why == reason]
             found.append(f"{', '.join(stages)}: {reason}")
         winners = by_speed(self.evidence.select.winners)
-        if self.chosen and winners and (winners[0].variant, winners[0].runtime) != (
-            self.chosen.name,
-            self.chosen.runtime,
+        if (
+            self.chosen
+            and winners
+            and (winners[0].variant, winners[0].runtime)
+            != (
+                self.chosen.name,
+                self.chosen.runtime,
+            )
         ):
             found.append(f"Where {winners[0].runtime} is installed, {winners[0].variant} on it is the fastest.")
         return found
@@ -196,7 +201,9 @@ class Sections:
             yield Tile("Speed", row.speed, note)
         worst = worst_size(measurement.ratios)
         if worst and len(measurement.latencies) > 1 and row.name != PLAIN:
-            yield Tile("Worst size", speed(measurement.ratios[worst]), f"times as fast at {worst}, where it gains least")
+            yield Tile(
+                "Worst size", speed(measurement.ratios[worst]), f"times as fast at {worst}, where it gains least"
+            )
         first = measurement.latencies[0] if measurement.latencies else None
         if first:
             at = f"median at {first.size}; {number(first.throughput)} items per second"

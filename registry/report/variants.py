@@ -95,12 +95,9 @@ class VariantRow:
         return speed(self.ratio)
 
     @property
-    def quality_text(self) -> str:
-        """The quality and the loss; "" if neither is known."""
-        texts = [number(self.quality, 4)] if self.quality is not None else []
-        if self.drop is not None and self.measure not in ("", "quality"):
-            texts.append(f"{self.measure} {number(self.drop)}")
-        return ", ".join(texts)
+    def quality_cell(self) -> str:
+        """The quality; "" if it is unknown."""
+        return "" if self.quality is None else number(self.quality, 4)
 
     @property
     def used_text(self) -> str:
@@ -122,7 +119,7 @@ def variant_rows(evidence: Evidence) -> list[VariantRow]:
     Returns:
         The chosen ones first, then by state, and within a state the fastest first.
     """
-    found = [*_measured(evidence), *_unmeasured(evidence)]
+    found = [*_measured(evidence), *_only_judged(evidence), *_unmeasured(evidence)]
 
     def key(item: dict[str, Any]) -> tuple[int, float]:
         ratio = item.get("compared") or item.get("ratio")
@@ -131,8 +128,12 @@ def variant_rows(evidence: Evidence) -> list[VariantRow]:
     return [VariantRow(number=place, **item) for place, item in enumerate(sorted(found, key=key), 1)]
 
 
+def _made(evidence: Evidence) -> list[Variant]:
+    return [*evidence.optimize.variants, *evidence.quantize.variants]
+
+
 def _measured(evidence: Evidence) -> Iterator[dict[str, Any]]:
-    made = {variant.name: variant for variant in (*evidence.optimize.variants, *evidence.quantize.variants)}
+    made = {variant.name: variant for variant in _made(evidence)}
     choices = {(choice.variant, choice.runtime): choice for choice in evidence.select.choices}
     for measurement in evidence.benchmark.measurements:
         choice = choices.get((measurement.variant, measurement.runtime))
@@ -143,7 +144,10 @@ def _measured(evidence: Evidence) -> Iterator[dict[str, Any]]:
             "precision": measurement.precision,
             "technique": _technique(measurement, variant),
             "state": _state(measurement, choice),
-            "reason": measurement.reason or (choice.reason if choice else "") or evidence.select.reason or "no reason recorded",
+            "reason": measurement.reason
+            or (choice.reason if choice else "")
+            or evidence.select.reason
+            or "no reason recorded",
             "ratio": measurement.ratios.get("all"),
             "compared": measurement.host_ratios.get("all"),
             "screened": not measurement.latencies,
@@ -154,6 +158,27 @@ def _measured(evidence: Evidence) -> Iterator[dict[str, Any]]:
             "float_layers": len(variant.float_layers) if variant else 0,
             **_loss(evidence, measurement, choice, variant),
         }
+
+
+def _only_judged(evidence: Evidence) -> Iterator[dict[str, Any]]:
+    """Choices without a measurement, if the report of the benchmark is missing."""
+    measured = {(measurement.variant, measurement.runtime) for measurement in evidence.benchmark.measurements}
+    for choice in evidence.select.choices:
+        if (choice.variant, choice.runtime) not in measured:
+            yield {
+                "name": choice.variant,
+                "runtime": choice.runtime,
+                "precision": "",
+                "technique": "",
+                "state": "chosen" if choice.chosen else "tied" if choice.tied else "not chosen",
+                "reason": choice.reason,
+                "ratio": choice.ratio,
+                "compared": choice.host_ratio,
+                "drop": choice.quality_drop,
+                "budget": choice.quality_budget,
+                "measure": choice.quality_measure,
+                "on_front": choice.on_front,
+            }
 
 
 def _loss(
@@ -185,8 +210,9 @@ def _drop_of_quality(evidence: Evidence, quality: float | None) -> dict[str, Any
 
 def _unmeasured(evidence: Evidence) -> Iterator[dict[str, Any]]:
     measured = {measurement.variant for measurement in evidence.benchmark.measurements}
+    measured |= {choice.variant for choice in evidence.select.choices}
     stopped = evidence.benchmark.reason if not evidence.benchmark.measurements else ""
-    for variant in (*evidence.optimize.variants, *evidence.quantize.variants):
+    for variant in _made(evidence):
         if variant.name in measured:
             continue
         yield {
