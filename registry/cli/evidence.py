@@ -159,13 +159,13 @@ def print_variants(rows: Sequence[VariantRow], width: int | None = None) -> None
     header = ["variant", "x plain", "quality", "size", "budget used"]
     # A column without any value says nothing; a variant without figures needs no place in the columns.
     kept = [place for place in range(len(header)) if place == 0 or any(line[place] for line in cells)]
-    placed = [header, *(line for line in cells if any(line[1:]))]
+    # A name that leaves no room for the columns gets a line of its own.
+    placed = [header, *(line for line in cells if any(line[1:]) and len(line[0]) <= max(20, width - 32))]
+    placed += [["", *line[1:]] for line in cells]
     left_out: list[str] = []
     while len(kept) > 2 and _width(placed, kept) > width:
         left_out.insert(0, header[kept.pop()])
     widths = [max(len(line[place]) for line in placed) for place in kept]
-    if _width(placed, kept) > width:  # one long name must not widen every line
-        widths[0] = max(len(header[0]), width - sum(widths[1:]) - len(_GAP) * (len(widths) - 1))
     for row, line in zip((None, *rows), (header, *cells), strict=True):
         shown = list(line)
         if len(shown[0]) > widths[0]:

@@ -346,7 +346,7 @@ class Sections:
     def answers(self) -> list[tuple[TensorSpec, str]]:
         """The outputs, each with its kind."""
         graph = self.evidence.export.graph
-        kinds = {kind.output: f"{kind} ({kind.reason})" for kind in self.evidence.verify.kinds}
+        kinds = {kind.output: str(kind).removeprefix(f"{kind.output} contains ") for kind in self.evidence.verify.kinds}
         specs = (self.published.outputs if self.published else []) or (graph.outputs if graph else [])
         return [(spec, kinds.get(spec.name, "")) for spec in specs]
 

@@ -67,7 +67,7 @@ def _of_version(target: str) -> Material:
         folder = store.reports(found.evidence.get("run_id", ""), Path(temporary))
         if folder is None:
             raise Refused(
-                f"the MLflow run with the evidence of {target} does not exist any more, so there is nothing to report. "
+                f"the MLflow run of {target} was deleted or has no reports, so its evidence is not known. "
                 f"`onward diff` compares what the version itself says"
             )
         return read_material(found.model, in_run(folder), folder / SAMPLES, target, deployment)
