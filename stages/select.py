@@ -91,15 +91,14 @@ def choose(field: list[Measurement], judgement: Judgement) -> list[Choice]:
     else:
         best = next((m for m in able if m.variant == PLAIN), None)
     front = {m.variant for m in pareto(able, drops)}
-    tied = [m.variant for m in able if _is_tied(m, best)]
     return [
         Choice(
             variant=m.variant,
             runtime=m.runtime,
             chosen=m is best,
             on_front=m.variant in front,
-            tied=m.variant in tied,
-            reason=_why_best(m, tied) if m is best else faults[m.variant] or _why_not(m, best, drops),
+            tied=m in able and _is_tied(m, best),
+            reason=_why_best(m) if m is best else faults[m.variant] or _why_not(m, best, drops),
             ratio=m.ratios.get("all"),
             host_ratio=m.host_ratios.get("all"),
             worst_size=worst_size(m.ratios),
@@ -181,14 +180,13 @@ def _is_tied(measurement: Measurement, best: Measurement | None) -> bool:
     return overlap(measurement.ratios["all"], best.ratios["all"])
 
 
-def _why_best(measurement: Measurement, tied: list[str]) -> str:
+def _why_best(measurement: Measurement) -> str:
     if measurement.variant == PLAIN:
         return "no variant within the budget is provably faster"
-    ties = f"; tied with {', '.join(tied)}" if tied else ""
     ratio = measurement.ratios["all"]
     return (
         f"the fastest within the budget: {1 / ratio.value:.2f} times as fast as the plain export "
-        f"{_interval(measurement)}{_at_worst(measurement)}{ties}"
+        f"{_interval(measurement)}{_at_worst(measurement)}"
     )
 
 

@@ -44,6 +44,7 @@ def main(until: str | None = None) -> None:
         table.add_column(column, justify=justify, no_wrap=no_wrap, overflow="fold")  # type: ignore[arg-type]
     findings: list[str] = []
     headrooms: list[str] = []
+    ties: list[str] = []
     faults: list[str] = []
     absent: dict[str, str] = {}
     measured: dict[str, str] = {}
@@ -55,6 +56,8 @@ def main(until: str | None = None) -> None:
             measured |= {state.runtime: state.version for state in benchmark.runtimes if state.usable}
             if benchmark.headroom:
                 headrooms.append(f"{model}: {max(benchmark.headroom, key=lambda one: one.p50_ms)}")
+        if isinstance(select := reports.get("select"), SelectReport):
+            ties += [f"{model}: {line}" for line in _ties(select)]
         for report in reports.values():
             findings += [f"{model}: {report.stage}: {finding}" for finding in getattr(report, "findings", [])]
         faults += _faults(model, reports)
@@ -65,6 +68,8 @@ def main(until: str | None = None) -> None:
         print(printable("measured: " + ", ".join(f"{runtime} {version}" for runtime, version in measured.items())))
     for runtime, reason in absent.items():
         print(printable(f"not measured: {runtime}: {reason}"))
+    for line in ties:
+        print(printable(f"tied: {line}"))
     for line in headrooms:
         print(printable(f"headroom: {line}"))
     for finding in findings:
@@ -94,6 +99,17 @@ def _faults(model: str, reports: dict[str, Report], stages: Iterable[str] = tupl
     failed = [f"failed: {model}: {stage}: {r.reason}" for stage, r in there.items() if r.status == "failed"]
     missing = [f"not run: {model}: {stage} has no report: run `dvc repro`" for stage in stages if stage not in there]
     return failed or missing[:1]
+
+
+def _ties(select: SelectReport) -> Iterable[str]:
+    """Describe the variants that another run may choose instead of a winner."""
+    for winner in select.winners:
+        tied = [choice.variant for choice in select.choices if choice.tied and choice.runtime == winner.runtime]
+        if tied:
+            yield (
+                f"{winner.variant} on {winner.runtime} with {', '.join(tied)}: their intervals overlap, so another run "
+                "may choose differently"
+            )
 
 
 def _row(reports: dict[str, Report]) -> list[str | Text]:

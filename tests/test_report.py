@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from onward.registry.evidence.records import Choice, Ratio
-from onward.registry.evidence.reports import REPORTS, load, save
+from onward.registry.evidence.reports import REPORTS, Report, load, save
 from onward.registry.evidence.uncertainty import overlap
 from onward.registry.operations import promotion
 from onward.registry.report import charts
@@ -198,7 +198,7 @@ def test_a_comparison_states_what_changed(browser: Any, pages: Path) -> None:
 def test_the_plotting_library_is_the_one_of_vl_convert() -> None:
     import vl_convert
 
-    assert (ROOT / "registry" / "report" / "vega.js").read_text() == vl_convert.javascript_bundle()
+    assert (ROOT / "registry" / "report" / "vega.js").read_text() == vl_convert.javascript_bundle()  # type: ignore[call-arg]
 
 
 def test_long_axes_have_few_round_ticks() -> None:
@@ -228,7 +228,9 @@ def test_missing_reports_are_named(tmp_path: Path) -> None:
 
 def test_a_chosen_variant_without_the_benchmark_report_is_still_listed() -> None:
     evidence = MATERIALS["usual"].evidence
-    bare = evidence.model_copy(update={"benchmark": REPORTS["benchmark"](stage="benchmark", model="x", status="failed")})
+    bare = evidence.model_copy(
+        update={"benchmark": REPORTS["benchmark"](stage="benchmark", model="x", status="failed")}
+    )
     rows = variant_rows(bare)
     assert rows[0].name == "variant-1"
     assert rows[0].state == "chosen"
@@ -246,9 +248,13 @@ def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def write_reports(material: Material, folder: Path) -> None:
     for stage, path in in_build(folder).items():
-        report = material.published if stage == "publish" else getattr(material.evidence, stage)
-        assert report is not None
-        save(report, path)
+        save(report_of(material, stage), path)
+
+
+def report_of(material: Material, stage: str) -> Report:
+    report: Report | None = material.published if stage == "publish" else getattr(material.evidence, stage)
+    assert report is not None
+    return report
 
 
 def test_the_command_writes_the_page_of_the_checkout(build: Path, onward: Command) -> None:
@@ -318,7 +324,7 @@ def test_the_command_finds_the_evidence_of_versions(
         material = make_material("cnn", 3, scale=scale)
         run_id = recorded_run(store, version)
         for stage in REPORTS:
-            report = material.published if stage == "publish" else getattr(material.evidence, stage)
+            report = report_of(material, stage)
             store._client.log_text(run_id, report.model_dump_json(), f"reports/{stage}.json")
     promotion.promote("cnn", "staging", 2, reason="because")
     code, out, err = onward("report", "--compare", "cnn@staging", "cnn/1", "--json")
@@ -339,7 +345,9 @@ def recorded_run(store: Store, version: int) -> str:
     return str(candidate.evidence["run_id"])
 
 
-def test_a_version_without_reports_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, onward: Command) -> None:
+def test_a_version_without_reports_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, onward: Command
+) -> None:
     store = fresh_store(tmp_path, monkeypatch)
     add_candidate(store, "cnn")
     code, _, err = onward("report", "cnn/1")

@@ -98,9 +98,11 @@ def test_the_fastest_runtime_is_shown_with_its_worst_size_and_missing_runtimes_w
     faster = {"variant": "plain-bf16", "runtime": "openvino-native", "host_ratio": ratio, "p50_ms": 9.0}
     select.winners.append(winner.model_copy(update=faster))
     save(benchmark, path / "benchmark" / "report.json")
+    select.choices[0].tied = True
     save(select, path / "select" / "report.json")
     code, out = printed(capsys)
     assert code == 0
+    assert "tied: good: fast on cpu with plain: their intervals overlap" in out
     row = [cell.strip() for cell in next(line for line in out.splitlines() if "good" in line).split("│")[1:-1]]
     assert row[1] == "passed"
     assert row[3:6] == ["4.00 ±1%", "2.00 b1", "8.00 ±1%"]

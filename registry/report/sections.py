@@ -22,7 +22,7 @@ from onward.registry.evidence.records import (
     worst_size,
 )
 from onward.registry.evidence.reports import REPORTS, Report
-from onward.registry.evidence.uncertainty import speed
+from onward.registry.evidence.uncertainty import is_wide, speed, too_noisy
 from onward.registry.gates import builtin
 from onward.registry.log.entries import GateResult
 from onward.registry.report import charts
@@ -197,8 +197,8 @@ class Sections:
         if row.name == PLAIN:
             yield Tile("Speed", "1", "this is the plain export")
         elif row.ratio is not None:
-            note = f"times as fast as the plain export (95 % interval {_times(row.ratio)})"
-            yield Tile("Speed", row.speed, note)
+            interval = f" (95 % interval {_times(row.ratio)})" if not is_wide(row.ratio) or too_noisy(row.ratio) else ""
+            yield Tile("Speed", row.speed, f"times as fast as the plain export{interval}")
         worst = worst_size(measurement.ratios)
         if worst and len(measurement.latencies) > 1 and row.name != PLAIN:
             yield Tile(
@@ -206,8 +206,7 @@ class Sections:
             )
         first = measurement.latencies[0] if measurement.latencies else None
         if first:
-            at = f"median at {first.size}; {number(first.throughput)} items per second"
-            yield Tile("Latency", milliseconds(first.p50_ms), at)
+            yield Tile("Latency", milliseconds(first.p50_ms), f"median at {first.size}")
         yield from self._quality_tiles(row)
         if row.size_bytes:
             exported = sum(file.size_bytes for file in self.evidence.export.files)
@@ -221,7 +220,7 @@ class Sections:
             before = f"original: {number(reference.quality, 4)}" if reference and reference.quality is not None else ""
             yield Tile("Quality", number(row.quality, 4), before)
         if row.drop is not None and row.budget is not None:
-            value = "none" if row.drop <= 0 else number(row.drop, 2)
+            value = "none" if row.drop <= 0.001 * row.budget else number(row.drop, 2)
             measure = row.measure if row.measure not in ("", "quality") else "of quality"
             yield Tile("Loss", value, f"{measure}; {number(row.budget)} allowed ({row.used_text or 'exceeded'} used)")
 

@@ -31,6 +31,8 @@ def percent(share: float) -> str:
     """A share in per cent: "0.8 %", "100 %"."""
     if not math.isfinite(share):
         return number(share)
+    if 0 < share < 0.001:
+        return "under 0.1 %"
     return f"{100 * share:.0f} %" if share >= 0.1 or share == 0 else f"{100 * share:.2g} %"
 
 
