@@ -109,7 +109,7 @@ def tradeoff_chart(rows: Sequence[VariantRow]) -> Chart | None:
     states = [state for state in _STATES if any(row.state == state for row in timed)]
     colors = {"domain": states, "range": [_STATES[state][0] for state in states]}
     shapes = {"domain": states, "range": [_STATES[state][1] for state in states]}
-    legend = {"title": None, "orient": "top", "columns": 3, "symbolType": "circle"}
+    legend = {"title": None, "orient": "top"}
     layers: list[Spec] = [
         _rule_at("x", 1.0, "@muted", [2, 3]),
         *([_rule_at("y", 1.0, "@bad", [6, 4]), _budget_text()] if judged else []),
@@ -158,7 +158,7 @@ def tradeoff_chart(rows: Sequence[VariantRow]) -> Chart | None:
         "height": height, "autosize": {"type": "fit", "contains": "padding"}, "width": "container",
         "layer": layers,
     }  # fmt: skip
-    return Chart("tradeoff", "Latency, quality and size", summary, spec)
+    return Chart("tradeoff", "Every timed variant", summary, spec)
 
 
 _TIPS = ("variant", "speed", "loss", "size", "state", "reason")

@@ -26,7 +26,7 @@
       font, background: null, padding: { left: 2, right: 6, top: 4, bottom: 2 },
       view: { stroke: null },
       axis: { ...text, titleFontWeight: 400, gridColor: color("grid"), domainColor: color("line"), tickColor: color("line"), labelOverlap: true },
-      legend: { ...text, labelColor: color("text"), symbolStrokeWidth: 1.5 },
+      legend: { ...text, labelColor: color("text"), symbolStrokeWidth: 1.5, symbolOpacity: 1 },
     };
   }
 
@@ -38,6 +38,7 @@
     const narrow = place.clientWidth < 480;
     spec.config = config();
     // On a narrow screen, labels stand above and below the points, which takes more room.
+    if (key.endsWith("-tradeoff")) spec.config.legend.columns = narrow ? 3 : 6;
     if (narrow && key.endsWith("-tradeoff")) spec.height *= 1.3;
     const result = await vegaEmbed(place, spec, { actions: false, renderer: "svg", hover: false, logLevel: 1 });
     drawn.get(key)?.finalize();
