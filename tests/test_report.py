@@ -16,7 +16,7 @@ from onward.registry.evidence.records import Choice, Ratio
 from onward.registry.evidence.reports import REPORTS, Report, load, save
 from onward.registry.evidence.uncertainty import overlap
 from onward.registry.operations import promotion
-from onward.registry.report import charts
+from onward.registry.report import tradeoff
 from onward.registry.report.material import Material, in_build, read_material
 from onward.registry.report.page import render, render_comparison
 from onward.registry.report.sections import Sections
@@ -202,9 +202,9 @@ def test_the_plotting_library_is_the_one_of_vl_convert() -> None:
 
 
 def test_long_axes_have_few_round_ticks() -> None:
-    assert charts._ticks(0.45, 1.9) == [0.5, 0.6, 0.8, 1.0, 1.2, 1.5]
-    assert charts._ticks(0.9, 1.1) == [0.9, 0.95, 1.0, 1.05, 1.1]
-    assert len(charts._ticks(0.0004, 900)) <= 8
+    assert tradeoff._ticks(0.45, 1.9) == [0.5, 0.6, 0.8, 1.0, 1.2, 1.5]
+    assert tradeoff._ticks(0.9, 1.1) == [0.9, 0.95, 1.0, 1.05, 1.1]
+    assert len(tradeoff._ticks(0.0004, 900)) <= 8
 
 
 def test_losses_that_are_all_zero_do_not_hide_each_other() -> None:

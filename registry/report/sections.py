@@ -29,6 +29,7 @@ from onward.registry.report import charts
 from onward.registry.report.charts import Chart
 from onward.registry.report.distributions import distributions
 from onward.registry.report.material import Material
+from onward.registry.report.tradeoff import tradeoff_chart
 from onward.registry.report.variants import VariantRow, variant_rows
 from onward.registry.report.wording import counted, megabytes, milliseconds, number, percent
 from onward.registry.tracking.metrics import version_tags
@@ -177,8 +178,10 @@ class Sections:
 
     @property
     def ties(self) -> list[str]:
-        """The variants that another run may choose instead."""
-        return [row.label for row in self.rows if row.state == "tied"]
+        """The variants that another run may choose instead, on the same runtime."""
+        return [
+            row.label for row in self.rows if row.state == "tied" and self.chosen and row.runtime == self.chosen.runtime
+        ]
 
     @property
     def findings(self) -> list[tuple[str, str]]:
@@ -229,7 +232,7 @@ class Sections:
     @cached_property
     def tradeoff(self) -> Chart | None:
         """The chart of latency, quality and size."""
-        return charts.tradeoff_chart(self.rows)
+        return tradeoff_chart(self.rows)
 
     @property
     def not_drawn(self) -> int:

@@ -72,15 +72,15 @@ class VariantRow:
 
     @property
     def used(self) -> float | None:
-        """The share of the allowed loss that the variant uses up.
+        """The share of the allowed loss that the variant uses up; infinite if no loss is allowed and there is one.
 
         Unlike the loss, this share is comparable between variants that were judged by different measures. None if the
-        loss is unknown, or if no loss is allowed and there is one.
+        loss or the allowed loss is unknown.
         """
-        if self.drop is None or not math.isfinite(self.drop):
+        if self.drop is None or self.budget is None or math.isnan(self.drop):
             return None
-        if not self.budget:
-            return 0.0 if self.drop <= 0 else None
+        if self.budget <= 0:
+            return 0.0 if self.drop <= 0 else math.inf
         return self.drop / self.budget
 
     @property
@@ -95,6 +95,11 @@ class VariantRow:
         return speed(self.ratio)
 
     @property
+    def speed_on_chart(self) -> str:
+        """How many times as fast as the plain export on the first runtime, if that was measured; else as `speed`."""
+        return self.speed if self.compared is None or self.screened else speed(self.compared)
+
+    @property
     def quality_cell(self) -> str:
         """The quality; "" if it is unknown."""
         return "" if self.quality is None else number(self.quality, 4)
@@ -102,6 +107,8 @@ class VariantRow:
     @property
     def used_text(self) -> str:
         """The share of the allowed loss in per cent; "" if it is unknown."""
+        if self.used == math.inf:
+            return "more than 100 %"
         return "" if self.used is None else percent(max(self.used, 0.0))
 
     @property
