@@ -22,17 +22,17 @@ from typing import TypeVar
 from benchmarks import predict
 from benchmarks.peers import environments, making, measuring, pipeline, repeats
 from benchmarks.peers.judging import REPEATS, rows
-from benchmarks.peers.recipes import ARCHITECTURES, FROM_HUB, OLIVE, PEERS, recipes
-from benchmarks.peers.results import Measured
+from benchmarks.peers.recipes import ARCHITECTURES, FROM_HUB, INSTALLED, OLIVE, recipes
+from benchmarks.peers.results import Hosts, Measured, kind_of
 from benchmarks.peers.writing import report
 from onward.registry.errors import OnwardError
 from onward.registry.files import write_atomically
+from onward.registry.host.hardware import instruction_sets
 
 HERE = Path(__file__).parent
 RESULTS, TABLE = HERE / "against_peers.json", HERE / "against_peers.md"
 REPEATED = "cnn"
 PREDICT_ROUNDS = 400
-BEST_PROVIDER = ("resnet18",)  # has a target for the best provider, so OpenVINO is measured as well
 T = TypeVar("T")
 
 
@@ -40,11 +40,12 @@ def main() -> int:
     """Measure, write both files; return 1 if a target is missed."""
     arguments = _arguments()
     folder: Path = arguments.peers_folder.resolve()
-    measured = Measured.model_validate_json(RESULTS.read_bytes()) if RESULTS.is_file() else Measured()
+    hosts = Hosts.model_validate_json(RESULTS.read_bytes()) if RESULTS.is_file() else Hosts()
+    measured = hosts.of(kind_of(instruction_sets()))
     if not arguments.report:
-        _measure(measured, arguments, folder)
+        _measure(hosts, measured, arguments, folder)
     found = rows(measured)
-    write_atomically(TABLE, report(measured).encode())
+    write_atomically(TABLE, report(hosts).encode())
     for row in found:
         print(f"{'met' if row.holds else 'not measured' if row.holds is None else 'MISSED':13}{row.figure}: ", end="")
         print(f"{row.measured} (target: {row.wanted})")
@@ -69,36 +70,39 @@ def _arguments() -> argparse.Namespace:
     return arguments
 
 
-def _measure(measured: Measured, arguments: argparse.Namespace, folder: Path) -> None:
+def _measure(hosts: Hosts, measured: Measured, arguments: argparse.Namespace, folder: Path) -> None:
     place = folder / "project"
     os.environ["ONWARD_PROJECT"] = str(place)  # the stages, also in this process, use that project
-    hub = _attempt(measured, "minilm", lambda: environments.hub_folder(folder))
-    pipeline.lay(place, hub)
+    hub = attempt(measured, "minilm", lambda: environments.hub_folder(folder))
+    pipeline.lay(place, pipeline.HERE / "project")
+    if hub is not None:
+        pipeline.bring_weights(hub, place / "weights")
+    attempt(measured, "runtimes", lambda: pipeline.install_runtimes(place))
     pythons: dict[str, Path] = {}
-    for peer in PEERS:
-        python = _attempt(measured, peer, functools.partial(environments.environment, peer, folder))
+    for peer in INSTALLED:
+        python = attempt(measured, peer, functools.partial(environments.environment, peer, folder))
         if python is not None:
             pythons[peer] = python
-            measured.versions |= _peer_versions(peer, python)
+            measured.versions |= peer_versions(peer, python)
     measured.versions |= {name: version(name) for name in ("torch", "onnxruntime")}
     for architecture in arguments.only:
         if architecture in FROM_HUB and hub is None:
             continue
-        _attempt(
+        attempt(
             measured,
             architecture,
             functools.partial(_one, measured, architecture, arguments.rounds, pythons, hub, folder),
         )
-        _save(measured)
+        _save(hosts)
     if arguments.repeats and REPEATED in arguments.only:
-        found = _attempt(
+        found = attempt(
             measured, "repeats", lambda: repeats.measure(place, REPEATED, arguments.repeats, arguments.rounds)
         )
         measured.repeats = found or measured.repeats
-        _save(measured)
+        _save(hosts)
     if "classifier" in arguments.only:
         measured.predict_overhead_us = max(more for _, _, more, _, _ in predict.measure(PREDICT_ROUNDS))
-        _save(measured)
+        _save(hosts)
 
 
 def _one(
@@ -106,7 +110,6 @@ def _one(
 ) -> None:
     """Run Onward's stages and the peers' recipes for an architecture, and race the results."""
     place = folder / "project"
-    pipeline.ask_for(place, ("cpu", "openvino") if architecture in BEST_PROVIDER else ("cpu",))
     before = pipeline.repro(place, architecture, pipeline.BEFORE)
     built = place / "build" / architecture
     given = making.Given(
@@ -146,7 +149,7 @@ def _search_beside_olive(
         made = folder / "made" / "commands"
         if OLIVE not in pythons:
             return None
-        return _attempt(measured, "olive's commands", lambda: making.olive_commands(hub, pythons[OLIVE], made))
+        return attempt(measured, "olive's commands", lambda: making.olive_commands(hub, pythons[OLIVE], made))
 
     before = commands()
     searched = pipeline.repro(folder / "project", architecture, pipeline.SEARCH, force=True)
@@ -155,7 +158,7 @@ def _search_beside_olive(
     return searched
 
 
-def _attempt(measured: Measured, what: str, do: Callable[[], T]) -> T | None:
+def attempt(measured: Measured, what: str, do: Callable[[], T]) -> T | None:
     """The result of `do`. If it fails, print the reason, keep it for the table, and return None."""
     measured.not_measured.pop(what, None)
     try:
@@ -166,15 +169,16 @@ def _attempt(measured: Measured, what: str, do: Callable[[], T]) -> T | None:
         return None
 
 
-def _peer_versions(peer: str, python: Path) -> dict[str, str]:
+def peer_versions(peer: str, python: Path) -> dict[str, str]:
+    """The versions of a peer's own packages, by name."""
     found = environments.versions(python)
-    names = {"olive": ("olive-ai",), "optimum": ("optimum", "optimum-onnx")}[peer]
+    names = {"olive": ("olive-ai",), "optimum": ("optimum", "optimum-onnx"), "openvino": ("openvino", "nncf")}[peer]
     return {name: found[name] for name in names if name in found}
 
 
-def _save(measured: Measured) -> None:
-    write_atomically(RESULTS, (measured.model_dump_json(indent=1, exclude_defaults=True) + "\n").encode())
-    write_atomically(TABLE, report(measured).encode())
+def _save(hosts: Hosts) -> None:
+    write_atomically(RESULTS, (hosts.model_dump_json(indent=1, exclude_defaults=True) + "\n").encode())
+    write_atomically(TABLE, report(hosts).encode())
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ def fastest(result: Result, peer: str) -> Entry | None:
 
 
 def best_peer(result: Result) -> tuple[str, Entry]:
-    """The description and the entry of the faster peer.
+    """The description and the entry of the fastest peer.
 
     Each peer counts with its fastest file within the budget, or with the plain export if it has none.
     """
@@ -58,17 +58,17 @@ def rows(measured: Measured) -> list[Row]:
 
 
 def _minilm(measured: Measured) -> Iterator[Row]:
-    figure = "MiniLM: latency over that of the faster peer's int8 file (geometric mean over sizes)"
+    figure = "MiniLM: latency over that of the fastest peer (geometric mean over sizes)"
     wanted = "interval reaches 1.00 or below, worst cosine no lower (stretch goal 0.95)"
     speed = "MiniLM: times as fast as the plain export"
     result = measured.results.get("minilm")
-    if result is None or not result.entry(ONWARD).counts:
+    if result is None or not result.entry(result.best).counts:
         why = _why_not(measured, "minilm", result)
         yield Row(figure, wanted, why, None if result is None else False)
         yield Row(speed, f"{MINILM_SPEED} or more", why, None if result is None else False)
         return
     name, peer = best_peer(result)
-    onward = result.entry(ONWARD)
+    onward = result.entry(result.best)
     ratio = peer.onward_to_it["all"]
     cosines = f"worst cosine {_number(onward.cosine)} against {_number(peer.cosine)}"
     no_lower = (onward.cosine or -1.0) >= (peer.cosine or -1.0)
@@ -79,10 +79,10 @@ def _minilm(measured: Measured) -> Iterator[Row]:
 
 
 def _all_architectures(measured: Measured) -> Iterator[Row]:
-    figure = "Eight architectures: latency over the faster peer's, geometric mean"
+    figure = "Eight architectures: latency over the fastest peer's, geometric mean"
     never = "No architecture has a whole interval above"
     measured_results = {name: measured.results[name] for name in ARCHITECTURES if name in measured.results}
-    accepted = {name: result for name, result in measured_results.items() if result.entry(ONWARD).counts}
+    accepted = {name: result for name, result in measured_results.items() if result.entry(result.best).counts}
     if not accepted:
         yield Row(figure, f"{ALL_RATIO} or less", NOT_MEASURED, None)
         yield Row(never, f"{NO_WORSE}", NOT_MEASURED, None)
@@ -104,7 +104,7 @@ def _all_architectures(measured: Measured) -> Iterator[Row]:
 
 def _with_floor(result: Result) -> float:
     """Onward's latency over the best peer's, if the peer's users keep the plain export where int8 is slower."""
-    return max(best_peer(result)[1].onward_to_it["all"].value, result.entry(ONWARD).to_plain["all"].value)
+    return max(best_peer(result)[1].onward_to_it["all"].value, result.entry(result.best).to_plain["all"].value)
 
 
 def _resnet(measured: Measured) -> Iterator[Row]:
@@ -187,7 +187,7 @@ def _search(measured: Measured) -> Row:
 def _why_not(measured: Measured, architecture: str, result: Result | None) -> str:
     if result is None:
         return measured.not_measured.get(architecture, NOT_MEASURED)
-    onward = result.entry(ONWARD)
+    onward = result.entry(result.best)
     return onward.reason or onward.faults or NOT_MEASURED
 
 

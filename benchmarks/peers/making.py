@@ -15,7 +15,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from benchmarks.peers.recipes import OLIVE, Recipe, olive_config
+from benchmarks.peers.recipes import OLIVE, OPENVINO, OPTIMUM, Recipe, olive_config
 from onward.registry.errors import OnwardError
 from onward.registry.files import sha256_file, write_atomically
 
@@ -31,7 +31,7 @@ class Outcome:
         peer: the peer's key.
         recipe: the recipe's name.
         seconds: duration of the peer's command, imports included.
-        file: path of the int8 model; empty if there is none.
+        file: path of the made model; empty if there is none.
         reason: why there is no file.
     """
 
@@ -68,7 +68,7 @@ def make(recipe: Recipe, given: Given, python: Path, folder: Path) -> Outcome:
             return Outcome(**known)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    command = _olive(recipe, given, python, folder) if recipe.peer == OLIVE else _optimum(recipe, given, python, folder)
+    command = {OLIVE: _olive, OPTIMUM: _optimum, OPENVINO: _openvino}[recipe.peer](recipe, given, python, folder)
     print(f"{recipe.peer}: {recipe.name}", file=sys.stderr, flush=True)
     log = folder / "log.txt"
     begun = time.perf_counter()
@@ -81,7 +81,8 @@ def make(recipe: Recipe, given: Given, python: Path, folder: Path) -> Outcome:
         except subprocess.TimeoutExpired:
             reason = f"not done after {TIMEOUT:g} s"
     outcome = Outcome(recipe.peer, recipe.name, round(time.perf_counter() - begun, 1), reason=reason)
-    made = sorted((folder / "made").rglob("*.onnx"), key=lambda path: path.stat().st_size)
+    files = (path for path in (folder / "made").rglob("*") if path.suffix in (".onnx", ".xml"))
+    made = sorted(files, key=lambda path: path.stat().st_size)
     if not reason and not made:
         outcome.reason = last_words(log.read_text(errors="replace")) or "the command wrote no model"
     elif not reason:
@@ -144,6 +145,11 @@ def _optimum(recipe: Recipe, given: Given, python: Path, folder: Path) -> list[s
         (source / "config.json").write_text("{}")
     command = [str(python.parent / "optimum-cli"), "onnxruntime", "quantize", "--onnx_model", "plain"]
     return [*command, *recipe.options, "-o", "made"]
+
+
+def _openvino(recipe: Recipe, given: Given, python: Path, folder: Path) -> list[str]:
+    samples = [str(given.samples)] if recipe.calibrated else []
+    return [str(python), str(HERE / "openvino_peer.py"), *recipe.options, str(given.plain), "made", *samples]
 
 
 def _offline() -> dict[str, str]:

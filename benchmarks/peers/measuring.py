@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.peers.making import Outcome
+from benchmarks.peers.recipes import OPENVINO, TORCH
 from benchmarks.peers.results import EAGER, ONWARD, Entry, Result, Speed
-from onward.registry.evidence.records import PLAIN, REFERENCE, FileDigest, Ratio
+from onward.registry.evidence.records import PLAIN, REFERENCE, FileDigest, Ratio, Winner, by_speed
 from onward.registry.evidence.reports import BenchmarkReport, ExportReport, SelectReport, load
-from onward.registry.evidence.session_options import CPU
+from onward.registry.evidence.session_options import CPU, OPENVINO_NATIVE
 from onward.registry.host.environments import python
 from onward.stages.config import paths
 from onward.stages.config.load import read
@@ -29,7 +30,7 @@ from onward.stages.measuring.samples import Samples
 from onward.stages.measuring.statistics import undisturbed
 from onward.stages.parity.budget import Judgement
 from onward.stages.parity.cases import Source, own_cases
-from onward.stages.parity.evaluate import quality_of
+from onward.stages.parity.evaluate import Arrays, outputs_over, quality_of
 from onward.stages.parity.reference import reference_worker, split
 from onward.stages.parity.reference_answers import recorded_answers, recorded_kinds, recorded_outputs
 from onward.stages.parity.sizes import size_key, typical_sizes
@@ -39,6 +40,8 @@ from onward.stages.workers.worker import Tensors, Worker
 LEFT_OUT = {"minilm": ({"batch": 8, "sequence": 16},)}
 TURN_SECONDS = 0.1
 WARMUP = 5
+NATIVE = "openvino-native"
+ORIGINALS = (EAGER, TORCH)
 FEW_ROUNDS = 3
 
 
@@ -54,10 +57,21 @@ class Lenient(Worker):
         return super()._write({**inputs, **{name: np.zeros_like(first) for name in missing}})
 
 
-def measure(architecture: str, outcomes: Sequence[Outcome], rounds: int) -> Result:
+def measure(
+    architecture: str,
+    outcomes: Sequence[Outcome],
+    rounds: int,
+    changed: Callable[[Arrays, Arrays], float] | None = None,
+) -> Result:
     """Judge and time all files of an architecture.
 
     Its stages must have run in the project `onward.stages.config.paths.root()`.
+
+    Args:
+        architecture: Its name in params.yaml.
+        outcomes: What the peers made.
+        rounds: Number of rounds of the race.
+        changed: The share of task outcomes that differ between two sets of outputs.
     """
     settings = read().models[architecture]
     feeds = feeds_of(architecture, settings)
@@ -65,7 +79,7 @@ def measure(architecture: str, outcomes: Sequence[Outcome], rounds: int) -> Resu
     with ExitStack() as stack:
         competitors = dict(_competitors(architecture, settings, outcomes, stack))
         for name, competitor in competitors.items():
-            if name != EAGER:
+            if name not in ORIGINALS:
                 questions.judge(competitor)
         plain = competitors[PLAIN]
         order, kept = random.Random(settings.seed), Samples()
@@ -81,7 +95,16 @@ def measure(architecture: str, outcomes: Sequence[Outcome], rounds: int) -> Resu
         ):
             print(f"{architecture}: round {number + 1} of {rounds}", file=sys.stderr, flush=True)
         judgement = Judgement.of(reference_quality, settings, questions.kinds)
-        entries = [_entry(name, competitor, competitors, judgement, feeds) for name, competitor in competitors.items()]
+        select = load(SelectReport, paths.build(architecture, "select") / "report.json")
+        best = by_speed(select.winners)[0]
+        ours = _name(best)
+        share = None
+        if changed and competitors[ours].standing:
+            answers = outputs_over(competitors[ours].worker.run, settings, questions.samples)
+            share = changed(questions.wanted, answers)
+        entries = [
+            _entry(name, one, competitors, competitors[ours], judgement, feeds) for name, one in competitors.items()
+        ]
     failed = [
         Entry(name=f"{o.peer} {o.recipe}", peer=o.peer, reason=o.reason, seconds=o.seconds)
         for o in outcomes
@@ -89,15 +112,19 @@ def measure(architecture: str, outcomes: Sequence[Outcome], rounds: int) -> Resu
     ]
     by_name = {f"{o.peer} {o.recipe}": o for o in outcomes}
     for entry in entries:
+        if entry.name == TORCH:
+            entry.peer = TORCH
         if entry.name in by_name:
             entry.peer, entry.seconds = by_name[entry.name].peer, by_name[entry.name].seconds
-    select = load(SelectReport, paths.build(architecture, "select") / "report.json")
     chosen = next(winner for winner in select.winners if winner.runtime == "cpu")
     return Result(
         architecture=architecture,
         sizes=list(feeds),
         rounds=rounds,
         chosen=f"{chosen.variant} ({chosen.options})",
+        best=ours,
+        released=f"{best.variant} on {best.runtime} ({best.options})",
+        changed=share,
         machine=_machine(architecture),
         entries=[*entries, *failed],
     )
@@ -162,11 +189,11 @@ def _competitors(
         return name, BenchmarkedVariant(blank(name, "cpu", CPU, precision, files=files), stack.enter_context(worker))
 
     made = [competitor(PLAIN, "float32", Worker.onnx(plain, "the plain export", timeout=timeout), export.files)]
-    eager = BenchmarkedVariant(
-        blank(REFERENCE, "cpu", "PyTorch eager", "float32"), reference_worker(architecture, settings)
-    )
-    stack.enter_context(eager.worker)
-    made.append((EAGER, eager))
+    if settings.is_torch:
+        for name in (EAGER, TORCH):
+            original = reference_worker(architecture, settings, compiled=name == TORCH)
+            made.append((name, BenchmarkedVariant(blank(REFERENCE, "cpu", name, "float32"), original)))
+            stack.enter_context(original)
     for winner in select.winners:
         worker = Worker.onnx(
             paths.root() / winner.files[0].path,
@@ -179,8 +206,7 @@ def _competitors(
         blanked = blank(
             ONWARD, winner.runtime, winner.provider, _precision(architecture, winner.variant), files=winner.files
         )
-        name = ONWARD if winner.runtime == "cpu" else f"{ONWARD} on {winner.runtime}"
-        made.append((name, BenchmarkedVariant(blanked, stack.enter_context(worker))))
+        made.append((_name(winner), BenchmarkedVariant(blanked, stack.enter_context(worker))))
     return made + _peers(settings, outcomes, stack)
 
 
@@ -191,13 +217,18 @@ def _peers(
     for outcome in outcomes:
         if outcome.file:
             name = f"{outcome.peer} {outcome.recipe}"
-            given = Worker.onnx(Path(outcome.file), name, timeout=settings.verify.timeout)
+            runtime, provider = (NATIVE, OPENVINO_NATIVE) if outcome.peer == OPENVINO else ("cpu", CPU)
+            at, interpreter = Path(outcome.file), python(runtime, paths.root())
+            given = Worker.onnx(at, name, provider, python=interpreter, timeout=settings.verify.timeout)
             lenient = Lenient(given.label, given.command, given.load, given.timeout, given.memory_bytes)
-            file = FileDigest.of(Path(outcome.file), Path(outcome.file).parent)
-            made.append(
-                (name, BenchmarkedVariant(blank(name, "cpu", CPU, "int8", files=[file]), stack.enter_context(lenient)))
-            )
+            files = [FileDigest.of(path, at.parent) for path in (at, at.with_suffix(".bin")) if path.is_file()]
+            blanked = blank(name, runtime, provider, "int8", files=files)
+            made.append((name, BenchmarkedVariant(blanked, stack.enter_context(lenient))))
     return made
+
+
+def _name(winner: Winner) -> str:
+    return ONWARD if winner.runtime == "cpu" else f"{ONWARD} on {winner.runtime}"
 
 
 def _precision(architecture: str, variant: str) -> str:
@@ -209,6 +240,7 @@ def _entry(
     name: str,
     competitor: BenchmarkedVariant,
     competitors: dict[str, BenchmarkedVariant],
+    ours: BenchmarkedVariant,
     judgement: Judgement,
     feeds: dict[str, Feed],
 ) -> Entry:
@@ -218,13 +250,13 @@ def _entry(
     entry.size_mb = sum(file.size_bytes for file in result.files) / 1e6 or None
     if not competitor.standing:
         return entry
-    if name != EAGER:
+    if name not in ORIGINALS:
         entry.faults = "; ".join(judgement.faults(result))
     p50_ms = competitor.p50_ms
     entry.p50_ms = {size: p50_ms[size] for size in feeds}
     entry.to_plain = _speeds(competitor, competitors[PLAIN])
-    if competitors[ONWARD].standing:
-        entry.onward_to_it = _speeds(competitors[ONWARD], competitor)
+    if ours.standing:
+        entry.onward_to_it = _speeds(ours, competitor)
     return entry
 
 

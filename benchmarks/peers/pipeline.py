@@ -1,4 +1,4 @@
-"""A project as a user of Onward has it: this checkout's dvc.yaml, eight models, and their params.yaml.
+"""A project as a user of Onward has it: this checkout's dvc.yaml, models, and their params.yaml.
 
 `dvc repro` runs its stages; a stage is timed when it really runs.
 """
@@ -12,7 +12,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ import yaml
 
 from onward.registry.errors import OnwardError
 from onward.registry.files import write_atomically
-from onward.registry.host.environments import install
+from onward.registry.host.environments import FOLDER, install
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).parent
@@ -30,37 +29,38 @@ SECONDS = "seconds.json"
 
 
 class StageFailed(OnwardError):
-    """A stage of the project failed. The message has its last lines and the command."""
+    """A stage of the project failed. The message begins with its last own line."""
 
 
-def lay(project: Path, hub: Path | None) -> None:
-    """Write or update the project. Its build folder stays; DVC decides which results are still valid."""
-    project.mkdir(parents=True, exist_ok=True)
-    for name in ("runtimes", "models"):
-        shutil.rmtree(project / name, ignore_errors=True)
-        shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
+def lay(project: Path, template: Path) -> None:
+    """Write or update the project. Its build folder stays; DVC decides which results are still valid.
+
+    Args:
+        project: The project's folder; its runtimes are those of this checkout.
+        template: A folder with params.yaml and models/, which join the models of this checkout.
+    """
+    (project / "weights").mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(project / "models", ignore_errors=True)
+    shutil.copytree(ROOT / "models", project / "models", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "dvc.yaml", project)
-    shutil.copy(HERE / "project" / "params.yaml", project)
-    for source in (HERE / "project" / "models").glob("[!_]*.py"):
+    shutil.copy(template / "params.yaml", project)
+    for source in (template / "models").glob("[!_]*.py"):
         shutil.copy(source, project / "models")
-    weights = project / "weights"
-    weights.mkdir(exist_ok=True)
-    if hub is not None:
-        bring_weights(hub, weights)
+    (ROOT / FOLDER).mkdir(exist_ok=True)
+    if not (project / FOLDER).exists():
+        (project / FOLDER).symlink_to(ROOT / FOLDER)
     if not (project / ".dvc").is_dir():
         _run(project, ["dvc", "init", "--no-scm", "--quiet"])
 
 
-def ask_for(project: Path, runtimes: Sequence[str]) -> None:
-    """Name the runtimes in the project's params.yaml, and install those other than `cpu`.
+def install_runtimes(project: Path) -> None:
+    """Install the runtimes and tools for a host without a GPU.
 
     Raises:
-        OnwardError: a runtime cannot be installed.
+        OnwardError: one cannot be installed.
     """
-    for runtime in runtimes:
-        if runtime != "cpu":
-            install(runtime, project)
-    _write(project, {**_params(project), "runtimes": list(runtimes)})
+    for name in ("openvino", "openvino-native", "nncf"):
+        install(name, project)
 
 
 def hold_to(project: Path, architecture: str, min_cosine: float) -> None:
@@ -124,7 +124,7 @@ def _run(project: Path, command: list[str]) -> str:
     done = subprocess.run(command, cwd=project, env=surroundings, capture_output=True, text=True)
     if done.returncode:
         words = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
-        raise StageFailed(
-            "\n".join([*words[-8:], f"in {project}: {' '.join(command)} failed with exit code {done.returncode}"])
-        )
+        own = [line for line in words if not line.startswith(("Running stage", "> ", "ERROR: failed to reproduce"))]
+        after = f"in {project}: {' '.join(command)} failed with exit code {done.returncode}"
+        raise StageFailed("\n".join([*own[-1:], *words[-8:], after]))
     return done.stdout + done.stderr

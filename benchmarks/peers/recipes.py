@@ -1,8 +1,9 @@
-"""The recipes of each peer for each architecture: what its documentation recommends for int8 on a CPU.
+"""The recipes of each peer for each architecture: what its documentation recommends for a CPU.
 
-Without a recipe, neither peer adapts to the model: `olive optimize --precision int8` calibrates every model with text
+Without a recipe, no peer adapts to the model: `olive optimize --precision int8` calibrates every model with text
 from the internet, and `optimum-cli onnxruntime quantize` requires a recipe. So each peer runs every recipe that a user
-would find in its manual, and its best result within the budget counts.
+would find in its manual, and its best result within the budget counts. OpenVINO reads the plain export with its default
+precision, and runs the graph that NNCF quantises. torch.compile has no files; measuring.py starts it.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-OLIVE, OPTIMUM = "olive", "optimum"
-PEERS = (OLIVE, OPTIMUM)
-TITLES = {OLIVE: "Olive", OPTIMUM: "Optimum"}
+OLIVE, OPTIMUM, OPENVINO, TORCH = "olive", "optimum", "openvino", "torch.compile"
+INSTALLED = (OLIVE, OPTIMUM, OPENVINO)  # each in an environment of its own
+PEERS = (*INSTALLED, TORCH)
+TITLES = {OLIVE: "Olive", OPTIMUM: "Optimum", OPENVINO: "OpenVINO"}
 
 ARCHITECTURES = {
     "minilm": "MiniLM",
@@ -30,7 +32,7 @@ TRANSFORMERS: dict[str, dict[str, Any]] = {
     "minilm": {"model_type": "bert", "num_heads": 12, "hidden_size": 384},
     "vit": {"model_type": "vit", "num_heads": 6, "hidden_size": 384},
 }
-CONVOLUTIONAL = ("resnet18", "mobilenet", "tcn", "cnn")
+CALIBRATED = ("resnet18", "mobilenet", "tcn", "cnn", "vit", "magika", "ppocr_rec", "dnsmos", "crepe")
 FROM_HUB = ("minilm",)  # has a folder in the format of the Hugging Face hub, which Olive can export
 
 
@@ -42,7 +44,7 @@ class Recipe:
         peer: the peer's key.
         name: of the recipe.
         passes: Olive's passes, with their options.
-        options: of Optimum's command.
+        options: of the peer's command.
         hub: start from the PyTorch model in a hub folder instead of the plain export.
         calibrated: whether the recipe uses calibration samples.
     """
@@ -60,9 +62,16 @@ _PEEPHOLE = {"type": "OnnxPeepholeOptimizer"}
 _EXPORT = {"type": "OnnxConversion", "use_dynamo_exporter": True, "target_opset": 20}
 
 
-def recipes(architecture: str) -> list[Recipe]:
-    """The recipes for an architecture."""
+def recipes(architecture: str, stateful: bool = False, hub: bool = True) -> list[Recipe]:
+    """The recipes for an architecture.
+
+    Args:
+        architecture: its key.
+        stateful: whether its samples are sequences, with which no peer can calibrate.
+        hub: whether there is a folder in the format of the Hugging Face hub.
+    """
     found = [
+        Recipe(OPENVINO, "default"),
         Recipe(OLIVE, "dynamic", (_PEEPHOLE, _DYNAMIC)),
         Recipe(OPTIMUM, "avx2", options=("--per_channel", "--avx2")),
         Recipe(OPTIMUM, "avx512_vnni", options=("--per_channel", "--avx512_vnni")),
@@ -70,9 +79,12 @@ def recipes(architecture: str) -> list[Recipe]:
     if architecture in TRANSFORMERS:
         fuse = {"type": "OrtTransformersOptimization", **TRANSFORMERS[architecture]}
         found.append(Recipe(OLIVE, "fused-dynamic", (fuse, _DYNAMIC)))
-        if architecture in FROM_HUB:
+        if architecture in FROM_HUB and hub:
             found.append(Recipe(OLIVE, "hub-fused-dynamic", (_EXPORT, fuse, _DYNAMIC), hub=True))
-    if architecture in (*CONVOLUTIONAL, "vit"):
+    if not stateful:
+        transformer = ("--transformer",) if architecture in TRANSFORMERS else ()
+        found.append(Recipe(OPENVINO, "nncf", options=transformer, calibrated=True))
+    if architecture in CALIBRATED:
         static = {"type": "OnnxStaticQuantization", "precision": "int8", "data_config": "calibration"}
         unsigned = {**static, "activation_type": "uint8", "per_channel": True}
         found.append(Recipe(OLIVE, "static", (_PEEPHOLE, static), calibrated=True))

@@ -1,10 +1,11 @@
-"""The measured results, as stored in against_peers.json."""
+"""The measured results, as stored in against_peers.json and zoo.json."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, RootModel
 
 ONWARD, EAGER = "onward", "PyTorch eager"
 
@@ -55,12 +56,28 @@ class Entry(BaseModel):
 
 
 class Result(BaseModel):
-    """The results of an architecture. `stages` are the seconds of the last run of each of Onward's stages."""
+    """The results of an architecture.
+
+    Attributes:
+        architecture: its key.
+        sizes: the measured sizes.
+        rounds: of the race.
+        chosen: Onward's choice on the CPU provider.
+        best: the name of the entry of the fastest runtime, according to Onward's own measurement.
+        released: its variant, runtime and options.
+        changed: the share of task outcomes that differ between the original and the entry `best`.
+        machine: description of the host.
+        entries: everything that was measured, or why not.
+        stages: seconds of the last run of each of Onward's stages.
+    """
 
     architecture: str
     sizes: list[str]
     rounds: int
     chosen: str
+    best: str = ONWARD
+    released: str = ""
+    changed: float | None = None
     machine: dict[str, Any] = {}
     entries: list[Entry]
     stages: dict[str, float] = {}
@@ -87,3 +104,22 @@ class Measured(BaseModel):
     predict_overhead_us: float | None = None
     olive_commands_s: float | None = None
     not_measured: dict[str, str] = {}
+
+
+# Kinds of host, the most capable first, by the instruction set that sets them apart.
+KINDS = {"amx_int8": "AMX", "avx512_vnni": "AVX512-VNNI", "avx2": "AVX2"}
+
+
+def kind_of(instruction_sets: Collection[str]) -> str:
+    """The kind of a host, such as "AVX2"."""
+    return next((title for name, title in KINDS.items() if name in instruction_sets), "other")
+
+
+class Hosts(RootModel[dict[str, Measured]]):
+    """The results on each kind of host."""
+
+    root: dict[str, Measured] = {}
+
+    def of(self, kind: str) -> Measured:
+        """The results on one kind of host, which are added if there are none."""
+        return self.root.setdefault(kind, Measured())

@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from onward.registry.cli import evidence, maintenance, runtimes, signing
+from onward.registry.cli import evidence, maintenance, runtimes, serving, signing
 from onward.registry.cli.faults import explained
 from onward.registry.cli.output import (
     Json,
@@ -433,6 +433,7 @@ def _silence_onnxruntime() -> None:
 app.command("report")(evidence.report)
 app.command("variants")(evidence.variants)
 app.command("reconcile")(maintenance.reconcile)
+app.command("serve")(serving.serve)
 app.command("ui")(maintenance.ui)
 app.command("export-log")(maintenance.export_log)
 app.command("import-log")(maintenance.import_log)

@@ -284,6 +284,11 @@ class Loaded:
         )
 
     @property
+    def output_names(self) -> list[str]:
+        """The names of the outputs, in the order of the graph."""
+        return list(self._outputs)
+
+    @property
     def providers(self) -> list[str]:
         """The execution providers in use, the main one first."""
         return list(self._session.get_providers())

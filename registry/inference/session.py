@@ -175,7 +175,16 @@ class InferenceSession:
         """The loaded model, where it came from, and what runs it."""
         return self._loaded.metadata()
 
-    def refresh(self, on_change: Callable[[Metadata], object] | None = None) -> bool:
+    @property
+    def loaded(self) -> Loaded:
+        """The model that is loaded now. It never changes; `refresh` replaces it with another one."""
+        return self._loaded
+
+    def refresh(
+        self,
+        on_change: Callable[[Metadata], object] | None = None,
+        prepare: Callable[[Loaded], object] | None = None,
+    ) -> bool:
         """Load the version that is live now, if the target is MODEL@ENVIRONMENT and another version is live.
 
         Running predictions finish on the old model, later ones use the new model, and no prediction waits. Before the
@@ -183,6 +192,8 @@ class InferenceSession:
 
         Args:
             on_change: called after a change, with the metadata of the new model.
+            prepare: called before a change, with the new model, such as to warm it up. If it raises, the old model
+                stays loaded.
 
         Returns:
             whether another model was loaded. It is always False for a version or a file.
@@ -196,12 +207,12 @@ class InferenceSession:
         if "@" not in self._target or not _REGISTERED.fullmatch(self._target):
             return False
         with self._refreshing:
-            swapped = self._follow()
+            swapped = self._follow(prepare)
         if swapped and on_change is not None:
             on_change(self.metadata)
         return swapped
 
-    def _follow(self) -> bool:
+    def _follow(self, prepare: Callable[[Loaded], object] | None = None) -> bool:
         """Load the version that is live now, if it differs, and return whether it does."""
         from onward.registry.artifact.replay import replay_in_subprocess
         from onward.registry.store.resolve import resolve
@@ -235,7 +246,10 @@ class InferenceSession:
                 f"{self._target}: version {found.version}, entry {found.entry}, does not repeat its recorded answers "
                 f"here, and version {old.origin['version']} stays loaded: {detail}"
             )
-        self._loaded = self._load(path, origin, Serving.load(path.parent))
+        fresh = self._load(path, origin, Serving.load(path.parent))
+        if prepare is not None:
+            prepare(fresh)
+        self._loaded = fresh
         return True
 
 

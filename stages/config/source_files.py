@@ -12,7 +12,7 @@ import importlib.machinery
 import importlib.metadata
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 _INSTALLED = ("site-packages", "dist-packages")
@@ -122,13 +122,7 @@ def imports(path: Path, module: str) -> list[str]:
 def _cached_imports(path: Path, module: str, _changed: int, _size: int) -> list[str]:
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     names = []
-    waiting: list[ast.AST] = [ast.parse(path.read_text(), str(path))]
-    while waiting:
-        node = waiting.pop()
-        if isinstance(node, ast.If) and _is_type_checking(node.test):
-            waiting += node.orelse
-            continue
-        waiting += ast.iter_child_nodes(node)
+    for node in statements(parsed(path.read_text())):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -138,6 +132,26 @@ def _cached_imports(path: Path, module: str, _changed: int, _size: int) -> list[
                 base = ".".join([*parts, base] if base else parts)
             names += [base, *(f"{base}.{alias.name}" for alias in node.names)]
     return names
+
+
+@functools.cache
+def parsed(source: str) -> ast.Module:
+    """Parse the source of a file, once."""
+    return ast.parse(source)
+
+
+def statements(tree: ast.Module) -> Iterator[ast.AST]:
+    """Walk a module and all its statements, without their expressions and without blocks of `if TYPE_CHECKING:`."""
+    waiting: list[ast.AST] = [tree]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.If) and _is_type_checking(node.test):
+            waiting += node.orelse
+            continue
+        yield node
+        for block in ("body", "orelse", "finalbody", "handlers", "cases"):
+            inner = getattr(node, block, ())
+            waiting += inner if isinstance(inner, list) else ()
 
 
 def _is_type_checking(test: ast.expr) -> bool:

@@ -1,0 +1,79 @@
+"""`onward serve`: serve live versions over HTTP. registry/cli/main.py adds it to the `onward` command."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from onward.registry.cli.output import say
+from onward.registry.errors import UsageError
+
+
+def serve(
+    targets: Annotated[
+        list[str], typer.Argument(metavar="TARGET...", help="MODEL@ENVIRONMENT, MODEL/VERSION, or .onnx files.")
+    ],
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="HTTP port.")] = 8080,
+    poll: Annotated[float, typer.Option(min=0.1, help="Seconds between looks at an environment.")] = 2.0,
+    queue: Annotated[int, typer.Option(min=0, help="Requests per model that may wait; further ones get 429.")] = 64,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Requests per model at the same time. Default: by the processors.")
+    ] = None,
+    max_mb: Annotated[float, typer.Option(min=0.001, help="Largest request in MB.")] = 64.0,
+    timeout: Annotated[float, typer.Option(min=0.001, help="Longest time until an answer, in seconds.")] = 60.0,
+    token_file: Annotated[
+        Path | None, typer.Option(help="File with one bearer token per line, one of which each request needs.")
+    ] = None,
+    tls_certificate: Annotated[Path | None, typer.Option(help="Certificate file, for HTTPS.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Key file of the certificate.")] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Log each request.")] = False,
+) -> None:
+    """Serve models over HTTP with the Open Inference Protocol, and follow their environments.
+
+    A promotion or rollback is served within seconds: the new version is downloaded, checked, replayed and warmed up
+    before it gets requests. If any of this fails, the old version stays. Each response names its version.
+
+    Example: onward serve cnn@production transformer@production --port 8080
+    """
+    from onward.registry.serve.rest import Limits
+    from onward.registry.serve.server import Options, Server
+
+    if (tls_certificate is None) != (tls_key is None):
+        raise UsageError("--tls-certificate and --tls-key belong together: give both")
+    logging.basicConfig(
+        level=logging.DEBUG if verbose else logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s"
+    )
+    for name in ("uvicorn", "mlflow", "urllib3", "asyncio"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    options = Options(
+        host=host,
+        port=port,
+        poll=poll,
+        queue=queue,
+        workers=workers,
+        limits=Limits(int(max_mb * 1e6), timeout),
+        tokens=_tokens(token_file),
+        certificate=tls_certificate,
+        key=tls_key,
+    )
+    server = Server(targets, options)
+    scheme = "https" if tls_certificate else "http"
+    for model in server.models.values():
+        say(f"{model.target}: {scheme}://{host}:{port}/v2/models/{model.name}/infer")
+    server.run()
+
+
+def _tokens(file: Path | None) -> frozenset[str]:
+    if file is None:
+        return frozenset()
+    try:
+        found = frozenset(filter(None, map(str.strip, file.read_text().splitlines())))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--token-file {file}: {error}") from None
+    if not found:
+        raise UsageError(f"--token-file {file}: contains no token; write one per line")
+    return found

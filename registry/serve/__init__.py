@@ -1,0 +1,1 @@
+"""Serves live versions over HTTP with the Open Inference Protocol, and follows their environments."""

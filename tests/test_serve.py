@@ -1,0 +1,254 @@
+"""`onward serve`: a real server on a real store. It follows the environment, and drops no request while it does."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from onward.registry.operations import promotion
+from onward.registry.serve.rest import Limits
+from onward.registry.serve.server import Options, Server
+from onward.registry.store.store import Store
+from tests.store_factory import add_candidate, fresh_store
+
+X = np.arange(8, dtype=np.float32).reshape(2, 4)
+PATIENCE_S = 60.0
+
+
+def deploy(store: Store, version: int) -> None:
+    promotion.promote("cnn", "staging", version, reason="because", store=store)
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    store = fresh_store(tmp_path, monkeypatch)
+    for factor in (1, 2, 3):
+        add_candidate(store, "cnn", factor)
+    deploy(store, 1)
+    return store
+
+
+class Client:
+    """Sends requests to a server and returns status and body."""
+
+    def __init__(self, port: int, token: str = "") -> None:
+        self.url, self.token = f"http://127.0.0.1:{port}", token
+
+    def call(self, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
+        data = body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(
+            self.url + path, data, {name.replace("_", "-"): v for name, v in headers.items()}
+        )
+        if self.token:
+            request.add_header("Authorization", f"Bearer {self.token}")
+        try:
+            with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:
+                text, status = answer.read(), answer.status
+        except urllib.error.HTTPError as error:
+            text, status = error.read(), error.code
+        try:
+            return status, json.loads(text)
+        except ValueError:
+            return status, text
+
+    def infer(self, values: Any = X, path: str = "/v2/models/cnn/infer", **changes: Any) -> tuple[int, Any]:
+        entry = {"name": "x", "datatype": "FP32", "shape": list(np.shape(values)), "data": np.asarray(values).tolist()}
+        return self.call(path, {"id": "7", "inputs": [entry | changes]})
+
+
+class Running:
+    """A server in a thread of this process."""
+
+    def __init__(self, *targets: str, **options: Any) -> None:
+        self.server = Server(targets or ("cnn@staging",), Options(port=0, poll=0.1, **options))
+        self.thread = threading.Thread(target=self.server.run)
+
+    def __enter__(self) -> Running:
+        self.thread.start()
+        wait_for(lambda: self.server.port)
+        self.client = Client(self.server.port)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.server.stop()
+        self.thread.join()
+
+
+def wait_for(condition: Any) -> Any:
+    end = time.monotonic() + PATIENCE_S
+    while time.monotonic() < end:
+        found = condition()
+        if found:
+            return found
+        time.sleep(0.02)
+    raise AssertionError("it did not happen")
+
+
+@pytest.fixture
+def running(store: Store) -> Iterator[Running]:
+    with Running() as server:
+        yield server
+
+
+def test_a_model_is_described_and_answers_with_its_version(running: Running) -> None:
+    client = running.client
+    assert client.call("/v2/health/live") == (200, {"live": True})
+    assert client.call("/v2/health/ready") == (200, {"ready": True, "registry_unreachable_for": []})
+    status, about = client.call("/v2/models/cnn")
+    assert (status, about["versions"], about["inputs"][0]["datatype"]) == (200, ["1"], "FP32")
+    assert client.call("/v2/models/cnn/versions/1/ready")[0] == 200
+    status, answer = client.infer()
+    (output,) = answer["outputs"]
+    assert (status, answer["model_version"], answer["id"], output["shape"]) == (200, "1", "7", [2, 4])
+    assert np.array_equal(np.reshape(output["data"], output["shape"]), X)
+
+
+def test_raw_tensors_are_taken_and_given(running: Running) -> None:
+    entry = {"name": "x", "datatype": "FP32", "shape": [2, 4], "parameters": {"binary_data_size": X.nbytes}}
+    head = json.dumps({"inputs": [entry], "parameters": {"binary_data_output": True}}).encode()
+    length = {"Inference-Header-Content-Length": str(len(head))}
+    status, body = running.client.call("/v2/models/cnn/infer", head + X.tobytes(), **length)
+    assert status == 200
+    assert np.array_equal(np.frombuffer(body[-X.nbytes :], np.float32).reshape(2, 4), X)
+
+
+def test_bad_requests_get_the_reason_and_the_right_status(running: Running) -> None:
+    client = running.client
+    for wanted, words, (status, body) in (
+        (404, "this server has cnn", client.infer(path="/v2/models/other/infer")),
+        (404, "version 1 loaded, not 9", client.infer(path="/v2/models/cnn/versions/9/infer")),
+        (404, "there is no", client.call("/v2/nothing")),
+        (405, "there is no GET", client.call("/v2/models/cnn/infer")),
+        (400, "input is missing" if False else "no input z", client.infer(name="z")),
+        (400, "the model takes x float32", client.infer(np.zeros((2, 3)))),
+        (400, "not JSON", client.call("/v2/models/cnn/infer", b"{")),
+        (400, "int64", client.infer(np.zeros((2, 4), int), datatype="INT64")),
+    ):
+        assert (status, words in body["error"]) == (wanted, True), body
+    text = client.call("/metrics")[1].decode()
+    assert 'nv_inference_request_failure{model="cnn",version="1"}' in text
+
+
+def test_a_promotion_and_a_rollback_are_served_and_no_request_is_dropped(running: Running, store: Store) -> None:
+    answers: list[tuple[int, Any]] = []
+    done = threading.Event()
+
+    def ask() -> None:
+        client = Client(running.server.port)
+        while not done.is_set():
+            answers.append(client.infer())
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for version in (2, 3):
+        deploy(store, version)
+        wait_for(lambda version=version: running.client.infer()[1].get("model_version") == str(version))
+    promotion.rollback("cnn", "staging", reason="because", store=store)
+    wait_for(lambda: running.client.infer()[1].get("model_version") == "2")
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert {status for status, _ in answers} == {200}
+    for _, answer in answers:  # version n multiplies by n
+        assert answer["outputs"][0]["data"][1] == float(answer["model_version"])
+    assert {answer["model_version"] for _, answer in answers} == {"1", "2", "3"}
+    assert 'onward_swaps{model="cnn",version="3"} 1.0' in running.client.call("/metrics")[1].decode()
+
+
+def test_a_version_that_does_not_repeat_its_answers_never_serves(running: Running, store: Store) -> None:
+    bad = add_candidate(store, "cnn", 5, recorded_factor=6)
+    deploy(store, bad)
+    model = running.server.models["cnn"]
+    wait_for(lambda: any(event.kind == "refused" for event in model.events))
+    assert running.client.infer()[1]["model_version"] == "1"
+    assert "does not repeat its recorded answers" in model.events[-1].text
+    assert 'onward_refused_versions{model="cnn",version="1"} 1.0' in running.client.call("/metrics")[1].decode()
+    deploy(store, 2)
+    wait_for(lambda: running.client.infer()[1]["model_version"] == "2")
+
+
+def test_an_unreachable_registry_is_reported_and_the_model_stays(
+    running: Running, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from onward.registry.errors import StoreUnreachable
+
+    model = running.server.models["cnn"]
+
+    def fails(**_: Any) -> bool:
+        raise StoreUnreachable("no answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model.session, "refresh", fails)
+        wait_for(lambda: not model.reachable)
+        assert running.client.infer()[0] == 200
+        assert running.client.call("/v2/health/ready")[1] == {"ready": True, "registry_unreachable_for": ["cnn"]}
+    wait_for(lambda: model.reachable)
+
+
+def test_a_full_queue_answers_429_at_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    from onward.registry.serve import served
+
+    begun, go_on = threading.Event(), threading.Event()
+    real = served.named_outputs
+
+    def slow(*arguments: Any) -> Any:
+        begun.set()
+        assert go_on.wait(PATIENCE_S)
+        return real(*arguments)
+
+    with Running(queue=0, workers=1) as server:
+        monkeypatch.setattr(served, "named_outputs", slow)
+        answers: list[tuple[int, Any]] = []
+        waiting = threading.Thread(target=lambda: answers.append(Client(server.server.port).infer()))
+        waiting.start()
+        assert begun.wait(PATIENCE_S)
+        status, body = server.client.infer()
+        assert (status, "try again later" in body["error"]) == (429, True)
+        go_on.set()
+        waiting.join()
+        assert answers[0][0] == 200
+
+
+def test_requests_are_limited_in_size_and_time(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    from onward.registry.serve import served
+
+    with Running(limits=Limits(bytes=300, seconds=0.2)) as server:
+        assert server.client.infer()[0] == 200
+        assert server.client.infer(np.zeros((50, 4)))[0] == 413
+        monkeypatch.setattr(served, "named_outputs", lambda *_: time.sleep(1))
+        assert server.client.infer()[0] == 504
+
+
+def test_a_token_is_needed_where_tokens_are_set(store: Store) -> None:
+    with Running(tokens=frozenset({"secret"})) as server:
+        assert server.client.infer()[0] == 401
+        assert server.client.call("/metrics")[0] == 401
+        assert server.client.call("/v2/health/ready")[0] == 200
+        assert Client(server.server.port, "wrong").infer()[0] == 401
+        assert Client(server.server.port, "secret").infer()[0] == 200
+
+
+def test_the_command_serves_until_it_is_told_to_end(store: Store, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "onward.cli", "serve", "cnn@staging", "--port", "0", "--poll", "0.2"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        line = process.stdout.readline()
+        assert "cnn@staging: http://127.0.0.1:" in line, process.stderr.read()
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode in (0, -signal.SIGTERM), errors
+    assert "Traceback" not in errors
