@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export MPLBACKEND := Agg
 
-.PHONY: help demo test repro lint coverage mutants setup postgres chromium screenshots constraints clean
+.PHONY: help demo test repro lint coverage mutants charts setup postgres chromium screenshots constraints clean
 
 # Install a package of Debian's, if a command is missing: $(call debian,test of the command,package)
 define debian
@@ -53,6 +53,9 @@ lint: setup  ## ruff, mypy, import-linter
 
 mutants: setup  ## do the tests notice faults? writes benchmarks/mutants.md (ONLY=registry/trust/chain.py for one module)
 	@nice -n 10 $(BIN)/python -m benchmarks.mutants $(ONLY)
+
+charts: setup  ## make the plotting library of the reports again (registry/report/vega.js)
+	@$(BIN)/python -c 'import vl_convert; open("registry/report/vega.js", "w").write(vl_convert.javascript_bundle())'
 
 constraints: setup  ## write constraints.txt anew from what .venv holds
 	@{ echo '# Exact versions of everything in .venv: `make setup` installs these. Regenerate with `make constraints`.'; \

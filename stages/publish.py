@@ -12,12 +12,15 @@ import numpy as np
 import numpy.typing as npt
 
 from onward.registry import checkout
-from onward.registry.artifact import custom_ops
+from onward.registry.artifact import custom_ops, onnx_file
 from onward.registry.artifact.replay import Recorded
 from onward.registry.errors import NotReady, UsageError
 from onward.registry.evidence.reports import Evidence, PublishReport
 from onward.registry.evidence.sample_axes import from_front
 from onward.registry.host.environments import python
+from onward.registry.report.distributions import read_distributions
+from onward.registry.report.material import SAMPLES, Material
+from onward.registry.report.page import render
 from onward.registry.tracking import recorder
 from onward.registry.tracking.recorder import Publication
 from onward.stages import command, host
@@ -36,6 +39,8 @@ from onward.stages.workers.worker import Worker, WorkerFailure
 # Evaluation samples that are recorded with a version: enough to notice wrong outputs, and few enough to be run before
 # every promotion.
 BUNDLE_SAMPLES = 16
+# The page that shows all reports of a model.
+PAGE = "report.html"
 
 
 def publish(model: str, folder: Path) -> PublishReport:
@@ -43,7 +48,8 @@ def publish(model: str, folder: Path) -> PublishReport:
 
     A version is registered only if a service can load it and get the recorded outputs; if not, the report says why.
     In a DVC experiment, a version is registered only if tracking.register_experiments is true. Publishing the same
-    evidence again changes nothing. Writes build/MODEL/publish/report.json.
+    evidence again changes nothing. Writes build/MODEL/publish/report.json, and report.html, which shows all reports as
+    a page and is also an artifact of the run.
     """
     settings, whole = section(model, "publish"), load_settings("publish", model)
     evidence = read_evidence(model)
@@ -73,9 +79,26 @@ def publish(model: str, folder: Path) -> PublishReport:
             example=_example(model, settings) if bundle is not None and not fault else {},
         )
         try:
-            return recorder.publish(publication)
+            report = recorder.publish(publication)
         except UsageError as error:  # a problem of the store, not of the model
             raise NotReady(str(error)) from error
+    report.context = dict(publication.context)
+    report.inputs, report.outputs = publication.inputs, publication.outputs
+    report.operators = _operators(evidence)
+    page = render(Material(model, evidence, report, distributions=read_distributions(_samples(model))))
+    (folder / PAGE).write_text(page, encoding="utf-8")
+    recorder.attach(report.run_id, {PAGE: page, "reports/publish.json": report.model_dump_json(indent=2) + "\n"})
+    return report
+
+
+def _samples(model: str) -> Path:
+    return paths.build(model, "benchmark") / SAMPLES
+
+
+def _operators(evidence: Evidence) -> dict[str, int]:
+    """The number of operators of each type in the graph that is served first; empty if nothing was chosen."""
+    winners = evidence.select.winners
+    return onnx_file.describe(paths.root() / winners[0].files[0].path).operators if winners else {}
 
 
 def _write_bundle(model: str, settings: ModelParams, evidence: Evidence, folder: Path) -> None:

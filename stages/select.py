@@ -9,6 +9,7 @@ from typing import Any
 from onward.registry.evidence.records import PLAIN, Choice, Measurement, Winner, worst_size
 from onward.registry.evidence.reports import BenchmarkReport, SelectReport, load
 from onward.registry.evidence.session_options import SessionOptions
+from onward.registry.evidence.uncertainty import overlap
 from onward.stages import command, summary
 from onward.stages.config import paths
 from onward.stages.config.load import section
@@ -97,6 +98,7 @@ def choose(field: list[Measurement], judgement: Judgement) -> list[Choice]:
             runtime=m.runtime,
             chosen=m is best,
             on_front=m.variant in front,
+            tied=m in able and _is_tied(m, best),
             reason=_why_best(m) if m is best else faults[m.variant] or _why_not(m, best, drops),
             ratio=m.ratios.get("all"),
             host_ratio=m.host_ratios.get("all"),
@@ -170,6 +172,13 @@ def _slower_at(measurement: Measurement) -> list[str]:
     return [size for size, ratio in measurement.ratios.items() if size != "all" and ratio.low > 1]
 
 
+def _is_tied(measurement: Measurement, best: Measurement | None) -> bool:
+    """Whether another run may choose this variant instead of `best`, because their intervals overlap."""
+    if best is None or measurement is best or measurement.variant == PLAIN or _slower_at(measurement):
+        return False
+    return overlap(measurement.ratios["all"], best.ratios["all"])
+
+
 def _why_best(measurement: Measurement) -> str:
     if measurement.variant == PLAIN:
         return "no variant within the budget is provably faster"
@@ -203,6 +212,11 @@ def _why_not(measurement: Measurement, best: Measurement | None, drops: dict[str
             else "is simpler or smaller"
         )
         return f"as fast as {best.variant} ({1 / ratio.value:.2f} times), which {better}"
+    if _is_tied(measurement, best):
+        return (
+            f"tied with {best.variant}, which was faster in this run: {1 / ratio.value:.2f} times as fast as the plain "
+            "export, and the intervals overlap, so another run may choose differently"
+        )
     return f"faster than the plain export ({1 / ratio.value:.2f} times), but {best.variant} is faster still"
 
 

@@ -17,22 +17,20 @@ from rich.text import Text
 
 from onward.registry.evidence.records import Choice, Measurement, Ratio, by_speed, worst_size
 from onward.registry.evidence.reports import REPORTS, BenchmarkReport, PublishReport, Report, SelectReport, TrainReport
+from onward.registry.evidence.uncertainty import speed
 from onward.registry.text import printable
 from onward.stages import command
 from onward.stages.config.load import settings
 from onward.stages.measuring.statistics import quotient
 from onward.stages.reports import found
 
-# For an interval with ends that differ by more than this factor, no figure is shown.
-WIDE = 1.5
-
 EXPLANATION = """\
 chosen: the fastest choice on this machine. A service without that runtime uses
 the choice for the runtime that it has. x plain, x PyTorch: how many times as
 fast as the plain export on the first runtime and as PyTorch, as the mean over
-the typical sizes on this machine when undisturbed; ± is the 95 % interval, and
-"unclear" means that it is wider than a factor of 1.5. worst: x plain at the
-size at which it is smallest."""
+the typical sizes on this machine when undisturbed; ± is the 95 % interval.
+Intervals wider than a factor of 1.5 are written out, and "too noisy to say"
+means that one contains 1. worst: x plain at the size at which it is smallest."""
 
 COLUMNS = ("model", "verdict", "chosen", "x plain", "worst", "x PyTorch", "quality", "drop", "version")
 # The columns that a narrow terminal does without, in this order.
@@ -49,6 +47,7 @@ class Row:
         verdict: "passed", "failed" or "not run".
         faults: Why it cannot be registered, one line each.
         findings: What its stages found, one line each.
+        ties: Which variants another run may choose instead, one line for each runtime.
         headroom: How its slowest size compares with the peaks of this host; empty if it was not measured.
         chosen: The fastest choice; None if there is none.
         measured: The measurement of that choice.
@@ -61,6 +60,7 @@ class Row:
     verdict: str = "not run"
     faults: list[str] = field(default_factory=list)
     findings: list[str] = field(default_factory=list)
+    ties: list[str] = field(default_factory=list)
     headroom: str = ""
     chosen: Choice | None = None
     measured: Measurement | None = None
@@ -109,6 +109,9 @@ def _print(rows: Sequence[Row], usable: dict[str, str], absent: dict[str, str]) 
         print(printable("measured: " + ", ".join(f"{runtime} {version}" for runtime, version in usable.items())))
     for runtime, reason in absent.items():
         print(printable(f"not measured: {runtime}: {reason}"))
+    for row in rows:
+        for tie in row.ties:
+            print(printable(f"tied: {row.model}: {tie}"))
     for row in rows:
         if row.headroom:
             print(printable(f"headroom: {row.model}: {row.headroom}"))
@@ -179,11 +182,24 @@ def _faults(model: str, reports: dict[str, Report], stages: Iterable[str] = tupl
     return failed or missing[:1]
 
 
+def _ties(select: SelectReport) -> Iterable[str]:
+    """Describe the variants that another run may choose instead of a winner."""
+    for winner in select.winners:
+        tied = [choice.variant for choice in select.choices if choice.tied and choice.runtime == winner.runtime]
+        if tied:
+            yield (
+                f"{winner.variant} on {winner.runtime} with {', '.join(tied)}: their intervals overlap, so another run "
+                "may choose differently"
+            )
+
+
 def _row(model: str, reports: dict[str, Report], stages: Sequence[str]) -> Row:
     row = Row(model, faults=_faults(model, reports, stages))
     for report in reports.values():
         row.findings += [f"{report.stage}: {finding}" for finding in getattr(report, "findings", [])]
     train, benchmark, select, published = (reports.get(s) for s in ("train", "benchmark", "select", "publish"))
+    if isinstance(select, SelectReport):
+        row.ties = list(_ties(select))
     if isinstance(benchmark, BenchmarkReport) and benchmark.headroom:
         row.headroom = str(max(benchmark.headroom, key=lambda one: one.p50_ms))
     if any(report.status == "failed" for report in reports.values()):
@@ -243,28 +259,10 @@ def _facts(row: Row) -> dict[str, Any]:
         "quality_drop": row.chosen.quality_drop if row.chosen else None,
         "version": row.version,
         "headroom": row.headroom or None,
+        "ties": row.ties,
         "findings": row.findings,
         "faults": row.faults,
     }
-
-
-def speed(ratio: Ratio, interval: bool = True) -> str:
-    """Format a latency ratio as a speed.
-
-    Args:
-        ratio: A latency relative to another one.
-        interval: Whether to add the interval.
-
-    Returns:
-        How many times as fast it is, with the interval in per cent: "1.52 ±3%"; "unclear" if the interval's ends differ
-        by more than the factor WIDE.
-    """
-    if ratio.high > WIDE * ratio.low:
-        return "unclear"
-    times = 1 / ratio.value
-    digits = 2 if times < 10 else 1 if times < 100 else 0
-    spread = max(ratio.high / ratio.value, ratio.value / ratio.low) - 1
-    return f"{times:.{digits}f}" + (f" ±{max(1, round(100 * spread))}%" if spread and interval else "")
 
 
 def _is_torch(train: TrainReport) -> bool:

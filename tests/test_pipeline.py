@@ -124,6 +124,18 @@ def test_one_model_passes_and_the_failure_of_the_other_is_reported_and_recorded(
     assert found["versions"] == [("toy", 1)]
 
 
+def test_each_model_has_a_page_that_is_also_in_mlflow(checkout: Path) -> None:
+    for model, verdict in (("toy", "Released: "), ("branching", "Not released: export failed")):
+        page = (checkout / "build" / model / "publish" / "report.html").read_bytes()
+        assert verdict.encode() in page
+        recorded = [path.read_bytes() for path in (checkout / "mlartifacts").rglob("report.html")]
+        assert page in recorded
+        assert run(f"python -m onward.cli report {model} -o page.html", checkout).returncode == 0
+        assert (checkout / "page.html").read_bytes() == page
+        (checkout / "page.html").unlink()
+    assert b"uncommitted changes" in (checkout / "build" / "toy" / "publish" / "report.html").read_bytes()
+
+
 def test_no_written_file_contains_the_path_of_the_checkout(checkout: Path) -> None:
     for path in (checkout / "build").rglob("*"):
         if path.is_file():

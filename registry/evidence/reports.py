@@ -29,6 +29,7 @@ from onward.registry.evidence.records import (
     RuntimeState,
     Split,
     Status,
+    TensorSpec,
     TradeOff,
     Variant,
     Winner,
@@ -243,6 +244,10 @@ class PublishReport(Report):
         variants: The child run of each variant.
         version: The registered version; null if nothing could be registered.
         sha256: The version's digest.
+        context: Facts about the run rather than the model: commit, host, versions of packages.
+        inputs: The inputs as params.yaml documents them.
+        outputs: The outputs.
+        operators: The number of operators of each type in the first winner's graph.
     """
 
     stage: Literal["publish"] = "publish"
@@ -251,6 +256,10 @@ class PublishReport(Report):
     variants: dict[str, str] = Field(default={}, description="child run of each variant")
     version: int | None = None
     sha256: str = ""
+    context: dict[str, str] = {}
+    inputs: list[TensorSpec] = []
+    outputs: list[TensorSpec] = []
+    operators: dict[str, int] = {}
 
 
 class Evidence(Record):

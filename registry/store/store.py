@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onward.registry.errors import LostRace, StoreUnreachable, UsageError
@@ -194,6 +195,23 @@ class Store:
         """The metrics of a run; empty if it does not exist (any more)."""
         _, metrics = self.run(run_id) or ({}, {})
         return metrics
+
+    def reports(self, run_id: str, folder: Path) -> Path | None:
+        """Download the reports that the pipeline recorded with a run.
+
+        Args:
+            run_id: The run.
+            folder: Where the files are written.
+
+        Returns:
+            The folder with them; None if the run does not exist (any more), or has no reports.
+        """
+        if self.run(run_id) is None:
+            return None
+        with reachable():
+            if not any(item.path == "reports" for item in self._client.list_artifacts(run_id)):
+                return None
+            return Path(self._client.download_artifacts(run_id, "reports", str(folder)))
 
     def failures(self) -> dict[str, str]:
         """The models whose newest pipeline run failed, and the reason for each."""

@@ -127,6 +127,22 @@ def publish(publication: Publication) -> PublishReport:
             return _Recorder(client, experiment, publication, version).record()
 
 
+def attach(run_id: str, texts: Mapping[str, str]) -> None:
+    """Add files to a run, or replace them.
+
+    Args:
+        run_id: the run.
+        texts: the content of each file, by its path among the run's artifacts.
+
+    Raises:
+        StoreUnreachable: the store did not answer.
+    """
+    client = connect()
+    with reachable():
+        for path, text in texts.items():
+            client.log_text(run_id, text, path)
+
+
 @dataclass(frozen=True)
 class _Prepared:
     """The version as it will be uploaded: its folder, its sha256, and whether it can be served."""
