@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -24,7 +25,7 @@ from onward.registry.text import printable
 
 T = TypeVar("T")
 
-QUIET_SECONDS, LINE_SECONDS, ALIVE_SECONDS = 2.0, 10.0, 60.0
+QUIET_SECONDS, LINE_SECONDS, ALIVE_SECONDS, TICK_SECONDS = 2.0, 10.0, 60.0, 1.0
 # The terminal's sequence that clears from the cursor to the end of the line.
 _CLEAR = "\r\033[K"
 
@@ -71,7 +72,12 @@ def duration(seconds: float) -> str:
 
 
 class _Display:
-    """Shows the step of one stage until it is closed; a thread keeps it up to date."""
+    """Shows the step of one stage until it is closed.
+
+    A timer's signal keeps it up to date. A thread would be simpler, but stages fork, and a fork while another thread
+    runs is unsafe (stages/workers/isolated_call.py). Forked processes inherit no timer. If another part of this process
+    uses the timer or stages run outside of the main thread, the display changes only with the steps.
+    """
 
     def __init__(self, stage: str) -> None:
         self.stage = stage
@@ -79,22 +85,27 @@ class _Display:
         self.begun = time.monotonic()
         self.step = Step()
         self._terminal = rewrites_lines()
+        self._next = self.begun + QUIET_SECONDS
         self._printed_at = self.begun
         self._printed: str | None = None
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
+        self._ticks = False
+        if threading.current_thread() is threading.main_thread() and not any(signal.getitimer(signal.ITIMER_REAL)):
+            self._ticks = True
+            self._handler = signal.signal(signal.SIGALRM, lambda *_: self.tick())
+            signal.setitimer(signal.ITIMER_REAL, QUIET_SECONDS, TICK_SECONDS)
 
-    def _run(self) -> None:
-        wait = QUIET_SECONDS
-        while not self._over.wait(wait):
-            now = time.monotonic()
-            if self._terminal:
-                self._write(_CLEAR + self._line(now)[: shutil.get_terminal_size().columns - 1] + "\r")
-            elif self.step.words(self.step.begun) != self._printed or now - self._printed_at >= ALIVE_SECONDS:
-                self._printed, self._printed_at = self.step.words(self.step.begun), now
-                self._write(f"{self._line(now)}\n")
-            wait = 1.0 if self._terminal else LINE_SECONDS
+    def tick(self) -> None:
+        """Write the step, if it is time to."""
+        now = time.monotonic()
+        if now < self._next or self.process != os.getpid():
+            return
+        if self._terminal:
+            self._next = now + TICK_SECONDS / 2
+            self._write(_CLEAR + self._line(now)[: shutil.get_terminal_size().columns - 1] + "\r")
+        elif self.step.words(self.step.begun) != self._printed or now - self._printed_at >= ALIVE_SECONDS:
+            self._next = now + LINE_SECONDS
+            self._printed, self._printed_at = self.step.words(self.step.begun), now
+            self._write(f"{self._line(now)}\n")
 
     def _line(self, now: float) -> str:
         words = self.step.words(now) or "running"
@@ -102,12 +113,13 @@ class _Display:
 
     def _write(self, text: str) -> None:
         with contextlib.suppress(OSError):  # without its terminal, a stage goes on
-            os.write(2, text.encode(errors="replace"))  # no lock, which a fork at this moment would keep for ever
+            os.write(2, text.encode(errors="replace"))
 
     def close(self) -> None:
         """Stop, and remove the line from a terminal."""
-        self._over.set()
-        self._thread.join()
+        if self._ticks:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, self._handler)
         if self._terminal and time.monotonic() - self.begun > QUIET_SECONDS:
             self._write(_CLEAR)
 
@@ -149,6 +161,7 @@ def show(what: str, variant: str = "", number: int = 0, of: int = 0, seconds: fl
     begun = before.begun if (before.what, before.of) == (what, of) and number > 1 else now
     until = None if seconds is None else now + seconds
     _display.step = Step(what, variant, number, of, until, begun)
+    _display.tick()
 
 
 def counted(what: str, items: Sequence[T]) -> Iterator[T]:

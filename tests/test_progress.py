@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import runpy
+import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ import pytest
 from onward.stages import __main__ as entry
 from onward.stages import progress
 from onward.stages.progress import Step
+from tests.conftest import ROOT
 
 
 def shown(monkeypatch: pytest.MonkeyPatch, until: Callable[[list[str]], bool], terminal: bool = False) -> list[str]:
@@ -22,6 +25,7 @@ def shown(monkeypatch: pytest.MonkeyPatch, until: Callable[[list[str]], bool], t
     monkeypatch.setattr(progress, "QUIET_SECONDS", 0.01)
     monkeypatch.setattr(progress, "LINE_SECONDS", 0.02)
     monkeypatch.setattr(progress, "rewrites_lines", lambda: terminal)
+    monkeypatch.setattr(progress, "TICK_SECONDS", 0.02)
     monkeypatch.setattr(os, "write", lambda _, text: written.append(text.decode()))
     with progress.started("benchmark", "cnn"):
         progress.show("cpu: round", "int8", number=1, of=4)
@@ -30,6 +34,7 @@ def shown(monkeypatch: pytest.MonkeyPatch, until: Callable[[list[str]], bool], t
         deadline = time.monotonic() + 20
         while not until(written) and time.monotonic() < deadline:
             time.sleep(0.01)
+            progress.show("cpu: round", "int8", number=3, of=4)
     return written
 
 
@@ -39,6 +44,28 @@ def test_plain_lines_name_stage_model_step_and_variant_and_are_not_repeated(monk
     assert line.startswith("benchmark cnn: cpu: round 3 of 4, int8, about 0 s left (")
     assert line.endswith(")\n")
     assert "\033" not in "".join(lines)
+
+
+def test_a_timer_shows_a_long_step_and_starts_no_thread(tmp_path: Path) -> None:
+    script = tmp_path / "stage.py"
+    script.write_text(
+        "import os, threading, time\n"
+        "from onward.stages import progress\n"
+        "progress.QUIET_SECONDS = progress.TICK_SECONDS = 0.05\n"
+        "with progress.started('train', 'cnn'):\n"
+        "    progress.show('one long step')\n"
+        "    assert threading.active_count() == 1\n"
+        "    if os.fork():\n"
+        "        os.wait()\n"
+        "        time.sleep(0.5)\n"
+        "    else:\n"
+        "        time.sleep(0.5)\n"
+        "        os._exit(0)\n"
+        "time.sleep(0.2)\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines() == ["train cnn: one long step (0 s)"]
 
 
 def test_on_a_terminal_one_line_is_rewritten_and_removed(monkeypatch: pytest.MonkeyPatch) -> None:
