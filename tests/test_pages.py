@@ -166,7 +166,7 @@ def test_a_version_has_a_model_card_that_follows_the_newest_evidence(store_uri: 
     found = yaml.safe_load(metadata)
     assert (found["license"], found["library_name"]) == ("apache-2.0", "onnx")
     assert found["model-index"][0]["results"][0]["metrics"][0] == {"type": "accuracy", "name": "quality", "value": 0.9}
-    assert "the plain export aborts at batch 0 (case empty@b0); the session refuses it" in body
+    assert "the plain export aborts at batch 0; the session refuses it (probe empty@b0)" in body
     assert "Contact: team &lt;a@b.c>." in body
     assert "divide by 255" in body
     assert "MODEL_CARD.md" in {item.path for item in client.list_artifacts(report.run_id)}
