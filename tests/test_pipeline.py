@@ -55,7 +55,10 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A clone with two small models instead of the shipped ones."""
     root = clone(tmp_path_factory.mktemp("clone") / "with a space")
     (root / "models" / "toy.py").write_text(SOURCE + BRANCHING)
-    params = toy_params()
+    # One optimiser, one quantiser and one runtime: these tests are about what runs again, not about the search.
+    params = toy_params(optimize={"candidates": ["onnxsim"]}, quantize={"candidates": ["dynamic"]})
+    params["models"]["toy"]["benchmark"] |= {"search_seconds": 2, "race_seconds": 1}
+    params["runtimes"] = ["cpu"]
     params["models"]["branching"] = {
         **params["models"]["toy"],
         "build": "models.toy:branching",
