@@ -5,7 +5,16 @@ BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export MPLBACKEND := Agg
 
-.PHONY: help demo test repro lint coverage mutants setup postgres constraints clean
+.PHONY: help demo test repro lint coverage mutants charts setup postgres chromium screenshots constraints clean
+
+# Install a package of Debian's, if a command is missing: $(call debian,test of the command,package)
+define debian
+	@$(1) > /dev/null 2>&1 || { \
+	  if [ "$$(id -u)" = 0 ]; then root=env; else root="sudo -n"; fi; \
+	  { $$root apt-get -q update && $$root DEBIAN_FRONTEND=noninteractive apt-get -q -y install $(2); } \
+	    < /dev/null > /dev/null 2>&1 \
+	  || { echo "$(2) is missing and could not be installed: ask for Debian's package $(2), then try again"; exit 1; }; }
+endef
 
 help:  ## what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
@@ -25,16 +34,18 @@ repro: setup  ## the pipeline alone
 	@$(BIN)/dvc repro
 
 postgres:  ## Postgres from Debian's packages, where it is missing
-	@command -v initdb > /dev/null || ls /usr/lib/postgresql/*/bin/initdb > /dev/null 2>&1 || { \
-	  if [ "$$(id -u)" = 0 ]; then root=env; else root="sudo -n"; fi; \
-	  { $$root apt-get -q update && $$root DEBIAN_FRONTEND=noninteractive apt-get -q -y install postgresql; } \
-	    < /dev/null > /dev/null 2>&1 \
-	  || { echo "Postgres is missing and could not be installed: ask for Debian's package postgresql, then try again"; exit 1; }; }
+	$(call debian,{ command -v initdb || ls /usr/lib/postgresql/*/bin/initdb; },postgresql)
 
-test: setup postgres  ## the whole test suite, on two cores
+chromium:  ## Chromium from Debian's packages, where it is missing
+	$(call debian,{ command -v chromium || command -v chromium-browser; },chromium)
+
+screenshots: setup chromium  ## docs/images/mlflow-*.png, from the runs in mlflow.db (make demo)
+	@$(BIN)/python -m tests.browser sqlite:///mlflow.db docs/images
+
+test: setup postgres chromium  ## the whole test suite, on two cores
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-coverage: setup postgres  ## the tests with branch coverage; fails below the floor of pyproject.toml
+coverage: setup postgres chromium  ## the tests with branch coverage; fails below the floor of pyproject.toml
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered
 
 lint: setup  ## ruff, mypy, import-linter
@@ -42,6 +53,9 @@ lint: setup  ## ruff, mypy, import-linter
 
 mutants: setup  ## do the tests notice faults? writes benchmarks/mutants.md (ONLY=registry/trust/chain.py for one module)
 	@nice -n 10 $(BIN)/python -m benchmarks.mutants $(ONLY)
+
+charts: setup  ## make the plotting library of the reports again (registry/report/vega.js)
+	@$(BIN)/python -c 'import vl_convert; open("registry/report/vega.js", "w").write(vl_convert.javascript_bundle())'
 
 constraints: setup  ## write constraints.txt anew from what .venv holds
 	@{ echo '# Exact versions of everything in .venv: `make setup` installs these. Regenerate with `make constraints`.'; \

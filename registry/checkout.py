@@ -16,6 +16,8 @@ from onward.registry.errors import UsageError
 PROJECT = "ONWARD_PROJECT"
 POINTER = ".onward-project"
 PIPELINE = "dvc.yaml"
+# Where DVC keeps the copies of `dvc exp run --temp` and `--queue`, below its root.
+_COPIES = (".dvc", "tmp", "exps")
 # A text that only Onward's own dvc.yaml contains.
 _OURS = "onward.stages"
 
@@ -66,11 +68,31 @@ def home() -> Path:
     here = root()
     origin = os.environ.get("DVC_EXP_GIT_REMOTE")
     if not origin or not Path(origin).is_dir():
-        return here
+        return original(here)
     git = Path(origin)
     repository = git.parent if git.name == ".git" else git
     copy = Path(os.environ.get("DVC_ROOT") or here).resolve()
     return repository / (here.relative_to(copy) if here.is_relative_to(copy) else "")
+
+
+def original(folder: Path) -> Path:
+    """Find the folder of the user's checkout that a folder of an experiment's temporary copy was copied from.
+
+    DVC keeps the copies at any depth in `.dvc/tmp/exps/`. Each is a copy of the whole git repository.
+
+    Returns:
+        That folder; `folder` itself if it is not in such a copy.
+    """
+    copy = repository_around(folder)
+    for place in copy.parents:
+        if place.parts[-len(_COPIES) :] == _COPIES:
+            return repository_around(place.parents[len(_COPIES) - 1]) / folder.relative_to(copy)
+    return folder
+
+
+def experiment() -> str:
+    """The name of the DVC experiment that runs this process; empty outside of experiments."""
+    return os.environ.get("DVC_EXP_NAME") or os.environ.get("DVC_EXP_BASELINE_REV") or ""
 
 
 def repository() -> Path:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+import os
 import runpy
 import sys
 
+# The exit codes of a process that Ctrl-C ended, and of one whose reader closed the pipe, as in a shell.
+INTERRUPTED, READER_GONE = 130, 141
 STAGES = (
     "params",
     "host",
@@ -38,7 +41,14 @@ def main() -> None:
         print(f"usage: python -m onward.stages NAME [MODEL]; NAME is one of {', '.join(STAGES)}", file=sys.stderr)
         sys.exit(2)
     name = sys.argv.pop(1)
-    runpy.run_module(f"onward.stages.{name}", run_name="__main__", alter_sys=True)
+    try:
+        runpy.run_module(f"onward.stages.{name}", run_name="__main__", alter_sys=True)
+    except KeyboardInterrupt:  # Ctrl-C; the stage's folder is as it was before
+        print(f"interrupted: {' '.join([name, *sys.argv[1:2]])}: nothing was written", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:  # the reader closed the pipe, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # prevent another error when Python flushes stdout at exit
+        sys.exit(READER_GONE)
 
 
 if __name__ == "__main__":

@@ -24,12 +24,12 @@ from onward.registry.evidence.session_options import OPENVINO_NATIVE, SessionOpt
 from onward.registry.host.environments import python
 from onward.registry.host.runtimes import AUTO, BFLOAT16, PROVIDERS
 from onward.registry.text import printable
-from onward.stages import command, host
+from onward.stages import command, host, progress
 from onward.stages.config import paths
 from onward.stages.config.layout import Layout
 from onward.stages.config.load import section
 from onward.stages.config.load import settings as load_settings
-from onward.stages.config.schema import Dim
+from onward.stages.config.schema import Dim, ModelParams
 from onward.stages.measuring import scenarios
 from onward.stages.measuring.headroom import headroom
 from onward.stages.measuring.race import (
@@ -48,6 +48,7 @@ from onward.stages.measuring.race import (
 from onward.stages.measuring.samples import Samples
 from onward.stages.measuring.screening import Deadline, screen, why_out
 from onward.stages.measuring.statistics import quotient
+from onward.stages.measuring.system_log import SystemLog
 from onward.stages.measuring.tuning import tune
 from onward.stages.parity.budget import Judgement, ceiling_faults
 from onward.stages.parity.evaluate import quality_of
@@ -87,13 +88,22 @@ FEW_WARMUPS = 2
 def benchmark(model: str, folder: Path) -> BenchmarkReport:
     """Search the variants and measure the best ones, the plain export and the original on this machine.
 
-    Writes build/MODEL/benchmark/: report.json and samples.parquet, which contains every latency.
+    Writes build/MODEL/benchmark/: report.json, samples.parquet, which contains every latency, and system.json, which
+    contains the machine's load meanwhile.
     """
     settings = section(model, "benchmark")
     here, _ = host.load()
     reason = blocked(model, "verify", "optimize", "quantize")
     if reason:
         return BenchmarkReport(model=model, status="not attempted", reason=reason)
+    machine_log = SystemLog(folder)
+    with machine_log:
+        report = _measured(model, folder, settings, here)
+    report.started, report.ended = machine_log.started, machine_log.ended
+    return report
+
+
+def _measured(model: str, folder: Path, settings: ModelParams, here: host.Host) -> BenchmarkReport:
     questions = Questions(
         model, settings, recorded_answers(model, settings), recorded_outputs(model), split(model, "evaluation"),
         recorded_kinds(model),
@@ -277,7 +287,6 @@ class _Bench:
         """
         bench = self.settings.benchmark
         deadline = Deadline.after(bench.search_seconds)
-        self._say(f"{plain.result.runtime}: screening {len(others)} variants")
         ranked = screen(
             others, plain, self._feeds_under(LONG_CALL, calls), Turn(bench.round_seconds * SHORT, FEW_WARMUPS),
             bench.finalists, deadline, self.order, self.samples,
@@ -292,6 +301,7 @@ class _Bench:
                 result.reason = result.reason or out
                 competitor.worker.close()
                 continue
+            progress.show(f"{result.runtime}: checking the outputs", competitor.name, seconds=deadline.left)
             self.questions.judge(competitor)
             if competitor.standing:
                 result.reason = "; ".join(self._faults(result))
@@ -319,7 +329,7 @@ class _Bench:
         for finalist in sorted(finalists, key=lambda c: c.ratio(plain).value)[:TUNED]:
             if deadline.over:
                 break
-            self._say(f"{finalist.result.runtime}: session options for {finalist.name}")
+            progress.show(f"{finalist.result.runtime}: session options", finalist.name, seconds=deadline.left)
             short = turns_of(finalist.p50_ms, feeds, self.settings.benchmark.round_seconds * SHORT, FEW_WARMUPS)
             tuned = tune(finalist, self._start, feeds, short, deadline, self.order, self.samples, precisions)
             if tuned is not None:
@@ -357,19 +367,21 @@ class _Bench:
             for number in race(
                 of, self.feeds, lasting, rounds, self.order, self.samples, "single stream", session_lifetime_rounds
             ):
-                if number % 4 == 3:
-                    self._say(f"round {number + 1} of at least {bench.rounds}")
+                if number + 1 < bench.rounds:
+                    progress.show(shown, number=number + 2, of=bench.rounds)
                 yield
 
         for competitor in together:
             competitor.rounds.clear()
             competitor.warmups.clear()
-        self._say(f"{plain.result.runtime}: {bench.rounds} rounds of {', '.join(c.name for c in together)}")
+        shown = f"{plain.result.runtime}: timing {len(together)} variants in turns, round"
+        progress.show(shown, number=1, of=bench.rounds)
         begun = time.monotonic()
         for _ in raced(together, range(bench.rounds)):
             pass
         if not race_is_decided(plain, finalists):
-            self._say(f"intervals are wide: more rounds of the variants, up to {bench.race_seconds:g} s in total")
+            words = f"{plain.result.runtime}: more rounds of {len(variants)} variants, because intervals are wide"
+            progress.show(words, seconds=bench.race_seconds - (time.monotonic() - begun))
             for _ in raced(variants, itertools.count(bench.rounds)):
                 if time.monotonic() - begun > bench.race_seconds or race_is_decided(plain, finalists):
                     break
@@ -379,7 +391,7 @@ class _Bench:
         standing = [c for c in competitors if c.standing and c.result.ratios]
         fastest = sorted(standing, key=lambda c: c.result.ratios["all"].value)[:1]
         for runner in [c for c in competitors if c.standing and (c in fastest or c is competitors[0])]:
-            self._say(f"{runner.result.runtime}: other scenarios for {runner.name}")
+            progress.show(f"{runner.result.runtime}: batch sweep, callers and cold start", runner.name)
             try:
                 runner.result.scenarios = scenarios.measure(
                     runner, self._start(runner.result), self.feeds, self._feed, self._batch(),
@@ -440,7 +452,7 @@ class _Bench:
         if not fit:
             return []
         winner = min(fit, key=lambda m: (m.host_ratios or m.ratios)["all"].value)
-        self._say("peaks of this host")
+        progress.show("peaks of this host")
         weights = sum((paths.root() / file.path).stat().st_size for file in winner.files)
         plain = paths.build(self.model, "export") / "model.onnx"
         with self._start(winner) as worker:
@@ -470,9 +482,6 @@ class _Bench:
             python=python(result.runtime, paths.root()),
             timeout=self.settings.verify.timeout,
         )
-
-    def _say(self, words: str) -> None:
-        print(printable(f"benchmark {self.model}: {words}"), file=sys.stderr, flush=True)
 
 
 def _drift_words(latency: Latency) -> str:

@@ -5,8 +5,10 @@ Nothing heavy is imported before a command needs it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from enum import Enum
@@ -19,6 +21,9 @@ from onward.registry import checkout
 from onward.registry.cli.output import Json, print_json, say
 from onward.registry.errors import UsageError
 from onward.stages.__main__ import STAGES
+
+# How long a stage may take to end after Ctrl-C, before it gets the signal from this process.
+INTERRUPT_SECONDS = 2.0
 
 
 class CI(Enum):
@@ -43,21 +48,34 @@ def stage(
 ) -> None:
     """Run one stage of the pipeline now, without DVC. It reads the present params.yaml, and what earlier stages left.
 
-    Arguments after NAME go to the stage: mostly a model's name. `onward stage NAME --help` describes them.
+    Arguments after NAME go to the stage: mostly a model's name. `onward stage NAME --help` describes them. --json
+    prints the stage's report; that of `verdict` has all models.
 
     Example: onward stage export cnn
     """
     if name not in STAGES:
         raise UsageError(f"there is no stage {name!r}; there are {', '.join(STAGES)}")
-    arguments = list(context.args)
+    arguments = [argument for argument in context.args if argument != "--json"]
+    as_json |= len(arguments) < len(context.args)
     root = checkout.root()
     environment = {**os.environ, checkout.PROJECT: str(root)}
 
-    def run(*words: str) -> int:
+    def run(*words: str, prints_json: bool = False) -> int:
         command = [sys.executable, "-m", "onward.stages", *words]
-        return subprocess.run(command, cwd=root, env=environment, stdout=sys.stderr if as_json else None).returncode
+        process = subprocess.Popen(
+            command, cwd=root, env=environment, stdout=sys.stderr if as_json and not prints_json else None
+        )
+        try:
+            return process.wait()
+        except KeyboardInterrupt:  # Ctrl-C reached the stage, too, which says so in one line
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return process.wait(INTERRUPT_SECONDS)
+            process.send_signal(signal.SIGINT)
+            return process.wait()
 
     code = 0 if name == "params" or "--help" in arguments else run("params")
+    if name == "verdict" and as_json:
+        raise typer.Exit(code or run(name, *arguments, "--json", prints_json=True))
     code = code or run(name, *arguments)
     report = root / "build" / (arguments[0] if arguments else "") / name / "report.json"
     if as_json and not code and report.is_file():

@@ -23,14 +23,20 @@ from onward.registry.errors import OPERATOR_FAULTS, NotReady, OnwardError, Usage
 from onward.registry.evidence.reports import REPORTS, ExportReport, Report, VerifyReport, load, save
 from onward.registry.files import replacing
 from onward.registry.text import printable
-from onward.stages.config import paths
+from onward.stages import progress
+from onward.stages.config import chain, paths
 from onward.stages.workers import circumstances
 from onward.stages.workers.worker import WorkerFailure
 
 TRACEBACK = "traceback.txt"
 
 
-def run(stage: str, compute: Callable[[str, Path], Report], again: Callable[[str, str], bool] | None = None) -> None:
+def run(
+    stage: str,
+    compute: Callable[[str, Path], Report],
+    again: Callable[[str, str], bool] | None = None,
+    afterwards: Callable[[str, Report], None] | None = None,
+) -> None:
     """Run a stage for the model named on the command line, and print its status and reason on one line.
 
     Args:
@@ -38,6 +44,7 @@ def run(stage: str, compute: Callable[[str, Path], Report], again: Callable[[str
         compute: Called with the model's name and a folder; writes its results to the folder and returns the report.
             Its docstring is the text of --help.
         again: Called with the model's name and the case of --case; runs that case alone and returns whether it passed.
+        afterwards: Called with the model's name and the report, whatever its status, to write files beside the folder.
     """
     parser = _parser(stage, compute)
     parser.add_argument("model", help="a model of params.yaml")
@@ -53,7 +60,10 @@ def run(stage: str, compute: Callable[[str, Path], Report], again: Callable[[str
                 sys.exit(0 if again(model, arguments.case) else 1)
             except WorkerFailure as failure:
                 sys.exit(printable(failure.reason))
-        report = one(stage, model, compute)
+        with progress.started(stage, model):
+            report = one(stage, model, compute)
+        if afterwards is not None:
+            afterwards(model, report)
         print(printable(f"{stage} {model}: {report.status}{': ' if report.reason else ''}{report.reason}"))
 
     _guarded(once)
@@ -81,6 +91,7 @@ def one(stage: str, model: str, compute: Callable[[str, Path], Report]) -> Repor
     with replacing(paths.build(model, stage)) as folder:
         report = _computed(stage, model, compute, folder)
         save(report, folder / "report.json")
+        chain.record(model, stage, folder)
     return report
 
 
@@ -137,14 +148,22 @@ def run_plain(main: Callable[..., None], **options: Iterable[str]) -> None:
 
     Args:
         main: the stage; it gets each option as a keyword argument, None where it is not given.
-        options: the values that each option of the command line may have.
+        options: the values that each option of the command line may have; `as_json`, without values, is --json.
     """
     stage = Path(sys.argv[0]).stem
     parser = _parser(stage, main)
     for name, values in options.items():
-        parser.add_argument(f"--{name}", choices=list(values))
+        if name == "as_json":
+            parser.add_argument("--json", dest=name, action="store_true", help="print JSON")
+        else:
+            parser.add_argument(f"--{name}", choices=list(values))
     arguments = vars(parser.parse_args())
-    _guarded(lambda: main(**arguments))
+
+    def once() -> None:
+        with progress.started(stage):
+            main(**arguments)
+
+    _guarded(once)
 
 
 def _parser(stage: str, function: Callable[..., object]) -> argparse.ArgumentParser:

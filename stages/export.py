@@ -28,7 +28,7 @@ from onward.registry.evidence.records import ExportAttempt, FileDigest, GraphInf
 from onward.registry.evidence.reports import ExportReport, load
 from onward.registry.evidence.reports import TrainReport as Trained
 from onward.registry.files import sha256_file
-from onward.stages import command
+from onward.stages import command, progress
 from onward.stages.config import paths
 from onward.stages.config.layout import Layout
 from onward.stages.config.load import section
@@ -130,6 +130,7 @@ def _ladder(model: str, settings: ModelParams, folder: Path) -> tuple[Made, list
     tried: list[Made] = []
     with tempfile.TemporaryDirectory(dir=folder, prefix=".rungs-") as temporary:
         for strategy in strategies:
+            progress.show("exporting", strategy)
             own = Path(temporary) / strategy
             own.mkdir()
             answered = Path(temporary) / "answers.npz" if pinned == "auto" else None
@@ -193,6 +194,7 @@ def _taken(model: str, settings: ModelParams, folder: Path) -> tuple[Made, list[
     tried: list[Made] = []
     with tempfile.TemporaryDirectory(dir=folder, prefix=".rungs-") as temporary:
         for way in ways:
+            progress.show("bringing the file into the declared form", way)
             (Path(temporary) / way).mkdir()
             tried.append(_take(model, settings, way, given, Path(temporary) / way / "model.onnx"))
             if tried[-1].attempt.status == "passed" or tried[-1].hopeless:

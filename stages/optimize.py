@@ -12,7 +12,7 @@ from onward.registry.evidence.records import PLAIN, Variant
 from onward.registry.evidence.reports import OptimizeReport
 from onward.registry.evidence.session_options import SessionOptions
 from onward.registry.text import plain_words
-from onward.stages import command
+from onward.stages import command, progress
 from onward.stages.config import paths, techniques
 from onward.stages.config.load import section
 from onward.stages.config.load import settings as load_settings
@@ -80,7 +80,10 @@ def optimize(model: str, folder: Path) -> OptimizeReport:
     ):
         making = builder.make_all([job for job in jobs if job.name not in refused])
         expected = without_the_largest(recorded_answers(model, settings))
-        made = {variant.name: checked(variant, worker, expected) for variant in making}
+        made = {}
+        for number, job in enumerate((job for job in jobs if job.name not in refused), 1):
+            progress.show("variant", job.name, number, len(jobs) - len(refused))
+            made[job.name] = checked(next(making), worker, expected)
     variants = [(refused | made)[job.name] for job in jobs]
     return OptimizeReport(
         model=model,

@@ -29,6 +29,9 @@ from onward.stages.config.load import READS, Settings, read, resolve
 from onward.stages.config.schema import ModelParams, Params
 from onward.stages.config.source_files import defines, installed_version, is_installed, local_sources, locate
 
+# The only output of this stage for DVC: the file that says that the settings are there. Stages depend on their own
+# settings file; if these were outputs, `dvc dag` would connect `params` with every stage.
+CHECKED = "checked.txt"
 _CALLABLES = ("build", "train", "samples", "quality", "fidelity", "cases")
 
 
@@ -149,7 +152,7 @@ def sections(params: Params) -> dict[str, bytes]:
         raise UsageError("\n".join(f"params.yaml: {problem}" for problem in problems))
     found = {
         "host.json": _whole(runtimes=list(params.runtimes)),
-        "tracking.json": _whole(experiment=params.tracking.experiment),
+        "tracking.json": _whole(**params.tracking.model_dump()),
         "verdict.json": _whole(code=code.digests("verdict"), models=list(params.models)),
     }
     for name, model in params.models.items():
@@ -209,6 +212,7 @@ def write_sections(params: Params, target: Path) -> None:
     with replacing(target) as fresh:
         for path, text in texts.items():
             write_atomically(fresh / path, text)
+        write_atomically(fresh / CHECKED, b"params.yaml was checked; the settings of each stage are beside this file\n")
 
 
 def _batch_limits(model: ModelParams) -> dict[str, dict[str, Any]]:

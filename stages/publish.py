@@ -11,12 +11,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onward.registry.artifact import custom_ops
+from onward.registry import checkout
+from onward.registry.artifact import custom_ops, onnx_file
 from onward.registry.artifact.replay import Recorded
 from onward.registry.errors import NotReady, UsageError
 from onward.registry.evidence.reports import Evidence, PublishReport
 from onward.registry.evidence.sample_axes import from_front
 from onward.registry.host.environments import python
+from onward.registry.report.distributions import read_distributions
+from onward.registry.report.material import SAMPLES, Material
+from onward.registry.report.page import render
 from onward.registry.tracking import recorder
 from onward.registry.tracking.recorder import Publication
 from onward.stages import command, host
@@ -35,13 +39,17 @@ from onward.stages.workers.worker import Worker, WorkerFailure
 # Evaluation samples that are recorded with a version: enough to notice wrong outputs, and few enough to be run before
 # every promotion.
 BUNDLE_SAMPLES = 16
+# The page that shows all reports of a model.
+PAGE = "report.html"
 
 
 def publish(model: str, folder: Path) -> PublishReport:
     """Record a model's evidence in MLflow: a run, a child run and logged model per variant, a registered version.
 
     A version is registered only if a service can load it and get the recorded outputs; if not, the report says why.
-    Publishing the same evidence again changes nothing. Writes build/MODEL/publish/report.json.
+    In a DVC experiment, a version is registered only if tracking.register_experiments is true. Publishing the same
+    evidence again changes nothing. Writes build/MODEL/publish/report.json, and report.html, which shows all reports as
+    a page and is also an artifact of the run.
     """
     settings, whole = section(model, "publish"), load_settings("publish", model)
     evidence = read_evidence(model)
@@ -66,11 +74,31 @@ def publish(model: str, folder: Path) -> PublishReport:
             inputs=settings.input_specs(),
             outputs=evidence.export.graph.outputs if evidence.export.graph else settings.output_specs(),
             fault=fault,
+            dvc_experiment=checkout.experiment(),
+            registers=not checkout.experiment() or load_settings("tracking").register_experiments,
+            example=_example(model, settings) if bundle is not None and not fault else {},
         )
         try:
-            return recorder.publish(publication)
+            report = recorder.publish(publication)
         except UsageError as error:  # a problem of the store, not of the model
             raise NotReady(str(error)) from error
+    report.context = dict(publication.context)
+    report.inputs, report.outputs = publication.inputs, publication.outputs
+    report.operators = _operators(evidence)
+    page = render(Material(model, evidence, report, distributions=read_distributions(_samples(model))))
+    (folder / PAGE).write_text(page, encoding="utf-8")
+    recorder.attach(report.run_id, {PAGE: page, "reports/publish.json": report.model_dump_json(indent=2) + "\n"})
+    return report
+
+
+def _samples(model: str) -> Path:
+    return paths.build(model, "benchmark") / SAMPLES
+
+
+def _operators(evidence: Evidence) -> dict[str, int]:
+    """The number of operators of each type in the graph that is served first; empty if nothing was chosen."""
+    winners = evidence.select.winners
+    return onnx_file.describe(paths.root() / winners[0].files[0].path).operators if winners else {}
 
 
 def _write_bundle(model: str, settings: ModelParams, evidence: Evidence, folder: Path) -> None:
@@ -126,6 +154,16 @@ def _recorded_call(model: str, settings: ModelParams) -> tuple[Arrays, Arrays]:
     return sequences.part(start, size).feed(last, state), at(last)
 
 
+def _example(model: str, settings: ModelParams) -> Arrays:
+    """The inputs of a call with as few evaluation samples as the model takes, in the model's own layout."""
+    samples = split(model, "evaluation")
+    sequences = Sequences.of(settings, samples)
+    if sequences is None:
+        return next(batches(settings, samples, 1))
+    start, size = next(spans(settings, samples, 1))
+    return sequences.part(start, size).feed(0, None)
+
+
 def _context() -> dict[str, str]:
     """Facts about this run rather than the model: commit, whether there are uncommitted changes, machine, toolchain."""
     described, versions = host.load()
@@ -140,6 +178,8 @@ def _context() -> dict[str, str]:
     }
     # The run itself writes dvc.lock, so a change of it says nothing about the sources.
     changes = _git("status", "--porcelain", "--", ".", ":!dvc.lock")
+    if checkout.experiment():
+        context["onward.dvc_experiment"] = checkout.experiment()
     context["git_dirty"] = "unknown" if changes is None else str(bool(changes)).lower()
     return context
 

@@ -16,7 +16,7 @@ from onward.registry.artifact import onnx_file
 from onward.registry.evidence.records import PLAIN, TradeOff, TradePoint, Variant
 from onward.registry.evidence.reports import OptimizeReport, QuantizeReport, load
 from onward.registry.text import plain_words
-from onward.stages import command
+from onward.stages import command, progress
 from onward.stages.config import paths, techniques
 from onward.stages.config.layout import Layout
 from onward.stages.config.load import section
@@ -162,12 +162,14 @@ class _Stage:
             The candidates that were judged, with their variants.
         """
         tried: list[tuple[Job, Variant]] = []
-        for candidate in self.settings.quantize.candidates:
+        candidates = self.settings.quantize.candidates
+        for number, candidate in enumerate(candidates, 1):
             module, job = techniques.module("quantize", candidate), self._job(base, path, candidate)
             family = [v for other, v in tried if _family(other.candidate) == _family(candidate)]
             rescued = getattr(module, "RESCUES", ())
             family += [v for other, v in tried if other.candidate.name in rescued]
             held = next((v.name for v in family if v.status == "passed"), "")
+            progress.show("variant", job.name, number, len(candidates))
             hopeless = _hopeless(candidate, tried)
             refused = self._pointless(candidate, held) or hopeless
             if not refused:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,11 @@ from typing import Any
 from onward.registry.evidence.records import PLAIN, Choice, Measurement, Winner, worst_size
 from onward.registry.evidence.reports import BenchmarkReport, SelectReport, load
 from onward.registry.evidence.session_options import SessionOptions
-from onward.stages import command
+from onward.registry.evidence.uncertainty import overlap
+from onward.stages import command, summary
 from onward.stages.config import paths
 from onward.stages.config.load import section
+from onward.stages.measuring.statistics import mean_p50_ms
 from onward.stages.parity.budget import Judgement, Loss, ceiling_faults
 from onward.stages.parity.reference_answers import recorded_kinds
 from onward.stages.reports import blocked
@@ -29,7 +30,8 @@ def select(model: str, folder: Path) -> SelectReport:
     """Choose, for each runtime, the fastest variant within the budget that is provably no slower than the plain export.
 
     Writes build/MODEL/select/report.json: the winner of each runtime, the Pareto front over latency, quality and size,
-    and the reason for every variant in words.
+    and the reason for every variant in words. Then writes the figures for `dvc metrics` and `dvc plots` beside it
+    (stages/summary.py).
     """
     settings = section(model, "select")
     reason = blocked(model, "benchmark")
@@ -96,6 +98,7 @@ def choose(field: list[Measurement], judgement: Judgement) -> list[Choice]:
             runtime=m.runtime,
             chosen=m is best,
             on_front=m.variant in front,
+            tied=m in able and _is_tied(m, best),
             reason=_why_best(m) if m is best else faults[m.variant] or _why_not(m, best, drops),
             ratio=m.ratios.get("all"),
             host_ratio=m.host_ratios.get("all"),
@@ -139,16 +142,14 @@ def pareto(able: list[Measurement], drops: dict[str, float | None]) -> list[Meas
 
 
 def _winner(measurement: Measurement) -> Winner:
-    """The winner's record; its p50 is the weighted geometric mean over sizes."""
-    total = sum(latency.weight for latency in measurement.latencies)
-    p50_ms = math.exp(sum(one.weight * math.log(one.p50_ms) for one in measurement.latencies) / total)
+    """The winner's record."""
     return Winner(
         variant=measurement.variant,
         runtime=measurement.runtime,
         provider=measurement.provider,
         files=measurement.files,
         options=measurement.options,
-        p50_ms=p50_ms,
+        p50_ms=mean_p50_ms(measurement.latencies),
         host_ratio=measurement.host_ratios.get("all"),
     )
 
@@ -169,6 +170,13 @@ def _size(measurement: Measurement) -> int:
 def _slower_at(measurement: Measurement) -> list[str]:
     """The sizes at which a variant is provably slower than the plain export."""
     return [size for size, ratio in measurement.ratios.items() if size != "all" and ratio.low > 1]
+
+
+def _is_tied(measurement: Measurement, best: Measurement | None) -> bool:
+    """Whether another run may choose this variant instead of `best`, because their intervals overlap."""
+    if best is None or measurement is best or measurement.variant == PLAIN or _slower_at(measurement):
+        return False
+    return overlap(measurement.ratios["all"], best.ratios["all"])
 
 
 def _why_best(measurement: Measurement) -> str:
@@ -204,6 +212,11 @@ def _why_not(measurement: Measurement, best: Measurement | None, drops: dict[str
             else "is simpler or smaller"
         )
         return f"as fast as {best.variant} ({1 / ratio.value:.2f} times), which {better}"
+    if _is_tied(measurement, best):
+        return (
+            f"tied with {best.variant}, which was faster in this run: {1 / ratio.value:.2f} times as fast as the plain "
+            "export, and the intervals overlap, so another run may choose differently"
+        )
     return f"faster than the plain export ({1 / ratio.value:.2f} times), but {best.variant} is faster still"
 
 
@@ -221,4 +234,4 @@ def _interval(measurement: Measurement) -> str:
 
 
 if __name__ == "__main__":
-    command.run("select", select)
+    command.run("select", select, afterwards=summary.write)

@@ -18,7 +18,7 @@ from onward.registry.evidence.records import CaseResult, CaseVerdict, FirstDiver
 from onward.registry.evidence.reports import ExportReport, TrainReport, VerifyReport, load
 from onward.registry.evidence.session_options import CPU, GraphLevel, SessionOptions
 from onward.registry.text import printable
-from onward.stages import command
+from onward.stages import command, progress
 from onward.stages.config import paths
 from onward.stages.config.layout import Layout, declared_samples_first
 from onward.stages.config.load import section
@@ -78,7 +78,7 @@ def verify(model: str, folder: Path) -> VerifyReport:
         try:
             reference.start()
             _require_life(reference, next(cases(model, settings, settings.verify)))
-            asked = cases(model, settings, settings.verify)
+            asked = progress.counted("the original on case", list(cases(model, settings, settings.verify)))
             expected = answers(reference, asked, real_inputs(model, settings))
             report.reason = _unsteady(reference, expected, settings)
             report.findings = findings(expected)
@@ -116,7 +116,7 @@ def _checked(candidate: Worker, expected: list[Expected], settings: ModelParams)
         candidate.start()
     except WorkerFailure as failure:
         return diagnostics.explain(failure.reason, "the runtime rejected the model", settings.is_torch), []
-    results = check(candidate, expected, settings.tolerance)
+    results = check(candidate, progress.counted("the export on case", expected), settings.tolerance)
     return sentence(results), results
 
 

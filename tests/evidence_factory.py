@@ -18,6 +18,7 @@ from onward.registry.evidence.records import (
     Measurement,
     OutputComparison,
     Ratio,
+    Split,
     TensorSpec,
     Variant,
     Winner,
@@ -38,6 +39,7 @@ from onward.registry.tracking.recorder import Publication, publish
 from tests.onnx_models import linear
 
 CPU = "CPUExecutionProvider"
+STARTED, ENDED = "2026-11-27T03:00:00+00:00", "2026-11-27T03:02:05+00:00"
 
 
 def make_publication(
@@ -91,7 +93,20 @@ def make_publication(
     evidence = Evidence(
         model=model,
         train=TrainReport(model=model, status="passed", how="by hand", quality=0.9),
-        data=DataReport(model=model, status="passed"),
+        data=DataReport(
+            model=model,
+            status="passed",
+            splits=[
+                Split(
+                    name=name,
+                    samples=number,
+                    file=FileDigest(
+                        path=f"build/{model}/data/{name}.npz", sha256=f"{number:064x}", size_bytes=16 * number
+                    ),
+                )
+                for name, number in (("evaluation", 200), ("calibration", 64))
+            ],
+        ),
         export=export,
         verify=VerifyReport(model=model, status="not attempted" if failed else "passed", cases=[case]),
         optimize=OptimizeReport(
@@ -106,7 +121,8 @@ def make_publication(
         benchmark=BenchmarkReport(model=model, status="not attempted", reason="export failed")
         if failed
         else BenchmarkReport(
-            model=model, status="passed", rounds=3, reference=measurement("reference", 2.0),
+            model=model, status="passed", rounds=3, started=STARTED, ended=ENDED,
+            reference=measurement("reference", 2.0),
             measurements=[measurement("plain", 1.0), measurement("fast", 0.8)],
         ),
         select=select,

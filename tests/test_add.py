@@ -24,6 +24,7 @@ from onward.registry.errors import UsageError
 from onward.stages.config import load
 from onward.stages.config.values import Axis
 from onward.stages.params import sections
+from onward.stages.scaffold import settings
 from onward.stages.scaffold.dimension_names import DimensionNames, unique_name, valid_name
 from onward.stages.scaffold.entry import build_entry
 from onward.stages.scaffold.found_model import BATCH, FoundDim, FoundModel, FoundTensor
@@ -423,6 +424,7 @@ def test_a_complete_entry_is_valid(team: Path, onward: Command) -> None:
         "inputs": {"x": {"dtype": "float32", "shape": ["batch", 4]}},
         "outputs": {"y": {"shape": ["batch", 3]}},
         "dims": {"batch": {"min": 1, "max": 32, "typical": [1, 8]}},
+        **settings.values(),
     }
     assert problems() == []
 

@@ -34,7 +34,7 @@ def test_a_candidate_is_compared_with_the_live_version(store: Store, tmp_path: P
     promotion.promote("toy", "staging", first, reason="because", store=store)
     found = diff.compare("toy@staging", f"toy/{second}", store)
     assert (found.left.environment, found.left.version, found.right.version) == ("staging", first, second)
-    latency = fact(found, "latency_cpu/b1_p50_ms")
+    latency = fact(found, "latency/b1_p50_ms")
     assert (latency.section, latency.left) == ("latencies", 0.8)
     assert latency.right == pytest.approx(2.4)
     assert latency.change == pytest.approx(2)
@@ -102,10 +102,10 @@ def test_the_command_prints_the_differences_and_all_facts_as_json(store: Store, 
 @pytest.mark.parametrize(
     ("section", "name", "left", "right", "words"),
     [
-        ("latencies", "latency_cpu/b1_p50_ms", 2.0, 3.0, "+50.0%"),
-        ("latencies", "throughput_cpu/b1", 1000.0, 500.0, "-50.0%"),
-        ("latencies", "ratio_cpu/all", 0.5, 0.25, "-0.25"),
-        ("latencies", "latency_cpu/b1_p50_ms", 1.0, 25.0, "+24"),
+        ("latencies", "latency/b1_p50_ms", 2.0, 3.0, "+50.0%"),
+        ("latencies", "throughput/b1_items_per_s", 1000.0, 500.0, "-50.0%"),
+        ("latencies", "ratio/all", 0.5, 0.25, "-0.25"),
+        ("latencies", "latency/b1_p50_ms", 1.0, 25.0, "+24"),
         ("metrics", "size_mb", 2.0, 0.5, "-75.0%"),
         ("metrics", "sweep_cpu/batch4_throughput", 100.0, 110.0, "+10.0%"),
         ("metrics", "parity/y_max_abs", 1.2e-7, 0.933662, "+0.9337"),
@@ -130,7 +130,7 @@ def test_amounts_show_a_percentage_and_other_figures_a_difference(
 
 @given(
     st.sampled_from(
-        [("latencies", "latency_cpu/b1_p50_ms"), ("metrics", "parity/y_max_abs"), ("metrics", "size_mb"),
+        [("latencies", "latency/b1_p50_ms"), ("metrics", "parity/y_max_abs"), ("metrics", "size_mb"),
          ("operators", "Add"), ("evidence", "quality_drop")]
     ),
     *[st.one_of(st.floats(), st.integers(-(2**70), 2**70), st.none(), st.text(max_size=3))] * 2,

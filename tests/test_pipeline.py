@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import psutil
 import pytest
@@ -54,7 +55,10 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A clone with two small models instead of the shipped ones."""
     root = clone(tmp_path_factory.mktemp("clone") / "with a space")
     (root / "models" / "toy.py").write_text(SOURCE + BRANCHING)
-    params = toy_params()
+    # One optimiser, one quantiser and one runtime: these tests are about what runs again, not about the search.
+    params = toy_params(optimize={"candidates": ["onnxsim"]}, quantize={"candidates": ["dynamic"]})
+    params["models"]["toy"]["benchmark"] |= {"search_seconds": 2, "race_seconds": 1}
+    params["runtimes"] = ["cpu"]
     params["models"]["branching"] = {
         **params["models"]["toy"],
         "build": "models.toy:branching",
@@ -82,6 +86,12 @@ def edited(root: Path) -> Iterator[dict[str, Any]]:
 def edit(root: Path, model: str, **changes: Any) -> None:
     with edited(root) as models:
         models[model] |= changes
+
+
+def commit(root: Path) -> None:
+    author = "git config user.name Test; git config user.email test@example.invalid"
+    done = run(f"{author}; git add -A; git commit -qm all", root)
+    assert done.returncode == 0, done.stdout
 
 
 def published(root: Path) -> dict[str, Any]:
@@ -117,6 +127,18 @@ def test_one_model_passes_and_the_failure_of_the_other_is_reported_and_recorded(
     assert found["versions"] == [("toy", 1)]
 
 
+def test_each_model_has_a_page_that_is_also_in_mlflow(checkout: Path) -> None:
+    for model, verdict in (("toy", "Released: "), ("branching", "Not released: export failed")):
+        page = (checkout / "build" / model / "publish" / "report.html").read_bytes()
+        assert verdict.encode() in page
+        recorded = [path.read_bytes() for path in (checkout / "mlartifacts").rglob("report.html")]
+        assert page in recorded
+        assert run(f"python -m onward.cli report {model} -o page.html", checkout).returncode == 0
+        assert (checkout / "page.html").read_bytes() == page
+        (checkout / "page.html").unlink()
+    assert b"uncommitted changes" in (checkout / "build" / "toy" / "publish" / "report.html").read_bytes()
+
+
 def test_no_written_file_contains_the_path_of_the_checkout(checkout: Path) -> None:
     for path in (checkout / "build").rglob("*"):
         if path.is_file():
@@ -142,6 +164,42 @@ def test_without_the_failing_model_the_verdict_passes(checkout: Path) -> None:
     code, ran, output = repro(checkout)
     assert code == 0, output
     assert not any(stage.endswith("@toy") for stage in ran)
+
+
+def test_dvc_shows_figures_plots_and_a_readable_graph(checkout: Path) -> None:
+    shown = json.loads(run("dvc metrics show --json", checkout).stdout)[""]["data"]
+    figures = shown["build/toy/metrics.json"]["data"]
+    assert {"p50_ms", "speedup", "quality", "quality_drop", "size_mb"} <= figures.keys()
+    done = run("dvc plots show --json", checkout)
+    plots = json.loads(done.stdout[done.stdout.index("{") :])
+    assert not plots.get("errors")
+    assert {name for name in plots["data"] if "toy" in name} == {"build/toy/latency.json", "build/toy/variants.json"}
+    graph = run("dvc dag publish@toy", checkout).stdout
+    assert max(len(line.rstrip()) for line in graph.splitlines()) <= 90
+    assert graph.count("@toy |") == 9
+
+
+def test_an_experiment_is_recorded_in_the_same_store_and_registers_nothing(checkout: Path) -> None:
+    edit(checkout, "toy", export={"opset": "default"})
+    commit(checkout)
+    cache = str(checkout.parent / "cache")
+    done = run("dvc exp run -n first -S 'models.toy.export.opset=18'", checkout, XDG_CACHE_HOME=cache)
+    assert done.returncode == 0, done.stdout
+    done = run("dvc exp run --temp -n second -S 'models.toy.benchmark.rounds=4'", checkout, XDG_CACHE_HOME=cache)
+    assert done.returncode == 0, done.stdout
+    found = published(checkout)
+    experiments = [run.data.tags.get("onward.dvc_experiment") for run in found["parents"]]
+    assert {name for name in experiments if name} == {"first", "second"}
+    places = {unquote(parent.info.artifact_uri).partition("/mlartifacts/")[0] for parent in found["parents"]}
+    assert places == {f"file://{checkout}"}
+    assert sorted(found["versions"]) == [("other", 1), ("toy", 1)]
+    table = run("dvc exp show --only-changed --drop '.*build(/[^:]*)?$' --csv", checkout).stdout.splitlines()
+    assert "models.toy.export.opset" in table[0]
+    assert len(table[0].split(",")) <= 14
+    code, ran, output = repro(checkout)  # the workspace contains the first experiment
+    assert code == 0, output
+    assert ran - {"verdict"} == ALWAYS | {"publish@toy"}  # that of the other model is in DVC's cache of runs
+    assert sorted(published(checkout)["versions"]) == [("other", 1), ("toy", 1), ("toy", 2)]
 
 
 def test_a_changed_tolerance_reruns_no_export_and_no_other_model(checkout: Path) -> None:
@@ -171,17 +229,24 @@ def test_a_change_in_one_optimizer_reruns_only_optimize_and_later_stages(checkou
     }  # fmt: skip
 
 
-def test_another_cpu_reruns_measurements_and_no_export(checkout: Path) -> None:
+def test_a_clone_on_another_cpu_pulls_everything_and_reruns_only_measurements(checkout: Path) -> None:
     with edited(checkout) as models:
         del models["other"]  # one model suffices from here on
-    host = checkout / "registry" / "host" / "hardware.py"
+    run("dvc remote add -d storage ../storage", checkout)
+    commit(checkout)
+    done = run("dvc push", checkout)
+    assert done.returncode == 0, done.stdout
+    there = checkout.parent / "another host"
+    run(f"git clone -q '{checkout}' '{there}'", checkout)
+    done = run("dvc pull", there)
+    assert done.returncode == 0, done.stdout
+    host = there / "registry" / "host" / "hardware.py"
     text = host.read_text()
     host.write_text(re.sub(r"INSTRUCTION_SETS = \(.*?\)", 'INSTRUCTION_SETS = ("fpu",)', text, flags=re.S))
-    code, ran, output = repro(checkout)
+    code, ran, output = repro(there)
     assert code == 0, output
     assert ran - {"verdict"} == ALWAYS | MEASURED
-    assert published(checkout)["versions"].count(("toy", 1)) == 1
-    host.write_text(text)
+    assert published(there)["versions"] == [("toy", 1)]
 
 
 @pytest.mark.parametrize("stage", ["export", "benchmark", "publish"])

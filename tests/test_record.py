@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,18 +56,18 @@ def test_a_publication_creates_a_parent_run_a_child_run_per_variant_and_one_vers
     client = MlflowClient(store_uri, store_uri)
     parent = client.get_run(report.run_id)
     assert parent.info.status == "FINISHED"
-    assert set(report.variants) == {"reference", "plain", "fast", "odd"}
-    assert parent.data.metrics["latency_cpu/b1_p50_ms"] == pytest.approx(0.8)
+    assert set(report.variants) == {"reference", "plain", "fast"}
+    assert parent.data.metrics["latency/b1_p50_ms"] == pytest.approx(0.8)
     assert parent.data.metrics["parity/y_max_abs"] == pytest.approx(1e-7)
     assert parent.data.metrics["quality"] == 0.9
     assert parent.data.params["opset"] == "17"
     assert parent.data.params["export.opset"] == "17"
     assert parent.data.tags["git_commit"] == "0" * 40
     assert {"reports", "plots", "validation"} <= {item.path for item in client.list_artifacts(report.run_id)}
-    child = client.get_run(report.variants["odd"])
-    assert (child.info.status, child.data.tags["onward.reason"]) == ("FAILED", "differs by 3")
+    child = client.get_run(report.variants["fast"])
+    assert (child.info.status, child.data.tags["onward.reason"]) == ("FINISHED", "the fastest")
     assert child.data.tags["mlflow.parentRunId"] == report.run_id
-    assert "latency_cpu/b1_p99_ms" not in parent.data.metrics
+    assert "latency/b1_p99_ms" not in parent.data.metrics
 
 
 def test_a_version_contains_the_measured_bytes(store_uri: str, tmp_path: Path) -> None:
@@ -205,7 +206,7 @@ def test_publishing_again_after_a_kill_gives_the_undisturbed_result(
         from pathlib import Path
         from mlflow import MlflowClient
         from onward.registry.tracking.recorder import publish
-        from tests.evidence_factory import make_publication
+        from tests.evidence_factory import ENDED, STARTED, make_publication
         original, count = MlflowClient.{step}, [0]
         def killing(*a, **k):
             count[0] += 1
@@ -223,11 +224,11 @@ def test_publishing_again_after_a_kill_gives_the_undisturbed_result(
     )
     assert done.returncode == -signal.SIGKILL
     interrupted = contents(store_uri)
-    assert not any(name == "toy" and status == "FINISHED" for name, status, _ in interrupted["runs"])
+    assert not any(name.startswith("toy · 2026") and status == "FINISHED" for name, status, _ in interrupted["runs"])
     publish(make_publication(tmp_path))
     resumed = contents(store_uri)
     assert all(status in ("FINISHED", "FAILED") for _, status, _ in resumed["runs"])
-    assert len(resumed["runs"]) == 5
+    assert len(resumed["runs"]) == 4
     assert [name for name, _ in resumed["models"]] == ["toy-fast", "toy-plain"]
     assert [(name, int(version)) for name, version, _ in resumed["versions"]] == [("toy", 1)]
 
@@ -294,17 +295,14 @@ def test_a_version_contains_the_winner_of_every_runtime_and_its_serving_options(
     assert tags["runtimes"] == "cpu openvino"
 
 
-def test_a_screened_variant_is_a_run_with_a_reason_and_no_artifact(store_uri: str, tmp_path: Path) -> None:
-    publication = make_publication(tmp_path)
-    plain = publication.evidence.benchmark.measurements[0]
-    screened = plain.model_copy(
-        update={"variant": "slow", "status": "not attempted", "reason": "left after rung 1", "latencies": []}
-    )
-    publication.evidence.benchmark.measurements.append(screened)
-    report = publish(publication)
+def test_an_experiment_is_recorded_apart_and_registers_only_if_asked(store_uri: str, tmp_path: Path) -> None:
     client = MlflowClient(store_uri, store_uri)
-    run = client.get_run(report.variants["slow"])
-    assert run.data.tags["onward.reason"] == "left after rung 1"
-    assert run.data.metrics["ratio_cpu/all"] == pytest.approx(1.0)
-    names = {model.name for model in client.search_logged_models([run.info.experiment_id])}
-    assert names == {"toy-plain", "toy-fast"}
+    named = replace(make_publication(tmp_path), dvc_experiment="swift-lake")
+    tried = publish(replace(named, registers=False))
+    assert (tried.status, tried.version) == ("passed", None)
+    assert "swift-lake is a DVC experiment" in tried.findings[0]
+    assert not client.search_registered_models()
+    ordinary = publish(make_publication(tmp_path))
+    assert ordinary.version == 1
+    assert ordinary.run_id != tried.run_id
+    assert publish(replace(named, registers=True)).version == 1

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from onward.registry.errors import Refused, StoreUnreachable
 from onward.registry.inference.model import Metadata
 from onward.registry.inference.session import InferenceSession, cache
 from onward.registry.operations import promotion
+from onward.registry.store import connection, last_live
 from onward.registry.store.store import Store
 from tests.store_factory import add_candidate, artifacts_of, fresh_store, scale_model
 
@@ -118,3 +121,43 @@ def test_a_session_of_a_version_or_file_never_changes(store: Store, tmp_path: Pa
         deploy(store, 2)
         assert not session.refresh()
         assert np.array_equal(session.predict(X), X)
+
+
+def test_a_session_starts_from_the_cache_while_the_store_cannot_be_reached(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = "http://127.0.0.1:9"
+    assert not InferenceSession("cnn@staging").metadata.cached
+    monkeypatch.setattr(last_live, "_file", partial(_same_file, last_live._file, store_uri()))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(StoreUnreachable):
+        InferenceSession("cnn@staging")
+    with pytest.raises(StoreUnreachable):  # never seen here
+        InferenceSession("cnn@production", allow_cached=True)
+    session = InferenceSession("cnn@staging", allow_cached=True)
+    assert np.array_equal(session.predict(X), X)
+    assert (session.metadata.version, session.metadata.cached) == (1, True)
+    with pytest.raises(StoreUnreachable):
+        session.refresh()
+    monkeypatch.undo()
+
+
+def test_changed_files_in_the_cache_are_refused_without_a_store(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = InferenceSession("cnn@staging").loaded.path
+    monkeypatch.setattr(last_live, "_file", partial(_same_file, last_live._file, store_uri()))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    path.chmod(0o600)
+    path.write_bytes(b"other")
+    with pytest.raises(Refused, match="has changed"):
+        InferenceSession("cnn@staging", allow_cached=True)
+
+
+def store_uri() -> str:
+    return connection.tracking_uri()
+
+
+def _same_file(real: Callable[[str, str], Path], store: str, target: str, _: str) -> Path:
+    """The record of `store`, as if the address of the unreachable store were the same."""
+    return real(target, store)

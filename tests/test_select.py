@@ -143,7 +143,8 @@ def test_without_a_measured_loss_the_smallest_of_equally_fast_variants_wins() ->
         (measured("a", 0.504, files=of_size(2_000_000)), "as fast as best (1.98 times), which is simpler or smaller"),
         (measured("a", 0.504, quality=0.896), "as fast as best (1.98 times), which loses less quality"),
         (measured("a", 0.505), "as fast as best"),
-        (measured("a", 0.506), "faster than the plain export (1.98 times), but best is faster still"),
+        (measured("a", 0.506), "tied with best, which was faster in this run: 1.98 times as fast as the plain export"),
+        (measured("a", 0.53), "faster than the plain export (1.89 times), but best is faster still"),
     ],
 )
 def test_every_rejected_variant_has_a_reason(variant: Measurement, reason: str) -> None:
@@ -152,6 +153,16 @@ def test_every_rejected_variant_has_a_reason(variant: Measurement, reason: str) 
     assert found["best"].reason.startswith("the fastest within the budget: 2.00 times as fast as the plain export (95")
     assert found["plain"].reason == "best is provably faster"
     assert found["a"].reason.startswith(reason)
+
+
+def test_variants_with_overlapping_intervals_are_tied() -> None:
+    found = choices(
+        PLAIN, measured("best", 0.5), measured("near", 0.515), measured("far", 0.53), measured("bad", 0.51, quality=0.5)
+    )
+    assert {name for name, choice in found.items() if choice.tied} == {"near"}
+    found = choices(PLAIN, between("noisy", 0.9, 0.97, 1.1), between("slower", 1.01, 1.05, 1.1))
+    assert {name for name, choice in found.items() if choice.tied} == {"noisy"}
+    assert found["plain"].chosen
 
 
 def test_the_reason_names_the_size_at_which_a_variant_is_slower() -> None:

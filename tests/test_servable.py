@@ -86,7 +86,7 @@ def test_a_model_that_cannot_be_served_fails_and_is_not_registered(store_uri: st
     models = client.search_logged_models([run.info.experiment_id])
     assert [(found.name, str(found.status)) for found in models] == [("toy-plain", "READY")]
     assert publish(publication) == report
-    assert len(client.search_runs([run.info.experiment_id])) == 5
+    assert len(client.search_runs([run.info.experiment_id])) == 4
 
 
 def test_a_fault_of_the_stage_is_recorded(store_uri: str, tmp_path: Path) -> None:

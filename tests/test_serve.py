@@ -17,9 +17,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from onward.registry.errors import StoreUnreachable
+from onward.registry.inference.session import InferenceSession
 from onward.registry.operations import promotion
 from onward.registry.serve.rest import Limits
 from onward.registry.serve.server import Options, Server
+from onward.registry.store import connection
 from onward.registry.store.store import Store
 from tests.store_factory import add_candidate, fresh_store
 
@@ -183,8 +186,6 @@ def test_a_version_that_does_not_repeat_its_answers_never_serves(running: Runnin
 def test_an_unreachable_registry_is_reported_and_the_model_stays(
     running: Running, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from onward.registry.errors import StoreUnreachable
-
     model = running.server.models["cnn"]
 
     def fails(**_: Any) -> bool:
@@ -196,6 +197,30 @@ def test_an_unreachable_registry_is_reported_and_the_model_stays(
         assert running.client.infer()[0] == 200
         assert running.client.call("/v2/health/ready")[1] == {"ready": True, "registry_unreachable_for": ["cnn"]}
     wait_for(lambda: model.reachable)
+
+
+def test_the_server_starts_from_the_cache_while_the_registry_cannot_be_reached(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from onward.registry.store import last_live, resolve
+
+    InferenceSession("cnn@staging")
+
+    def fails(*_: Any) -> Any:
+        raise StoreUnreachable("no answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(resolve, "resolve", fails)
+        with Running() as server:
+            assert server.client.infer()[1]["model_version"] == "1"
+            assert server.client.call("/v2/health/ready")[1]["registry_unreachable_for"] == ["cnn"]
+            patch.undo()
+            deploy(store, 2)
+            wait_for(lambda: server.client.infer()[1]["model_version"] == "2")
+            assert server.client.call("/v2/health/ready")[1]["registry_unreachable_for"] == []
+    recalled = last_live.recall("cnn@staging", connection.tracking_uri())
+    assert recalled is not None
+    assert recalled.version == 2
 
 
 def test_a_full_queue_answers_429_at_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import yaml
 
 from onward.stages.__main__ import STAGES
+from onward.stages.config.chain import PREDECESSORS
 from onward.stages.config.code import stripped
 from tests.conftest import ROOT, run
 
@@ -67,6 +69,16 @@ def test_every_stage_has_a_file_of_its_name_and_depends_only_on_outputs() -> Non
         assert body["cmd"].split()[:4] == ["python", "-m", "onward.stages", name]
         assert (ROOT / "stages" / f"{name}.py").is_file()
         assert all(dependency.split("/")[0] == "build" for dependency in body.get("deps", []))
+
+
+def test_each_stage_depends_on_its_settings_and_on_the_results_that_the_chain_of_digests_covers() -> None:
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    for name, before in PREDECESSORS.items():
+        others = {"build/host"} if name == "benchmark" else set()
+        wanted = {f"build/params/${{key}}/{name}.json", *(f"build/${{key}}/{stage}" for stage in before)}
+        assert set(stages[name]["do"]["deps"]) == wanted | others
+    order = list(PREDECESSORS)
+    assert all(PREDECESSORS[later] == (earlier,) for earlier, later in itertools.pairwise(order))
 
 
 @pytest.mark.parametrize("command", ["ruff check .", "ruff format --check .", "mypy", "lint-imports"])

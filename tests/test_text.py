@@ -113,7 +113,7 @@ def test_mlflow_receives_escaped_text_and_no_markdown(store: Store, onward: Comm
     add_candidate(store, "cnn")
     onward("promote", "cnn", "1", "--to", "staging", "--reason", "[here](http://x) <img src=x> **now**")
     said = store._client.get_model_version("staging.cnn", "1").description
-    assert not_none(said).endswith(r": \[here\](http://x) &lt;img src=x> \*\*now\*\*")
+    assert not_none(said).splitlines()[0].endswith(r": \[here\](http://x) &lt;img src=x> \*\*now\*\*")
     [entry] = store.log("staging", "cnn").entries()
     assert entry.reason == "[here](http://x) <img src=x> **now**"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from onward.registry.artifact.serving_plan import of_winners
 from onward.registry.evidence.records import FileDigest, Ratio, RuntimeState
 from onward.registry.evidence.reports import BenchmarkReport, PublishReport, SelectReport, load, save
+from onward.registry.evidence.uncertainty import speed
 from onward.stages import verdict
 from tests.evidence_factory import make_publication
 from tests.toy import toy_params, write_project, write_settings
@@ -97,9 +99,11 @@ def test_the_fastest_runtime_is_shown_with_its_worst_size_and_missing_runtimes_w
     faster = {"variant": "plain-bf16", "runtime": "openvino-native", "host_ratio": ratio, "p50_ms": 9.0}
     select.winners.append(winner.model_copy(update=faster))
     save(benchmark, path / "benchmark" / "report.json")
+    select.choices[0].tied = True
     save(select, path / "select" / "report.json")
     code, out = printed(capsys)
     assert code == 0
+    assert "tied: good: fast on cpu with plain: their intervals overlap" in out
     row = [cell.strip() for cell in next(line for line in out.splitlines() if "good" in line).split("│")[1:-1]]
     assert row[1] == "passed"
     assert row[3:6] == ["4.00 ±1%", "2.00 b1", "8.00 ±1%"]
@@ -115,9 +119,38 @@ def test_the_fastest_runtime_is_shown_with_its_worst_size_and_missing_runtimes_w
         (Ratio(value=0.8, low=0.78, high=0.82), "1.25 ±3%"),
         (Ratio(value=1.0, low=1.0, high=1.0), "1.00"),
         (Ratio(value=0.05, low=0.0499, high=0.0501), "20.0 ±1%"),
-        (Ratio(value=1 / 441, low=1 / 900, high=1 / 200), "unclear"),
-        (Ratio(value=0.8, low=0.6, high=1.0), "unclear"),
+        (Ratio(value=1 / 441, low=1 / 900, high=1 / 200), "about 440 (200 to 900)"),
+        (Ratio(value=0.25, low=1 / 9, high=0.5), "about 4 (2 to 9)"),
+        (Ratio(value=0.25, low=0.01, high=0.5), "too noisy to say"),
+        (Ratio(value=0.8, low=0.6, high=1.0), "too noisy to say"),
     ],
 )
-def test_a_figure_without_an_interval_is_not_shown(ratio: Ratio, words: str) -> None:
-    assert verdict.speed(ratio) == words
+def test_a_wide_interval_is_written_out(ratio: Ratio, words: str) -> None:
+    assert speed(ratio) == words
+
+
+@pytest.mark.parametrize("width", [60, 80, 130])
+def test_the_table_fits_by_dropping_columns_and_cuts_no_name(capsys: pytest.CaptureFixture[str], width: int) -> None:
+    name, variant = "a-model-with-a-long-name", "ort_fusions-int8-static (openvino)"
+    row = [name, "passed", variant, "1.25 ±1%", "1.00 b1", "2.50 ±1%", "0.9000", "+0.0000", "3"]
+    dropped = verdict.print_table([row], width)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= width
+    assert any(name in line for line in lines)
+    shown = "chosen" not in dropped
+    assert any("ort_fusions-int8-static" in line for line in lines) == shown
+    assert bool(dropped) == (width < 130)
+    assert "version" not in dropped
+
+
+def test_the_verdict_as_json_has_all_models(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    of_models(project, "good", "new")
+    reported(project, "good")
+    with pytest.raises(SystemExit):
+        verdict.main(as_json=True)
+    document = json.loads(capsys.readouterr().out)
+    assert document["passed"] is False
+    good, new = document["models"]
+    assert (good["verdict"], good["variant"], good["version"]) == ("passed", "fast", 3)
+    assert good["speedup"]["value"] == pytest.approx(1.25)
+    assert new["faults"] == ["not run: new: train has no report: run `dvc repro`"]

@@ -10,8 +10,10 @@ import shutil
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from onward.registry.artifact.custom_ops import FOLDER
 from onward.registry.artifact.manifest import MANIFEST, NOT_OURS, write_manifest
@@ -22,6 +24,8 @@ from onward.registry.evidence.records import TensorSpec
 from onward.registry.evidence.session_options import CPU, OPENVINO_NATIVE
 
 MLMODEL = "MLmodel"
+# Elements of an input example. MLflow writes two JSON files, each with up to 20 bytes per element.
+LARGEST_EXAMPLE = 200_000
 # Names that external data cannot have: Onward writes them beside the model's files, or MLflow does when downloading.
 _TAKEN = (BUNDLE, FOLDER, PROVIDERS, SERVING, MANIFEST, NOT_OURS)
 
@@ -36,6 +40,8 @@ def build_folder(
     serving: Serving | None = None,
     others: Mapping[str, Sequence[Path]] | None = None,
     libraries: Sequence[Path] = (),
+    example: Mapping[str, npt.NDArray[Any]] | None = None,
+    texts: Mapping[str, str] | None = None,
 ) -> None:
     """Write an MLflow model to `folder`, with the manifest of all its files last.
 
@@ -49,6 +55,8 @@ def build_folder(
         serving: Which file is served on which provider, with which session options.
         others: The files of runtimes with a graph of their own, by the runtime's name. They go to providers/NAME/.
         libraries: Native libraries with custom operators, which go to custom_ops/.
+        example: The inputs of one call, for MLflow's input example. A large one is left out.
+        texts: Text files of the folder, by name.
 
     Raises:
         ValueError: `serving` names a file that is missing.
@@ -81,7 +89,10 @@ def build_folder(
         onnx_execution_providers=[provider],
         onnx_session_options=main.options.to_mlflow() if main else None,
         save_as_external_data=False,
+        input_example=_fitting(example),
     )
+    for name, text in (texts or {}).items():
+        (folder / name).write_text(text, encoding="utf-8")
     _without_time(folder / MLMODEL)
     _place(files, folder)
     for name, runtime_files in (others or {}).items():
@@ -94,6 +105,15 @@ def build_folder(
     if bundle is not None:
         shutil.copytree(bundle, folder / BUNDLE)
     write_manifest(folder)
+
+
+def _fitting(example: Mapping[str, npt.NDArray[Any]] | None) -> dict[str, npt.NDArray[Any]] | None:
+    """The example as MLflow takes it; None if its JSON would be large, or a value is not a number that JSON has."""
+    if not example or sum(array.size for array in example.values()) > LARGEST_EXAMPLE:
+        return None
+    if not all(array.dtype.kind in "fiub" and np.isfinite(array).all() for array in example.values()):
+        return None
+    return dict(example)
 
 
 def _without_time(file: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from onward.registry.cli import maintenance, runtimes, serving, signing
+from onward.registry.cli import evidence, maintenance, runtimes, serving, signing
 from onward.registry.cli.faults import explained
 from onward.registry.cli.output import (
     Json,
@@ -373,7 +373,8 @@ def inspect(target: Target, as_json: Json = False) -> None:
     For a model, the command shows its opsets, inputs, outputs, parameters, operators, size and metadata.
 
     TARGET may also be a stage's report, such as build/MODEL/verify/report.json. Then the command shows what failed. If
-    the export differs from PyTorch, it also names the first node that differs, with its module and source line.
+    the export differs from PyTorch, it also names the first node that differs, with its module and source line. For
+    the reports of `benchmark` and `select`, it also shows all variants, like `onward variants`.
 
     Example: onward inspect model.onnx
     """
@@ -388,6 +389,7 @@ def inspect(target: Target, as_json: Json = False) -> None:
             print_json(report.model_dump(mode="json"))
         else:
             say(*report_text.lines(report))
+            evidence.print_variants_of(report, Path(target))
         return
     path, origin, _ = locate(target)
     onnx_file.check(path, target)
@@ -428,6 +430,8 @@ def _silence_onnxruntime() -> None:
     onnxruntime.set_default_logger_severity(4)
 
 
+app.command("report")(evidence.report)
+app.command("variants")(evidence.variants)
 app.command("reconcile")(maintenance.reconcile)
 app.command("serve")(serving.serve)
 app.command("ui")(maintenance.ui)

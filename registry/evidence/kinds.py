@@ -191,6 +191,24 @@ def agreement(kind: OutputKind, reference: Array, got: Array) -> float | None:
     return similarity.agreement(reference[: len(got)], got, kind.axis)
 
 
+def _counted(kind: OutputKind, measure: str, lost: Array, of: Array, limit: float) -> OutputFidelity:
+    """Judge a share of changed answers: the share itself, not the end of its interval, must be within the limit.
+
+    A team counts the same answers, so a share above its limit is a broken promise, even if chance could explain it. One
+    changed answer is always accepted, because a smaller share than that cannot be seen.
+
+    Args:
+        kind: The kind of the output.
+        measure: What is counted.
+        lost: The changed answers of each sample, [samples].
+        of: All answers of each sample, [samples].
+        limit: The largest acceptable share.
+    """
+    found = share(lost, of)
+    verdict = _verdict(kind, measure, found, limit)
+    return verdict.model_copy(update={"holds": bool(found.value <= limit or lost.sum() <= 1)})
+
+
 def _verdict(kind: OutputKind, measure: str, found: Share, limit: float, reason: str = "") -> OutputFidelity:
     return OutputFidelity(
         output=kind.output,
@@ -226,8 +244,9 @@ def _answers(kind: OutputKind, reference: Array, got: Array, axis: int, limit: f
             distance = np.abs(actual - wanted).sum(-1, dtype=np.float64) / 2
             distances[rows] = distance.reshape(len(own), -1).mean(1)
     is_changed, answer = np.concatenate(changed), np.concatenate(answers)
-    found = share(is_changed.sum(1).astype(float), np.full(samples, float(is_changed.shape[1])))
-    yield _verdict(kind, ANSWERS, found, limit)
+    lost = is_changed.sum(1).astype(float)
+    counted = _counted(kind, ANSWERS, lost, np.full(samples, float(is_changed.shape[1])), limit)
+    yield counted
     worst = _worst_class(is_changed, answer)
     if worst is not None:
         yield _verdict(kind, "share of one class lost", worst[1], max(CLASS_LIMIT, limit), f"class {worst[0]}")
@@ -235,7 +254,7 @@ def _answers(kind: OutputKind, reference: Array, got: Array, axis: int, limit: f
         moved = share(distances, np.ones(samples))
         yield _verdict(kind, "distance between distributions", moved, max(DISTANCE_LIMIT, limit))
     constant = float(np.bincount(answer.ravel()).max()) / answer.size >= 1 - limit
-    if constant or found.high > limit:
+    if constant or counted.high > limit:
         why = "nearly all answers are the same" if constant else f"only {samples} samples"
         noise = _noise(reference, got, axis, is_probability)
         yield _verdict(kind, "noise power over signal power", noise, max(NOISE_LIMIT, limit), why)
@@ -391,7 +410,7 @@ def _neighbours(kind: OutputKind, wanted: Array, actual: Array, limit: float) ->
     changed = (own != found) & (ahead > NEAR_SIMILARITY * spread)
     lost, total = np.bincount(owner, changed, samples), np.bincount(owner, minlength=samples).astype(float)
     used = total > 0
-    yield _verdict(kind, "share of changed nearest neighbours", share(lost[used], total[used]), limit)
+    yield _counted(kind, "share of changed nearest neighbours", lost[used], total[used], limit)
 
 
 def _indices(
@@ -413,8 +432,8 @@ def _indices(
     known = np.where(wanted == actual[..., :1], ranked, -np.inf).max(-1)
     known = np.where(np.isfinite(known), known, ranked[..., -1])
     changed = (wanted[..., 0] != actual[..., 0]) & (ranked[..., 0] - known > near)
-    first = share(changed.sum(1).astype(float), np.full(samples, float(changed.shape[1])))
-    yield _verdict(kind, "share of changed first entries", first, limit)
+    firsts = changed.sum(1).astype(float)
+    yield _counted(kind, "share of changed first entries", firsts, np.full(samples, float(changed.shape[1])), limit)
 
 
 def sums_to_one(values: Array, axis: int) -> bool:

@@ -609,6 +609,8 @@ class Choice(Record):
         chosen: Whether the variant was chosen.
         on_front: Whether the variant is on the Pareto front: no other variant within the budget is at least as good in
             latency, quality and size, and better in one of them.
+        tied: Whether the variant is within the budget and its interval overlaps the chosen variant's, so that another
+            run may choose it.
         reason: Why it was chosen or not.
         ratio: Its latency relative to the plain export's on the same runtime.
         host_ratio: Its latency relative to the plain export's on the first runtime.
@@ -623,6 +625,7 @@ class Choice(Record):
     runtime: str
     chosen: bool
     on_front: bool = False
+    tied: bool = False
     reason: str
     ratio: Ratio | None = None
     host_ratio: Ratio | None = None

@@ -29,6 +29,7 @@ from onward.registry.evidence.records import (
     RuntimeState,
     Split,
     Status,
+    TensorSpec,
     TradeOff,
     Variant,
     Winner,
@@ -179,6 +180,9 @@ class BenchmarkReport(Report):
     """The report of `benchmark`. Every latency is in samples.parquet beside the report.
 
     Attributes:
+        started: When the benchmark began: UTC, in ISO 8601; empty in older reports. Other reports contain no time,
+            because a stage that computes the same again must write the same bytes. Latencies differ anyway.
+        ended: When it ended.
         machine: The machine of the benchmark.
         runtimes: The state of each runtime on it.
         rounds: The number of rounds of the race.
@@ -192,6 +196,8 @@ class BenchmarkReport(Report):
     """
 
     stage: Literal["benchmark"] = "benchmark"
+    started: str = ""
+    ended: str = ""
     machine: Machine | None = None
     runtimes: list[RuntimeState] = []
     rounds: int = 0
@@ -238,6 +244,10 @@ class PublishReport(Report):
         variants: The child run of each variant.
         version: The registered version; null if nothing could be registered.
         sha256: The version's digest.
+        context: Facts about the run rather than the model: commit, host, versions of packages.
+        inputs: The inputs as params.yaml documents them.
+        outputs: The outputs.
+        operators: The number of operators of each type in the first winner's graph.
     """
 
     stage: Literal["publish"] = "publish"
@@ -246,6 +256,10 @@ class PublishReport(Report):
     variants: dict[str, str] = Field(default={}, description="child run of each variant")
     version: int | None = None
     sha256: str = ""
+    context: dict[str, str] = {}
+    inputs: list[TensorSpec] = []
+    outputs: list[TensorSpec] = []
+    operators: dict[str, int] = {}
 
 
 class Evidence(Record):

@@ -1,7 +1,7 @@
 """A team's own gates: Great Expectations suites (JSON files in the repository) that judge the evidence of a version.
 
 A suite judges a table with one row: the version's tags (`quality`, `size_mb`, ...), the metrics of its run
-(`metrics.latency_cpu/b1_p50_ms`, ...), and the same of the live version with the prefix `live.`. If nothing is live,
+(`metrics.latency/b1_p50_ms`, ...), and the same of the live version with the prefix `live.`. If nothing is live,
 the version is compared with itself. What was not recorded has no column, so an expectation about it is not met.
 """
 
@@ -15,6 +15,7 @@ from typing import Any
 
 from onward.registry import checkout
 from onward.registry.errors import UsageError
+from onward.registry.evidence.metric_names import with_earlier
 from onward.registry.gates import suites
 from onward.registry.gates.builtin import NO_EVIDENCE
 from onward.registry.log.entries import GateResult
@@ -57,7 +58,8 @@ def facts(evidence: Mapping[str, str], live: Mapping[str, str] | None, metrics_o
 
 def _row(evidence: Mapping[str, str], metrics_of: MetricsOf) -> dict[str, float | str]:
     row = {name: text if name in _NAMES else _typed(text) for name, text in evidence.items()}
-    row |= {f"metrics.{name}": value for name, value in metrics_of(evidence.get("run_id", "")).items()}
+    metrics = with_earlier(metrics_of(evidence.get("run_id", "")), evidence.get("runtime", ""))
+    row |= {f"metrics.{name}": value for name, value in metrics.items()}
     # Great Expectations ignores NaN. Here it means that there is no evidence, so the column is left out.
     return {name: value for name, value in row.items() if not (isinstance(value, float) and math.isnan(value))}
 

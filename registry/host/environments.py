@@ -17,6 +17,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from onward.registry.checkout import original
 from onward.registry.errors import OnwardError, UsageError
 from onward.registry.files import replacing, sha256_file, write_atomically
 
@@ -79,8 +80,8 @@ def install(name: str, root: Path) -> bool:
 
 
 def environment(name: str, root: Path) -> Path:
-    """The folder of a runtime's environment."""
-    return root / FOLDER / SHARED.get(name, name)
+    """The folder of a runtime's environment; that of the user's checkout, if `root` is an experiment's copy of it."""
+    return original(root) / FOLDER / SHARED.get(name, name)
 
 
 def wanted(name: str, root: Path) -> dict[str, str]:

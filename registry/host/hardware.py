@@ -49,6 +49,21 @@ def kind(machine: Machine) -> str:
     return " ".join(machine.instruction_sets) or machine.system
 
 
+# Of the sets that a host has, the first of these names it in short: it decides most about latency and int8.
+_TELLING = (
+    "amx_int8", "avx512_vnni", "avx_vnni", "avx512f", "avx2", "sve", "i8mm", "asimddp", "asimd",
+)  # fmt: skip
+
+
+def short_kind(machine: Machine) -> str:
+    """Name the kind of host by its most telling instruction set, such as `avx512_vnni`.
+
+    Args:
+        machine: The machine's description.
+    """
+    return next((name for name in _TELLING if name in machine.instruction_sets), machine.system)
+
+
 def unmeasured(kinds: str | None) -> str:
     """Describe the lack of evidence from this kind of host.
 

@@ -52,6 +52,7 @@ class Metadata(Record):
         version: the version's number; None for a file.
         environment: the environment; "" for a file or a version.
         entry: the number of the live log entry; None for a file or a version.
+        cached: whether the store could not be reached, and this is the version that was live at the last look.
         inputs: the inputs of the graph.
         outputs: the outputs of the graph.
         providers: the execution providers in use, the main one first.
@@ -70,6 +71,7 @@ class Metadata(Record):
     version: int | None = None
     environment: str = ""
     entry: int | None = None
+    cached: bool = False
     inputs: list[TensorSpec]
     outputs: list[TensorSpec]
     providers: list[str]

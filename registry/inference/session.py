@@ -25,14 +25,14 @@ from typing import TYPE_CHECKING, Any
 
 from onward.registry.artifact.manifest import MANIFEST, check_folder, content_digest
 from onward.registry.artifact.serving_plan import MODEL, Serving
-from onward.registry.errors import Refused, UsageError
+from onward.registry.errors import Refused, StoreUnreachable, UsageError
 from onward.registry.inference.inputs import Validate
 from onward.registry.inference.model import Loaded, Metadata, ProviderFallback
 from onward.registry.inference.stream import Stream
 from onward.registry.names import PATTERN
 from onward.registry.store import connection
 from onward.registry.store.cache import cache
-from onward.registry.store.download import download
+from onward.registry.store.download import download, is_cached
 from onward.registry.switches import is_on
 
 if TYPE_CHECKING:
@@ -74,6 +74,8 @@ class InferenceSession:
             (benchmarks/predict.md).
         allow_custom_ops: whether to load the native libraries with custom operators that some versions contain. Their
             code runs in this process. The environment variable ONWARD_ALLOW_CUSTOM_OPS=1 allows it on the whole host.
+        allow_cached: whether to load the version that was live when this machine last looked, if the store cannot be
+            reached and the version's files are in the cache. Then `metadata.cached` is True until a `refresh` succeeds.
 
     Raises:
         UsageError: there is no such model, version, environment or file; ONNX Runtime is not installed, or cannot load
@@ -92,6 +94,7 @@ class InferenceSession:
         require_signed: bool = False,
         validate: Validate = "strict",
         allow_custom_ops: bool = False,
+        allow_cached: bool = False,
     ) -> None:
         self._target, self._require_signed = str(target), require_signed
         self._load = partial(
@@ -103,7 +106,7 @@ class InferenceSession:
             allow_custom_ops=allow_custom_ops,
         )
         self._refreshing = threading.Lock()
-        self._loaded = self._load(*locate(target, require_signed))
+        self._loaded = self._load(*locate(target, require_signed, allow_cached))
         self._store = connection.tracking_uri() if isinstance(target, str) and "@" in target else ""
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
@@ -215,6 +218,7 @@ class InferenceSession:
     def _follow(self, prepare: Callable[[Loaded], object] | None = None) -> bool:
         """Load the version that is live now, if it differs, and return whether it does."""
         from onward.registry.artifact.replay import replay_in_subprocess
+        from onward.registry.store import last_live
         from onward.registry.store.resolve import resolve
         from onward.registry.store.store import Store
 
@@ -237,7 +241,9 @@ class InferenceSession:
                 f"{old.origin['version']} stays loaded: look at `onward history {found.model}`"
             )
         if same:
-            self._loaded = old.called(origin)
+            if old.origin != origin:
+                last_live.remember(found, self._store)
+                self._loaded = old.called(origin)
             return False
         path = download(found, store)
         met, detail = replay_in_subprocess(path.parent, old.providers[0], allow_custom_ops=old.allow_custom_ops)
@@ -250,15 +256,19 @@ class InferenceSession:
         if prepare is not None:
             prepare(fresh)
         self._loaded = fresh
+        last_live.remember(found, self._store)
         return True
 
 
-def locate(target: str | Path, require_signed: bool = False) -> tuple[Path, dict[str, Any], Serving | None]:
+def locate(
+    target: str | Path, require_signed: bool = False, allow_cached: bool = False
+) -> tuple[Path, dict[str, Any], Serving | None]:
     """Find the .onnx file that a target names, and check it if its digests are known.
 
     Args:
         target: as in InferenceSession.
         require_signed: as in InferenceSession.
+        allow_cached: as in InferenceSession.
 
     Returns:
         the file; the fields of Metadata that say where it came from; and its serving.json, or None.
@@ -270,7 +280,7 @@ def locate(target: str | Path, require_signed: bool = False) -> tuple[Path, dict
         StoreUnreachable: the MLflow store did not answer.
     """
     if isinstance(target, str) and _REGISTERED.fullmatch(target):
-        return _registered(target, require_signed)
+        return _registered(target, require_signed, allow_cached)
     if require_signed:
         raise Refused(
             f"{target}: no signature proves the origin of a file; with require_signed, the target must be "
@@ -291,14 +301,26 @@ def locate(target: str | Path, require_signed: bool = False) -> tuple[Path, dict
     return path, origin, serving
 
 
-def _registered(target: str, require_signed: bool) -> tuple[Path, dict[str, Any], Serving | None]:
+def _registered(target: str, require_signed: bool, allow_cached: bool) -> tuple[Path, dict[str, Any], Serving | None]:
+    from onward.registry.store import last_live
     from onward.registry.store.resolve import resolve
     from onward.registry.store.store import Store
 
-    store = Store(create=False)
-    found = resolve(target, store)
-    _require_proof(found, require_signed)
-    path = download(found, store)
+    uri = connection.tracking_uri()
+    try:
+        store = Store(create=False)
+        found = resolve(target, store)
+        _require_proof(found, require_signed)
+        path = download(found, store)
+    except StoreUnreachable:
+        last = last_live.recall(target, uri) if allow_cached and "@" in target else None
+        if last is None or not is_cached(last):
+            raise
+        _require_proof(last, require_signed)
+        path = download(last)
+        return path, _origin(target, last) | {"cached": True}, Serving.load(path.parent)
+    if found.environment:
+        last_live.remember(found, uri)
     return path, _origin(target, found), Serving.load(path.parent)
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from onward.registry.artifact import onnx_file
+from onward.registry.evidence.metric_names import current
 from onward.registry.store.download import download
 from onward.registry.store.resolve import resolve
 from onward.registry.store.store import Store
@@ -24,12 +25,12 @@ Value = str | int | float | None
 SECTIONS = ("graph", "operators", "evidence", "params", "metrics", "latencies")
 # This evidence is shown in another section, or is only an identifier.
 _NOT_EVIDENCE = ("sha256", "manifest", "serving", "run_id", "opset", "size_mb")
-_TIMES = ("latency_", "throughput_", "ratio_")
+_TIMES = ("latency/", "throughput/", "ratio/", "by_batch/", "by_callers/", "p50_ms", "speedup")
 
 # Amounts are counts, times, rates and bytes. Their zero means "none", so a relative change makes sense. All others are
 # compared by their difference: decibels, cosines, shares, ratios, qualities, errors, version numbers.
-_AMOUNTS = ("parameters", "nodes", "size in bytes")
-_AMOUNT_ENDINGS = ("_ms", "_mb", "_throughput")
+_AMOUNTS = ("parameters", "nodes", "size in bytes", "graph/nodes")
+_AMOUNT_ENDINGS = ("_ms", "_mb", "_per_s", "_throughput")  # the last one is of earlier Onwards
 
 # A percentage of a very small base is not informative, so "+900 %" is the largest one shown.
 _LARGEST, _SMALLEST = 10.0, 0.01
@@ -79,7 +80,7 @@ class Fact:
 
     @property
     def _is_amount(self) -> bool:
-        if self.section == "operators" or self.name in _AMOUNTS or self.name.startswith("throughput_"):
+        if self.section == "operators" or self.name in _AMOUNTS:
             return True
         return self.name.endswith(_AMOUNT_ENDINGS)
 
@@ -149,7 +150,7 @@ def _of_version(target: Target, store: Store) -> Iterator[tuple[tuple[str, str],
 
 def _of_run(params: Mapping[str, str], metrics: Mapping[str, float]) -> Iterator[tuple[tuple[str, str], Value]]:
     yield from ((("params", name), text) for name, text in params.items())
-    yield from (((_section(name), name), value) for name, value in metrics.items())
+    yield from (((_section(name), name), value) for name, value in current(metrics).items())
 
 
 def _section(metric: str) -> str:

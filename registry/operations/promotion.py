@@ -357,7 +357,8 @@ def _stay(store: Store, rules: Policy, model: str, environment: str, log: Log, l
             found = _obtain(store, model, environment, live, Path(temporary) / "files", origin, what)
             store.files.keep(environment, model, live.sha256, found.folder, Path(temporary) / "copy")
             restored = f"{environment} had lost its copy, which was restored from {found.source} ({lost})"
-    return "; ".join(filter(None, (restored, _heal(store, rules, model, environment, log))))
+    notes = (restored, _heal(store, rules, model, environment, log), _describe(store, model, environment, log))
+    return "; ".join(filter(None, notes))
 
 
 def _heal(store: Store, rules: Policy, model: str, environment: str, log: Log) -> str:
@@ -369,6 +370,17 @@ def _heal(store: Store, rules: Policy, model: str, environment: str, log: Log) -
         return "the entry counts, but the aliases could not be written: run `onward reconcile` later"
     except Refused as error:
         return f"the entry counts, but not all aliases could be written: {error}"
+    return ""
+
+
+def _describe(store: Store, model: str, environment: str, log: Log) -> str:
+    """Write the descriptions in MLflow. If that fails, return a message: nothing depends on them."""
+    if log.alarm:
+        return ""
+    try:
+        store.describe(environment, model, log)
+    except (StoreUnreachable, MachineFault, Refused) as error:
+        return f"the entry counts, but MLflow's descriptions of it could not be written: {error}"
     return ""
 
 
@@ -389,7 +401,7 @@ def _append(
         log = store.append(environment, model, draft := tied(again, registered, seen, key))
     entry = log.history.won(draft.key)
     assert entry is not None
-    notes = [_heal(store, rules, model, environment, log)]
+    notes = [_heal(store, rules, model, environment, log), _describe(store, model, environment, log)]
     hook = rules[environment].notify
     if hook is not None:
         notes.append(notification.announce(hook, model, environment, entry))

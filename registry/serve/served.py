@@ -84,7 +84,7 @@ class ServedModel:
     ) -> None:
         self.target, self.name, self.session, self._metrics = target, name, session, metrics
         self.events: deque[Event] = deque(maxlen=EVENTS)
-        self.reachable = True
+        self.reachable = not session.loaded.origin.get("cached", False)
         self.ready = False
         self._workers = workers or max(1, processors.count() // _threads(session.loaded))
         self._most = self._workers + queue
@@ -107,7 +107,8 @@ class ServedModel:
                 raise Refused(f"{self.target}: version {version_of(loaded)} does not repeat its answers here: {detail}")
         warm_up(loaded)
         self.ready = True
-        self._note("loaded", f"version {version_of(loaded)} on {loaded.providers[0]}")
+        words = "" if self.reachable else "; the registry cannot be reached, and this version was live at the last look"
+        self._note("loaded", f"version {version_of(loaded)} on {loaded.providers[0]}{words}")
 
     def follow(self) -> bool:
         """Load the version that is live now, if it is another one. A version that fails never serves.

@@ -61,7 +61,7 @@ class Server:
         self.metrics, self.options = Metrics(), options
         self.models: dict[str, ServedModel] = {}
         for target, name in _names(targets).items():
-            session = InferenceSession(target)
+            session = InferenceSession(target, allow_cached=True)
             self.models[name] = ServedModel(target, name, session, self.metrics, options.queue, options.workers)
             self.models[name].start()
         self._look, self._stop = threading.Event(), threading.Event()

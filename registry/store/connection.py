@@ -2,7 +2,8 @@
 
 The store is `MLFLOW_TRACKING_URI`, else an SQLite file `mlflow.db` beside `dvc.yaml`, with its artifacts in
 `mlartifacts/`. `dvc exp run --temp` and `--queue` work in a temporary copy of the checkout; there, the store is the
-file of the original checkout. Runs, registered models and files are all in this one store.
+file of the original checkout, also if the variable names a relative path. Runs, registered models and files are all
+in this one store.
 
 A process may already use MLflow for itself, such as a service that logs its requests. Onward neither uses nor changes
 those settings. MLflow is imported late, because the import takes more than a second.
@@ -55,7 +56,13 @@ _NOT_MLFLOW_WORDS = re.compile("not in a valid JSON format|Failed to parse|Expec
 
 def tracking_uri() -> str:
     """The store's URI, including credentials. Never write it to a report or a log."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(_home() / DATABASE)
+    named = os.environ.get("MLFLOW_TRACKING_URI")
+    if not named:
+        return sqlite_uri(_home() / DATABASE)
+    file, here = sqlite_file(named), Path.cwd()
+    if file is None or file.is_absolute() or checkout.original(here) == here:
+        return named
+    return sqlite_uri(checkout.original(here) / file)
 
 
 def _home() -> Path:

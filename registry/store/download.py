@@ -32,12 +32,21 @@ if TYPE_CHECKING:
 _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
-def download(target: Target, store: Store) -> Path:
+def is_cached(target: Target) -> bool:
+    """Whether the cache contains a folder for a version. Its files may have changed; `download` checks them.
+
+    Args:
+        target: the version.
+    """
+    return (cache() / _name(target)).is_dir()
+
+
+def download(target: Target, store: Store | None = None) -> Path:
     """Download a registered version to the cache, if it is not there yet, and check its files.
 
     Args:
         target: the version.
-        store: the store that contains it.
+        store: the store that contains it; None if the cache does (`is_cached`).
 
     Returns:
         the path of its .onnx file in the cache.
@@ -51,7 +60,7 @@ def download(target: Target, store: Store) -> Path:
     name = _name(target)
     folder = cache() / name
     require_private(cache())
-    if not os.path.lexists(folder):
+    if store is not None and not os.path.lexists(folder):
         try:
             cache().mkdir(mode=0o700, parents=True, exist_ok=True)
             folder = _fill(folder, target, store)

@@ -201,16 +201,16 @@ def approval_source(sha256: str) -> str:
 
 def to_tags(draft: Draft) -> dict[str, str]:
     """The tags of the model version that stores an entry."""
-    tags = {
-        "schema": "2" if draft.signature and (draft.seen >= 0 or draft.manifest) else "1",
+    tags = {  # MLflow's page shows tags in this order: first what people look for
         "kind": draft.kind,
-        "key": draft.key,
-        "base": str(draft.base),
-        "sha256": draft.sha256,
         "candidate": str(draft.candidate_version),
         "actor": draft.actor,
         "reason": draft.reason,
         "at": draft.at,
+        "sha256": draft.sha256,
+        "base": str(draft.base),
+        "key": draft.key,
+        "schema": "2" if draft.signature and (draft.seen >= 0 or draft.manifest) else "1",
         "evidence": json.dumps(draft.evidence, sort_keys=True),
     }
     if draft.manifest:

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onward.registry.errors import LostRace, StoreUnreachable, UsageError
@@ -24,6 +25,8 @@ from onward.registry.names import is_name
 from onward.registry.store import log_memory, newest_run, relocate, webhooks
 from onward.registry.store.artifacts import Files
 from onward.registry.store.connection import as_default, connect, reachable
+from onward.registry.store.entry_pages import entry_page, history_page
+from onward.registry.store.logged_models import describe_copy
 from onward.registry.store.model_versions import Versions
 from onward.registry.store.schema import (
     LIVE,
@@ -38,7 +41,6 @@ from onward.registry.store.schema import (
     to_registered_version,
     to_tags,
 )
-from onward.registry.text import markdown
 from onward.registry.trust.entry_signatures import link
 
 if TYPE_CHECKING:
@@ -49,6 +51,7 @@ _APPENDS = 20
 # Each change by another process needs one more pass of `heal`. The last process to write corrects the views, so a
 # process need not continue through many changes.
 _PASSES = 5
+_FILLER = "Not an entry: the imported log has no entry of this number."
 
 
 class Store:
@@ -193,6 +196,23 @@ class Store:
         _, metrics = self.run(run_id) or ({}, {})
         return metrics
 
+    def reports(self, run_id: str, folder: Path) -> Path | None:
+        """Download the reports that the pipeline recorded with a run.
+
+        Args:
+            run_id: The run.
+            folder: Where the files are written.
+
+        Returns:
+            The folder with them; None if the run does not exist (any more), or has no reports.
+        """
+        if self.run(run_id) is None:
+            return None
+        with reachable():
+            if not any(item.path == "reports" for item in self._client.list_artifacts(run_id)):
+                return None
+            return Path(self._client.download_artifacts(run_id, "reports", str(folder)))
+
     def failures(self) -> dict[str, str]:
         """The models whose newest pipeline run failed, and the reason for each."""
         return newest_run.failures(self._client)
@@ -311,7 +331,7 @@ class Store:
                     source=draft.source,
                     tags=to_tags(draft),
                     run_link=link(draft, registered),
-                    description=markdown(draft),
+                    description=entry_page(draft, registered),
                     model_id=_logged_model(draft.source),
                     await_creation_for=0,
                 )
@@ -369,7 +389,9 @@ class Store:
                 source=entry.source,
                 tags=to_tags(entry) if own else {},
                 run_link=link(entry, registered) if own else None,
-                description=markdown(entry) if own else "Not an entry: the imported log has no entry of this number.",
+                description=entry_page(entry, registered)
+                if own
+                else "Not an entry: the imported log has no entry of this number.",
                 model_id=_logged_model(entry.source),
                 await_creation_for=0,
             )
@@ -423,6 +445,25 @@ class Store:
                     raise
                 return False
             return True
+
+    def describe(self, environment: str, model: str, log: Log) -> None:
+        """Write what MLflow's pages show about a log: its history, and the live copy's metrics and links.
+
+        Nothing depends on it. A command that was interrupted before leaves it to the next one.
+
+        Args:
+            environment: the environment.
+            model: the model's name.
+            log: the log.
+        """
+        registered, live = registered_name(environment, model), log.history.live
+        page = history_page(model, registered, log.history.counted, live)
+        with reachable():
+            found = self._client.search_registered_models(f"name = '{registered}'", max_results=1)
+            if found and found[0].description != page:
+                self._client.update_registered_model(registered, page)
+            if live is not None and (logged := _logged_model(live.source)):
+                describe_copy(self._client, logged, environment, model, live)
 
     def _mark(self, registered: str, number: int) -> None:
         """Mark an entry as lost."""

@@ -11,7 +11,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,9 @@ from onward.registry.evidence.records import (
 )
 from onward.registry.evidence.reports import Evidence
 from onward.registry.evidence.session_options import SessionOptions
+from onward.registry.evidence.unmeasured import is_measured
 from onward.registry.host import hardware
+from onward.registry.tracking.headline import by_batch, by_callers, headline
 
 # MLflow's limit for the length of a tag, in characters.
 LONGEST_TAG = 5000
@@ -37,7 +39,7 @@ LONGEST_TAG = 5000
 
 @dataclass(frozen=True)
 class RunRecord:
-    """The content of one child run: a variant's figures, or the reason why it has none.
+    """The content of one child run: the figures of a measured variant.
 
     Attributes:
         name: the variant and its runtime, as `label` writes them.
@@ -45,10 +47,12 @@ class RunRecord:
         reason: why it has this status.
         metrics: its figures.
         params: how it was made and measured.
-        files: the paths of its files; empty if it was not measured.
-        provider: its execution provider; "" if it was not measured.
-        runtime: its runtime; "" if it was not measured.
+        files: the paths of its files; empty if no latency was measured.
+        provider: its execution provider.
+        runtime: its runtime.
         options: its session options.
+        series: figures over a size, as (size, value) pairs, which become steps of a metric.
+        chosen: whether it is the chosen variant.
     """
 
     name: str
@@ -60,21 +64,24 @@ class RunRecord:
     provider: str
     runtime: str
     options: SessionOptions
+    series: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+    chosen: bool = False
 
 
 def run_records(evidence: Evidence, root: Path, settings: Mapping[str, Any]) -> Iterator[RunRecord]:
-    """Yield the content of each child run: the reference, the measured variants, and the variants not measured.
+    """Yield the content of each child run: the originals and the measured variants.
+
+    registry/evidence/unmeasured.py lists the other variants.
 
     Args:
         evidence: the model's evidence.
         root: the folder that the evidence's file paths are relative to.
         settings: the model's settings from params.yaml, including defaults.
     """
-    measured = {measurement.variant for measurement in evidence.benchmark.measurements}
     choices = {(choice.variant, choice.runtime): choice for choice in evidence.select.choices}
     benchmark = evidence.benchmark
     originals = [benchmark.reference, benchmark.compiled, benchmark.compiled_bfloat16]
-    for measurement in [*filter(None, originals), *evidence.benchmark.measurements]:
+    for measurement in [*filter(None, originals), *filter(is_measured, benchmark.measurements)]:
         choice = choices.get((measurement.variant, measurement.runtime))
         reason = choice.reason if choice and not measurement.reason else measurement.reason
         yield RunRecord(
@@ -94,24 +101,9 @@ def run_records(evidence: Evidence, root: Path, settings: Mapping[str, Any]) -> 
             provider=measurement.provider,
             runtime=measurement.runtime,
             options=measurement.options,
+            series=by_batch(measurement) | by_callers(measurement),
+            chosen=bool(choice and choice.chosen),
         )
-    for variant in _made(evidence):
-        if variant.name not in measured:
-            yield RunRecord(
-                name=variant.name,
-                status=variant.status if variant.status != "passed" else "not attempted",
-                reason=variant.reason,
-                metrics=_size_metrics(variant),
-                params={
-                    **graph_params(evidence),
-                    "precision": variant.precision,
-                    **_techniques(variant, evidence),
-                },
-                files=[],
-                provider="",
-                runtime="",
-                options=SessionOptions(),
-            )
 
 
 def _made(evidence: Evidence) -> list[Variant]:
@@ -142,40 +134,35 @@ def variant_metrics(measurement: Measurement, evidence: Evidence, settings: Mapp
         evidence: the model's evidence.
         settings: the model's settings from params.yaml, including defaults.
     """
-    metrics: dict[str, float] = {}
-    runtime = measurement.runtime
+    choices = ((item.variant, item.runtime, item) for item in evidence.select.choices)
+    chosen_as = (measurement.variant, measurement.runtime)
+    choice = next((item for variant, runtime, item in choices if (variant, runtime) == chosen_as), None)
+    is_original = measurement not in evidence.benchmark.measurements
+    metrics = headline(measurement, choice, is_original=is_original)
     for latency in measurement.latencies:
         for figure in ("mean", "std", "min", "max", "p50", "p90", "p95", "p99"):
             value = getattr(latency, f"{figure}_ms")
             if value is not None:
-                metrics[f"latency_{runtime}/{latency.size}_{figure}_ms"] = value
-        metrics[f"throughput_{runtime}/{latency.size}"] = latency.throughput
+                metrics[f"latency/{latency.size}_{figure}_ms"] = value
+        metrics[f"throughput/{latency.size}_items_per_s"] = latency.throughput
     for size, ratio in measurement.ratios.items():
-        metrics[f"ratio_{runtime}/{size}"] = ratio.value
-        metrics[f"ratio_{runtime}/{size}_low"] = ratio.low
-        metrics[f"ratio_{runtime}/{size}_high"] = ratio.high
+        metrics[f"ratio/{size}"] = ratio.value
+        metrics[f"ratio/{size}_low"] = ratio.low
+        metrics[f"ratio/{size}_high"] = ratio.high
     for name, ratios in (("worst", measurement.ratios), ("host_worst", measurement.host_ratios)):
         if worst := worst_size(ratios):
-            metrics[f"ratio_{runtime}/{name}"] = ratios[worst].value
+            metrics[f"ratio/{name}"] = ratios[worst].value
     if host := measurement.host_ratios.get("all"):
-        metrics |= {f"ratio_{runtime}/host": host.value, f"ratio_{runtime}/host_low": host.low}
-        metrics[f"ratio_{runtime}/host_high"] = host.high
-    chosen_as = (measurement.variant, runtime)
-    choice = next((item for item in evidence.select.choices if (item.variant, item.runtime) == chosen_as), None)
-    single = {
-        "quality": measurement.quality,
-        "quality_drop": choice.quality_drop if choice else None,
-        "session_ms": measurement.session_ms,
-        "peak_memory_mb": measurement.peak_memory_mb,
-        "size_mb": sum(file.size_bytes for file in measurement.files) / 1e6 if measurement.files else None,
-    }
-    metrics |= {name: value for name, value in single.items() if value is not None}
+        metrics |= {"ratio/host": host.value, "ratio/host_low": host.low}
+        metrics["ratio/host_high"] = host.high
+    load = {"load/session_ms": measurement.session_ms, "memory/peak_mb": measurement.peak_memory_mb}
+    metrics |= {name: value for name, value in load.items() if value is not None}
     if measurement.precision == "float32":
         metrics |= _parity_metrics(measurement)
     else:
         metrics |= _fidelity_metrics(measurement, evidence, settings)
     if measurement.scenarios is not None:
-        metrics |= _scenario_metrics(runtime, measurement.scenarios)
+        metrics |= _scenario_metrics(measurement.scenarios)
     variant = _graph(measurement, evidence)
     return metrics | (_size_metrics(variant) if variant else {})
 
@@ -221,26 +208,17 @@ def _fidelity_metrics(measurement: Measurement, evidence: Evidence, settings: Ma
         decides["agreement"] = True
     for name, is_judged in decides.items():
         value = getattr(measurement, name)
-        if is_judged and value is not None and math.isfinite(value):
-            metrics[name] = value
+        if is_judged and name != "snr_db" and value is not None and math.isfinite(value):
+            metrics[f"fidelity/{name}"] = value
     return metrics
 
 
-def _scenario_metrics(runtime: str, scenarios: Scenarios) -> dict[str, float]:
+def _scenario_metrics(scenarios: Scenarios) -> dict[str, float]:
     metrics: dict[str, float] = {}
-    for point in scenarios.sweep:
-        size = next(iter(point.sizes.values()))
-        metrics[f"sweep_{runtime}/batch{size}_p50_ms"] = point.p50_ms
-        metrics[f"sweep_{runtime}/batch{size}_throughput"] = point.throughput
     if scenarios.knee:
-        metrics[f"sweep_{runtime}/knee_batch"] = next(iter(scenarios.knee.values()))
-    for callers in scenarios.callers:
-        metrics[f"callers_{runtime}/{callers.callers}_p50_ms"] = callers.p50_ms
-        if callers.p95_ms is not None:
-            metrics[f"callers_{runtime}/{callers.callers}_p95_ms"] = callers.p95_ms
-        metrics[f"callers_{runtime}/{callers.callers}_throughput"] = callers.throughput
+        metrics["by_batch/knee_batch"] = next(iter(scenarios.knee.values()))
     if scenarios.cold_start_ms is not None:
-        metrics["cold_start_ms"] = scenarios.cold_start_ms
+        metrics["load/cold_start_ms"] = scenarios.cold_start_ms
     return metrics
 
 
@@ -254,6 +232,7 @@ def version_tags(evidence: Evidence) -> dict[str, str]:
     assert chosen is not None
     choice = _chosen_choice(evidence)
     graph, machine = evidence.export.graph, evidence.benchmark.machine
+    figures = headline(chosen, choice)
     found: dict[str, Any] = {
         "variant": chosen.variant,
         "runtime": chosen.runtime,
@@ -275,6 +254,7 @@ def version_tags(evidence: Evidence) -> dict[str, str]:
         "latency_ratio_worst": f"{choice.worst.value:.6g} at {choice.worst_size}" if choice.worst else None,
         "fastest": _fastest(evidence) or None,
         "size_mb": sum(file.size_bytes for file in chosen.files) / 1e6,
+        **{name: figures.get(name) for name in ("p50_ms", "speedup", "fidelity_snr_db")},
         "cpu": machine.cpu if machine else None,
         "instruction_sets": hardware.kind(machine) if machine else None,
     }
@@ -354,7 +334,7 @@ def graph_params(evidence: Evidence) -> dict[str, str]:
 
 def _size_metrics(variant: Variant) -> dict[str, float]:
     found = {"nodes": variant.nodes, "compression": variant.compression, "reduction": variant.reduction}
-    return {name: float(value) for name, value in found.items() if value is not None}
+    return {f"graph/{name}": float(value) for name, value in found.items() if value is not None}
 
 
 def _differences(worst: OutputComparison) -> Iterator[tuple[str, float]]:

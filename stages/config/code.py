@@ -36,6 +36,7 @@ PLUMBING = frozenset(
         "onward.registry.yaml_text",
         "onward.stages",
         "onward.stages.command",
+        "onward.stages.progress",
         "onward.stages.reports",
     }
 )
@@ -54,8 +55,8 @@ STARTED = {
 }
 
 
-# The standard library's tokenizer finds comments as well, and takes ten times as long. They differ in one case: a string
-# inside an f-string with the same quotes, which Python accepts since 3.12, and which contains "#".
+# The standard library's tokenizer finds comments as well, and takes ten times as long. They differ in one case: a
+# string inside an f-string with the same quotes, which Python accepts since 3.12, and which contains "#".
 _STRING_OR_COMMENT = re.compile(
     r"""(?P<string>'''(?:\\.|[^\\])*?'''|\"{3}(?:\\.|[^\\])*?\"{3}"""
     r"""|'(?:\\.|[^\\'\n])*'|"(?:\\.|[^\\"\n])*")|#[^\n]*""",

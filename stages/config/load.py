@@ -23,6 +23,10 @@ from onward.stages.config import migrations, paths
 from onward.stages.config.schema import Dim, Input, ModelParams, Output, Params
 
 LONGEST_NAME = 64
+# A setting with this value is as if it was not written. `dvc exp run -S` only changes keys that params.yaml contains.
+INHERITED = "default"
+# The sections of a model, and of `defaults`, in which a setting may have this value.
+SECTIONS = ("export", "tolerance", "verify", "data", "optimize", "quantize", "benchmark", "budget")
 # `onward add` writes this where a value is required and unknown.
 PLACEHOLDER = "TODO"
 RESERVED = {"params", "host", "tracking"}
@@ -40,7 +44,7 @@ READS: dict[str, tuple[str, ...]] = {
     "quantize": (*_CHECK, "label", "quality", "fidelity", "budget", "quantize"),
     "benchmark": (*_CHECK, "label", "quality", "fidelity", "budget", "benchmark"),
     "select": ("budget", "tolerance", "dims", "quality", "fidelity"),
-    "publish": ("inputs", "outputs", "states", "dims", "tolerance", "budget"),
+    "publish": ("inputs", "outputs", "states", "dims", "tolerance", "budget", "card"),
 }
 
 
@@ -95,6 +99,7 @@ class Settings(BaseModel):
         settings: The model's settings that the stage reads (`READS`).
         runtimes: Runtimes to benchmark.
         experiment: Name of the MLflow experiment.
+        register_experiments: Whether DVC experiments register versions.
         models: Names of all models, for stages that process all models at once.
         params: All settings of the model, for logging.
     """
@@ -108,6 +113,7 @@ class Settings(BaseModel):
     settings: dict[str, Any] = {}
     runtimes: list[str] = []
     experiment: str = ""
+    register_experiments: bool = False
     models: list[str] = []
     params: dict[str, Any] = {}
 
@@ -221,6 +227,7 @@ def _merge_defaults(raw: dict[str, Any]) -> list[str]:
     for key in defaults:
         if key not in ModelParams.model_fields:
             problems.append(f"defaults.{key}: unknown key" + suggestion(str(key), ModelParams.model_fields))
+    defaults = _without_inherited(defaults)
     for name in models if isinstance(models, dict) else ():
         if not isinstance(name, str) or not is_name(name) or len(name) > LONGEST_NAME:
             problems.append(
@@ -229,8 +236,21 @@ def _merge_defaults(raw: dict[str, Any]) -> list[str]:
         elif name in RESERVED:
             problems.append(f"models.{name}: this name is reserved: Onward uses build/{name}/ itself")
         if isinstance(models[name], dict):
-            models[name] = _merged(defaults, models[name])
+            models[name] = _merged(defaults, _without_inherited(models[name]))
+    raw["defaults"] = defaults
     return problems
+
+
+def _without_inherited(section: dict[str, Any]) -> dict[str, Any]:
+    """A model's settings without those whose value is `default`."""
+
+    def cleaned(value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {key: cleaned(item) for key, item in value.items() if item != INHERITED}
+
+    found = {key: cleaned(value) if key in SECTIONS else value for key, value in section.items()}
+    return {key: value for key, value in found.items() if not (key in (*SECTIONS, "seed") and value == INHERITED)}
 
 
 def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

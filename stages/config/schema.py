@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from onward.registry.evidence.records import Kind, TensorSpec
 from onward.registry.text import suggestion
 from onward.stages.config import techniques
+from onward.stages.config.card import Card
 from onward.stages.config.default_candidates import OPTIMIZERS, QUANTIZERS
 from onward.stages.config.derived_sizes import expanded, names_in
 from onward.stages.config.techniques import TechniqueSpec
@@ -392,6 +393,7 @@ class ModelParams(Section):
     quantize: Quantize = Quantize()
     benchmark: Benchmark = Benchmark()
     budget: Budget = Budget()
+    card: Card = Card()
 
     @model_validator(mode="before")
     @classmethod
@@ -526,9 +528,15 @@ class ModelParams(Section):
 
 
 class Tracking(Section):
-    """The experiment in MLflow that runs are logged to."""
+    """Where and what is recorded.
+
+    Attributes:
+        experiment: The experiment in MLflow that runs are logged to.
+        register_experiments: Whether `dvc exp run` registers versions, as `dvc repro` does.
+    """
 
     experiment: Annotated[str, Field(min_length=1, max_length=200)] = "onward"
+    register_experiments: bool = False
 
 
 def _runtimes(value: Any) -> Any:

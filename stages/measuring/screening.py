@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from onward.stages import progress
 from onward.stages.measuring.race import BenchmarkedVariant, Feed, Turn, race, session_lifetime_of
 from onward.stages.measuring.samples import Samples
 
@@ -49,6 +50,11 @@ class Deadline:
     def over(self) -> bool:
         """Whether the limit has passed."""
         return time.monotonic() >= self.end
+
+    @property
+    def left(self) -> float:
+        """Seconds until the limit."""
+        return max(0.0, self.end - time.monotonic())
 
 
 def halve(ratios: Mapping[str, float], keep: int) -> list[str]:
@@ -133,9 +139,11 @@ def run_rung(
     It takes the arguments of `race`, plus the deadline.
     """
     begun = 0.0
+    progress.show(f"{scenario} of {len(competitors)} variants, round 1", seconds=deadline.left)
     for number in race(
         competitors, feeds, turns, range(MOST_ROUNDS), order, samples, scenario, session_lifetime_rounds
     ):
+        progress.show(f"{scenario} of {len(competitors)} variants, round {number + 2}", seconds=deadline.left)
         begun = begun or time.monotonic()  # starts after the first round: loading does not count
         long_enough = time.monotonic() - begun >= RUNG_SECONDS
         if deadline.over or (long_enough and number + 1 >= ROUNDS_A_RUNG):

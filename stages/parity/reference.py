@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy.typing as npt
 from onward.registry import npz
 from onward.registry.artifact import onnx_file
 from onward.registry.errors import NotReady
+from onward.stages import progress
 from onward.stages.config import paths
 from onward.stages.config.schema import ModelParams, Verify
 from onward.stages.parity.one_by_one import OneByOne, frozen_batch
@@ -21,8 +21,6 @@ from onward.stages.workers.jitter import graphs, jittered_file
 from onward.stages.workers.worker import AS_IT_IS, Tensors, Worker, WorkerFailure
 
 Arrays = dict[str, npt.NDArray[Any]]
-# Seconds between progress messages of a long evaluation.
-SAY_SECONDS = 10.0
 
 
 @dataclass
@@ -51,7 +49,6 @@ class OnnxOriginal(Worker):
     by_sample: OneByOne | None = None
     told: int = 0
     untold: int = 0
-    _said: float = 0.0
 
     def run(self, inputs: Tensors) -> Arrays:
         """As `Worker.run`; sample by sample, if the file takes one at a time."""
@@ -123,16 +120,13 @@ class OnnxOriginal(Worker):
             return {}
         finally:
             self.seconds -= time.monotonic() - began
-            self._say()
+            self._show()
 
-    def _say(self) -> None:
-        now = time.monotonic()
-        if not self._said:
-            self._said = now
-        elif now - self._said > SAY_SECONDS:
-            self._said = now
-            left = f"{self.seconds:.0f} s left" if self.seconds > 0 else "no time left (verify.evaluator_seconds)"
-            print(f"verify {self.model}: float64 reference, {self.told} cases, {left}", file=sys.stderr, flush=True)
+    def _show(self) -> None:
+        if self.seconds > 0:
+            progress.show(f"float64 reference of case {self.told + 1}", seconds=self.seconds)
+        else:
+            progress.show("cases without a float64 reference (verify.evaluator_seconds is over)")
 
 
 def trained_file(model: str, settings: ModelParams) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +19,7 @@ from onward.registry.files import write_atomically
 from onward.registry.names import valid_name
 from onward.stages.config.load import LONGEST_NAME, RESERVED, not_yaml, read
 from onward.stages.config.values import RepositoryPath
+from onward.stages.scaffold import settings
 from onward.stages.scaffold.callables import require_callable, require_callable_name
 from onward.stages.scaffold.entry import Entry, Todo, build_entry
 from onward.stages.scaffold.found_model import FoundModel, require_declarable
@@ -87,6 +88,11 @@ def add(
         given["samples"] = samples
     text, content = _read_params(name)  # anew: the inspection takes time, and the file may have changed
     entry = build_entry(name, given, found, content.get("defaults") or {})
+    entry = replace(
+        entry,
+        values={**entry.values, **settings.values()},
+        lines=[*entry.lines, *(f"  {line}" for line in settings.lines())],
+    )
     new = insert_entry(text, entry.lines, {name: entry.values})
     if not dry_run:
         write_atomically(checkout.root() / PARAMS, new.encode())

@@ -62,7 +62,7 @@ def _candidates(text: str, lines: list[str]) -> Iterator[str]:
         return
     pairs = {key.value: (key, value) for key, value in root.value if isinstance(key, ScalarNode)}
     if "models" not in pairs:
-        end = _end_of_content(text, root.end_mark.index)
+        end = end_of_content(text, root.end_mark.index)
         block = [newline, f"models:{newline}", *_indented(lines, _INDENT, newline)]
         yield _joined(text[:end], block, newline) + text[end:]
         return
@@ -91,8 +91,8 @@ def _into_empty(text: str, key_end: int, models: Any, lines: list[str], newline:
 def _behind_last(text: str, models: MappingNode, lines: list[str], newline: str) -> Iterator[str]:
     """Behind the last entry, before the blank lines and comments of what follows; else right before what follows."""
     column = models.value[0][0].start_mark.column
-    end = _line_start(text, models.end_mark.index)
-    positions = [_end_of_content(text, end, column), end]
+    end = line_start(text, models.end_mark.index)
+    positions = [end_of_content(text, end, column), end]
     for position in positions:
         apart = [] if text[:position].endswith((newline * 2, "\n\n")) else [newline]
         block = [*apart, *_indented(lines, column, newline)]
@@ -121,15 +121,15 @@ def _joined(head: str, block: list[str], newline: str) -> str:
     return head + ("" if not head or head.endswith("\n") else newline) + "".join(block)
 
 
-def _line_start(text: str, index: int) -> int:
-    """Where the line of `index` begins; the end of the text where nothing but spaces is left."""
+def line_start(text: str, index: int) -> int:
+    """Find where the line of `index` begins; the end of the text where nothing but spaces is left."""
     if not text[index:].strip():
         return len(text)
     return text.rfind("\n", 0, index) + 1
 
 
-def _end_of_content(text: str, end: int, column: int = 0) -> int:
-    """The end of the last line before `end` that is neither blank nor a comment left of `column`."""
+def end_of_content(text: str, end: int, column: int = 0) -> int:
+    """Find the end of the last line before `end` that is neither blank nor a comment left of `column`."""
     kept = text[:end]
     while kept:
         start = kept.rfind("\n", 0, -1) + 1

@@ -14,7 +14,7 @@ from onward.registry import checkout
 from onward.registry.errors import UsageError
 from onward.registry.files import write_atomically
 from onward.stages.config import migrations
-from onward.stages.scaffold import generated
+from onward.stages.scaffold import generated, settings
 
 Action = Literal["unchanged", "updated", "merged", "created", "conflict", "deleted by you", "no longer generated"]
 MERGED = ".onward-merge"
@@ -41,6 +41,9 @@ def upgrade(dry_run: bool = False) -> list[Change]:
 
     A file that was not edited is generated again. An edited one is merged (three-way, by git). Where that is not
     possible, the file stays as it is and the attempt, with conflict markers, is written beside it (`.onward-merge`).
+
+    Settings that `dvc exp run -S` changes are added to the models in params.yaml that lack them, with the value
+    `default`, which changes nothing (stages/scaffold/settings.py).
 
     Args:
         dry_run: only say what would change.
@@ -80,8 +83,8 @@ def _params(project: Path, repository: Path) -> tuple[Change, str | None]:
         text = path.read_text()
     except FileNotFoundError:
         raise UsageError(f"{path} is missing") from None
-    migrated = migrations.migrated(text)
-    if migrated is None:
+    migrated = settings.with_settings(migrations.migrated(text) or text)
+    if migrated == text:
         return Change(name, "unchanged"), None
     return Change(name, "updated", _diff(name, text, migrated)), migrated
 
