@@ -14,13 +14,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 
 from onward.registry.errors import StoreUnreachable
 from onward.registry.inference.session import InferenceSession
 from onward.registry.operations import promotion
-from onward.registry.serve.rest import Limits
+from onward.registry.serve.grpc_messages import MESSAGES, SERVICE
+from onward.registry.serve.limits import Limits
 from onward.registry.serve.server import Options, Server
 from onward.registry.store import connection
 from onward.registry.store.store import Store
@@ -80,7 +82,7 @@ class Running:
 
     def __enter__(self) -> Running:
         self.thread.start()
-        wait_for(lambda: self.server.port)
+        wait_for(lambda: self.server.port and (self.server.options.grpc_port is None or self.server.grpc_port))
         self.client = Client(self.server.port)
         return self
 
@@ -255,6 +257,59 @@ def test_requests_are_limited_in_size_and_time(store: Store, monkeypatch: pytest
         assert server.client.infer(np.zeros((50, 4)))[0] == 413
         monkeypatch.setattr(served, "named_outputs", lambda *_: time.sleep(1))
         assert server.client.infer()[0] == 504
+
+
+class Grpc:
+    """Calls a server over gRPC."""
+
+    def __init__(self, port: int, token: str = "") -> None:
+        self.channel = grpc.insecure_channel(f"127.0.0.1:{port}")
+        self.metadata = [("authorization", f"Bearer {token}")] if token else []
+
+    def __call__(self, method: str, **fields: Any) -> Any:
+        request, response = MESSAGES[f"{method}Request"], MESSAGES[f"{method}Response"]
+        call = self.channel.unary_unary(f"/{SERVICE}/{method}", request.SerializeToString, response.FromString)
+        return call(request(**fields), metadata=self.metadata, timeout=PATIENCE_S, wait_for_ready=True)
+
+    def infer(self, values: Any = X, raw: bool = True, **fields: Any) -> Any:
+        entry = {"name": "x", "datatype": "FP32", "shape": np.shape(values)}
+        if raw:
+            return self("ModelInfer", model_name="cnn", inputs=[entry], raw_input_contents=[values.tobytes()], **fields)
+        entry["contents"] = {"fp32_contents": values.ravel()}
+        return self("ModelInfer", model_name="cnn", inputs=[entry], **fields)
+
+
+@pytest.mark.parametrize("raw", [True, False])
+def test_grpc_answers_with_the_version_and_follows_the_environment(store: Store, raw: bool) -> None:
+    with Running(grpc_port=0) as server:
+        client = Grpc(server.server.grpc_port)
+        assert client("ServerLive").live
+        assert client("ServerReady").ready
+        assert client("ModelReady", name="cnn").ready
+        about = client("ModelMetadata", name="cnn")
+        assert [(one.name, one.datatype) for one in about.inputs] == [("x", "FP32")]
+        answer = client.infer(raw=raw, id="7")
+        assert (answer.model_version, answer.id, answer.outputs[0].name) == ("1", "7", "y")
+        assert np.array_equal(np.frombuffer(answer.raw_output_contents[0], np.float32).reshape(2, 4), X)
+        deploy(store, 2)
+        wait_for(lambda: client.infer().model_version == "2")
+
+
+def test_grpc_errors_have_the_right_code_and_the_reason(store: Store) -> None:
+    with Running(grpc_port=0, tokens=frozenset({"secret"})) as server:
+        port = server.server.grpc_port
+        client = Grpc(port, "secret")
+        assert Grpc(port)("ServerLive").live
+        for wanted, words, call in (
+            (grpc.StatusCode.UNAUTHENTICATED, "a bearer token is needed", lambda: Grpc(port).infer()),
+            (grpc.StatusCode.NOT_FOUND, "version 1 loaded, not 9", lambda: client.infer(model_version="9")),
+            (grpc.StatusCode.NOT_FOUND, "there is no model 'other'", lambda: client("ModelReady", name="other")),
+            (grpc.StatusCode.INVALID_ARGUMENT, "takes x float32", lambda: client.infer(X[:, :3].copy())),
+            (grpc.StatusCode.INVALID_ARGUMENT, "no output 'z'", lambda: client.infer(outputs=[{"name": "z"}])),
+        ):
+            with pytest.raises(grpc.RpcError) as caught:
+                call()
+            assert (caught.value.code(), words in caught.value.details()) == (wanted, True), caught.value.details()
 
 
 def test_a_token_is_needed_where_tokens_are_set(store: Store) -> None:

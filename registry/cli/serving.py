@@ -18,6 +18,9 @@ def serve(
     ],
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="HTTP port.")] = 8080,
+    grpc_port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="gRPC port. Default: no gRPC.", show_default=False)
+    ] = None,
     poll: Annotated[float, typer.Option(min=0.1, help="Seconds between looks at an environment.")] = 2.0,
     queue: Annotated[int, typer.Option(min=0, help="Requests per model that may wait; further ones get 429.")] = 64,
     workers: Annotated[
@@ -32,14 +35,14 @@ def serve(
     tls_key: Annotated[Path | None, typer.Option(help="Key file of the certificate.")] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Log each request.")] = False,
 ) -> None:
-    """Serve models over HTTP with the Open Inference Protocol, and follow their environments.
+    """Serve models with the Open Inference Protocol over HTTP and gRPC, and follow their environments.
 
     A promotion or rollback is served within seconds: the new version is downloaded, checked, replayed and warmed up
     before it gets requests. If any of this fails, the old version stays. Each response names its version.
 
-    Example: onward serve cnn@production transformer@production --port 8080
+    Example: onward serve cnn@production transformer@production --port 8080 --grpc-port 8081
     """
-    from onward.registry.serve.rest import Limits
+    from onward.registry.serve.limits import Limits
     from onward.registry.serve.server import Options, Server
 
     if (tls_certificate is None) != (tls_key is None):
@@ -52,6 +55,7 @@ def serve(
     options = Options(
         host=host,
         port=port,
+        grpc_port=grpc_port,
         poll=poll,
         queue=queue,
         workers=workers,

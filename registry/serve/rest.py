@@ -8,7 +8,7 @@ import json
 import logging
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from starlette.applications import Starlette
@@ -17,28 +17,16 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from onward.registry.serve import protocol
+from onward.registry.serve.limits import Limits
 from onward.registry.serve.metrics import Metrics
 from onward.registry.serve.protocol import Fault
-from onward.registry.serve.served import ServedModel, version_of
+from onward.registry.serve.served import ServedModel, tensors, version_of
 
 _LOG = logging.getLogger("onward.serve")
 _MODEL = "/v2/models/{model}"
 _VERSION = "/v2/models/{model}/versions/{version}"
 # Paths that need no token: a load balancer asks for them.
 _OPEN = ("/v2/health/live", "/v2/health/ready")
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What one request may cost.
-
-    Attributes:
-        bytes: the largest body.
-        seconds: the longest time until the answer.
-    """
-
-    bytes: int = 64 * 2**20
-    seconds: float = 60.0
 
 
 class Rest:
@@ -62,8 +50,12 @@ class Rest:
     ) -> None:
         self._models, self._metrics, self._limits, self._tokens, self._look = models, metrics, limits, tokens, look
 
-    def app(self) -> Starlette:
-        """The ASGI application."""
+    def app(self, lifespan: Callable[[Starlette], AbstractAsyncContextManager[None]]) -> Starlette:
+        """The ASGI application.
+
+        Args:
+            lifespan: what runs beside it, from its start to its end.
+        """
         routes = [
             Route("/v2", self._guarded(self._server)),
             Route("/v2/health/live", self._guarded(self._live)),
@@ -77,7 +69,7 @@ class Rest:
                 Route(f"{path}/ready", self._guarded(self._model_ready)),
                 Route(f"{path}/infer", self._guarded(self._infer), methods=["POST"]),
             ]
-        return Starlette(routes=routes, exception_handlers={404: _unknown_path, 405: _unknown_path})
+        return Starlette(routes=routes, exception_handlers={404: _unknown_path, 405: _unknown_path}, lifespan=lifespan)
 
     def _guarded(self, endpoint: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
         """An endpoint with the check of the token; faults become the protocol's errors."""
@@ -124,23 +116,13 @@ class Rest:
         model = self._model(request)
         loaded = model.session.loaded
         found = await asyncio.to_thread(loaded.metadata)
-        tensors = {
-            key: [
-                {
-                    "name": spec.name,
-                    "datatype": protocol.protocol_type(spec.dtype),
-                    "shape": [size if isinstance(size, int) else -1 for size in spec.shape or ()],
-                }
-                for spec in specs
-            ]
-            for key, specs in (("inputs", found.inputs), ("outputs", found.outputs))
-        }
         return JSONResponse(
             {
                 "name": model.name,
                 "versions": [version_of(loaded)],
                 "platform": f"onward_{found.providers[0]}",
-                **tensors,
+                "inputs": tensors(found.inputs),
+                "outputs": tensors(found.outputs),
                 "parameters": {"sha256": found.sha256, "environment": found.environment, "entry": found.entry},
             }
         )

@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,9 +19,10 @@ from onward.registry import processors
 from onward.registry.artifact.replay import BUNDLE, replay_in_subprocess
 from onward.registry.errors import MachineFault, OnwardError, Refused, StoreUnreachable, UsageError
 from onward.registry.npz import arrays
-from onward.registry.serve.protocol import Fault
+from onward.registry.serve.protocol import Fault, protocol_type
 
 if TYPE_CHECKING:
+    from onward.registry.evidence.records import TensorSpec
     from onward.registry.inference.model import Loaded
     from onward.registry.inference.session import InferenceSession
     from onward.registry.serve.metrics import Metrics
@@ -218,6 +219,22 @@ def version_of(loaded: Loaded) -> str:
     """The version of a loaded model, as responses name it; the beginning of its digest for a file."""
     version = loaded.origin.get("version")
     return str(version) if version else str(loaded.origin.get("sha256", ""))[:12] or "1"
+
+
+def tensors(specs: Sequence[TensorSpec]) -> list[dict[str, Any]]:
+    """Inputs or outputs as the protocol describes them: name, datatype and shape, with -1 for an open size.
+
+    Args:
+        specs: the inputs or outputs of the graph.
+    """
+    return [
+        {
+            "name": spec.name,
+            "datatype": protocol_type(spec.dtype),
+            "shape": [size if isinstance(size, int) else -1 for size in spec.shape or ()],
+        }
+        for spec in specs
+    ]
 
 
 def named_outputs(loaded: Loaded, given: Mapping[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
