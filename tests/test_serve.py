@@ -10,7 +10,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -300,13 +300,14 @@ def test_grpc_errors_have_the_right_code_and_the_reason(store: Store) -> None:
         port = server.server.grpc_port
         client = Grpc(port, "secret")
         assert Grpc(port)("ServerLive").live
-        for wanted, words, call in (
+        calls: list[tuple[grpc.StatusCode, str, Callable[[], Any]]] = [
             (grpc.StatusCode.UNAUTHENTICATED, "a bearer token is needed", lambda: Grpc(port).infer()),
             (grpc.StatusCode.NOT_FOUND, "version 1 loaded, not 9", lambda: client.infer(model_version="9")),
             (grpc.StatusCode.NOT_FOUND, "there is no model 'other'", lambda: client("ModelReady", name="other")),
             (grpc.StatusCode.INVALID_ARGUMENT, "takes x float32", lambda: client.infer(X[:, :3].copy())),
             (grpc.StatusCode.INVALID_ARGUMENT, "no output 'z'", lambda: client.infer(outputs=[{"name": "z"}])),
-        ):
+        ]
+        for wanted, words, call in calls:
             with pytest.raises(grpc.RpcError) as caught:
                 call()
             assert (caught.value.code(), words in caught.value.details()) == (wanted, True), caught.value.details()
