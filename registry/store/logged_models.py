@@ -46,9 +46,15 @@ def describe_copy(client: MlflowClient, model_id: str, environment: str, model: 
         entry: the entry that deployed the copy.
     """
     from mlflow.entities import LoggedModelOutput, Metric
+    from mlflow.exceptions import MlflowException
 
     registered = registered_name(environment, model)
-    copy = client.get_logged_model(model_id)
+    try:
+        copy = client.get_logged_model(model_id)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":  # someone deleted the copy that the entry names
+            return
+        raise
     tags = {
         MODEL_VERSIONS: with_version(copy.tags.get(MODEL_VERSIONS), registered, entry.number),
         "mlflow.note.content": copy_page(entry, model, registered),
