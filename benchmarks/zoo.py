@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.against_peers import attempt, peer_versions
-from benchmarks.peers import environments, fetching, making, measuring, pipeline, zoo_page
+from benchmarks.peers import command, environments, fetching, making, measuring, pipeline, zoo_page
 from benchmarks.peers.recipes import INSTALLED, recipes
 from benchmarks.peers.results import Hosts, Measured, kind_of
 from benchmarks.peers.zoo_page import MODELS
@@ -33,32 +33,14 @@ RESULTS, TABLE = HERE / "zoo.json", HERE / "zoo.md"
 
 def main() -> int:
     """Measure, write both files; return 1 if a target is missed on this kind of host."""
-    arguments = _arguments()
-    hosts = Hosts.model_validate_json(RESULTS.read_bytes()) if RESULTS.is_file() else Hosts()
+    about = (__doc__ or "").splitlines()[0]
+    arguments = command.parsed(command.parser("zoo", about, MODELS, "MODEL"))
+    hosts = command.read(RESULTS)
     measured = hosts.of(kind_of(instruction_sets()))
     if not arguments.report:
         _measure(hosts, measured, arguments)
     write_atomically(TABLE, zoo_page.page(hosts).encode())
-    found = zoo_page.rows(kind_of(instruction_sets()), measured)
-    for row in found:
-        print(f"{'met' if row.holds else 'not measured' if row.holds is None else 'MISSED':13}{row.figure}: ", end="")
-        print(f"{row.measured} (target: {row.wanted})")
-    print(f"written: {TABLE.relative_to(HERE.parent)}")
-    return 1 if any(row.holds is False for row in found) else 0
-
-
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.zoo", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--only", nargs="+", metavar="MODEL", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--rounds", type=int, default=20, help="rounds of the race, 3 or more (20)")
-    parser.add_argument(
-        "--peers-folder", type=Path, default=HERE.parent / ".peers", help="folder of environments and made files"
-    )
-    parser.add_argument("--report", action="store_true", help="only write the table from the .json file")
-    arguments = parser.parse_args()
-    if arguments.rounds < 3:
-        parser.error(f"--rounds {arguments.rounds}: an interval needs 3 or more")
-    return arguments
+    return command.conclude(zoo_page.rows(kind_of(instruction_sets()), measured), TABLE)
 
 
 def _measure(hosts: Hosts, measured: Measured, arguments: argparse.Namespace) -> None:
@@ -79,8 +61,7 @@ def _measure(hosts: Hosts, measured: Measured, arguments: argparse.Namespace) ->
             measured.versions |= peer_versions(peer, python)
     for name in arguments.only:
         attempt(measured, name, functools.partial(_one, measured, name, arguments.rounds, pythons, folder))
-        write_atomically(RESULTS, (hosts.model_dump_json(indent=1, exclude_defaults=True) + "\n").encode())
-        write_atomically(TABLE, zoo_page.page(hosts).encode())
+        command.save(hosts, RESULTS, TABLE, zoo_page.page(hosts))
 
 
 def _one(measured: Measured, name: str, rounds: int, pythons: dict[str, Path], folder: Path) -> None:

@@ -26,23 +26,15 @@ from onward.registry.serve.limits import Limits
 from onward.registry.serve.server import Options, Server
 from onward.registry.store import connection
 from onward.registry.store.store import Store
-from tests.store_factory import add_candidate, fresh_store
+from tests.store_factory import add_candidate, stage, three_candidates
 
 X = np.arange(8, dtype=np.float32).reshape(2, 4)
 PATIENCE_S = 60.0
 
 
-def deploy(store: Store, version: int) -> None:
-    promotion.promote("cnn", "staging", version, reason="because", store=store)
-
-
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-    store = fresh_store(tmp_path, monkeypatch)
-    for factor in (1, 2, 3):
-        add_candidate(store, "cnn", factor)
-    deploy(store, 1)
-    return store
+    return three_candidates(tmp_path, monkeypatch)
 
 
 class Client:
@@ -159,7 +151,7 @@ def test_a_promotion_and_a_rollback_are_served_and_no_request_is_dropped(running
     for thread in threads:
         thread.start()
     for version in (2, 3):
-        deploy(store, version)
+        stage(store, version)
         wait_for(lambda version=version: running.client.infer()[1].get("model_version") == str(version))
     promotion.rollback("cnn", "staging", reason="because", store=store)
     wait_for(lambda: running.client.infer()[1].get("model_version") == "2")
@@ -175,13 +167,13 @@ def test_a_promotion_and_a_rollback_are_served_and_no_request_is_dropped(running
 
 def test_a_version_that_does_not_repeat_its_answers_never_serves(running: Running, store: Store) -> None:
     bad = add_candidate(store, "cnn", 5, recorded_factor=6)
-    deploy(store, bad)
+    stage(store, bad)
     model = running.server.models["cnn"]
     wait_for(lambda: any(event.kind == "refused" for event in model.events))
     assert running.client.infer()[1]["model_version"] == "1"
     assert "does not repeat its recorded answers" in model.events[-1].text
     assert 'onward_refused_versions{model="cnn",version="1"} 1.0' in running.client.call("/metrics")[1].decode()
-    deploy(store, 2)
+    stage(store, 2)
     wait_for(lambda: running.client.infer()[1]["model_version"] == "2")
 
 
@@ -217,7 +209,7 @@ def test_the_server_starts_from_the_cache_while_the_registry_cannot_be_reached(
             assert server.client.infer()[1]["model_version"] == "1"
             assert server.client.call("/v2/health/ready")[1]["registry_unreachable_for"] == ["cnn"]
             patch.undo()
-            deploy(store, 2)
+            stage(store, 2)
             wait_for(lambda: server.client.infer()[1]["model_version"] == "2")
             assert server.client.call("/v2/health/ready")[1]["registry_unreachable_for"] == []
     recalled = last_live.recall("cnn@staging", connection.tracking_uri())
@@ -291,7 +283,7 @@ def test_grpc_answers_with_the_version_and_follows_the_environment(store: Store,
         answer = client.infer(raw=raw, id="7")
         assert (answer.model_version, answer.id, answer.outputs[0].name) == ("1", "7", "y")
         assert np.array_equal(np.frombuffer(answer.raw_output_contents[0], np.float32).reshape(2, 4), X)
-        deploy(store, 2)
+        stage(store, 2)
         wait_for(lambda: client.infer().model_version == "2")
 
 

@@ -30,7 +30,7 @@ def serve(
     max_mb: Annotated[float, typer.Option(min=0.001, help="Largest request in MB.")] = 64.0,
     timeout: Annotated[float, typer.Option(min=0.001, help="Longest time until an answer, in seconds.")] = 60.0,
     token_file: Annotated[
-        Path | None, typer.Option(help="File with one bearer token per line, one of which each request needs.")
+        Path | None, typer.Option(help="File with one bearer token per line. Each request needs one of them.")
     ] = None,
     tls_certificate: Annotated[Path | None, typer.Option(help="Certificate file, for HTTPS.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Key file of the certificate.")] = None,

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,10 @@ import grpc.aio
 import numpy as np
 
 from onward.registry.serve import protocol
+from onward.registry.serve.access import Access
 from onward.registry.serve.grpc_messages import MESSAGES, METHODS, SERVICE
-from onward.registry.serve.limits import Limits
 from onward.registry.serve.protocol import DTYPES, Fault, Request, Wanted
-from onward.registry.serve.served import ServedModel, tensors, version_of
+from onward.registry.serve.served import tensors, version_of
 
 _CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
@@ -33,6 +32,8 @@ _CONTENTS = {
     "INT64": "int64_contents", "UINT8": "uint_contents", "UINT16": "uint_contents", "UINT32": "uint_contents",
     "UINT64": "uint64_contents", "FP32": "fp32_contents", "FP64": "fp64_contents", "BYTES": "bytes_contents",
 }  # fmt: skip
+# Methods that need no token: a load balancer calls them.
+_OPEN = ("ServerLive", "ServerReady")
 _GRACE_S = 30.0
 
 
@@ -40,13 +41,11 @@ class GrpcService:
     """The methods of the service.
 
     Args:
-        models: the served models by their names.
-        limits: what one request may cost.
-        tokens: the bearer tokens that are accepted; empty if none is needed.
+        access: the served models by their names, and who may use them.
     """
 
-    def __init__(self, models: Mapping[str, ServedModel], limits: Limits, tokens: frozenset[str]) -> None:
-        self._models, self._limits, self._tokens = models, limits, tokens
+    def __init__(self, access: Access) -> None:
+        self._access = access
         self._server: Any = None
 
     async def start(self, address: str, certificate: Path | None, key: Path | None) -> int:
@@ -60,7 +59,7 @@ class GrpcService:
         Returns:
             the port.
         """
-        options = [("grpc.max_receive_message_length", self._limits.bytes), ("grpc.max_send_message_length", -1)]
+        options = [("grpc.max_receive_message_length", self._access.limits.bytes), ("grpc.max_send_message_length", -1)]
         self._server = grpc.aio.server(options=options)
         handlers = {name: self._handler(name) for name in METHODS}
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
@@ -82,7 +81,9 @@ class GrpcService:
 
         async def call(request: Any, context: Any) -> Any:
             try:
-                self._check_token(name, context.invocation_metadata())
+                if name not in _OPEN:
+                    sent = dict(context.invocation_metadata() or ()).get("authorization", "")
+                    self._access.check_token(str(sent), "metadata authorization")
                 return await method(request)
             except Fault as fault:
                 await context.abort(_CODES.get(fault.status, grpc.StatusCode.INTERNAL), fault.message)
@@ -90,31 +91,14 @@ class GrpcService:
         request, response = MESSAGES[f"{name}Request"], MESSAGES[f"{name}Response"]
         return grpc.unary_unary_rpc_method_handler(call, request.FromString, response.SerializeToString)
 
-    def _check_token(self, name: str, metadata: Sequence[tuple[str, str]]) -> None:
-        if not self._tokens or name in ("ServerLive", "ServerReady"):
-            return
-        kind, _, given = str(dict(metadata or ()).get("authorization", "")).partition(" ")
-        matches = [hmac.compare_digest(given.encode(), token.encode()) for token in self._tokens]
-        if kind.lower() != "bearer" or not any(matches):
-            raise Fault(401, "a bearer token is needed: metadata authorization: Bearer TOKEN")
-
-    def _model(self, name: str, wanted: str) -> ServedModel:
-        model = self._models.get(name)
-        if model is None:
-            raise Fault(404, f"there is no model {name!r}; this server has {', '.join(self._models)}")
-        loaded = version_of(model.session.loaded)
-        if wanted and wanted != loaded:
-            raise Fault(404, f"{name} has version {loaded} loaded, not {wanted}")
-        return model
-
     async def _ServerLive(self, _: Any) -> Any:  # noqa: N802  named as the method
         return MESSAGES["ServerLiveResponse"](live=True)
 
     async def _ServerReady(self, _: Any) -> Any:  # noqa: N802
-        return MESSAGES["ServerReadyResponse"](ready=all(model.ready for model in self._models.values()))
+        return MESSAGES["ServerReadyResponse"](ready=self._access.ready)
 
     async def _ModelReady(self, request: Any) -> Any:  # noqa: N802
-        return MESSAGES["ModelReadyResponse"](ready=self._model(request.name, request.version).ready)
+        return MESSAGES["ModelReadyResponse"](ready=self._access.model(request.name, request.version).ready)
 
     async def _ServerMetadata(self, _: Any) -> Any:  # noqa: N802
         from importlib.metadata import version
@@ -122,7 +106,7 @@ class GrpcService:
         return MESSAGES["ServerMetadataResponse"](name="onward", version=version("onward"))
 
     async def _ModelMetadata(self, request: Any) -> Any:  # noqa: N802
-        model = self._model(request.name, request.version)
+        model = self._access.model(request.name, request.version)
         loaded = model.session.loaded
         found = await asyncio.to_thread(loaded.metadata)
         answer = MESSAGES["ModelMetadataResponse"](
@@ -134,14 +118,9 @@ class GrpcService:
         return answer
 
     async def _ModelInfer(self, request: Any) -> Any:  # noqa: N802
-        model = self._model(request.model_name, "")
-        if not model.ready:
-            raise Fault(503, f"{model.name} is not ready yet")
+        model = self._access.ready_model(request.model_name)
         asked = _request(request)
-        try:
-            answer = await asyncio.wait_for(model.infer(asked.arrays, request.model_version), self._limits.seconds)
-        except TimeoutError:
-            raise Fault(504, f"{model.name} did not answer within {self._limits.seconds:g} s") from None
+        answer = await self._access.answer(model, asked, request.model_version)
         response = MESSAGES["ModelInferResponse"](model_name=model.name, model_version=answer.version, id=asked.id)
         for name in [one.name for one in asked.outputs] or list(answer.outputs):
             if name not in answer.outputs:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import json
 import logging
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
@@ -17,7 +16,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from onward.registry.serve import protocol
-from onward.registry.serve.limits import Limits
+from onward.registry.serve.access import Access
 from onward.registry.serve.metrics import Metrics
 from onward.registry.serve.protocol import Fault
 from onward.registry.serve.served import ServedModel, tensors, version_of
@@ -33,22 +32,18 @@ class Rest:
     """The endpoints.
 
     Args:
-        models: the served models by their names in URLs.
+        access: the served models by their names in URLs, and who may use them.
         metrics: what /metrics shows.
-        limits: what one request may cost.
-        tokens: the bearer tokens that are accepted; empty if none is needed.
         look: called by POST /v2/onward/refresh, to look at the environments at once.
     """
 
     def __init__(
         self,
-        models: Mapping[str, ServedModel],
+        access: Access,
         metrics: Metrics,
-        limits: Limits,
-        tokens: frozenset[str],
         look: Callable[[], object],
     ) -> None:
-        self._models, self._metrics, self._limits, self._tokens, self._look = models, metrics, limits, tokens, look
+        self._access, self._metrics, self._look = access, metrics, look
 
     def app(self, lifespan: Callable[[Starlette], AbstractAsyncContextManager[None]]) -> Starlette:
         """The ASGI application.
@@ -76,20 +71,13 @@ class Rest:
 
         async def guarded(request: Request) -> Response:
             try:
-                self._check_token(request)
+                if request.url.path not in _OPEN:
+                    self._access.check_token(request.headers.get("authorization", ""), "Authorization")
                 return await endpoint(request)
             except Fault as fault:
                 return JSONResponse({"error": fault.message}, fault.status)
 
         return guarded
-
-    def _check_token(self, request: Request) -> None:
-        if not self._tokens or request.url.path in _OPEN:
-            return
-        kind, _, given = request.headers.get("authorization", "").partition(" ")
-        matches = [hmac.compare_digest(given.encode(), token.encode()) for token in self._tokens]
-        if kind.lower() != "bearer" or not any(matches):
-            raise Fault(401, "a bearer token is needed: Authorization: Bearer TOKEN")
 
     async def _server(self, _: Request) -> Response:
         from importlib.metadata import version
@@ -100,8 +88,8 @@ class Rest:
         return JSONResponse({"live": True})
 
     async def _ready(self, _: Request) -> Response:
-        ready = all(model.ready for model in self._models.values())
-        unreachable = sorted(name for name, model in self._models.items() if not model.reachable)
+        ready = self._access.ready
+        unreachable = sorted(name for name, model in self._access.models.items() if not model.reachable)
         body = {"ready": ready, "registry_unreachable_for": unreachable}
         return JSONResponse(body, 200 if ready else 503)
 
@@ -133,9 +121,7 @@ class Rest:
         return JSONResponse(body, 200 if model.ready else 503)
 
     async def _infer(self, request: Request) -> Response:
-        model = self._model(request, check_version=False)
-        if not model.ready:
-            raise Fault(503, f"{model.name} is not ready yet")
+        model = self._access.ready_model(request.path_params["model"])
         body = await self._body(request)
         length = request.headers.get(protocol.HEADER_LENGTH)
         if length is not None and not length.isdecimal():
@@ -143,28 +129,18 @@ class Rest:
         asked = protocol.parse(body, int(length) if length else None)
         wanted = request.path_params.get("version", "")
         number = request.headers.get("x-request-id") or asked.id or uuid.uuid4().hex
-        try:
-            answer = await asyncio.wait_for(model.infer(asked.arrays, wanted), self._limits.seconds)
-        except TimeoutError:
-            raise Fault(504, f"{model.name} did not answer within {self._limits.seconds:g} s") from None
+        answer = await self._access.answer(model, asked, wanted)
         headers, content = protocol.answer(model.name, answer.version, asked, answer.outputs)
         headers["x-request-id"] = number.encode("ascii", "replace").decode()[:128].replace("\n", "").replace("\r", "")
-        _LOG.debug(json.dumps({"request": number, "model": model.name, "version": answer.version}))
+        if _LOG.isEnabledFor(logging.DEBUG):
+            _LOG.debug(json.dumps({"request": number, "model": model.name, "version": answer.version}))
         return Response(content, headers=headers)
 
-    def _model(self, request: Request, check_version: bool = True) -> ServedModel:
-        name = request.path_params["model"]
-        model = self._models.get(name)
-        if model is None:
-            raise Fault(404, f"there is no model {name!r}; this server has {', '.join(self._models)}")
-        wanted = request.path_params.get("version", "")
-        loaded = version_of(model.session.loaded)
-        if check_version and wanted and wanted != loaded:
-            raise Fault(404, f"{name} has version {loaded} loaded, not {wanted}")
-        return model
+    def _model(self, request: Request) -> ServedModel:
+        return self._access.model(request.path_params["model"], request.path_params.get("version", ""))
 
     async def _body(self, request: Request) -> bytes:
-        most = self._limits.bytes
+        most = self._access.limits.bytes
         announced = request.headers.get("content-length", "")
         if announced.isdecimal() and int(announced) > most:
             raise Fault(413, f"the request has {announced} bytes, and at most {most} are accepted")

@@ -14,6 +14,7 @@ from starlette.applications import Starlette
 
 from onward.registry.errors import UsageError
 from onward.registry.inference.session import InferenceSession
+from onward.registry.serve.access import Access
 from onward.registry.serve.limits import Limits
 from onward.registry.serve.metrics import Metrics
 from onward.registry.serve.rest import Rest
@@ -71,7 +72,8 @@ class Server:
             self.models[name].start()
         self._look, self._stop = threading.Event(), threading.Event()
         self.grpc_port = 0
-        rest = Rest(self.models, self.metrics, options.limits, options.tokens, self._look.set)
+        self._access = Access(self.models, options.limits, options.tokens)
+        rest = Rest(self._access, self.metrics, self._look.set)
         self._uvicorn = uvicorn.Server(
             uvicorn.Config(
                 rest.app(self._beside),
@@ -113,7 +115,7 @@ class Server:
         from onward.registry.serve.grpc_service import GrpcService
 
         options = self.options
-        service = GrpcService(self.models, options.limits, options.tokens)
+        service = GrpcService(self._access)
         address = f"{options.host}:{options.grpc_port}"
         self.grpc_port = await service.start(address, options.certificate, options.key)
         try:

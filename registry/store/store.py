@@ -389,9 +389,7 @@ class Store:
                 source=entry.source,
                 tags=to_tags(entry) if own else {},
                 run_link=link(entry, registered) if own else None,
-                description=entry_page(entry, registered)
-                if own
-                else "Not an entry: the imported log has no entry of this number.",
+                description=entry_page(entry, registered) if own else _FILLER,
                 model_id=_logged_model(entry.source),
                 await_creation_for=0,
             )
