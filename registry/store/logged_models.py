@@ -80,4 +80,5 @@ def describe_copy(client: MlflowClient, model_id: str, environment: str, model: 
     number = run.info.run_id
     client.log_batch(number, [Metric(name, value, 0, 0, model_id=model_id) for name, value in values.items()])
     client.log_outputs(number, [LoggedModelOutput(model_id, 0)])
-    client.set_terminated(number)
+    # Not `set_terminated`, which prints to the standard output of a process that imports Onward.
+    client.update_run(number, status="FINISHED")
