@@ -8,9 +8,8 @@ docs/decisions/0083-drift-that-matters.md gives the reasons.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -105,42 +104,66 @@ class _Outcome(NamedTuple):
     tail: Tail
 
 
+class _Measure(NamedTuple):
+    """A distance between the mean vectors of two periods.
+
+    Attributes:
+        name: Its name in results.
+        project: The linear map of vectors that the distance is computed from.
+        distance: The distance of projected means of a window and of the reference, and the samples of the window.
+    """
+
+    name: str
+    project: Callable[[Array], Array]
+    distance: Callable[[Array, Array, int], Array]
+
+
+def _measures(feature: Feature) -> list[_Measure]:
+    if feature.family == "vectors":
+        return [_Measure(MMD, _same, lambda first, second, _: statistics.mmd(first, second))]
+    if feature.family != "bins":
+        return [_Measure(JENSEN_SHANNON, _same, lambda first, second, _: statistics.jensen_shannon(first, second))]
+    gaps, deciles = np.diff(feature.points), statistics.decile_of(np.asarray(feature.counts))
+    return [
+        _Measure(
+            WASSERSTEIN, statistics.cumulative, lambda first, second, _: statistics.wasserstein(first, second, gaps)
+        ),
+        _Measure(
+            PSI,
+            lambda shares: shares @ deciles,
+            lambda first, second, count: statistics.psi(first, second, count, feature.samples),
+        ),
+    ]
+
+
+def _same(vectors: Array) -> Array:
+    return vectors
+
+
 class _Distribution:
     """A feature's distribution at publication, and what its sampling error looks like."""
 
     def __init__(self, feature: Feature, title: str, kind: Literal["input", "output"]) -> None:
         self.feature, self.title, self.kind = feature, title, kind
-        self.measures: dict[str, Callable[[Array, Array, int], Array]] = {}
+        self.measures = _measures(feature)
         # Two draws: the error of the reference, and that of a window of independent samples.
         seed = zlib.crc32(title.encode("utf-8", "surrogatepass"))
         if feature.blocks:
             means, sizes = np.asarray(feature.blocks), statistics.lengths(feature.samples)[:, None]
             self.mean = (means * sizes).sum(0) / feature.samples
-            deviations = (means - self.mean) * np.sqrt(sizes)
             free = max(1, len(means) - 1)
-            deviations *= np.sqrt(len(means) / free)
-            self.variance = float(np.square(deviations).sum() / len(means))
+            deviations = (means - self.mean) * np.sqrt(sizes * len(means) / free)
             draws = [statistics.resampled(deviations, free, len(means), seed + number) for number in (0, 1)]
         else:
             counts = np.asarray(feature.counts, np.float64)
             self.mean = counts / counts.sum()
             draws = _posterior(counts, feature.family == "categories", np.random.default_rng(seed))
-            self.variance = 0.0
-        self.errors, self.independent = (draw / np.sqrt(feature.samples) for draw in draws)
-        self._weigh: Callable[[Array], Array] = _same
-        if feature.family == "bins":
-            gaps, deciles = np.diff(feature.points), statistics.decile_of(np.asarray(feature.counts))
-            self._weigh = partial(_cumulative, gaps=gaps)
-            self.measures[WASSERSTEIN] = lambda first, second, _: statistics.wasserstein(first, second, gaps)
-            self.measures[PSI] = lambda first, second, count: statistics.psi(
-                first @ deciles, second @ deciles, count, feature.samples
-            )
-        elif feature.family == "vectors":
-            self.measures[MMD] = lambda first, second, _: statistics.mmd(first, second)
-        else:
-            self.measures[JENSEN_SHANNON] = lambda first, second, _: statistics.jensen_shannon(first, second)
-        if not feature.blocks:
-            self.variance = float(np.square(self._weigh(draws[1])).sum() / DRAWS)
+        gaps = np.sqrt(np.diff(feature.points)) if feature.family == "bins" else 1.0
+        self._weigh: Callable[[Array], Array] = lambda deviations: self.measures[0].project(deviations) * gaps
+        self._variance = float(np.square(self._weigh(draws[1])).sum() / DRAWS)
+        errors = self.mean + draws[0] / np.sqrt(feature.samples)
+        self._reference = [(one.project(self.mean), one.project(errors)) for one in self.measures]
+        self._independent = [one.project(draws[1]) for one in self.measures]
 
     def sums(self, parts: Sequence[Array]) -> tuple[Array, int]:
         """Sums over blocks of a window's samples, and the number of samples."""
@@ -151,37 +174,30 @@ class _Distribution:
         codes = self.feature.codes(values)
         return statistics.block_counts(codes, len(self.mean)), len(codes)
 
-    def outcomes(self, windows: Sequence[tuple[Array, int] | None]) -> list[dict[str, _Outcome]]:
-        """Measure windows, and compare with chance; nothing for a window that cannot be judged."""
+    def outcomes(self, windows: Sequence[tuple[Array, int] | None]) -> Iterator[list[_Outcome | None]]:
+        """Measure windows and compare with chance, per measure; None for a window that cannot be judged."""
         usable = [window for window in windows if window is not None]
-        widest = Levels(usable).widest(self._weigh, self.variance)
-        if widest is None:
-            noise = self.independent * np.sqrt(self.feature.samples)
-        else:
-            noise = statistics.resampled(*widest, max(1, round(len(widest[0]) / len(usable))))
-        tails: dict[tuple[str, int], Tail] = {}
-        found: list[dict[str, _Outcome]] = []
-        for window in windows:
-            found.append({})
-            if window is None:
-                continue
-            sums, count = window
-            for name, measure in self.measures.items():
-                if (name, count) not in tails:
-                    chance = measure(self.mean + noise / np.sqrt(count), self.mean + self.errors, count)
-                    tails[name, count] = Tail(chance)
-                tail = tails[name, count]
-                effect = float(measure(sums.sum(0) / count, self.mean, count))
-                found[-1][name] = _Outcome(effect, tail.probability(effect), tail)
-        return found
-
-
-def _same(deviations: Array) -> Array:
-    return deviations
-
-
-def _cumulative(deviations: Array, gaps: Array) -> Array:
-    return np.cumsum(deviations, axis=-1)[..., :-1] * np.sqrt(gaps)
+        widest = Levels(usable).widest(self._weigh, self._variance)
+        for number, measure in enumerate(self.measures):
+            mean, errors = self._reference[number]
+            if widest is None:
+                noise = self._independent[number]
+            else:
+                pooled, free = widest
+                noise = statistics.resampled(measure.project(pooled), free, max(1, round(len(pooled) / len(usable))))
+            tails = {
+                count: Tail(measure.distance(mean + noise / np.sqrt(count), errors, count))
+                for count in {count for _, count in usable}
+            }
+            found: list[_Outcome | None] = []
+            for window in windows:
+                if window is None:
+                    found.append(None)
+                    continue
+                sums, count = window
+                effect = float(measure.distance(measure.project(sums.sum(0) / count), mean, count))
+                found.append(_Outcome(effect, tails[count].probability(effect), tails[count]))
+            yield found
 
 
 def _posterior(counts: Array, has_unseen: bool, rng: np.random.Generator) -> list[Array]:
@@ -243,13 +259,12 @@ class Judge:
             enough = [one if one is not None and one[1] >= FEWEST_SAMPLES else None for one in sums]
             if not any(enough):
                 continue
-            outcomes = distribution.outcomes(enough)
-            for measure in distribution.measures:
-                measured.append((distribution, measure, [one.get(measure) for one in outcomes]))
+            for measure, outcomes in zip(distribution.measures, distribution.outcomes(enough), strict=True):
+                measured.append((distribution, measure.name, outcomes))
         limits = []
         for place in range(len(last)):
-            found = [row[place].probability for _, _, row in measured if (row[place]) is not None]
-            limits.append(statistics.critical(found, LEVEL))
+            judged = [row[place] for _, _, row in measured]
+            limits.append(statistics.critical([one.probability for one in judged if one is not None], LEVEL))
         return [_result(*entry, limits) for entry in measured]
 
 

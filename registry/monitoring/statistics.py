@@ -28,16 +28,22 @@ def wasserstein(first: Array, second: Array, gaps: Array) -> Array:
     """Compute the Wasserstein-1 distance of binned distributions.
 
     Args:
-        first: Shares of the bins, [..., bins].
+        first: Cumulative shares of the bins without the last (`cumulative`), [..., bins - 1].
         second: The same.
         gaps: Distances between the representative values of neighbouring bins, [bins - 1].
     """
-    found: Array = np.abs(np.cumsum(first - second, axis=-1)[..., :-1]) @ gaps
+    found: Array = np.abs(first - second) @ gaps
+    return found
+
+
+def cumulative(shares: Array) -> Array:
+    """Add up shares from the first bin on, [..., bins] to [..., bins - 1]."""
+    found: Array = np.cumsum(shares[..., :-1], axis=-1)
     return found
 
 
 def psi(first: Array, second: Array, count: float, reference_count: float) -> Array:
-    """Compute the population stability index: sum of (p - q) ln(p / q) over at most ten bins of equal frequency.
+    """Compute the population stability index: the sum of (p - q) ln(p / q).
 
     Args:
         first: Shares of the bins in the window, [..., bins].
@@ -176,7 +182,9 @@ class Levels:
 
 
 def _joined(values: Array) -> Array:
-    return np.add.reduceat(values, np.arange(0, len(values), 2), axis=0)
+    if len(values) % 2:
+        return np.add.reduceat(values, np.arange(0, len(values), 2), axis=0)
+    return values[::2] + values[1::2]
 
 
 def resampled(pooled: Array, free: int, blocks: int, seed: int = 0) -> Array:
