@@ -16,16 +16,18 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
+from onward.registry.artifact.mlflow_model import MONITORING
 from onward.registry.errors import Refused
 from onward.registry.evidence.records import OutputKind, Record, first_problem
+from onward.registry.evidence.sample_axes import to_front
+from onward.registry.files import write_atomically
 from onward.registry.monitoring import statistics
 from onward.registry.monitoring.features import PROJECTIONS, Raw, Watched, as_array, features, watched
 from onward.registry.monitoring.hashing import BUCKETS, buckets, frequencies, shuffled
 
 Array = npt.NDArray[Any]
-# Folder and file in a version's folder.
-FOLDER = "monitoring"
-FILE = "reference.json"
+# The file in a version's folder.
+PATH = f"{MONITORING}/reference.json"
 # The largest size of the file, in bytes. Features beyond it are left out, the last columns of each tensor first.
 LARGEST = 200_000
 # A tensor with fewer samples at publication is not watched.
@@ -101,25 +103,34 @@ class Reference(Record):
         tensors: The tensors that are watched.
         features: Their features.
         left_out: Number of features that did not fit into LARGEST bytes.
-        axes: The axis of samples of tensors in the model's own layout, where it is not the first.
+        axes: The axis of samples of tensors in the model's own layout, where it is not the first; null if a tensor has
+            none, so that each call has one sample.
     """
 
     schema_version: int = 1
     tensors: list[Watched] = []
     features: list[Feature] = []
     left_out: int = 0
-    axes: dict[str, int] = {}
+    axes: dict[str, int | None] = {}
 
     def title(self, feature: Feature) -> str:
         """The full name of a feature, such as "output logits: margin"."""
         return self.tensors[feature.tensor].title(feature.label)
+
+    def samples_first(self, name: str, values: Array) -> Array:
+        """Move the axis of samples of a request's input or output to the front, as windows need it."""
+        return to_front(values, self.axes.get(name, 0))
+
+    def to_json(self) -> str:
+        """The content of the file."""
+        return self.model_dump_json(exclude_defaults=True) + "\n"
 
 
 def build(
     inputs: Mapping[str, Array],
     outputs: Mapping[str, Array],
     kinds: Sequence[OutputKind] = (),
-    axes: Mapping[str, int] | None = None,
+    axes: Mapping[str, int | None] | None = None,
 ) -> Reference:
     """Compute the reference of a version. The same arrays give the same reference.
 
@@ -127,7 +138,7 @@ def build(
         inputs: Each input of the calibration and evaluation samples, samples on the first axis.
         outputs: Each output of the evaluation samples, samples on the first axis.
         kinds: The kind of each output; an output without one counts as plain values.
-        axes: The axis of samples of tensors in the model's own layout, where it is not the first.
+        axes: The axis of samples of tensors in the model's own layout, where it is not the first; None for none.
 
     Returns:
         The reference. Tensors with fewer than FEWEST_SAMPLES samples, or without elements, are not in it.
@@ -249,9 +260,8 @@ def write(reference: Reference, folder: Path) -> None:
         reference: The reference.
         folder: The version's folder, or another that becomes part of it.
     """
-    (folder / FOLDER).mkdir(parents=True, exist_ok=True)
-    text = reference.model_dump_json(exclude_defaults=True) + "\n"
-    (folder / FOLDER / FILE).write_text(text, encoding="utf-8", newline="\n")
+    (folder / MONITORING).mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / PATH, reference.to_json().encode())
 
 
 def read(folder: Path) -> Reference | None:
@@ -266,12 +276,11 @@ def read(folder: Path) -> Reference | None:
     Raises:
         Refused: The file cannot be read.
     """
-    path = folder / FOLDER / FILE
     try:
-        return Reference.model_validate_json(path.read_bytes())
+        return Reference.model_validate_json((folder / PATH).read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValidationError as error:
-        raise Refused(f"{FOLDER}/{FILE} cannot be read: {first_problem(error)}") from None
+        raise Refused(f"{PATH} cannot be read: {first_problem(error)}") from None
     except OSError as error:
-        raise Refused(f"{FOLDER}/{FILE} cannot be read: {error.strerror}") from None
+        raise Refused(f"{PATH} cannot be read: {error.strerror}") from None
