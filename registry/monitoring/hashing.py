@@ -28,22 +28,23 @@ def splitmix(values: Array) -> Array:
         return mixed ^ (mixed >> np.uint64(31))
 
 
-def buckets(values: Array, lowest: int | None) -> Array:
+def buckets(values: Array, lowest: int | None, size: int = BUCKETS) -> Array:
     """Put integers into buckets.
 
     Args:
         values: The integers, of any shape. Integers of 64 bits without a sign wrap around.
         lowest: The smallest value, if each value has a bucket of its own; None if values are hashed.
+        size: Number of buckets.
 
     Returns:
-        The bucket of each value, from 0 to BUCKETS - 1.
+        The bucket of each value, from 0 to `size` - 1. If each value has its own, others are in the last bucket.
     """
     if lowest is None:
-        return (splitmix(values) % np.uint64(BUCKETS)).astype(np.int64)
+        return (splitmix(values) % np.uint64(size)).astype(np.int64)
     with np.errstate(over="ignore"):
         values = values.astype(np.int64)
-    in_range = (values >= lowest) & (values < lowest + BUCKETS - 1)
-    return np.where(in_range, values, lowest) - lowest + np.where(in_range, 0, BUCKETS - 1)
+    in_range = (values >= lowest) & (values <= lowest + size - 2)
+    return np.where(in_range, values, lowest) - lowest + np.where(in_range, 0, size - 1)
 
 
 def word_buckets(text: str) -> Array:

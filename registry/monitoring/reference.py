@@ -78,7 +78,7 @@ class Feature(Record):
     def codes(self, values: Array) -> Array:
         """The bin or bucket of each value; values that are no finite numbers are left out."""
         if not self.edges:
-            return buckets(values, self.lowest)
+            return buckets(values, self.lowest, len(self.counts))
         with np.errstate(all="ignore"):
             scaled = (values.astype(np.float64) - self.center) / self.scale
         return np.searchsorted(self.edges, scaled[np.isfinite(values)], "left")
@@ -183,8 +183,8 @@ def _fit(tensor: int, raw: Raw) -> Feature | None:
         return _fit_blocks(feature.model_copy(update=update), finite)
     if raw.family == "integers" and len(np.unique(raw.values)) <= _MOST_VALUES:
         low, high = int(raw.values.min()), int(raw.values.max())
-        lowest = low if high - low < BUCKETS - 1 else None
-        counts = np.bincount(buckets(raw.values, lowest), minlength=BUCKETS).tolist()
+        lowest, size = (low, high - low + 2) if high - low < BUCKETS - 1 else (None, BUCKETS)
+        counts = np.bincount(buckets(raw.values, lowest, size), minlength=size).tolist()
         return feature.model_copy(update={"family": "categories", "lowest": lowest, "counts": counts})
     return _fit_numbers(feature, raw.values.astype(np.float64))
 
