@@ -33,7 +33,7 @@ RESULTS = Path(__file__).parent / "drift.md"
 SIZES = (100, 1000, 10_000, 100_000)
 REFERENCE = 1000
 WINDOWS_PER_REFERENCE = 20
-PEER_WINDOWS = 100
+PEER_WINDOWS = 25
 # The figures that are required.
 MOST_ALARMS = 1  # of 1,000 windows, at each size
 LEAST_POWER = 0.9  # at a shift of 0.3 standard deviations and 1,000 samples
