@@ -2,8 +2,8 @@
 
     PYTHON benchmarks/drift_evidently.py WINDOWS
 
-prints one JSON list, with one object per case: the share of windows in which a column drifts, in which the column with the shift does,
-and in which the data set does (at least half of the columns).
+prints one JSON list, with one object per case: the share of windows in which a column drifts, in which the column with
+the shift does, and in which the data set does (at least half of the columns).
 """
 
 from __future__ import annotations
