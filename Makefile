@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export MPLBACKEND := Agg
 
-.PHONY: help demo test repro lint coverage mutants charts setup postgres chromium screenshots constraints clean
+.PHONY: help demo test repro lint coverage mutants charts setup postgres chromium screenshots docs schema constraints clean
 
 # Install a package of Debian's, if a command is missing: $(call debian,test of the command,package)
 define debian
@@ -50,6 +50,13 @@ coverage: setup postgres chromium  ## the tests with branch coverage; fails belo
 
 lint: setup  ## ruff, mypy, import-linter
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
+
+docs: setup  ## the documentation site, in site/; fails on a broken link or anchor
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+schema: setup  ## docs/params.schema.json, from the classes that check params.yaml
+	@$(BIN)/onward schema > docs/params.schema.new && mv docs/params.schema.new docs/params.schema.json
 
 mutants: setup  ## do the tests notice faults? writes benchmarks/mutants.md (ONLY=registry/trust/chain.py for one module)
 	@nice -n 10 $(BIN)/python -m benchmarks.mutants $(ONLY)

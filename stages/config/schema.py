@@ -366,7 +366,27 @@ class Budget(Section):
 
 
 class ModelParams(Section):
-    """All settings of one model, including defaults. docs/params.md explains each key."""
+    """All settings of one model, including defaults. docs/params.md explains each key.
+
+    Attributes:
+        build: `module:function` without arguments that returns the PyTorch module.
+        onnx: Instead of `build`: an ONNX file in the repository.
+        custom_ops: A native library with custom operators: a file, or `module:function` that returns its path.
+        constants: For `onnx:` files: values of inputs that never change, by name; they are folded into the file.
+        train: `module:function` of a seed that returns the trained module, or an `onnx.ModelProto` if `onnx` is set.
+        weights: Instead of `train`: a safetensors file, or a state dict that torch.save wrote.
+        seed: Seed of training, random cases and the order of rounds.
+        samples: `module:function` of "evaluation" or "calibration" that returns arrays by name.
+        label: The name of the labels in `samples`.
+        quality: `module:function` of (outputs by name, labels), or of the outputs alone; higher is better.
+        fidelity: Instead of `quality`: `module:function` of (outputs of the original, outputs); higher is better.
+        quality_floor: The minimum quality of what is released.
+        cases: `module:function` of (sizes by dimension, NumPy generator) that returns valid random inputs.
+        inputs: The inputs, by name.
+        outputs: The outputs, by name.
+        states: For models with a state: the output that becomes an input of the next step, by input.
+        dims: The named dimensions.
+    """
 
     build: CallableName | None = None
     onnx: RepositoryPath | None = None
