@@ -24,7 +24,7 @@ setup: $(VENV)/.installed  ## .venv from constraints.txt (about 2 GB)
 $(VENV)/.installed: constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "onward wants Python 3.11 or newer; try make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,pipeline,signing,serve,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,pipeline,signing,serve,dev,docs]'
 	@touch $@
 
 demo: setup  ## dvc repro on the shipped models, then promote one, and roll it back
@@ -52,7 +52,6 @@ lint: setup  ## ruff, mypy, import-linter
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
 
 docs: setup  ## the documentation site, in site/; fails on a broken link or anchor
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 schema: setup  ## docs/params.schema.json, from the classes that check params.yaml
