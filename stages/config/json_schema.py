@@ -51,8 +51,7 @@ def _adapt(whole: dict[str, Any], definitions: dict[str, Any]) -> None:
         section["properties"] = {key: _or_inherited(value) for key, value in section["properties"].items()}
     for name in (*SECTIONS, "seed"):
         model["properties"][name] = _or_inherited(model["properties"][name])
-    nested = definitions["Agreement"], definitions["Limits"]
-    for section in nested:
+    for section in (definitions["Agreement"], definitions["Limits"]):
         section["properties"] = {key: _or_inherited(value) for key, value in section["properties"].items()}
     for tensor in ("Input", "Output"):
         axis = definitions[tensor]["properties"]["sample_axis"]
@@ -85,8 +84,8 @@ def _adapt(whole: dict[str, Any], definitions: dict[str, Any]) -> None:
 
 def _or_inherited(value: dict[str, Any]) -> dict[str, Any]:
     """Also allow the value `default`."""
-    about = {key: value[key] for key in ("description", "default") if key in value}
-    rest = {key: item for key, item in value.items() if key not in (*about, "title")}
+    about = {key: item for key, item in value.items() if key in ("description", "default")}
+    rest = {key: item for key, item in value.items() if key not in ("description", "default", "title")}
     choices = rest["anyOf"] if set(rest) == {"anyOf"} else [rest]
     return {"anyOf": [*choices, {"const": INHERITED}], **about}
 
