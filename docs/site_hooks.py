@@ -137,7 +137,8 @@ def _section(name: str, section: dict[str, Any]) -> Iterable[str]:
         yield f"{about}\n"
     yield "| key | type | default | meaning |\n|---|---|---|---|"
     for key, value in section["properties"].items():
-        default = f"`{value['default']}`" if value.get("default") not in (None, "", [], {}) else ""
+        is_shown = value.get("default") not in (None, "", [], {}) and not isinstance(value["default"], dict)
+        default = f"`{value['default']}`" if is_shown else ""
         yield f"| `{key}` | {_type(value)} | {_cell(default)} | {_cell(value.get('description', ''))} |"
     yield ""
 

@@ -182,11 +182,14 @@ def add(
         say(f"Next: {todo}check with `onward stage params`, then run `dvc repro publish@{name}`")
 
 
-def schema() -> None:
+def schema(as_json: Json = False) -> None:
     """Print the JSON Schema of params.yaml, with which editors complete and check its keys.
+
+    The output is JSON with and without --json.
 
     Example: onward schema > params.schema.json
     """
     from onward.stages.config.json_schema import schema as make
 
+    del as_json
     print_json(make())

@@ -170,13 +170,16 @@ def commands(text: str) -> Iterator[list[str]]:
 
 @pytest.mark.parametrize("page", [TUTORIAL, *GUIDES], ids=lambda page: page.stem)
 def test_commands_and_options_in_a_page_exist(page: Path) -> None:
+    all_blocks = "\n".join(block.text for block in blocks(page) if block.is_shell)
+    parsed = subprocess.run(["bash", "-n"], input=all_blocks, text=True, capture_output=True)
+    assert (parsed.returncode, parsed.stderr) == (0, "")
     found = 0
     for block in blocks(page):
         for words in commands(block.text) if block.is_shell else ():
             command: Any = get_command(app)
             while words and words[0] in getattr(command, "commands", {}):
                 command = command.commands[words.pop(0)]
-            assert command.name != "onward", f"{page.name}: there is no command {words}"
+            assert command.name, f"{page.name}: there is no command {words}"
             known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
             if command.name == "stage":  # its options are those of the stage
                 continue

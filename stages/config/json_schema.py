@@ -66,15 +66,13 @@ def _adapt(whole: dict[str, Any], definitions: dict[str, Any]) -> None:
     runtimes["anyOf"] = [{"type": "array", "items": runtimes["items"], "minItems": 1}, runtimes["items"]]
     for key in ("type", "items", "minItems"):
         runtimes.pop(key, None)
-    whole["properties"]["defaults"] = {
-        "$ref": "#/$defs/ModelParams",
-        "description": "Keys that all models inherit.",
-        "default": {},
-    }
-    whole["properties"]["environments"] = {
-        "anyOf": [{"type": "object", "additionalProperties": {"$ref": "#/$defs/Environment"}}, {"type": "null"}],
-        "description": "What each environment requires of a version.",
-    }
+    for key, form in {
+        "defaults": {"$ref": "#/$defs/ModelParams"},
+        "environments": {
+            "anyOf": [{"type": "object", "additionalProperties": {"$ref": "#/$defs/Environment"}}, {"type": "null"}]
+        },
+    }.items():
+        whole["properties"][key] = {**form, "description": whole["properties"][key]["description"]}
     requirements = definitions["Environment"]["properties"]["require"]
     requirements["items"] = {"anyOf": [{"enum": list(builtin.REQUIREMENTS)}, {**STRING, "pattern": r"\.json$"}]}
     for name, forms in SHORT_FORMS.items():
@@ -140,6 +138,7 @@ def _describe(definition: dict[str, Any], described: type[BaseModel] | None) -> 
     for name, about in re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", attributes, re.M):
         name = {"source": "from"}.get(name, name)
         if name in definition.get("properties", {}):
-            definition["properties"][name]["description"] = " ".join(about.split())
+            without_files = re.sub(r" \((registry|stages)/\S+\)", "", " ".join(about.split()))
+            definition["properties"][name]["description"] = without_files
     for value in definition.get("properties", {}).values():
         value.pop("title", None)

@@ -386,6 +386,15 @@ class ModelParams(Section):
         outputs: The outputs, by name.
         states: For models with a state: the output that becomes an input of the next step, by input.
         dims: The named dimensions.
+        export: Settings of the export to ONNX.
+        tolerance: Tolerances of parity.
+        verify: Settings of parity verification.
+        data: Settings of the checks of evaluation and calibration samples.
+        optimize: Settings of the optimisers.
+        quantize: Settings of the quantisers.
+        benchmark: Settings of the benchmark.
+        budget: Limits for the variant to release.
+        card: The part of the model card that cannot be measured.
     """
 
     build: CallableName | None = None
@@ -572,7 +581,17 @@ Runtimes = Annotated[list[Runtime], Field(min_length=1), BeforeValidator(_runtim
 
 
 class Params(Section):
-    """The whole of params.yaml. The registry validates `environments` (registry/gates/policy.py)."""
+    """The whole of params.yaml.
+
+    Attributes:
+        schema_version: The version of this file's format.
+        tracking: Where and what is recorded.
+        defaults: Keys that all models inherit.
+        models: The models to release, by name.
+        runtimes: The runtimes to measure: `auto` for all that are installed and usable, or a list.
+        environments: What each environment requires of a version, by name. The registry validates this section
+            (registry/gates/policy.py).
+    """
 
     schema_version: int = 1
     tracking: Tracking = Tracking()
