@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from benchmarks import predict
-from benchmarks.peers import environments, making, measuring, pipeline, repeats
+from benchmarks.peers import command, environments, making, measuring, pipeline, repeats
 from benchmarks.peers.judging import REPEATS, rows
 from benchmarks.peers.recipes import ARCHITECTURES, FROM_HUB, INSTALLED, OLIVE, recipes
 from benchmarks.peers.results import Hosts, Measured, kind_of
@@ -40,34 +40,19 @@ def main() -> int:
     """Measure, write both files; return 1 if a target is missed."""
     arguments = _arguments()
     folder: Path = arguments.peers_folder.resolve()
-    hosts = Hosts.model_validate_json(RESULTS.read_bytes()) if RESULTS.is_file() else Hosts()
+    hosts = command.read(RESULTS)
     measured = hosts.of(kind_of(instruction_sets()))
     if not arguments.report:
         _measure(hosts, measured, arguments, folder)
-    found = rows(measured)
     write_atomically(TABLE, report(hosts).encode())
-    for row in found:
-        print(f"{'met' if row.holds else 'not measured' if row.holds is None else 'MISSED':13}{row.figure}: ", end="")
-        print(f"{row.measured} (target: {row.wanted})")
-    print(f"written: {TABLE.relative_to(HERE.parent)}")
-    return 1 if any(row.holds is False for row in found) else 0
+    return command.conclude(rows(measured), TABLE)
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.against_peers", description=(__doc__ or "").splitlines()[0]
-    )
-    parser.add_argument("--only", nargs="+", metavar="ARCH", choices=ARCHITECTURES, default=list(ARCHITECTURES))
-    parser.add_argument("--rounds", type=int, default=20, help="rounds of the race, 3 or more (20)")
+    about = (__doc__ or "").splitlines()[0]
+    parser = command.parser("against_peers", about, ARCHITECTURES, "ARCH")
     parser.add_argument("--repeats", type=int, default=REPEATS, help="how often the choice is repeated; 0: never")
-    parser.add_argument(
-        "--peers-folder", type=Path, default=HERE.parent / ".peers", help="folder of environments and made files"
-    )
-    parser.add_argument("--report", action="store_true", help="only write the table from the .json file")
-    arguments = parser.parse_args()
-    if arguments.rounds < 3:
-        parser.error(f"--rounds {arguments.rounds}: an interval needs 3 or more")
-    return arguments
+    return command.parsed(parser)
 
 
 def _measure(hosts: Hosts, measured: Measured, arguments: argparse.Namespace, folder: Path) -> None:
@@ -177,8 +162,7 @@ def peer_versions(peer: str, python: Path) -> dict[str, str]:
 
 
 def _save(hosts: Hosts) -> None:
-    write_atomically(RESULTS, (hosts.model_dump_json(indent=1, exclude_defaults=True) + "\n").encode())
-    write_atomically(TABLE, report(hosts).encode())
+    command.save(hosts, RESULTS, TABLE, report(hosts))
 
 
 if __name__ == "__main__":

@@ -131,7 +131,8 @@ def outages(folder: Path, changes: int, seed: int) -> Iterator[Finding]:
                 change(Store(), number, "before")
             os.environ |= {**settings, "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{proxy.server_port}"}
             store = Store()
-            for fault, count in (("none", 4), ("slow", 4), ("500s", changes), ("hangs", 3), ("down", 3)):
+            counts = {"none": 4, "slow": 4, "500s": changes, "hangs": min(3, changes // 6), "down": 3}
+            for fault, count in counts.items():
                 yield from _through(store, proxy, fault, count)
         finally:
             proxy.stop.set()

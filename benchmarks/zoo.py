@@ -11,15 +11,17 @@ from __future__ import annotations
 
 import argparse
 import functools
+import json
 import os
 import sys
 from pathlib import Path
 
 from benchmarks.against_peers import attempt, peer_versions
-from benchmarks.peers import environments, fetching, making, measuring, pipeline, zoo_page
+from benchmarks.peers import command, environments, fetching, making, measuring, pipeline, zoo_page
 from benchmarks.peers.recipes import INSTALLED, recipes
 from benchmarks.peers.results import Hosts, Measured, kind_of
 from benchmarks.peers.zoo_page import MODELS
+from onward.registry.errors import OnwardError
 from onward.registry.files import write_atomically
 from onward.registry.host.hardware import instruction_sets
 from onward.stages.config import paths
@@ -31,32 +33,14 @@ RESULTS, TABLE = HERE / "zoo.json", HERE / "zoo.md"
 
 def main() -> int:
     """Measure, write both files; return 1 if a target is missed on this kind of host."""
-    arguments = _arguments()
-    hosts = Hosts.model_validate_json(RESULTS.read_bytes()) if RESULTS.is_file() else Hosts()
+    about = (__doc__ or "").splitlines()[0]
+    arguments = command.parsed(command.parser("zoo", about, MODELS, "MODEL"))
+    hosts = command.read(RESULTS)
     measured = hosts.of(kind_of(instruction_sets()))
     if not arguments.report:
         _measure(hosts, measured, arguments)
     write_atomically(TABLE, zoo_page.page(hosts).encode())
-    found = zoo_page.rows(kind_of(instruction_sets()), measured)
-    for row in found:
-        print(f"{'met' if row.holds else 'not measured' if row.holds is None else 'MISSED':13}{row.figure}: ", end="")
-        print(f"{row.measured} (target: {row.wanted})")
-    print(f"written: {TABLE.relative_to(HERE.parent)}")
-    return 1 if any(row.holds is False for row in found) else 0
-
-
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.zoo", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--only", nargs="+", metavar="MODEL", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--rounds", type=int, default=20, help="rounds of the race, 3 or more (20)")
-    parser.add_argument(
-        "--peers-folder", type=Path, default=HERE.parent / ".peers", help="folder of environments and made files"
-    )
-    parser.add_argument("--report", action="store_true", help="only write the table from the .json file")
-    arguments = parser.parse_args()
-    if arguments.rounds < 3:
-        parser.error(f"--rounds {arguments.rounds}: an interval needs 3 or more")
-    return arguments
+    return command.conclude(zoo_page.rows(kind_of(instruction_sets()), measured), TABLE)
 
 
 def _measure(hosts: Hosts, measured: Measured, arguments: argparse.Namespace) -> None:
@@ -77,14 +61,14 @@ def _measure(hosts: Hosts, measured: Measured, arguments: argparse.Namespace) ->
             measured.versions |= peer_versions(peer, python)
     for name in arguments.only:
         attempt(measured, name, functools.partial(_one, measured, name, arguments.rounds, pythons, folder))
-        write_atomically(RESULTS, (hosts.model_dump_json(indent=1, exclude_defaults=True) + "\n").encode())
-        write_atomically(TABLE, zoo_page.page(hosts).encode())
+        command.save(hosts, RESULTS, TABLE, zoo_page.page(hosts))
 
 
 def _one(measured: Measured, name: str, rounds: int, pythons: dict[str, Path], folder: Path) -> None:
     """Run Onward's stages and the peers' recipes for a model, and race the results."""
     place = folder / "zoo"
     stages = pipeline.repro(place, name, (*pipeline.BEFORE, *pipeline.SEARCH))
+    _require_passed(name)
     settings = read().models[name]
     given = making.Given(paths.build(name, "export") / "model.onnx", paths.build(name, "data") / "calibration.npz")
     outcomes = []
@@ -98,6 +82,18 @@ def _one(measured: Measured, name: str, rounds: int, pythons: dict[str, Path], f
     result = measuring.measure(name, outcomes, rounds, resolve(f"models.{name}:changed"))
     result.stages = stages
     measured.results[name] = result
+
+
+def _require_passed(name: str) -> None:
+    """Check that all stages of a model passed.
+
+    Raises:
+        OnwardError: one did not; the message has its reason.
+    """
+    for stage in (*pipeline.BEFORE, *pipeline.SEARCH):
+        report = json.loads((paths.build(name, stage) / "report.json").read_bytes())
+        if report["status"] != "passed":
+            raise OnwardError(f"{stage} {report['status']}: {report['reason']}")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ import errno
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+# The exit codes that shells expect after Ctrl-C and after a closed pipe: 128 plus the number of the signal.
+INTERRUPTED, READER_GONE = 130, 141
 # Faults of the machine that a person has to correct; they say nothing about a model.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 OPERATOR_FAULTS = (*DISK_FULL, errno.EACCES, errno.EROFS)

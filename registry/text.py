@@ -99,6 +99,28 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
+def markdown_table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A table in Markdown.
+
+    Args:
+        header: the titles of the columns, as Markdown.
+        rows: the cells of each row, as Markdown.
+    """
+    titles = list(header)
+    return "\n".join(f"| {' | '.join(line)} |" for line in (titles, ["---"] * len(titles), *rows))
+
+
+def cut_after_line(text: str, most: int, ending: str) -> str:
+    """A text without its last lines, if it is longer than `most` characters.
+
+    Args:
+        text: the text.
+        most: the largest number of characters.
+        ending: what follows the last line that is left.
+    """
+    return text if len(text) <= most else text[: most - len(ending)].rpartition("\n")[0] + ending
+
+
 def plain_words(reason: str) -> str:
     """Put a library's message on one line of at most 400 characters."""
     return re.sub(r"\s+", " ", reason).strip()[:400]

@@ -8,8 +8,8 @@ import os
 import runpy
 import sys
 
-# The exit codes of a process that Ctrl-C ended, and of one whose reader closed the pipe, as in a shell.
-INTERRUPTED, READER_GONE = 130, 141
+from onward.registry.errors import INTERRUPTED, READER_GONE
+
 STAGES = (
     "params",
     "host",

@@ -37,7 +37,7 @@ class Step:
     Attributes:
         what: The step.
         variant: The variant that it is about.
-        number: How many of `of` have begun, from 1.
+        number: The number of the repetition that runs, from 1.
         of: The number of repetitions; 0 if it is not known.
         until: When the step's time limit ends, in seconds of the monotonic clock; None without a limit.
         begun: When the step began, on the same clock.
@@ -150,7 +150,7 @@ def show(what: str, variant: str = "", number: int = 0, of: int = 0, seconds: fl
     Args:
         what: The step, such as "screening".
         variant: The variant that it is about.
-        number: How many of `of` have begun, from 1. The time left is estimated from those that are done.
+        number: The number of the repetition that runs, from 1. The finished ones give the estimate of the time left.
         of: The number of repetitions.
         seconds: The time left until the step's limit.
     """

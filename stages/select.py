@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from onward.registry.evidence.latencies import mean_p50_ms
 from onward.registry.evidence.records import PLAIN, Choice, Measurement, Winner, worst_size
 from onward.registry.evidence.reports import BenchmarkReport, SelectReport, load
 from onward.registry.evidence.session_options import SessionOptions
@@ -13,7 +14,6 @@ from onward.registry.evidence.uncertainty import overlap
 from onward.stages import command, summary
 from onward.stages.config import paths
 from onward.stages.config.load import section
-from onward.stages.measuring.statistics import mean_p50_ms
 from onward.stages.parity.budget import Judgement, Loss, ceiling_faults
 from onward.stages.parity.reference_answers import recorded_kinds
 from onward.stages.reports import blocked

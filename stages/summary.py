@@ -6,11 +6,11 @@ import json
 import math
 from typing import Any
 
+from onward.registry.evidence.latencies import mean_p50_ms
 from onward.registry.evidence.records import Measurement
 from onward.registry.evidence.reports import BenchmarkReport, Report, SelectReport, load
 from onward.registry.files import write_atomically
 from onward.stages.config import paths
-from onward.stages.measuring.statistics import mean_p50_ms
 
 METRICS, VARIANTS, LATENCY = "metrics.json", "variants.json", "latency.json"
 

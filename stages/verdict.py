@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Iterable, Sequence
@@ -34,8 +35,9 @@ means that one contains 1. worst: x plain at the size at which it is smallest.""
 
 COLUMNS = ("model", "verdict", "chosen", "x plain", "worst", "x PyTorch", "quality", "drop", "version")
 # The columns that a narrow terminal does without, in this order.
-DISPENSABLE = ("drop", "quality", "worst", "x PyTorch", "x plain", "chosen", "version")
+DISPENSABLE = ("drop", "worst", "quality", "x PyTorch", "chosen", "x plain", "version")
 NARROW = 80  # columns of a stdout that is not a terminal
+READABLE = 20  # the smallest width of the column "chosen" on which most names take two lines
 
 
 @dataclass
@@ -124,7 +126,7 @@ def _print(rows: Sequence[Row], usable: dict[str, str], absent: dict[str, str]) 
 
 
 def print_table(rows: Sequence[Sequence[str]], width: int) -> list[str]:
-    """Print the table within a width by dropping columns. Names are never cut.
+    """Print the table within a width by dropping columns. Long names are continued on the next line, never cut.
 
     Args:
         rows: The cells of each model, one for each of COLUMNS.
@@ -136,7 +138,9 @@ def print_table(rows: Sequence[Sequence[str]], width: int) -> list[str]:
     kept = list(COLUMNS)
     for name in ("", *DISPENSABLE):
         kept = [column for column in kept if column != name]
-        widths = {column: _width(column, rows, wrapped=column == "chosen") for column in kept}
+        widths = {column: _width(column, rows) for column in kept}
+        if "chosen" in widths:
+            widths["chosen"] = max(_width("chosen", rows, parts=True), min(READABLE, widths["chosen"]))
         spare = width - (sum(widths.values()) + 3 * len(kept) - 1)
         if spare >= 0:
             break
@@ -144,23 +148,36 @@ def print_table(rows: Sequence[Sequence[str]], width: int) -> list[str]:
     spare -= 2 if padded else 0
     table = Table(title="Verdict", title_justify="left", pad_edge=padded)
     for column in kept:
-        if column == "chosen":
-            most = min(_width(column, rows), widths[column] + max(spare, 0))
-            table.add_column(column, min_width=most, max_width=most)
-        else:
-            table.add_column(column, justify="left" if column in ("model", "verdict") else "right", no_wrap=True)
+        table.add_column(column, justify="left" if column in ("model", "verdict", "chosen") else "right", no_wrap=True)
+    chosen = min(_width("chosen", rows), widths.get("chosen", 0) + max(spare, 0))
     for row in rows:
         cells = dict(zip(COLUMNS, row, strict=True))
+        cells["chosen"] = _continued(cells["chosen"], chosen)
         styles = {"verdict": "green" if cells["verdict"] == "passed" else "red"}
         table.add_row(*(Text(cells[column], style=styles.get(column, "")) for column in kept))
     Console(width=max(width, width - spare)).print(table)
     return [column for column in COLUMNS if column not in kept]
 
 
-def _width(column: str, rows: Sequence[Sequence[str]], wrapped: bool = False) -> int:
-    """The width of a column; of its longest word, if its cells may be wrapped."""
+def _parts(name: str) -> list[str]:
+    """The parts of a name between which a line may end: after a space, a hyphen or an underscore."""
+    return re.findall(r"[^-_ ]*[-_ ]|[^-_ ]+$", name)
+
+
+def _continued(name: str, width: int) -> str:
+    """A name on lines of at most `width` columns."""
+    lines = [""]
+    for part in _parts(name):
+        if lines[-1] and cell_len((lines[-1] + part).rstrip()) > width:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _width(column: str, rows: Sequence[Sequence[str]], parts: bool = False) -> int:
+    """The width of a column; if its cells may be continued on the next line, that of the longest part."""
     cells = [column, *(row[COLUMNS.index(column)] for row in rows)]
-    return max(cell_len(part) for cell in cells for part in (cell.split() if wrapped else [cell]) or [""])
+    return max(cell_len(one.rstrip()) for cell in cells for one in (_parts(cell) if parts else [cell]) or [""])
 
 
 def _runtimes(of: Iterable[dict[str, Report]]) -> tuple[dict[str, str], dict[str, str]]:

@@ -53,7 +53,7 @@ SIZES = ("b1", "b32")
 def make_material(
     model: str = "toy", variants: int = 4, quality: bool = True, hostile: str = "", failed: str = "", scale: float = 1.0
 ) -> Material:
-    """Evidence of `model` with `variants` measured variants, of which the second one is chosen if there is one.
+    """Evidence of `model` with `variants` measured variants: the second one is chosen, if there is one.
 
     `hostile` becomes part of every name and reason. `failed` is the reason for which the export failed. `scale` changes
     the latencies of this version.

@@ -20,6 +20,7 @@ from onward.registry.artifact.onnx_file import digests
 from onward.registry.artifact.serving_plan import MODEL, Served, Serving
 from onward.registry.evidence.records import TensorSpec
 from onward.registry.evidence.session_options import CPU, SessionOptions
+from onward.registry.operations import promotion
 from onward.registry.store.connection import as_default, connect, ensure_experiment
 from onward.registry.store.store import Store
 
@@ -140,3 +141,17 @@ def version_for_two_providers(folder: Path) -> Path:
     others = {"openvino": [scale_model(folder / "openvino.onnx", 3)]}
     build_folder(folder / "version", files, specs[:1], specs[1:], CPU, serving=serving, others=others)
     return folder / "version"
+
+
+def three_candidates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """A store with three versions of cnn; version n multiplies by n. Version 1 is live in staging."""
+    store = fresh_store(tmp_path, monkeypatch)
+    for factor in (1, 2, 3):
+        add_candidate(store, "cnn", factor)
+    stage(store, 1)
+    return store
+
+
+def stage(store: Store, version: int) -> None:
+    """Promote a version of cnn to staging."""
+    promotion.promote("cnn", "staging", version, reason="because", store=store)

@@ -11,8 +11,8 @@ import pytest
 from mlflow import MlflowClient
 from playwright.sync_api import Page
 
+from onward.registry.evidence.metric_names import HEADLINE
 from onward.registry.operations import promotion
-from onward.registry.tracking.headline import HEADLINE
 from onward.registry.tracking.recorder import publish
 from tests.browser import browser_page, mlflow_pages, see
 from tests.conftest import not_none

@@ -13,8 +13,8 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
+from onward.registry.evidence.metric_names import HEADLINE
 from onward.registry.evidence.records import CaseResult, Machine
-from onward.registry.tracking.headline import HEADLINE
 from onward.registry.tracking.recorder import NOT_MEASURED, publish
 from tests.conftest import not_none
 from tests.evidence_factory import ENDED, STARTED, make_publication

@@ -304,7 +304,9 @@ def test_a_stage_run_by_hand_has_help_and_prints_its_verdict(checkout: Path) -> 
         assert f"onward stage {stage}" in done.stdout
         assert len(done.stdout.splitlines()) > 5
     done = run("onward stage verify toy", checkout)
-    assert (done.returncode, done.stdout) == (0, "verify toy: passed\n")
+    *progress, verdict = done.stdout.splitlines()  # `run` joins stdout and stderr, where progress is shown
+    assert (done.returncode, verdict) == (0, "verify toy: passed")
+    assert all(line.startswith(("params: ", "verify toy: ")) for line in progress)
     done = run("onward stage verify tot", checkout)
     assert done.returncode == 2
     assert "there is no such model; did you mean 'toy'?" in done.stdout

@@ -16,29 +16,21 @@ from onward.registry.inference.session import InferenceSession, cache
 from onward.registry.operations import promotion
 from onward.registry.store import connection, last_live
 from onward.registry.store.store import Store
-from tests.store_factory import add_candidate, artifacts_of, fresh_store, scale_model
+from tests.store_factory import add_candidate, artifacts_of, scale_model, stage, three_candidates
 
 X = np.arange(8, dtype=np.float32).reshape(2, 4)
 
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-    store = fresh_store(tmp_path, monkeypatch)
-    for factor in (1, 2, 3):
-        add_candidate(store, "cnn", factor)
-    deploy(store, 1)
-    return store
-
-
-def deploy(store: Store, version: int) -> None:
-    promotion.promote("cnn", "staging", version, reason="because", store=store)
+    return three_candidates(tmp_path, monkeypatch)
 
 
 def test_refresh_loads_the_current_live_version(store: Store) -> None:
     session = InferenceSession("cnn@staging")
     seen: list[Metadata] = []
     assert not session.refresh(seen.append)
-    deploy(store, 2)
+    stage(store, 2)
     assert np.array_equal(session.predict(X), X)
     assert session.refresh(seen.append)
     assert np.array_equal(session.predict(X), 2 * X)
@@ -51,7 +43,7 @@ def test_refresh_loads_the_current_live_version(store: Store) -> None:
 
 def test_refresh_does_not_reload_equal_bytes(store: Store) -> None:
     session = InferenceSession("cnn@staging")
-    deploy(store, 2)
+    stage(store, 2)
     promotion.rollback("cnn", "staging", reason="because", store=store)
     seen: list[Metadata] = []
     assert not session.refresh(seen.append)
@@ -73,7 +65,7 @@ def test_a_swap_drops_no_call(store: Store) -> None:
     for thread in threads:
         thread.start()
     for version in (2, 3, 1, 2):
-        deploy(store, version)
+        stage(store, version)
         assert session.refresh()
     done.set()
     for thread in threads:
@@ -86,19 +78,19 @@ def test_a_swap_drops_no_call(store: Store) -> None:
 def test_refresh_rejects_a_model_that_does_not_reproduce_its_outputs(store: Store) -> None:
     bad = add_candidate(store, "cnn", 5, recorded_factor=6)
     session = InferenceSession("cnn@staging")
-    deploy(store, bad)
+    stage(store, bad)
     for _ in range(2):
         with pytest.raises(Refused, match=r"version 4, entry 2, does not repeat .* version 1 stays loaded: output y"):
             session.refresh()
     assert np.array_equal(session.predict(X), X)
     assert session.metadata.version == 1
-    deploy(store, 2)
+    stage(store, 2)
     assert session.refresh()
 
 
 def test_refresh_rejects_changed_bytes(store: Store) -> None:
     session = InferenceSession("cnn@staging")
-    deploy(store, 2)
+    stage(store, 2)
     (artifacts_of(store, "staging.cnn", 2) / "model.onnx").write_bytes(b"other")
     with pytest.raises(Refused, match=r"model\.onnx has changed"):
         session.refresh()
@@ -118,7 +110,7 @@ def test_an_unreachable_store_does_not_stop_a_session(store: Store, monkeypatch:
 def test_a_session_of_a_version_or_file_never_changes(store: Store, tmp_path: Path) -> None:
     for target in ("cnn/1", scale_model(tmp_path / "at@staging.onnx", 1)):
         session = InferenceSession(target)
-        deploy(store, 2)
+        stage(store, 2)
         assert not session.refresh()
         assert np.array_equal(session.predict(X), X)
 

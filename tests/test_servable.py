@@ -164,13 +164,13 @@ def test_a_version_supports_batches_by_default(store_uri: str, tmp_path: Path) -
 
 def prepared(tmp_path: Path, **recorded: Any) -> tuple[Path, str]:
     """The folder of a version, and its sha256."""
-    from onward.registry.tracking.recorder import _prepare
+    from onward.registry.tracking.version_folder import prepare
 
     publication = make_publication(tmp_path)
     assert publication.bundle is not None
     if recorded:
         Recorded(**recorded).save(publication.bundle.parent)
-    version = _prepare(publication, tmp_path / "version")
+    version = prepare(publication, tmp_path / "version")
     return version.folder, version.sha256
 
 

@@ -10,37 +10,31 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 
 from onward.registry.errors import StoreUnreachable
 from onward.registry.inference.session import InferenceSession
 from onward.registry.operations import promotion
-from onward.registry.serve.rest import Limits
+from onward.registry.serve.grpc_messages import MESSAGES, SERVICE
+from onward.registry.serve.limits import Limits
 from onward.registry.serve.server import Options, Server
 from onward.registry.store import connection
 from onward.registry.store.store import Store
-from tests.store_factory import add_candidate, fresh_store
+from tests.store_factory import add_candidate, stage, three_candidates
 
 X = np.arange(8, dtype=np.float32).reshape(2, 4)
 PATIENCE_S = 60.0
 
 
-def deploy(store: Store, version: int) -> None:
-    promotion.promote("cnn", "staging", version, reason="because", store=store)
-
-
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-    store = fresh_store(tmp_path, monkeypatch)
-    for factor in (1, 2, 3):
-        add_candidate(store, "cnn", factor)
-    deploy(store, 1)
-    return store
+    return three_candidates(tmp_path, monkeypatch)
 
 
 class Client:
@@ -80,7 +74,7 @@ class Running:
 
     def __enter__(self) -> Running:
         self.thread.start()
-        wait_for(lambda: self.server.port)
+        wait_for(lambda: self.server.port and (self.server.options.grpc_port is None or self.server.grpc_port))
         self.client = Client(self.server.port)
         return self
 
@@ -157,7 +151,7 @@ def test_a_promotion_and_a_rollback_are_served_and_no_request_is_dropped(running
     for thread in threads:
         thread.start()
     for version in (2, 3):
-        deploy(store, version)
+        stage(store, version)
         wait_for(lambda version=version: running.client.infer()[1].get("model_version") == str(version))
     promotion.rollback("cnn", "staging", reason="because", store=store)
     wait_for(lambda: running.client.infer()[1].get("model_version") == "2")
@@ -173,13 +167,13 @@ def test_a_promotion_and_a_rollback_are_served_and_no_request_is_dropped(running
 
 def test_a_version_that_does_not_repeat_its_answers_never_serves(running: Running, store: Store) -> None:
     bad = add_candidate(store, "cnn", 5, recorded_factor=6)
-    deploy(store, bad)
+    stage(store, bad)
     model = running.server.models["cnn"]
     wait_for(lambda: any(event.kind == "refused" for event in model.events))
     assert running.client.infer()[1]["model_version"] == "1"
     assert "does not repeat its recorded answers" in model.events[-1].text
     assert 'onward_refused_versions{model="cnn",version="1"} 1.0' in running.client.call("/metrics")[1].decode()
-    deploy(store, 2)
+    stage(store, 2)
     wait_for(lambda: running.client.infer()[1]["model_version"] == "2")
 
 
@@ -215,7 +209,7 @@ def test_the_server_starts_from_the_cache_while_the_registry_cannot_be_reached(
             assert server.client.infer()[1]["model_version"] == "1"
             assert server.client.call("/v2/health/ready")[1]["registry_unreachable_for"] == ["cnn"]
             patch.undo()
-            deploy(store, 2)
+            stage(store, 2)
             wait_for(lambda: server.client.infer()[1]["model_version"] == "2")
             assert server.client.call("/v2/health/ready")[1]["registry_unreachable_for"] == []
     recalled = last_live.recall("cnn@staging", connection.tracking_uri())
@@ -255,6 +249,60 @@ def test_requests_are_limited_in_size_and_time(store: Store, monkeypatch: pytest
         assert server.client.infer(np.zeros((50, 4)))[0] == 413
         monkeypatch.setattr(served, "named_outputs", lambda *_: time.sleep(1))
         assert server.client.infer()[0] == 504
+
+
+class Grpc:
+    """Calls a server over gRPC."""
+
+    def __init__(self, port: int, token: str = "") -> None:
+        self.channel = grpc.insecure_channel(f"127.0.0.1:{port}")
+        self.metadata = [("authorization", f"Bearer {token}")] if token else []
+
+    def __call__(self, method: str, **fields: Any) -> Any:
+        request, response = MESSAGES[f"{method}Request"], MESSAGES[f"{method}Response"]
+        call = self.channel.unary_unary(f"/{SERVICE}/{method}", request.SerializeToString, response.FromString)
+        return call(request(**fields), metadata=self.metadata, timeout=PATIENCE_S, wait_for_ready=True)
+
+    def infer(self, values: Any = X, raw: bool = True, **fields: Any) -> Any:
+        entry = {"name": "x", "datatype": "FP32", "shape": np.shape(values)}
+        if raw:
+            return self("ModelInfer", model_name="cnn", inputs=[entry], raw_input_contents=[values.tobytes()], **fields)
+        entry["contents"] = {"fp32_contents": values.ravel()}
+        return self("ModelInfer", model_name="cnn", inputs=[entry], **fields)
+
+
+@pytest.mark.parametrize("raw", [True, False])
+def test_grpc_answers_with_the_version_and_follows_the_environment(store: Store, raw: bool) -> None:
+    with Running(grpc_port=0) as server:
+        client = Grpc(server.server.grpc_port)
+        assert client("ServerLive").live
+        assert client("ServerReady").ready
+        assert client("ModelReady", name="cnn").ready
+        about = client("ModelMetadata", name="cnn")
+        assert [(one.name, one.datatype) for one in about.inputs] == [("x", "FP32")]
+        answer = client.infer(raw=raw, id="7")
+        assert (answer.model_version, answer.id, answer.outputs[0].name) == ("1", "7", "y")
+        assert np.array_equal(np.frombuffer(answer.raw_output_contents[0], np.float32).reshape(2, 4), X)
+        stage(store, 2)
+        wait_for(lambda: client.infer().model_version == "2")
+
+
+def test_grpc_errors_have_the_right_code_and_the_reason(store: Store) -> None:
+    with Running(grpc_port=0, tokens=frozenset({"secret"})) as server:
+        port = server.server.grpc_port
+        client = Grpc(port, "secret")
+        assert Grpc(port)("ServerLive").live
+        calls: list[tuple[grpc.StatusCode, str, Callable[[], Any]]] = [
+            (grpc.StatusCode.UNAUTHENTICATED, "a bearer token is needed", lambda: Grpc(port).infer()),
+            (grpc.StatusCode.NOT_FOUND, "version 1 loaded, not 9", lambda: client.infer(model_version="9")),
+            (grpc.StatusCode.NOT_FOUND, "there is no model 'other'", lambda: client("ModelReady", name="other")),
+            (grpc.StatusCode.INVALID_ARGUMENT, "takes x float32", lambda: client.infer(X[:, :3].copy())),
+            (grpc.StatusCode.INVALID_ARGUMENT, "no output 'z'", lambda: client.infer(outputs=[{"name": "z"}])),
+        ]
+        for wanted, words, call in calls:
+            with pytest.raises(grpc.RpcError) as caught:
+                call()
+            assert (caught.value.code(), words in caught.value.details()) == (wanted, True), caught.value.details()
 
 
 def test_a_token_is_needed_where_tokens_are_set(store: Store) -> None:

@@ -102,7 +102,8 @@ def users(server: Server) -> None:
 
 
 @pytest.mark.usefixtures("users")
-def test_each_user_may_do_what_the_administrator_granted(login: Login) -> None:
+def test_each_user_may_do_what_the_administrator_granted(login: Login, capfd: pytest.CaptureFixture[str]) -> None:
+    capfd.readouterr()
     for version in (1, 2):
         ann = login("ann")
         promotion.promote("cnn", "staging", version, reason="because", store=ann)
@@ -121,6 +122,7 @@ def test_each_user_may_do_what_the_administrator_granted(login: Login) -> None:
     assert overview.check("cnn", "production", eve).met
     assert np.array_equal(InferenceSession("cnn@production").predict(X), X)
     assert [state.drift for state in overview.status(eve)[0].environments] == [(), ()]
+    assert capfd.readouterr().out == ""
 
 
 @pytest.mark.usefixtures("users")

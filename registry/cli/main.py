@@ -38,15 +38,13 @@ from onward.registry.cli.output import (
     short_time,
     trouble_lines,
 )
-from onward.registry.errors import Refused, UsageError
+from onward.registry.errors import INTERRUPTED, READER_GONE, Refused, UsageError
 from onward.registry.store import connection
 from onward.registry.uri import hidden
 
 DEBUG = "ONWARD_DEBUG"
 # Set by the shell's completion function.
 COMPLETING = "_ONWARD_COMPLETE"
-# The exit codes that shells expect after Ctrl-C and after a closed pipe: 128 plus the number of the signal.
-INTERRUPTED, READER_GONE = 130, 141
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from onward.registry.cli.output import say
+from onward.registry.cli.output import Json, print_json, say
 from onward.registry.errors import UsageError
 
 
@@ -18,6 +19,9 @@ def serve(
     ],
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="HTTP port.")] = 8080,
+    grpc_port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="gRPC port. Default: no gRPC.", show_default=False)
+    ] = None,
     poll: Annotated[float, typer.Option(min=0.1, help="Seconds between looks at an environment.")] = 2.0,
     queue: Annotated[int, typer.Option(min=0, help="Requests per model that may wait; further ones get 429.")] = 64,
     workers: Annotated[
@@ -26,20 +30,22 @@ def serve(
     max_mb: Annotated[float, typer.Option(min=0.001, help="Largest request in MB.")] = 64.0,
     timeout: Annotated[float, typer.Option(min=0.001, help="Longest time until an answer, in seconds.")] = 60.0,
     token_file: Annotated[
-        Path | None, typer.Option(help="File with one bearer token per line, one of which each request needs.")
+        Path | None, typer.Option(help="File with one bearer token per line. Each request needs one of them.")
     ] = None,
     tls_certificate: Annotated[Path | None, typer.Option(help="Certificate file, for HTTPS.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Key file of the certificate.")] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Log each request.")] = False,
+    as_json: Json = False,
 ) -> None:
-    """Serve models over HTTP with the Open Inference Protocol, and follow their environments.
+    """Serve models with the Open Inference Protocol over HTTP and gRPC, and follow their environments.
 
     A promotion or rollback is served within seconds: the new version is downloaded, checked, replayed and warmed up
-    before it gets requests. If any of this fails, the old version stays. Each response names its version.
+    before it gets requests. If any of this fails, the old version stays. Each response names its version. With --json,
+    the addresses and each line of the log are JSON objects.
 
-    Example: onward serve cnn@production transformer@production --port 8080
+    Example: onward serve cnn@production transformer@production --port 8080 --grpc-port 8081
     """
-    from onward.registry.serve.rest import Limits
+    from onward.registry.serve.limits import Limits
     from onward.registry.serve.server import Options, Server
 
     if (tls_certificate is None) != (tls_key is None):
@@ -47,11 +53,14 @@ def serve(
     logging.basicConfig(
         level=logging.DEBUG if verbose else logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s"
     )
+    if as_json:
+        logging.getLogger().handlers[0].setFormatter(_JsonLines())
     for name in ("uvicorn", "mlflow", "urllib3", "asyncio"):
         logging.getLogger(name).setLevel(logging.WARNING)
     options = Options(
         host=host,
         port=port,
+        grpc_port=grpc_port,
         poll=poll,
         queue=queue,
         workers=workers,
@@ -62,9 +71,25 @@ def serve(
     )
     server = Server(targets, options)
     scheme = "https" if tls_certificate else "http"
-    for model in server.models.values():
-        say(f"{model.target}: {scheme}://{host}:{port}/v2/models/{model.name}/infer")
+    urls = {model.target: f"{scheme}://{host}:{port}/v2/models/{model.name}/infer" for model in server.models.values()}
+    if as_json:
+        print_json(urls)
+    else:
+        for target, url in urls.items():
+            say(f"{target}: {url}")
     server.run()
+
+
+class _JsonLines(logging.Formatter):
+    """Log records as JSON objects, one per line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Write a record with its time, level, logger and text, and the traceback of an error."""
+        found = {"time": self.formatTime(record), "level": record.levelname, "logger": record.name}
+        found["message"] = record.getMessage()
+        if record.exc_info:
+            found["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(found)
 
 
 def _tokens(file: Path | None) -> frozenset[str]:

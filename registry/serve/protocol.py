@@ -11,6 +11,7 @@ Source: the specification of the protocol (Open Inference Protocol, REST) and Tr
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -140,7 +141,7 @@ def answer(model: str, version: str, request: Request, outputs: Mapping[str, Arr
         array = np.ascontiguousarray(outputs[one.name]).reshape(np.shape(outputs[one.name]))
         entry: dict[str, Any] = {"name": one.name, "datatype": datatype(array, one.name), "shape": list(array.shape)}
         if one.binary:
-            raw.append(_raw(array))
+            raw.append(to_raw(array))
             entry["parameters"] = {"binary_data_size": len(raw[-1])}
         else:
             entry["data"] = array.ravel()
@@ -189,17 +190,26 @@ def _input(entry: Any, raw: bytes, at: int) -> tuple[str, Array, int]:
     if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
         raise Fault(400, f"input {name}: shape {shape!r} must be a list of sizes")
     size = _parameters(entry, f"input {name}").get("binary_data_size")
-    count = 1
-    for dim in shape:
-        count *= dim
     if size is None:
-        return name, _from_json(name, entry.get("data"), dtype, shape, count), 0
+        return name, from_list(name, entry.get("data"), dtype, shape), 0
     if type(size) is not int or size < 0 or at + size > len(raw):
         raise Fault(400, f"input {name}: binary_data_size is {size!r}, and {len(raw) - at} bytes are left")
-    return name, _from_raw(name, raw[at : at + size], dtype, shape, count), size
+    return name, from_raw(name, raw[at : at + size], dtype, shape), size
 
 
-def _from_json(name: str, data: Any, dtype: np.dtype[Any], shape: list[int], count: int) -> Array:
+def from_list(name: str, data: Any, dtype: np.dtype[Any], shape: list[int]) -> Array:
+    """Read the values of an input from a list, nested or flat.
+
+    Args:
+        name: the input, for messages.
+        data: the values.
+        dtype: their type.
+        shape: the shape of the array.
+
+    Raises:
+        Fault: the values do not have the type, or their number does not fit the shape.
+    """
+    count = math.prod(shape)
     if not isinstance(data, list):
         raise Fault(400, f'input {name}: "data" must be a list')
     try:
@@ -233,7 +243,19 @@ def _flat(data: list[Any]) -> list[Any]:
     return found
 
 
-def _from_raw(name: str, data: bytes, dtype: np.dtype[Any], shape: list[int], count: int) -> Array:
+def from_raw(name: str, data: bytes, dtype: np.dtype[Any], shape: list[int]) -> Array:
+    """Read the values of an input from a raw tensor: little-endian, and strings after their lengths.
+
+    Args:
+        name: the input, for messages.
+        data: the raw tensor.
+        dtype: the type of the values.
+        shape: the shape of the array.
+
+    Raises:
+        Fault: the number of bytes does not fit the shape, or a string is not UTF-8.
+    """
+    count = math.prod(shape)
     if not dtype.hasobject:
         if len(data) != count * dtype.itemsize:
             raise Fault(400, f"input {name}: shape {shape} needs {count * dtype.itemsize} bytes, not {len(data)}")
@@ -259,7 +281,8 @@ def _from_raw(name: str, data: bytes, dtype: np.dtype[Any], shape: list[int], co
     return array.reshape(shape)
 
 
-def _raw(array: Array) -> bytes:
+def to_raw(array: Array) -> bytes:
+    """Write an array as a raw tensor, as `from_raw` reads it."""
     if array.dtype.kind not in "USO":
         return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
     texts = [value if isinstance(value, bytes) else str(value).encode() for value in array.ravel()]

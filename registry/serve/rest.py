@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import json
 import logging
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from starlette.applications import Starlette
@@ -17,9 +16,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from onward.registry.serve import protocol
+from onward.registry.serve.access import Access
 from onward.registry.serve.metrics import Metrics
 from onward.registry.serve.protocol import Fault
-from onward.registry.serve.served import ServedModel, version_of
+from onward.registry.serve.served import ServedModel, tensors, version_of
 
 _LOG = logging.getLogger("onward.serve")
 _MODEL = "/v2/models/{model}"
@@ -28,42 +28,29 @@ _VERSION = "/v2/models/{model}/versions/{version}"
 _OPEN = ("/v2/health/live", "/v2/health/ready")
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What one request may cost.
-
-    Attributes:
-        bytes: the largest body.
-        seconds: the longest time until the answer.
-    """
-
-    bytes: int = 64 * 2**20
-    seconds: float = 60.0
-
-
 class Rest:
     """The endpoints.
 
     Args:
-        models: the served models by their names in URLs.
+        access: the served models by their names in URLs, and who may use them.
         metrics: what /metrics shows.
-        limits: what one request may cost.
-        tokens: the bearer tokens that are accepted; empty if none is needed.
         look: called by POST /v2/onward/refresh, to look at the environments at once.
     """
 
     def __init__(
         self,
-        models: Mapping[str, ServedModel],
+        access: Access,
         metrics: Metrics,
-        limits: Limits,
-        tokens: frozenset[str],
         look: Callable[[], object],
     ) -> None:
-        self._models, self._metrics, self._limits, self._tokens, self._look = models, metrics, limits, tokens, look
+        self._access, self._metrics, self._look = access, metrics, look
 
-    def app(self) -> Starlette:
-        """The ASGI application."""
+    def app(self, lifespan: Callable[[Starlette], AbstractAsyncContextManager[None]]) -> Starlette:
+        """The ASGI application.
+
+        Args:
+            lifespan: what runs beside it, from its start to its end.
+        """
         routes = [
             Route("/v2", self._guarded(self._server)),
             Route("/v2/health/live", self._guarded(self._live)),
@@ -77,27 +64,20 @@ class Rest:
                 Route(f"{path}/ready", self._guarded(self._model_ready)),
                 Route(f"{path}/infer", self._guarded(self._infer), methods=["POST"]),
             ]
-        return Starlette(routes=routes, exception_handlers={404: _unknown_path, 405: _unknown_path})
+        return Starlette(routes=routes, exception_handlers={404: _unknown_path, 405: _unknown_path}, lifespan=lifespan)
 
     def _guarded(self, endpoint: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
         """An endpoint with the check of the token; faults become the protocol's errors."""
 
         async def guarded(request: Request) -> Response:
             try:
-                self._check_token(request)
+                if request.url.path not in _OPEN:
+                    self._access.check_token(request.headers.get("authorization", ""), "Authorization")
                 return await endpoint(request)
             except Fault as fault:
                 return JSONResponse({"error": fault.message}, fault.status)
 
         return guarded
-
-    def _check_token(self, request: Request) -> None:
-        if not self._tokens or request.url.path in _OPEN:
-            return
-        kind, _, given = request.headers.get("authorization", "").partition(" ")
-        matches = [hmac.compare_digest(given.encode(), token.encode()) for token in self._tokens]
-        if kind.lower() != "bearer" or not any(matches):
-            raise Fault(401, "a bearer token is needed: Authorization: Bearer TOKEN")
 
     async def _server(self, _: Request) -> Response:
         from importlib.metadata import version
@@ -108,8 +88,8 @@ class Rest:
         return JSONResponse({"live": True})
 
     async def _ready(self, _: Request) -> Response:
-        ready = all(model.ready for model in self._models.values())
-        unreachable = sorted(name for name, model in self._models.items() if not model.reachable)
+        ready = self._access.ready
+        unreachable = sorted(name for name, model in self._access.models.items() if not model.reachable)
         body = {"ready": ready, "registry_unreachable_for": unreachable}
         return JSONResponse(body, 200 if ready else 503)
 
@@ -124,23 +104,13 @@ class Rest:
         model = self._model(request)
         loaded = model.session.loaded
         found = await asyncio.to_thread(loaded.metadata)
-        tensors = {
-            key: [
-                {
-                    "name": spec.name,
-                    "datatype": protocol.protocol_type(spec.dtype),
-                    "shape": [size if isinstance(size, int) else -1 for size in spec.shape or ()],
-                }
-                for spec in specs
-            ]
-            for key, specs in (("inputs", found.inputs), ("outputs", found.outputs))
-        }
         return JSONResponse(
             {
                 "name": model.name,
                 "versions": [version_of(loaded)],
                 "platform": f"onward_{found.providers[0]}",
-                **tensors,
+                "inputs": tensors(found.inputs),
+                "outputs": tensors(found.outputs),
                 "parameters": {"sha256": found.sha256, "environment": found.environment, "entry": found.entry},
             }
         )
@@ -151,9 +121,7 @@ class Rest:
         return JSONResponse(body, 200 if model.ready else 503)
 
     async def _infer(self, request: Request) -> Response:
-        model = self._model(request, check_version=False)
-        if not model.ready:
-            raise Fault(503, f"{model.name} is not ready yet")
+        model = self._access.ready_model(request.path_params["model"])
         body = await self._body(request)
         length = request.headers.get(protocol.HEADER_LENGTH)
         if length is not None and not length.isdecimal():
@@ -161,28 +129,18 @@ class Rest:
         asked = protocol.parse(body, int(length) if length else None)
         wanted = request.path_params.get("version", "")
         number = request.headers.get("x-request-id") or asked.id or uuid.uuid4().hex
-        try:
-            answer = await asyncio.wait_for(model.infer(asked.arrays, wanted), self._limits.seconds)
-        except TimeoutError:
-            raise Fault(504, f"{model.name} did not answer within {self._limits.seconds:g} s") from None
+        answer = await self._access.answer(model, asked, wanted)
         headers, content = protocol.answer(model.name, answer.version, asked, answer.outputs)
         headers["x-request-id"] = number.encode("ascii", "replace").decode()[:128].replace("\n", "").replace("\r", "")
-        _LOG.debug(json.dumps({"request": number, "model": model.name, "version": answer.version}))
+        if _LOG.isEnabledFor(logging.DEBUG):
+            _LOG.debug(json.dumps({"request": number, "model": model.name, "version": answer.version}))
         return Response(content, headers=headers)
 
-    def _model(self, request: Request, check_version: bool = True) -> ServedModel:
-        name = request.path_params["model"]
-        model = self._models.get(name)
-        if model is None:
-            raise Fault(404, f"there is no model {name!r}; this server has {', '.join(self._models)}")
-        wanted = request.path_params.get("version", "")
-        loaded = version_of(model.session.loaded)
-        if check_version and wanted and wanted != loaded:
-            raise Fault(404, f"{name} has version {loaded} loaded, not {wanted}")
-        return model
+    def _model(self, request: Request) -> ServedModel:
+        return self._access.model(request.path_params["model"], request.path_params.get("version", ""))
 
     async def _body(self, request: Request) -> bytes:
-        most = self._limits.bytes
+        most = self._access.limits.bytes
         announced = request.headers.get("content-length", "")
         if announced.isdecimal() and int(announced) > most:
             raise Fault(413, f"the request has {announced} bytes, and at most {most} are accepted")

@@ -7,21 +7,24 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from onward.registry import processors
 from onward.registry.artifact.replay import BUNDLE, replay_in_subprocess
+from onward.registry.artifact.serving_plan import PROVIDERS
 from onward.registry.errors import MachineFault, OnwardError, Refused, StoreUnreachable, UsageError
 from onward.registry.npz import arrays
-from onward.registry.serve.protocol import Fault
+from onward.registry.serve.protocol import Fault, protocol_type
 
 if TYPE_CHECKING:
+    from onward.registry.evidence.records import TensorSpec
     from onward.registry.inference.model import Loaded
     from onward.registry.inference.session import InferenceSession
     from onward.registry.serve.metrics import Metrics
@@ -99,10 +102,9 @@ class ServedModel:
             Refused: the model does not repeat its recorded answers here.
         """
         loaded = self.session.loaded
-        if (loaded.path.parent / BUNDLE).is_dir() or loaded.origin.get("version"):
-            met, detail = replay_in_subprocess(
-                _folder(loaded), loaded.providers[0], allow_custom_ops=loaded.allow_custom_ops
-            )
+        folder = _folder(loaded)
+        if (folder / BUNDLE).is_dir() or loaded.origin.get("version"):
+            met, detail = replay_in_subprocess(folder, loaded.providers[0], allow_custom_ops=loaded.allow_custom_ops)
             if not met:
                 raise Refused(f"{self.target}: version {version_of(loaded)} does not repeat its answers here: {detail}")
         warm_up(loaded)
@@ -220,6 +222,22 @@ def version_of(loaded: Loaded) -> str:
     return str(version) if version else str(loaded.origin.get("sha256", ""))[:12] or "1"
 
 
+def tensors(specs: Sequence[TensorSpec]) -> list[dict[str, Any]]:
+    """Inputs or outputs as the protocol describes them: name, datatype and shape, with -1 for an open size.
+
+    Args:
+        specs: the inputs or outputs of the graph.
+    """
+    return [
+        {
+            "name": spec.name,
+            "datatype": protocol_type(spec.dtype),
+            "shape": [size if isinstance(size, int) else -1 for size in spec.shape or ()],
+        }
+        for spec in specs
+    ]
+
+
 def named_outputs(loaded: Loaded, given: Mapping[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
     """Run a model once.
 
@@ -247,10 +265,10 @@ def warm_up(loaded: Loaded) -> None:
             named_outputs(loaded, recorded)
 
 
-def _folder(loaded: Loaded) -> Any:
-    """The folder of a version: a file for another runtime lies in providers/NAME of it."""
+def _folder(loaded: Loaded) -> Path:
+    """The folder of a version: it contains files for other runtimes in providers/NAME."""
     parent = loaded.path.parent
-    return parent.parent.parent if parent.parent.name == "providers" else parent
+    return parent.parent.parent if parent.parent.name == PROVIDERS else parent
 
 
 def _threads(loaded: Loaded) -> int:

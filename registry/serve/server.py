@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import uvicorn
+from starlette.applications import Starlette
 
 from onward.registry.errors import UsageError
 from onward.registry.inference.session import InferenceSession
+from onward.registry.serve.access import Access
+from onward.registry.serve.limits import Limits
 from onward.registry.serve.metrics import Metrics
-from onward.registry.serve.rest import Limits, Rest
+from onward.registry.serve.rest import Rest
 from onward.registry.serve.served import ServedModel
 
 _LOG = logging.getLogger("onward.serve")
@@ -26,6 +30,7 @@ class Options:
     Attributes:
         host: the address that it listens on.
         port: the port; 0 for any free one.
+        grpc_port: the port of gRPC; 0 for any free one, None for no gRPC.
         poll: seconds between two looks at an environment.
         queue: requests per model that may wait.
         workers: requests per model that run at the same time; None for as many as there are processors for.
@@ -37,6 +42,7 @@ class Options:
 
     host: str = "127.0.0.1"
     port: int = 8080
+    grpc_port: int | None = None
     poll: float = 2.0
     queue: int = 64
     workers: int | None = None
@@ -65,10 +71,12 @@ class Server:
             self.models[name] = ServedModel(target, name, session, self.metrics, options.queue, options.workers)
             self.models[name].start()
         self._look, self._stop = threading.Event(), threading.Event()
-        app = Rest(self.models, self.metrics, options.limits, options.tokens, self._look.set).app()
+        self.grpc_port = 0
+        self._access = Access(self.models, options.limits, options.tokens)
+        rest = Rest(self._access, self.metrics, self._look.set)
         self._uvicorn = uvicorn.Server(
             uvicorn.Config(
-                app,
+                rest.app(self._beside),
                 host=options.host,
                 port=options.port,
                 log_config=None,
@@ -97,6 +105,23 @@ class Server:
             self._look.set()
             for model in self.models.values():
                 model.close()
+
+    @contextlib.asynccontextmanager
+    async def _beside(self, _: Starlette) -> AsyncIterator[None]:
+        """The gRPC server, which runs on the same event loop."""
+        if self.options.grpc_port is None:
+            yield
+            return
+        from onward.registry.serve.grpc_service import GrpcService
+
+        options = self.options
+        service = GrpcService(self._access)
+        address = f"{options.host}:{options.grpc_port}"
+        self.grpc_port = await service.start(address, options.certificate, options.key)
+        try:
+            yield
+        finally:
+            await service.stop()
 
     def stop(self) -> None:
         """End `run` from another thread."""

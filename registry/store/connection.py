@@ -37,12 +37,14 @@ _SQLITE = "sqlite:///"
 # The number of rows that one request asks MLflow for.
 PAGE = 1000
 
-# Report a server that is down after a few seconds, not after MLflow's default of several minutes.
+# Report a server that is down after a few seconds, not after MLflow's default of several minutes. Keep standard output
+# for the command's own answer: MLflow prints two lines there for every run that it ends on a server.
 _SETTINGS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "PGCONNECT_TIMEOUT": "5",
 }
 # Errors of the operating system and of SQLite that mean a fault of this machine. MLflow's errors repeat these words.

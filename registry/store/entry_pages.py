@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from onward.registry.evidence.metric_names import HEADLINE
 from onward.registry.log.entries import Draft, Entry
-from onward.registry.text import markdown
+from onward.registry.text import cut_after_line, markdown, markdown_table
 
-# MLflow's limit for descriptions, in characters.
+# MLflow's limit for the descriptions of versions and models, in characters.
 LONGEST = 5000
 _NEWEST = 15
 # The evidence that the page of an entry shows, in this order.
-_EVIDENCE = ("variant", "runtime", "precision", "p50_ms", "speedup", "quality", "quality_drop", "fidelity_snr_db",
-             "size_mb", "cpu")  # fmt: skip
+_EVIDENCE = ("variant", "runtime", "precision", *HEADLINE, "cpu")
 _HEAD = "Onward's deployment log: each version is an entry. Do not delete versions."
 
 
@@ -42,7 +42,7 @@ def entry_page(entry: Draft, registered: str) -> str:
         (markdown(f"gate {gate.requirement}"), f"{'met' if gate.met else '**not met**'}: {markdown(gate.detail)}")
         for gate in entry.gates
     ]
-    return _cut(f"{markdown(entry)}\n\n" + _table(("", ""), rows))
+    return _cut(f"{markdown(entry)}\n\n" + markdown_table(("", ""), rows))
 
 
 def history_page(model: str, registered: str, entries: Iterable[Entry], live: Entry | None) -> str:
@@ -68,7 +68,7 @@ def history_page(model: str, registered: str, entries: Iterable[Entry], live: En
         for entry in newest
     ]
     now = f"Live: version {live.candidate_version} since entry {live.number}." if live else "Nothing is live."
-    table = _table(("entry", "at", "what", "deployed", "variant", "who", "why"), rows)
+    table = markdown_table(("entry", "at", "what", "deployed", "variant", "who", "why"), rows)
     return _cut(f"{now} {_HEAD}\n\n{table}")
 
 
@@ -94,7 +94,7 @@ def figures(evidence: Mapping[str, str]) -> dict[str, float]:
         evidence: the tags.
     """
     found = {}
-    for name in ("p50_ms", "speedup", "quality", "quality_drop", "fidelity_snr_db", "size_mb"):
+    for name in HEADLINE:
         try:
             found[name] = float(evidence[name])
         except (KeyError, ValueError):
@@ -102,10 +102,5 @@ def figures(evidence: Mapping[str, str]) -> dict[str, float]:
     return found
 
 
-def _table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    lines = [header, ("---",) * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def _cut(text: str) -> str:
-    return text if len(text) <= LONGEST else text[: LONGEST - 4].rpartition("\n")[0] + "\n..."
+    return cut_after_line(text, LONGEST, "\n...")

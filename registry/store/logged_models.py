@@ -46,9 +46,15 @@ def describe_copy(client: MlflowClient, model_id: str, environment: str, model: 
         entry: the entry that deployed the copy.
     """
     from mlflow.entities import LoggedModelOutput, Metric
+    from mlflow.exceptions import MlflowException
 
     registered = registered_name(environment, model)
-    copy = client.get_logged_model(model_id)
+    try:
+        copy = client.get_logged_model(model_id)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":  # someone deleted the copy that the entry names
+            return
+        raise
     tags = {
         MODEL_VERSIONS: with_version(copy.tags.get(MODEL_VERSIONS), registered, entry.number),
         "mlflow.note.content": copy_page(entry, model, registered),
@@ -74,4 +80,5 @@ def describe_copy(client: MlflowClient, model_id: str, environment: str, model: 
     number = run.info.run_id
     client.log_batch(number, [Metric(name, value, 0, 0, model_id=model_id) for name, value in values.items()])
     client.log_outputs(number, [LoggedModelOutput(model_id, 0)])
-    client.set_terminated(number)
+    # Not `set_terminated`, which prints to the standard output of a process that imports Onward.
+    client.update_run(number, status="FINISHED")

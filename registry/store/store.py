@@ -24,7 +24,7 @@ from onward.registry.log.entries import Draft, Entry
 from onward.registry.names import is_name
 from onward.registry.store import log_memory, newest_run, relocate, webhooks
 from onward.registry.store.artifacts import Files
-from onward.registry.store.connection import as_default, connect, reachable
+from onward.registry.store.connection import as_default, connect, excerpt, reachable
 from onward.registry.store.entry_pages import entry_page, history_page
 from onward.registry.store.logged_models import describe_copy
 from onward.registry.store.model_versions import Versions
@@ -389,9 +389,7 @@ class Store:
                 source=entry.source,
                 tags=to_tags(entry) if own else {},
                 run_link=link(entry, registered) if own else None,
-                description=entry_page(entry, registered)
-                if own
-                else "Not an entry: the imported log has no entry of this number.",
+                description=entry_page(entry, registered) if own else _FILLER,
                 model_id=_logged_model(entry.source),
                 await_creation_for=0,
             )
@@ -455,15 +453,23 @@ class Store:
             environment: the environment.
             model: the model's name.
             log: the log.
+
+        Raises:
+            StoreUnreachable: the store did not answer, or answered with an error.
         """
+        from mlflow.exceptions import MlflowException
+
         registered, live = registered_name(environment, model), log.history.live
         page = history_page(model, registered, log.history.counted, live)
-        with reachable():
-            found = self._client.search_registered_models(f"name = '{registered}'", max_results=1)
-            if found and found[0].description != page:
-                self._client.update_registered_model(registered, page)
-            if live is not None and (logged := _logged_model(live.source)):
-                describe_copy(self._client, logged, environment, model, live)
+        try:
+            with reachable():
+                found = self._client.search_registered_models(f"name = '{registered}'", max_results=1)
+                if found and found[0].description != page:
+                    self._client.update_registered_model(registered, page)
+                if live is not None and (logged := _logged_model(live.source)):
+                    describe_copy(self._client, logged, environment, model, live)
+        except MlflowException as error:
+            raise StoreUnreachable(f"the MLflow store answered with an error: {excerpt(str(error))}") from error
 
     def _mark(self, registered: str, number: int) -> None:
         """Mark an entry as lost."""

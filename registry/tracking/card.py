@@ -12,14 +12,13 @@ from typing import Any
 from onward.registry.evidence.records import CRASHES, CaseResult, Choice, Measurement, TensorSpec
 from onward.registry.evidence.reports import Evidence
 from onward.registry.host import hardware
-from onward.registry.text import markdown
+from onward.registry.store.entry_pages import LONGEST
+from onward.registry.text import cut_after_line, markdown
 from onward.registry.tracking.headline import headline
 from onward.registry.tracking.markdown_table import figure, table
 from onward.registry.tracking.metrics import chosen_measurement, sentence
 
 FILE = "MODEL_CARD.md"
-# MLflow's limit for the description of a version, in characters.
-LONGEST_DESCRIPTION = 5000
 _SHOWN = ("quality", "quality_drop", "fidelity_snr_db", "p50_ms", "speedup", "size_mb")
 _SHORTENED = f"\n\n... The whole card is {FILE} of the version and of its run."
 
@@ -47,9 +46,7 @@ def description(text: str) -> str:
     Args:
         text: the text that `card_text` returned.
     """
-    if len(text) <= LONGEST_DESCRIPTION:
-        return text
-    return text[: LONGEST_DESCRIPTION - len(_SHORTENED)].rpartition("\n")[0] + _SHORTENED
+    return cut_after_line(text, LONGEST, _SHORTENED)
 
 
 def card_text(

@@ -60,7 +60,7 @@ class FigureLog:
 
         Args:
             run_id: the run.
-            metrics: the figures; those that are not finite are named in a tag instead.
+            metrics: the figures. A tag names those that are not finite.
             params: the settings.
             tags: the tags; empty ones are left out.
             series: figures over a size, which becomes the step.

@@ -8,10 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from onward.registry.evidence.latencies import mean_p50_ms
 from onward.registry.evidence.records import Choice, Latency, Measurement, worst_by_output
 
-# In the order of columns and tables.
-HEADLINE = ("p50_ms", "speedup", "quality", "quality_drop", "fidelity_snr_db", "size_mb")
 # The unit or meaning of each metric, for descriptions.
 MEANINGS = {
     "p50_ms": "median latency in ms (weighted geometric mean over the sizes)",
@@ -52,10 +51,9 @@ def mean_p50(latencies: Sequence[Latency]) -> float | None:
     Args:
         latencies: the latencies at each size.
     """
-    weight = sum(latency.weight for latency in latencies)
-    if not weight or any(latency.p50_ms <= 0 for latency in latencies):
+    if not any(latency.weight for latency in latencies) or any(latency.p50_ms <= 0 for latency in latencies):
         return None
-    return math.exp(sum(latency.weight * math.log(latency.p50_ms) for latency in latencies) / weight)
+    return mean_p50_ms(latencies)
 
 
 def _snr_db(measurement: Measurement) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from onward.registry.text import markdown
+from onward.registry.text import markdown, markdown_table
 
 # `markdown` escapes the point of a number, because a line that starts with one may be an item of a list.
 _NUMBER = re.compile(r"-?\d+(\.\d+)?(e[+-]?\d+)?")
@@ -30,8 +30,7 @@ def linked(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """
     if not rows:
         return ""
-    lines = [[markdown(title) for title in header], ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown_table(map(markdown, header), rows)
 
 
 def figure(value: float | None) -> str:

@@ -15,19 +15,17 @@ import json
 import platform
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onward.registry.artifact.manifest import manifest_digest
-from onward.registry.artifact.serving_plan import MODEL, Served, Serving, of_winners, version_digest
+from onward.registry.artifact.serving_plan import MODEL, Served, Serving
 from onward.registry.errors import Refused
 from onward.registry.evidence.records import Machine
 from onward.registry.evidence.reports import PublishReport
 from onward.registry.evidence.unmeasured import as_table, unmeasured
 from onward.registry.host import hardware
-from onward.registry.inference.servable import Servable, examine
 from onward.registry.names import valid_name
 from onward.registry.store import newest_run, relocate, sqlite_reader
 from onward.registry.store.artifacts import SERVED_AS, Files, served
@@ -53,6 +51,7 @@ from onward.registry.tracking.metrics import (
 from onward.registry.tracking.pages import Pages
 from onward.registry.tracking.publication import Publication
 from onward.registry.tracking.times import moment, to_ms
+from onward.registry.tracking.version_folder import Prepared, build, prepare
 from onward.registry.trust.identity import who
 from onward.registry.uri import without_credentials
 
@@ -122,7 +121,7 @@ def publish(publication: Publication) -> PublishReport:
     client = connect()
     experiment = ensure_experiment(client, publication.experiment)
     with tempfile.TemporaryDirectory() as temporary:
-        version = _prepare(publication, Path(temporary) / "model")
+        version = prepare(publication, Path(temporary) / "model")
         with reachable():
             return _Recorder(client, experiment, publication, version).record()
 
@@ -143,66 +142,10 @@ def attach(run_id: str, texts: Mapping[str, str]) -> None:
             client.log_text(run_id, text, path)
 
 
-@dataclass(frozen=True)
-class _Prepared:
-    """The version as it will be uploaded: its folder, its sha256, and whether it can be served."""
-
-    folder: Path
-    sha256: str = ""
-    servable: Servable = field(default_factory=Servable)
-
-
-def _prepare(publication: Publication, folder: Path) -> _Prepared:
-    """Build the folder of the chosen variant with all files of a version, and check it."""
-    evidence, chosen = publication.evidence, publication.evidence.select
-    if evidence.failures():
-        return _Prepared(folder)
-    if publication.fault:
-        return _Prepared(folder, servable=Servable(fault=publication.fault))
-    name = label(chosen.variant, chosen.runtime)
-    run_record = next(
-        run_record
-        for run_record in run_records(evidence, publication.root, publication.params)
-        if run_record.name == name
-    )
-    try:
-        serving, others = of_winners(chosen.winners, publication.root, publication.libraries())
-        _build(publication, run_record, folder, publication.bundle, serving, others)
-    except Refused as error:
-        return _Prepared(folder, servable=Servable(fault=str(error)))
-    sha256 = version_digest(chosen.winners)
-    return _Prepared(folder, sha256, examine(folder, sha256, run_record.provider))
-
-
-def _build(
-    publication: Publication,
-    run_record: RunRecord,
-    folder: Path,
-    bundle: Path | None,
-    serving: Serving,
-    others: Mapping[str, Sequence[Path]],
-) -> None:
-    from onward.registry.artifact.mlflow_model import build_folder
-
-    build_folder(
-        folder,
-        run_record.files,
-        publication.inputs,
-        publication.outputs,
-        run_record.provider,
-        bundle,
-        serving,
-        others,
-        publication.libraries(),
-        example=publication.example,
-        texts={card.FILE: publication.card()} if bundle is not None else {},
-    )
-
-
 class _Recorder:
     """Writes the runs, the logged models and the version of one publication."""
 
-    def __init__(self, client: MlflowClient, experiment: str, publication: Publication, version: _Prepared) -> None:
+    def __init__(self, client: MlflowClient, experiment: str, publication: Publication, version: Prepared) -> None:
         self.client = client
         self.experiment = experiment
         self.publication = publication
@@ -362,7 +305,7 @@ class _Recorder:
             )
             with tempfile.TemporaryDirectory() as temporary:
                 folder = Path(temporary) / "model"
-                _build(self.publication, run_record, folder, None, serving, {})
+                build(self.publication, run_record, folder, None, serving, {})
                 self.client.log_model_artifacts(model.model_id, str(folder))
         self.client.log_outputs(run.info.run_id, [LoggedModelOutput(model.model_id, 0)])
         return self.client.finalize_logged_model(model.model_id, LoggedModelStatus.READY), True

@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Sequence
 from typing import Any
 
-from onward.registry.tracking.headline import HEADLINE
+from onward.registry.evidence.metric_names import HEADLINE
 
 _TAG = "mlflow.sharedViewState."
 # MLflow's limit for a tag of an experiment.

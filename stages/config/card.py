@@ -17,7 +17,7 @@ class Card(Section):
 
     Attributes:
         license: The licence's SPDX identifier in lower case, such as `apache-2.0`, as Hugging Face writes it.
-        contact: Whom to ask: an address, a channel or a team.
+        contact: The address, channel or team for questions.
         description: What the model does, in a sentence.
         intended_use: What the model is for.
         preprocessing: How raw data becomes the model's inputs.

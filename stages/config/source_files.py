@@ -134,9 +134,9 @@ def _cached_imports(path: Path, module: str, _changed: int, _size: int) -> list[
     return names
 
 
-@functools.cache
+@functools.lru_cache(maxsize=1)
 def parsed(source: str) -> ast.Module:
-    """Parse the source of a file, once."""
+    """Parse the source of a file; once, if its digest and its imports are computed one after the other."""
     return ast.parse(source)
 
 

@@ -78,16 +78,6 @@ def summarize(
     )
 
 
-def mean_p50_ms(latencies: Sequence[Latency]) -> float:
-    """The weighted geometric mean of p50 over sizes, in ms.
-
-    Args:
-        latencies: The latencies at each size, at least one.
-    """
-    total = sum(latency.weight for latency in latencies)
-    return math.exp(sum(latency.weight * math.log(latency.p50_ms) for latency in latencies) / total)
-
-
 def drift(medians: Sequence[float]) -> float | None:
     """Compute by how much the last third of the rounds is slower than the first.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zlib
+
 import numpy as np
 import numpy.typing as npt
 
@@ -11,9 +13,10 @@ Arrays = dict[str, npt.NDArray[np.float32]]
 
 
 def samples(split: str) -> dict[str, npt.NDArray[np.int32]]:
-    """Files of this machine, [n, 2048]."""
-    rows = [_features(path.read_bytes()) for path in inputs.files_of_this_machine(split, 260)]
-    return {"bytes": np.unique(np.stack(rows), axis=0)}
+    """Files of this machine, [n, 2048]. Equal files of different names are in one split."""
+    rows = [_features(path.read_bytes()) for path in inputs.files_of_this_machine(split, 520)]
+    own = [row for row in rows if zlib.crc32(row.tobytes()) % 2 == inputs.SEEDS[split] - 1]
+    return {"bytes": np.unique(np.stack(own), axis=0)}
 
 
 def changed(original: Arrays, released: Arrays) -> float:
