@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from onward.registry.evidence.headline import by_batch, by_callers, mean_p50
 from onward.registry.evidence.metric_names import current, with_earlier
 from onward.registry.evidence.records import (
     Callers,
@@ -22,7 +23,6 @@ from onward.registry.evidence.reports import Evidence
 from onward.registry.evidence.unmeasured import unmeasured
 from onward.registry.gates.builtin import judge
 from onward.registry.tracking.card import card_text
-from onward.registry.tracking.headline import by_batch, by_callers, mean_p50
 from onward.registry.tracking.metrics import run_records, sentence, variant_metrics, version_tags
 from tests.evidence_factory import make_publication
 

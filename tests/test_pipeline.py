@@ -26,6 +26,7 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
+from onward.stages.summary import rounded
 from tests.conftest import clone, not_none, run
 from tests.toy import SOURCE, toy_params
 
@@ -170,6 +171,8 @@ def test_dvc_shows_figures_plots_and_a_readable_graph(checkout: Path) -> None:
     shown = json.loads(run("dvc metrics show --json", checkout).stdout)[""]["data"]
     figures = shown["build/toy/metrics.json"]["data"]
     assert {"p50_ms", "speedup", "quality", "quality_drop", "size_mb"} <= figures.keys()
+    (parent,) = [r for r in published(checkout)["parents"] if r.data.tags["onward.model"] == "toy"]
+    assert figures == {name: rounded(parent.data.metrics[name]) for name in figures}
     done = run("dvc plots show --json", checkout)
     plots = json.loads(done.stdout[done.stdout.index("{") :])
     assert not plots.get("errors")
