@@ -66,12 +66,12 @@ def _adapt(whole: dict[str, Any], definitions: dict[str, Any]) -> None:
     runtimes["anyOf"] = [{"type": "array", "items": runtimes["items"], "minItems": 1}, runtimes["items"]]
     for key in ("type", "items", "minItems"):
         runtimes.pop(key, None)
-    for key, form in {
+    environments = {"type": "object", "additionalProperties": {"$ref": "#/$defs/Environment"}}
+    whole_sections: dict[str, dict[str, Any]] = {
         "defaults": {"$ref": "#/$defs/ModelParams"},
-        "environments": {
-            "anyOf": [{"type": "object", "additionalProperties": {"$ref": "#/$defs/Environment"}}, {"type": "null"}]
-        },
-    }.items():
+        "environments": {"anyOf": [environments, {"type": "null"}]},
+    }
+    for key, form in whole_sections.items():
         whole["properties"][key] = {**form, "description": whole["properties"][key]["description"]}
     requirements = definitions["Environment"]["properties"]["require"]
     requirements["items"] = {"anyOf": [{"enum": list(builtin.REQUIREMENTS)}, {**STRING, "pattern": r"\.json$"}]}
