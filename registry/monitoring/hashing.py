@@ -62,7 +62,8 @@ def signs(size: int, count: int) -> Array:
         The vectors, [size, count], count at most 64.
     """
     bits = splitmix(np.arange(size, dtype=np.int64))[:, None] >> np.arange(count, dtype=np.uint64)
-    return ((bits & np.uint64(1)).astype(np.float64) * 2 - 1) / np.sqrt(max(size, 1))
+    found: Array = ((bits & np.uint64(1)).astype(np.float64) * 2 - 1) / np.sqrt(max(size, 1))
+    return found
 
 
 @lru_cache(maxsize=8)
@@ -71,7 +72,8 @@ def frequencies(dimensions: int, count: int) -> Array:
     size = dimensions * count
     uniform = (splitmix(np.arange(1, 2 * size + 1) * 0x10001) >> np.uint64(11)).astype(np.float64) / 2.0**53
     radius = np.sqrt(-2 * np.log1p(-uniform[:size]))
-    return (radius * np.cos(2 * np.pi * uniform[size:])).reshape(dimensions, count)
+    found: Array = (radius * np.cos(2 * np.pi * uniform[size:])).reshape(dimensions, count)
+    return found
 
 
 def shuffled(count: int) -> Array:
