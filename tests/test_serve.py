@@ -23,6 +23,7 @@ from onward.registry.inference.session import InferenceSession
 from onward.registry.operations import promotion
 from onward.registry.serve.grpc_messages import MESSAGES, SERVICE
 from onward.registry.serve.limits import Limits
+from onward.registry.serve.observer import Observation
 from onward.registry.serve.server import Options, Server
 from onward.registry.store import connection
 from onward.registry.store.store import Store
@@ -325,3 +326,27 @@ def test_the_command_serves_until_it_is_told_to_end(store: Store, tmp_path: Path
         _, errors = process.communicate(timeout=PATIENCE_S)
     assert process.returncode in (0, -signal.SIGTERM), errors
     assert "Traceback" not in errors
+
+
+def test_observers_see_each_request_and_one_that_fails_does_no_harm(running: Running) -> None:
+    seen: list[Observation] = []
+
+    class Notes:
+        def seen(self, request: Observation) -> None:
+            seen.append(request)
+            raise RuntimeError("a bug")
+
+    running.server.models["cnn"].observers.append(Notes())
+    before = time.time()
+    assert running.client.infer()[0] == 200
+    assert running.client.infer(np.zeros((2, 3)))[0] == 400
+    good, bad = seen
+    assert (good.model, good.target, good.version, good.outcome, good.request) == (
+        "cnn", "cnn@staging", "1", "success", "7",
+    )  # fmt: skip
+    assert (good.entry, len(good.sha256), good.cause) == (1, 64, "live")
+    assert before <= good.arrived <= time.time()
+    assert good.latency_us == pytest.approx(good.queue_us + good.compute_us)
+    assert good.outputs is not None
+    assert np.array_equal(good.inputs["x"], good.outputs["y"])
+    assert (bad.outcome, bad.outputs) == ("invalid", None)

@@ -77,18 +77,19 @@ class Access:
             raise Fault(503, f"{name} is not ready yet")
         return found
 
-    async def answer(self, model: ServedModel, asked: Request, wanted: str) -> Answer:
+    async def answer(self, model: ServedModel, asked: Request, wanted: str, number: str = "") -> Answer:
         """Compute the outputs of a request within the time limit.
 
         Args:
             model: the model.
             asked: the request.
             wanted: the only version that may answer; "" for any.
+            number: the request's identifier, for observers.
 
         Raises:
             Fault: as ServedModel.infer, or the time is over.
         """
         try:
-            return await asyncio.wait_for(model.infer(asked.arrays, wanted), self.limits.seconds)
+            return await asyncio.wait_for(model.infer(asked.arrays, wanted, number or asked.id), self.limits.seconds)
         except TimeoutError:
             raise Fault(504, f"{model.name} did not answer within {self.limits.seconds:g} s") from None

@@ -129,7 +129,7 @@ class Rest:
         asked = protocol.parse(body, int(length) if length else None)
         wanted = request.path_params.get("version", "")
         number = request.headers.get("x-request-id") or asked.id or uuid.uuid4().hex
-        answer = await self._access.answer(model, asked, wanted)
+        answer = await self._access.answer(model, asked, wanted, number)
         headers, content = protocol.answer(model.name, answer.version, asked, answer.outputs)
         headers["x-request-id"] = number.encode("ascii", "replace").decode()[:128].replace("\n", "").replace("\r", "")
         if _LOG.isEnabledFor(logging.DEBUG):

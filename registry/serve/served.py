@@ -21,6 +21,7 @@ from onward.registry.artifact.replay import BUNDLE, replay_in_subprocess
 from onward.registry.artifact.serving_plan import PROVIDERS
 from onward.registry.errors import MachineFault, OnwardError, Refused, StoreUnreachable, UsageError
 from onward.registry.npz import arrays
+from onward.registry.serve.observer import Observation, Observer, Outcome, tell
 from onward.registry.serve.protocol import Fault, protocol_type
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ class ServedModel:
     ) -> None:
         self.target, self.name, self.session, self._metrics = target, name, session, metrics
         self.events: deque[Event] = deque(maxlen=EVENTS)
+        self.observers: list[Observer] = []
         self.reachable = not session.loaded.origin.get("cached", False)
         self.ready = False
         self._workers = workers or max(1, processors.count() // _threads(session.loaded))
@@ -142,12 +144,13 @@ class ServedModel:
         self._gauges()
         return changed
 
-    async def infer(self, given: Mapping[str, Any], wanted: str = "") -> Answer:
+    async def infer(self, given: Mapping[str, Any], wanted: str = "", request: str = "") -> Answer:
         """Compute the outputs of a request, on the version that is loaded when the request starts to run.
 
         Args:
             given: the inputs by name.
             wanted: the only version that may answer; "" for any.
+            request: the request's identifier, for observers.
 
         Raises:
             Fault: the inputs are not what the model documents, the queue is full, or another version is loaded.
@@ -155,11 +158,12 @@ class ServedModel:
         with self._lock:
             if self._pending >= self._most:
                 self._metrics.count((self.name, version_of(self.session.loaded)), nv_inference_request_failure=1)
+                self._observe(self.session.loaded, given, request, "refused")
                 raise Fault(429, f"{self.name} has {self._most} requests already: try again later")
             self._pending += 1
         try:
             return await asyncio.get_running_loop().run_in_executor(
-                self._pool, self._run, given, wanted, time.perf_counter()
+                self._pool, self._run, given, wanted, request, time.perf_counter()
             )
         finally:
             with self._lock:
@@ -170,7 +174,7 @@ class ServedModel:
         self.ready = False
         self._pool.shutdown()
 
-    def _run(self, given: Mapping[str, Any], wanted: str, arrived: float) -> Answer:
+    def _run(self, given: Mapping[str, Any], wanted: str, request: str, arrived: float) -> Answer:
         begun = time.perf_counter()
         loaded = self.session.loaded
         version = version_of(loaded)
@@ -181,12 +185,15 @@ class ServedModel:
             outputs = named_outputs(loaded, given)
         except UsageError as error:
             self._metrics.count(labels, nv_inference_request_failure=1)
+            self._observe(loaded, given, request, "invalid", (arrived, begun))
             raise Fault(400, str(error)) from None
         except MachineFault as error:
             self._metrics.count(labels, nv_inference_request_failure=1)
+            self._observe(loaded, given, request, "failed", (arrived, begun))
             raise Fault(500, str(error)) from None
         except Fault:
             self._metrics.count(labels, nv_inference_request_failure=1)
+            self._observe(loaded, given, request, "invalid", (arrived, begun))
             raise
         ended = time.perf_counter()
         self._metrics.count(
@@ -198,7 +205,39 @@ class ServedModel:
             nv_inference_queue_duration_us=(begun - arrived) * 1e6,
             nv_inference_compute_infer_duration_us=(ended - begun) * 1e6,
         )
+        self._observe(loaded, given, request, "success", (arrived, begun, ended), outputs)
         return Answer(version, outputs)
+
+    def _observe(
+        self,
+        loaded: Loaded,
+        given: Mapping[str, Any],
+        request: str,
+        outcome: Outcome,
+        times: tuple[float, ...] = (),
+        outputs: Mapping[str, np.ndarray[Any, Any]] | None = None,
+    ) -> None:
+        """Tell the observers of a request. `times` are its arrival, its begin and its end on the monotonic clock."""
+        if not self.observers:
+            return
+        now = time.perf_counter()
+        arrived, begun, ended = (*times, *(now, now, now)[len(times) :])
+        seen = Observation(
+            model=self.name,
+            target=self.target,
+            version=version_of(loaded),
+            sha256=str(loaded.origin.get("sha256", "")),
+            entry=int(loaded.origin.get("entry", 0)),
+            request=request,
+            arrived=time.time() - (now - arrived),
+            latency_us=(ended - arrived) * 1e6,
+            queue_us=(begun - arrived) * 1e6,
+            compute_us=(ended - begun) * 1e6,
+            outcome=outcome,
+            inputs=given,
+            outputs=outputs,
+        )
+        tell(self.observers, seen)
 
     def _note(self, kind: str, text: str) -> None:
         self.events.append(Event(datetime.now(UTC).isoformat(timespec="milliseconds"), kind, text))
