@@ -271,6 +271,23 @@ def test_a_single_caller_soon_stops_waiting_for_others(serve: Make) -> None:
     assert time.perf_counter() - begun < 40 * 0.08 / 4
 
 
+def test_callers_that_wait_for_their_answers_do_not_wait_for_the_end_of_the_delay(serve: Make, runs: list[int]) -> None:
+    model = serve(delay_ms=200)
+
+    async def caller(number: int) -> None:
+        for turn in range(24):
+            given = rows(1, 10 * number + turn)
+            check([await model.infer({"x": given})], [given])
+
+    async def three() -> None:
+        await asyncio.gather(*map(caller, range(3)))
+
+    begun = time.perf_counter()
+    asyncio.run(three())
+    assert time.perf_counter() - begun < 24 * 0.2 / 3
+    assert runs.count(3) > len(runs) / 2
+
+
 def test_a_request_waits_no_longer_than_the_delay(serve: Make) -> None:
     model = serve(delay_ms=150)
     seen: list[Observation] = []
