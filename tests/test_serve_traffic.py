@@ -353,6 +353,9 @@ def test_a_candidate_that_cannot_be_loaded_harms_nothing(store: Store) -> None:
         wait_for(lambda: "refused" in events(server))
         assert server.client.infer()[1]["model_version"] == "1"
         assert server.client.call("/v2/health/ready")[0] == 200
+        server.server._candidates[0]._retry_at += 3600  # only the refused version has to wait
+        stage(store, 3)
+        wait_for(lambda: server.client.infer()[1]["model_version"] == "3")
 
 
 def status_lines(store: Store) -> list[str]:

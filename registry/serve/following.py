@@ -10,11 +10,13 @@ from onward.registry.errors import OnwardError, Refused, StoreUnreachable
 from onward.registry.inference.session import InferenceSession
 from onward.registry.serve.refusals import Refusals
 from onward.registry.serve.versions import folder_of, version_of, warm_up
+from onward.registry.store.resolve import resolve
 
 if TYPE_CHECKING:
     from onward.registry.inference.model import Loaded
     from onward.registry.serve.events import Events
     from onward.registry.serve.metrics import Metrics
+    from onward.registry.store.resolve import Target
 
 # Seconds before a refused version is tried again, because a full disk or a broken download passes. The time doubles
 # with each refusal, because each try downloads and replays the version.
@@ -43,6 +45,7 @@ class Follower:
         self.ready = False
         self._refusals = Refusals(target)
         self._refused, self._retry_at, self._retry_s = 0, 0.0, FIRST_RETRY_S
+        self._seen: Target | None = None  # by the first look of a candidate
         self._text = ""
         self._recorded = True  # a server on this host may have recorded a refusal before
 
@@ -110,19 +113,25 @@ class Follower:
     @property
     def _current(self) -> bool:
         """Whether the live entry is loaded."""
-        live = self.session.seen_live
+        live = self._live
         return self.ready and (live is None or live.entry == self.session.loaded.origin.get("entry"))
 
     def _first(self) -> bool:
-        """Load the first version of a candidate."""
-        if time.monotonic() < self._retry_at:
+        """Load the first version of a candidate. A refused one is tried again later, another one at once."""
+        self._seen = None
+        self._seen = resolve(self.target) if "@" in self.target else None
+        entry = self._seen.entry if self._seen else 0
+        if entry == self._refused and time.monotonic() < self._retry_at:
             return False
-        if self._session is None:
-            self._session = InferenceSession(self.target, allow_cached=True)
-        elif "@" in self.target:
-            self._session.refresh()
+        self._session = InferenceSession(self.target)
+        self._session.seen_live = self._seen
         self.start()
         return False
+
+    @property
+    def _live(self) -> Target | None:
+        """What was live at the last look, also if it could not be loaded; None if that is not known."""
+        return self.session.seen_live if self.ready else self._seen
 
     def _refresh(self) -> bool:
         before = version_of(self.session.loaded)
@@ -134,12 +143,12 @@ class Follower:
 
     def _skipped(self) -> int:
         """The entry that is not tried again yet; 0 for none."""
-        live = self._session.seen_live if self._session else None
+        live = self._live
         waits = self._refused and live is not None and live.entry == self._refused
         return self._refused if waits and time.monotonic() < self._retry_at else 0
 
     def _refuse(self, problem: str) -> None:
-        live = self._session.seen_live if self._session else None
+        live = self._live
         entry = live.entry if live else 0
         if entry != self._refused:
             self._retry_s = FIRST_RETRY_S
