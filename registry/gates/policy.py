@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from onward.registry import checkout, yaml_text
 from onward.registry.errors import UsageError
+from onward.registry.evidence.shadow import MINIMUM
 from onward.registry.gates import builtin
 from onward.registry.names import NAME_RULE, is_name
 from onward.registry.text import one_line
@@ -75,6 +76,7 @@ class Environment(BaseModel):
         signers: By name, the persons whose entries count (registry/trust/entry_signatures.py).
         files_key: The file with the public key for the signatures of a version's files
             (registry/trust/file_signatures.py); empty if signatures are not required.
+        shadow_requests: The number of requests that `shadow` requires (registry/gates/shadow.py).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -86,6 +88,7 @@ class Environment(BaseModel):
     four_eyes: bool = False
     signers: dict[str, ReadSigner] = {}
     files_key: str = ""
+    shadow_requests: Annotated[int, Field(ge=1)] = MINIMUM
 
     @property
     def named(self) -> list[str]:
