@@ -10,14 +10,15 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 from onward.registry.store.connection import tracking_uri
 from onward.registry.store.newest_run import MARK, to_reason
 from onward.registry.store.reach import open_sqlite
+from onward.registry.store.rows import Row
 from onward.registry.store.schema import Overview
 from onward.registry.uri import sqlite_file
 
@@ -54,19 +55,6 @@ _FAILED = f"""
     LEFT JOIN tags AS reason ON reason.key = 'onward.reason' AND reason.run_uuid = newest.run_uuid
     WHERE newest.key = '{MARK}' AND newest.value = 'true' ORDER BY runs.start_time
 """
-
-
-@dataclass(frozen=True)
-class Row:
-    """A version of a registered model (schema.Version)."""
-
-    name: str
-    version: int
-    creation_timestamp: int
-    current_stage: str
-    source: str
-    run_link: str | None
-    tags: Mapping[str, str]
 
 
 def read() -> dict[str, Overview] | None:
@@ -106,6 +94,19 @@ def _query(function: Callable[[sqlite3.Connection], Answer]) -> Answer | None:
             return function(tables) if _revision(tables) == REVISION else None
     except sqlite3.Error:
         return None
+
+
+def is_known(file: Path) -> bool:
+    """Whether an SQLite file has the tables that this module was written for.
+
+    Args:
+        file: the file.
+    """
+    try:
+        with closing(open_sqlite(file, timeout_s=1)) as tables:
+            return _revision(tables) == REVISION
+    except sqlite3.Error:
+        return False
 
 
 def experiment(name: str) -> tuple[str, str] | None:

@@ -1,0 +1,148 @@
+"""A serving host has `onward[serve,cpu]` and nothing else: no pandas, scikit-learn, DVC, torch or database packages."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from onward.registry.errors import Refused, StoreUnreachable, UsageError
+from onward.registry.store.direct_rows import ServerRows, SqliteRows, open_rows
+from onward.registry.store.store import Store
+from tests.light import closure, environment
+from tests.servers import answers, free_port, wait_until
+from tests.store_factory import stage, three_candidates
+
+HEAVY = {"pandas", "scikit-learn", "scipy", "dvc", "torch", "matplotlib", "sqlalchemy", "alembic", "flask", "mlflow"}
+FIRST = """
+import json, sys, numpy
+from onward.registry.inference.session import InferenceSession
+session = InferenceSession("cnn@staging")
+found = session.predict(numpy.ones((2, 4), numpy.float32))
+print(json.dumps({"version": session.metadata.version, "sum": float(found.sum()), "modules": sorted(sys.modules)}))
+"""
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    return three_candidates(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def server(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An MLflow server of the store, which is then the store in use."""
+    url = f"http://127.0.0.1:{free_port()}"
+    command = ["mlflow", "server", "--port", url.rpartition(":")[2], "--backend-store-uri", store.uri, "--workers", "1"]
+    with open(tmp_path / "server.log", "wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", *command], stdout=log, stderr=log, start_new_session=True, cwd=tmp_path
+        )
+    try:
+        wait_until(lambda: answers(f"{url}/health") or process.poll() is not None)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
+        yield url
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(60)
+
+
+def test_a_serving_host_installs_nothing_heavy() -> None:
+    assert closure("serve", "cpu") & HEAVY == set()
+    assert closure("pipeline") >= HEAVY
+    assert closure("store") >= {"sqlalchemy", "mlflow"}
+
+
+def test_a_host_with_these_packages_alone_serves_from_a_server_and_from_its_cache(
+    store: Store, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = environment(tmp_path / "light", "serve", "cpu")
+    # MLflow would serve the files itself; here, the store names folders of this machine.
+    command = [python, "-m", "onward.cli", "serve", "cnn@staging", "--port", str(port := free_port()), "--poll", "0.3"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        url = f"http://127.0.0.1:{port}/v2/models/cnn"
+        try:
+            wait_until(lambda: answers(f"{url}/ready") or process.poll() is not None)
+            if process.poll() is not None:
+                raise AssertionError(process.communicate()[1])
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", store.uri)
+            stage(store, 2)
+            wait_until(lambda: json.load(urllib.request.urlopen(url))["versions"] == ["2"])
+        finally:
+            process.send_signal(signal.SIGTERM)
+            _, errors = process.communicate(timeout=60)
+    assert "Traceback" not in errors
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    first = subprocess.run([python, "-c", FIRST], capture_output=True, text=True, check=True)
+    found = json.loads(first.stdout)
+    assert (found["version"], found["sum"]) == (2, 16.0)
+    assert not {"mlflow", "torch", "pandas", "fastapi"} & set(found["modules"]), (
+        "the cache is warm, and no import waits"
+    )
+    # The embedded store needs databases as soon as files are downloaded; what is cached needs none.
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store.uri)
+    assert json.loads(subprocess.check_output([python, "-c", FIRST]))["version"] == 2
+    missing = subprocess.run([python, "-m", "onward.cli", "history", "cnn"], capture_output=True, text=True)
+    assert (missing.returncode, "install onward[store]" in missing.stderr) == (2, True), missing.stderr
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "server"])
+def test_rows_are_the_same_without_mlflow(kind: str, store: Store, request: pytest.FixtureRequest) -> None:
+    for version in (2, 3, 2, 1):
+        stage(store, version)
+    url = request.getfixturevalue("server") if kind == "server" else store.uri
+    direct = open_rows(url)
+    assert isinstance(direct, ServerRows if kind == "server" else SqliteRows)
+    for name in ("staging.cnn", "cnn", "nothing", "it's"):
+        if name != "it's":
+            expected = [vars(one) for one in store.versions.newest_first(name)]
+            found = list(direct.newest_first(name))
+            fields = ("name", "creation_timestamp", "current_stage", "source", "run_link", "tags")
+            assert [int(one.version) for one in found] == [int(one["_version"]) for one in expected]
+            for row, one in zip(found, expected, strict=True):
+                assert [getattr(row, field) or None for field in fields] == [
+                    one[f"_{field}"] or None for field in fields
+                ]
+        assert direct.get("cnn", 99) is None
+    one = direct.get("cnn", 2)
+    assert one is not None
+    assert one.tags == store.versions.get("cnn", 2).tags  # type: ignore[union-attr]
+    store._client.set_model_version_tag("staging.cnn", "2", "mlflow.prompt.is_prompt", "true")
+    with pytest.raises(Refused, match="MLflow hides the versions of staging.cnn, because version 2"):
+        list(direct.newest_first("staging.cnn"))
+
+
+def test_settings_that_only_mlflow_handles_are_left_to_it(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MLFLOW_TRACKING_AUTH", "MLFLOW_TRACKING_AWS_SIGV4", "MLFLOW_WORKSPACE"):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, "x")
+            assert open_rows(store.uri) is None
+            assert open_rows("http://127.0.0.1:1") is None
+    assert open_rows("postgresql://x@y/z") is None
+
+
+def test_a_session_reports_a_server_that_does_not_answer_as_before(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from onward.registry.inference.session import InferenceSession
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+    with pytest.raises(StoreUnreachable, match="could not be reached"):
+        InferenceSession("cnn@staging")
+
+
+def test_a_database_without_its_packages_is_explained(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.util
+
+    from onward.registry.store import connection
+
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "sqlalchemy" else real(name))
+    with pytest.raises(UsageError, match=r"install onward\[store\]"):
+        connection.connect(store.uri)
