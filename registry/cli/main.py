@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from onward.registry.cli import evidence, maintenance, runtimes, serving, signing
+from onward.registry.cli import evidence, exporting, maintenance, runtimes, serving, signing
 from onward.registry.cli.faults import explained
 from onward.registry.cli.output import (
     Json,
@@ -432,6 +432,8 @@ app.command("report")(evidence.report)
 app.command("variants")(evidence.variants)
 app.command("reconcile")(maintenance.reconcile)
 app.command("serve")(serving.serve)
+app.command("export-triton")(exporting.export_triton)
+app.command("export-kserve")(exporting.export_kserve)
 app.command("ui")(maintenance.ui)
 app.command("export-log")(maintenance.export_log)
 app.command("import-log")(maintenance.import_log)

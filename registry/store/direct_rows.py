@@ -93,7 +93,13 @@ class SqliteRows(Rows):
             tables.execute("BEGIN")  # rows and tags of the same state
             found = tables.execute(f"SELECT {_COLUMNS} FROM model_versions WHERE {condition}", values).fetchall()
             tags = _tags(tables, str(values[0]), [row[1] for row in found])
-        return [Row(*row, tags=tags[row[1]]) for row in found]
+        return [_local_row(row, tags[row[1]]) for row in found]
+
+
+def _local_row(row: tuple[Any, ...], tags: dict[str, str]) -> Row:
+    """A version as the columns _COLUMNS give it."""
+    name, version, created, stage, source, link = row
+    return Row(name, version, created, stage, source, link, tags)
 
 
 def _tags(tables: sqlite3.Connection, registered: str, numbers: Iterable[int]) -> Mapping[int, dict[str, str]]:
