@@ -65,19 +65,9 @@ def test_a_host_with_these_packages_alone_serves_from_a_server_and_from_its_cach
 ) -> None:
     python = environment(tmp_path / "light", "serve", "cpu")
     # MLflow would serve the files itself; here, the store names folders of this machine.
-    command = [
-        str(python),
-        "-m",
-        "onward.cli",
-        "serve",
-        "cnn@staging",
-        "--port",
-        str(port := free_port()),
-        "--poll",
-        "0.3",
-    ]
-    port = str(free_port())
-    with subprocess.Popen([*command, port], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    command = [str(python), "-m", "onward.cli", "serve", "cnn@staging", "--poll", "0.3", "--port"]
+    port = free_port()
+    with subprocess.Popen([*command, str(port)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         url = f"http://127.0.0.1:{port}/v2/models/cnn"
         try:
             wait_until(lambda: answers(f"{url}/ready") or process.poll() is not None)
