@@ -120,6 +120,7 @@ def status(as_json: Json = False) -> None:
                             "not_signed": [entry.number for entry in state.unproven],
                             "of_a_newer_onward": state.newer,
                             "alarm": state.alarm,
+                            "refused": [refusal.model_dump() for refusal in state.refused],
                         }
                         for state in model.environments
                     },
@@ -390,6 +391,7 @@ def inspect(target: Target, as_json: Json = False) -> None:
             evidence.print_variants_of(report, Path(target))
         return
     path, origin, _ = locate(target)
+    origin.pop("evidence", None)
     onnx_file.check(path, target)
     graph = onnx_file.describe(path)
     digests = onnx_file.digests(path)

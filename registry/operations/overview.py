@@ -12,8 +12,9 @@ from onward.registry.errors import Refused
 from onward.registry.gates import policy, signed_files
 from onward.registry.log.entries import Entry, GateResult
 from onward.registry.names import is_name, valid_name
-from onward.registry.store import sqlite_reader
+from onward.registry.store import refused, sqlite_reader
 from onward.registry.store.connection import nothing_yet
+from onward.registry.store.refused import Refusal
 from onward.registry.store.resolve import Target, require_model, resolve
 from onward.registry.store.schema import (
     LIVE,
@@ -41,6 +42,7 @@ class EnvironmentStatus:
         unproven: as in schema.Log.
         newer: as in schema.Log.
         alarm: as in schema.Log.
+        refused: the servers that do not serve the live version, and why.
     """
 
     environment: str
@@ -51,11 +53,12 @@ class EnvironmentStatus:
     unproven: tuple[Entry, ...]
     newer: tuple[int, ...] = ()
     alarm: tuple[str, ...] = ()
+    refused: tuple[Refusal, ...] = ()
 
     @property
     def trouble(self) -> bool:
         """Whether there is any problem that a person should look at."""
-        return bool(self.drift or self.foreign or self.unproven or self.newer or self.alarm)
+        return bool(self.drift or self.foreign or self.unproven or self.newer or self.alarm or self.refused)
 
 
 @dataclass(frozen=True)
@@ -178,8 +181,9 @@ def _environment_status(store: Store, known: Mapping[str, Overview], environment
         candidate = store.live_candidate(model, log)
     found = {registered_name(environment, model): registered.aliases.get(LIVE), model: alias}
     drift = find_drift(environment, model, log, candidate, found)
+    since, refusals = live.at if live else "", refused.read(registered.tags, live.number if live else 0)
     return EnvironmentStatus(
-        environment, live, live.at if live else "", tuple(drift), log.foreign, log.unproven, log.newer, log.alarm
+        environment, live, since, tuple(drift), log.foreign, log.unproven, log.newer, log.alarm, refusals
     )
 
 
