@@ -112,6 +112,9 @@ def known_metrics() -> set[str]:
     for name in metrics.counters:
         metrics.count(("cnn", "1"), **{name: 1.0})
     metrics.set(("cnn", "1"), **dict.fromkeys(metrics.gauges, 1.0))
+    for name in metrics.readers:
+        metrics.read(name, lambda: (("cnn", "1"), 1.0))
+    metrics.observe_batch(("cnn", "1"), 1)
     page = metrics.page().decode()
     return set(re.findall(r"^# TYPE (\S+)", page, re.M)) | set(re.findall(r"^(\w+)[ {]", page, re.M))
 
@@ -143,6 +146,6 @@ def test_every_panel_has_a_title_a_unit_and_a_place_of_its_own() -> None:
 
 
 def test_the_dashboard_shows_every_metric_of_models() -> None:
-    shown = " ".join(queries())
-    metrics = Metrics()
-    assert [name for name in (*metrics.counters, *metrics.gauges) if not re.search(rf"\b{name}\b", shown)] == []
+    shown, metrics = " ".join(queries()), Metrics()
+    names = (*metrics.counters, *metrics.gauges, *metrics.readers)
+    assert [name for name in names if not re.search(rf"\b{name}\b", shown)] == []

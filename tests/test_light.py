@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import base64
+import http.server
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -144,3 +148,110 @@ def test_a_database_without_its_packages_is_explained(store: Store, monkeypatch:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "sqlalchemy" else real(name))
     with pytest.raises(UsageError, match=r"install onward\[store\]"):
         connection.connect(store.uri)
+
+
+class Answering(http.server.BaseHTTPRequestHandler):
+    """Answers as `answers` says, by path, and records the paths and the logins."""
+
+    answers: ClassVar[dict[str, list[tuple[int, str]]]]
+    asked: ClassVar[list[tuple[str, str | None]]]
+
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0]
+        self.asked.append((path, self.headers.get("Authorization")))
+        left = self.answers[path]
+        status, text = left.pop(0) if len(left) > 1 else left[0]
+        self.send_response(status)
+        if status in (301, 302):
+            self.send_header("Location", text)
+            text = ""
+        self.send_header("Content-Length", str(len(text.encode())))
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, *_: object) -> None:
+        """Log nothing."""
+
+
+@pytest.fixture
+def answering(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, type[Answering]]]:
+    """A web server, and what it answers."""
+
+    class Handler(Answering):
+        answers: ClassVar = {}
+        asked: ClassVar = []
+
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"127.0.0.1:{server.server_port}", Handler
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+SEARCH = "/api/2.0/mlflow/model-versions/search"
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "error", "words"),
+    [
+        (401, "no", UsageError, "does not know you"),
+        (403, "no", Refused, r"does not allow .* \(model-versions/search\)"),
+        (500, "{}", StoreUnreachable, "error code 500"),
+        (400, '{"error_code": "INVALID_PARAMETER_VALUE"}', StoreUnreachable, "INVALID_PARAMETER_VALUE"),
+        (200, "<html>", StoreUnreachable, "did not answer like an MLflow server"),
+        (200, "[]", StoreUnreachable, "did not answer like an MLflow server"),
+        (200, '{"model_versions": [{"name": "x"}]}', StoreUnreachable, "did not answer like an MLflow server"),
+    ],
+)
+def test_answers_that_are_errors_are_translated(
+    status: int, text: str, error: type[Exception], words: str, answering: tuple[str, type[Answering]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    place, handler = answering
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://{place}")
+    handler.answers[SEARCH] = [(status, text)]
+    with pytest.raises(error, match=words):
+        ServerRows(f"http://{place}").page("cnn", 0, 3)
+    assert len(handler.asked) == (3 if status == 500 else 1)
+
+
+def test_a_failure_is_tried_again(answering: tuple[str, type[Answering]]) -> None:
+    place, handler = answering
+    handler.answers[SEARCH] = [(503, ""), (200, "{}")]
+    assert ServerRows(f"http://{place}").page("cnn", 0, 3) == []
+    assert ServerRows(f"http://{place}/").prompt("cnn") is None
+
+
+def test_logins_come_from_the_address_and_the_variables(
+    answering: tuple[str, type[Answering]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, handler = answering
+    handler.answers[SEARCH] = [(200, "{}")]
+
+    def sent(address: str, **variables: str) -> str | None:
+        with monkeypatch.context() as patch:
+            for name, value in variables.items():
+                patch.setenv(f"MLFLOW_TRACKING_{name}", value)
+            ServerRows(address).page("cnn", 0, 3)
+        return handler.asked[-1][1]
+
+    assert sent(f"http://{place}") is None
+    assert sent(f"http://{place}", TOKEN="t") == "Bearer t"
+    ann = f"Basic {base64.b64encode(b'ann:a@b').decode()}"
+    assert sent(f"http://{place}", USERNAME="ann", PASSWORD="a@b", TOKEN="t") == ann
+    assert sent(f"http://ann:a%40b@{place}", USERNAME="bob", PASSWORD="b") == ann
+
+
+def test_a_password_is_not_repeated_to_another_host(
+    answering: tuple[str, type[Answering]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, handler = answering
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "t")
+    port = place.partition(":")[2]
+    for target, expected in ((f"http://{place}/x", "Bearer t"), (f"http://localhost:{port}/x", None)):
+        handler.answers |= {SEARCH: [(302, target)], "/x": [(200, "{}")]}
+        ServerRows(f"http://{place}").page("cnn", 0, 3)
+        assert handler.asked[-2:] == [(SEARCH, "Bearer t"), ("/x", expected)]

@@ -8,13 +8,11 @@ None, and the caller uses that client.
 
 from __future__ import annotations
 
-import json
 import os
 import sqlite3
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from contextlib import closing
-from functools import cached_property
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -22,22 +20,20 @@ from typing import Any
 from onward.registry.store import reach, sqlite_reader
 from onward.registry.store.connection import reachable
 from onward.registry.store.reach import open_sqlite
+from onward.registry.store.rest_api import Api
 from onward.registry.store.rows import PROMPT, Row, Rows
 from onward.registry.store.schema import Version
 from onward.registry.uri import sqlite_file
 
-_API = "/api/2.0/mlflow/model-versions"
 # Settings that only MLflow's client handles: other ways to log in, and workspaces.
 _ONLY_MLFLOW = ("MLFLOW_TRACKING_AUTH", "MLFLOW_TRACKING_AWS_SIGV4", "MLFLOW_WORKSPACE")
-_CREDENTIALS_FILE = "~/.mlflow/credentials"
+_CREDENTIALS_FILES = ("~/.mlflow/credentials", "~/.netrc", "~/_netrc", "$NETRC")
 _COLUMNS = "name, version, creation_time, current_stage, source, run_link"
 _HERE = "workspace = 'default' AND name = ? AND current_stage <> 'Deleted_Internal'"
 _PROMPTS = f"""
     SELECT version FROM model_version_tags
     WHERE workspace = 'default' AND name = ? AND key = '{PROMPT}' AND lower(value) = 'true' LIMIT 1
 """
-_RETRIED = (408, 429, 500, 502, 503, 504)
-_GONE = "RESOURCE_DOES_NOT_EXIST"
 
 
 def open_rows(uri: str) -> Rows | None:
@@ -54,7 +50,9 @@ def open_rows(uri: str) -> Rows | None:
     file = sqlite_file(uri)
     if file is not None:
         return SqliteRows(file) if "?" not in uri and sqlite_reader.is_known(file) else None
-    if not reach.is_server(uri) or Path(_CREDENTIALS_FILE).expanduser().exists():
+    if not reach.is_server(uri) or any(
+        Path(os.path.expandvars(name)).expanduser().is_file() for name in _CREDENTIALS_FILES
+    ):
         return None
     if any(True for _ in entry_points(group="mlflow.request_header_provider")):
         return None
@@ -113,14 +111,12 @@ def _tags(tables: sqlite3.Connection, registered: str, numbers: Iterable[int]) -
 class ServerRows(Rows):
     """Reads a server with MLflow's REST API.
 
-    User, password, token and certificates come from MLflow's environment variables.
-
     Args:
         uri: the server's address.
     """
 
     def __init__(self, uri: str) -> None:
-        self._uri = uri.rstrip("/")
+        self._api = Api(uri)
 
     def page(self, registered: str, below: int, size: int) -> list[Version]:
         """See Rows.page."""
@@ -130,7 +126,7 @@ class ServerRows(Rows):
     def get(self, registered: str, number: int) -> Version | None:
         """See Rows.get."""
         with reachable():
-            found = self._request("get", name=registered, version=str(number))
+            found = self._api.get("model-versions/get", name=registered, version=str(number))
             return None if found is None else _row(found["model_version"])
 
     def prompt(self, registered: str) -> int | None:
@@ -140,73 +136,8 @@ class ServerRows(Rows):
 
     def _search(self, wanted: str, size: int, **more: str) -> list[Version]:
         with reachable():
-            found = self._request("search", filter=wanted, max_results=str(size), **more) or {}
+            found = self._api.get("model-versions/search", filter=wanted, max_results=str(size), **more) or {}
             return [_row(row) for row in found.get("model_versions", ())]
-
-    def _request(self, method: str, **parameters: str) -> dict[str, Any] | None:
-        """The answer to a request; None if it says that there is no such version.
-
-        The messages are in the form of MLflow's client, which `reachable` translates.
-        """
-        import requests
-
-        address = f"{_API}/{method}"
-        timeout = float(os.environ.get("MLFLOW_HTTP_REQUEST_TIMEOUT", "10"))
-        answer = self._session.get(f"{self._uri}{address}", params=parameters, timeout=timeout)
-        try:
-            document = json.loads(answer.content)
-        except ValueError:
-            document = None
-        if answer.status_code == 200:
-            if not isinstance(document, dict):
-                raise ValueError(f"Failed to parse the answer to {address}: {answer.text[:200]}")
-            return document
-        if isinstance(document, dict) and document.get("error_code") == _GONE:
-            return None
-        raise requests.HTTPError(
-            f"API request to endpoint {address} failed with error code {answer.status_code} != 200. "
-            f"Response body: {answer.text[:500]!r}",
-            response=answer,
-        )
-
-    @cached_property
-    def _session(self) -> Any:
-        import requests
-        from requests.adapters import HTTPAdapter
-        from urllib3 import Retry
-
-        get = os.environ.get
-        retry = Retry(
-            total=int(get("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")),
-            backoff_factor=float(get("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")),
-            status_forcelist=_RETRIED,
-            raise_on_status=False,
-        )
-        made = requests.Session()
-        for scheme in reach.SERVERS:
-            made.mount(f"{scheme}://", HTTPAdapter(max_retries=retry))
-        user, password = get("MLFLOW_TRACKING_USERNAME"), get("MLFLOW_TRACKING_PASSWORD")
-        if user and password:
-            made.auth = (user, password)
-        elif token := get("MLFLOW_TRACKING_TOKEN"):
-            made.auth = _Bearer(token)
-        if get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("true", "1"):
-            made.verify = False
-        elif certificate := get("MLFLOW_TRACKING_SERVER_CERT_PATH"):
-            made.verify = certificate
-        made.cert = get("MLFLOW_TRACKING_CLIENT_CERT_PATH") or None
-        return made
-
-
-class _Bearer:
-    """Sends a token. As a header of the session, a `.netrc` file would replace it."""
-
-    def __init__(self, token: str) -> None:
-        self._token = token
-
-    def __call__(self, request: Any) -> Any:
-        request.headers["Authorization"] = f"Bearer {self._token}"
-        return request
 
 
 def _row(document: Mapping[str, Any]) -> Row:
