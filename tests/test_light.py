@@ -91,9 +91,12 @@ def test_a_host_with_these_packages_alone_serves_from_a_server_and_from_its_cach
     assert not {"mlflow", "torch", "pandas", "fastapi"} & set(found["modules"]), (
         "the cache is warm, and no import waits"
     )
+    for arguments in (["promote", "cnn", "3", "--to", "staging", "--reason", "because"], ["check", "cnn@staging"]):
+        done = subprocess.run([python, "-m", "onward.cli", *arguments], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
     # The embedded store needs databases as soon as files are downloaded; what is cached needs none.
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store.uri)
-    assert json.loads(subprocess.check_output([python, "-c", FIRST]))["version"] == 2
+    assert json.loads(subprocess.check_output([python, "-c", FIRST]))["version"] == 3
     missing = subprocess.run([python, "-m", "onward.cli", "history", "cnn"], capture_output=True, text=True)
     assert (missing.returncode, "install onward[store]" in missing.stderr) == (2, True), missing.stderr
 

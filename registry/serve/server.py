@@ -13,6 +13,7 @@ import uvicorn
 from starlette.applications import Starlette
 
 from onward.registry.inference.session import InferenceSession
+from onward.registry.serve import tracing
 from onward.registry.serve.access import Access
 from onward.registry.serve.batching import Batching
 from onward.registry.serve.candidates import attach
@@ -84,6 +85,10 @@ class Server:
             session = InferenceSession(target, allow_cached=True)
             self.models[name] = ServedModel(target, name, session, self.metrics, sizes)
             self.models[name].start()
+        self._spans = tracing.from_environment()
+        if self._spans is not None:
+            for model in self.models.values():
+                model.observers.append(self._spans)
         self._candidates = attach(self.models, options, self.metrics)
         self._look, self._stop = threading.Event(), threading.Event()
         self.grpc_port = 0
@@ -120,6 +125,8 @@ class Server:
             self._look.set()
             for model in self.models.values():
                 model.close()
+            if self._spans is not None:
+                self._spans.close()
 
     @contextlib.asynccontextmanager
     async def _beside(self, _: Starlette) -> AsyncIterator[None]:

@@ -182,7 +182,7 @@ def connect(uri: str | None = None, create: bool = True) -> MlflowClient:
         from mlflow import MlflowClient
 
         if not reach.is_server(uri):
-            _require_databases(uri)
+            require_databases(uri)
         if _settled and not reach.is_server(uri):
             from mlflow.store.db import utils
 
@@ -190,8 +190,11 @@ def connect(uri: str | None = None, create: bool = True) -> MlflowClient:
         return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
-def _require_databases(uri: str) -> None:
+def require_databases(uri: str) -> None:
     """Check that this host can open a store that is not a server. A serving host has only MLflow's client.
+
+    Args:
+        uri: the store's URI, for the message.
 
     Raises:
         UsageError: it cannot.
