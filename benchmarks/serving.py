@@ -3,7 +3,7 @@
     python -m benchmarks.serving [--only latency throughput swaps kills soak] [--out FILE]
 
 All servers have the same model folder and session threads. They run at the same time, and get load by turns, in rounds
-of random order. MLServer has an environment of its own (tests/tools/runtimes/mlserver.txt), and is left out where that
+of random order. MLServer has an environment of its own (benchmarks/runtimes/mlserver.txt), and is left out where that
 cannot be installed. The table is printed, and written to --out FILE. The exit code is 1 if a limit does not hold.
 """
 

@@ -25,7 +25,7 @@ from onward.registry.evidence.session_options import CPU, SessionOptions
 from onward.registry.host import environments
 
 ROOT = Path(__file__).resolve().parent.parent
-TOOLS = ROOT / "tests" / "tools"
+HERE = ROOT / "benchmarks"
 # MLServer has no runtime for ONNX, so this one calls session.run between its own decoding and encoding.
 _MLSERVER = """
 import onnxruntime
@@ -172,7 +172,7 @@ def mlflow_serve(model: Path, port: int, folder: Path) -> subprocess.Popen[Any]:
 def mlserver(name: str, model: Path, threads: int, port: int, folder: Path) -> subprocess.Popen[Any] | None:
     """Start MLServer in an environment of its own; None if it cannot be installed."""
     try:
-        environments.install("mlserver", TOOLS)
+        environments.install("mlserver", HERE)
     except OnwardError as error:
         print(f"MLServer is left out: {error}", file=sys.stderr)
         return None
@@ -182,7 +182,7 @@ def mlserver(name: str, model: Path, threads: int, port: int, folder: Path) -> s
     (home / "model-settings.json").write_text(json.dumps({"name": name, "implementation": "runtime.Onnx"}))
     settings = {"http_port": port, "grpc_port": free_port(), "metrics_port": free_port(), "parallel_workers": 0}
     (home / "settings.json").write_text(json.dumps({"host": "127.0.0.1", **settings}))
-    python = environments.python("mlserver", TOOLS)
+    python = environments.python("mlserver", HERE)
     code = "import sys; from mlserver.cli.main import main; sys.argv[0] = 'mlserver'; main()"
     command = [str(python), "-c", code, "start", str(home)]
     environment = {**os.environ, "PYTHONPATH": str(home)}

@@ -97,8 +97,8 @@ def tritonclient() -> Path:
     """The interpreter of an environment with the package tritonclient, which is created if it is missing."""
     from onward.registry.host import environments
 
-    environments.install("tritonclient", ROOT / "tests" / "tools")
-    return environments.python("tritonclient", ROOT / "tests" / "tools")
+    environments.install("tritonclient", ROOT / "tests" / "clients")
+    return environments.python("tritonclient", ROOT / "tests" / "clients")
 
 
 @pytest.fixture
