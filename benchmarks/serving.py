@@ -23,7 +23,7 @@ from typing import Any
 
 from benchmarks import serving_faults
 from benchmarks.findings import Finding, table
-from benchmarks.serving_load import Call, Http, Load, drive, grpc_call, mlflow_json, rest_binary
+from benchmarks.serving_load import Call, Http, Load, drive, grpc_call, mlflow_json, rest_binary, rest_json
 from benchmarks.serving_servers import free_port, mlflow_serve, mlserver, model_folder, onward, running
 from onward.registry.artifact.serving_plan import MODEL
 from onward.registry.host import hardware
@@ -34,7 +34,7 @@ MODELS = ("mlp", "transformer")
 LIMITS_MS = {"REST, raw tensors": 0.6, "gRPC": 0.5}
 # The least throughput at concurrency 8 as a multiple of a peer's.
 TIMES = 1.5
-REST, GRPC, MLFLOW, MLSERVER = "REST, raw tensors", "gRPC", "mlflow models serve", "MLServer"
+REST, GRPC, MLFLOW, MLSERVER = "REST, raw tensors", "gRPC", "mlflow models serve", "MLServer, JSON"
 # One way to send requests: makes the call of one thread.
 Ways = dict[str, Callable[[], Call]]
 
@@ -63,6 +63,7 @@ def by_turns(ways: Ways, concurrency: int, rounds: int, load: dict[str, float]) 
     found: dict[str, list[Load]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name in order.sample(list(ways), len(ways)):
+            drive(calls[name], count=1)  # opens connections that the server closed meanwhile
             found[name].append(drive(calls[name], **load))  # type: ignore[arg-type]
     return found
 
@@ -113,7 +114,7 @@ def throughput(folder: Path, rounds: int, seconds: float, threads: int) -> Itera
             started = mlserver(name, model, threads, peer, place)
             if started is not None:
                 stack.enter_context(running(started))
-                raw, raw_headers = rest_binary(sample)
+                raw, raw_headers = rest_json(sample)
                 path = f"/v2/models/{name}/infer"
                 ways[MLSERVER] = lambda p=peer, b=raw, h=raw_headers, path=path: Http(p, path, b, h)  # type: ignore[misc]
             for concurrency in (1, 8):

@@ -18,6 +18,8 @@ import numpy as np
 # One request: sends it and returns the status and the body of the answer.
 Call = Callable[[], tuple[int, bytes]]
 PATIENCE_S = 60.0
+# The protocol's names of the types that the models take.
+_KINDS = {"float32": "FP32", "int64": "INT64"}
 
 
 @dataclass
@@ -49,11 +51,10 @@ class Load:
 
 def rest_binary(inputs: dict[str, Any]) -> tuple[bytes, dict[str, str]]:
     """A request of the Open Inference Protocol with raw tensors: the body and its headers."""
-    kinds = {"float32": "FP32", "int64": "INT64"}
     entries = [
         {
             "name": name,
-            "datatype": kinds[str(array.dtype)],
+            "datatype": _KINDS[str(array.dtype)],
             "shape": list(array.shape),
             "parameters": {"binary_data_size": array.nbytes},
         }
@@ -62,6 +63,15 @@ def rest_binary(inputs: dict[str, Any]) -> tuple[bytes, dict[str, str]]:
     head = json.dumps({"inputs": entries, "parameters": {"binary_data_output": True}}).encode()
     body = head + b"".join(array.tobytes() for array in inputs.values())
     return body, {"Inference-Header-Content-Length": str(len(head))}
+
+
+def rest_json(inputs: dict[str, Any]) -> tuple[bytes, dict[str, str]]:
+    """A request of the Open Inference Protocol with JSON numbers. MLServer takes no raw tensors over REST."""
+    entries = [
+        {"name": name, "datatype": _KINDS[str(array.dtype)], "shape": list(array.shape), "data": array.ravel().tolist()}
+        for name, array in inputs.items()
+    ]
+    return json.dumps({"inputs": entries}).encode(), {"Content-Type": "application/json"}
 
 
 def mlflow_json(inputs: dict[str, Any]) -> tuple[bytes, dict[str, str]]:
@@ -126,10 +136,9 @@ def grpc_call(port: int, model: str, inputs: dict[str, Any]) -> Call:
 
     from onward.registry.serve.grpc_messages import MESSAGES, SERVICE
 
-    kinds = {"float32": "FP32", "int64": "INT64"}
     message = MESSAGES["ModelInferRequest"](model_name=model)
     for name, array in inputs.items():
-        message.inputs.add(name=name, datatype=kinds[str(array.dtype)], shape=array.shape)
+        message.inputs.add(name=name, datatype=_KINDS[str(array.dtype)], shape=array.shape)
         message.raw_input_contents.append(array.tobytes())
     request = message.SerializeToString()
     options = [("grpc.use_local_subchannel_pool", 1)]

@@ -25,6 +25,9 @@ from onward.registry.serve.rest import Rest
 from onward.registry.serve.served import ServedModel, Sizes
 
 _LOG = logging.getLogger("onward.serve")
+# How long an idle connection stays open. It is longer than the idle time-outs of usual proxies, so that the proxy closes
+# first: a request on a connection that the server closes at that moment is lost.
+_KEEP_ALIVE_S = 75
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,7 @@ class Server:
                 ssl_certfile=options.certificate,
                 ssl_keyfile=options.key,
                 timeout_graceful_shutdown=30,
+                timeout_keep_alive=_KEEP_ALIVE_S,
             )
         )
 
