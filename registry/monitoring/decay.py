@@ -1,12 +1,12 @@
 """Whether a version fails more often, or answers more slowly, than it should. Pure: no clock, no files.
 
-    test = ErrorTest(acceptable_rate(failures=3, requests=2000))
-    for failed in outcomes:
-        test.add(failed)
-    test.alarm
+test = ErrorTest(acceptable_rate(failures=3, requests=2000))
+for failed in outcomes:
+    test.add(failed)
+test.alarm
 
-    baseline = latency_baseline("evidence", calls)
-    judge_latency(baseline, window)
+baseline = latency_baseline("evidence", calls)
+judge_latency(baseline, window)
 """
 
 from __future__ import annotations

@@ -7,8 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Generic, Protocol, TypeVar
 
-# An alarm needs 3 exceeded windows among the last 5, so that one unusual window is not enough.
-LAST, NEEDED = 5, 3
+from onward.registry.monitoring.drift import LAST, NEEDED
 
 Item = TypeVar("Item")
 
@@ -87,7 +86,7 @@ def split(rows: Iterable[AnyTimed], seconds: float, least: int) -> list[list[Any
 
 
 def persistent(exceeded: Sequence[bool]) -> bool:
-    """Tell whether at least NEEDED of the last LAST windows exceeded their limit.
+    """Tell whether at least 3 of the last 5 windows exceeded their limit, so that one unusual window is no alarm.
 
     Args:
         exceeded: whether each window did, the oldest first.

@@ -14,6 +14,7 @@ from onward.registry.log.entries import Entry, GateResult
 from onward.registry.names import is_name, valid_name
 from onward.registry.store import sqlite_reader
 from onward.registry.store.connection import nothing_yet
+from onward.registry.store.monitor_tags import Recorded
 from onward.registry.store.resolve import Target, require_model, resolve
 from onward.registry.store.schema import (
     LIVE,
@@ -41,6 +42,7 @@ class EnvironmentStatus:
         unproven: as in schema.Log.
         newer: as in schema.Log.
         alarm: as in schema.Log.
+        decay: what the monitor found about the live deployment; None if there is no alarm.
     """
 
     environment: str
@@ -51,11 +53,12 @@ class EnvironmentStatus:
     unproven: tuple[Entry, ...]
     newer: tuple[int, ...] = ()
     alarm: tuple[str, ...] = ()
+    decay: Recorded | None = None
 
     @property
     def trouble(self) -> bool:
         """Whether there is any problem that a person should look at."""
-        return bool(self.drift or self.foreign or self.unproven or self.newer or self.alarm)
+        return bool(self.drift or self.foreign or self.unproven or self.newer or self.alarm or self.decay)
 
 
 @dataclass(frozen=True)
@@ -135,10 +138,13 @@ def status(store: Store | None = None) -> list[ModelStatus]:
     rules = policy.read()
     if store is None and nothing_yet():
         return []
-    known, failed = (sqlite_reader.read(), sqlite_reader.failures()) if store is None else (None, None)
+    fast = store is None
+    known, failed = (sqlite_reader.read(), sqlite_reader.failures()) if fast else (None, None)
     store = store or Store(create=False)
     known = store.versions.everything() if known is None else known
     failed = store.failures() if failed is None else failed
+    alarms = sqlite_reader.alarms() if fast else None
+    alarms = store.alarms() if alarms is None else alarms
     newest: dict[str, RegisteredVersion | None] = {}
     foreign = []
     for name, overview in known.items():
@@ -157,7 +163,7 @@ def status(store: Store | None = None) -> list[ModelStatus]:
         ModelStatus(
             model,
             candidate,
-            tuple(_environment_status(store, known, name, model) for name in rules),
+            tuple(_environment_status(store, known, name, model, alarms.get((name, model))) for name in rules),
             model in registered,
             failed.get(model, ""),
         )
@@ -165,7 +171,9 @@ def status(store: Store | None = None) -> list[ModelStatus]:
     ]
 
 
-def _environment_status(store: Store, known: Mapping[str, Overview], environment: str, model: str) -> EnvironmentStatus:
+def _environment_status(
+    store: Store, known: Mapping[str, Overview], environment: str, model: str, decay: Recorded | None
+) -> EnvironmentStatus:
     """The state of one environment, from the newest entry alone if that is enough."""
     registered = known.get(registered_name(environment, model), Overview())
     floor = int(registered.newest[0].version) - 1 if registered.newest else 0
@@ -179,7 +187,15 @@ def _environment_status(store: Store, known: Mapping[str, Overview], environment
     found = {registered_name(environment, model): registered.aliases.get(LIVE), model: alias}
     drift = find_drift(environment, model, log, candidate, found)
     return EnvironmentStatus(
-        environment, live, live.at if live else "", tuple(drift), log.foreign, log.unproven, log.newer, log.alarm
+        environment,
+        live,
+        live.at if live else "",
+        tuple(drift),
+        log.foreign,
+        log.unproven,
+        log.newer,
+        log.alarm,
+        decay if decay and live and decay.entry == live.number else None,
     )
 
 

@@ -24,12 +24,18 @@ _COUNTED = {
     "nv_inference_compute_infer_duration_us": "Sum of the durations of runs of the model in µs",
     "onward_swaps": "Changes to another version",
     "onward_refused_versions": "Versions that became live and could not be loaded, or did not repeat their answers",
+    "onward_recorded_requests": "Requests that were recorded",
+    "onward_recording_dropped": "Requests that the recorder dropped, because its queue was full or the disk failed",
+    "onward_monitor_dropped": "Requests that the monitor dropped, because its queue was full",
+    "onward_automatic_rollbacks": "Rollbacks by the monitor of this server",
 }
 _GAUGES = {
     "onward_ready": "1 if the model is loaded, warmed up and replayed",
     "onward_live_entry": "The number of the live entry in the environment's log",
     "onward_registry_reachable": "1 if the last look at the registry succeeded",
     "onward_queued_requests": "Requests that wait or run",
+    "onward_drift": "Measures of drift that raise an alarm",
+    "onward_decay": "Alarms about errors and latency",
 }
 
 
