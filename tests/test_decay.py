@@ -17,7 +17,7 @@ from onward.registry.log.entries import Entry, fold
 from onward.registry.monitoring import decay
 from onward.registry.monitoring.decay import Call, ErrorTest, LatencyBaseline, acceptable_rate
 from onward.registry.monitoring.drift import Window
-from onward.registry.monitoring.watch import Deployment, Watch, drift_window
+from onward.registry.monitoring.watch import Counts, Deployment, Watch, drift_window
 from onward.registry.monitoring.windows import Reservoir, persistent, split
 from onward.registry.watch import response
 
@@ -136,7 +136,7 @@ def test_latency_is_compared_with_calls_of_the_same_size() -> None:
     assert slow is not None
     assert (slow.p50_exceeded, round(slow.p50_ratio, 1)) == (True, 1.8)
     assert decay.judge_latency(baseline, calls(9, 50, size=50_000)) is None
-    assert decay.judge_latency(baseline, calls(9, 5)) is None
+    assert decay.judge_latency(baseline, calls(9, 5)) is None  # too few
     assert decay.latency_baseline("evidence", calls(5, 50)) is None
 
 
@@ -162,14 +162,14 @@ def watched(outcomes: list[tuple[float, bool, float]], **options: Any) -> Watch:
     """A watch of requests: time, whether it failed, and the duration in ms."""
     watch = Watch(CNN, **options)
     for arrived, failed, ms in outcomes:
-        watch.add(arrived, failed, None if failed else Call(16, ms))
+        watch.add(arrived, "failed" if failed else "success", None if failed else Call(16, ms))
     return watch
 
 
 def test_the_version_before_is_the_measure_of_errors() -> None:
     steady = [(i * 0.1, i % 50 == 0, 1.0) for i in range(2000)]
-    assert watched(steady, before=(40, 2000)).judgement().alarms == ()
-    worse = watched([(i * 0.1, i % 5 == 0, 1.0) for i in range(500)], before=(10, 2000)).judgement()
+    assert watched(steady, before=Counts(2000, 40)).judgement().alarms == ()
+    worse = watched([(i * 0.1, i % 5 == 0, 1.0) for i in range(500)], before=Counts(2000, 10)).judgement()
     (alarm,) = worse.alarms
     assert (alarm.kind, "the version before" in alarm.text, "100 of 500" in alarm.text) == ("errors", True, True)
 
@@ -181,16 +181,28 @@ def test_without_a_version_before_the_first_hour_is_the_measure() -> None:
     assert watch.judgement().alarms == ()
     assert watch.judgement().acceptable_from == "the version's first hour"
     for i in range(60):
-        watch.add(7300 + i, True, None)
+        watch.add(7300 + i, "failed")
     assert [alarm.kind for alarm in watch.judgement().alarms] == ["errors"]
+
+
+def test_a_version_that_rejects_more_requests_than_the_one_before_raises_an_alarm() -> None:
+    watch = watched([(0.0, False, 1.0)], before=Counts(1000, 0, 20))
+    for i in range(40):
+        watch.add(1.0 + i, "invalid")
+    (alarm,) = watch.judgement().alarms
+    assert (alarm.kind, "40 of 41 requests were rejected" in alarm.text) == ("rejections", True)
+    unknown = watched([(0.0, False, 1.0)])
+    for i in range(40):
+        unknown.add(1.0 + i, "invalid")
+    assert unknown.judgement().alarms == ()
 
 
 def test_a_version_that_gets_slower_than_in_its_first_hour_raises_an_alarm() -> None:
     fast = [(i * 10.0, False, 5.0) for i in range(370)]
-    watch = watched(fast, before=(0, 100))
+    watch = watched(fast, before=Counts(100))
     assert watch.judgement().latency_from == "the version's first hour"
     for i in range(200):
-        watch.add(3800 + i, False, Call(16, 20.0))
+        watch.add(3800 + i, "success", Call(16, 20.0))
     alarms = watch.judgement().alarms
     assert {alarm.kind for alarm in alarms} == {"latency"}
     assert "4 times as long as in the version's first hour" in alarms[0].text
@@ -220,7 +232,7 @@ def test_the_policy_on_decay_is_checked() -> None:
     assert read(errors="rollback", latency="rollback", shadow="alert", input_drift="alert").errors == "rollback"
     for wrong, words in (
         ({"errors": "roll back"}, "on_decay.errors"),
-        ({"error": "alert"}, "there are errors, latency, shadow, input_drift, output_drift"),
+        ({"error": "alert"}, "there are errors, rejections, latency, shadow, input_drift, output_drift"),
         ({"cooldown_hours": 0}, "on_decay.cooldown_hours"),
         ({"cooldown_hours": float("nan")}, "on_decay.cooldown_hours"),
     ):

@@ -76,6 +76,7 @@ class OnDecay(BaseModel):
 
     Attributes:
         errors: The version fails more often than the one before.
+        rejections: It rejects more requests as invalid than the one before.
         latency: It answers more slowly than it was measured to, or than in its first hour.
         shadow: A candidate in shadow traffic disagrees with the live version.
         input_drift: The inputs differ from those that the version was published with.
@@ -87,6 +88,7 @@ class OnDecay(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     errors: Literal["rollback", "alert", "ignore"] = "alert"
+    rejections: Literal["rollback", "alert", "ignore"] = "alert"
     latency: Literal["rollback", "alert", "ignore"] = "alert"
     shadow: Literal["alert", "ignore"] = "alert"
     input_drift: Literal["alert", "ignore"] = "alert"

@@ -31,7 +31,7 @@ _ALTERNATIVES = 2.0 ** -np.arange(1, 13)
 # Normal quantiles: 99 % one-sided.
 _Z = 2.326
 # Calls that a baseline of latencies needs, and that a window needs.
-LEAST_BASELINE, LEAST_CALLS = 100, 20
+LEAST_BASELINE, LEAST_CALLS = 100, 10
 # A median 1.5 times as long, or a 99th percentile twice as long, and at least 1 ms longer. Less is noise of threads.
 P50_FACTOR, P99_FACTOR, FLOOR_MS = 1.5, 2.0, 1.0
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -18,7 +18,8 @@ from onward.registry.monitoring.decay import Call, ErrorTest, LatencyBaseline, L
 from onward.registry.monitoring.drift import FeatureResult
 from onward.registry.monitoring.windows import persistent
 
-Kind = Literal["errors", "latency", "shadow", "input_drift", "output_drift"]
+Kind = Literal["errors", "rejections", "latency", "shadow", "input_drift", "output_drift"]
+Outcome = Literal["success", "failed", "invalid"]
 FIRST_HOUR_S = 3600.0
 # The deployment's windows that are remembered, for charts; and the calls of a window or of the first hour.
 _MOST_WINDOWS, _MOST_CALLS = 500, 20_000
@@ -38,6 +39,21 @@ class Alarm:
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.text}"
+
+
+@dataclass(frozen=True)
+class Counts:
+    """The requests of a deployment.
+
+    Attributes:
+        requests: those that the model should have answered.
+        failures: those of them that failed.
+        rejections: further requests, which were rejected as invalid.
+    """
+
+    requests: int = 0
+    failures: int = 0
+    rejections: int = 0
 
 
 @dataclass(frozen=True)
@@ -89,8 +105,9 @@ class Judgement:
 
     Attributes:
         deployment: the deployment.
-        requests: its requests so far.
+        requests: its requests so far, without those that it rejected.
         failures: those that failed.
+        rejections: the requests that it rejected as invalid.
         acceptable: the acceptable rate of errors.
         acceptable_from: what that rate is from, in words.
         latency_from: what its latencies are compared with, in words; "" if with nothing.
@@ -103,6 +120,7 @@ class Judgement:
     deployment: Deployment
     requests: int
     failures: int
+    rejections: int
     acceptable: float
     acceptable_from: str
     latency_from: str = ""
@@ -117,7 +135,7 @@ class Watch:
 
     Args:
         deployment: the deployment.
-        before: failed and all requests of the version before; None if that is not known.
+        before: what was counted of the version before; None if that is not known.
         window: the length of a window of errors and latencies, in seconds.
         first_hour: the time that counts as the version's first hour, in seconds.
     """
@@ -125,16 +143,22 @@ class Watch:
     def __init__(
         self,
         deployment: Deployment,
-        before: tuple[int, int] | None = None,
+        before: Counts | None = None,
         window: float = 10.0,
         first_hour: float = FIRST_HOUR_S,
     ) -> None:
         self.deployment, self._window, self._first_hour = deployment, window, first_hour
-        known = before is not None and before[1] > 0
+        known = before is not None and before.requests > 0
         self._from = "the version before" if known else "no earlier version: the default"
         self._learning = not known
-        self._test = ErrorTest(decay.acceptable_rate(*before) if before and known else decay.UNKNOWN_RATE)
-        self.counts = (0, 0)
+        self._test = ErrorTest(decay.UNKNOWN_RATE)
+        # Without an earlier version, nothing says how many requests of these callers are invalid.
+        self._rejecting: ErrorTest | None = None
+        if before is not None and known:
+            self._test = ErrorTest(decay.acceptable_rate(before.failures, before.requests))
+            everything = before.requests + before.rejections
+            self._rejecting = ErrorTest(decay.acceptable_rate(before.rejections, everything))
+        self.counts = Counts()
         self._failing = False
         self.baseline: LatencyBaseline | None = None
         self.baseline_note = ""
@@ -144,13 +168,13 @@ class Watch:
         self.periods: deque[Period] = deque(maxlen=_MOST_WINDOWS)
         self.features: tuple[FeatureResult, ...] = ()
 
-    def add(self, arrived: float, failed: bool, call: Call | None) -> None:
-        """Take note of a request of this version. Requests that the caller got wrong do not count.
+    def add(self, arrived: float, outcome: Outcome, call: Call | None = None) -> None:
+        """Take note of a request of this version.
 
         Args:
             arrived: when it arrived, in seconds since 1970.
-            failed: whether the model or the machine failed.
-            call: the run of the model; None if it failed.
+            outcome: how it ended. Invalid requests are no errors of the version, and are counted apart.
+            call: the run of the model; None without an answer.
         """
         if self.began is None:
             self.began = arrived
@@ -159,7 +183,13 @@ class Watch:
         elif call is not None and self.baseline is None and len(self._first_calls) < _MOST_CALLS:
             self._first_calls.append(call)
         self._end_period(arrived)
-        self.counts = (self.counts[0] + failed, self.counts[1] + 1)
+        if self._rejecting is not None:
+            self._rejecting.add(outcome == "invalid")
+        if outcome == "invalid":
+            self.counts = replace(self.counts, rejections=self.counts.rejections + 1)
+            return
+        failed = outcome == "failed"
+        self.counts = replace(self.counts, requests=self.counts.requests + 1, failures=self.counts.failures + failed)
         self._failing = self._test.add(failed) or self._failing
         if len(self._period) < _MOST_CALLS:
             self._period.append((arrived, failed, call))
@@ -192,11 +222,11 @@ class Watch:
             notes = (*notes, self.baseline_note)
         if self.baseline is None and self._learning_latency:
             notes = (*notes, "latency: the version's first hour is not over, so there is nothing to compare with")
-        failures, requests = self.counts
         return Judgement(
             self.deployment,
-            requests,
-            failures,
+            self.counts.requests,
+            self.counts.failures,
+            self.counts.rejections,
             self._test.acceptable,
             self._from,
             self.baseline.source if self.baseline else "",
@@ -214,12 +244,21 @@ class Watch:
     def _alarms(self) -> tuple[Alarm, ...]:
         found: list[Alarm] = []
         if self._failing:
-            failures, requests = self.counts
+            failures, requests = self.counts.failures, self.counts.requests
             found.append(
                 Alarm(
                     "errors",
                     f"{failures} of {requests} requests failed ({failures / requests:.1%}); at most "
                     f"{self._test.acceptable:.1%} is acceptable ({self._from})",
+                )
+            )
+        if self._rejecting is not None and self._rejecting.alarm:
+            rejected, total = self.counts.rejections, self.counts.requests + self.counts.rejections
+            found.append(
+                Alarm(
+                    "rejections",
+                    f"{rejected} of {total} requests were rejected as invalid ({rejected / total:.1%}); at most "
+                    f"{self._rejecting.acceptable:.1%} is expected (the version before)",
                 )
             )
         judged = [period.latency for period in self.periods if period.latency is not None]
@@ -253,7 +292,7 @@ class Watch:
         """Take the first hour as the measure of what follows, where there is no better one."""
         if self._learning:
             self._learning = False
-            self._test = ErrorTest(decay.acceptable_rate(*self.counts))
+            self._test = ErrorTest(decay.acceptable_rate(self.counts.failures, self.counts.requests))
             self._from = "the version's first hour"
         if self.baseline is None and self._first_calls:
             self.baseline = decay.latency_baseline("the version's first hour", self._first_calls)

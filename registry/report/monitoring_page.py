@@ -47,6 +47,7 @@ class Side:
         facts = [
             ("requests", f"{found.requests:,}"),
             ("failed", f"{found.failures:,} ({percent(rate)})"),
+            ("rejected as invalid", f"{found.rejections:,}"),
             ("acceptable", f"{percent(found.acceptable)} ({found.acceptable_from})"),
         ]
         if newest:

@@ -14,7 +14,7 @@ from onward.registry.errors import NotReady, OnwardError
 from onward.registry.monitoring import drift, recorded, reference
 from onward.registry.monitoring.decay import LEAST_CALLS, Call
 from onward.registry.monitoring.recorded import Row
-from onward.registry.monitoring.watch import Deployment, Judgement, Watch, drift_window
+from onward.registry.monitoring.watch import Counts, Deployment, Judgement, Watch, drift_window
 from onward.registry.monitoring.windows import split
 from onward.registry.store.download import download
 from onward.registry.store.resolve import Target, resolve
@@ -108,9 +108,10 @@ def judge(
     else:
         notes.append(f"latency: the requests are from {len(hosts)} kinds of host, so they have no common benchmark")
     for row in own:
-        if row.outcome in ("success", "failed"):
-            success = row.outcome == "success"
-            watch.add(row.arrived, not success, Call(row.size, row.compute_us / 1000) if success else None)
+        if row.outcome == "success":
+            watch.add(row.arrived, "success", Call(row.size, row.compute_us / 1000))
+        elif row.outcome in ("failed", "invalid"):
+            watch.add(row.arrived, "failed" if row.outcome == "failed" else "invalid")
     watch.flush(own[-1].arrived + window)
     if not watch.periods:
         notes.append(f"too few requests: {len(own)} are recorded, and a window needs {LEAST_CALLS}")
@@ -118,14 +119,15 @@ def judge(
     return watch.judgement(notes=notes)
 
 
-def _before(rows: Sequence[Row], entry: int) -> tuple[int, int] | None:
-    """Failed and all requests of the deployment before; None if none is recorded."""
-    earlier = [row for row in rows if 0 < row.entry < entry and row.outcome in ("success", "failed")]
+def _before(rows: Sequence[Row], entry: int) -> Counts | None:
+    """What is recorded of the deployment before; None if nothing is."""
+    earlier = [row for row in rows if 0 < row.entry < entry]
     if not earlier:
         return None
     newest = max(row.entry for row in earlier)
     outcomes = [row.outcome for row in earlier if row.entry == newest]
-    return outcomes.count("failed"), len(outcomes)
+    failed = outcomes.count("failed")
+    return Counts(outcomes.count("success") + failed, failed, outcomes.count("invalid"))
 
 
 def _drift(watch: Watch, store: Store, live: Target, folder: Path, own: Sequence[Row], window: float) -> list[str]:

@@ -82,14 +82,14 @@ class LiveMonitor(QueuedObserver):
         """Take note of a request."""
         if request.cause != "live" or request.target not in self._models:
             return
-        if request.outcome not in ("success", "failed"):
+        if request.outcome == "refused":  # too much load says nothing about the version
             return
         state = self._state(request)
         if state is None:
             return
         success = request.outcome == "success"
         call = Call(elements(request.inputs), request.compute_us / 1000) if success else None
-        state.watch.add(request.arrived, not success, call)
+        state.watch.add(request.arrived, request.outcome, call)
         if success and (place := state.sample.place()) is not None:
             kept = (request.arrived, _small(request.inputs), _small(request.outputs or {}))
             state.sample.put(place, kept)
@@ -166,7 +166,7 @@ class LiveMonitor(QueuedObserver):
         self._metrics.set(
             labels,
             onward_drift=float(sum(one.alarm for one in found.features)),
-            onward_decay=float(sum(kind in ("errors", "latency") for kind in kinds)),
+            onward_decay=float(sum(kind in ("errors", "rejections", "latency") for kind in kinds)),
         )
         new = {alarm.kind for alarm in alarms} != {alarm.kind for alarm in state.alarms}
         state.alarms = alarms

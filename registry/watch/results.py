@@ -96,7 +96,7 @@ def lines(judgement: Judgement) -> Sequence[str]:
     rate = judgement.failures / judgement.requests if judgement.requests else 0.0
     found = [
         f"{judgement.deployment}: {judgement.requests} requests, {judgement.failures} failed ({rate:.2%}; acceptable: "
-        f"{judgement.acceptable:.1%}, from {judgement.acceptable_from})"
+        f"{judgement.acceptable:.1%}, from {judgement.acceptable_from}), {judgement.rejections} rejected as invalid"
     ]
     if judgement.latency_from and judgement.periods and (newest := judgement.periods[-1].latency):
         found.append(
