@@ -219,10 +219,10 @@ def test_the_server_starts_from_the_cache_while_the_registry_cannot_be_reached(
 
 
 def test_a_full_queue_answers_429_at_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    from onward.registry.serve import served
+    from onward.registry.serve import engine
 
     begun, go_on = threading.Event(), threading.Event()
-    real = served.named_outputs
+    real = engine.compute
 
     def slow(*arguments: Any) -> Any:
         begun.set()
@@ -230,7 +230,7 @@ def test_a_full_queue_answers_429_at_once(store: Store, monkeypatch: pytest.Monk
         return real(*arguments)
 
     with Running(queue=0, workers=1) as server:
-        monkeypatch.setattr(served, "named_outputs", slow)
+        monkeypatch.setattr(engine, "compute", slow)
         answers: list[tuple[int, Any]] = []
         waiting = threading.Thread(target=lambda: answers.append(Client(server.server.port).infer()))
         waiting.start()
@@ -243,12 +243,12 @@ def test_a_full_queue_answers_429_at_once(store: Store, monkeypatch: pytest.Monk
 
 
 def test_requests_are_limited_in_size_and_time(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    from onward.registry.serve import served
+    from onward.registry.serve import engine
 
     with Running(limits=Limits(bytes=300, seconds=0.2)) as server:
         assert server.client.infer()[0] == 200
         assert server.client.infer(np.zeros((50, 4)))[0] == 413
-        monkeypatch.setattr(served, "named_outputs", lambda *_: time.sleep(1))
+        monkeypatch.setattr(engine, "compute", lambda *_: time.sleep(1))
         assert server.client.infer()[0] == 504
 
 
@@ -340,6 +340,7 @@ def test_observers_see_each_request_and_one_that_fails_does_no_harm(running: Run
     before = time.time()
     assert running.client.infer()[0] == 200
     assert running.client.infer(np.zeros((2, 3)))[0] == 400
+    wait_for(lambda: len(seen) == 2)
     good, bad = seen
     assert (good.model, good.target, good.version, good.outcome, good.request) == (
         "cnn", "cnn@staging", "1", "success", "7",

@@ -121,6 +121,7 @@ def status(as_json: Json = False) -> None:
                             "of_a_newer_onward": state.newer,
                             "alarm": state.alarm,
                             "decay": list(state.decay.alarms) if state.decay else [],
+                            "refused": [refusal.model_dump() for refusal in state.refused],
                         }
                         for state in model.environments
                     },
@@ -391,6 +392,7 @@ def inspect(target: Target, as_json: Json = False) -> None:
             evidence.print_variants_of(report, Path(target))
         return
     path, origin, _ = locate(target)
+    origin.pop("evidence", None)
     onnx_file.check(path, target)
     graph = onnx_file.describe(path)
     digests = onnx_file.digests(path)

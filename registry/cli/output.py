@@ -250,6 +250,8 @@ def trouble_lines(model: str, state: EnvironmentStatus) -> Iterator[str]:
     for number in state.newer:
         if below is None or number < below:
             yield f"entry {number} in {log} was written by a newer Onward: upgrade this one"
+    for refusal in state.refused:
+        yield f"{model} in {state.environment}: {refusal}"
 
 
 def short_time(at: str) -> str:

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from onward.registry import checkout, yaml_text
 from onward.registry.errors import UsageError
+from onward.registry.evidence.shadow import MINIMUM
 from onward.registry.gates import builtin
 from onward.registry.names import NAME_RULE, is_name
 from onward.registry.text import one_line
@@ -114,6 +115,7 @@ class Environment(BaseModel):
             (registry/gates/expectations.py).
         notify: The receiver of notifications about every entry.
         mirror_stages: Whether MLflow's deprecated stage of the same name is kept up to date.
+        shadow_requests: The number of requests that `shadow` requires (registry/gates/shadow.py).
         four_eyes: Whether a second person must take part (registry/gates/four_eyes.py).
         signers: By name, the persons whose entries count (registry/trust/entry_signatures.py).
         files_key: The file with the public key for the signatures of a version's files
@@ -127,6 +129,7 @@ class Environment(BaseModel):
     require: list[str]
     notify: Notify | None = None
     mirror_stages: bool = False
+    shadow_requests: Annotated[int, Field(ge=1)] = MINIMUM
     four_eyes: bool = False
     signers: dict[str, ReadSigner] = {}
     files_key: str = ""

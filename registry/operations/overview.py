@@ -12,9 +12,10 @@ from onward.registry.errors import Refused
 from onward.registry.gates import policy, signed_files
 from onward.registry.log.entries import Entry, GateResult
 from onward.registry.names import is_name, valid_name
-from onward.registry.store import sqlite_reader
+from onward.registry.store import refused, sqlite_reader
 from onward.registry.store.connection import nothing_yet
 from onward.registry.store.monitor_tags import Recorded
+from onward.registry.store.refused import Refusal
 from onward.registry.store.resolve import Target, require_model, resolve
 from onward.registry.store.schema import (
     LIVE,
@@ -43,6 +44,7 @@ class EnvironmentStatus:
         newer: as in schema.Log.
         alarm: as in schema.Log.
         decay: what the monitor found about the live deployment; None if there is no alarm.
+        refused: the servers that do not serve the live version, and why.
     """
 
     environment: str
@@ -54,11 +56,14 @@ class EnvironmentStatus:
     newer: tuple[int, ...] = ()
     alarm: tuple[str, ...] = ()
     decay: Recorded | None = None
+    refused: tuple[Refusal, ...] = ()
 
     @property
     def trouble(self) -> bool:
         """Whether there is any problem that a person should look at."""
-        return bool(self.drift or self.foreign or self.unproven or self.newer or self.alarm or self.decay)
+        return bool(
+            self.drift or self.foreign or self.unproven or self.newer or self.alarm or self.decay or self.refused
+        )
 
 
 @dataclass(frozen=True)
@@ -186,16 +191,18 @@ def _environment_status(
         candidate = store.live_candidate(model, log)
     found = {registered_name(environment, model): registered.aliases.get(LIVE), model: alias}
     drift = find_drift(environment, model, log, candidate, found)
+    since, refusals = live.at if live else "", refused.read(registered.tags, live.number if live else 0)
     return EnvironmentStatus(
         environment,
         live,
-        live.at if live else "",
+        since,
         tuple(drift),
         log.foreign,
         log.unproven,
         log.newer,
         log.alarm,
         decay if decay and live and decay.entry == live.number else None,
+        refusals,
     )
 
 

@@ -6,9 +6,11 @@ import asyncio
 import hmac
 from collections.abc import Mapping
 
+from onward.registry.serve.engine import Answer
 from onward.registry.serve.limits import Limits
 from onward.registry.serve.protocol import Fault, Request
-from onward.registry.serve.served import Answer, ServedModel, version_of
+from onward.registry.serve.served import ServedModel
+from onward.registry.serve.versions import version_of
 
 
 class Access:
@@ -89,7 +91,8 @@ class Access:
         Raises:
             Fault: as ServedModel.infer, or the time is over.
         """
+        seconds = min(self.limits.seconds, asked.seconds or self.limits.seconds)
         try:
-            return await asyncio.wait_for(model.infer(asked.arrays, wanted, number or asked.id), self.limits.seconds)
+            return await asyncio.wait_for(model.infer(asked.arrays, wanted, number or asked.id, seconds), seconds)
         except TimeoutError:
-            raise Fault(504, f"{model.name} did not answer within {self.limits.seconds:g} s") from None
+            raise Fault(504, f"{model.name} did not answer within {seconds:g} s") from None

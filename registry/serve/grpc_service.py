@@ -15,7 +15,7 @@ from onward.registry.serve import protocol
 from onward.registry.serve.access import Access
 from onward.registry.serve.grpc_messages import MESSAGES, METHODS, SERVICE
 from onward.registry.serve.protocol import DTYPES, Fault, Request, Wanted
-from onward.registry.serve.served import tensors, version_of
+from onward.registry.serve.versions import tensors, version_of
 
 _CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
@@ -161,7 +161,9 @@ def _request(message: Any) -> Request:
                 values = [_text(entry.name, value) for value in values]
             arrays[entry.name] = protocol.from_list(entry.name, values, dtype, shape)
     outputs = [Wanted(one.name, True) for one in message.outputs]
-    return Request(arrays, outputs, message.id, True)
+    parameters = {name: getattr(value, value.WhichOneof("parameter_choice") or "int64_param")
+                  for name, value in message.parameters.items()}  # fmt: skip
+    return Request(arrays, outputs, message.id, True, parameters)
 
 
 def _text(name: str, value: bytes) -> str:

@@ -6,8 +6,9 @@ import asyncio
 import json
 import logging
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
+from dataclasses import asdict
 from typing import Any
 
 from starlette.applications import Starlette
@@ -17,15 +18,19 @@ from starlette.routing import Route
 
 from onward.registry.serve import protocol
 from onward.registry.serve.access import Access
+from onward.registry.serve.engine import Answer
 from onward.registry.serve.metrics import Metrics
 from onward.registry.serve.protocol import Fault
-from onward.registry.serve.served import ServedModel, tensors, version_of
+from onward.registry.serve.served import ServedModel
+from onward.registry.serve.versions import tensors, version_of
 
 _LOG = logging.getLogger("onward.serve")
 _MODEL = "/v2/models/{model}"
 _VERSION = "/v2/models/{model}/versions/{version}"
 # Paths that need no token: a load balancer asks for them.
 _OPEN = ("/v2/health/live", "/v2/health/ready")
+# Seconds between two looks whether the caller of a slow request is still connected.
+_LOOK_S = 0.25
 
 
 class Rest:
@@ -57,6 +62,7 @@ class Rest:
             Route("/v2/health/ready", self._guarded(self._ready)),
             Route("/metrics", self._guarded(self._show_metrics)),
             Route("/v2/onward/refresh", self._guarded(self._refresh), methods=["POST"]),
+            Route("/v2/onward/events", self._guarded(self._events)),
         ]
         for path in (_MODEL, _VERSION):
             routes += [
@@ -100,6 +106,12 @@ class Rest:
         self._look()
         return JSONResponse({"looking": True}, 202)
 
+    async def _events(self, _: Request) -> Response:
+        """The newest events of each model, the oldest first."""
+        return JSONResponse(
+            {name: [asdict(event) for event in model.events] for name, model in self._access.models.items()}
+        )
+
     async def _metadata(self, request: Request) -> Response:
         model = self._model(request)
         loaded = model.session.loaded
@@ -129,7 +141,7 @@ class Rest:
         asked = protocol.parse(body, int(length) if length else None)
         wanted = request.path_params.get("version", "")
         number = request.headers.get("x-request-id") or asked.id or uuid.uuid4().hex
-        answer = await self._access.answer(model, asked, wanted, number)
+        answer = await _while_connected(request, self._access.answer(model, asked, wanted, number))
         headers, content = protocol.answer(model.name, answer.version, asked, answer.outputs)
         headers["x-request-id"] = number.encode("ascii", "replace").decode()[:128].replace("\n", "").replace("\r", "")
         if _LOG.isEnabledFor(logging.DEBUG):
@@ -151,6 +163,23 @@ class Rest:
                 raise Fault(413, f"the request has more than {most} bytes")
             parts.append(part)
         return b"".join(parts)
+
+
+async def _while_connected(request: Request, answer: Coroutine[Any, Any, Answer]) -> Answer:
+    """Wait for an answer, and give it up if the caller disconnects.
+
+    Raises:
+        Fault: the caller disconnected. Nobody receives it.
+    """
+    task = asyncio.create_task(answer)
+    try:
+        while not task.done():
+            await asyncio.wait({task}, timeout=_LOOK_S)
+            if not task.done() and await request.is_disconnected():
+                raise Fault(499, "the caller disconnected")
+        return task.result()
+    finally:
+        task.cancel()
 
 
 async def _unknown_path(request: Request, error: Any) -> Response:

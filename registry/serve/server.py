@@ -5,20 +5,23 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import uvicorn
 from starlette.applications import Starlette
 
-from onward.registry.errors import UsageError
 from onward.registry.inference.session import InferenceSession
 from onward.registry.serve.access import Access
+from onward.registry.serve.batching import Batching
+from onward.registry.serve.candidates import attach
+from onward.registry.serve.following import Follower
 from onward.registry.serve.limits import Limits
 from onward.registry.serve.metrics import Metrics
+from onward.registry.serve.names import names_of
 from onward.registry.serve.rest import Rest
-from onward.registry.serve.served import ServedModel
+from onward.registry.serve.served import ServedModel, Sizes
 
 _LOG = logging.getLogger("onward.serve")
 
@@ -33,7 +36,12 @@ class Options:
         grpc_port: the port of gRPC; 0 for any free one, None for no gRPC.
         poll: seconds between two looks at an environment.
         queue: requests per model that may wait.
-        workers: requests per model that run at the same time; None for as many as there are processors for.
+        workers: runs per model at the same time; None for as many as there are processors for.
+        batch_delay_ms: the longest time that a request waits for others to be joined with, in ms; 0 joins nothing.
+        max_batch: the most samples of a batch; None for the best size of the version's batch sweep, or 32.
+        shadows: MODEL@ENVIRONMENT whose version also computes a share of the live version's requests.
+        shadow_share: that share, 0 to 1.
+        canaries: the percentage of requests that a candidate answers, by its MODEL@ENVIRONMENT.
         limits: what one request may cost.
         tokens: bearer tokens; empty if none is needed.
         certificate: the file of the TLS certificate; None for plain HTTP.
@@ -46,6 +54,11 @@ class Options:
     poll: float = 2.0
     queue: int = 64
     workers: int | None = None
+    batch_delay_ms: float = 0.0
+    max_batch: int | None = None
+    shadows: tuple[str, ...] = ()
+    shadow_share: float = 0.1
+    canaries: Mapping[str, float] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)
     tokens: frozenset[str] = frozenset()
     certificate: Path | None = None
@@ -66,10 +79,12 @@ class Server:
     def __init__(self, targets: Sequence[str], options: Options) -> None:
         self.metrics, self.options = Metrics(), options
         self.models: dict[str, ServedModel] = {}
-        for target, name in _names(targets).items():
+        sizes = Sizes(Batching(options.queue, options.batch_delay_ms / 1000, options.max_batch), options.workers)
+        for target, name in names_of(targets).items():
             session = InferenceSession(target, allow_cached=True)
-            self.models[name] = ServedModel(target, name, session, self.metrics, options.queue, options.workers)
+            self.models[name] = ServedModel(target, name, session, self.metrics, sizes)
             self.models[name].start()
+        self._candidates = attach(self.models, options, self.metrics)
         self._look, self._stop = threading.Event(), threading.Event()
         self.grpc_port = 0
         self._access = Access(self.models, options.limits, options.tokens)
@@ -128,35 +143,17 @@ class Server:
         self._uvicorn.should_exit = True
 
     def _follow(self) -> None:
+        self._follow_each(self._candidates)
         while not self._stop.is_set():
             self._look.wait(self.options.poll)
             self._look.clear()
-            for model in self.models.values():
-                if self._stop.is_set():
-                    return
-                try:
-                    model.follow()
-                except Exception:
-                    _LOG.exception("%s: following its environment failed; the loaded version stays", model.target)
+            self._follow_each([*self.models.values(), *self._candidates])
 
-
-def _names(targets: Sequence[str]) -> dict[str, str]:
-    """The name in URLs of each target: the model's name, or all of the target if two have the same model.
-
-    Raises:
-        UsageError: a target is given twice.
-    """
-    if len(set(targets)) != len(targets):
-        raise UsageError(f"a target is given twice: {' '.join(targets)}")
-    short = {target: _model_name(target) for target in targets}
-    return {
-        target: name if list(short.values()).count(name) == 1 else target.replace("/", "@")
-        for target, name in short.items()
-    }
-
-
-def _model_name(target: str) -> str:
-    if target.endswith(".onnx") or target.startswith((".", "/")):
-        path = Path(target)
-        return path.stem if path.suffix else path.name
-    return target.partition("@")[0].partition("/")[0]
+    def _follow_each(self, followed: Sequence[ServedModel | Follower]) -> None:
+        for one in followed:
+            if self._stop.is_set():
+                return
+            try:
+                one.follow()
+            except Exception:
+                _LOG.exception("%s: following its environment failed; the loaded version stays", one.target)

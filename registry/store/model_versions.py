@@ -53,13 +53,13 @@ class Versions:
                 raise
 
     def everything(self) -> dict[str, Overview]:
-        """The newest versions and the aliases of all registered models, with one request per page of 1000 models."""
+        """The newest versions, aliases and tags of all registered models, with one request per page of 1000 models."""
         found: dict[str, Overview] = {}
         with reachable():
             models = all_items(lambda token: self._client.search_registered_models(max_results=PAGE, page_token=token))
             for registered in models:
                 newest = sorted(registered.latest_versions, key=lambda version: -int(version.version))
-                found[registered.name] = Overview(tuple(newest), _aliases(registered))
+                found[registered.name] = Overview(tuple(newest), _aliases(registered), dict(registered.tags))
         return found
 
     def get(self, registered: str, number: int) -> ModelVersion | None:

@@ -28,6 +28,7 @@ Answer = TypeVar("Answer")
 REVISION = "dc11669786a5"
 
 _ALIASES = "SELECT name, alias, version FROM registered_model_aliases WHERE workspace = 'default'"
+_MODEL_TAGS = "SELECT name, key, value FROM registered_model_tags WHERE workspace = 'default'"
 # MLflow stores prompts as registered models. Like MLflow's search, this query leaves them out.
 _MODELS = """
     SELECT name FROM registered_models WHERE workspace = 'default' AND name NOT IN (
@@ -167,7 +168,10 @@ def _overviews(tables: sqlite3.Connection) -> dict[str, Overview]:
     newest: defaultdict[str, list[Row]] = defaultdict(list)
     for name, version, created, stage, source, link in tables.execute(f"{_NEWEST} ORDER BY version DESC"):
         newest[name].append(Row(name, version, created, stage, source, link, tags[name, version]))
-    return {name: Overview(tuple(newest[name]), aliases[name]) for (name,) in tables.execute(_MODELS)}
+    of_models: defaultdict[str, dict[str, str]] = defaultdict(dict)
+    for name, key, value in tables.execute(_MODEL_TAGS):
+        of_models[name][key] = value
+    return {name: Overview(tuple(newest[name]), aliases[name], of_models[name]) for (name,) in tables.execute(_MODELS)}
 
 
 def _failed(tables: sqlite3.Connection) -> dict[str, str]:
