@@ -151,7 +151,9 @@ def observe(
         keep = parse_keep(tensors)
         _require_known(keep, models)
         recording = Recording(record, samples=samples, keep=keep, most_bytes=int(max_mb * 1e6), hours=hours)
-        hosts = {model.name: host(model.session.loaded.providers[0]) for model in models}
+        hosts = {
+            model.name: host(model.session.loaded.providers[0], model.sizes.batching.delay_s > 0) for model in models
+        }
         observers.append(Recorder(recording, server.metrics, hosts))
     if monitor_window is not None:
         if not any("@" in model.target for model in models):

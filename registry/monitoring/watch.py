@@ -131,7 +131,7 @@ class Judgement:
 
 
 class Watch:
-    """Follows one deployment.
+    """Follows one deployment. `features` is its drift, and `baseline` what its latencies are compared with.
 
     Args:
         deployment: the deployment.
@@ -201,15 +201,6 @@ class Watch:
             now: the time, in seconds since 1970.
         """
         self._end_period(now)
-
-    def judge_drift(self, reference: Any, windows: Sequence[drift.Window]) -> None:
-        """Judge the last windows of recorded tensors.
-
-        Args:
-            reference: the version's reference.
-            windows: the windows, the oldest first.
-        """
-        self.features = tuple(drift.judge(reference, windows))
 
     def judgement(self, extra: Sequence[Alarm] = (), notes: Sequence[str] = ()) -> Judgement:
         """What is known now.

@@ -132,7 +132,8 @@ class Recorder(QueuedObserver):
             outcome=request.outcome,
             cause=request.cause,
             size=elements(request.inputs),
-            inputs=self._tensors(request.model, request.inputs),
+            # The names and types of an invalid request are the caller's, so no rule for tensors fits them.
+            inputs=self._tensors(request.model, request.inputs) if request.outcome != "invalid" else (),
             outputs=self._tensors(request.model, request.outputs or {}),
         )
 

@@ -15,17 +15,20 @@ from onward.registry.monitoring.decay import Call, LatencyBaseline, latency_base
 from onward.registry.store.store import Store
 
 SOURCE = "the release's benchmark"
+JOINED = ", requests joined"
 # The scenario of the race: one call after the other.
 _RACE = "single stream"
 
 
-def host(provider: str) -> str:
-    """The fingerprint of this host and an execution provider. Latencies of equal ones are comparable.
+def host(provider: str, joined: bool = False) -> str:
+    """The fingerprint of this host and the way that a model runs on it. Latencies of equal ones are comparable.
 
     Args:
         provider: the execution provider in use.
+        joined: whether requests are joined. Then the time of a run is that of several requests, which a benchmark of
+            single calls does not have.
     """
-    return f"{hardware.fingerprint(hardware.describe())} {provider}"
+    return f"{hardware.fingerprint(hardware.describe())} {provider}{JOINED if joined else ''}"
 
 
 def baseline(store: Store, evidence: Mapping[str, str], here: str) -> tuple[LatencyBaseline | None, str]:
@@ -54,6 +57,8 @@ def _baseline(folder: Path, evidence: Mapping[str, str], here: str) -> tuple[Lat
     if benchmark.machine is None or export.graph is None:
         return None, "latency: the version's benchmark does not name its host or its graph"
     there = f"{hardware.fingerprint(benchmark.machine)} {evidence.get('provider', '')}"
+    if here == there + JOINED:
+        return None, "latency: requests are joined to batches, so the version's first hour is the measure"
     if there != here:
         return None, (
             f"latency: this host is not the one of the release's benchmark ({benchmark.machine.cpu}, "

@@ -143,7 +143,7 @@ def _drift(watch: Watch, store: Store, live: Target, folder: Path, own: Sequence
         known = reference.read(download(live, store).parent)
     except OnwardError as error:
         return [f"drift: the version's reference cannot be read: {error}"]
-    if known is None:
+    if known is None or drift.explain(known):
         return [f"drift: {drift.explain(known)}"]
     first, last = windows[0][0].arrived, windows[-1][-1].arrived
     full, problems = recorded.read(folder, str(live), since=first)
@@ -157,5 +157,5 @@ def _drift(watch: Watch, store: Store, live: Target, folder: Path, own: Sequence
         drift_window([(row.arrived, recorded.arrays(row.inputs), recorded.arrays(row.outputs)) for row in rows])
         for rows in again
     ]
-    watch.judge_drift(known, found)
+    watch.features = tuple(drift.judge(known, found))
     return problems

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onward.registry.artifact.serving_plan import PROVIDERS
 from onward.registry.errors import OnwardError
+from onward.registry.evidence.shadow import MINIMUM
 from onward.registry.monitoring import drift, reference
 from onward.registry.monitoring.decay import Call
 from onward.registry.monitoring.watch import Alarm, Deployment, Judgement, Watch, drift_window
 from onward.registry.monitoring.windows import Reservoir
 from onward.registry.serve.queued import QueuedObserver
 from onward.registry.serve.recording import elements
-from onward.registry.store.resolve import resolve
+from onward.registry.serve.versions import folder_of
 from onward.registry.store.store import Store
 from onward.registry.watch import evidence, response, results
 
@@ -48,8 +48,8 @@ class _Served:
     watch: Watch
     drift_begun: float
     sample: Reservoir[tuple[float, Mapping[str, Any], Mapping[str, Any]]]
-    windows: list[drift.Window] = field(default_factory=list)
-    reference: Any = None
+    windows: list[drift.Summary] = field(default_factory=list)
+    judge: drift.Judge | None = None
     notes: tuple[str, ...] = ()
     prepared: bool = False
     alarms: tuple[Alarm, ...] = ()
@@ -108,7 +108,10 @@ class LiveMonitor(QueuedObserver):
 
     def judgements(self) -> list[Judgement]:
         """What is known of each environment now."""
-        return [state.watch.judgement(notes=state.notes) for state in self._served.values()]
+        return [
+            state.watch.judgement(self._shadow_alarms(target, state), state.notes)
+            for target, state in self._served.items()
+        ]
 
     def _state(self, request: Observation) -> _Served | None:
         """The state of the request's deployment; None if a newer one was seen already."""
@@ -128,22 +131,20 @@ class LiveMonitor(QueuedObserver):
         if state.prepared or int(loaded.origin.get("entry") or 0) != state.watch.deployment.entry:
             return
         state.prepared = True
-        folder = loaded.path.parent
-        folder = folder.parent.parent if folder.parent.name == PROVIDERS else folder
         try:
-            state.reference = reference.read(folder)
-        except (OnwardError, ValueError, OSError) as error:
+            known = reference.read(folder_of(loaded))
+        except (OnwardError, OSError) as error:
             state.notes = (f"drift: the version's reference cannot be read: {error}",)
         else:
-            if state.reference is None:
-                state.notes = (f"drift: {drift.explain(None)}",)
+            missing = drift.explain(known)
+            state.notes = (f"drift: {missing}",) if missing else ()
+            state.judge = None if missing else drift.Judge(known)
+        watch, joined = state.watch, self._models[target].sizes.batching.delay_s > 0
+        here = evidence.host(loaded.providers[0], joined)
         try:
-            store = Store(create=False)
-            tags = resolve(target, store).evidence
-            watch = state.watch
-            watch.baseline, watch.baseline_note = evidence.baseline(store, tags, evidence.host(loaded.providers[0]))
+            watch.baseline, watch.baseline_note = evidence.baseline(Store(create=False), loaded.evidence, here)
         except OnwardError as error:
-            state.watch.baseline_note = f"latency: the version's benchmark cannot be read: {error}"
+            watch.baseline_note = f"latency: the version's benchmark cannot be read: {error}"
 
     def _end_window(self, state: _Served) -> None:
         """Judge drift if a window is over and has enough requests."""
@@ -151,14 +152,14 @@ class LiveMonitor(QueuedObserver):
         if now - state.drift_begun < self._window or len(state.sample.items) < LEAST_SAMPLES:
             return
         rows = sorted(state.sample.items, key=lambda row: row[0])
-        state.windows = [*state.windows, drift_window(rows)][-drift.LAST :]
         state.sample, state.drift_begun = Reservoir(_SAMPLES), now
-        if state.reference is not None:
-            state.watch.judge_drift(state.reference, state.windows)
+        if state.judge is not None:
+            state.windows = [*state.windows, state.judge.summarise(drift_window(rows))][-drift.LAST :]
+            state.watch.features = tuple(state.judge.judge(state.windows))
 
     def _judge(self, target: str, state: _Served, last: bool) -> None:
         model, _, environment = target.partition("@")
-        found = state.watch.judgement(notes=state.notes)
+        found = state.watch.judgement(self._shadow_alarms(target, state), state.notes)
         alarms = tuple(response.wanted(found.alarms, environment))
         found = replace(found, alarms=alarms)
         labels = (self._models[target].name, found.deployment.version)
@@ -183,6 +184,17 @@ class LiveMonitor(QueuedObserver):
             with_page = new or last or now - state.drawn >= _DRAW_EVERY_S
             state.drawn = now if with_page else state.drawn
             self._write(model, environment, state, found, with_page)
+
+    def _shadow_alarms(self, target: str, state: _Served) -> tuple[Alarm, ...]:
+        """What is wrong with the candidate that the model's shadow compares with the live version."""
+        shadow = self._models[target].shadow
+        found = shadow.evidence if shadow is not None else None
+        if found is None or found.requests < MINIMUM or found.live_sha256 != state.watch.deployment.sha256:
+            return ()
+        if not found.faults:
+            return ()
+        what = f"the candidate, version {found.version}, differs from it on {found.requests} requests"
+        return (Alarm("shadow", f"{what}: {'; '.join(found.faults)}"),)
 
     def _act(self, model: str, environment: str, state: _Served, labels: tuple[str, str]) -> bool:
         """Do what the policy says about the alarms, and return whether the outcome is another one than before."""
