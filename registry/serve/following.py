@@ -30,12 +30,13 @@ class Follower:
         name: the name in URLs.
         events: receives what happens.
         metrics: where swaps and refusals are counted.
-        session: the loaded session; None to load it with the first `follow`, which then may fail.
+        session: the loaded session; None for a candidate, which is loaded with the first `follow`, and may fail.
     """
 
     def __init__(
         self, target: str, name: str, events: Events, metrics: Metrics, session: InferenceSession | None = None
     ) -> None:
+        self._is_candidate = session is None
         self.target, self.name, self.events, self._metrics = target, name, events, metrics
         self._session = session
         self.reachable = session is None or not session.loaded.origin.get("cached", False)
@@ -92,7 +93,7 @@ class Follower:
             self._refuse(str(error))
             return False
         self.reachable = True
-        if changed:
+        if changed and not self._is_candidate:
             self._metrics.count((self.name, version_of(self.session.loaded)), onward_swaps=1)
         if self._text and self._current:
             self._text, self._refused, self._retry_s = "", 0, FIRST_RETRY_S

@@ -15,7 +15,7 @@ from onward.registry.serve import protocol
 from onward.registry.serve.access import Access
 from onward.registry.serve.grpc_messages import MESSAGES, METHODS, SERVICE
 from onward.registry.serve.protocol import DTYPES, Fault, Request, Wanted
-from onward.registry.serve.versions import tensors, version_of
+from onward.registry.serve.versions import CONFIG_TYPES, config, tensors, version_of
 
 _CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
@@ -116,6 +116,14 @@ class GrpcService:
             for tensor in tensors(specs):
                 getattr(answer, key).add(**tensor)
         return answer
+
+    async def _ModelConfig(self, request: Any) -> Any:  # noqa: N802
+        model = self._access.model(request.name, request.version)
+        found = await asyncio.to_thread(model.session.loaded.metadata)
+        facts = config(model.name, found)
+        for spec in (*facts["input"], *facts["output"]):
+            spec["data_type"] = CONFIG_TYPES.index(spec["data_type"])
+        return MESSAGES["ModelConfigResponse"](config=MESSAGES["ModelConfig"](**facts))
 
     async def _ModelInfer(self, request: Any) -> Any:  # noqa: N802
         model = self._access.ready_model(request.model_name)

@@ -22,7 +22,7 @@ from onward.registry.serve.engine import Answer
 from onward.registry.serve.metrics import Metrics
 from onward.registry.serve.protocol import Fault
 from onward.registry.serve.served import ServedModel
-from onward.registry.serve.versions import tensors, version_of
+from onward.registry.serve.versions import config, tensors, version_of
 
 _LOG = logging.getLogger("onward.serve")
 _MODEL = "/v2/models/{model}"
@@ -67,6 +67,7 @@ class Rest:
         for path in (_MODEL, _VERSION):
             routes += [
                 Route(path, self._guarded(self._metadata)),
+                Route(f"{path}/config", self._guarded(self._config)),
                 Route(f"{path}/ready", self._guarded(self._model_ready)),
                 Route(f"{path}/infer", self._guarded(self._infer), methods=["POST"]),
             ]
@@ -126,6 +127,10 @@ class Rest:
                 "parameters": {"sha256": found.sha256, "environment": found.environment, "entry": found.entry},
             }
         )
+
+    async def _config(self, request: Request) -> Response:
+        model = self._model(request)
+        return JSONResponse(config(model.name, await asyncio.to_thread(model.session.loaded.metadata)))
 
     async def _model_ready(self, request: Request) -> Response:
         model = self._model(request)

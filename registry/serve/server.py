@@ -143,6 +143,10 @@ class Server:
         self._uvicorn.should_exit = True
 
     def _follow(self) -> None:
+        while not self.port and not self._stop.wait(0.05):
+            continue
+        grpc = f" and, for gRPC, {self.options.host}:{self.grpc_port}" if self.grpc_port else ""
+        _LOG.info("listens on %s:%d%s", self.options.host, self.port, grpc)
         self._follow_each(self._candidates)
         while not self._stop.is_set():
             self._look.wait(self.options.poll)

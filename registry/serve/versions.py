@@ -16,8 +16,13 @@ from onward.registry.serve.protocol import protocol_type
 
 if TYPE_CHECKING:
     from onward.registry.evidence.records import TensorSpec
-    from onward.registry.inference.model import Loaded
+    from onward.registry.inference.model import Loaded, Metadata
 
+# Triton's DataType (model_config.proto), by its numbers.
+CONFIG_TYPES = (
+    "TYPE_INVALID", "TYPE_BOOL", "TYPE_UINT8", "TYPE_UINT16", "TYPE_UINT32", "TYPE_UINT64", "TYPE_INT8", "TYPE_INT16",
+    "TYPE_INT32", "TYPE_INT64", "TYPE_FP16", "TYPE_FP32", "TYPE_FP64", "TYPE_STRING", "TYPE_BF16",
+)  # fmt: skip
 # Runs of the recorded inputs before a version gets requests, because first runs allocate memory.
 WARM_UPS = 3
 # The largest batch if the version has no batch sweep.
@@ -54,6 +59,31 @@ def tensors(specs: Sequence[TensorSpec]) -> list[dict[str, Any]]:
         }
         for spec in specs
     ]
+
+
+def config(name: str, found: Metadata) -> dict[str, Any]:
+    """The part of Triton's model configuration that a client needs to build a request.
+
+    `max_batch_size` is 0, which means that `dims` are whole shapes, as the protocol's metadata have them.
+
+    Args:
+        name: the model's name.
+        found: the model.
+    """
+
+    def specs(of: Sequence[TensorSpec]) -> list[dict[str, Any]]:
+        return [
+            {"name": one["name"], "data_type": _config_type(one["datatype"]), "dims": one["shape"]}
+            for one in tensors(of)
+        ]
+
+    facts = {"name": name, "platform": f"onward_{found.providers[0]}", "max_batch_size": 0}
+    return facts | {"input": specs(found.inputs), "output": specs(found.outputs)}
+
+
+def _config_type(datatype: str) -> str:
+    name = "TYPE_STRING" if datatype == "BYTES" else f"TYPE_{datatype}"
+    return name if name in CONFIG_TYPES else CONFIG_TYPES[0]
 
 
 def folder_of(loaded: Loaded) -> Path:

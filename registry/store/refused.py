@@ -78,7 +78,7 @@ def write(client: MlflowClient, registered: str, refusal: Refusal) -> None:
     """
     short = refusal.model_copy(update={"text": one_line(refusal.text)[:_LONGEST]})
     with reachable():
-        tags = dict(client.get_registered_model(registered).tags)
+        tags = _tags(client, registered)
         for name in tags:
             if name.startswith(PREFIX) and not read({name: tags[name]}, refusal.entry):
                 client.delete_registered_model_tag(registered, name)
@@ -98,8 +98,13 @@ def clear(client: MlflowClient, registered: str, host: str) -> None:
         MlflowException: the store has no such registered model.
     """
     with reachable():
-        if _tag(host) in dict(client.get_registered_model(registered).tags):
+        if _tag(host) in _tags(client, registered):
             client.delete_registered_model_tag(registered, _tag(host))
+
+
+def _tags(client: MlflowClient, registered: str) -> dict[str, str]:
+    found = client.search_registered_models(f"name = '{registered}'", max_results=1)
+    return dict(found[0].tags) if found else {}
 
 
 def _tag(host: str) -> str:
