@@ -126,7 +126,7 @@ def serve(
     else:
         for target, url in urls.items():
             say(f"{target}: {url}")
-    observers = watching.observe(
+    watching.observe(
         server,
         record,
         record_tensor or [],
@@ -135,11 +135,7 @@ def serve(
         record_hours,
         monitor_window if monitor else None,
     )
-    try:
-        server.run()
-    finally:
-        for observer in observers:
-            observer.close()
+    server.run()
 
 
 class _JsonLines(logging.Formatter):

@@ -121,7 +121,7 @@ def observe(
     max_mb: float,
     hours: float,
     monitor_window: float | None,
-) -> list[Any]:
+) -> None:
     """Add a recorder and a monitor to the models of a server, and start them.
 
     Args:
@@ -133,9 +133,6 @@ def observe(
         hours: the age at which recorded requests are deleted.
         monitor_window: the length of a drift window, in seconds; None for no monitor.
 
-    Returns:
-        the observers, which have to be closed.
-
     Raises:
         UsageError: an option is wrong, the folder cannot be written to, or nothing is an environment.
     """
@@ -144,9 +141,10 @@ def observe(
     from onward.registry.watch.live import LiveMonitor
 
     models = list(server.models.values())
-    observers: list[Any] = []
     if record is None and tensors:
         raise UsageError("--record-tensor needs --record FOLDER")
+    if monitor_window is not None and not any("@" in model.target for model in models):
+        raise UsageError("--monitor watches environments: serve MODEL@ENVIRONMENT")
     if record is not None:
         keep = parse_keep(tensors)
         _require_known(keep, models)
@@ -154,16 +152,9 @@ def observe(
         hosts = {
             model.name: host(model.session.loaded.providers[0], model.sizes.batching.delay_s > 0) for model in models
         }
-        observers.append(Recorder(recording, server.metrics, hosts))
+        server.observe(Recorder(recording, server.metrics, hosts))
     if monitor_window is not None:
-        if not any("@" in model.target for model in models):
-            raise UsageError("--monitor watches environments: serve MODEL@ENVIRONMENT")
-        observers.append(LiveMonitor(models, server.metrics, monitor_window))
-    for observer in observers:
-        for model in models:
-            model.observers.append(observer)
-        observer.start()
-    return observers
+        server.observe(LiveMonitor(models, server.metrics, monitor_window))
 
 
 def _require_known(keep: dict[str, Any], models: list[Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import threading
@@ -20,6 +21,7 @@ from onward.registry.serve.following import Follower
 from onward.registry.serve.limits import Limits
 from onward.registry.serve.metrics import Metrics
 from onward.registry.serve.names import names_of
+from onward.registry.serve.queued import QueuedObserver
 from onward.registry.serve.rest import Rest
 from onward.registry.serve.served import ServedModel, Sizes
 
@@ -84,6 +86,7 @@ class Server:
             session = InferenceSession(target, allow_cached=True)
             self.models[name] = ServedModel(target, name, session, self.metrics, sizes)
             self.models[name].start()
+        self._observers: list[QueuedObserver] = []
         self._candidates = attach(self.models, options, self.metrics)
         self._look, self._stop = threading.Event(), threading.Event()
         self.grpc_port = 0
@@ -121,9 +124,32 @@ class Server:
             for model in self.models.values():
                 model.close()
 
+    def observe(self, observer: QueuedObserver) -> None:
+        """Let an observer see the requests of all models, until the server ends.
+
+        Args:
+            observer: the observer, which is started.
+        """
+        for model in self.models.values():
+            model.observers.append(observer)
+        self._observers.append(observer)
+        observer.start()
+
     @contextlib.asynccontextmanager
     async def _beside(self, _: Starlette) -> AsyncIterator[None]:
-        """The gRPC server, which runs on the same event loop."""
+        """What runs beside the HTTP server: gRPC, on the same event loop.
+
+        The observers end here and not after `run`, because uvicorn raises the signal again that ended it.
+        """
+        try:
+            async with self._grpc():
+                yield
+        finally:
+            for observer in self._observers:
+                await asyncio.to_thread(observer.close)
+
+    @contextlib.asynccontextmanager
+    async def _grpc(self) -> AsyncIterator[None]:
         if self.options.grpc_port is None:
             yield
             return
