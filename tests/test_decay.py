@@ -208,6 +208,17 @@ def test_a_version_that_gets_slower_than_in_its_first_hour_raises_an_alarm() -> 
     assert "4 times as long as in the version's first hour" in alarms[0].text
 
 
+def test_a_benchmark_of_other_sizes_gives_way_to_the_first_hour() -> None:
+    for size, source in ((16, "the benchmark"), (64, "the version's first hour")):
+        watch = watched([], before=Counts(100))
+        watch.baseline = decay.latency_baseline("the benchmark", calls(5, size=size))
+        for i in range(400):
+            watch.add(i * 10.0, "success", Call(16, 5.0))
+        found = watch.judgement()
+        assert found.latency_from == source
+        assert found.alarms == ()
+
+
 def test_requests_of_different_shapes_are_given_one_by_one() -> None:
     rows = [
         (float(n), {"ids": np.zeros((1, n + 1)), "mask": np.ones((1, 2))}, {"y": np.ones((1, 3))}) for n in range(3)

@@ -208,6 +208,16 @@ def latency_baseline(source: str, calls: Sequence[Call]) -> LatencyBaseline | No
     return LatencyBaseline(source, medians, float(np.quantile(ratios, 0.99)), len(calls))
 
 
+def known_calls(baseline: LatencyBaseline, calls: Sequence[Call]) -> int:
+    """Count the calls with an input size that a baseline has.
+
+    Args:
+        baseline: the baseline.
+        calls: the calls.
+    """
+    return sum(size_class(call.size) in baseline.medians for call in calls)
+
+
 def judge_latency(baseline: LatencyBaseline, calls: Sequence[Call]) -> LatencyFigures | None:
     """Compare a window with a baseline.
 

@@ -180,7 +180,7 @@ class Watch:
             self.began = arrived
         if arrived - self.began >= self._first_hour:
             self._end_first_hour()
-        elif call is not None and self.baseline is None and len(self._first_calls) < _MOST_CALLS:
+        elif call is not None and len(self._first_calls) < _MOST_CALLS:
             self._first_calls.append(call)
         self._end_period(arrived)
         if self._rejecting is not None:
@@ -211,6 +211,8 @@ class Watch:
         """
         if self.baseline_note:
             notes = (*notes, self.baseline_note)
+        if self.baseline is not None and self.periods and self.periods[-1].latency is None:
+            notes = (*notes, f"latency: too few calls of the last window have input sizes of {self.baseline.source}")
         if self.baseline is None and self._learning_latency:
             notes = (*notes, "latency: the version's first hour is not over, so there is nothing to compare with")
         return Judgement(
@@ -280,19 +282,25 @@ class Watch:
         return tuple(found)
 
     def _end_first_hour(self) -> None:
-        """Take the first hour as the measure of what follows, where there is no better one."""
+        """Take the first hour as the measure of what follows, where there is no better one.
+
+        For latency, a benchmark is better only if it measured the input sizes of most calls.
+        """
         if self._learning:
             self._learning = False
             self._test = ErrorTest(decay.acceptable_rate(self.counts.failures, self.counts.requests))
             self._from = "the version's first hour"
-        if self.baseline is None and self._first_calls:
-            self.baseline = decay.latency_baseline("the version's first hour", self._first_calls)
-            if self.baseline is None:
-                self.baseline_note = (
-                    f"latency: the version's first hour had {len(self._first_calls)} calls, and a comparison needs "
-                    f"{decay.LEAST_BASELINE}"
-                )
-        self._first_calls = []
+        calls, self._first_calls = self._first_calls, []
+        if not calls or (self.baseline is not None and 2 * decay.known_calls(self.baseline, calls) >= len(calls)):
+            return
+        made = decay.latency_baseline("the version's first hour", calls)
+        if made is not None:
+            self.baseline = made
+        elif self.baseline is None:
+            self.baseline_note = (
+                f"latency: the version's first hour had {len(calls)} calls, and a comparison needs "
+                f"{decay.LEAST_BASELINE}"
+            )
 
     def _end_period(self, now: float) -> None:
         """End the window if its time is over and it has enough requests."""
