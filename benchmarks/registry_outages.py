@@ -94,7 +94,8 @@ def _server(folder: Path) -> Iterator[int]:
         str(folder / "files"),
     ]
     with open(folder / "log", "wb") as log:
-        server = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True)
+        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        server = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
 
     def answers() -> bool:
         try:

@@ -83,11 +83,6 @@ def _escaped(match: re.Match[str]) -> str:
     return f"{found}\\" if found.isdigit() else f"\\{found}"
 
 
-def mathtext(text: object) -> str:
-    """Escape `text` for matplotlib, which renders text between two dollar signs as a formula."""
-    return printable(text).replace("$", r"\$")
-
-
 def is_unicode(text: str) -> bool:
     """Tell whether `text` can be encoded as UTF-8. Arguments that are not UTF-8 contain lone surrogates."""
     return not any("\ud800" <= character <= "\udfff" for character in text)

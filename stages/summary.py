@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 from typing import Any
 
+from onward.registry.evidence.headline import by_batch, headline
 from onward.registry.evidence.latencies import mean_p50_ms
 from onward.registry.evidence.records import Measurement
 from onward.registry.evidence.reports import BenchmarkReport, Report, SelectReport, load
@@ -28,7 +28,8 @@ def write(model: str, report: Report) -> None:
     if isinstance(report, SelectReport) and report.passed:
         benchmark = load(BenchmarkReport, paths.build(model, "benchmark") / "report.json")
         chosen = next(m for m in benchmark.measurements if (m.variant, m.runtime) == (report.variant, report.runtime))
-        metrics = _metrics(report, chosen)
+        choice = next(c for c in report.choices if c.chosen)
+        metrics = {name: rounded(value) for name, value in headline(chosen, choice).items()}
         variants = _variants(report, benchmark)
         latency = _latency(chosen)
     for name, content in ((METRICS, metrics), (VARIANTS, variants or {}), (LATENCY, latency or {})):
@@ -36,21 +37,6 @@ def write(model: str, report: Report) -> None:
         if path.is_symlink():  # to DVC's cache, where files must not change
             path.unlink()
         write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
-
-
-def _metrics(report: SelectReport, chosen: Measurement) -> dict[str, float]:
-    """The figures of the chosen variant, under the names that they have in MLflow."""
-    winner = report.winners[0]
-    choice = next(c for c in report.choices if c.chosen)
-    figures = {
-        "p50_ms": winner.p50_ms,
-        "speedup": 1 / choice.ratio.value if choice.ratio else None,
-        "quality": chosen.quality,
-        "quality_drop": choice.quality_drop,
-        "fidelity_snr_db": chosen.snr_db,
-        "size_mb": sum(file.size_bytes for file in chosen.files) / 1e6,
-    }
-    return {name: rounded(value) for name, value in figures.items() if value is not None and math.isfinite(value)}
 
 
 def _variants(report: SelectReport, benchmark: BenchmarkReport) -> list[dict[str, Any]]:
@@ -71,18 +57,8 @@ def _variants(report: SelectReport, benchmark: BenchmarkReport) -> list[dict[str
 
 
 def _latency(chosen: Measurement) -> list[dict[str, Any]]:
-    """The chosen variant's p50 by size of the first dimension; other dimensions have their first typical size."""
-    first = chosen.latencies[0].sizes
-    batch, others = next(iter(first), ""), list(first)[1:]
-    points = {
-        latency.sizes[batch]: latency.p50_ms
-        for latency in chosen.latencies
-        if batch and all(latency.sizes[name] == first[name] for name in others)
-    }
-    if chosen.scenarios is not None:
-        for point in chosen.scenarios.sweep:
-            points.setdefault(next(iter(point.sizes.values())), point.p50_ms)
-    return [{"batch": size, "p50_ms": rounded(points[size])} for size in sorted(points)]
+    """The chosen variant's p50 by size of the first dimension."""
+    return [{"batch": size, "p50_ms": rounded(p50)} for size, p50 in by_batch(chosen).get("by_batch/p50_ms", [])]
 
 
 def rounded(value: float) -> float:

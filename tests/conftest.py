@@ -39,6 +39,8 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "onward"))
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 for name in [name for name in os.environ if name.startswith(("MLFLOW_", "DVC_", "ONWARD_"))]:
     del os.environ[name]
+# The job workers of MLflow's servers are for GenAI, and each is a process that imports MLflow.
+os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
 
 
 # Test files that take minutes, longest first, so that two workers finish at about the same time.

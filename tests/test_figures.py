@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from onward.registry.evidence.headline import by_batch, by_callers, mean_p50
 from onward.registry.evidence.metric_names import current, with_earlier
 from onward.registry.evidence.records import (
     Callers,
@@ -22,9 +23,7 @@ from onward.registry.evidence.reports import Evidence
 from onward.registry.evidence.unmeasured import unmeasured
 from onward.registry.gates.builtin import judge
 from onward.registry.tracking.card import card_text
-from onward.registry.tracking.headline import by_batch, by_callers, mean_p50
 from onward.registry.tracking.metrics import run_records, sentence, variant_metrics, version_tags
-from onward.registry.tracking.plots import draw_plots
 from tests.evidence_factory import make_publication
 
 
@@ -114,14 +113,6 @@ def test_a_version_records_which_measure_judged_its_outputs(tmp_path: Path) -> N
     assert parity.met
     assert quality.met
     assert quality.detail == "y: changed top-1 answers 0.03, 0.1 allowed"
-
-
-@pytest.mark.parametrize("budget", [0.1, 0.0, None])
-def test_plots_are_drawn_for_every_measure(tmp_path: Path, budget: float | None) -> None:
-    evidence = int8_evidence(tmp_path)
-    evidence.select.quality_budget = None
-    evidence.select.choices[1].quality_budget = budget
-    assert {path.name for path in draw_plots(evidence, tmp_path)} == {"latency.png", "pareto.png"}
 
 
 def test_the_worst_size_and_the_fastest_runtime_are_recorded(tmp_path: Path) -> None:

@@ -39,10 +39,7 @@ def contents(uri: str) -> dict[str, Any]:
     return {
         "runs": sorted((r.info.run_name, r.info.status, tuple(sorted(r.data.metrics.items()))) for r in runs),
         "artifacts": sorted(
-            a.path
-            for r in runs
-            for folder in ("", "reports", "plots")
-            for a in client.list_artifacts(r.info.run_id, folder)
+            a.path for r in runs for folder in ("", "reports") for a in client.list_artifacts(r.info.run_id, folder)
         ),
         "models": sorted((m.name, str(m.status)) for m in models),
         "versions": sorted((v.name, v.version, v.tags["sha256"]) for v in client.search_model_versions()),
@@ -63,7 +60,7 @@ def test_a_publication_creates_a_parent_run_a_child_run_per_variant_and_one_vers
     assert parent.data.params["opset"] == "17"
     assert parent.data.params["export.opset"] == "17"
     assert parent.data.tags["git_commit"] == "0" * 40
-    assert {"reports", "plots", "validation"} <= {item.path for item in client.list_artifacts(report.run_id)}
+    assert {"reports", "validation"} <= {item.path for item in client.list_artifacts(report.run_id)}
     child = client.get_run(report.variants["fast"])
     assert (child.info.status, child.data.tags["onward.reason"]) == ("FINISHED", "the fastest")
     assert child.data.tags["mlflow.parentRunId"] == report.run_id

@@ -259,10 +259,10 @@ class Grpc:
         self.channel = grpc.insecure_channel(f"127.0.0.1:{port}")
         self.metadata = [("authorization", f"Bearer {token}")] if token else []
 
-    def __call__(self, method: str, **fields: Any) -> Any:
+    def __call__(self, method: str, timeout: float = PATIENCE_S, **fields: Any) -> Any:
         request, response = MESSAGES[f"{method}Request"], MESSAGES[f"{method}Response"]
         call = self.channel.unary_unary(f"/{SERVICE}/{method}", request.SerializeToString, response.FromString)
-        return call(request(**fields), metadata=self.metadata, timeout=PATIENCE_S, wait_for_ready=True)
+        return call(request(**fields), metadata=self.metadata, timeout=timeout, wait_for_ready=True)
 
     def infer(self, values: Any = X, raw: bool = True, **fields: Any) -> Any:
         entry = {"name": "x", "datatype": "FP32", "shape": np.shape(values)}

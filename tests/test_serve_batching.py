@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import onnx
 import pytest
@@ -27,6 +29,7 @@ from onward.registry.serve.observer import Observation
 from onward.registry.serve.protocol import Fault, Request
 from onward.registry.serve.served import ServedModel, Sizes
 from tests.store_factory import scale_model
+from tests.test_serve import Grpc, Running, wait_for
 
 Make = Callable[..., ServedModel]
 
@@ -306,6 +309,40 @@ def test_a_request_that_nobody_waits_for_is_not_computed(
     asyncio.run(two())
     assert runs == [1]
     assert total(model, "nv_inference_request_failure") == 2
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_a_request_whose_caller_leaves_is_removed_from_the_queue(
+    tmp_path: Path, runs: list[int], monkeypatch: pytest.MonkeyPatch, protocol: str
+) -> None:
+    begun, go_on, counting = threading.Event(), threading.Event(), engine.compute
+
+    def slow(*arguments: Any) -> Any:
+        begun.set()
+        assert go_on.wait(60)
+        return counting(*arguments)
+
+    file = scale_model(tmp_path / "cnn.onnx", 1.0)
+    with Running(str(file), grpc_port=0, workers=1) as server:
+        monkeypatch.setattr(engine, "compute", slow)
+        model = server.server.models["cnn"]
+        first = threading.Thread(target=server.client.infer)
+        first.start()
+        assert begun.wait(60)
+        if protocol == "grpc":
+            with pytest.raises(grpc.RpcError) as caught:
+                Grpc(server.server.grpc_port).infer(timeout=0.5)
+            assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+        else:
+            body = b'{"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, 2, 3, 4]}]}'
+            head = f"POST /v2/models/cnn/infer HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+            with socket.create_connection(("127.0.0.1", server.server.port)) as connection:
+                connection.sendall(head + body)
+                wait_for(lambda: model._engine.batcher.pending == 2)
+        wait_for(lambda: model._engine.batcher.pending == 1)
+        go_on.set()
+        first.join()
+    assert runs == [2]
 
 
 def test_threads_follow_the_number_of_workers(serve: Make) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -32,7 +33,8 @@ def call(store: Store, tmp_path: Path) -> dict[str, Any]:
     environments.install("tritonclient", CLIENTS)
     log = tmp_path / "server.log"
     command = [sys.executable, "-m", "onward.cli", "serve", "cnn@staging", "--port", "0", "--grpc-port", "0"]
-    with log.open("w") as file, subprocess.Popen(command, stdout=file, stderr=file) as server:
+    own = os.environ | {"PYTHONPATH": str(ROOT)}  # the server is this checkout's, also if another one is installed
+    with log.open("w") as file, subprocess.Popen(command, stdout=file, stderr=file, env=own) as server:
         try:
             found = wait_for(lambda: re.search(r"listens on \S+:(\d+) and, for gRPC, \S+:(\d+)", log.read_text()))
             python = environments.python("tritonclient", CLIENTS)
@@ -50,7 +52,7 @@ def test_tritonclient_gets_answers_descriptions_and_errors(store: Store, tmp_pat
     for protocol, got in answers.items():
         for name in ("live", "ready", "model ready", "version ready"):
             assert got[name] is True, (protocol, name)
-        for name in ("infer", "of version", "in time", "json", "mixed", "async"):
+        for name in ("infer", "of version", "in time", "json", "mixed", "async", "within the deadline"):
             if name in got:
                 assert (got[name]["version"], got[name]["y"]) == ("1", X), (protocol, name)
         assert got["infer"]["id"] == "7"
@@ -67,8 +69,7 @@ def test_tritonclient_gets_answers_descriptions_and_errors(store: Store, tmp_pat
             ("wrong version", "version 1 loaded, not 9"),
             ("too late", "did not"),
         ):
-            assert words in got[name]["error"], (protocol, name, got[name])
+            assert words in got[name]["error"], (protocol, name)
     assert answers["grpc"]["wrong shape"]["status"] == "StatusCode.INVALID_ARGUMENT"
     assert answers["grpc"]["wrong model"]["status"] == "StatusCode.NOT_FOUND"
     assert answers["grpc"]["too late"]["status"] == "StatusCode.DEADLINE_EXCEEDED"
-    assert answers["grpc"]["deadline"]["status"] == "StatusCode.DEADLINE_EXCEEDED"

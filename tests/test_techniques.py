@@ -17,9 +17,8 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from onward.registry.artifact.onnx_file import save
-from onward.registry.evidence.records import LayerCost, Status, TradeOff, TradePoint, Variant
+from onward.registry.evidence.records import Status, Variant
 from onward.registry.evidence.reports import QuantizeReport
-from onward.registry.tracking.plots import draw_plots
 from onward.stages.config import techniques
 from onward.stages.config.schema import Optimize, Quantize, candidates
 from onward.stages.config.techniques import TechniqueSpec
@@ -32,7 +31,6 @@ from onward.stages.transforms.quantizers import bfloat16, dynamic, static, weigh
 from onward.stages.transforms.sensitivity import fewest, layer_costs
 from onward.stages.workers import isolated_call
 from onward.stages.workers.worker import Worker
-from tests.evidence_factory import make_publication
 from tests.toy import through, toy_params, write_project
 
 Floats = npt.NDArray[np.float32]
@@ -322,26 +320,6 @@ def test_calls_share_one_process_until_one_crashes_it() -> None:
         assert "SIGABRT" in str(died.error)
         assert isinstance(process.call(False), int)
         assert process.call(False) != first
-
-
-def test_the_trade_off_plot_is_drawn(tmp_path: Path) -> None:
-    evidence = make_publication(tmp_path).evidence
-    evidence.quantize.tradeoffs = [
-        TradeOff(
-            variant="int8-dynamic",
-            chosen="int8-dynamic-keep1",
-            layers=[
-                LayerCost(value="y", operator="MatMul", snr_db=9.0),
-                LayerCost(value="h", operator="MatMul", snr_db=np.inf),
-            ],
-            points=[
-                TradePoint(float_layers=0, snr_db=8.0, holds=False),
-                TradePoint(float_layers=1, snr_db=30.0, quality=0.9, holds=True),
-            ],
-        )
-    ]
-    names = [path.name for path in draw_plots(evidence, tmp_path)]
-    assert names == ["latency.png", "pareto.png", "tradeoff-int8-dynamic.png"]
 
 
 def test_bfloat16_products_lose_only_mantissa_precision(tmp_path: Path) -> None:

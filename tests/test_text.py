@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import onnx
 import pytest
@@ -20,7 +19,7 @@ from onward.registry.evidence.reports import VerifyReport
 from onward.registry.log.entries import Entry, GateResult
 from onward.registry.operations import promotion
 from onward.registry.store.store import Store
-from onward.registry.text import is_unicode, is_visible, markdown, mathtext, one_line, printable
+from onward.registry.text import is_unicode, is_visible, markdown, one_line, printable
 from onward.registry.trust import identity
 from onward.stages import verdict
 from tests.conftest import ROOT, Command, not_none
@@ -128,15 +127,6 @@ def test_escaped_markdown_shows_the_original_text(text: str) -> None:
     children = tokens[1].children or [] if tokens else []
     assert {child.type for child in children} <= {"text", "text_special"}
     assert "".join(child.content for child in children) == wanted.strip()
-
-
-@given(st.text("a$\\_^{} ", max_size=12))
-def test_a_plot_does_not_read_a_name_as_a_formula(text: str) -> None:
-    from matplotlib.text import Text
-
-    picture: Any = Text()
-    _, formula = picture._preprocess_math(mathtext(text))
-    assert not formula
 
 
 def test_inspect_escapes_text_of_a_model(onward: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

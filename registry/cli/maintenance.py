@@ -67,6 +67,7 @@ def ui(
         return
     # The store's URI may contain a password. As an environment variable, it does not appear in lists of processes.
     environment = {**os.environ, "MLFLOW_BACKEND_STORE_URI": uri}
+    environment.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")  # MLflow's job workers are for GenAI
     command = [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(port)]
     server = subprocess.Popen(command, env=environment, stdout=sys.stderr)
     try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-# The metrics that every measured variant has, in the order of columns and tables (registry/tracking/headline.py).
+# The metrics that every measured variant has, in the order of columns and tables (registry/evidence/headline.py).
 HEADLINE = ("p50_ms", "speedup", "quality", "quality_drop", "fidelity_snr_db", "size_mb")
 
 _RENAMED = {

@@ -96,4 +96,4 @@ def page(result: Any) -> str:
     from great_expectations.render.view.view import DefaultJinjaPageView
 
     rendered = ValidationResultsPageRenderer().render(result)
-    return str(DefaultJinjaPageView().render(rendered))  # type: ignore[no-untyped-call]
+    return str(DefaultJinjaPageView().render(rendered))

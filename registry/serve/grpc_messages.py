@@ -40,7 +40,10 @@ _FIELDS: dict[str, str] = {
     ),
     "ModelConfigRequest": "string name 1, string version 2",
     "ModelConfigResponse": "ModelConfig config 1",
-    "InferParameter": "|bool bool_param 1, |int64 int64_param 2, |string string_param 3",
+    "InferParameter": (
+        "|bool bool_param 1, |int64 int64_param 2, |string string_param 3, |double double_param 4, "
+        "|uint64 uint64_param 5"
+    ),
     "InferTensorContents": (
         "*bool bool_contents 1, *int32 int_contents 2, *int64 int64_contents 3, *uint32 uint_contents 4, "
         "*uint64 uint64_contents 5, *float fp32_contents 6, *double fp64_contents 7, *bytes bytes_contents 8"

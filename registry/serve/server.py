@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import threading
@@ -21,12 +22,13 @@ from onward.registry.serve.following import Follower
 from onward.registry.serve.limits import Limits
 from onward.registry.serve.metrics import Metrics
 from onward.registry.serve.names import names_of
+from onward.registry.serve.queued import QueuedObserver
 from onward.registry.serve.rest import Rest
 from onward.registry.serve.served import ServedModel, Sizes
 
 _LOG = logging.getLogger("onward.serve")
-# How long an idle connection stays open. It is longer than the idle time-outs of usual proxies, so that the proxy closes
-# first: a request on a connection that the server closes at that moment is lost.
+# How long an idle connection stays open. It is longer than the idle time-outs of usual proxies, so that the proxy
+# closes first: a request on a connection that the server closes at that moment is lost.
 _KEEP_ALIVE_S = 75
 
 
@@ -88,6 +90,7 @@ class Server:
             session = InferenceSession(target, allow_cached=True)
             self.models[name] = ServedModel(target, name, session, self.metrics, sizes)
             self.models[name].start()
+        self._observers: list[QueuedObserver] = []
         self._spans = tracing.from_environment()
         if self._spans is not None:
             for model in self.models.values():
@@ -129,12 +132,34 @@ class Server:
             self._look.set()
             for model in self.models.values():
                 model.close()
-            if self._spans is not None:
-                self._spans.close()
+
+    def observe(self, observer: QueuedObserver) -> None:
+        """Let an observer see the requests of all models, until the server ends.
+
+        Args:
+            observer: the observer, which is started.
+        """
+        for model in self.models.values():
+            model.observers.append(observer)
+        self._observers.append(observer)
+        observer.start()
 
     @contextlib.asynccontextmanager
     async def _beside(self, _: Starlette) -> AsyncIterator[None]:
-        """The gRPC server, which runs on the same event loop."""
+        """What runs beside the HTTP server: gRPC, on the same event loop.
+
+        The observers end here and not after `run`, because uvicorn raises the signal again that ended it.
+        """
+        try:
+            async with self._grpc():
+                yield
+        finally:
+            for observer in (*self._observers, self._spans):
+                if observer is not None:
+                    await asyncio.to_thread(observer.close)
+
+    @contextlib.asynccontextmanager
+    async def _grpc(self) -> AsyncIterator[None]:
         if self.options.grpc_port is None:
             yield
             return

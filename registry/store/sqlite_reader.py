@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from onward.registry.store.connection import tracking_uri
+from onward.registry.store.monitor_tags import ALARM, ENVIRONMENT, MODEL, MONITOR, ROLE, Recorded, by_environment
 from onward.registry.store.newest_run import MARK, to_reason
 from onward.registry.store.reach import open_sqlite
 from onward.registry.store.rows import Row
@@ -56,6 +57,17 @@ _FAILED = f"""
     LEFT JOIN tags AS reason ON reason.key = 'onward.reason' AND reason.run_uuid = newest.run_uuid
     WHERE newest.key = '{MARK}' AND newest.value = 'true' ORDER BY runs.start_time
 """
+# The same runs as registry/store/monitor_runs.py finds through MLflow.
+_ALARMS = f"""
+    SELECT environment.value, model.value, alarm.value FROM tags AS alarm
+    JOIN runs ON runs.run_uuid = alarm.run_uuid AND runs.lifecycle_stage = 'active'
+    JOIN experiments AS e ON e.experiment_id = runs.experiment_id AND e.lifecycle_stage = 'active'
+        AND e.workspace = 'default'
+    JOIN tags AS role ON role.key = '{ROLE}' AND role.run_uuid = alarm.run_uuid AND role.value = '{MONITOR}'
+    JOIN tags AS model ON model.key = '{MODEL}' AND model.run_uuid = alarm.run_uuid
+    JOIN tags AS environment ON environment.key = '{ENVIRONMENT}' AND environment.run_uuid = alarm.run_uuid
+    WHERE alarm.key = '{ALARM}' AND alarm.value LIKE '{{%' ORDER BY runs.start_time
+"""
 
 
 def read() -> dict[str, Overview] | None:
@@ -80,6 +92,18 @@ def failures() -> dict[str, str] | None:
         UsageError: in the same cases as `read`.
     """
     return _query(_failed)
+
+
+def alarms() -> dict[tuple[str, str], Recorded] | None:
+    """The monitor's alarms by environment and model.
+
+    Returns:
+        None in the same cases as `read`.
+
+    Raises:
+        UsageError: in the same cases as `read`.
+    """
+    return _query(_alarms)
 
 
 def _query(function: Callable[[sqlite3.Connection], Answer]) -> Answer | None:
@@ -153,3 +177,8 @@ def _overviews(tables: sqlite3.Connection) -> dict[str, Overview]:
 
 def _failed(tables: sqlite3.Connection) -> dict[str, str]:
     return {model: to_reason(reason) for model, reason in tables.execute(_FAILED)}
+
+
+def _alarms(tables: sqlite3.Connection) -> dict[tuple[str, str], Recorded]:
+    names = (ENVIRONMENT, MODEL, ALARM)
+    return by_environment(dict(zip(names, row, strict=True)) for row in tables.execute(_ALARMS))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
@@ -22,12 +22,13 @@ from onward.registry.errors import LostRace, StoreUnreachable, UsageError
 from onward.registry.gates import policy
 from onward.registry.log.entries import Draft, Entry
 from onward.registry.names import is_name
-from onward.registry.store import direct_rows, log_memory, newest_run, relocate, webhooks
+from onward.registry.store import direct_rows, log_memory, monitor_runs, newest_run, relocate, webhooks
 from onward.registry.store.artifacts import Files
 from onward.registry.store.connection import as_default, checked, connect, excerpt, reachable
 from onward.registry.store.entry_pages import entry_page, history_page
 from onward.registry.store.logged_models import describe_copy
 from onward.registry.store.model_versions import Versions
+from onward.registry.store.monitor_tags import Recorded
 from onward.registry.store.rows import Rows
 from onward.registry.store.schema import (
     LIVE,
@@ -231,6 +232,21 @@ class Store:
     def failures(self) -> dict[str, str]:
         """The models whose newest pipeline run failed, and the reason for each."""
         return newest_run.failures(self._client)
+
+    def alarms(self) -> dict[tuple[str, str], Recorded]:
+        """The monitor's alarms by environment and model."""
+        return monitor_runs.alarms(self._client)
+
+    def record_monitoring(
+        self,
+        environment: str,
+        model: str,
+        points: Sequence[tuple[str, float, float]],
+        recorded: Recorded,
+        page: str = "",
+    ) -> str:
+        """Write what the monitor found, and return the id of the run; see registry/store/monitor_runs.py."""
+        return monitor_runs.record(self._client, environment, model, points, recorded, page)
 
     def environments(self, model: str) -> list[str]:
         """The environments with a log of `model`, including those that params.yaml no longer names."""

@@ -1,1 +1,1 @@
-"""Write the evidence of a pipeline run to MLflow: runs, metrics, plots, a registered version."""
+"""Write the evidence of a pipeline run to MLflow: runs, metrics, datasets, a registered version."""

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from onward.registry.evidence.headline import headline
 from onward.registry.evidence.records import CRASHES, CaseResult, Choice, Measurement, TensorSpec
 from onward.registry.evidence.reports import Evidence
 from onward.registry.host import hardware
 from onward.registry.store.entry_pages import LONGEST
 from onward.registry.text import cut_after_line, markdown
-from onward.registry.tracking.headline import headline
 from onward.registry.tracking.markdown_table import figure, table
 from onward.registry.tracking.metrics import chosen_measurement, sentence
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from onward.registry.evidence.headline import MEANINGS
 from onward.registry.evidence.metric_names import HEADLINE
 from onward.registry.evidence.records import Measurement
 from onward.registry.evidence.reports import Evidence
 from onward.registry.evidence.unmeasured import Unmeasured
 from onward.registry.text import markdown
 from onward.registry.tracking import views
-from onward.registry.tracking.headline import MEANINGS
 from onward.registry.tracking.markdown_table import figure, linked, table
 from onward.registry.tracking.metrics import RunRecord, sentence
 

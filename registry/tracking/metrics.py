@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from onward.registry.evidence.headline import by_batch, by_callers, headline
 from onward.registry.evidence.records import (
     CRASHES,
     PLAIN,
@@ -31,7 +32,6 @@ from onward.registry.evidence.reports import Evidence
 from onward.registry.evidence.session_options import SessionOptions
 from onward.registry.evidence.unmeasured import is_measured
 from onward.registry.host import hardware
-from onward.registry.tracking.headline import by_batch, by_callers, headline
 
 # MLflow's limit for the length of a tag, in characters.
 LONGEST_TAG = 5000

@@ -397,8 +397,6 @@ class _Recorder:
     def _parent(
         self, parent: Run, report: PublishReport, records: Sequence[RunRecord], children: Mapping[str, str]
     ) -> None:
-        from onward.registry.tracking.plots import draw_plots
-
         evidence, run_id = self.evidence, parent.info.run_id
         lost = unmeasured(evidence)
         winner = next((run_record for run_record in records if run_record.chosen), None)
@@ -447,8 +445,5 @@ class _Recorder:
             file = self.publication.reports / "benchmark" / name
             if file.is_file():
                 self.client.log_artifact(run_id, str(file), "reports")
-        with tempfile.TemporaryDirectory() as temporary:
-            for plot in draw_plots(evidence, Path(temporary)):
-                self.client.log_artifact(run_id, str(plot), "plots")
         self.client.set_tag(run_id, "onward.whole", "true")
         self._end(run_id, "FAILED" if self.failures else "FINISHED")
