@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 DATABASE = "mlflow.db"
 ARTIFACTS = "mlartifacts"
 _SQLITE = "sqlite:///"
+# The number of rows that one request asks MLflow for.
+PAGE = 1000
 
 # Report a server that is down after a few seconds, not after MLflow's default of several minutes. Keep standard output
 # for the command's own answer: MLflow prints two lines there for every run that it ends on a server.

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from onward.registry.store.connection import all_items, reachable
-from onward.registry.store.rows import PAGE, PROMPT, Rows
+from onward.registry.store.connection import PAGE, all_items, reachable
+from onward.registry.store.rows import PROMPT, Rows
 from onward.registry.store.schema import Overview, Version
 
 if TYPE_CHECKING:

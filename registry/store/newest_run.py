@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from onward.registry.store.connection import all_items, reachable
-from onward.registry.store.rows import PAGE
+from onward.registry.store.connection import PAGE, all_items, reachable
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

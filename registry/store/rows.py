@@ -11,10 +11,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from onward.registry.errors import Refused
+from onward.registry.store.connection import PAGE
 from onward.registry.store.schema import Version
 
-# The number of rows that one request asks MLflow for.
-PAGE = 1000
 PROMPT = "mlflow.prompt.is_prompt"
 # The newest entry usually says what is live. More entries are needed only if some of them lost a race.
 _FIRST_PAGE = 3

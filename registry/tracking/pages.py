@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from onward.registry.names import is_name
 from onward.registry.store import newest_run
+from onward.registry.store.connection import PAGE
 from onward.registry.store.model_versions import Versions
-from onward.registry.store.rows import PAGE
 from onward.registry.tracking import descriptions, views
 
 if TYPE_CHECKING:
