@@ -113,6 +113,8 @@ def wait_for_http(url: str, process: subprocess.Popen[Any], log: Path, seconds: 
 
 def start(command: list[str], url: str, log: Path, **more: Any) -> subprocess.Popen[Any]:
     """Start a server, and wait until it answers."""
+    # MLflow's job workers are for GenAI, and each is a process that imports MLflow.
+    more["env"] = {**more.get("env", os.environ), "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     with open(log, "ab") as file:
         process = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True, **more)
     try:

@@ -1,18 +1,21 @@
-"""OpenTelemetry spans of requests: off by default, and with the version that answered."""
+"""What is told about each request: lines of the log and OpenTelemetry spans, with identifier and version."""
 
 from __future__ import annotations
 
+import json
+import logging
 from pathlib import Path
 
 import numpy as np
 import pytest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from onward.registry.cli.serving import _JsonLines
 from onward.registry.errors import UsageError
 from onward.registry.serve import tracing
 from onward.registry.serve.tracing import Spans
 from tests.store_factory import three_candidates
-from tests.test_serve import Running
+from tests.test_serve import Grpc, Running
 
 
 def test_nothing_is_traced_unless_a_variable_names_an_exporter(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,3 +57,25 @@ def test_each_request_becomes_a_span_with_its_version_and_identifier(
     assert good.start_time is not None
     assert 0 < good.end_time - good.start_time < 60e9
     assert (bad.status.is_ok, dict(bad.attributes or {})["onward.outcome"]) == (False, "invalid")
+
+
+def test_each_request_is_a_line_of_the_log_with_its_identifier_and_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    three_candidates(tmp_path, monkeypatch)
+    with caplog.at_level(logging.DEBUG, "onward.serve.requests"), Running(grpc_port=0) as server:
+        assert server.client.infer()[0] == 200
+        assert server.client.infer(np.zeros((2, 3)))[0] == 400
+        assert Grpc(server.server.grpc_port).infer(id="a\nb").id == "a\nb"
+    records = [record for record in caplog.records if record.name == "onward.serve.requests"]
+    texts = [record.getMessage().partition(" in ")[0] for record in records]
+    good = "request 7: cnn version 1: success"
+    assert texts == [good, "request 7: cnn version 1: invalid", "request a\\nb: cnn version 1: success"]
+    found = json.loads(_JsonLines().format(records[0]))
+    assert (found["request"], found["model"], found["version"], found["outcome"]) == ("7", "cnn", "1", "success")
+
+
+def test_requests_are_not_logged_unless_that_is_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    three_candidates(tmp_path, monkeypatch)
+    with Running() as server:
+        assert server.server.models["cnn"].observers == []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -142,9 +142,12 @@ class _JsonLines(logging.Formatter):
     """Log records as JSON objects, one per line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Write a record with its time, level, logger and text, and the traceback of an error."""
-        found = {"time": self.formatTime(record), "level": record.levelname, "logger": record.name}
+        """Write a record: time, level, logger and text, the fields of a request, and the traceback of an error."""
+        from onward.registry.serve.request_log import FIELDS
+
+        found: dict[str, Any] = {"time": self.formatTime(record), "level": record.levelname, "logger": record.name}
         found["message"] = record.getMessage()
+        found |= {name: getattr(record, name) for name in FIELDS if hasattr(record, name)}
         if record.exc_info:
             found["traceback"] = self.formatException(record.exc_info)
         return json.dumps(found)

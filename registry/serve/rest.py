@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine
@@ -153,8 +152,6 @@ class Rest:
             answer = await _while_connected(request, self._access.answer(model, asked, wanted, number))
         headers, content = protocol.answer(model.name, answer.version, asked, answer.outputs)
         headers["x-request-id"] = number.encode("ascii", "replace").decode()[:128].replace("\n", "").replace("\r", "")
-        if _LOG.isEnabledFor(logging.DEBUG):
-            _LOG.debug(json.dumps({"request": number, "model": model.name, "version": answer.version}))
         return Response(content, headers=headers)
 
     def _model(self, request: Request) -> ServedModel:

@@ -14,7 +14,7 @@ import uvicorn
 from starlette.applications import Starlette
 
 from onward.registry.inference.session import InferenceSession
-from onward.registry.serve import tracing
+from onward.registry.serve import request_log, tracing
 from onward.registry.serve.access import Access
 from onward.registry.serve.batching import Batching
 from onward.registry.serve.candidates import attach
@@ -23,6 +23,7 @@ from onward.registry.serve.limits import Limits
 from onward.registry.serve.metrics import Metrics
 from onward.registry.serve.names import names_of
 from onward.registry.serve.queued import QueuedObserver
+from onward.registry.serve.request_log import RequestLog
 from onward.registry.serve.rest import Rest
 from onward.registry.serve.served import ServedModel, Sizes
 
@@ -91,6 +92,9 @@ class Server:
             self.models[name] = ServedModel(target, name, session, self.metrics, sizes)
             self.models[name].start()
         self._observers: list[QueuedObserver] = []
+        if request_log.is_on():
+            for model in self.models.values():
+                model.observers.append(RequestLog())
         self._spans = tracing.from_environment()
         if self._spans is not None:
             for model in self.models.values():
