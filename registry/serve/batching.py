@@ -82,13 +82,21 @@ class Job:
 
 @dataclass(eq=False)
 class OwnJob(Job):
-    """A request that the thread of its event loop computes itself, without the queue.
+    """A request that the thread which received it computes itself, without the queue.
 
     Attributes:
         result: the answer, or a Fault; None before `finish`.
     """
 
+    future: Any = None
+    loop: Any = None
+    seconds: float = 60.0
     result: Any = None
+
+    @property
+    def gone(self) -> bool:
+        """Whether the time is over."""
+        return time.perf_counter() > self.arrived + self.seconds
 
     def finish(self, result: Any) -> None:
         """Keep the answer, or a Fault."""

@@ -127,8 +127,7 @@ class Engine:
         if not self.batcher.enter():
             return None
         try:
-            loop = asyncio.get_running_loop()
-            job = OwnJob(given, wanted, request, loop.create_future(), loop, seconds)
+            job = OwnJob(given, wanted, request, seconds=seconds)
             self._run([job])
         finally:
             self.batcher.leave()
