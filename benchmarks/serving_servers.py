@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -25,7 +26,9 @@ from onward.registry.evidence.session_options import CPU, SessionOptions
 from onward.registry.host import environments
 
 ROOT = Path(__file__).resolve().parent.parent
-HERE = ROOT / "benchmarks"
+# The folder of MLServer's environment, and its pins.
+PEERS = ROOT / ".peers" / "serving"
+PINS = ROOT / "benchmarks" / "runtimes" / "mlserver.txt"
 # MLServer has no runtime for ONNX, so this one calls session.run between its own decoding and encoding.
 _MLSERVER = """
 import onnxruntime
@@ -174,7 +177,9 @@ def mlflow_serve(model: Path, port: int, folder: Path) -> subprocess.Popen[Any]:
 def mlserver(name: str, model: Path, threads: int, port: int, folder: Path) -> subprocess.Popen[Any] | None:
     """Start MLServer in an environment of its own; None if it cannot be installed."""
     try:
-        environments.install("mlserver", HERE)
+        (PEERS / "runtimes").mkdir(parents=True, exist_ok=True)
+        shutil.copy(PINS, PEERS / "runtimes")
+        environments.install("mlserver", PEERS)
     except OnwardError as error:
         print(f"MLServer is left out: {error}", file=sys.stderr)
         return None
@@ -184,7 +189,7 @@ def mlserver(name: str, model: Path, threads: int, port: int, folder: Path) -> s
     (home / "model-settings.json").write_text(json.dumps({"name": name, "implementation": "runtime.Onnx"}))
     settings = {"http_port": port, "grpc_port": free_port(), "metrics_port": free_port(), "parallel_workers": 0}
     (home / "settings.json").write_text(json.dumps({"host": "127.0.0.1", **settings}))
-    python = environments.python("mlserver", HERE)
+    python = environments.python("mlserver", PEERS)
     code = "import sys; from mlserver.cli.main import main; sys.argv[0] = 'mlserver'; main()"
     command = [str(python), "-c", code, "start", str(home)]
     environment = {**os.environ, "PYTHONPATH": str(home)}
