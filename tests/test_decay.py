@@ -174,6 +174,15 @@ def test_the_version_before_is_the_measure_of_errors() -> None:
     assert (alarm.kind, "the version before" in alarm.text, "100 of 500" in alarm.text) == ("errors", True, True)
 
 
+def test_a_version_that_failed_is_no_measure_of_the_next() -> None:
+    sound = watched([(i * 0.1, False, 1.0) for i in range(200)], before=Counts(500))
+    assert sound.measure == Counts(200)
+    assert watched([(0.0, False, 1.0)], before=Counts(500, 1)).measure == Counts(500, 1)
+    assert watched([(0.0, False, 1.0)]).measure == Counts(1)
+    failing = watched([(i * 0.1, True, 1.0) for i in range(200)], before=Counts(500, 2))
+    assert failing.measure == Counts(500, 2)
+
+
 def test_without_a_version_before_the_first_hour_is_the_measure() -> None:
     steady = [(i * 10.0, i % 25 == 0, 1.0) for i in range(360)]  # 4 % from the beginning
     later = [(3600 + i * 10.0, i % 25 == 0, 1.0) for i in range(360)]

@@ -244,7 +244,7 @@ def test_a_failing_and_a_slow_version_are_rolled_back_and_no_request_is_dropped(
         assert entry is not None
         return entry.candidate_version, entry.actor
 
-    with serving("--monitor", "--monitor-window", "1", "--record", str(tmp_path / "requests")) as port:
+    with serving("--monitor", "--monitor-window", "0.5", "--record", str(tmp_path / "requests")) as port:
         with Clients(port, values) as clients:
             wait_for(lambda: len(clients.answers) > 50)
             for version, kind in ((failing, "errors"), (slow, "latency")):
@@ -395,6 +395,7 @@ def test_the_job_rolls_back_once_and_then_waits(
     promotion.promote("cnn", "staging", 2, reason="again", store=two)
     record(folder, two, 200, entry=4, start=then, failing=2)
     code, out, _ = onward(*command)
+    assert "at most 2.6% is acceptable (the version before)" in out  # entry 1, because entry 2 was rolled back
     assert (code, "entry 3 was an automatic rollback, and the next one is possible at" in out) == (1, True)
     assert two.head("staging", "cnn").history.base == 4
     (state,) = overview.status(two)[0].environments

@@ -21,6 +21,8 @@ from onward.registry.monitoring.windows import persistent
 Kind = Literal["errors", "rejections", "latency", "shadow", "input_drift", "output_drift"]
 Outcome = Literal["success", "failed", "invalid"]
 FIRST_HOUR_S = 3600.0
+# Requests after which a deployment is the measure of the next one instead of the one before it.
+LEAST_BEFORE = 100
 # The deployment's windows that are remembered, for charts; and the calls of a window or of the first hour.
 _MOST_WINDOWS, _MOST_CALLS = 500, 20_000
 
@@ -147,7 +149,7 @@ class Watch:
         window: float = 10.0,
         first_hour: float = FIRST_HOUR_S,
     ) -> None:
-        self.deployment, self._window, self._first_hour = deployment, window, first_hour
+        self.deployment, self._before, self._window, self._first_hour = deployment, before, window, first_hour
         known = before is not None and before.requests > 0
         self._from = "the version before" if known else "no earlier version: the default"
         self._learning = not known
@@ -193,6 +195,13 @@ class Watch:
         self._failing = self._test.add(failed) or self._failing
         if len(self._period) < _MOST_CALLS:
             self._period.append((arrived, failed, call))
+
+    @property
+    def measure(self) -> Counts | None:
+        """What the next deployment is compared with: this one, if it is sound and had enough requests."""
+        bad = self._failing or (self._rejecting is not None and self._rejecting.alarm)
+        few = self._before is not None and self.counts.requests < LEAST_BEFORE
+        return self._before if bad or few else self.counts
 
     def flush(self, now: float) -> None:
         """End the present window if it is over.
