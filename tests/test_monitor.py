@@ -17,6 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +36,28 @@ from onward.registry.evidence.records import Latency, Measurement, TensorSpec
 from onward.registry.evidence.reports import BenchmarkReport, ExportReport
 from onward.registry.host import hardware
 from onward.registry.monitoring import recorded, reference
+from onward.registry.monitoring.decay import Call
+from onward.registry.monitoring.drift import FeatureResult
 from onward.registry.monitoring.recorded import Row
+from onward.registry.monitoring.watch import Alarm, Counts, Deployment, Watch
 from onward.registry.operations import overview, promotion
+from onward.registry.report.monitoring_page import render
 from onward.registry.store import sqlite_reader
 from onward.registry.store.connection import as_default, ensure_experiment
+from onward.registry.store.monitor_tags import (
+    ENVIRONMENT,
+    MODEL,
+    MONITOR,
+    ROLE,
+    Recorded,
+    about,
+    by_environment,
+    from_tag,
+    tag_of,
+    to_tag,
+)
 from onward.registry.store.store import Store
+from onward.registry.trust.entry_signatures import create_key
 from onward.registry.watch import evidence, live, response
 from onward.registry.watch.live import LiveMonitor
 from tests.conftest import Command
@@ -409,7 +427,7 @@ def test_drift_in_recorded_requests_is_an_alarm_and_never_a_rollback(
     folder = tmp_path / "requests"
     record(folder, two, 400, entry=2, shift=2.0)
     code, out, _ = onward("monitor", "cnn@staging", "--recorded", str(folder), "--window", "60")
-    assert (code, "ALARM: input_drift: input x" in out) == (1, True)
+    assert (code, "ALARM: input_drift: differences from the reference: input x" in out) == (1, True)
     assert two.head("staging", "cnn").history.base == 2
 
 
@@ -450,9 +468,6 @@ def test_what_is_missing_is_said_and_is_no_traceback(
 
 
 def test_a_signed_log_needs_a_key_of_the_monitor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from onward.registry.monitoring.watch import Alarm
-    from onward.registry.trust.entry_signatures import create_key
-
     store = fresh_store(tmp_path, monkeypatch)
     ann, monitor = tmp_path / "ann.pem", tmp_path / "monitor.pem"
     signers = {"ann": create_key(ann), "monitor": create_key(monitor)}
@@ -479,3 +494,39 @@ def test_a_signed_log_needs_a_key_of_the_monitor(tmp_path: Path, monkeypatch: py
     entry = store.head("staging", "cnn").history.live
     assert entry is not None
     assert (entry.actor, entry.signer, entry.restores) == ("monitor", "monitor", 1)
+
+
+def test_the_report_escapes_what_it_shows_and_its_charts_have_the_figures() -> None:
+    hostile = "<script>alert(1)</script>"
+    watch = Watch(Deployment("cnn@production", hostile, "a" * 64, 7), Counts(1000, 3))
+    for number in range(100):
+        watch.add(1.7e9 + number, "failed" if number % 2 else "success", Call(8, 5.0) if number % 2 == 0 else None)
+    watch.features = (FeatureResult(f"input {hostile}: mean", "input", "PSI", 0.4, 0.1, 0.2, True, (True,) * 5),)
+    page = render([watch.judgement(notes=[hostile])], f"rolled back {hostile}")
+    assert hostile not in page
+    assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 5
+    text = page.partition('id="specs">')[2].partition("</script>")[0]
+    specs = json.loads(text)
+    assert set(specs) == {"d0-errors", "d0-latency"}
+    assert {round(one["value"]) for one in specs["d0-errors"]["data"]["values"]} == {50}
+    assert "50 of 100 requests failed (50.0%)" in page
+
+
+def test_alarms_of_several_monitors_stand_together_and_old_ones_are_left_out() -> None:
+    now = datetime(2026, 11, 28, tzinfo=UTC)
+    one = Recorded(7, now.isoformat(), ("errors: 3 of 9", "latency: slow"))
+    other = Recorded(7, (now - timedelta(hours=1)).isoformat(), ("errors: 3 of 9", "shadow: differs"))
+    earlier = Recorded(6, now.isoformat(), ("errors: of another entry",))
+    old = Recorded(7, (now - timedelta(days=3)).isoformat(), ("errors: long ago",))
+    tags = {tag_of(name): to_tag(each) for name, each in (("a", one), ("b b", other), ("c", earlier), ("d", old))}
+    tags |= {tag_of("none"): to_tag(Recorded(7, now.isoformat(), ())), tag_of("bad"): '{"entry": 7}', ROLE: MONITOR}
+    found = by_environment([{**tags, ENVIRONMENT: "production", MODEL: "cnn"}])
+    together = about(found["production", "cnn"], 7, now)
+    assert together == Recorded(7, now.isoformat(), ("errors: 3 of 9", "latency: slow", "shadow: differs"))
+    assert about(found["production", "cnn"], 8, now) is None
+
+
+def test_a_tag_has_room_for_many_alarms_in_any_language() -> None:
+    recorded = Recorded(7, "2026-11-28T00:00:00+00:00", tuple(f"input_drift: {'漢' * 5000} {n}" for n in range(20)))
+    assert len(to_tag(recorded)) < 8000
+    assert (from_tag(to_tag(recorded)) or recorded).alarms[-1] == "further alarms: see the run"

@@ -21,6 +21,7 @@ from onward.registry.monitoring.windows import persistent
 Kind = Literal["errors", "rejections", "latency", "shadow", "input_drift", "output_drift"]
 Outcome = Literal["success", "failed", "invalid"]
 FIRST_HOUR_S = 3600.0
+_DRIFTS: tuple[tuple[str, Kind], ...] = (("input", "input_drift"), ("output", "output_drift"))
 # Requests after which a deployment is the measure of the next one instead of the one before it.
 LEAST_BEFORE = 100
 # The deployment's windows that are remembered, for charts; and the calls of a window or of the first hour.
@@ -278,16 +279,12 @@ class Watch:
                         f"{len(exceeded[-drift.LAST :])} windows",
                     )
                 )
-        for kind in ("input", "output"):
+        for kind, alarm in _DRIFTS:
             features = [one for one in self.features if one.alarm and one.kind == kind]
             if features:
                 shown = ", ".join(f"{one.feature} ({one.measure} {one.effect:.3g})" for one in features[:3])
                 more = f" and {len(features) - 3} more" if len(features) > 3 else ""
-                found.append(
-                    Alarm(
-                        "input_drift" if kind == "input" else "output_drift", f"{shown}{more} differ from the reference"
-                    )
-                )
+                found.append(Alarm(alarm, f"differences from the reference: {shown}{more}"))
         return tuple(found)
 
     def _end_first_hour(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import socket
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -228,7 +229,16 @@ class LiveMonitor(QueuedObserver):
 
     def _write(self, model: str, environment: str, state: _Served, found: Judgement, with_page: bool) -> None:
         try:
-            results.write(Store(create=False), model, environment, found, state.written_to, state.response, with_page)
+            results.write(
+                Store(create=False),
+                model,
+                environment,
+                found,
+                state.written_to,
+                state.response,
+                socket.gethostname(),
+                with_page,
+            )
         except OnwardError as error:
             if str(error) != state.unwritten:
                 _LOG.warning("%s: the results could not be written to MLflow: %s", found.deployment, error)
