@@ -68,6 +68,7 @@ class Period:
         end: when its last request arrived.
         requests: its requests.
         failures: those that failed.
+        rejections: further requests, which were rejected as invalid.
         latency: its latencies in comparison with the baseline; None if there is none, or too few calls.
         p50_ms: the median latency; None without an answered request.
         p99_ms: the 99th percentile.
@@ -77,6 +78,7 @@ class Period:
     end: float
     requests: int
     failures: int
+    rejections: int
     latency: LatencyFigures | None
     p50_ms: float | None
     p99_ms: float | None
@@ -167,6 +169,7 @@ class Watch:
         self.baseline_note = ""
         self._first_calls: list[Call] = []
         self.began: float | None = None
+        self._rejected = 0
         self._period: list[tuple[float, bool, Call | None]] = []
         self.periods: deque[Period] = deque(maxlen=_MOST_WINDOWS)
         self.features: tuple[FeatureResult, ...] = ()
@@ -190,6 +193,7 @@ class Watch:
             self._rejecting.add(outcome == "invalid")
         if outcome == "invalid":
             self.counts = replace(self.counts, rejections=self.counts.rejections + 1)
+            self._rejected += 1
             return
         failed = outcome == "failed"
         self.counts = replace(self.counts, requests=self.counts.requests + 1, failures=self.counts.failures + failed)
@@ -200,7 +204,8 @@ class Watch:
     @property
     def measure(self) -> Counts | None:
         """What the next deployment is compared with: this one, if it is sound and had enough requests."""
-        bad = self._failing or (self._rejecting is not None and self._rejecting.alarm)
+        bad = self._failing or self.counts.failures > self._test.acceptable * self.counts.requests
+        bad = bad or (self._rejecting is not None and self._rejecting.alarm)
         few = self._before is not None and self.counts.requests < LEAST_BEFORE
         return self._before if bad or few else self.counts
 
@@ -321,12 +326,29 @@ class Watch:
                 rows[-1][0],
                 len(rows),
                 sum(failed for _, failed, _ in rows),
+                self._rejected,
                 decay.judge_latency(self.baseline, calls) if self.baseline else None,
                 float(np.median(ms)) if ms else None,
                 float(np.quantile(ms, 0.99)) if ms else None,
             )
         )
-        self._period = []
+        self._period, self._rejected = [], 0
+        self._end_alarms()
+
+    def _end_alarms(self) -> None:
+        """End an alarm of errors or rejections if the last windows are sound: its cause has passed.
+
+        Otherwise a fault of minutes would cause a rollback as soon as a cool-down ends.
+        """
+        recent = list(self.periods)[-drift.LAST :]
+        requests = sum(one.requests for one in recent)
+        if len(recent) < drift.LAST:
+            return
+        if self._failing and sum(one.failures for one in recent) <= self._test.acceptable * requests:
+            self._failing, self._test = False, ErrorTest(self._test.acceptable)
+        test, rejected = self._rejecting, sum(one.rejections for one in recent)
+        if test is not None and test.alarm and rejected <= test.acceptable * (requests + rejected):
+            self._rejecting = ErrorTest(test.acceptable)
 
 
 def drift_window(
