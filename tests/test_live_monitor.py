@@ -27,7 +27,7 @@ class Fakes:
         self.written: list[tuple[int, list[str], str]] = []
         self.answer: Any = response.Response("rolled back", True)
         self.unreachable = False
-        loaded = SimpleNamespace(origin={"entry": 1}, path=tmp_path / "model.onnx", providers=["cpu"], evidence={})
+        loaded: Any = SimpleNamespace(origin={"entry": 1}, path=tmp_path / "model.onnx", providers=["cpu"], evidence={})
         self.model: Any = SimpleNamespace(
             target=TARGET, name="cnn", session=SimpleNamespace(loaded=loaded), shadow=None,
             sizes=SimpleNamespace(batching=SimpleNamespace(delay_s=0.0)),
@@ -142,7 +142,8 @@ def test_a_shadow_that_differs_is_an_alarm_about_this_live_version_only(fakes: F
     assert [str(alarm) for alarm in found.alarms] == [
         "shadow: the candidate, version 5, differs from it on 300 requests: output y: changed 0.3"
     ]
-    for changes in ({"requests": 299}, {"live_sha256": "2" * 64}, {"faults": []}):
+    others: list[dict[str, Any]] = [{"requests": 299}, {"live_sha256": "2" * 64}, {"faults": []}]
+    for changes in others:
         fakes.model.shadow = SimpleNamespace(evidence=SimpleNamespace(**{**vars(shadow), **changes}))
         assert fakes.monitor.judgements()[0].alarms == ()
 

@@ -60,7 +60,7 @@ from onward.registry.store.store import Store
 from onward.registry.trust.entry_signatures import create_key
 from onward.registry.watch import evidence, live, response
 from onward.registry.watch.live import LiveMonitor
-from tests.conftest import Command
+from tests.conftest import Command, not_none
 from tests.store_factory import GOOD, add_candidate, fresh_store, stage
 from tests.test_serve import Client, Running, wait_for
 
@@ -75,7 +75,7 @@ def graph(kind: str, factor: float) -> onnx.ModelProto:
 
     "failing": it fails if an input is over 50, which the recorded inputs are not. "slow": it computes more than needed.
     """
-    constants = {"factor": np.array([factor], np.float32)}
+    constants: dict[str, Any] = {"factor": np.array([factor], np.float32)}
     nodes = [helper.make_node("Mul", ["x", "factor"], ["y"])]
     if kind == "failing":
         constants |= {"limit": np.float32(50), "all": np.array([-1], np.int64), "four": np.array([4], np.int64)}
@@ -151,9 +151,9 @@ def add(
 def _benchmark(client: Any, run_id: str, file: Path, p50_ms: float, here: Path) -> None:
     """Reports of a benchmark on this host, as the pipeline records them."""
     variant, runtime = GOOD["variant"], GOOD["runtime"]
-    figures = dict.fromkeys(("mean_ms", "std_ms", "min_ms", "max_ms", "p50_ms"), p50_ms)
-    none = dict.fromkeys(("p90_ms", "p95_ms", "p99_ms"))
-    latency = Latency(size="b2", sizes={"batch": 2}, samples=400, warmup=1, throughput=1.0, **figures, **none)
+    figures: dict[str, Any] = dict.fromkeys(("mean_ms", "std_ms", "min_ms", "max_ms", "p50_ms"), p50_ms)
+    figures |= dict.fromkeys(("p90_ms", "p95_ms", "p99_ms"))
+    latency = Latency(size="b2", sizes={"batch": 2}, samples=400, warmup=1, throughput=1.0, **figures)
     measurement = Measurement(
         runtime=runtime, variant=variant, provider=CPU, precision="float32", status="passed", latencies=[latency]
     )
@@ -321,7 +321,8 @@ def test_traffic_with_drift_raises_an_alarm_and_no_rollback(
         wait_for(lambda: overview.status()[0].environments[0].decay)
         assert 'onward_drift{model="cnn",version="2"}' in running.client.call("/metrics")[1].decode()
         assert running.client.infer()[1]["model_version"] == "2"
-    kinds = {text.partition(":")[0] for text in overview.status()[0].environments[0].decay.alarms}
+    alarms = not_none(overview.status()[0].environments[0].decay).alarms
+    kinds = {text.partition(":")[0] for text in alarms}
     assert {"input_drift"} <= kinds <= {"input_drift", "output_drift"}
     assert [entry.actor for entry in overview.history("cnn", "staging")["staging"].entries()] == ["ann", "ann"]
     code, out, _ = onward("status")
@@ -376,7 +377,7 @@ def test_the_job_finds_no_alarm_in_sound_requests(two: Store, tmp_path: Path, on
     code, out, _ = onward("monitor", "cnn@staging", "--recorded", str(folder), "--window", "60", "--json")
     facts = json.loads(out)
     assert (facts["alarm"], facts["entry"], facts["latency_from"]) == (False, 2, "the release's benchmark")
-    (run,) = two._client.search_runs([two.files.experiment("staging")], "tags.`onward.role` = 'monitor'")
+    (run,) = two._client.search_runs([not_none(two.files.experiment("staging"))], "tags.`onward.role` = 'monitor'")
     assert run.info.run_name == "cnn: monitoring"
     points = two._client.get_metric_history(run.info.run_id, "monitor/p50_ratio")
     assert len({point.step for point in points}) >= 4
