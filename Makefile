@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help demo test repro lint coverage mutants charts setup postgres chromium screenshots constraints clean
+.PHONY: help demo test repro lint coverage mutants charts setup postgres chromium screenshots docs schema constraints clean
 
 # Install a package of Debian's, if a command is missing: $(call debian,test of the command,package)
 define debian
@@ -23,7 +23,7 @@ setup: $(VENV)/.installed  ## .venv from constraints.txt (about 2 GB)
 $(VENV)/.installed: constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "onward wants Python 3.11 or newer; try make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,pipeline,signing,serve,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,pipeline,signing,serve,dev,docs]'
 	@touch $@
 
 demo: setup  ## dvc repro on the shipped models, then promote one, and roll it back
@@ -49,6 +49,12 @@ coverage: setup postgres chromium  ## the tests with branch coverage; fails belo
 
 lint: setup  ## ruff, mypy, import-linter
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
+
+docs: setup  ## the documentation site, in site/; fails on a broken link or anchor
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+schema: setup  ## docs/params.schema.json, from the classes that check params.yaml
+	@$(BIN)/onward schema > docs/params.schema.new && mv docs/params.schema.new docs/params.schema.json
 
 mutants: setup  ## do the tests notice faults? writes benchmarks/mutants.md (ONLY=registry/trust/chain.py for one module)
 	@nice -n 10 $(BIN)/python -m benchmarks.mutants $(ONLY)

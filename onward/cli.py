@@ -6,6 +6,8 @@ from onward.registry.cli.main import app
 from onward.registry.cli.main import main as run
 from onward.stages import cli as pipeline
 
+__all__ = ["app", "main"]
+
 pipeline.mount(app)
 
 

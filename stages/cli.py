@@ -39,6 +39,7 @@ def mount(app: typer.Typer) -> None:
     app.command("upgrade")(upgrade)
     app.command("stage", context_settings={"allow_extra_args": True, "allow_interspersed_args": False})(stage)
     app.command("add")(add)
+    app.command("schema")(schema)
 
 
 def stage(
@@ -179,3 +180,16 @@ def add(
         say(*(f"  TODO{'' if todo.required else ' (optional)'} {todo.key}: {todo.what}" for todo in added.todos))
         todo = "fill in the lines marked TODO, then " if any(todo.required for todo in added.todos) else ""
         say(f"Next: {todo}check with `onward stage params`, then run `dvc repro publish@{name}`")
+
+
+def schema(as_json: Json = False) -> None:
+    """Print the JSON Schema of params.yaml, with which editors complete and check its keys.
+
+    The output is JSON with and without --json.
+
+    Example: onward schema > params.schema.json
+    """
+    from onward.stages.config.json_schema import schema as make
+
+    del as_json
+    print_json(make())

@@ -366,7 +366,36 @@ class Budget(Section):
 
 
 class ModelParams(Section):
-    """All settings of one model, including defaults. docs/params.md explains each key."""
+    """All settings of one model, including defaults. docs/params.md explains each key.
+
+    Attributes:
+        build: `module:function` without arguments that returns the PyTorch module.
+        onnx: Instead of `build`: an ONNX file in the repository.
+        custom_ops: A native library with custom operators: a file, or `module:function` that returns its path.
+        constants: For `onnx:` files: values of inputs that never change, by name; they are folded into the file.
+        train: `module:function` of a seed that returns the trained module, or an `onnx.ModelProto` if `onnx` is set.
+        weights: Instead of `train`: a safetensors file, or a state dict that torch.save wrote.
+        seed: Seed of training, random cases and the order of rounds.
+        samples: `module:function` of "evaluation" or "calibration" that returns arrays by name.
+        label: The name of the labels in `samples`.
+        quality: `module:function` of (outputs by name, labels), or of the outputs alone; higher is better.
+        fidelity: Instead of `quality`: `module:function` of (outputs of the original, outputs); higher is better.
+        quality_floor: The minimum quality of what is released.
+        cases: `module:function` of (sizes by dimension, NumPy generator) that returns valid random inputs.
+        inputs: The inputs, by name.
+        outputs: The outputs, by name.
+        states: For models with a state: the output that becomes an input of the next step, by input.
+        dims: The named dimensions.
+        export: Settings of the export to ONNX.
+        tolerance: Tolerances of parity.
+        verify: Settings of parity verification.
+        data: Settings of the checks of evaluation and calibration samples.
+        optimize: Settings of the optimisers.
+        quantize: Settings of the quantisers.
+        benchmark: Settings of the benchmark.
+        budget: Limits for the variant to release.
+        card: The part of the model card that cannot be measured.
+    """
 
     build: CallableName | None = None
     onnx: RepositoryPath | None = None
@@ -552,7 +581,17 @@ Runtimes = Annotated[list[Runtime], Field(min_length=1), BeforeValidator(_runtim
 
 
 class Params(Section):
-    """The whole of params.yaml. The registry validates `environments` (registry/gates/policy.py)."""
+    """The whole of params.yaml.
+
+    Attributes:
+        schema_version: The version of this file's format.
+        tracking: Where and what is recorded.
+        defaults: Keys that all models inherit.
+        models: The models to release, by name.
+        runtimes: The runtimes to measure: `auto` for all that are installed and usable, or a list.
+        environments: What each environment requires of a version, by name. The registry validates this section
+            (registry/gates/policy.py).
+    """
 
     schema_version: int = 1
     tracking: Tracking = Tracking()
