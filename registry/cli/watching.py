@@ -141,16 +141,15 @@ def observe(
     Raises:
         UsageError: an option is wrong, the folder cannot be written to, or nothing is an environment.
     """
-    from onward.registry.serve.recording import Recorder, Recording, parse_keep
-    from onward.registry.watch.evidence import host
-    from onward.registry.watch.live import LiveMonitor
-
     models = list(server.models.values())
     if record is None and tensors:
         raise UsageError("--record-tensor needs --record FOLDER")
     if monitor_window is not None and not any("@" in model.target for model in models):
         raise UsageError("--monitor watches environments: serve MODEL@ENVIRONMENT")
     if record is not None:
+        from onward.registry.serve.recording import Recorder, Recording, parse_keep
+        from onward.registry.watch.evidence import host
+
         keep = parse_keep(tensors)
         _require_known(keep, models)
         recording = Recording(record, samples=samples, keep=keep, most_bytes=int(max_mb * 1e6), hours=hours)
@@ -159,6 +158,8 @@ def observe(
         }
         server.observe(Recorder(recording, server.metrics, hosts))
     if monitor_window is not None:
+        from onward.registry.watch.live import LiveMonitor
+
         server.observe(LiveMonitor(models, server.metrics, monitor_window))
 
 
