@@ -2,8 +2,8 @@
 
     PYTHON benchmarks/drift_evidently.py WINDOWS
 
-prints one JSON list: by case, the share of windows in which a column drifts, in which the column with the shift does,
-and in which the data set does (at least half of the columns).
+prints one JSON list, with one object per case: the share of windows in which a column drifts, in which the column with
+the shift does, and in which the data set does (at least half of the columns).
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ REFERENCE = 1000
 # One report takes about a second, so there are fewer windows than for Onward.
 CASES: list[dict[str, Any]] = [
     *[{"n": n} for n in (100, 1000, 10_000, 100_000)],
-    *[{"n": n, "correlation": 0.9} for n in (100, 1000, 10_000)],
-    *[{"n": n, "shift": shift} for n in (100, 1000) for shift in (0.1, 0.3, 0.5)],
-    *[{"n": n, "moved": moved} for n in (100, 1000) for moved in (0.05, 0.1, 0.2)],
+    {"n": 1000, "correlation": 0.9},
+    *[{"n": 1000, "shift": shift} for shift in (0.1, 0.3, 0.5)],
+    *[{"n": 1000, "moved": moved} for moved in (0.05, 0.1, 0.2)],
+    *[{"n": 100, "shift": shift} for shift in (0.1, 0.3, 0.5)],
 ]
 
 
@@ -75,4 +76,8 @@ def measure(case: dict[str, Any], windows: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps([measure(case, int(sys.argv[1])) for case in CASES]))
+    results = []
+    for one in CASES:
+        results.append(measure(one, int(sys.argv[1])))
+        print(results[-1], file=sys.stderr, flush=True)
+    print(json.dumps(results))

@@ -174,6 +174,30 @@ def test_the_version_before_is_the_measure_of_errors() -> None:
     assert (alarm.kind, "the version before" in alarm.text, "100 of 500" in alarm.text) == ("errors", True, True)
 
 
+def test_an_alarm_ends_when_its_cause_has_passed() -> None:
+    watch = watched([(i * 1.0, 100 <= i < 120, 1.0) for i in range(130)], before=Counts(500))
+    for i in range(20):
+        watch.add(130.0 + i, "invalid")
+    assert {alarm.kind for alarm in watch.judgement().alarms} == {"errors", "rejections"}
+    for i in range(100):
+        watch.add(150.0 + i, "success", Call(16, 1.0))
+    assert watch.judgement().alarms == ()
+    assert watch.judgement().failures == 20
+    assert watch.measure == Counts(500)
+    for i in range(20):
+        watch.add(260.0 + i, "failed")
+    assert {alarm.kind for alarm in watch.judgement().alarms} == {"errors"}
+
+
+def test_a_version_that_failed_is_no_measure_of_the_next() -> None:
+    sound = watched([(i * 0.1, False, 1.0) for i in range(200)], before=Counts(500))
+    assert sound.measure == Counts(200)
+    assert watched([(0.0, False, 1.0)], before=Counts(500, 1)).measure == Counts(500, 1)
+    assert watched([(0.0, False, 1.0)]).measure == Counts(1)
+    failing = watched([(i * 0.1, True, 1.0) for i in range(200)], before=Counts(500, 2))
+    assert failing.measure == Counts(500, 2)
+
+
 def test_without_a_version_before_the_first_hour_is_the_measure() -> None:
     steady = [(i * 10.0, i % 25 == 0, 1.0) for i in range(360)]  # 4 % from the beginning
     later = [(3600 + i * 10.0, i % 25 == 0, 1.0) for i in range(360)]

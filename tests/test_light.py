@@ -94,6 +94,7 @@ def test_a_host_with_these_packages_alone_serves_from_a_server_and_from_its_cach
     for arguments in (["promote", "cnn", "3", "--to", "staging", "--reason", "because"], ["check", "cnn@staging"]):
         done = subprocess.run([python, "-m", "onward.cli", *arguments], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
+    assert json.loads(subprocess.check_output([python, "-c", FIRST]))["version"] == 3
     # The embedded store needs databases as soon as files are downloaded; what is cached needs none.
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store.uri)
     assert json.loads(subprocess.check_output([python, "-c", FIRST]))["version"] == 3

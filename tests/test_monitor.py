@@ -17,6 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +36,31 @@ from onward.registry.evidence.records import Latency, Measurement, TensorSpec
 from onward.registry.evidence.reports import BenchmarkReport, ExportReport
 from onward.registry.host import hardware
 from onward.registry.monitoring import recorded, reference
+from onward.registry.monitoring.decay import Call
+from onward.registry.monitoring.drift import FeatureResult
 from onward.registry.monitoring.recorded import Row
+from onward.registry.monitoring.watch import Alarm, Counts, Deployment, Watch
 from onward.registry.operations import overview, promotion
+from onward.registry.report.monitoring_page import render
 from onward.registry.store import sqlite_reader
 from onward.registry.store.connection import as_default, ensure_experiment
+from onward.registry.store.monitor_tags import (
+    ENVIRONMENT,
+    MODEL,
+    MONITOR,
+    ROLE,
+    Recorded,
+    about,
+    by_environment,
+    from_tag,
+    tag_of,
+    to_tag,
+)
 from onward.registry.store.store import Store
+from onward.registry.trust.entry_signatures import create_key
 from onward.registry.watch import evidence, live, response
 from onward.registry.watch.live import LiveMonitor
-from tests.conftest import Command
+from tests.conftest import Command, not_none
 from tests.store_factory import GOOD, add_candidate, fresh_store, stage
 from tests.test_serve import Client, Running, wait_for
 
@@ -57,7 +75,7 @@ def graph(kind: str, factor: float) -> onnx.ModelProto:
 
     "failing": it fails if an input is over 50, which the recorded inputs are not. "slow": it computes more than needed.
     """
-    constants = {"factor": np.array([factor], np.float32)}
+    constants: dict[str, Any] = {"factor": np.array([factor], np.float32)}
     nodes = [helper.make_node("Mul", ["x", "factor"], ["y"])]
     if kind == "failing":
         constants |= {"limit": np.float32(50), "all": np.array([-1], np.int64), "four": np.array([4], np.int64)}
@@ -133,9 +151,9 @@ def add(
 def _benchmark(client: Any, run_id: str, file: Path, p50_ms: float, here: Path) -> None:
     """Reports of a benchmark on this host, as the pipeline records them."""
     variant, runtime = GOOD["variant"], GOOD["runtime"]
-    figures = dict.fromkeys(("mean_ms", "std_ms", "min_ms", "max_ms", "p50_ms"), p50_ms)
-    none = dict.fromkeys(("p90_ms", "p95_ms", "p99_ms"))
-    latency = Latency(size="b2", sizes={"batch": 2}, samples=400, warmup=1, throughput=1.0, **figures, **none)
+    figures: dict[str, Any] = dict.fromkeys(("mean_ms", "std_ms", "min_ms", "max_ms", "p50_ms"), p50_ms)
+    figures |= dict.fromkeys(("p90_ms", "p95_ms", "p99_ms"))
+    latency = Latency(size="b2", sizes={"batch": 2}, samples=400, warmup=1, throughput=1.0, **figures)
     measurement = Measurement(
         runtime=runtime, variant=variant, provider=CPU, precision="float32", status="passed", latencies=[latency]
     )
@@ -244,7 +262,7 @@ def test_a_failing_and_a_slow_version_are_rolled_back_and_no_request_is_dropped(
         assert entry is not None
         return entry.candidate_version, entry.actor
 
-    with serving("--monitor", "--monitor-window", "1", "--record", str(tmp_path / "requests")) as port:
+    with serving("--monitor", "--monitor-window", "0.5", "--record", str(tmp_path / "requests")) as port:
         with Clients(port, values) as clients:
             wait_for(lambda: len(clients.answers) > 50)
             for version, kind in ((failing, "errors"), (slow, "latency")):
@@ -303,7 +321,8 @@ def test_traffic_with_drift_raises_an_alarm_and_no_rollback(
         wait_for(lambda: overview.status()[0].environments[0].decay)
         assert 'onward_drift{model="cnn",version="2"}' in running.client.call("/metrics")[1].decode()
         assert running.client.infer()[1]["model_version"] == "2"
-    kinds = {text.partition(":")[0] for text in overview.status()[0].environments[0].decay.alarms}
+    alarms = not_none(overview.status()[0].environments[0].decay).alarms
+    kinds = {text.partition(":")[0] for text in alarms}
     assert {"input_drift"} <= kinds <= {"input_drift", "output_drift"}
     assert [entry.actor for entry in overview.history("cnn", "staging")["staging"].entries()] == ["ann", "ann"]
     code, out, _ = onward("status")
@@ -358,7 +377,7 @@ def test_the_job_finds_no_alarm_in_sound_requests(two: Store, tmp_path: Path, on
     code, out, _ = onward("monitor", "cnn@staging", "--recorded", str(folder), "--window", "60", "--json")
     facts = json.loads(out)
     assert (facts["alarm"], facts["entry"], facts["latency_from"]) == (False, 2, "the release's benchmark")
-    (run,) = two._client.search_runs([two.files.experiment("staging")], "tags.`onward.role` = 'monitor'")
+    (run,) = two._client.search_runs([not_none(two.files.experiment("staging"))], "tags.`onward.role` = 'monitor'")
     assert run.info.run_name == "cnn: monitoring"
     points = two._client.get_metric_history(run.info.run_id, "monitor/p50_ratio")
     assert len({point.step for point in points}) >= 4
@@ -395,6 +414,7 @@ def test_the_job_rolls_back_once_and_then_waits(
     promotion.promote("cnn", "staging", 2, reason="again", store=two)
     record(folder, two, 200, entry=4, start=then, failing=2)
     code, out, _ = onward(*command)
+    assert "at most 2.6% is acceptable (the version before)" in out  # entry 1, because entry 2 was rolled back
     assert (code, "entry 3 was an automatic rollback, and the next one is possible at" in out) == (1, True)
     assert two.head("staging", "cnn").history.base == 4
     (state,) = overview.status(two)[0].environments
@@ -408,7 +428,7 @@ def test_drift_in_recorded_requests_is_an_alarm_and_never_a_rollback(
     folder = tmp_path / "requests"
     record(folder, two, 400, entry=2, shift=2.0)
     code, out, _ = onward("monitor", "cnn@staging", "--recorded", str(folder), "--window", "60")
-    assert (code, "ALARM: input_drift: input x" in out) == (1, True)
+    assert (code, "ALARM: input_drift: differences from the reference: input x" in out) == (1, True)
     assert two.head("staging", "cnn").history.base == 2
 
 
@@ -449,9 +469,6 @@ def test_what_is_missing_is_said_and_is_no_traceback(
 
 
 def test_a_signed_log_needs_a_key_of_the_monitor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from onward.registry.monitoring.watch import Alarm
-    from onward.registry.trust.entry_signatures import create_key
-
     store = fresh_store(tmp_path, monkeypatch)
     ann, monitor = tmp_path / "ann.pem", tmp_path / "monitor.pem"
     signers = {"ann": create_key(ann), "monitor": create_key(monitor)}
@@ -478,3 +495,39 @@ def test_a_signed_log_needs_a_key_of_the_monitor(tmp_path: Path, monkeypatch: py
     entry = store.head("staging", "cnn").history.live
     assert entry is not None
     assert (entry.actor, entry.signer, entry.restores) == ("monitor", "monitor", 1)
+
+
+def test_the_report_escapes_what_it_shows_and_its_charts_have_the_figures() -> None:
+    hostile = "<script>alert(1)</script>"
+    watch = Watch(Deployment("cnn@production", hostile, "a" * 64, 7), Counts(1000, 3))
+    for number in range(100):
+        watch.add(1.7e9 + number, "failed" if number % 2 else "success", Call(8, 5.0) if number % 2 == 0 else None)
+    watch.features = (FeatureResult(f"input {hostile}: mean", "input", "PSI", 0.4, 0.1, 0.2, True, (True,) * 5),)
+    page = render([watch.judgement(notes=[hostile])], f"rolled back {hostile}")
+    assert hostile not in page
+    assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 5
+    text = page.partition('id="specs">')[2].partition("</script>")[0]
+    specs = json.loads(text)
+    assert set(specs) == {"d0-errors", "d0-latency"}
+    assert {round(one["value"]) for one in specs["d0-errors"]["data"]["values"]} == {50}
+    assert "50 of 100 requests failed (50.0%)" in page
+
+
+def test_alarms_of_several_monitors_stand_together_and_old_ones_are_left_out() -> None:
+    now = datetime(2026, 11, 28, tzinfo=UTC)
+    one = Recorded(7, now.isoformat(), ("errors: 3 of 9", "latency: slow"))
+    other = Recorded(7, (now - timedelta(hours=1)).isoformat(), ("errors: 3 of 9", "shadow: differs"))
+    earlier = Recorded(6, now.isoformat(), ("errors: of another entry",))
+    old = Recorded(7, (now - timedelta(days=3)).isoformat(), ("errors: long ago",))
+    tags = {tag_of(name): to_tag(each) for name, each in (("a", one), ("b b", other), ("c", earlier), ("d", old))}
+    tags |= {tag_of("none"): to_tag(Recorded(7, now.isoformat(), ())), tag_of("bad"): '{"entry": 7}', ROLE: MONITOR}
+    found = by_environment([{**tags, ENVIRONMENT: "production", MODEL: "cnn"}])
+    together = about(found["production", "cnn"], 7, now)
+    assert together == Recorded(7, now.isoformat(), ("errors: 3 of 9", "latency: slow", "shadow: differs"))
+    assert about(found["production", "cnn"], 8, now) is None
+
+
+def test_a_tag_has_room_for_many_alarms_in_any_language() -> None:
+    recorded = Recorded(7, "2026-11-28T00:00:00+00:00", tuple(f"input_drift: {'漢' * 5000} {n}" for n in range(20)))
+    assert len(to_tag(recorded)) < 8000
+    assert (from_tag(to_tag(recorded)) or recorded).alarms[-1] == "further alarms: see the run"

@@ -18,6 +18,7 @@ from onnx import TensorProto, helper
 
 from onward.registry import processors
 from onward.registry.errors import MachineFault
+from onward.registry.evidence.records import Measurement, Scenarios, SweepPoint
 from onward.registry.inference.session import InferenceSession
 from onward.registry.serve import engine, versions
 from onward.registry.serve.access import Access
@@ -28,6 +29,7 @@ from onward.registry.serve.metrics import Metrics
 from onward.registry.serve.observer import Observation
 from onward.registry.serve.protocol import Fault, Request
 from onward.registry.serve.served import ServedModel, Sizes
+from onward.registry.tracking.metrics import best_batch
 from tests.store_factory import scale_model
 from tests.test_serve import Grpc, Running, wait_for
 
@@ -247,12 +249,43 @@ def test_a_documented_largest_batch_and_the_batch_sweep_limit_joined_requests(tm
     assert versions.largest_batch(InferenceSession(tmp_path / "limited.onnx").loaded, None) == 6
 
 
+def test_the_batch_sweep_names_the_best_batch_of_a_version() -> None:
+    points = [SweepPoint(sizes={"batch": n}, p50_ms=1, throughput=t) for n, t in ((1, 10), (2, 30), (4, 29))]
+    measured = Measurement(
+        variant="plain", runtime="cpu", provider="CPUExecutionProvider", precision="float32", status="passed"
+    )
+    for scenarios, wanted in (
+        (None, None),
+        (Scenarios(), None),
+        (Scenarios(sweep=points), 2),
+        (Scenarios(sweep=points, knee={"batch": 1}), 1),
+    ):
+        assert best_batch(measured.model_copy(update={"scenarios": scenarios})) == wanted
+
+
 def test_a_single_caller_soon_stops_waiting_for_others(serve: Make) -> None:
     model = serve(delay_ms=80)
     begun = time.perf_counter()
     for _ in range(40):
         check(ask(model, rows(1)), [rows(1)])
     assert time.perf_counter() - begun < 40 * 0.08 / 4
+
+
+def test_callers_that_wait_for_their_answers_do_not_wait_for_the_end_of_the_delay(serve: Make, runs: list[int]) -> None:
+    model = serve(delay_ms=200)
+
+    async def caller(number: int) -> None:
+        for turn in range(24):
+            given = rows(1, 10 * number + turn)
+            check([await model.infer({"x": given})], [given])
+
+    async def three() -> None:
+        await asyncio.gather(*map(caller, range(3)))
+
+    begun = time.perf_counter()
+    asyncio.run(three())
+    assert time.perf_counter() - begun < 24 * 0.2 / 3
+    assert runs.count(3) > len(runs) / 2
 
 
 def test_a_request_waits_no_longer_than_the_delay(serve: Make) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from onward.registry.artifact import replay
 from onward.registry.errors import MachineFault, OnwardError, Refused, StoreUnreachable, UsageError
 from onward.registry.evidence import shadow as evidence_of_shadow
 from onward.registry.evidence.shadow import ShadowEvidence
@@ -333,19 +334,17 @@ def test_the_candidates_of_canaries() -> None:
             canaries(given, [])
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
+def test_a_candidate_of_no_served_model_is_an_error(store: Store) -> None:
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"shadows": ("mlp@staging",)}, "this server has cnn@production"),
         ({"shadows": ("cnn@nowhere",)}, "no environment 'nowhere'"),
         ({"shadows": ("cnn@production",)}, "to another one than itself"),
         ({"shadows": ("cnn@staging", "cnn/3")}, "has a shadow already"),
         ({"canaries": {"mlp@staging": 5.0}}, "this server has cnn@production"),
-    ],
-)
-def test_a_candidate_of_no_served_model_is_an_error(store: Store, options: Any, words: str) -> None:
-    with pytest.raises(OnwardError, match=words):
-        Running("cnn@production", **options)
+    ]
+    for options, words in cases:
+        with pytest.raises(OnwardError, match=words):
+            Running("cnn@production", **options)
 
 
 def test_a_candidate_that_cannot_be_loaded_harms_nothing(store: Store) -> None:
@@ -380,6 +379,18 @@ def test_a_refused_version_is_in_the_status_until_a_version_is_loaded(
         assert server.client.infer()[1]["model_version"] == "1"
 
 
+def test_a_server_that_refuses_a_version_at_its_start_says_so_in_the_status(store: Store) -> None:
+    bad = add_candidate(store, "cnn", 5, recorded_factor=6)
+    promotion.promote("cnn", "production", bad, reason="because", force=True, store=store)
+    with pytest.raises(Refused, match="does not repeat its answers here"):
+        Running("cnn@production")
+    assert f"does not serve version {bad}, entry 2" in status_lines(store)[0]
+    promotion.rollback("cnn", "production", reason="because", store=store)
+    assert status_lines(store) == []  # it was about an entry that is not live any more
+    with Running("cnn@production"):
+        assert not any(name.startswith(refused.PREFIX) for name in tags(store))
+
+
 def tags(store: Store) -> dict[str, str]:
     return dict(store._client.get_registered_model("production.cnn").tags)
 
@@ -400,8 +411,6 @@ def test_a_refusal_that_the_store_does_not_take_is_logged_and_local(
 
 
 def test_a_refused_version_is_not_replayed_at_every_look(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    from onward.registry.artifact import replay
-
     bad, tries = add_candidate(store, "cnn", 5, recorded_factor=6), []
     real = replay.replay_in_subprocess
 
@@ -422,7 +431,13 @@ def test_a_refused_version_is_not_replayed_at_every_look(store: Store, monkeypat
         wait_for(lambda: server.client.infer()[1]["model_version"] == "3")
 
 
-def test_twenty_promotions_and_rollbacks_under_load_drop_and_mix_nothing(store: Store) -> None:
+def test_twenty_promotions_and_rollbacks_under_load_drop_and_mix_nothing(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def in_this_process(folder: Path, provider: str = "", allow_custom_ops: bool = False) -> tuple[bool, str]:
+        return replay.replay(folder, provider, allow_custom_ops)
+
+    monkeypatch.setattr(replay, "replay_in_subprocess", in_this_process)  # a process for each takes a minute
     answers: list[tuple[int, Any, Any]] = []
     done = threading.Event()
 

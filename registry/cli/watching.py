@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from onward.registry.cli.output import Json, print_json, print_note, say
-from onward.registry.errors import UsageError
+from onward.registry.cli.output import Json, print_error, print_json, print_note, say
+from onward.registry.errors import NotReady, StoreUnreachable, UsageError
 
 if TYPE_CHECKING:
     from onward.registry.monitoring.watch import Judgement
@@ -75,16 +75,21 @@ def monitor(
     folder = recorded or (Path(named) if named else None)
     if folder is None:
         raise UsageError(f"--recorded FOLDER, or {RECORDED}, has to name the folder of `onward serve --record`")
-    while True:
+    if every is None:
         found = job.monitor(target, folder, window, write=not dry_run)
-        _show(found, report, as_json, one_line=every is not None)
-        if every is None:
-            raise typer.Exit(1 if found.judgement.alarms else 0)
+        _show(found, report, as_json)
+        raise typer.Exit(1 if found.judgement.alarms else 0)
+    while True:
+        try:
+            _show(job.monitor(target, folder, window, write=not dry_run), report, as_json, one_line=True)
+        except (NotReady, StoreUnreachable) as error:  # there may be requests, or a store, at the next look
+            print_error(error)
         time.sleep(every)
 
 
-def _show(found: Result, report: Path | None, as_json: bool, one_line: bool) -> None:
+def _show(found: Result, report: Path | None, as_json: bool, one_line: bool = False) -> None:
     from onward.registry.files import write_atomically
+    from onward.registry.report.page import finite
     from onward.registry.watch.results import lines
 
     print_note(found.note)
@@ -93,7 +98,7 @@ def _show(found: Result, report: Path | None, as_json: bool, one_line: bool) -> 
 
         write_atomically(report, render([found.judgement], found.response).encode())
     if as_json:
-        print_json(_facts(found), indent=None if one_line else 2)
+        print_json(finite(_facts(found)), indent=None if one_line else 2)
         return
     say(*lines(found.judgement), *filter(None, [found.response]))
 
@@ -136,16 +141,15 @@ def observe(
     Raises:
         UsageError: an option is wrong, the folder cannot be written to, or nothing is an environment.
     """
-    from onward.registry.serve.recording import Recorder, Recording, parse_keep
-    from onward.registry.watch.evidence import host
-    from onward.registry.watch.live import LiveMonitor
-
     models = list(server.models.values())
     if record is None and tensors:
         raise UsageError("--record-tensor needs --record FOLDER")
     if monitor_window is not None and not any("@" in model.target for model in models):
         raise UsageError("--monitor watches environments: serve MODEL@ENVIRONMENT")
     if record is not None:
+        from onward.registry.serve.recording import Recorder, Recording, parse_keep
+        from onward.registry.watch.evidence import host
+
         keep = parse_keep(tensors)
         _require_known(keep, models)
         recording = Recording(record, samples=samples, keep=keep, most_bytes=int(max_mb * 1e6), hours=hours)
@@ -154,6 +158,8 @@ def observe(
         }
         server.observe(Recorder(recording, server.metrics, hosts))
     if monitor_window is not None:
+        from onward.registry.watch.live import LiveMonitor
+
         server.observe(LiveMonitor(models, server.metrics, monitor_window))
 
 

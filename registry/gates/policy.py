@@ -115,11 +115,11 @@ class Environment(BaseModel):
             (registry/gates/expectations.py).
         notify: The receiver of notifications about every entry.
         mirror_stages: Whether MLflow's deprecated stage of the same name is kept up to date.
-        shadow_requests: The number of requests that `shadow` requires (registry/gates/shadow.py).
         four_eyes: Whether a second person must take part (registry/gates/four_eyes.py).
         signers: By name, the persons whose entries count (registry/trust/entry_signatures.py).
         files_key: The file with the public key for the signatures of a version's files
             (registry/trust/file_signatures.py); empty if signatures are not required.
+        shadow_requests: The number of requests that `shadow` requires (registry/gates/shadow.py).
         on_decay: What the monitor does about alarms.
     """
 
@@ -129,10 +129,10 @@ class Environment(BaseModel):
     require: list[str]
     notify: Notify | None = None
     mirror_stages: bool = False
-    shadow_requests: Annotated[int, Field(ge=1)] = MINIMUM
     four_eyes: bool = False
     signers: dict[str, ReadSigner] = {}
     files_key: str = ""
+    shadow_requests: Annotated[int, Field(ge=1)] = MINIMUM
     on_decay: OnDecay = OnDecay()
 
     @property

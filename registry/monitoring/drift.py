@@ -97,11 +97,17 @@ class FeatureResult:
 
 
 class _Outcome(NamedTuple):
-    """One measure of one feature in one window."""
+    """One measure of one feature in one window.
+
+    Attributes:
+        effect: The measure.
+        probability: That chance gives at least this effect; 1 for an effect up to its floor, which is not tested.
+        tail: The distribution of the effect by chance; None if it was not needed.
+    """
 
     effect: float
     probability: float
-    tail: Tail
+    tail: Tail | None
 
 
 class _Measure(NamedTuple):
@@ -174,12 +180,24 @@ class _Distribution:
         codes = self.feature.codes(values)
         return statistics.block_counts(codes, len(self.mean)), len(codes)
 
-    def outcomes(self, windows: Sequence[tuple[Array, int] | None]) -> Iterator[list[_Outcome | None]]:
+    def outcomes(
+        self, windows: Sequence[tuple[Array, int] | None], thresholds: bool
+    ) -> Iterator[list[_Outcome | None]]:
         """Measure windows and compare with chance, per measure; None for a window that cannot be judged."""
         usable = [window for window in windows if window is not None]
-        widest = Levels(usable).widest(self._weigh, self._variance)
+        widest: tuple[Array, int] | Literal["unknown"] | None = "unknown"
         for number, measure in enumerate(self.measures):
             mean, errors = self._reference[number]
+            effects = [
+                None if one is None else float(measure.distance(measure.project(one[0].sum(0) / one[1]), mean, one[1]))
+                for one in windows
+            ]
+            floor = FLOORS[measure.name]
+            if not thresholds and all(effect is None or effect <= floor for effect in effects):
+                yield [None if effect is None else _Outcome(effect, 1.0, None) for effect in effects]
+                continue
+            if isinstance(widest, str):
+                widest = Levels(usable).widest(self._weigh, self._variance)
             if widest is None:
                 noise = self._independent[number]
             else:
@@ -190,13 +208,12 @@ class _Distribution:
                 for count in {count for _, count in usable}
             }
             found: list[_Outcome | None] = []
-            for window in windows:
-                if window is None:
+            for window, effect in zip(windows, effects, strict=True):
+                if window is None or effect is None:
                     found.append(None)
                     continue
-                sums, count = window
-                effect = float(measure.distance(measure.project(sums.sum(0) / count), mean, count))
-                found.append(_Outcome(effect, tails[count].probability(effect), tails[count]))
+                tail = tails[window[1]]
+                found.append(_Outcome(effect, tail.probability(effect) if effect > floor else 1.0, tail))
             yield found
 
 
@@ -221,9 +238,12 @@ class Judge:
 
     Args:
         reference: The version's reference; None if it has none.
+        thresholds: Whether to compute the thresholds of effects up to their floors, too. They decide nothing; without
+            them, they are NaN, and traffic without drift is judged faster.
     """
 
-    def __init__(self, reference: Reference | None) -> None:
+    def __init__(self, reference: Reference | None, thresholds: bool = True) -> None:
+        self._thresholds = thresholds
         self._reference = reference or Reference()
         self._distributions = [
             _Distribution(feature, self._reference.title(feature), self._reference.tensors[feature.tensor].kind)
@@ -259,7 +279,9 @@ class Judge:
             enough = [one if one is not None and one[1] >= FEWEST_SAMPLES else None for one in sums]
             if not any(enough):
                 continue
-            for measure, outcomes in zip(distribution.measures, distribution.outcomes(enough), strict=True):
+            for measure, outcomes in zip(
+                distribution.measures, distribution.outcomes(enough, self._thresholds), strict=True
+            ):
                 measured.append((distribution, measure.name, outcomes))
         limits = []
         for place in range(len(last)):
@@ -283,7 +305,7 @@ def _result(
         measure=measure,
         effect=last.effect,
         floor=floor,
-        threshold=last.tail.threshold(limit),
+        threshold=last.tail.threshold(limit) if last.tail is not None else float("nan"),
         alarm=sum(exceeded) >= NEEDED,
         windows=exceeded,
     )

@@ -97,7 +97,7 @@ def pieces(values: Array | Sequence[Array]) -> Iterator[Array]:
             yield array
 
 
-def watched(name: str, kind: Literal["input", "output"], values: Array, known: OutputKind | None) -> Watched | None:
+def watched(name: str, kind: Literal["input", "output"], values: Array, known: OutputKind | None) -> Watched:
     """Choose how a tensor is watched.
 
     Args:
@@ -105,9 +105,6 @@ def watched(name: str, kind: Literal["input", "output"], values: Array, known: O
         kind: Whether it is an input or an output.
         values: Its values at publication, samples on the first axis.
         known: The kind of an output, if it is known.
-
-    Returns:
-        The tensor; None if it has nothing to watch.
     """
     shape = list(values.shape[1:])
     size = int(np.prod(shape))
@@ -191,7 +188,7 @@ def _large(tensor: Watched, values: Array) -> Iterator[Raw]:
         split = part[:, None] if axis is None else np.moveaxis(part, axis, 1)
         split = split.reshape(len(part), channels, -1)
         found = [split.mean(2), split.std(2), _norm(part.reshape(len(part), -1))[:, None]]
-        return np.concatenate([*found, ~np.isfinite(split).all((1, 2))[:, None]], axis=1)
+        return np.concatenate([*found, np.any(~np.isfinite(split), axis=(1, 2), keepdims=True)[:, 0]], axis=1)
 
     numbers = _by_chunks(values, moments)
     for channel in range(channels):
@@ -278,13 +275,13 @@ def _row_shares(codes: Array, kept: Array) -> Array:
     rows = np.nonzero(kept)[0]
     flat = np.bincount(rows * BUCKETS + codes[kept], minlength=len(codes) * BUCKETS).reshape(len(codes), BUCKETS)
     sizes = kept.sum(1)
-    found = flat / np.maximum(sizes, 1)[:, None]
+    found: Array = flat / np.maximum(sizes, 1)[:, None]
     found[sizes == 0, -1] = 1.0
     return found
 
 
 def _not_finite(flat: Array) -> Raw:
-    return Raw("not finite", "integers", (~np.isfinite(flat).all(1)).astype(np.int64))
+    return Raw("not finite", "integers", np.any(~np.isfinite(flat), axis=1).astype(np.int64))
 
 
 def _norm(flat: Array) -> Array:
@@ -292,7 +289,8 @@ def _norm(flat: Array) -> Array:
     numbers = flat.astype(np.float64)
     finite = np.isfinite(numbers)
     squares = np.square(np.where(finite, numbers, 0)).sum(1)
-    return np.sqrt(np.where(finite.any(1), squares / np.maximum(finite.sum(1), 1), np.nan))
+    found: Array = np.sqrt(np.where(finite.any(1), squares / np.maximum(finite.sum(1), 1), np.nan))
+    return found
 
 
 def _by_chunks(values: Array, of: Callable[[Array], Array]) -> Array:

@@ -28,22 +28,23 @@ def splitmix(values: Array) -> Array:
         return mixed ^ (mixed >> np.uint64(31))
 
 
-def buckets(values: Array, lowest: int | None) -> Array:
+def buckets(values: Array, lowest: int | None, size: int = BUCKETS) -> Array:
     """Put integers into buckets.
 
     Args:
         values: The integers, of any shape. Integers of 64 bits without a sign wrap around.
         lowest: The smallest value, if each value has a bucket of its own; None if values are hashed.
+        size: Number of buckets.
 
     Returns:
-        The bucket of each value, from 0 to BUCKETS - 1.
+        The bucket of each value, from 0 to `size` - 1. If each value has its own, others are in the last bucket.
     """
     if lowest is None:
-        return (splitmix(values) % np.uint64(BUCKETS)).astype(np.int64)
+        return (splitmix(values) % np.uint64(size)).astype(np.int64)
     with np.errstate(over="ignore"):
         values = values.astype(np.int64)
-    in_range = (values >= lowest) & (values < lowest + BUCKETS - 1)
-    return np.where(in_range, values, lowest) - lowest + np.where(in_range, 0, BUCKETS - 1)
+    in_range = (values >= lowest) & (values <= lowest + size - 2)
+    return np.where(in_range, values, lowest) - lowest + np.where(in_range, 0, size - 1)
 
 
 def word_buckets(text: str) -> Array:
@@ -61,7 +62,8 @@ def signs(size: int, count: int) -> Array:
         The vectors, [size, count], count at most 64.
     """
     bits = splitmix(np.arange(size, dtype=np.int64))[:, None] >> np.arange(count, dtype=np.uint64)
-    return ((bits & np.uint64(1)).astype(np.float64) * 2 - 1) / np.sqrt(max(size, 1))
+    found: Array = ((bits & np.uint64(1)).astype(np.float64) * 2 - 1) / np.sqrt(max(size, 1))
+    return found
 
 
 @lru_cache(maxsize=8)
@@ -70,7 +72,8 @@ def frequencies(dimensions: int, count: int) -> Array:
     size = dimensions * count
     uniform = (splitmix(np.arange(1, 2 * size + 1) * 0x10001) >> np.uint64(11)).astype(np.float64) / 2.0**53
     radius = np.sqrt(-2 * np.log1p(-uniform[:size]))
-    return (radius * np.cos(2 * np.pi * uniform[size:])).reshape(dimensions, count)
+    found: Array = (radius * np.cos(2 * np.pi * uniform[size:])).reshape(dimensions, count)
+    return found
 
 
 def shuffled(count: int) -> Array:

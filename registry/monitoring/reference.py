@@ -78,21 +78,23 @@ class Feature(Record):
     def codes(self, values: Array) -> Array:
         """The bin or bucket of each value; values that are no finite numbers are left out."""
         if not self.edges:
-            return buckets(values, self.lowest)
+            return buckets(values, self.lowest, len(self.counts))
         with np.errstate(all="ignore"):
             scaled = (values.astype(np.float64) - self.center) / self.scale
-        return np.searchsorted(self.edges, scaled[np.isfinite(values)], "left")
+        found: Array = np.searchsorted(self.edges, scaled[np.isfinite(values)], "left")
+        return found
 
     def vectors(self, values: Array) -> Array:
         """The vector of each sample of shares or vectors; samples with anything else than finite numbers left out."""
-        finite = values[np.isfinite(values).all(1)]
+        finite: Array = values[np.isfinite(values).all(1)]
         if self.family == "shares":
             return finite
         scaled = (finite - np.asarray(self.means)) / np.asarray(self.deviations)
         # Kernel exp(-|x - y|^2 / (2 PROJECTIONS)): at the typical distance of standardised projections (Rahimi and
         # Recht, 2007).
         angles = scaled @ (frequencies(PROJECTIONS, _FOURIER) / np.sqrt(PROJECTIONS))
-        return np.concatenate([np.cos(angles), np.sin(angles)], axis=1) / np.sqrt(_FOURIER)
+        found: Array = np.concatenate([np.cos(angles), np.sin(angles)], axis=1) / np.sqrt(_FOURIER)
+        return found
 
 
 class Reference(Record):
@@ -183,8 +185,8 @@ def _fit(tensor: int, raw: Raw) -> Feature | None:
         return _fit_blocks(feature.model_copy(update=update), finite)
     if raw.family == "integers" and len(np.unique(raw.values)) <= _MOST_VALUES:
         low, high = int(raw.values.min()), int(raw.values.max())
-        lowest = low if high - low < BUCKETS - 1 else None
-        counts = np.bincount(buckets(raw.values, lowest), minlength=BUCKETS).tolist()
+        lowest, size = (low, high - low + 2) if high - low < BUCKETS - 1 else (None, BUCKETS)
+        counts = np.bincount(buckets(raw.values, lowest, size), minlength=size).tolist()
         return feature.model_copy(update={"family": "categories", "lowest": lowest, "counts": counts})
     return _fit_numbers(feature, raw.values.astype(np.float64))
 
@@ -206,20 +208,17 @@ def _fit_numbers(feature: Feature, values: Array) -> Feature | None:
     if finite[0] == finite[-1]:
         if feature.label == "length":  # all samples of an array have the same: that says nothing about requests
             return None
-        center = float(finite[0])
-        edges, update = [-1.0, 1.0], {"family": "categories", "center": center, "scale": max(abs(center), 1e-6) * 1e-6}
-        return feature.model_copy(
-            update={**update, "samples": len(finite), "edges": edges, "counts": [0, len(finite), 0]}
-        )
+        same = float(finite[0])
+        update = {"family": "categories", "center": same, "scale": max(abs(same), 1e-6) * 1e-6, "edges": [-1.0, 1.0]}
+        return feature.model_copy(update={**update, "samples": len(finite), "counts": [0, len(finite), 0]})
     largest = np.abs(finite).max()
     center, scale = (finite / largest).mean() * largest, (finite / largest).std() * largest
     center, scale = _rounded(np.array([center, scale]), 9)
     scaled = (finite - center) / scale
     if not (np.isfinite(scaled).all() and scaled[0] < scaled[-1]):
         return None
-    inner = np.unique(np.round(_inner_edges(scaled), 6))
-    edges = np.concatenate([scaled[0] - _BEYOND[::-1], inner, scaled[-1] + _BEYOND])
-    edges = np.unique(np.round(edges, 6))
+    limits = np.concatenate([scaled[0] - _BEYOND[::-1], _inner_edges(scaled), scaled[-1] + _BEYOND])
+    edges = np.unique(np.round(limits, 6))
     binned = feature.model_copy(
         update={"samples": len(finite), "center": center, "scale": scale, "edges": edges.tolist()}
     )
@@ -235,21 +234,20 @@ def _fit_numbers(feature: Feature, values: Array) -> Feature | None:
 def _inner_edges(ordered: Array) -> Array:
     """Limits of bins of about equal frequency, each halfway between two different values."""
     different, counts = np.unique(ordered, return_counts=True)
-    halfway = (different[1:] + different[:-1]) / 2
-    if len(different) <= _BINS:
-        return halfway
-    bins = min(_BINS, max(10, len(ordered) // 2))
-    before = np.cumsum(counts)
-    place = np.searchsorted(before, np.arange(1, bins) * len(ordered) / bins, "left")
-    frequent = np.flatnonzero(counts > len(ordered) / bins)
-    chosen = np.concatenate([place, frequent, frequent - 1])
-    return halfway[np.unique(chosen[(chosen >= 0) & (chosen < len(halfway))])]
+    found: Array = (different[1:] + different[:-1]) / 2
+    if len(different) > _BINS:
+        bins = min(_BINS, max(10, len(ordered) // 2))
+        place = np.searchsorted(np.cumsum(counts), np.arange(1, bins) * len(ordered) / bins, "left")
+        frequent = np.flatnonzero(counts > len(ordered) / bins)
+        chosen = np.concatenate([place, frequent, frequent - 1])
+        found = found[np.unique(chosen[(chosen >= 0) & (chosen < len(found))])]
+    return found
 
 
 def _rounded(values: Array, places: int, digits: bool = True) -> list[float]:
     """Numbers to so many digits, or places: another order of additions on another machine gives the same bytes."""
     if not digits:
-        return (np.round(values, places) + 0.0).tolist()
+        return [float(value) for value in np.round(values, places) + 0.0]
     return [float(f"{value:.{places}g}") for value in values.tolist()]
 
 

@@ -99,7 +99,8 @@ def decile_of(counts: Array) -> Array:
     """
     before = np.cumsum(counts) - counts / 2
     group = np.minimum((before / max(counts.sum(), 1) * _BINS).astype(int), _BINS - 1)
-    return np.eye(_BINS)[group]
+    found: Array = np.eye(_BINS)[group]
+    return found
 
 
 def block_sums(vectors: Array) -> Array:
@@ -211,7 +212,8 @@ def _choices(available: int, free: int, blocks: int, seed: int) -> Array:
     rng = np.random.default_rng((seed, available, blocks))
     chosen = rng.multinomial(blocks, np.full(available, 1 / available), size=DRAWS).astype(np.float64)
     uncertain = np.sqrt(free / rng.chisquare(free, size=DRAWS))
-    return chosen * (uncertain / np.sqrt(blocks))[:, None]
+    found: Array = chosen * (uncertain / np.sqrt(blocks))[:, None]
+    return found
 
 
 class Tail:

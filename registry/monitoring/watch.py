@@ -21,6 +21,9 @@ from onward.registry.monitoring.windows import persistent
 Kind = Literal["errors", "rejections", "latency", "shadow", "input_drift", "output_drift"]
 Outcome = Literal["success", "failed", "invalid"]
 FIRST_HOUR_S = 3600.0
+_DRIFTS: tuple[tuple[str, Kind], ...] = (("input", "input_drift"), ("output", "output_drift"))
+# Requests after which a deployment is the measure of the next one instead of the one before it.
+LEAST_BEFORE = 100
 # The deployment's windows that are remembered, for charts; and the calls of a window or of the first hour.
 _MOST_WINDOWS, _MOST_CALLS = 500, 20_000
 
@@ -65,6 +68,7 @@ class Period:
         end: when its last request arrived.
         requests: its requests.
         failures: those that failed.
+        rejections: further requests, which were rejected as invalid.
         latency: its latencies in comparison with the baseline; None if there is none, or too few calls.
         p50_ms: the median latency; None without an answered request.
         p99_ms: the 99th percentile.
@@ -74,6 +78,7 @@ class Period:
     end: float
     requests: int
     failures: int
+    rejections: int
     latency: LatencyFigures | None
     p50_ms: float | None
     p99_ms: float | None
@@ -147,7 +152,7 @@ class Watch:
         window: float = 10.0,
         first_hour: float = FIRST_HOUR_S,
     ) -> None:
-        self.deployment, self._window, self._first_hour = deployment, window, first_hour
+        self.deployment, self._before, self._window, self._first_hour = deployment, before, window, first_hour
         known = before is not None and before.requests > 0
         self._from = "the version before" if known else "no earlier version: the default"
         self._learning = not known
@@ -164,6 +169,7 @@ class Watch:
         self.baseline_note = ""
         self._first_calls: list[Call] = []
         self.began: float | None = None
+        self._rejected = 0
         self._period: list[tuple[float, bool, Call | None]] = []
         self.periods: deque[Period] = deque(maxlen=_MOST_WINDOWS)
         self.features: tuple[FeatureResult, ...] = ()
@@ -187,12 +193,21 @@ class Watch:
             self._rejecting.add(outcome == "invalid")
         if outcome == "invalid":
             self.counts = replace(self.counts, rejections=self.counts.rejections + 1)
+            self._rejected += 1
             return
         failed = outcome == "failed"
         self.counts = replace(self.counts, requests=self.counts.requests + 1, failures=self.counts.failures + failed)
         self._failing = self._test.add(failed) or self._failing
         if len(self._period) < _MOST_CALLS:
             self._period.append((arrived, failed, call))
+
+    @property
+    def measure(self) -> Counts | None:
+        """What the next deployment is compared with: this one, if it is sound and had enough requests."""
+        bad = self._failing or self.counts.failures > self._test.acceptable * self.counts.requests
+        bad = bad or (self._rejecting is not None and self._rejecting.alarm)
+        few = self._before is not None and self.counts.requests < LEAST_BEFORE
+        return self._before if bad or few else self.counts
 
     def flush(self, now: float) -> None:
         """End the present window if it is over.
@@ -269,16 +284,12 @@ class Watch:
                         f"{len(exceeded[-drift.LAST :])} windows",
                     )
                 )
-        for kind in ("input", "output"):
+        for kind, alarm in _DRIFTS:
             features = [one for one in self.features if one.alarm and one.kind == kind]
             if features:
                 shown = ", ".join(f"{one.feature} ({one.measure} {one.effect:.3g})" for one in features[:3])
                 more = f" and {len(features) - 3} more" if len(features) > 3 else ""
-                found.append(
-                    Alarm(
-                        "input_drift" if kind == "input" else "output_drift", f"{shown}{more} differ from the reference"
-                    )
-                )
+                found.append(Alarm(alarm, f"differences from the reference: {shown}{more}"))
         return tuple(found)
 
     def _end_first_hour(self) -> None:
@@ -315,12 +326,29 @@ class Watch:
                 rows[-1][0],
                 len(rows),
                 sum(failed for _, failed, _ in rows),
+                self._rejected,
                 decay.judge_latency(self.baseline, calls) if self.baseline else None,
                 float(np.median(ms)) if ms else None,
                 float(np.quantile(ms, 0.99)) if ms else None,
             )
         )
-        self._period = []
+        self._period, self._rejected = [], 0
+        self._end_alarms()
+
+    def _end_alarms(self) -> None:
+        """End an alarm of errors or rejections if the last windows are sound: its cause has passed.
+
+        Otherwise a fault of minutes would cause a rollback as soon as a cool-down ends.
+        """
+        recent = list(self.periods)[-drift.LAST :]
+        requests = sum(one.requests for one in recent)
+        if len(recent) < drift.LAST:
+            return
+        if self._failing and sum(one.failures for one in recent) <= self._test.acceptable * requests:
+            self._failing, self._test = False, ErrorTest(self._test.acceptable)
+        test, rejected = self._rejecting, sum(one.rejections for one in recent)
+        if test is not None and test.alarm and rejected <= test.acceptable * (requests + rejected):
+            self._rejecting = ErrorTest(test.acceptable)
 
 
 def drift_window(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from onward.registry.artifact.replay import measure_again
@@ -14,7 +15,7 @@ from onward.registry.log.entries import Entry, GateResult
 from onward.registry.names import is_name, valid_name
 from onward.registry.store import refused, sqlite_reader
 from onward.registry.store.connection import nothing_yet
-from onward.registry.store.monitor_tags import Recorded
+from onward.registry.store.monitor_tags import Recorded, about
 from onward.registry.store.refused import Refusal
 from onward.registry.store.resolve import Target, require_model, resolve
 from onward.registry.store.schema import (
@@ -168,7 +169,7 @@ def status(store: Store | None = None) -> list[ModelStatus]:
         ModelStatus(
             model,
             candidate,
-            tuple(_environment_status(store, known, name, model, alarms.get((name, model))) for name in rules),
+            tuple(_environment_status(store, known, name, model, alarms.get((name, model), ())) for name in rules),
             model in registered,
             failed.get(model, ""),
         )
@@ -177,7 +178,7 @@ def status(store: Store | None = None) -> list[ModelStatus]:
 
 
 def _environment_status(
-    store: Store, known: Mapping[str, Overview], environment: str, model: str, decay: Recorded | None
+    store: Store, known: Mapping[str, Overview], environment: str, model: str, alarms: Sequence[Recorded]
 ) -> EnvironmentStatus:
     """The state of one environment, from the newest entry alone if that is enough."""
     registered = known.get(registered_name(environment, model), Overview())
@@ -201,7 +202,7 @@ def _environment_status(
         log.unproven,
         log.newer,
         log.alarm,
-        decay if decay and live and decay.entry == live.number else None,
+        about(alarms, live.number, datetime.now(UTC)) if live else None,
         refusals,
     )
 

@@ -184,16 +184,20 @@ def to_json(value: Any) -> Any:
     """
     from markupsafe import Markup
 
-    text = json.dumps(_finite(value), allow_nan=False, separators=(",", ":"))
+    text = json.dumps(finite(value), allow_nan=False, separators=(",", ":"))
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return Markup(text)
 
 
-def _finite(value: Any) -> Any:
-    """`value`, with null for numbers that JSON lacks."""
+def finite(value: Any) -> Any:
+    """Replace numbers that JSON lacks by null.
+
+    Args:
+        value: A value of lists, dictionaries, numbers and texts.
+    """
     if isinstance(value, dict):
-        return {key: _finite(one) for key, one in value.items()}
+        return {key: finite(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(one) for one in value]
+        return [finite(one) for one in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,8 +1,9 @@
 """A bounded queue of requests, and the threads that take them from it, one by one or joined to batches.
 
-With a delay, a thread that takes a request waits up to this long for further ones that fit to it. The wait is adaptive:
-one that brought nothing halves the next, and each batch of several requests restores it. So a single caller hardly
-pays for batching, and many callers fill batches. A request never waits longer than the delay for others.
+With a delay, a thread that takes a request waits up to this long for further ones that fit to it. The wait adapts. It
+ends as soon as the batch has as many requests as the largest recent one, because callers that wait for their answers
+send no more. One batch in PROBE waits for more, to notice new callers. A wait that brought nothing halves the next; a
+batch of several requests restores it. A request never waits longer than the delay for others.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +24,8 @@ from onward.registry.serve.protocol import Fault
 _LARGEST_SHARED_BYTES = 1024
 # Below this share of the delay, a thread does not wait at all.
 _LEAST_PATIENCE = 1 / 64
+# The number of recent batches whose largest says how many requests to expect. One batch in PROBE expects more.
+PROBE = 16
 
 
 @dataclass(frozen=True)
@@ -158,6 +162,8 @@ class Batcher:
         self._collecting: set[Hashable] = set()
         self._taken = 0
         self._patience = batching.delay_s
+        self._recent: deque[int] = deque(maxlen=PROBE)  # requests in recent batches
+        self._batches = 0
         self._closed = False
         self._threads: list[threading.Thread] = []
         self.workers = 0
@@ -275,7 +281,7 @@ class Batcher:
                         jobs.append(job)
                         total += job.samples
                 left = until - time.perf_counter()
-                if total >= first.most or left <= 0 or self._closed:
+                if total >= first.most or left <= 0 or self._closed or self._enough(len(jobs)):
                     break
                 waited = True
                 self._changed.wait(left)
@@ -283,12 +289,18 @@ class Batcher:
             self._collecting.discard(first.key)
             if self._waiting:
                 self._changed.notify_all()
+        self._batches += 1
+        self._recent.append(len(jobs))
         if len(jobs) > 1:
             self._patience = self._batching.delay_s
         elif waited:
             less = self._patience / 2
             self._patience = less if less > self._batching.delay_s * _LEAST_PATIENCE else 0.0
         return jobs
+
+    def _enough(self, requests: int) -> bool:
+        """Whether a batch has as many requests as can be expected."""
+        return bool(self._recent) and self._batches % PROBE != 0 and requests >= max(self._recent)
 
     def _grab(self, job: Job) -> None:
         self._waiting.remove(job)

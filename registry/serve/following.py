@@ -44,6 +44,7 @@ class Follower:
         self._refusals = Refusals(target)
         self._refused, self._retry_at, self._retry_s = 0, 0.0, FIRST_RETRY_S
         self._text = ""
+        self._recorded = True  # a server on this host may have recorded a refusal before
 
     @property
     def session(self) -> InferenceSession:
@@ -67,13 +68,15 @@ class Follower:
         if (folder / BUNDLE).is_dir() or loaded.origin.get("version"):
             met, detail = replay_in_subprocess(folder, loaded.providers[0], allow_custom_ops=loaded.allow_custom_ops)
             if not met:
-                raise Refused(f"{self.target}: version {version_of(loaded)} does not repeat its answers here: {detail}")
+                problem = f"version {version_of(loaded)} does not repeat its answers here: {detail}"
+                self._refusals.add(int(loaded.origin.get("entry", 0)), int(loaded.origin.get("version") or 0), problem)
+                raise Refused(f"{self.target}: {problem}")
         warm_up(loaded)
         self.ready = True
         words = "" if self.reachable else "; the registry cannot be reached, and this version was live at the last look"
         self.events.note(self.target, "loaded", f"version {version_of(loaded)} on {loaded.providers[0]}{words}")
         if self.reachable:
-            self._refusals.clear()
+            self._clear()
 
     def follow(self) -> bool:
         """Load the version that is live now, if it is another one. A version that fails stays out.
@@ -95,10 +98,14 @@ class Follower:
         self.reachable = True
         if changed and not self._is_candidate:
             self._metrics.count((self.name, version_of(self.session.loaded)), onward_swaps=1)
-        if self._text and self._current:
-            self._text, self._refused, self._retry_s = "", 0, FIRST_RETRY_S
-            self._refusals.clear()
+        if self._recorded and self._current:
+            self._clear()
         return changed
+
+    def _clear(self) -> None:
+        """Forget refusals, because the live version is loaded."""
+        self._text, self._refused, self._retry_s, self._recorded = "", 0, FIRST_RETRY_S, False
+        self._refusals.clear()
 
     @property
     def _current(self) -> bool:
@@ -141,7 +148,7 @@ class Follower:
         text = f"{self._stays()}: {problem}"
         if text == self._text:
             return
-        self._text = text
+        self._text, self._recorded = text, True
         before = version_of(self.session.loaded) if self.loaded else ""
         self._metrics.count((self.name, before), onward_refused_versions=1)
         self.events.note(self.target, "refused", text)

@@ -35,7 +35,7 @@ class QueuedObserver:
         self._queue: queue.SimpleQueue[tuple[Observation, int] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._waiting = self._bytes = 0
-        self._every, self._closed = every, False
+        self._every, self._closed, self._logged = every, False, ""
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
@@ -105,8 +105,10 @@ class QueuedObserver:
     def _attempt(self, what: str, function: Any, argument: Any) -> None:
         try:
             function(argument)
-        except Exception:
-            _LOG.exception("%s: %s failed; requests are answered as before", self._thread.name, what)
+        except Exception as error:
+            if repr(error) != self._logged:  # the same fault may come with each request
+                _LOG.exception("%s: %s failed; requests are answered as before", self._thread.name, what)
+            self._logged = repr(error)
 
 
 def _bytes(tensors: Mapping[str, Any]) -> int:

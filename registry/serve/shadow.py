@@ -8,6 +8,7 @@ threads, batches and moments could not be compared.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import queue
 import random
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from onward.registry.serve.following import Follower
     from onward.registry.serve.metrics import Metrics
 
+_LOG = logging.getLogger("onward.serve")
 _QUEUE = 32
 _QUEUE_BYTES = 64 * 2**20
 # Compared outputs that are kept for the judgement: a uniform sample of all requests.
@@ -185,10 +187,14 @@ class Shadow:
             if request is not None:
                 with self._lock:
                     self._bytes -= _bytes(request.inputs) + _bytes(request.outputs or {})
-                self._compare(request)
-            if time.monotonic() >= next_judgement:
-                self._judge()
-                next_judgement = time.monotonic() + JUDGE_S
+            try:
+                if request is not None:
+                    self._compare(request)
+                if time.monotonic() >= next_judgement:
+                    next_judgement = time.monotonic() + JUDGE_S
+                    self._judge()
+            except Exception:
+                _LOG.exception("%s: the comparison of a request failed; the shadow goes on", self.candidate.target)
         self._judge()
 
     def _compare(self, request: Observation) -> None:

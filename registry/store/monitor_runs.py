@@ -1,7 +1,7 @@
 """The MLflow run that shows what the monitor found in an environment of a model, and the alarm for `onward status`.
 
 There is one run for each environment of each model, in the environment's experiment. Its metrics have the time as step,
-so MLflow draws them as charts over time. Its tag ALARM has the alarms of the deployment that was judged last.
+so MLflow draws them as charts over time. Each monitor has a tag with the alarms of the deployment that it judged last.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 from onward.registry.store.artifacts import experiment_name
 from onward.registry.store.connection import PAGE, all_items, ensure_experiment, reachable
 from onward.registry.store.monitor_tags import (
-    ALARM,
     ENVIRONMENT,
     MODEL,
     MONITOR,
     ROLE,
     Recorded,
     by_environment,
+    tag_of,
     to_tag,
 )
 
@@ -31,9 +31,9 @@ PAGE_FILE = "monitoring.html"
 _METRICS = 1000
 
 
-def alarms(client: MlflowClient) -> dict[tuple[str, str], Recorded]:
+def alarms(client: MlflowClient) -> dict[tuple[str, str], tuple[Recorded, ...]]:
     """The recorded alarms by environment and model."""
-    wanted = f"tags.`{ROLE}` = '{MONITOR}' and tags.`{ALARM}` LIKE '{{%'"
+    wanted = f"tags.`{ROLE}` = '{MONITOR}'"
     with reachable():
         found = all_items(lambda token: client.search_experiments(max_results=PAGE, page_token=token))
         names = experiment_name("")
@@ -52,6 +52,7 @@ def record(
     model: str,
     points: Sequence[tuple[str, float, float]],
     recorded: Recorded,
+    monitor: str,
     page: str = "",
 ) -> str:
     """Write figures, alarms and the report to the run.
@@ -62,6 +63,7 @@ def record(
         model: the model's name.
         points: metrics: name, value, and the time that the value is of, in seconds since 1970.
         recorded: the alarms.
+        monitor: the monitor that found them.
         page: the HTML report; "" for none.
 
     Returns:
@@ -74,7 +76,7 @@ def record(
         metrics = [Metric(name, value, int(at * 1000), int(at)) for name, value, at in points if math.isfinite(value)]
         for start in range(0, len(metrics), _METRICS):
             client.log_batch(run_id, metrics=metrics[start : start + _METRICS])
-        client.set_tag(run_id, ALARM, to_tag(recorded))
+        client.set_tag(run_id, tag_of(monitor), to_tag(recorded))
         if page:
             client.log_text(run_id, page, PAGE_FILE)
     return run_id

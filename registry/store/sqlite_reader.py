@@ -59,14 +59,14 @@ _FAILED = f"""
 """
 # The same runs as registry/store/monitor_runs.py finds through MLflow.
 _ALARMS = f"""
-    SELECT environment.value, model.value, alarm.value FROM tags AS alarm
+    SELECT environment.value, model.value, alarm.key, alarm.value FROM tags AS alarm
     JOIN runs ON runs.run_uuid = alarm.run_uuid AND runs.lifecycle_stage = 'active'
     JOIN experiments AS e ON e.experiment_id = runs.experiment_id AND e.lifecycle_stage = 'active'
         AND e.workspace = 'default'
     JOIN tags AS role ON role.key = '{ROLE}' AND role.run_uuid = alarm.run_uuid AND role.value = '{MONITOR}'
     JOIN tags AS model ON model.key = '{MODEL}' AND model.run_uuid = alarm.run_uuid
     JOIN tags AS environment ON environment.key = '{ENVIRONMENT}' AND environment.run_uuid = alarm.run_uuid
-    WHERE alarm.key = '{ALARM}' AND alarm.value LIKE '{{%' ORDER BY runs.start_time
+    WHERE substr(alarm.key, 1, {len(ALARM)}) = '{ALARM}' ORDER BY runs.start_time, alarm.key
 """
 
 
@@ -94,7 +94,7 @@ def failures() -> dict[str, str] | None:
     return _query(_failed)
 
 
-def alarms() -> dict[tuple[str, str], Recorded] | None:
+def alarms() -> dict[tuple[str, str], tuple[Recorded, ...]] | None:
     """The monitor's alarms by environment and model.
 
     Returns:
@@ -179,6 +179,6 @@ def _failed(tables: sqlite3.Connection) -> dict[str, str]:
     return {model: to_reason(reason) for model, reason in tables.execute(_FAILED)}
 
 
-def _alarms(tables: sqlite3.Connection) -> dict[tuple[str, str], Recorded]:
-    names = (ENVIRONMENT, MODEL, ALARM)
-    return by_environment(dict(zip(names, row, strict=True)) for row in tables.execute(_ALARMS))
+def _alarms(tables: sqlite3.Connection) -> dict[tuple[str, str], tuple[Recorded, ...]]:
+    rows = tables.execute(_ALARMS)
+    return by_environment({ENVIRONMENT: env, MODEL: model, name: value} for env, model, name, value in rows)

@@ -233,7 +233,7 @@ class Store:
         """The models whose newest pipeline run failed, and the reason for each."""
         return newest_run.failures(self._client)
 
-    def alarms(self) -> dict[tuple[str, str], Recorded]:
+    def alarms(self) -> dict[tuple[str, str], tuple[Recorded, ...]]:
         """The monitor's alarms by environment and model."""
         return monitor_runs.alarms(self._client)
 
@@ -243,10 +243,11 @@ class Store:
         model: str,
         points: Sequence[tuple[str, float, float]],
         recorded: Recorded,
+        monitor: str,
         page: str = "",
     ) -> str:
         """Write what the monitor found, and return the id of the run; see registry/store/monitor_runs.py."""
-        return monitor_runs.record(self._client, environment, model, points, recorded, page)
+        return monitor_runs.record(self._client, environment, model, points, recorded, monitor, page)
 
     def environments(self, model: str) -> list[str]:
         """The environments with a log of `model`, including those that params.yaml no longer names."""

@@ -6,7 +6,8 @@ that cannot be read at all is an error.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from onward.registry.errors import NotReady, OnwardError
 from onward.registry.monitoring import drift, recorded, reference
 from onward.registry.monitoring.decay import LEAST_CALLS, Call
 from onward.registry.monitoring.recorded import Row
-from onward.registry.monitoring.watch import Counts, Deployment, Judgement, Watch, drift_window
+from onward.registry.monitoring.watch import LEAST_BEFORE, Counts, Deployment, Judgement, Watch, drift_window
 from onward.registry.monitoring.windows import split
 from onward.registry.store.download import download
 from onward.registry.store.resolve import Target, resolve
@@ -97,7 +98,10 @@ def judge(
     answered = [row for row in rows if row.cause == "live"]
     own = [row for row in answered if row.entry == live.entry and row.sha256 == live.sha256]
     deployment = Deployment(str(live), str(live.version), live.sha256, live.entry)
-    watch = Watch(deployment, _before(answered, live.entry), window)
+    history = store.log(live.environment, live.model).history
+    watch = Watch(
+        deployment, _before(answered, live.entry, {entry.base for entry in response.by_monitor(history)}), window
+    )
     if not own:
         versions = sorted({f"version {row.version} (entry {row.entry})" for row in answered})
         seen = f"; there are some of {', '.join(versions[-3:])}" if versions else ""
@@ -119,15 +123,17 @@ def judge(
     return watch.judgement(notes=notes)
 
 
-def _before(rows: Sequence[Row], entry: int) -> Counts | None:
-    """What is recorded of the deployment before; None if nothing is."""
-    earlier = [row for row in rows if 0 < row.entry < entry]
-    if not earlier:
+def _before(rows: Sequence[Row], entry: int, failed: Collection[int]) -> Counts | None:
+    """What is recorded of the newest deployment before with enough requests that no monitor rolled back, or None."""
+    outcomes: defaultdict[int, Counter[str]] = defaultdict(Counter)
+    for row in rows:
+        if 0 < row.entry < entry and row.entry not in failed:
+            outcomes[row.entry][row.outcome] += 1
+    enough = [number for number, found in outcomes.items() if found["success"] + found["failed"] >= LEAST_BEFORE]
+    if not outcomes:
         return None
-    newest = max(row.entry for row in earlier)
-    outcomes = [row.outcome for row in earlier if row.entry == newest]
-    failed = outcomes.count("failed")
-    return Counts(outcomes.count("success") + failed, failed, outcomes.count("invalid"))
+    found = outcomes[max(enough or outcomes)]
+    return Counts(found["success"] + found["failed"], found["failed"], found["invalid"])
 
 
 def _drift(watch: Watch, store: Store, live: Target, folder: Path, own: Sequence[Row], window: float) -> list[str]:

@@ -6,7 +6,9 @@ tries again.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import socket
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -36,6 +38,8 @@ _LOG = logging.getLogger("onward.monitor")
 DECAY_WINDOW_S = 10.0
 # Requests of a drift window that are kept, those that it needs, and the largest tensors of one request.
 _SAMPLES, LEAST_SAMPLES, _TENSOR_BYTES = 1000, 100, 64 * 2**10
+# The tensors of a window that are kept, in bytes.
+_WINDOW_BYTES = 32 * 2**20
 # Seconds between two looks, between two writes of figures to MLflow, between two HTML reports, and between two attempts
 # of the same response.
 _EVERY_S, WRITE_EVERY_S, _DRAW_EVERY_S, _AGAIN_S = 1.0, 30.0, 600.0, 60.0
@@ -90,9 +94,19 @@ class LiveMonitor(QueuedObserver):
         success = request.outcome == "success"
         call = Call(elements(request.inputs), request.compute_us / 1000) if success else None
         state.watch.add(request.arrived, request.outcome, call)
-        if success and (place := state.sample.place()) is not None:
-            kept = (request.arrived, _small(request.inputs), _small(request.outputs or {}))
-            state.sample.put(place, kept)
+        if success:
+            self._keep(state, request)
+
+    def _keep(self, state: _Served, request: Observation) -> None:
+        """Add a request to the drift window's sample, or not."""
+        if not state.sample.seen:
+            size = sum(
+                array.nbytes for array in (*_small(request.inputs).values(), *_small(request.outputs or {}).values())
+            )
+            state.sample = Reservoir(max(LEAST_SAMPLES, min(_SAMPLES, _WINDOW_BYTES // max(1, size))))
+        place = state.sample.place()
+        if place is not None:
+            state.sample.put(place, (request.arrived, _small(request.inputs), _small(request.outputs or {})))
 
     def dropped(self, request: Observation) -> None:
         """Count a request that did not fit into the queue. It is not judged."""
@@ -119,7 +133,7 @@ class LiveMonitor(QueuedObserver):
         if state is not None and request.entry < state.watch.deployment.entry:
             return None
         if state is None or request.entry > state.watch.deployment.entry:
-            before = state.watch.counts if state is not None else None
+            before = state.watch.measure if state is not None else None
             deployment = Deployment(request.target, request.version, request.sha256, request.entry)
             watch = Watch(deployment, before, min(DECAY_WINDOW_S, self._window))
             state = self._served[request.target] = _Served(watch, time.time(), Reservoir(_SAMPLES))
@@ -160,7 +174,9 @@ class LiveMonitor(QueuedObserver):
     def _judge(self, target: str, state: _Served, last: bool) -> None:
         model, _, environment = target.partition("@")
         found = state.watch.judgement(self._shadow_alarms(target, state), state.notes)
-        alarms = tuple(response.wanted(found.alarms, environment))
+        alarms = found.alarms
+        with contextlib.suppress(OnwardError):  # a mistake in params.yaml: the response says so
+            alarms = tuple(response.wanted(alarms, environment))
         found = replace(found, alarms=alarms)
         labels = (self._models[target].name, found.deployment.version)
         kinds = [alarm.kind for alarm in alarms]
@@ -213,7 +229,16 @@ class LiveMonitor(QueuedObserver):
 
     def _write(self, model: str, environment: str, state: _Served, found: Judgement, with_page: bool) -> None:
         try:
-            results.write(Store(create=False), model, environment, found, state.written_to, state.response, with_page)
+            results.write(
+                Store(create=False),
+                model,
+                environment,
+                found,
+                state.written_to,
+                state.response,
+                socket.gethostname(),
+                with_page,
+            )
         except OnwardError as error:
             if str(error) != state.unwritten:
                 _LOG.warning("%s: the results could not be written to MLflow: %s", found.deployment, error)

@@ -21,6 +21,7 @@ def write(
     judgement: Judgement,
     since: float,
     response: str = "",
+    monitor: str = "job",
     with_page: bool = True,
 ) -> None:
     """Write a judgement.
@@ -32,6 +33,7 @@ def write(
         judgement: what was found.
         since: only windows that ended later become points of the charts, in seconds since 1970.
         response: what was done about the alarms.
+        monitor: the monitor that found it: the host of a server, or "job".
         with_page: whether to write the HTML report, too. It has nearly a megabyte.
 
     Raises:
@@ -42,7 +44,7 @@ def write(
         alarms = (*alarms, response)
     recorded = Recorded(judgement.deployment.entry, now(), alarms)
     page = _page(judgement, response) if with_page else ""
-    store.record_monitoring(environment, model, points(judgement, since), recorded, page)
+    store.record_monitoring(environment, model, points(judgement, since), recorded, monitor, page)
 
 
 def _page(judgement: Judgement, response: str) -> str:
