@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -37,7 +37,7 @@ class Fakes:
         monkeypatch.setattr(response, "wanted", lambda alarms, _: list(alarms))
         monkeypatch.setattr(response, "respond", self.respond)
         monkeypatch.setattr(results, "write", self.write)
-        self.monitor = LiveMonitor([self.model], Metrics(), 1.0)
+        self.monitor = LiveMonitor(cast(Any, [self.model]), Metrics(), 1.0)
 
     def respond(self, _: Any, __: str, ___: str, entry: int, alarms: Any) -> Any:
         self.asked.append((entry, [alarm.kind for alarm in alarms]))

@@ -29,7 +29,7 @@ def judge(tmp_path: Path, *kinds: OutputKind, precision: str = "float32", axis: 
 
 def requests(changed: int, of: int = 100, rows: int = 2) -> list[Pair]:
     """Requests with scores of three classes, `changed` of which have another answer for each sample."""
-    found = []
+    found: list[Pair] = []
     for number in range(of):
         wanted = RNG.standard_normal((rows, 3)).astype(np.float32) * 3
         got = wanted[:, [1, 2, 0]] if number < changed else wanted + np.float32(1e-4)
