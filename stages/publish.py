@@ -18,6 +18,8 @@ from onward.registry.errors import NotReady, UsageError
 from onward.registry.evidence.reports import Evidence, PublishReport
 from onward.registry.evidence.sample_axes import from_front
 from onward.registry.host.environments import python
+from onward.registry.monitoring import reference as monitoring
+from onward.registry.monitoring.reference import Reference
 from onward.registry.report.distributions import read_distributions
 from onward.registry.report.material import SAMPLES, Material
 from onward.registry.report.page import render
@@ -29,7 +31,7 @@ from onward.stages.config.layout import Layout
 from onward.stages.config.load import section
 from onward.stages.config.load import settings as load_settings
 from onward.stages.config.schema import ModelParams
-from onward.stages.parity.evaluate import Arrays, batches, spans
+from onward.stages.parity.evaluate import Arrays, batches, outputs_over, spans
 from onward.stages.parity.reference import split
 from onward.stages.parity.reference_answers import recorded_kinds, recorded_outputs
 from onward.stages.parity.sequences import Sequences
@@ -39,6 +41,8 @@ from onward.stages.workers.worker import Worker, WorkerFailure
 # Evaluation samples that are recorded with a version: enough to notice wrong outputs, and few enough to be run before
 # every promotion.
 BUNDLE_SAMPLES = 16
+# Samples that a version's reference is computed from, at most. Evaluation sets of more are thinned out evenly.
+REFERENCE_SAMPLES = 2000
 # The page that shows all reports of a model.
 PAGE = "report.html"
 
@@ -57,10 +61,11 @@ def publish(model: str, folder: Path) -> PublishReport:
         os.environ[custom_ops.ALLOW] = "1"
     with tempfile.TemporaryDirectory() as temporary:
         bundle = Path(temporary) if evidence.select.passed else None
-        fault = ""
+        fault, reference = "", None
         if bundle is not None:
             try:
                 _write_bundle(model, settings, evidence, bundle)
+                reference = _reference(model, settings, evidence)
             except WorkerFailure as failure:
                 fault = failure.reason
         publication = Publication(
@@ -77,6 +82,7 @@ def publish(model: str, folder: Path) -> PublishReport:
             dvc_experiment=checkout.experiment(),
             registers=not checkout.experiment() or load_settings("tracking").register_experiments,
             example=_example(model, settings) if bundle is not None and not fault else {},
+            reference=reference,
         )
         try:
             report = recorder.publish(publication)
@@ -129,6 +135,53 @@ def _write_bundle(model: str, settings: ModelParams, evidence: Evidence, folder:
     )
     (folder / "recorded.json").write_text(recorded.model_dump_json(indent=2) + "\n")
     (folder / "tolerance.json").write_text(settings.tolerance.model_dump_json() + "\n")
+
+
+def _reference(model: str, settings: ModelParams, evidence: Evidence) -> Reference:
+    """The distributions of the inputs and of the first winner's outputs, which live traffic is compared with.
+
+    Inputs are those of the calibration and evaluation samples; outputs those of the evaluation samples, because a model
+    may have been trained on the others. Of sequences, each sample gives one step, so that samples are independent.
+    """
+    winner, layout = evidence.select.winners[0], Layout.of(settings)
+    splits = [_thinned(layout, split(model, name)) for name in ("evaluation", "calibration")]
+    file, label = paths.root() / winner.files[0].path, f"{winner.variant} of {model}"
+    with Worker.onnx(file, label, winner.provider, winner.options, python(winner.runtime, paths.root())) as worker:
+        outputs = outputs_over(worker.run, settings, splits[0])
+    if Sequences.of(settings, splits[0]) is not None:
+        splits = [{name: _one_step(values) for name, values in samples.items()} for samples in splits]
+        outputs = {name: _one_step(values) for name, values in outputs.items()}
+    watched = [name for name in layout.sampled if name not in settings.states]
+    inputs = {name: _joined([samples[name] for samples in splits if name in samples]) for name in watched}
+    return monitoring.build(
+        {name: values for name, values in inputs.items() if values is not None},
+        {name: values for name, values in outputs.items() if name not in settings.data_sized},
+        recorded_kinds(model),
+        {name: axis for name, axis in {**layout.inputs, **layout.outputs}.items() if axis != 0},
+    )
+
+
+def _thinned(layout: Layout, samples: Arrays) -> dict[str, npt.NDArray[Any]]:
+    """The inputs of at most REFERENCE_SAMPLES samples, evenly spaced."""
+    count = layout.count(samples)
+    chosen = np.linspace(0, count - 1, min(count, REFERENCE_SAMPLES)).round().astype(int)
+    return {
+        name: samples[name] if axis is None else samples[name][chosen]
+        for name, axis in layout.inputs.items()
+        if name in samples
+    }
+
+
+def _one_step(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """One step of each sequence, [samples, steps, ...] to [samples, ...]."""
+    rows = np.arange(len(values))
+    return values[rows, rows % values.shape[1]] if values.ndim > 1 and values.shape[1] else values
+
+
+def _joined(parts: list[npt.NDArray[Any]]) -> npt.NDArray[Any] | None:
+    """The samples of all splits with the first one's sizes; None without a split."""
+    alike = [part for part in parts if part.shape[1:] == parts[0].shape[1:] and part.dtype == parts[0].dtype]
+    return np.concatenate(alike) if alike else None
 
 
 def _recorded_call(model: str, settings: ModelParams) -> tuple[Arrays, Arrays]:

@@ -111,7 +111,7 @@ def test_two_providers_may_use_external_data_of_the_same_name(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    "name", ["MLmodel", "manifest.json", "serving.json", "model.onnx", "providers/x", "validation/x"]
+    "name", ["MLmodel", "manifest.json", "serving.json", "model.onnx", "providers/x", "validation/x", "monitoring/x"]
 )
 def test_external_data_named_like_another_file_of_the_version_is_rejected(tmp_path: Path, name: str) -> None:
     main = scaled(tmp_path / "made", [name])

@@ -621,3 +621,32 @@ def test_no_stage_uses_a_batch_outside_dims(project: Path, least: int, most: int
     sizes = {len(batch["x"]) for most in (64, 16, 8) for batch in batches(settings, samples, most)}
     assert least <= min(sizes)
     assert max(sizes) <= most
+
+
+def test_the_reference_of_a_version_is_made_of_both_splits_and_the_chosen_graphs_answers(project: Path) -> None:
+    from types import SimpleNamespace
+
+    from onward.registry.evidence.records import FileDigest, Winner
+    from onward.stages.publish import _reference
+
+    write_project(project)
+    reports = through("train", "data", "export", "verify")
+    assert reports["export"].status == "passed"
+    files = [FileDigest.of(project / "build" / "toy" / "export" / "model.onnx", project)]
+    winner = Winner(variant="plain", runtime="cpu", provider="CPUExecutionProvider", files=files, p50_ms=1.0)
+    write_settings()
+    evidence: Any = SimpleNamespace(select=SimpleNamespace(winners=[winner]))
+    first, second = (_reference("toy", section("toy", "publish"), evidence) for _ in range(2))
+    assert first.to_json() == second.to_json()
+    samples = {first.title(feature): feature.samples for feature in first.features}
+    data = sizes_of_splits(project)
+    assert samples["input x[0]"] == data["evaluation"] + data["calibration"]
+    assert max(number for title, number in samples.items() if title.startswith("output")) == data["evaluation"]
+
+
+def sizes_of_splits(project: Path) -> dict[str, int]:
+    found = {}
+    for name in ("evaluation", "calibration"):
+        with np.load(project / "build" / "toy" / "data" / f"{name}.npz") as stored:
+            found[name] = len(stored["x"])
+    return found

@@ -24,10 +24,12 @@ from onward.registry.evidence.records import TensorSpec
 from onward.registry.evidence.session_options import CPU, OPENVINO_NATIVE
 
 MLMODEL = "MLmodel"
+# The folder of the reference that live traffic is compared with (registry/monitoring/reference.py).
+MONITORING = "monitoring"
 # Elements of an input example. MLflow writes two JSON files, each with up to 20 bytes per element.
 LARGEST_EXAMPLE = 200_000
 # Names that external data cannot have: Onward writes them beside the model's files, or MLflow does when downloading.
-_TAKEN = (BUNDLE, FOLDER, PROVIDERS, SERVING, MANIFEST, NOT_OURS)
+_TAKEN = (BUNDLE, FOLDER, MONITORING, PROVIDERS, SERVING, MANIFEST, NOT_OURS)
 
 
 def build_folder(
@@ -56,7 +58,7 @@ def build_folder(
         others: The files of runtimes with a graph of their own, by the runtime's name. They go to providers/NAME/.
         libraries: Native libraries with custom operators, which go to custom_ops/.
         example: The inputs of one call, for MLflow's input example. A large one is left out.
-        texts: Text files of the folder, by name.
+        texts: Text files of the folder, by path.
 
     Raises:
         ValueError: `serving` names a file that is missing.
@@ -92,6 +94,7 @@ def build_folder(
         input_example=_fitting(example),
     )
     for name, text in (texts or {}).items():
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(text, encoding="utf-8")
     _without_time(folder / MLMODEL)
     _place(files, folder)

@@ -234,6 +234,9 @@ def trouble_lines(model: str, state: EnvironmentStatus) -> Iterator[str]:
     log = f"the log of {model} in {state.environment}"
     for alarm in state.alarm:
         yield f"ALARM: {alarm}, in {log}: look at `onward history {model} --env {state.environment}`"
+    if state.decay:
+        where = f"entry {state.decay.entry} of {model} in {state.environment}, {short_time(state.decay.at)}"
+        yield f"ALARM: {'; '.join(state.decay.alarms)} ({where}): look at the run `{model}: monitoring` in MLflow"
     # An alarm already names every row after the live entry.
     below = state.live.number if state.alarm and state.live else 0 if state.alarm else None
     for drift in state.drift:

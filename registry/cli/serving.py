@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from onward.registry.cli import watching
 from onward.registry.cli.output import Json, print_json, say
 from onward.registry.errors import UsageError
 
@@ -69,6 +70,13 @@ def serve(
     ] = None,
     tls_certificate: Annotated[Path | None, typer.Option(help="Certificate file, for HTTPS.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Key file of the certificate.")] = None,
+    record: watching.Record = None,
+    record_tensor: watching.RecordTensor = None,
+    record_samples: watching.RecordSamples = 200,
+    record_max_mb: watching.RecordMaxMb = 1000.0,
+    record_hours: watching.RecordHours = 720.0,
+    monitor: watching.Monitor = False,
+    monitor_window: watching.MonitorWindow = 300.0,
     verbose: Annotated[bool, typer.Option("--verbose", help="Log each request.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -118,6 +126,15 @@ def serve(
     else:
         for target, url in urls.items():
             say(f"{target}: {url}")
+    watching.observe(
+        server,
+        record,
+        record_tensor or [],
+        record_samples,
+        record_max_mb,
+        record_hours,
+        monitor_window if monitor else None,
+    )
     server.run()
 
 
@@ -125,9 +142,12 @@ class _JsonLines(logging.Formatter):
     """Log records as JSON objects, one per line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Write a record with its time, level, logger and text, and the traceback of an error."""
-        found = {"time": self.formatTime(record), "level": record.levelname, "logger": record.name}
+        """Write a record: time, level, logger and text, the fields of a request, and the traceback of an error."""
+        from onward.registry.serve.request_log import FIELDS
+
+        found: dict[str, Any] = {"time": self.formatTime(record), "level": record.levelname, "logger": record.name}
         found["message"] = record.getMessage()
+        found |= {name: getattr(record, name) for name in FIELDS if hasattr(record, name)}
         if record.exc_info:
             found["traceback"] = self.formatException(record.exc_info)
         return json.dumps(found)

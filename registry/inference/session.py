@@ -226,7 +226,7 @@ class InferenceSession:
         from onward.registry.store.resolve import resolve
         from onward.registry.store.store import Store
 
-        store, old = Store(connection.connect(connection.still(self._store), create=False)), self._loaded
+        store, old = Store(create=False, direct=True, address=connection.still(self._store)), self._loaded
         self.seen_live = None
         self.seen_live = found = resolve(self._target, store)
         origin = _origin(self._target, found)
@@ -315,7 +315,7 @@ def _registered(target: str, require_signed: bool, allow_cached: bool) -> tuple[
 
     uri = connection.tracking_uri()
     try:
-        store = Store(create=False)
+        store = Store(create=False, direct=True)
         found = resolve(target, store)
         _require_proof(found, require_signed)
         path = download(found, store)

@@ -84,6 +84,29 @@ class Job:
             return
 
 
+@dataclass(eq=False)
+class OwnJob(Job):
+    """A request that the thread which received it computes itself, without the queue.
+
+    Attributes:
+        result: the answer, or a Fault; None before `finish`.
+    """
+
+    future: Any = None
+    loop: Any = None
+    seconds: float = 60.0
+    result: Any = None
+
+    @property
+    def gone(self) -> bool:
+        """Whether the time is over."""
+        return time.perf_counter() > self.arrived + self.seconds
+
+    def finish(self, result: Any) -> None:
+        """Keep the answer, or a Fault."""
+        self.result = result
+
+
 def _settle(future: asyncio.Future[Any], result: Any) -> None:
     if future.done():
         return
@@ -185,6 +208,19 @@ class Batcher:
                 self._changed.notify_all()
             else:
                 self._changed.notify()
+
+    def enter(self) -> bool:
+        """Take the place of a thread for one run, if a thread is idle and nothing waits. `leave` gives it back."""
+        with self._changed:
+            if self._closed or self._waiting or self._taken >= self.workers:
+                return False
+            self._taken += 1
+            return True
+
+    def leave(self) -> None:
+        """Give a thread's place back."""
+        with self._changed:
+            self._taken -= 1
 
     def withdraw(self, job: Job) -> bool:
         """Remove a request because its caller does not wait any more.

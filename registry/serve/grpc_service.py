@@ -128,7 +128,9 @@ class GrpcService:
     async def _ModelInfer(self, request: Any) -> Any:  # noqa: N802
         model = self._access.ready_model(request.model_name)
         asked = _request(request)
-        answer = await self._access.answer(model, asked, request.model_version)
+        answer = self._access.at_once(model, asked, request.model_version)
+        if answer is None:
+            answer = await self._access.answer(model, asked, request.model_version)
         response = MESSAGES["ModelInferResponse"](model_name=model.name, model_version=answer.version, id=asked.id)
         for name in [one.name for one in asked.outputs] or list(answer.outputs):
             if name not in answer.outputs:

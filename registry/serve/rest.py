@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine
@@ -56,7 +55,10 @@ class Rest:
         Args:
             lifespan: what runs beside it, from its start to its end.
         """
-        routes = [
+        # Routes are tried in order: the one for requests comes first.
+        paths = (_MODEL, _VERSION)
+        routes = [Route(f"{path}/infer", self._guarded(self._infer), methods=["POST"]) for path in paths]
+        routes += [
             Route("/v2", self._guarded(self._server)),
             Route("/v2/health/live", self._guarded(self._live)),
             Route("/v2/health/ready", self._guarded(self._ready)),
@@ -64,12 +66,11 @@ class Rest:
             Route("/v2/onward/refresh", self._guarded(self._refresh), methods=["POST"]),
             Route("/v2/onward/events", self._guarded(self._events)),
         ]
-        for path in (_MODEL, _VERSION):
+        for path in paths:
             routes += [
                 Route(path, self._guarded(self._metadata)),
                 Route(f"{path}/config", self._guarded(self._config)),
                 Route(f"{path}/ready", self._guarded(self._model_ready)),
-                Route(f"{path}/infer", self._guarded(self._infer), methods=["POST"]),
             ]
         return Starlette(routes=routes, exception_handlers={404: _unknown_path, 405: _unknown_path}, lifespan=lifespan)
 
@@ -78,7 +79,7 @@ class Rest:
 
         async def guarded(request: Request) -> Response:
             try:
-                if request.url.path not in _OPEN:
+                if request.scope["path"] not in _OPEN:
                     self._access.check_token(request.headers.get("authorization", ""), "Authorization")
                 return await endpoint(request)
             except Fault as fault:
@@ -146,11 +147,11 @@ class Rest:
         asked = protocol.parse(body, int(length) if length else None)
         wanted = request.path_params.get("version", "")
         number = request.headers.get("x-request-id") or asked.id or uuid.uuid4().hex
-        answer = await _while_connected(request, self._access.answer(model, asked, wanted, number))
+        answer = self._access.at_once(model, asked, wanted, number)
+        if answer is None:
+            answer = await _while_connected(request, self._access.answer(model, asked, wanted, number))
         headers, content = protocol.answer(model.name, answer.version, asked, answer.outputs)
         headers["x-request-id"] = number.encode("ascii", "replace").decode()[:128].replace("\n", "").replace("\r", "")
-        if _LOG.isEnabledFor(logging.DEBUG):
-            _LOG.debug(json.dumps({"request": number, "model": model.name, "version": answer.version}))
         return Response(content, headers=headers)
 
     def _model(self, request: Request) -> ServedModel:

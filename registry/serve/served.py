@@ -125,6 +125,12 @@ class ServedModel:
             return await canary.answer(given, request, seconds, partial(self._engine.answer, given, "", request))
         return await self._engine.answer(given, wanted, request, seconds)
 
+    def at_once(
+        self, given: Mapping[str, Any], wanted: str = "", request: str = "", seconds: float = 60.0
+    ) -> Answer | None:
+        """Compute a short run without the queue; see Engine.at_once. A canary needs the queue."""
+        return None if self.canary is not None else self._engine.at_once(given, wanted, request, seconds)
+
     def close(self) -> None:
         """Let running requests finish, and stop the threads."""
         self._closed = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import threading
@@ -13,6 +14,7 @@ import uvicorn
 from starlette.applications import Starlette
 
 from onward.registry.inference.session import InferenceSession
+from onward.registry.serve import request_log, tracing
 from onward.registry.serve.access import Access
 from onward.registry.serve.batching import Batching
 from onward.registry.serve.candidates import attach
@@ -20,10 +22,15 @@ from onward.registry.serve.following import Follower
 from onward.registry.serve.limits import Limits
 from onward.registry.serve.metrics import Metrics
 from onward.registry.serve.names import names_of
+from onward.registry.serve.queued import QueuedObserver
+from onward.registry.serve.request_log import RequestLog
 from onward.registry.serve.rest import Rest
 from onward.registry.serve.served import ServedModel, Sizes
 
 _LOG = logging.getLogger("onward.serve")
+# How long an idle connection stays open. It is longer than the idle time-outs of usual proxies, so that the proxy
+# closes first: a request on a connection that the server closes at that moment is lost.
+_KEEP_ALIVE_S = 75
 
 
 @dataclass(frozen=True)
@@ -84,6 +91,14 @@ class Server:
             session = InferenceSession(target, allow_cached=True)
             self.models[name] = ServedModel(target, name, session, self.metrics, sizes)
             self.models[name].start()
+        self._observers: list[QueuedObserver] = []
+        if request_log.is_on():
+            for model in self.models.values():
+                model.observers.append(RequestLog())
+        self._spans = tracing.from_environment()
+        if self._spans is not None:
+            for model in self.models.values():
+                model.observers.append(self._spans)
         self._candidates = attach(self.models, options, self.metrics)
         self._look, self._stop = threading.Event(), threading.Event()
         self.grpc_port = 0
@@ -100,6 +115,7 @@ class Server:
                 ssl_certfile=options.certificate,
                 ssl_keyfile=options.key,
                 timeout_graceful_shutdown=30,
+                timeout_keep_alive=_KEEP_ALIVE_S,
             )
         )
 
@@ -121,9 +137,33 @@ class Server:
             for model in self.models.values():
                 model.close()
 
+    def observe(self, observer: QueuedObserver) -> None:
+        """Let an observer see the requests of all models, until the server ends.
+
+        Args:
+            observer: the observer, which is started.
+        """
+        for model in self.models.values():
+            model.observers.append(observer)
+        self._observers.append(observer)
+        observer.start()
+
     @contextlib.asynccontextmanager
     async def _beside(self, _: Starlette) -> AsyncIterator[None]:
-        """The gRPC server, which runs on the same event loop."""
+        """What runs beside the HTTP server: gRPC, on the same event loop.
+
+        The observers end here and not after `run`, because uvicorn raises the signal again that ended it.
+        """
+        try:
+            async with self._grpc():
+                yield
+        finally:
+            for observer in (*self._observers, self._spans):
+                if observer is not None:
+                    await asyncio.to_thread(observer.close)
+
+    @contextlib.asynccontextmanager
+    async def _grpc(self) -> AsyncIterator[None]:
         if self.options.grpc_port is None:
             yield
             return

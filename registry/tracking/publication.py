@@ -14,6 +14,7 @@ import numpy.typing as npt
 from onward.registry.errors import Refused
 from onward.registry.evidence.records import FileDigest, TensorSpec
 from onward.registry.evidence.reports import Evidence
+from onward.registry.monitoring.reference import Reference
 from onward.registry.tracking import card
 
 
@@ -33,6 +34,7 @@ class Publication:
         outputs: the outputs of the model.
         fault: why the chosen variant gave no answers to record; "" if it did.
         example: the inputs of one call, as MLflow's input example; empty if there are none.
+        reference: the distributions that live traffic is compared with; None if they are unknown.
         dvc_experiment: the name of the DVC experiment that publishes; "" outside of experiments.
         registers: whether to register a version if nothing failed.
     """
@@ -48,6 +50,7 @@ class Publication:
     outputs: list[TensorSpec]
     fault: str = ""
     example: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
+    reference: Reference | None = None
     dvc_experiment: str = ""
     registers: bool = True
 

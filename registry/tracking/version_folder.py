@@ -9,6 +9,7 @@ from pathlib import Path
 from onward.registry.artifact.serving_plan import Serving, of_winners, version_digest
 from onward.registry.errors import Refused
 from onward.registry.inference.servable import Servable, examine
+from onward.registry.monitoring.reference import PATH
 from onward.registry.tracking import card
 from onward.registry.tracking.metrics import RunRecord, label, run_records
 from onward.registry.tracking.publication import Publication
@@ -87,5 +88,13 @@ def build(
         others,
         publication.libraries(),
         example=publication.example,
-        texts={card.FILE: publication.card()} if bundle is not None else {},
+        texts=_texts(publication) if bundle is not None else {},
     )
+
+
+def _texts(publication: Publication) -> dict[str, str]:
+    """The text files of a version, by path."""
+    found = {card.FILE: publication.card()}
+    if publication.reference is not None:
+        found[PATH] = publication.reference.to_json()
+    return found
