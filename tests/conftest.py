@@ -95,6 +95,15 @@ def native() -> Path:
     return environments.python("openvino-native", ROOT)
 
 
+@pytest.fixture(scope="session")
+def tritonclient() -> Path:
+    """The interpreter of an environment with the package tritonclient, which is created if it is missing."""
+    from onward.registry.host import environments
+
+    environments.install("tritonclient", ROOT / "tests" / "clients")
+    return environments.python("tritonclient", ROOT / "tests" / "clients")
+
+
 @pytest.fixture
 def store_uri(empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """An MLflow store and a cache for one test, both configured."""

@@ -49,3 +49,15 @@ def test_the_registry_survives_a_failing_server_and_reports_its_costs(tmp_path: 
     assert len(timed) == 11
     assert len(rows) == 24
     assert all(row.endswith("| yes |") for row in rows if row not in timed)
+
+
+def test_the_server_is_measured_and_survives_changes_and_kills(tmp_path: Path) -> None:
+    small = ["--rounds", "1", "--count", "20", "--swaps", "2", "--seconds", "0.5", "--soak", "3"]
+    command = [sys.executable, "-m", "benchmarks.serving", "--only", "latency", "swaps", "kills", "soak"]
+    table = tmp_path / "table.md"
+    done = subprocess.run([*command, *small, "--out", str(table)], cwd=ROOT, capture_output=True, text=True)
+    rows = [line for line in table.read_text().splitlines() if line.startswith("| ")][1:]
+    assert len(rows) == 10, done.stdout + done.stderr
+    timed = [row for row in rows if any(words in row for words in ("p50 over", "p99 during", "memory over"))]
+    assert len(timed) == 4
+    assert all(row.endswith("| yes |") for row in rows if row not in timed), done.stdout

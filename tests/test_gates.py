@@ -41,7 +41,7 @@ def test_each_requirement_uses_its_own_evidence_in_the_given_order() -> None:
     assert [(one.requirement, one.met) for one in found] == [
         ("data", False), ("latency", False), ("parity", True), ("quality", True),
     ]  # fmt: skip
-    assert set(builtin.REQUIREMENTS) == {"parity", "quality", "data", "latency", "replay"}
+    assert set(builtin.REQUIREMENTS) == {"parity", "quality", "data", "latency", "replay", "shadow"}
 
 
 @given(st.integers(0, 1000), st.integers(0, 1000))

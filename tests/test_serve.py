@@ -23,6 +23,7 @@ from onward.registry.inference.session import InferenceSession
 from onward.registry.operations import promotion
 from onward.registry.serve.grpc_messages import MESSAGES, SERVICE
 from onward.registry.serve.limits import Limits
+from onward.registry.serve.observer import Observation
 from onward.registry.serve.server import Options, Server
 from onward.registry.store import connection
 from onward.registry.store.store import Store
@@ -218,10 +219,10 @@ def test_the_server_starts_from_the_cache_while_the_registry_cannot_be_reached(
 
 
 def test_a_full_queue_answers_429_at_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    from onward.registry.serve import served
+    from onward.registry.serve import engine
 
     begun, go_on = threading.Event(), threading.Event()
-    real = served.named_outputs
+    real = engine.compute
 
     def slow(*arguments: Any) -> Any:
         begun.set()
@@ -229,7 +230,7 @@ def test_a_full_queue_answers_429_at_once(store: Store, monkeypatch: pytest.Monk
         return real(*arguments)
 
     with Running(queue=0, workers=1) as server:
-        monkeypatch.setattr(served, "named_outputs", slow)
+        monkeypatch.setattr(engine, "compute", slow)
         answers: list[tuple[int, Any]] = []
         waiting = threading.Thread(target=lambda: answers.append(Client(server.server.port).infer()))
         waiting.start()
@@ -242,12 +243,12 @@ def test_a_full_queue_answers_429_at_once(store: Store, monkeypatch: pytest.Monk
 
 
 def test_requests_are_limited_in_size_and_time(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    from onward.registry.serve import served
+    from onward.registry.serve import engine
 
     with Running(limits=Limits(bytes=300, seconds=0.2)) as server:
         assert server.client.infer()[0] == 200
         assert server.client.infer(np.zeros((50, 4)))[0] == 413
-        monkeypatch.setattr(served, "named_outputs", lambda *_: time.sleep(1))
+        monkeypatch.setattr(engine, "compute", lambda *_: time.sleep(1))
         assert server.client.infer()[0] == 504
 
 
@@ -258,10 +259,10 @@ class Grpc:
         self.channel = grpc.insecure_channel(f"127.0.0.1:{port}")
         self.metadata = [("authorization", f"Bearer {token}")] if token else []
 
-    def __call__(self, method: str, **fields: Any) -> Any:
+    def __call__(self, method: str, timeout: float = PATIENCE_S, **fields: Any) -> Any:
         request, response = MESSAGES[f"{method}Request"], MESSAGES[f"{method}Response"]
         call = self.channel.unary_unary(f"/{SERVICE}/{method}", request.SerializeToString, response.FromString)
-        return call(request(**fields), metadata=self.metadata, timeout=PATIENCE_S, wait_for_ready=True)
+        return call(request(**fields), metadata=self.metadata, timeout=timeout, wait_for_ready=True)
 
     def infer(self, values: Any = X, raw: bool = True, **fields: Any) -> Any:
         entry = {"name": "x", "datatype": "FP32", "shape": np.shape(values)}
@@ -325,3 +326,28 @@ def test_the_command_serves_until_it_is_told_to_end(store: Store, tmp_path: Path
         _, errors = process.communicate(timeout=PATIENCE_S)
     assert process.returncode in (0, -signal.SIGTERM), errors
     assert "Traceback" not in errors
+
+
+def test_observers_see_each_request_and_one_that_fails_does_no_harm(running: Running) -> None:
+    seen: list[Observation] = []
+
+    class Notes:
+        def seen(self, request: Observation) -> None:
+            seen.append(request)
+            raise RuntimeError("a bug")
+
+    running.server.models["cnn"].observers.append(Notes())
+    before = time.time()
+    assert running.client.infer()[0] == 200
+    assert running.client.infer(np.zeros((2, 3)))[0] == 400
+    wait_for(lambda: len(seen) == 2)
+    good, bad = seen
+    assert (good.model, good.target, good.version, good.outcome, good.request) == (
+        "cnn", "cnn@staging", "1", "success", "7",
+    )  # fmt: skip
+    assert (good.entry, len(good.sha256), good.cause) == (1, 64, "live")
+    assert before <= good.arrived <= time.time()
+    assert good.latency_us == pytest.approx(good.queue_us + good.compute_us)
+    assert good.outputs is not None
+    assert np.array_equal(good.inputs["x"], good.outputs["y"])
+    assert (bad.outcome, bad.outputs) == ("invalid", None)

@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from onward.registry.cli import evidence, maintenance, runtimes, serving, signing
+from onward.registry.cli import evidence, exporting, maintenance, runtimes, serving, signing, watching
 from onward.registry.cli.faults import explained
 from onward.registry.cli.output import (
     Json,
@@ -120,6 +120,8 @@ def status(as_json: Json = False) -> None:
                             "not_signed": [entry.number for entry in state.unproven],
                             "of_a_newer_onward": state.newer,
                             "alarm": state.alarm,
+                            "decay": list(state.decay.alarms) if state.decay else [],
+                            "refused": [refusal.model_dump() for refusal in state.refused],
                         }
                         for state in model.environments
                     },
@@ -390,6 +392,7 @@ def inspect(target: Target, as_json: Json = False) -> None:
             evidence.print_variants_of(report, Path(target))
         return
     path, origin, _ = locate(target)
+    origin.pop("evidence", None)
     onnx_file.check(path, target)
     graph = onnx_file.describe(path)
     digests = onnx_file.digests(path)
@@ -432,6 +435,9 @@ app.command("report")(evidence.report)
 app.command("variants")(evidence.variants)
 app.command("reconcile")(maintenance.reconcile)
 app.command("serve")(serving.serve)
+app.command("export-triton")(exporting.export_triton)
+app.command("export-kserve")(exporting.export_kserve)
+app.command("monitor")(watching.monitor)
 app.command("ui")(maintenance.ui)
 app.command("export-log")(maintenance.export_log)
 app.command("import-log")(maintenance.import_log)

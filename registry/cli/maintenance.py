@@ -47,7 +47,7 @@ def ui(
     Example: onward ui --port 5001
     """
     from onward.registry.store import relocate
-    from onward.registry.store.connection import require_store, tracking_uri
+    from onward.registry.store.connection import require_databases, require_store, tracking_uri
     from onward.registry.store.reach import is_server
     from onward.registry.uri import without_credentials
 
@@ -55,6 +55,7 @@ def ui(
     relocate.require_here(uri)
     served = is_server(uri)
     if not served:
+        require_databases(uri)
         require_store()
     url = without_credentials(uri) if served else f"http://127.0.0.1:{port}"
     hint = 'The UI starts with its GenAI pages: choose "Model training" at the top left to see runs and models.'

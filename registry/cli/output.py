@@ -234,6 +234,9 @@ def trouble_lines(model: str, state: EnvironmentStatus) -> Iterator[str]:
     log = f"the log of {model} in {state.environment}"
     for alarm in state.alarm:
         yield f"ALARM: {alarm}, in {log}: look at `onward history {model} --env {state.environment}`"
+    if state.decay:
+        where = f"entry {state.decay.entry} of {model} in {state.environment}, {short_time(state.decay.at)}"
+        yield f"ALARM: {'; '.join(state.decay.alarms)} ({where}): look at the run `{model}: monitoring` in MLflow"
     # An alarm already names every row after the live entry.
     below = state.live.number if state.alarm and state.live else 0 if state.alarm else None
     for drift in state.drift:
@@ -247,6 +250,8 @@ def trouble_lines(model: str, state: EnvironmentStatus) -> Iterator[str]:
     for number in state.newer:
         if below is None or number < below:
             yield f"entry {number} in {log} was written by a newer Onward: upgrade this one"
+    for refusal in state.refused:
+        yield f"{model} in {state.environment}: {refusal}"
 
 
 def short_time(at: str) -> str:

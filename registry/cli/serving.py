@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from onward.registry.cli import watching
 from onward.registry.cli.output import Json, print_json, say
 from onward.registry.errors import UsageError
 
@@ -27,6 +28,41 @@ def serve(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Requests per model at the same time. Default: by the processors.")
     ] = None,
+    batch_delay_ms: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=10_000,
+            help="Longest time that a request waits to be joined with others into one run, in ms. 0: joins nothing.",
+        ),
+    ] = 0.0,
+    max_batch: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Most samples of joined requests. Default: the best size of the version's batch sweep, else 32.",
+            show_default=False,
+        ),
+    ] = None,
+    shadow: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TARGET",
+            help="A candidate of a served model, such as cnn@staging. It computes a share of the requests, too, and "
+            "its answers are only compared. May be given once per model.",
+        ),
+    ] = None,
+    shadow_share: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Share of the requests that shadows compute, 0 to 1.")
+    ] = 0.1,
+    canary: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TARGET:PERCENT",
+            help="A candidate that answers a percentage of the requests, such as cnn@staging:5, until it fails on too "
+            "many. The live version answers those instead. A percentage alone is for the candidates of --shadow.",
+        ),
+    ] = None,
     max_mb: Annotated[float, typer.Option(min=0.001, help="Largest request in MB.")] = 64.0,
     timeout: Annotated[float, typer.Option(min=0.001, help="Longest time until an answer, in seconds.")] = 60.0,
     token_file: Annotated[
@@ -34,6 +70,13 @@ def serve(
     ] = None,
     tls_certificate: Annotated[Path | None, typer.Option(help="Certificate file, for HTTPS.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Key file of the certificate.")] = None,
+    record: watching.Record = None,
+    record_tensor: watching.RecordTensor = None,
+    record_samples: watching.RecordSamples = 200,
+    record_max_mb: watching.RecordMaxMb = 1000.0,
+    record_hours: watching.RecordHours = 720.0,
+    monitor: watching.Monitor = False,
+    monitor_window: watching.MonitorWindow = 300.0,
     verbose: Annotated[bool, typer.Option("--verbose", help="Log each request.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -45,6 +88,7 @@ def serve(
 
     Example: onward serve cnn@production transformer@production --port 8080 --grpc-port 8081
     """
+    from onward.registry.serve.candidates import canaries
     from onward.registry.serve.limits import Limits
     from onward.registry.serve.server import Options, Server
 
@@ -64,6 +108,11 @@ def serve(
         poll=poll,
         queue=queue,
         workers=workers,
+        batch_delay_ms=batch_delay_ms,
+        max_batch=max_batch,
+        shadows=tuple(shadow or ()),
+        shadow_share=shadow_share,
+        canaries=canaries(canary or (), shadow or ()),
         limits=Limits(int(max_mb * 1e6), timeout),
         tokens=_tokens(token_file),
         certificate=tls_certificate,
@@ -77,6 +126,15 @@ def serve(
     else:
         for target, url in urls.items():
             say(f"{target}: {url}")
+    watching.observe(
+        server,
+        record,
+        record_tensor or [],
+        record_samples,
+        record_max_mb,
+        record_hours,
+        monitor_window if monitor else None,
+    )
     server.run()
 
 
@@ -84,9 +142,12 @@ class _JsonLines(logging.Formatter):
     """Log records as JSON objects, one per line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Write a record with its time, level, logger and text, and the traceback of an error."""
-        found = {"time": self.formatTime(record), "level": record.levelname, "logger": record.name}
+        """Write a record: time, level, logger and text, the fields of a request, and the traceback of an error."""
+        from onward.registry.serve.request_log import FIELDS
+
+        found: dict[str, Any] = {"time": self.formatTime(record), "level": record.levelname, "logger": record.name}
         found["message"] = record.getMessage()
+        found |= {name: getattr(record, name) for name in FIELDS if hasattr(record, name)}
         if record.exc_info:
             found["traceback"] = self.formatException(record.exc_info)
         return json.dumps(found)

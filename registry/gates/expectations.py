@@ -15,6 +15,7 @@ from typing import Any
 
 from onward.registry import checkout
 from onward.registry.errors import UsageError
+from onward.registry.evidence import shadow
 from onward.registry.evidence.metric_names import with_earlier
 from onward.registry.gates import suites
 from onward.registry.gates.builtin import NO_EVIDENCE
@@ -25,6 +26,8 @@ MetricsOf = Callable[[str], Mapping[str, float]]
 
 # Tags that stay texts even if they consist of decimal digits.
 _NAMES = ("sha256", "serving", "run_id")
+# The columns of a shadow's evidence, such as shadow.production.latency_ratio.
+_SHADOW = ("requests", "failed", "agreement", "latency_ratio", "live_version")
 
 
 @dataclass(frozen=True)
@@ -57,9 +60,12 @@ def facts(evidence: Mapping[str, str], live: Mapping[str, str] | None, metrics_o
 
 
 def _row(evidence: Mapping[str, str], metrics_of: MetricsOf) -> dict[str, float | str]:
-    row = {name: text if name in _NAMES else _typed(text) for name, text in evidence.items()}
+    own = {name: text for name, text in evidence.items() if not name.startswith(shadow.PREFIX)}
+    row = {name: text if name in _NAMES else _typed(text) for name, text in own.items()}
     metrics = with_earlier(metrics_of(evidence.get("run_id", "")), evidence.get("runtime", ""))
     row |= {f"metrics.{name}": value for name, value in metrics.items()}
+    for found in shadow.read(evidence):
+        row |= {f"{shadow.PREFIX}{found.environment}.{name}": getattr(found, name) for name in _SHADOW}
     # Great Expectations ignores NaN. Here it means that there is no evidence, so the column is left out.
     return {name: value for name, value in row.items() if not (isinstance(value, float) and math.isnan(value))}
 

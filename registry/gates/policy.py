@@ -13,12 +13,13 @@ import functools
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from onward.registry import checkout, yaml_text
 from onward.registry.errors import UsageError
+from onward.registry.evidence.shadow import MINIMUM
 from onward.registry.gates import builtin
 from onward.registry.names import NAME_RULE, is_name
 from onward.registry.text import one_line
@@ -61,6 +62,49 @@ class Notify(BaseModel):
         return self
 
 
+# Alarms on which a rollback is refused, and the reason.
+_NO_ROLLBACK = {
+    "input_drift": "the version before would receive the same inputs",
+    "output_drift": "outputs also change if the inputs do, and the version before would receive the same inputs",
+    "shadow": "a disagreement does not say which of the two versions is wrong",
+}
+
+
+class OnDecay(BaseModel):
+    """What the monitor does about each kind of alarm (registry/watch/response.py).
+
+    `alert` shows the alarm, `rollback` also deploys the version before, `ignore` judges nothing.
+
+    Attributes:
+        errors: The version fails more often than the one before.
+        rejections: It rejects more requests as invalid than the one before.
+        latency: It answers more slowly than it was measured to, or than in its first hour.
+        shadow: A candidate in shadow traffic disagrees with the live version.
+        input_drift: The inputs differ from those that the version was published with.
+        output_drift: The outputs do.
+        cooldown_hours: For this many hours after an automatic rollback there is no further one.
+        paused: Whether automatic rollbacks are switched off. Alarms are still shown.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    errors: Literal["rollback", "alert", "ignore"] = "alert"
+    rejections: Literal["rollback", "alert", "ignore"] = "alert"
+    latency: Literal["rollback", "alert", "ignore"] = "alert"
+    shadow: Literal["alert", "ignore"] = "alert"
+    input_drift: Literal["alert", "ignore"] = "alert"
+    output_drift: Literal["alert", "ignore"] = "alert"
+    cooldown_hours: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 24.0
+    paused: bool = False
+
+    @field_validator(*_NO_ROLLBACK, mode="before")
+    @classmethod
+    def _no_rollback(cls, value: Any, info: ValidationInfo) -> Any:
+        if value == "rollback":
+            raise ValueError(f"no rollback is possible: {_NO_ROLLBACK[str(info.field_name)]}; write alert or ignore")
+        return value
+
+
 class Environment(BaseModel):
     """The requirements of one environment.
 
@@ -75,6 +119,8 @@ class Environment(BaseModel):
         signers: By name, the persons whose entries count (registry/trust/entry_signatures.py).
         files_key: The file with the public key for the signatures of a version's files
             (registry/trust/file_signatures.py); empty if signatures are not required.
+        shadow_requests: The number of requests that `shadow` requires (registry/gates/shadow.py).
+        on_decay: What the monitor does about alarms.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -86,6 +132,8 @@ class Environment(BaseModel):
     four_eyes: bool = False
     signers: dict[str, ReadSigner] = {}
     files_key: str = ""
+    shadow_requests: Annotated[int, Field(ge=1)] = MINIMUM
+    on_decay: OnDecay = OnDecay()
 
     @property
     def named(self) -> list[str]:
@@ -207,9 +255,15 @@ def _environment(name: str, value: Any) -> Environment:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in ("environments", name, *first["loc"]))
-        fields = Notify.model_fields if "notify" in first["loc"] else Environment.model_fields
+        sections: dict[Any, type[BaseModel]] = {"notify": Notify, "on_decay": OnDecay}
+        section = next((sections[key] for key in first["loc"] if key in sections), Environment)
+        fields = section.model_fields
         known = ", ".join(field.alias or key for key, field in fields.items())
-        message = f"unknown key; there are {known}" if first["type"] == "extra_forbidden" else first["msg"]
+        message = (
+            f"unknown key; there are {known}"
+            if first["type"] == "extra_forbidden"
+            else first["msg"].removeprefix("Value error, ")
+        )
         raise UsageError(f"params.yaml: {where}: {message}") from None
     if found.mirror_stages and name not in STAGES:
         raise UsageError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import shutil
 import subprocess
@@ -47,6 +48,15 @@ def kind(machine: Machine) -> str:
         The instruction sets, separated by spaces; the operating system and architecture if none is known.
     """
     return " ".join(machine.instruction_sets) or machine.system
+
+
+def fingerprint(machine: Machine) -> str:
+    """A short digest of a machine. Latencies are comparable only between machines with the same one.
+
+    Args:
+        machine: The machine's description.
+    """
+    return hashlib.sha256(machine.model_dump_json().encode()).hexdigest()[:16]
 
 
 # Of the sets that a host has, the first of these names it in short: it decides most about latency and int8.

@@ -254,7 +254,7 @@ class Inputs:
             raise UsageError(f"validate: {validate!r} is not known; choose one of {', '.join(get_args(Validate))}")
         self.validate = validate
         strict = validate == "strict"
-        about, sizes = declared(metadata.get("onward.inputs", "")), _sizes(metadata.get("onward.dims", ""))
+        about, sizes = declared(metadata.get("onward.inputs", "")), declared_sizes(metadata.get("onward.dims", ""))
         empty = frozenset(name for name, (least, _, _) in sizes.items() if least == 0)
         self.all = [
             Input(
@@ -427,7 +427,7 @@ class Inputs:
         return all(axis < len(shape) and shape[axis] == dim for shape, axis in axes)
 
 
-def _sizes(documentation: str) -> dict[str, tuple[int, int, int]]:
+def declared_sizes(documentation: str) -> dict[str, tuple[int, int, int]]:
     """The smallest and the largest documented size of each named dimension, and the number that divides them."""
     found = {}
     for name, about in declared(documentation).items():

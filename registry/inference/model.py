@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -87,7 +88,7 @@ class Loaded:
 
     Args:
         path: the .onnx file.
-        origin: the fields of Metadata that say where the model came from.
+        origin: the fields of Metadata that say where the model came from, and `evidence`, the version's tags.
         serving: the version's serving.json, which may name another file beside `path` for the provider in use.
         providers: as in onward.registry.inference.session.InferenceSession.
         strict_providers: as in InferenceSession.
@@ -109,7 +110,9 @@ class Loaded:
         validate: Validate,
         allow_custom_ops: bool = False,
     ) -> None:
-        self.path, self.origin, self.allow_custom_ops = path, origin, allow_custom_ops
+        self.path, self.origin, self.allow_custom_ops = path, dict(origin), allow_custom_ops
+        # The tags of the version: what was measured of it. They are no part of Metadata.
+        self.evidence: Mapping[str, str] = self.origin.pop("evidence", {})
         self._no_batches = without_batches(path.parent)
         self._served: Served | None = None
         self._open(serving, providers, strict_providers, session_options)
@@ -205,6 +208,51 @@ class Loaded:
         """
         results = self._ran(self._inputs.feed(args, kwargs))
         return results[0] if self._single_output else dict(zip(self._outputs, results, strict=True))
+
+    def checked(self, given: Mapping[str, Any]) -> dict[str, Array]:
+        """Convert the inputs of a prediction to arrays, and check them, without running the model.
+
+        Args:
+            given: the inputs by name.
+
+        Raises:
+            UsageError: as in InferenceSession.predict.
+        """
+        return self._inputs.feed((), given)
+
+    def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
+        """Run the model on inputs that `checked` returned.
+
+        Args:
+            feed: the array of each input, by name.
+
+        Returns:
+            all outputs by name.
+
+        Raises:
+            OnwardError: the runtime failed.
+        """
+        return dict(zip(self._outputs, self._ran(feed), strict=True))
+
+    def joined(self, wanted: int) -> int:
+        """The most samples that several requests may be joined to; 0 if they cannot be joined.
+
+        They can if every output counts samples, predict_batches works with this version, and no other axis of an input
+        or output depends on the number of samples (such as the similarities of all pairs, [batch, batch]).
+
+        Args:
+            wanted: the most samples that the caller wants. The result stays within the documented sizes.
+        """
+        known = self._inputs
+        if self._no_batches or self._states or not known.sample_axes or None in self._samples_on:
+            return 0
+        shapes = [(spec.shape, spec.samples) for spec in known.all]
+        shapes += zip(self._answers.values(), self._samples_on, strict=True)
+        counted = {str(shape[axis]) for shape, axis in shapes if axis is not None and axis < len(shape)}
+        rest = [str(size) for shape, axis in shapes for number, size in enumerate(shape) if number != axis]
+        if any(re.search(rf"\b{re.escape(name)}\b", size) for name in counted - {"None"} for size in rest):
+            return 0
+        return known.batch(wanted)[1]
 
     def predict_batches(self, inputs: Any, batch_size: int) -> Any:
         """Run the model in batches; see InferenceSession.predict_batches.
@@ -302,7 +350,8 @@ class Loaded:
             origin: the fields of Metadata that say where the model came from.
         """
         same = copy.copy(self)
-        same.origin = origin
+        same.origin = dict(origin)
+        same.evidence = same.origin.pop("evidence", {})
         return same
 
     def _ran(self, feed: Mapping[str, Array]) -> Any:

@@ -108,6 +108,8 @@ class InferenceSession:
         self._refreshing = threading.Lock()
         self._loaded = self._load(*locate(target, require_signed, allow_cached))
         self._store = connection.tracking_uri() if isinstance(target, str) and "@" in target else ""
+        # The version that was live at the last look of `refresh`, also if it could not be loaded.
+        self.seen_live: Target | None = None
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model once.
@@ -187,6 +189,7 @@ class InferenceSession:
         self,
         on_change: Callable[[Metadata], object] | None = None,
         prepare: Callable[[Loaded], object] | None = None,
+        skip_entry: int = 0,
     ) -> bool:
         """Load the version that is live now, if the target is MODEL@ENVIRONMENT and another version is live.
 
@@ -197,6 +200,7 @@ class InferenceSession:
             on_change: called after a change, with the metadata of the new model.
             prepare: called before a change, with the new model, such as to warm it up. If it raises, the old model
                 stays loaded.
+            skip_entry: the number of an entry that is not tried, such as one that failed a moment ago.
 
         Returns:
             whether another model was loaded. It is always False for a version or a file.
@@ -210,20 +214,21 @@ class InferenceSession:
         if "@" not in self._target or not _REGISTERED.fullmatch(self._target):
             return False
         with self._refreshing:
-            swapped = self._follow(prepare)
+            swapped = self._follow(prepare, skip_entry)
         if swapped and on_change is not None:
             on_change(self.metadata)
         return swapped
 
-    def _follow(self, prepare: Callable[[Loaded], object] | None = None) -> bool:
+    def _follow(self, prepare: Callable[[Loaded], object] | None = None, skip_entry: int = 0) -> bool:
         """Load the version that is live now, if it differs, and return whether it does."""
         from onward.registry.artifact.replay import replay_in_subprocess
         from onward.registry.store import last_live
         from onward.registry.store.resolve import resolve
         from onward.registry.store.store import Store
 
-        store, old = Store(connection.connect(connection.still(self._store), create=False)), self._loaded
-        found = resolve(self._target, store)
+        store, old = Store(create=False, direct=True, address=connection.still(self._store)), self._loaded
+        self.seen_live = None
+        self.seen_live = found = resolve(self._target, store)
         origin = _origin(self._target, found)
         # Another version with the same files may have another serving.json.
         same = (found.sha256, found.manifest, found.version) == tuple(
@@ -241,9 +246,11 @@ class InferenceSession:
                 f"{old.origin['version']} stays loaded: look at `onward history {found.model}`"
             )
         if same:
-            if old.origin != origin:
+            if {**old.origin, "evidence": old.evidence} != origin:
                 last_live.remember(found, self._store)
                 self._loaded = old.called(origin)
+            return False
+        if found.entry == skip_entry:
             return False
         path = download(found, store)
         met, detail = replay_in_subprocess(path.parent, old.providers[0], allow_custom_ops=old.allow_custom_ops)
@@ -308,7 +315,7 @@ def _registered(target: str, require_signed: bool, allow_cached: bool) -> tuple[
 
     uri = connection.tracking_uri()
     try:
-        store = Store(create=False)
+        store = Store(create=False, direct=True)
         found = resolve(target, store)
         _require_proof(found, require_signed)
         path = download(found, store)
@@ -359,7 +366,7 @@ def _require_proof(found: Target, require_signed: bool) -> None:
 
 def _origin(target: str, found: Target) -> dict[str, Any]:
     origin: dict[str, Any] = {"target": target, "sha256": found.sha256, "manifest": found.manifest}
-    origin |= {"model": found.model, "version": found.version}
+    origin |= {"model": found.model, "version": found.version, "evidence": dict(found.evidence)}
     if found.environment:
         origin |= {"environment": found.environment, "entry": found.entry}
     return origin

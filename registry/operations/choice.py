@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from onward.registry.errors import Refused
-from onward.registry.gates import builtin, expectations, four_eyes, policy
+from onward.registry.gates import builtin, expectations, four_eyes, policy, shadow
 from onward.registry.gates.policy import CANDIDATE, Policy
 from onward.registry.log.entries import Entry, GateResult
 from onward.registry.store.artifacts import SERVED_AS
@@ -141,6 +141,8 @@ def judge(
         the results of Onward's own gates and of the Great Expectations suites, and each suite's HTML page by its name.
     """
     results = builtin.judge(wanted.named, evidence, folder)
+    if shadow.REQUIREMENT in wanted.named:
+        results += (shadow.judge(evidence, live, wanted.shadow_requests),)
     pages = {}
     if wanted.suites:
         row = expectations.facts(evidence, live.evidence if live else None, store.metrics)

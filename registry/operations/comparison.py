@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from onward.registry.artifact import onnx_file
+from onward.registry.evidence import shadow
 from onward.registry.evidence.metric_names import current
 from onward.registry.store.download import download
 from onward.registry.store.resolve import resolve
@@ -144,8 +145,12 @@ def _of_version(target: Target, store: Store) -> Iterator[tuple[tuple[str, str],
     for operator, count in graph.operators.items():
         yield ("operators", operator), count
     for name, text in target.evidence.items():
-        if name not in _NOT_EVIDENCE:
+        if name not in _NOT_EVIDENCE and not name.startswith(shadow.PREFIX):
             yield ("evidence", name), _number(text)
+    for found in shadow.read(target.evidence):
+        of = f"{shadow.PREFIX}{found.environment}"
+        yield ("evidence", f"{of} agreement"), found.agreement
+        yield ("evidence", f"{of} latency_ratio"), found.latency_ratio
 
 
 def _of_run(params: Mapping[str, str], metrics: Mapping[str, float]) -> Iterator[tuple[tuple[str, str], Value]]:

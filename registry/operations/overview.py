@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from onward.registry.artifact.replay import measure_again
@@ -12,8 +13,10 @@ from onward.registry.errors import Refused
 from onward.registry.gates import policy, signed_files
 from onward.registry.log.entries import Entry, GateResult
 from onward.registry.names import is_name, valid_name
-from onward.registry.store import sqlite_reader
+from onward.registry.store import refused, sqlite_reader
 from onward.registry.store.connection import nothing_yet
+from onward.registry.store.monitor_tags import Recorded, about
+from onward.registry.store.refused import Refusal
 from onward.registry.store.resolve import Target, require_model, resolve
 from onward.registry.store.schema import (
     LIVE,
@@ -41,6 +44,8 @@ class EnvironmentStatus:
         unproven: as in schema.Log.
         newer: as in schema.Log.
         alarm: as in schema.Log.
+        decay: what the monitor found about the live deployment; None if there is no alarm.
+        refused: the servers that do not serve the live version, and why.
     """
 
     environment: str
@@ -51,11 +56,15 @@ class EnvironmentStatus:
     unproven: tuple[Entry, ...]
     newer: tuple[int, ...] = ()
     alarm: tuple[str, ...] = ()
+    decay: Recorded | None = None
+    refused: tuple[Refusal, ...] = ()
 
     @property
     def trouble(self) -> bool:
         """Whether there is any problem that a person should look at."""
-        return bool(self.drift or self.foreign or self.unproven or self.newer or self.alarm)
+        return bool(
+            self.drift or self.foreign or self.unproven or self.newer or self.alarm or self.decay or self.refused
+        )
 
 
 @dataclass(frozen=True)
@@ -135,10 +144,13 @@ def status(store: Store | None = None) -> list[ModelStatus]:
     rules = policy.read()
     if store is None and nothing_yet():
         return []
-    known, failed = (sqlite_reader.read(), sqlite_reader.failures()) if store is None else (None, None)
+    fast = store is None
+    known, failed = (sqlite_reader.read(), sqlite_reader.failures()) if fast else (None, None)
     store = store or Store(create=False)
     known = store.versions.everything() if known is None else known
     failed = store.failures() if failed is None else failed
+    alarms = sqlite_reader.alarms() if fast else None
+    alarms = store.alarms() if alarms is None else alarms
     newest: dict[str, RegisteredVersion | None] = {}
     foreign = []
     for name, overview in known.items():
@@ -157,7 +169,7 @@ def status(store: Store | None = None) -> list[ModelStatus]:
         ModelStatus(
             model,
             candidate,
-            tuple(_environment_status(store, known, name, model) for name in rules),
+            tuple(_environment_status(store, known, name, model, alarms.get((name, model), ())) for name in rules),
             model in registered,
             failed.get(model, ""),
         )
@@ -165,7 +177,9 @@ def status(store: Store | None = None) -> list[ModelStatus]:
     ]
 
 
-def _environment_status(store: Store, known: Mapping[str, Overview], environment: str, model: str) -> EnvironmentStatus:
+def _environment_status(
+    store: Store, known: Mapping[str, Overview], environment: str, model: str, alarms: Sequence[Recorded]
+) -> EnvironmentStatus:
     """The state of one environment, from the newest entry alone if that is enough."""
     registered = known.get(registered_name(environment, model), Overview())
     floor = int(registered.newest[0].version) - 1 if registered.newest else 0
@@ -178,8 +192,18 @@ def _environment_status(store: Store, known: Mapping[str, Overview], environment
         candidate = store.live_candidate(model, log)
     found = {registered_name(environment, model): registered.aliases.get(LIVE), model: alias}
     drift = find_drift(environment, model, log, candidate, found)
+    since, refusals = live.at if live else "", refused.read(registered.tags, live.number if live else 0)
     return EnvironmentStatus(
-        environment, live, live.at if live else "", tuple(drift), log.foreign, log.unproven, log.newer, log.alarm
+        environment,
+        live,
+        since,
+        tuple(drift),
+        log.foreign,
+        log.unproven,
+        log.newer,
+        log.alarm,
+        about(alarms, live.number, datetime.now(UTC)) if live else None,
+        refusals,
     )
 
 

@@ -61,7 +61,10 @@ def grant(environment: str, user: str, store: Store | None = None) -> list[Grant
     uri = store.uri
     if not is_server(uri):
         raise UsageError(f"{without_credentials(uri)} has no users: only an MLflow server with basic auth has them")
-    from mlflow.server.auth.client import AuthServiceClient
+    try:
+        from mlflow.server.auth.client import AuthServiceClient
+    except ImportError as error:
+        raise UsageError(f"granting permissions needs all of MLflow: install onward[store] ({error})") from None
 
     server = AuthServiceClient(uri)
     granted: list[Grant] = []

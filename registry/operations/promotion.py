@@ -157,6 +157,7 @@ def rollback(
     reason: str,
     to: int | None = None,
     actor: str | None = None,
+    expected: int | None = None,
     store: Store | None = None,
 ) -> Outcome:
     """Deploy the previous version again, or the one that an earlier entry deployed.
@@ -170,6 +171,7 @@ def rollback(
         reason: why, in one line.
         to: the number of the entry to return to; None for the deployment before the live one.
         actor: who rolls back; None for the current user. With signers, the owner of the signing key.
+        expected: the number of the entry that must be live; None for any.
         store: the store; None for the store in use.
 
     Raises:
@@ -187,6 +189,11 @@ def rollback(
     log = store.head(environment, model, down_to=to)
     log.require_known(registered_name(environment, model))
     live, find = log.history.live, partial(store.entry, environment, model)
+    if expected is not None and log.history.base != expected:
+        raise LostRace(
+            f"{registered_name(environment, model)}: entry {log.history.base} is live, not entry {expected}; nothing "
+            f"was changed. Look at `onward history {model}`"
+        )
     try:
         target = plan_rollback(live, find, None if to is None else log.history.find(to))
     except OnwardError as error:

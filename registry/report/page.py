@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from onward.registry.report.charts import Chart
 from onward.registry.report.material import Material
@@ -19,6 +19,9 @@ from onward.registry.report.sections import SHADE_NAMES, Fact, Sections
 from onward.registry.report.variants import STATES
 from onward.registry.report.wording import counted
 from onward.registry.text import printable
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 _FOLDER = Path(__file__).parent
 
@@ -63,10 +66,11 @@ def render_comparison(left: Material, right: Material) -> str:
     return _render([Sections(left, "a"), Sections(right, "b")])
 
 
-def _render(sides: Sequence[Sections]) -> str:
+def environment() -> Environment:
+    """The environment of the page templates. It escapes all values, and refuses undefined names."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    environment = Environment(
+    made = Environment(
         loader=FileSystemLoader(_FOLDER),
         autoescape=True,
         undefined=StrictUndefined,
@@ -74,21 +78,29 @@ def _render(sides: Sequence[Sections]) -> str:
         lstrip_blocks=True,
         finalize=_finalize,
     )
-    environment.filters["counted"] = counted
+    made.filters["counted"] = counted
+    return made
+
+
+def _render(sides: Sequence[Sections]) -> str:
     compared = len(sides) > 1
     specs = {f"{side.key}-{chart.key}": chart.spec for side in sides for chart in _charts(side)}
-    return environment.get_template("page.html.jinja").render(
-        sides=sides,
-        compared=compared,
-        title=" and ".join(side.title for side in sides),
-        differences=differences(*sides) if compared else [],
-        other_host=compared and _processor(sides[0]) != _processor(sides[1]),
-        states=STATES,
-        shades=list(enumerate(SHADE_NAMES)),
-        style=_text("page.css"),
-        script=_text("page.js"),
-        library=_text("vega.js"),
-        specs=_json(specs),
+    return (
+        environment()
+        .get_template("page.html.jinja")
+        .render(
+            sides=sides,
+            compared=compared,
+            title=" and ".join(side.title for side in sides),
+            differences=differences(*sides) if compared else [],
+            other_host=compared and _processor(sides[0]) != _processor(sides[1]),
+            states=STATES,
+            shades=list(enumerate(SHADE_NAMES)),
+            style=verbatim("page.css"),
+            script=verbatim("page.js"),
+            library=verbatim("vega.js"),
+            specs=to_json(specs),
+        )
     )
 
 
@@ -153,26 +165,39 @@ def _finalize(value: Any) -> Any:
     return value
 
 
-def _text(name: str) -> Any:
+def verbatim(name: str) -> Any:
+    """A file of this package as it is: a style or a script, which the template must not escape.
+
+    Args:
+        name: The file's name.
+    """
     from markupsafe import Markup
 
     return Markup((_FOLDER / name).read_text(encoding="utf-8"))  # a file of this package
 
 
-def _json(value: Any) -> Any:
-    """JSON that can stand inside a <script> element: no character in it ends the element or begins a comment."""
+def to_json(value: Any) -> Any:
+    """JSON for the inside of a <script> element: no character in it ends the element or begins a comment.
+
+    Args:
+        value: The value.
+    """
     from markupsafe import Markup
 
-    text = json.dumps(_finite(value), allow_nan=False, separators=(",", ":"))
+    text = json.dumps(finite(value), allow_nan=False, separators=(",", ":"))
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return Markup(text)
 
 
-def _finite(value: Any) -> Any:
-    """`value`, with null for numbers that JSON lacks."""
+def finite(value: Any) -> Any:
+    """Replace numbers that JSON lacks by null.
+
+    Args:
+        value: A value of lists, dictionaries, numbers and texts.
+    """
     if isinstance(value, dict):
-        return {key: _finite(one) for key, one in value.items()}
+        return {key: finite(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(one) for one in value]
+        return [finite(one) for one in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

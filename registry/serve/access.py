@@ -6,9 +6,11 @@ import asyncio
 import hmac
 from collections.abc import Mapping
 
+from onward.registry.serve.engine import Answer
 from onward.registry.serve.limits import Limits
 from onward.registry.serve.protocol import Fault, Request
-from onward.registry.serve.served import Answer, ServedModel, version_of
+from onward.registry.serve.served import ServedModel
+from onward.registry.serve.versions import version_of
 
 
 class Access:
@@ -77,18 +79,35 @@ class Access:
             raise Fault(503, f"{name} is not ready yet")
         return found
 
-    async def answer(self, model: ServedModel, asked: Request, wanted: str) -> Answer:
+    def at_once(self, model: ServedModel, asked: Request, wanted: str, number: str = "") -> Answer | None:
+        """Compute the outputs of a request in this thread, if its run is short; None otherwise.
+
+        Args:
+            model: as in `answer`.
+            asked: as in `answer`.
+            wanted: as in `answer`.
+            number: as in `answer`.
+
+        Raises:
+            Fault: as ServedModel.infer.
+        """
+        seconds = min(self.limits.seconds, asked.seconds or self.limits.seconds)
+        return model.at_once(asked.arrays, wanted, number or asked.id, seconds)
+
+    async def answer(self, model: ServedModel, asked: Request, wanted: str, number: str = "") -> Answer:
         """Compute the outputs of a request within the time limit.
 
         Args:
             model: the model.
             asked: the request.
             wanted: the only version that may answer; "" for any.
+            number: the request's identifier, for observers.
 
         Raises:
             Fault: as ServedModel.infer, or the time is over.
         """
+        seconds = min(self.limits.seconds, asked.seconds or self.limits.seconds)
         try:
-            return await asyncio.wait_for(model.infer(asked.arrays, wanted), self.limits.seconds)
+            return await asyncio.wait_for(model.infer(asked.arrays, wanted, number or asked.id, seconds), seconds)
         except TimeoutError:
-            raise Fault(504, f"{model.name} did not answer within {self.limits.seconds:g} s") from None
+            raise Fault(504, f"{model.name} did not answer within {seconds:g} s") from None

@@ -14,7 +14,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 PACKAGE = "inference"
 SERVICE = f"{PACKAGE}.GRPCInferenceService"
-METHODS = ("ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "ModelInfer")
+METHODS = ("ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "ModelConfig", "ModelInfer")
 
 # Per message: its fields as "TYPE NAME NUMBER". "*" repeats a type, "map" has strings as keys, and "|" is a choice.
 _FIELDS: dict[str, str] = {
@@ -32,7 +32,18 @@ _FIELDS: dict[str, str] = {
         "string name 1, *string versions 2, string platform 3, *ModelMetadataResponse.TensorMetadata inputs 4, "
         "*ModelMetadataResponse.TensorMetadata outputs 5"
     ),
-    "InferParameter": "|bool bool_param 1, |int64 int64_param 2, |string string_param 3",
+    # Triton's extension: only the fields that a client needs to build a request.
+    "ModelInput": "string name 1, int32 data_type 2, *int64 dims 4",
+    "ModelOutput": "string name 1, int32 data_type 2, *int64 dims 3",
+    "ModelConfig": (
+        "string name 1, string platform 2, int32 max_batch_size 4, *ModelInput input 5, *ModelOutput output 6"
+    ),
+    "ModelConfigRequest": "string name 1, string version 2",
+    "ModelConfigResponse": "ModelConfig config 1",
+    "InferParameter": (
+        "|bool bool_param 1, |int64 int64_param 2, |string string_param 3, |double double_param 4, "
+        "|uint64 uint64_param 5"
+    ),
     "InferTensorContents": (
         "*bool bool_contents 1, *int32 int_contents 2, *int64 int64_contents 3, *uint32 uint_contents 4, "
         "*uint64 uint64_contents 5, *float fp32_contents 6, *double fp64_contents 7, *bytes bytes_contents 8"

@@ -15,7 +15,7 @@ from onward.registry.serve import protocol
 from onward.registry.serve.access import Access
 from onward.registry.serve.grpc_messages import MESSAGES, METHODS, SERVICE
 from onward.registry.serve.protocol import DTYPES, Fault, Request, Wanted
-from onward.registry.serve.served import tensors, version_of
+from onward.registry.serve.versions import CONFIG_TYPES, config, tensors, version_of
 
 _CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
@@ -117,10 +117,20 @@ class GrpcService:
                 getattr(answer, key).add(**tensor)
         return answer
 
+    async def _ModelConfig(self, request: Any) -> Any:  # noqa: N802
+        model = self._access.model(request.name, request.version)
+        found = await asyncio.to_thread(model.session.loaded.metadata)
+        facts = config(model.name, found)
+        for spec in (*facts["input"], *facts["output"]):
+            spec["data_type"] = CONFIG_TYPES.index(spec["data_type"])
+        return MESSAGES["ModelConfigResponse"](config=MESSAGES["ModelConfig"](**facts))
+
     async def _ModelInfer(self, request: Any) -> Any:  # noqa: N802
         model = self._access.ready_model(request.model_name)
         asked = _request(request)
-        answer = await self._access.answer(model, asked, request.model_version)
+        answer = self._access.at_once(model, asked, request.model_version)
+        if answer is None:
+            answer = await self._access.answer(model, asked, request.model_version)
         response = MESSAGES["ModelInferResponse"](model_name=model.name, model_version=answer.version, id=asked.id)
         for name in [one.name for one in asked.outputs] or list(answer.outputs):
             if name not in answer.outputs:
@@ -161,7 +171,9 @@ def _request(message: Any) -> Request:
                 values = [_text(entry.name, value) for value in values]
             arrays[entry.name] = protocol.from_list(entry.name, values, dtype, shape)
     outputs = [Wanted(one.name, True) for one in message.outputs]
-    return Request(arrays, outputs, message.id, True)
+    parameters = {name: getattr(value, value.WhichOneof("parameter_choice") or "int64_param")
+                  for name, value in message.parameters.items()}  # fmt: skip
+    return Request(arrays, outputs, message.id, True, parameters)
 
 
 def _text(name: str, value: bytes) -> str:

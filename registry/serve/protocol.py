@@ -70,6 +70,7 @@ class Request:
         outputs: the outputs that the caller asks for; empty for all of them.
         id: the caller's identifier; "" if there is none.
         binary: whether all outputs are wanted as raw tensors, if `outputs` is empty.
+        parameters: the request's own parameters.
     """
 
     arrays: dict[str, Array]
@@ -77,6 +78,18 @@ class Request:
     id: str = ""
     binary: bool = False
     parameters: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def seconds(self) -> float:
+        """The time limit that the caller sets with the parameter `timeout` in µs, as for Triton; 0 if there is none.
+
+        Raises:
+            Fault: it is no number.
+        """
+        timeout = self.parameters.get("timeout", 0)
+        if not isinstance(timeout, (int, float)) or isinstance(timeout, bool) or timeout < 0:
+            raise Fault(400, f"the parameter timeout is {timeout!r}, not a number of microseconds")
+        return timeout / 1e6
 
 
 def parse(body: bytes, header_length: int | None = None) -> Request:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
+from dataclasses import asdict
 from typing import Any
 
 from starlette.applications import Starlette
@@ -17,15 +17,19 @@ from starlette.routing import Route
 
 from onward.registry.serve import protocol
 from onward.registry.serve.access import Access
+from onward.registry.serve.engine import Answer
 from onward.registry.serve.metrics import Metrics
 from onward.registry.serve.protocol import Fault
-from onward.registry.serve.served import ServedModel, tensors, version_of
+from onward.registry.serve.served import ServedModel
+from onward.registry.serve.versions import config, tensors, version_of
 
 _LOG = logging.getLogger("onward.serve")
 _MODEL = "/v2/models/{model}"
 _VERSION = "/v2/models/{model}/versions/{version}"
 # Paths that need no token: a load balancer asks for them.
 _OPEN = ("/v2/health/live", "/v2/health/ready")
+# Seconds between two looks whether the caller of a slow request is still connected.
+_LOOK_S = 0.25
 
 
 class Rest:
@@ -51,18 +55,22 @@ class Rest:
         Args:
             lifespan: what runs beside it, from its start to its end.
         """
-        routes = [
+        # Routes are tried in order: the one for requests comes first.
+        paths = (_MODEL, _VERSION)
+        routes = [Route(f"{path}/infer", self._guarded(self._infer), methods=["POST"]) for path in paths]
+        routes += [
             Route("/v2", self._guarded(self._server)),
             Route("/v2/health/live", self._guarded(self._live)),
             Route("/v2/health/ready", self._guarded(self._ready)),
             Route("/metrics", self._guarded(self._show_metrics)),
             Route("/v2/onward/refresh", self._guarded(self._refresh), methods=["POST"]),
+            Route("/v2/onward/events", self._guarded(self._events)),
         ]
-        for path in (_MODEL, _VERSION):
+        for path in paths:
             routes += [
                 Route(path, self._guarded(self._metadata)),
+                Route(f"{path}/config", self._guarded(self._config)),
                 Route(f"{path}/ready", self._guarded(self._model_ready)),
-                Route(f"{path}/infer", self._guarded(self._infer), methods=["POST"]),
             ]
         return Starlette(routes=routes, exception_handlers={404: _unknown_path, 405: _unknown_path}, lifespan=lifespan)
 
@@ -71,7 +79,7 @@ class Rest:
 
         async def guarded(request: Request) -> Response:
             try:
-                if request.url.path not in _OPEN:
+                if request.scope["path"] not in _OPEN:
                     self._access.check_token(request.headers.get("authorization", ""), "Authorization")
                 return await endpoint(request)
             except Fault as fault:
@@ -100,6 +108,12 @@ class Rest:
         self._look()
         return JSONResponse({"looking": True}, 202)
 
+    async def _events(self, _: Request) -> Response:
+        """The newest events of each model, the oldest first."""
+        return JSONResponse(
+            {name: [asdict(event) for event in model.events] for name, model in self._access.models.items()}
+        )
+
     async def _metadata(self, request: Request) -> Response:
         model = self._model(request)
         loaded = model.session.loaded
@@ -115,6 +129,10 @@ class Rest:
             }
         )
 
+    async def _config(self, request: Request) -> Response:
+        model = self._model(request)
+        return JSONResponse(config(model.name, await asyncio.to_thread(model.session.loaded.metadata)))
+
     async def _model_ready(self, request: Request) -> Response:
         model = self._model(request)
         body = {"name": model.name, "ready": model.ready, "version": version_of(model.session.loaded)}
@@ -129,11 +147,11 @@ class Rest:
         asked = protocol.parse(body, int(length) if length else None)
         wanted = request.path_params.get("version", "")
         number = request.headers.get("x-request-id") or asked.id or uuid.uuid4().hex
-        answer = await self._access.answer(model, asked, wanted)
+        answer = self._access.at_once(model, asked, wanted, number)
+        if answer is None:
+            answer = await _while_connected(request, self._access.answer(model, asked, wanted, number))
         headers, content = protocol.answer(model.name, answer.version, asked, answer.outputs)
         headers["x-request-id"] = number.encode("ascii", "replace").decode()[:128].replace("\n", "").replace("\r", "")
-        if _LOG.isEnabledFor(logging.DEBUG):
-            _LOG.debug(json.dumps({"request": number, "model": model.name, "version": answer.version}))
         return Response(content, headers=headers)
 
     def _model(self, request: Request) -> ServedModel:
@@ -151,6 +169,23 @@ class Rest:
                 raise Fault(413, f"the request has more than {most} bytes")
             parts.append(part)
         return b"".join(parts)
+
+
+async def _while_connected(request: Request, answer: Coroutine[Any, Any, Answer]) -> Answer:
+    """Wait for an answer, and give it up if the caller disconnects.
+
+    Raises:
+        Fault: the caller disconnected. Nobody receives it.
+    """
+    task = asyncio.create_task(answer)
+    try:
+        while not task.done():
+            await asyncio.wait({task}, timeout=_LOOK_S)
+            if not task.done() and await request.is_disconnected():
+                raise Fault(499, "the caller disconnected")
+        return task.result()
+    finally:
+        task.cancel()
 
 
 async def _unknown_path(request: Request, error: Any) -> Response:

@@ -1,67 +1,38 @@
-"""A served model: its session, its bounded queue of requests, and its way to follow its environment."""
+"""A served model: the session that follows its environment, the engine that answers, and its canary."""
 
 from __future__ import annotations
 
-import asyncio
-import logging
-import threading
-import time
-from collections import deque
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from onward.registry import processors
-from onward.registry.artifact.replay import BUNDLE, replay_in_subprocess
-from onward.registry.artifact.serving_plan import PROVIDERS
-from onward.registry.errors import MachineFault, OnwardError, Refused, StoreUnreachable, UsageError
-from onward.registry.npz import arrays
-from onward.registry.serve.protocol import Fault, protocol_type
+from onward.registry.serve.batching import Batching
+from onward.registry.serve.engine import Answer, Engine
+from onward.registry.serve.events import Events
+from onward.registry.serve.following import Follower
+from onward.registry.serve.observer import Observer
+from onward.registry.serve.versions import version_of, workers_for
 
 if TYPE_CHECKING:
-    from onward.registry.evidence.records import TensorSpec
-    from onward.registry.inference.model import Loaded
     from onward.registry.inference.session import InferenceSession
+    from onward.registry.serve.canary import Canary
     from onward.registry.serve.metrics import Metrics
-
-_LOG = logging.getLogger("onward.serve")
-# Runs of the recorded inputs before a version gets requests, because first runs allocate memory.
-WARM_UPS = 3
-# The number of events that the server remembers for each model.
-EVENTS = 50
+    from onward.registry.serve.shadow import Shadow
 
 
 @dataclass(frozen=True)
-class Event:
-    """Something that happened to a model: a version was loaded, or was refused.
+class Sizes:
+    """How much a model computes at the same time.
 
     Attributes:
-        at: when, in UTC, as ISO 8601.
-        kind: "loaded", "refused" or "unreachable".
-        text: what happened.
+        batching: how requests are queued and joined.
+        workers: the number of runs at the same time; None for as many as the processors and the version's threads
+            allow.
     """
 
-    at: str
-    kind: str
-    text: str
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The outputs of a request.
-
-    Attributes:
-        version: the version that computed them.
-        outputs: arrays by name.
-    """
-
-    version: str
-    outputs: dict[str, np.ndarray[Any, Any]]
+    batching: Batching = field(default_factory=Batching)
+    workers: int | None = None
 
 
 class ServedModel:
@@ -72,28 +43,47 @@ class ServedModel:
         name: the name in URLs.
         session: the loaded session.
         metrics: where requests are counted.
-        queue: how many requests may wait; further ones get an error at once.
-        workers: how many requests run at the same time; None for as many as this process has processors for.
+        sizes: how much it computes at the same time.
     """
 
     def __init__(
-        self,
-        target: str,
-        name: str,
-        session: InferenceSession,
-        metrics: Metrics,
-        queue: int,
-        workers: int | None = None,
+        self, target: str, name: str, session: InferenceSession, metrics: Metrics, sizes: Sizes | None = None
     ) -> None:
-        self.target, self.name, self.session, self._metrics = target, name, session, metrics
-        self.events: deque[Event] = deque(maxlen=EVENTS)
-        self.reachable = not session.loaded.origin.get("cached", False)
-        self.ready = False
-        self._workers = workers or max(1, processors.count() // _threads(session.loaded))
-        self._most = self._workers + queue
-        self._pending = 0
-        self._lock = threading.Lock()
-        self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix=f"onward-{name}")
+        self.target, self.name, self._metrics, self.sizes = target, name, metrics, sizes or Sizes()
+        self.events = Events()
+        self.observers: list[Observer] = []
+        self.canary: Canary | None = None
+        self.shadow: Shadow | None = None
+        self._follower = Follower(target, name, self.events, metrics, session)
+        self._engine = Engine(
+            name,
+            target,
+            lambda: self.session.loaded,
+            metrics,
+            self.observers,
+            self.sizes.batching,
+            self.sizes.workers or workers_for(session.loaded),
+        )
+        self._closed = False
+        metrics.read(
+            "onward_queued_requests",
+            lambda: ((name, version_of(self.session.loaded)), float(self._engine.batcher.pending)),
+        )
+
+    @property
+    def session(self) -> InferenceSession:
+        """The session."""
+        return self._follower.session
+
+    @property
+    def reachable(self) -> bool:
+        """Whether the last look at the registry succeeded."""
+        return self._follower.reachable
+
+    @property
+    def ready(self) -> bool:
+        """Whether the model is loaded, replayed and warmed up."""
+        return self._follower.ready and not self._closed
 
     def start(self) -> None:
         """Replay the recorded inputs on this host and warm the model up; then it is ready.
@@ -101,16 +91,8 @@ class ServedModel:
         Raises:
             Refused: the model does not repeat its recorded answers here.
         """
-        loaded = self.session.loaded
-        folder = _folder(loaded)
-        if (folder / BUNDLE).is_dir() or loaded.origin.get("version"):
-            met, detail = replay_in_subprocess(folder, loaded.providers[0], allow_custom_ops=loaded.allow_custom_ops)
-            if not met:
-                raise Refused(f"{self.target}: version {version_of(loaded)} does not repeat its answers here: {detail}")
-        warm_up(loaded)
-        self.ready = True
-        words = "" if self.reachable else "; the registry cannot be reached, and this version was live at the last look"
-        self._note("loaded", f"version {version_of(loaded)} on {loaded.providers[0]}{words}")
+        self._follower.start()
+        self._gauges()
 
     def follow(self) -> bool:
         """Load the version that is live now, if it is another one. A version that fails never serves.
@@ -118,92 +100,44 @@ class ServedModel:
         Returns:
             whether another version serves now.
         """
-        before = version_of(self.session.loaded)
-        try:
-            changed = self.session.refresh(prepare=warm_up)
-        except StoreUnreachable as error:
-            if self.reachable:
-                self._note("unreachable", f"version {before} stays: {error}")
-            self.reachable = False
-            self._gauges()
-            return False
-        except (OnwardError, OSError) as error:
-            self.reachable = True
-            text = f"version {before} stays: {error}"
-            if not self.events or self.events[-1].text != text:
-                self._metrics.count((self.name, before), onward_refused_versions=1)
-                self._note("refused", text)
-            return False
-        self.reachable = True
-        if changed:
-            loaded = self.session.loaded
-            self._metrics.count((self.name, version_of(loaded)), onward_swaps=1)
-            self._note("loaded", f"version {version_of(loaded)} after version {before}")
+        changed = self._follower.follow()
+        if changed and self.sizes.workers is None:
+            self._engine.batcher.resize(workers_for(self.session.loaded))
         self._gauges()
         return changed
 
-    async def infer(self, given: Mapping[str, Any], wanted: str = "") -> Answer:
+    async def infer(
+        self, given: Mapping[str, Any], wanted: str = "", request: str = "", seconds: float = 60.0
+    ) -> Answer:
         """Compute the outputs of a request, on the version that is loaded when the request starts to run.
 
         Args:
             given: the inputs by name.
             wanted: the only version that may answer; "" for any.
+            request: the request's identifier, for observers.
+            seconds: the time limit. A request that is older is not computed any more.
 
         Raises:
             Fault: the inputs are not what the model documents, the queue is full, or another version is loaded.
         """
-        with self._lock:
-            if self._pending >= self._most:
-                self._metrics.count((self.name, version_of(self.session.loaded)), nv_inference_request_failure=1)
-                raise Fault(429, f"{self.name} has {self._most} requests already: try again later")
-            self._pending += 1
-        try:
-            return await asyncio.get_running_loop().run_in_executor(
-                self._pool, self._run, given, wanted, time.perf_counter()
-            )
-        finally:
-            with self._lock:
-                self._pending -= 1
+        canary = self.canary
+        if canary is not None and not wanted and canary.takes(self.session.loaded):
+            return await canary.answer(given, request, seconds, partial(self._engine.answer, given, "", request))
+        return await self._engine.answer(given, wanted, request, seconds)
+
+    def at_once(
+        self, given: Mapping[str, Any], wanted: str = "", request: str = "", seconds: float = 60.0
+    ) -> Answer | None:
+        """Compute a short run without the queue; see Engine.at_once. A canary needs the queue."""
+        return None if self.canary is not None else self._engine.at_once(given, wanted, request, seconds)
 
     def close(self) -> None:
         """Let running requests finish, and stop the threads."""
-        self.ready = False
-        self._pool.shutdown()
-
-    def _run(self, given: Mapping[str, Any], wanted: str, arrived: float) -> Answer:
-        begun = time.perf_counter()
-        loaded = self.session.loaded
-        version = version_of(loaded)
-        labels = (self.name, version)
-        try:
-            if wanted and wanted != version:
-                raise Fault(404, f"{self.name} has version {version} loaded, not {wanted}")
-            outputs = named_outputs(loaded, given)
-        except UsageError as error:
-            self._metrics.count(labels, nv_inference_request_failure=1)
-            raise Fault(400, str(error)) from None
-        except MachineFault as error:
-            self._metrics.count(labels, nv_inference_request_failure=1)
-            raise Fault(500, str(error)) from None
-        except Fault:
-            self._metrics.count(labels, nv_inference_request_failure=1)
-            raise
-        ended = time.perf_counter()
-        self._metrics.count(
-            labels,
-            nv_inference_request_success=1,
-            nv_inference_exec_count=1,
-            nv_inference_count=_samples(loaded, given),
-            nv_inference_request_duration_us=(ended - arrived) * 1e6,
-            nv_inference_queue_duration_us=(begun - arrived) * 1e6,
-            nv_inference_compute_infer_duration_us=(ended - begun) * 1e6,
-        )
-        return Answer(version, outputs)
-
-    def _note(self, kind: str, text: str) -> None:
-        self.events.append(Event(datetime.now(UTC).isoformat(timespec="milliseconds"), kind, text))
-        _LOG.log(logging.INFO if kind == "loaded" else logging.WARNING, "%s: %s: %s", self.target, kind, text)
-        self._gauges()
+        self._closed = True
+        for beside in (self.canary, self.shadow):
+            if beside is not None:
+                beside.close()
+        self._engine.batcher.close()
 
     def _gauges(self) -> None:
         loaded = self.session.loaded
@@ -212,74 +146,4 @@ class ServedModel:
             onward_ready=float(self.ready),
             onward_live_entry=float(loaded.origin.get("entry", 0)),
             onward_registry_reachable=float(self.reachable),
-            onward_queued_requests=float(self._pending),
         )
-
-
-def version_of(loaded: Loaded) -> str:
-    """The version of a loaded model, as responses name it; the beginning of its digest for a file."""
-    version = loaded.origin.get("version")
-    return str(version) if version else str(loaded.origin.get("sha256", ""))[:12] or "1"
-
-
-def tensors(specs: Sequence[TensorSpec]) -> list[dict[str, Any]]:
-    """Inputs or outputs as the protocol describes them: name, datatype and shape, with -1 for an open size.
-
-    Args:
-        specs: the inputs or outputs of the graph.
-    """
-    return [
-        {
-            "name": spec.name,
-            "datatype": protocol_type(spec.dtype),
-            "shape": [size if isinstance(size, int) else -1 for size in spec.shape or ()],
-        }
-        for spec in specs
-    ]
-
-
-def named_outputs(loaded: Loaded, given: Mapping[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
-    """Run a model once.
-
-    Args:
-        loaded: the model.
-        given: the inputs by name.
-
-    Returns:
-        all outputs by name.
-    """
-    found = loaded.predict((dict(given),), {})
-    return found if isinstance(found, dict) else {loaded.output_names[0]: found}
-
-
-def warm_up(loaded: Loaded) -> None:
-    """Run a model some times on its recorded inputs, if it has any.
-
-    Raises:
-        OnwardError: the model rejects its recorded inputs.
-    """
-    file = _folder(loaded) / BUNDLE / "inputs.npz"
-    if file.is_file():
-        recorded = arrays(file)
-        for _ in range(WARM_UPS):
-            named_outputs(loaded, recorded)
-
-
-def _folder(loaded: Loaded) -> Path:
-    """The folder of a version: it contains files for other runtimes in providers/NAME."""
-    parent = loaded.path.parent
-    return parent.parent.parent if parent.parent.name == PROVIDERS else parent
-
-
-def _threads(loaded: Loaded) -> int:
-    served = loaded.metadata().served
-    return (served.options.threads if served and served.options.threads else 0) or processors.count()
-
-
-def _samples(loaded: Loaded, given: Mapping[str, Any]) -> int:
-    axes = loaded.sample_axes
-    for name, value in given.items():
-        axis = axes.get(name)
-        if axis is not None and np.ndim(value) > axis:
-            return int(np.shape(value)[axis])
-    return 1

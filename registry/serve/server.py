@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import uvicorn
 from starlette.applications import Starlette
 
-from onward.registry.errors import UsageError
 from onward.registry.inference.session import InferenceSession
+from onward.registry.serve import request_log, tracing
 from onward.registry.serve.access import Access
+from onward.registry.serve.batching import Batching
+from onward.registry.serve.candidates import attach
+from onward.registry.serve.following import Follower
 from onward.registry.serve.limits import Limits
 from onward.registry.serve.metrics import Metrics
+from onward.registry.serve.names import names_of
+from onward.registry.serve.queued import QueuedObserver
+from onward.registry.serve.request_log import RequestLog
 from onward.registry.serve.rest import Rest
-from onward.registry.serve.served import ServedModel
+from onward.registry.serve.served import ServedModel, Sizes
 
 _LOG = logging.getLogger("onward.serve")
+# How long an idle connection stays open. It is longer than the idle time-outs of usual proxies, so that the proxy
+# closes first: a request on a connection that the server closes at that moment is lost.
+_KEEP_ALIVE_S = 75
 
 
 @dataclass(frozen=True)
@@ -33,7 +43,12 @@ class Options:
         grpc_port: the port of gRPC; 0 for any free one, None for no gRPC.
         poll: seconds between two looks at an environment.
         queue: requests per model that may wait.
-        workers: requests per model that run at the same time; None for as many as there are processors for.
+        workers: runs per model at the same time; None for as many as there are processors for.
+        batch_delay_ms: the longest time that a request waits for others to be joined with, in ms; 0 joins nothing.
+        max_batch: the most samples of a batch; None for the best size of the version's batch sweep, or 32.
+        shadows: MODEL@ENVIRONMENT whose version also computes a share of the live version's requests.
+        shadow_share: that share, 0 to 1.
+        canaries: the percentage of requests that a candidate answers, by its MODEL@ENVIRONMENT.
         limits: what one request may cost.
         tokens: bearer tokens; empty if none is needed.
         certificate: the file of the TLS certificate; None for plain HTTP.
@@ -46,6 +61,11 @@ class Options:
     poll: float = 2.0
     queue: int = 64
     workers: int | None = None
+    batch_delay_ms: float = 0.0
+    max_batch: int | None = None
+    shadows: tuple[str, ...] = ()
+    shadow_share: float = 0.1
+    canaries: Mapping[str, float] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)
     tokens: frozenset[str] = frozenset()
     certificate: Path | None = None
@@ -66,10 +86,20 @@ class Server:
     def __init__(self, targets: Sequence[str], options: Options) -> None:
         self.metrics, self.options = Metrics(), options
         self.models: dict[str, ServedModel] = {}
-        for target, name in _names(targets).items():
+        sizes = Sizes(Batching(options.queue, options.batch_delay_ms / 1000, options.max_batch), options.workers)
+        for target, name in names_of(targets).items():
             session = InferenceSession(target, allow_cached=True)
-            self.models[name] = ServedModel(target, name, session, self.metrics, options.queue, options.workers)
+            self.models[name] = ServedModel(target, name, session, self.metrics, sizes)
             self.models[name].start()
+        self._observers: list[QueuedObserver] = []
+        if request_log.is_on():
+            for model in self.models.values():
+                model.observers.append(RequestLog())
+        self._spans = tracing.from_environment()
+        if self._spans is not None:
+            for model in self.models.values():
+                model.observers.append(self._spans)
+        self._candidates = attach(self.models, options, self.metrics)
         self._look, self._stop = threading.Event(), threading.Event()
         self.grpc_port = 0
         self._access = Access(self.models, options.limits, options.tokens)
@@ -85,6 +115,7 @@ class Server:
                 ssl_certfile=options.certificate,
                 ssl_keyfile=options.key,
                 timeout_graceful_shutdown=30,
+                timeout_keep_alive=_KEEP_ALIVE_S,
             )
         )
 
@@ -106,9 +137,33 @@ class Server:
             for model in self.models.values():
                 model.close()
 
+    def observe(self, observer: QueuedObserver) -> None:
+        """Let an observer see the requests of all models, until the server ends.
+
+        Args:
+            observer: the observer, which is started.
+        """
+        for model in self.models.values():
+            model.observers.append(observer)
+        self._observers.append(observer)
+        observer.start()
+
     @contextlib.asynccontextmanager
     async def _beside(self, _: Starlette) -> AsyncIterator[None]:
-        """The gRPC server, which runs on the same event loop."""
+        """What runs beside the HTTP server: gRPC, on the same event loop.
+
+        The observers end here and not after `run`, because uvicorn raises the signal again that ended it.
+        """
+        try:
+            async with self._grpc():
+                yield
+        finally:
+            for observer in (*self._observers, self._spans):
+                if observer is not None:
+                    await asyncio.to_thread(observer.close)
+
+    @contextlib.asynccontextmanager
+    async def _grpc(self) -> AsyncIterator[None]:
         if self.options.grpc_port is None:
             yield
             return
@@ -128,35 +183,21 @@ class Server:
         self._uvicorn.should_exit = True
 
     def _follow(self) -> None:
+        while not self.port and not self._stop.wait(0.05):
+            continue
+        grpc = f" and, for gRPC, {self.options.host}:{self.grpc_port}" if self.grpc_port else ""
+        _LOG.info("listens on %s:%d%s", self.options.host, self.port, grpc)
+        self._follow_each(self._candidates)
         while not self._stop.is_set():
             self._look.wait(self.options.poll)
             self._look.clear()
-            for model in self.models.values():
-                if self._stop.is_set():
-                    return
-                try:
-                    model.follow()
-                except Exception:
-                    _LOG.exception("%s: following its environment failed; the loaded version stays", model.target)
+            self._follow_each([*self.models.values(), *self._candidates])
 
-
-def _names(targets: Sequence[str]) -> dict[str, str]:
-    """The name in URLs of each target: the model's name, or all of the target if two have the same model.
-
-    Raises:
-        UsageError: a target is given twice.
-    """
-    if len(set(targets)) != len(targets):
-        raise UsageError(f"a target is given twice: {' '.join(targets)}")
-    short = {target: _model_name(target) for target in targets}
-    return {
-        target: name if list(short.values()).count(name) == 1 else target.replace("/", "@")
-        for target, name in short.items()
-    }
-
-
-def _model_name(target: str) -> str:
-    if target.endswith(".onnx") or target.startswith((".", "/")):
-        path = Path(target)
-        return path.stem if path.suffix else path.name
-    return target.partition("@")[0].partition("/")[0]
+    def _follow_each(self, followed: Sequence[ServedModel | Follower]) -> None:
+        for one in followed:
+            if self._stop.is_set():
+                return
+            try:
+                one.follow()
+            except Exception:
+                _LOG.exception("%s: following its environment failed; the loaded version stays", one.target)

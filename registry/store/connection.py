@@ -11,6 +11,7 @@ those settings. MLflow is imported late, because the import takes more than a se
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import re
@@ -139,12 +140,15 @@ def settle_process() -> None:
     _quieten()
 
 
-def connect(uri: str | None = None, create: bool = True) -> MlflowClient:
-    """Connect to a store, without changing any setting of the process.
+def checked(uri: str | None = None, create: bool = True) -> str:
+    """Check that a store can be opened.
 
     Args:
         uri: the store's URI, including credentials; None for the store in use.
-        create: whether to create an SQLite store that does not exist. Its folder must exist.
+        create: whether an SQLite store that does not exist is acceptable. Its folder must exist.
+
+    Returns:
+        the store's URI.
 
     Raises:
         StoreUnreachable: the store cannot be opened.
@@ -160,14 +164,48 @@ def connect(uri: str | None = None, create: bool = True) -> MlflowClient:
             "MLFLOW_TRACKING_URI to the same address"
         )
     reach.check(uri, create)
+    return uri
+
+
+def connect(uri: str | None = None, create: bool = True) -> MlflowClient:
+    """Connect to a store, without changing any setting of the process.
+
+    Args:
+        uri: the store's URI, including credentials; None for the store in use.
+        create: whether to create an SQLite store that does not exist. Its folder must exist.
+
+    Raises:
+        StoreUnreachable: the store cannot be opened.
+        StoreMissing: there is no store.
+        UsageError: as `checked`, or the store needs packages that are not installed.
+    """
+    uri = checked(uri, create)
     with reachable():
         from mlflow import MlflowClient
 
+        if not reach.is_server(uri):
+            require_databases(uri)
         if _settled and not reach.is_server(uri):
             from mlflow.store.db import utils
 
             utils.MAX_RETRY_COUNT = 2  # MLflow's default of ten tries takes more than 90 s
         return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def require_databases(uri: str) -> None:
+    """Check that this host can open a store that is not a server. A serving host has only MLflow's client.
+
+    Args:
+        uri: the store's URI, for the message.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    if importlib.util.find_spec("sqlalchemy") is None or importlib.util.find_spec("alembic") is None:
+        raise UsageError(
+            f"the MLflow store {without_credentials(uri)} is a file or a database, which needs all of MLflow: install "
+            "onward[store], or set MLFLOW_TRACKING_URI to the address of an MLflow server"
+        )
 
 
 _REDIRECTING = threading.Lock()

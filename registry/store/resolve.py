@@ -60,7 +60,7 @@ def resolve(target: str, store: Store | None = None) -> Target:
     if at:
         valid_name(model, "a model")
         policy.environment(policy.read(), environment)
-        store = store or Store(create=False)
+        store = store or Store(create=False, direct=True)
         log = store.head(environment, model)
         live = log.history.live
         log.require_known(registered_name(environment, model))
@@ -86,7 +86,7 @@ def resolve(target: str, store: Store | None = None) -> Target:
     if not slash or not version.isdecimal():
         raise UsageError(f"{target!r} is not a target: give MODEL@ENVIRONMENT, MODEL/VERSION, or an .onnx file")
     valid_name(model, "a model")
-    found = find_candidate(store or Store(create=False), model, int(version))
+    found = find_candidate(store or Store(create=False, direct=True), model, int(version))
     return Target(model, found.version, found.sha256, found.source, found.manifest, evidence=found.evidence)
 
 

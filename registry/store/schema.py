@@ -159,10 +159,12 @@ class Overview:
     Attributes:
         newest: the newest version in each stage, the newest first.
         aliases: the version number of each alias.
+        tags: the tags of the registered model.
     """
 
     newest: tuple[Version, ...] = ()
     aliases: Mapping[str, int] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

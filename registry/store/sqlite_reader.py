@@ -10,14 +10,16 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 from onward.registry.store.connection import tracking_uri
+from onward.registry.store.monitor_tags import ALARM, ENVIRONMENT, MODEL, MONITOR, ROLE, Recorded, by_environment
 from onward.registry.store.newest_run import MARK, to_reason
 from onward.registry.store.reach import open_sqlite
+from onward.registry.store.rows import Row
 from onward.registry.store.schema import Overview
 from onward.registry.uri import sqlite_file
 
@@ -27,6 +29,7 @@ Answer = TypeVar("Answer")
 REVISION = "dc11669786a5"
 
 _ALIASES = "SELECT name, alias, version FROM registered_model_aliases WHERE workspace = 'default'"
+_MODEL_TAGS = "SELECT name, key, value FROM registered_model_tags WHERE workspace = 'default'"
 # MLflow stores prompts as registered models. Like MLflow's search, this query leaves them out.
 _MODELS = """
     SELECT name FROM registered_models WHERE workspace = 'default' AND name NOT IN (
@@ -54,19 +57,17 @@ _FAILED = f"""
     LEFT JOIN tags AS reason ON reason.key = 'onward.reason' AND reason.run_uuid = newest.run_uuid
     WHERE newest.key = '{MARK}' AND newest.value = 'true' ORDER BY runs.start_time
 """
-
-
-@dataclass(frozen=True)
-class Row:
-    """A version of a registered model (schema.Version)."""
-
-    name: str
-    version: int
-    creation_timestamp: int
-    current_stage: str
-    source: str
-    run_link: str | None
-    tags: Mapping[str, str]
+# The same runs as registry/store/monitor_runs.py finds through MLflow.
+_ALARMS = f"""
+    SELECT environment.value, model.value, alarm.key, alarm.value FROM tags AS alarm
+    JOIN runs ON runs.run_uuid = alarm.run_uuid AND runs.lifecycle_stage = 'active'
+    JOIN experiments AS e ON e.experiment_id = runs.experiment_id AND e.lifecycle_stage = 'active'
+        AND e.workspace = 'default'
+    JOIN tags AS role ON role.key = '{ROLE}' AND role.run_uuid = alarm.run_uuid AND role.value = '{MONITOR}'
+    JOIN tags AS model ON model.key = '{MODEL}' AND model.run_uuid = alarm.run_uuid
+    JOIN tags AS environment ON environment.key = '{ENVIRONMENT}' AND environment.run_uuid = alarm.run_uuid
+    WHERE substr(alarm.key, 1, {len(ALARM)}) = '{ALARM}' ORDER BY runs.start_time, alarm.key
+"""
 
 
 def read() -> dict[str, Overview] | None:
@@ -93,6 +94,18 @@ def failures() -> dict[str, str] | None:
     return _query(_failed)
 
 
+def alarms() -> dict[tuple[str, str], tuple[Recorded, ...]] | None:
+    """The monitor's alarms by environment and model.
+
+    Returns:
+        None in the same cases as `read`.
+
+    Raises:
+        UsageError: in the same cases as `read`.
+    """
+    return _query(_alarms)
+
+
 def _query(function: Callable[[sqlite3.Connection], Answer]) -> Answer | None:
     """The result of a function that reads the tables; None if they cannot be read."""
     uri = tracking_uri()
@@ -106,6 +119,19 @@ def _query(function: Callable[[sqlite3.Connection], Answer]) -> Answer | None:
             return function(tables) if _revision(tables) == REVISION else None
     except sqlite3.Error:
         return None
+
+
+def is_known(file: Path) -> bool:
+    """Whether an SQLite file has the tables that this module was written for.
+
+    Args:
+        file: the file.
+    """
+    try:
+        with closing(open_sqlite(file, timeout_s=1)) as tables:
+            return _revision(tables) == REVISION
+    except sqlite3.Error:
+        return False
 
 
 def experiment(name: str) -> tuple[str, str] | None:
@@ -143,8 +169,16 @@ def _overviews(tables: sqlite3.Connection) -> dict[str, Overview]:
     newest: defaultdict[str, list[Row]] = defaultdict(list)
     for name, version, created, stage, source, link in tables.execute(f"{_NEWEST} ORDER BY version DESC"):
         newest[name].append(Row(name, version, created, stage, source, link, tags[name, version]))
-    return {name: Overview(tuple(newest[name]), aliases[name]) for (name,) in tables.execute(_MODELS)}
+    of_models: defaultdict[str, dict[str, str]] = defaultdict(dict)
+    for name, key, value in tables.execute(_MODEL_TAGS):
+        of_models[name][key] = value
+    return {name: Overview(tuple(newest[name]), aliases[name], of_models[name]) for (name,) in tables.execute(_MODELS)}
 
 
 def _failed(tables: sqlite3.Connection) -> dict[str, str]:
     return {model: to_reason(reason) for model, reason in tables.execute(_FAILED)}
+
+
+def _alarms(tables: sqlite3.Connection) -> dict[tuple[str, str], tuple[Recorded, ...]]:
+    rows = tables.execute(_ALARMS)
+    return by_environment({ENVIRONMENT: env, MODEL: model, name: value} for env, model, name, value in rows)

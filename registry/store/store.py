@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
@@ -22,12 +22,14 @@ from onward.registry.errors import LostRace, StoreUnreachable, UsageError
 from onward.registry.gates import policy
 from onward.registry.log.entries import Draft, Entry
 from onward.registry.names import is_name
-from onward.registry.store import log_memory, newest_run, relocate, webhooks
+from onward.registry.store import direct_rows, log_memory, monitor_runs, newest_run, relocate, webhooks
 from onward.registry.store.artifacts import Files
-from onward.registry.store.connection import as_default, connect, excerpt, reachable
+from onward.registry.store.connection import as_default, checked, connect, excerpt, reachable
 from onward.registry.store.entry_pages import entry_page, history_page
 from onward.registry.store.logged_models import describe_copy
 from onward.registry.store.model_versions import Versions
+from onward.registry.store.monitor_tags import Recorded
+from onward.registry.store.rows import Rows
 from onward.registry.store.schema import (
     LIVE,
     LOST,
@@ -62,19 +64,33 @@ class Store:
     Args:
         client: a client of the store; None to connect to the store in use.
         create: whether to create an embedded store that does not exist. Operations that only read pass False.
+        direct: whether to read rows without MLflow where that is possible (registry/store/direct_rows.py).
+        address: the store's URI, including credentials; "" for the store in use.
     """
 
-    def __init__(self, client: MlflowClient | None = None, *, create: bool = True) -> None:
-        self._given, self._create_store = client, create
+    def __init__(
+        self, client: MlflowClient | None = None, *, create: bool = True, direct: bool = False, address: str = ""
+    ) -> None:
+        self._given, self._create_store, self._direct, self._address = client, create, direct, address
 
     @cached_property
     def _client(self) -> MlflowClient:
-        return self._given or connect(create=self._create_store)
+        if self._given is not None:
+            return self._given
+        return connect(self._address, self._create_store) if self._address else connect(create=self._create_store)
 
-    @property
+    @cached_property
     def uri(self) -> str:
         """The store's URI, including credentials."""
+        if self._direct and self._given is None:
+            return checked(self._address or None, self._create_store)
         return str(self._client.tracking_uri)
+
+    @cached_property
+    def rows(self) -> Rows:
+        """The registered versions, for reading."""
+        found = direct_rows.open_rows(self.uri) if self._direct and self._given is None else None
+        return found or self.versions
 
     @cached_property
     def versions(self) -> Versions:
@@ -90,7 +106,7 @@ class Store:
 
     def log(self, environment: str, model: str) -> Log:
         """The whole log of one environment of one model; an empty log if nothing was ever deployed."""
-        log = self.parse(environment, model, self.versions.newest_first(registered_name(environment, model)))
+        log = self.parse(environment, model, self.rows.newest_first(registered_name(environment, model)))
         return self.remembered(environment, model, log)
 
     def head(self, environment: str, model: str, down_to: int | None = None) -> Log:
@@ -102,7 +118,7 @@ class Store:
             down_to: the number of an entry that must be included.
         """
         versions: list[Version] = []
-        for page, floor in self.versions.pages(registered_name(environment, model)):
+        for page, floor in self.rows.pages(registered_name(environment, model)):
             versions += page
             log = self.parse(environment, model, versions, floor)
             if log.settled and (down_to is None or floor < down_to):
@@ -145,7 +161,7 @@ class Store:
             UsageError: there is no such entry, or the environment has signers and none of them signed it.
         """
         registered = registered_name(environment, model)
-        version = self.versions.get(registered, number)
+        version = self.rows.get(registered, number)
         log = self.parse(environment, model, [version] if version else [], floor=number - 1)
         if log.unproven or log.open:  # its signer may have been removed; then later entries prove it
             log = self.head(environment, model, down_to=number)
@@ -169,11 +185,11 @@ class Store:
 
     def candidates(self, model: str) -> Iterator[RegisteredVersion]:
         """The versions that the pipeline registered, newest first, read page by page as they are needed."""
-        return map(to_registered_version, self.versions.newest_first(model))
+        return map(to_registered_version, self.rows.newest_first(model))
 
     def candidate(self, model: str, version: int) -> RegisteredVersion | None:
         """One version that the pipeline registered; None if it does not exist (any more)."""
-        found = self.versions.get(model, version)
+        found = self.rows.get(model, version)
         return to_registered_version(found) if found is not None else None
 
     def run(self, run_id: str) -> tuple[dict[str, str], dict[str, float]] | None:
@@ -216,6 +232,22 @@ class Store:
     def failures(self) -> dict[str, str]:
         """The models whose newest pipeline run failed, and the reason for each."""
         return newest_run.failures(self._client)
+
+    def alarms(self) -> dict[tuple[str, str], tuple[Recorded, ...]]:
+        """The monitor's alarms by environment and model."""
+        return monitor_runs.alarms(self._client)
+
+    def record_monitoring(
+        self,
+        environment: str,
+        model: str,
+        points: Sequence[tuple[str, float, float]],
+        recorded: Recorded,
+        monitor: str,
+        page: str = "",
+    ) -> str:
+        """Write what the monitor found, and return the id of the run; see registry/store/monitor_runs.py."""
+        return monitor_runs.record(self._client, environment, model, points, recorded, monitor, page)
 
     def environments(self, model: str) -> list[str]:
         """The environments with a log of `model`, including those that params.yaml no longer names."""

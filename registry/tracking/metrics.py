@@ -255,10 +255,26 @@ def version_tags(evidence: Evidence) -> dict[str, str]:
         "fastest": _fastest(evidence) or None,
         "size_mb": sum(file.size_bytes for file in chosen.files) / 1e6,
         **{name: figures.get(name) for name in ("p50_ms", "speedup", "fidelity_snr_db")},
+        "best_batch": best_batch(chosen),
         "cpu": machine.cpu if machine else None,
         "instruction_sets": hardware.kind(machine) if machine else None,
     }
     return {key: _text(value) for key, value in found.items() if value is not None}
+
+
+def best_batch(measurement: Measurement) -> int | None:
+    """The batch size that a server should join requests to: the knee, else the size with the best throughput.
+
+    Args:
+        measurement: the variant's measurement.
+    """
+    scenarios = measurement.scenarios
+    if scenarios is None or not scenarios.sweep:
+        return None
+    if scenarios.knee:
+        return next(iter(scenarios.knee.values()))
+    best = max(scenarios.sweep, key=lambda point: point.throughput)
+    return next(iter(best.sizes.values()), None)
 
 
 def _fastest(evidence: Evidence) -> str:

@@ -1,0 +1,1 @@
+"""Exports versions to other servers: Triton's model repository, and KServe's InferenceService."""
