@@ -158,7 +158,7 @@ def cases() -> tuple[list[Case], list[Case]]:
 
 
 def page(
-    calm: dict[Case, Alarms], drifting: dict[Case, Alarms], evidently: list[dict[str, Any]] | None, seconds: float
+    calm: dict[Case, Alarms], drifting: dict[Case, Alarms], evidently: list[dict[str, Any]] | None, seconds: float = 0
 ) -> str:
     """The page of results."""
     peers = {(e["n"], e.get("correlation", 0.0), e.get("shift", 0.0), e.get("moved", 0.0)): e for e in evidently or []}
@@ -181,14 +181,14 @@ def page(
         )
         for case, found in drifting.items()
     ]  # fmt: skip
-    windows, trials = next(iter(calm.values())).windows, next(iter(drifting.values())).windows
+    windows, trials = (max(one.windows for one in found.values()) for found in (calm, drifting))
     return "\n".join(
         [
             "# Drift: false alarms and power",
             "",
             f"`python -m benchmarks.drift --windows {windows} --trials {trials}`: five columns of numbers (normal, "
             "lognormal, logistic, bimodal, heavy-tailed), one of five categories, and three scores, in "
-            f"{len(_features())} tests. {seconds / 60:.0f} minutes of processor time. "
+            f"{len(_features())} tests{f', in {seconds / 60:.0f} minutes of processor time' if seconds else ''}. "
             "[Decision 83](../docs/decisions/0083-drift-that-matters.md) explains the method.",
             "",
             table(_findings(calm, drifting)),
@@ -205,6 +205,7 @@ def page(
                 ),
                 rows,
             ),
+            "",
             "## Power",
             "",
             "The share of trials in which the column with the drift raises an alarm after five windows; for Evidently, "
@@ -213,6 +214,7 @@ def page(
             markdown_table(
                 ("drift of one column", "samples of a window", "samples of the reference", "Onward", "Evidently"), power
             ),
+            "",
         ]
     )  # fmt: skip
 
