@@ -181,7 +181,7 @@ def page(
         )
         for case, found in drifting.items()
     ]  # fmt: skip
-    windows, trials = next(iter(calm.values())).windows, next(iter(drifting.values())).windows
+    windows, trials = (max(one.windows for one in found.values()) for found in (calm, drifting))
     return "\n".join(
         [
             "# Drift: false alarms and power",
