@@ -33,6 +33,7 @@ class Fakes:
             sizes=SimpleNamespace(batching=SimpleNamespace(delay_s=0.0)),
         )  # fmt: skip
         monkeypatch.setattr(live, "Store", lambda **_: None)
+        monkeypatch.setattr(evidence, "this_host", lambda _: evidence.Host("f", "cpu"))
         monkeypatch.setattr(evidence, "baseline", lambda *_: (None, "latency: no benchmark"))
         monkeypatch.setattr(response, "wanted", lambda alarms, _: list(alarms))
         monkeypatch.setattr(response, "respond", self.respond)

@@ -17,6 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -334,7 +335,7 @@ def test_traffic_with_drift_raises_an_alarm_and_no_rollback(
 
 def record(
     folder: Path, store: Store, count: int, *, entry: int, shift: float = 0.0, ms: float = 1.0, start: float = 1e9,
-    failing: int = 0, host: str = "another",
+    failing: int = 0, host: str = "another CPUExecutionProvider x1",
 ) -> float:  # fmt: skip
     """Record requests of an entry, one per second, and return when the last one arrived."""
     found = store.entry("staging", "cnn", entry)
@@ -369,7 +370,9 @@ def two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
 def test_the_job_finds_no_alarm_in_sound_requests(two: Store, tmp_path: Path, onward: Command) -> None:
     folder = tmp_path / "requests"
     then = record(folder, two, 100, entry=1)
-    record(folder, two, 300, entry=2, start=then, host=evidence.host(CPU))
+    record(
+        folder, two, 300, entry=2, start=then, host=str(evidence.Host(hardware.fingerprint(hardware.describe()), CPU))
+    )
     code, out, err = onward("monitor", "cnn@staging", "--recorded", str(folder), "--window", "60")
     assert (code, err) == (0, "")
     assert "cnn@staging, version 2, entry 2: 300 requests, 0 failed" in out
@@ -531,3 +534,25 @@ def test_a_tag_has_room_for_many_alarms_in_any_language() -> None:
     recorded = Recorded(7, "2026-11-28T00:00:00+00:00", tuple(f"input_drift: {'漢' * 5000} {n}" for n in range(20)))
     assert len(to_tag(recorded)) < 8000
     assert (from_tag(to_tag(recorded)) or recorded).alarms[-1] == "further alarms: see the run"
+
+
+def test_beside_other_runs_a_call_may_take_as_long_as_the_benchmark_says(two: Store, tmp_path: Path) -> None:
+    rows = 200 * [("single stream", "b2", 2.0), ("single stream", "b8", 6.0), ("4 callers", "b2", 3.0)]
+    columns = dict(zip(("scenario", "size", "latency_ms"), map(list, zip(*rows, strict=True)), strict=True))
+    table = {"variant": ["v"] * 600, "runtime": ["cpu"] * 600, **columns}
+    file = tmp_path / "samples.parquet"
+    parquet.write_table(pa.table(table), file)
+    for workers, expected in ((1, {(8, 2.0), (32, 6.0)}), (3, {(8, 3.0), (32, 9.0)}), (8, None)):
+        calls = evidence._calls(file, "v", "cpu", {"b2": 8, "b8": 32}, workers)
+        assert (None if calls is None else {(call.size, call.ms) for call in calls}) == expected
+    tags = not_none(two.candidate("cnn", 2)).evidence
+    here = evidence.Host(hardware.fingerprint(hardware.describe()), CPU)
+    assert evidence.parse_host(str(here)) == here
+    assert evidence.parse_host("something else") is None
+    for host, words in (
+        (here, ""), (replace(here, workers=4), "did not measure 4 runs"), (replace(here, joined=True), "joined"),
+        (replace(here, fingerprint="0"), "not the one of the release's benchmark"),
+        (replace(here, provider="CUDAExecutionProvider"), "not the one of the release's benchmark"),
+    ):  # fmt: skip
+        found, note = evidence.baseline(two, tags, host)
+        assert (found is None, words in note) == (bool(words), True)

@@ -148,14 +148,12 @@ def observe(
         raise UsageError("--monitor watches environments: serve MODEL@ENVIRONMENT")
     if record is not None:
         from onward.registry.serve.recording import Recorder, Recording, parse_keep
-        from onward.registry.watch.evidence import host
+        from onward.registry.watch.evidence import this_host
 
         keep = parse_keep(tensors)
         _require_known(keep, models)
         recording = Recording(record, samples=samples, keep=keep, most_bytes=int(max_mb * 1e6), hours=hours)
-        hosts = {
-            model.name: host(model.session.loaded.providers[0], model.sizes.batching.delay_s > 0) for model in models
-        }
+        hosts = {model.name: str(this_host(model)) for model in models}
         server.observe(Recorder(recording, server.metrics, hosts))
     if monitor_window is not None:
         from onward.registry.watch.live import LiveMonitor

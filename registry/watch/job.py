@@ -107,9 +107,10 @@ def judge(
         seen = f"; there are some of {', '.join(versions[-3:])}" if versions else ""
         return watch.judgement(notes=[*notes, f"no recorded request is of the live version, entry {live.entry}{seen}"])
     hosts = {row.host for row in own}
-    if len(hosts) == 1:
-        watch.baseline, watch.baseline_note = evidence.baseline(store, live.evidence, hosts.pop())
-    else:
+    here = evidence.parse_host(hosts.pop()) if len(hosts) == 1 else None
+    if here is not None:
+        watch.baseline, watch.baseline_note = evidence.baseline(store, live.evidence, here)
+    elif hosts:
         notes.append(f"latency: the requests are from {len(hosts)} kinds of host, so they have no common benchmark")
     for row in own:
         if row.outcome == "success":

@@ -153,9 +153,9 @@ class LiveMonitor(QueuedObserver):
             missing = drift.explain(known)
             state.notes = (f"drift: {missing}",) if missing else ()
             state.judge = None if missing else drift.Judge(known)
-        watch, joined = state.watch, self._models[target].sizes.batching.delay_s > 0
-        here = evidence.host(loaded.providers[0], joined)
+        watch = state.watch
         try:
+            here = evidence.this_host(self._models[target])
             watch.baseline, watch.baseline_note = evidence.baseline(Store(create=False), loaded.evidence, here)
         except OnwardError as error:
             watch.baseline_note = f"latency: the version's benchmark cannot be read: {error}"
