@@ -45,7 +45,8 @@ os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
 
 # Test files that take minutes, longest first, so that two workers finish at about the same time.
 LONGEST = (
-    "test_pipeline", "test_pitfalls", "test_docs", "test_site", "test_benchmarks", "test_corpus", "test_release",
+    "test_pipeline", "test_site", "test_docs", "test_pitfalls", "test_benchmarks", "test_serve_traffic", "test_monitor",
+    "test_corpus", "test_light", "test_team", "test_browser", "test_structure", "test_release",
     "test_servers", "test_bench", "test_runtimes", "test_verify", "test_stages", "test_field_cases", "test_servable",
     "test_newest",
 )  # fmt: skip

@@ -327,5 +327,5 @@ def judge(reference: Reference | None, windows: Sequence[Window]) -> list[Featur
 def explain(reference: Reference | None) -> str:
     """Say why nothing can be judged; empty if something can."""
     if reference is None:
-        return "the version was published without a reference of its inputs and outputs: publish it again"
+        return "the version has no reference of its inputs and outputs; versions published from now on have one"
     return "" if reference.features else "the version's reference has no feature: too few evaluation samples"
