@@ -129,13 +129,7 @@ class Server:
         """Serve until the process receives SIGTERM or SIGINT. Running requests finish."""
         follower = threading.Thread(target=self._follow, name="onward-follow", daemon=True)
         follower.start()
-        try:
-            self._uvicorn.run()
-        finally:
-            self._stop.set()
-            self._look.set()
-            for model in self.models.values():
-                model.close()
+        self._uvicorn.run()
 
     def observe(self, observer: QueuedObserver) -> None:
         """Let an observer see the requests of all models, until the server ends.
@@ -152,12 +146,16 @@ class Server:
     async def _beside(self, _: Starlette) -> AsyncIterator[None]:
         """What runs beside the HTTP server: gRPC, on the same event loop.
 
-        The observers end here and not after `run`, because uvicorn raises the signal again that ended it.
+        Models and observers end here and not after `run`, because uvicorn raises the signal again that ended it.
         """
         try:
             async with self._grpc():
                 yield
         finally:
+            self._stop.set()
+            self._look.set()
+            for model in self.models.values():
+                await asyncio.to_thread(model.close)
             for observer in (*self._observers, self._spans):
                 if observer is not None:
                     await asyncio.to_thread(observer.close)
