@@ -45,15 +45,20 @@ os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
 
 # Test files that take minutes, longest first, so that two workers finish at about the same time.
 LONGEST = (
-    "test_pipeline", "test_site", "test_docs", "test_pitfalls", "test_benchmarks", "test_serve_traffic", "test_monitor",
-    "test_corpus", "test_light", "test_team", "test_browser", "test_structure", "test_release",
-    "test_servers", "test_bench", "test_runtimes", "test_verify", "test_stages", "test_field_cases", "test_servable",
-    "test_newest",
+    "test_pipeline", "test_site", "test_docs", "test_pitfalls", "test_benchmarks", "test_corpus", "test_team",
+    "test_structure", "test_release", "test_servers", "test_bench", "test_runtimes", "test_verify", "test_stages",
+    "test_field_cases", "test_servable", "test_newest",
 )  # fmt: skip
 
 
-# Test files that use torch in the test process run last: stages fork, and a fork after torch ran may hang.
-LAST = ("test_tracing", "test_opinions", "test_signature", "test_rebuilt", "test_operators")
+# Test files that start gRPC, servers or torch in the test process run last: stages fork, and a fork of a process with
+# such threads may hang.
+LAST = (
+    "test_serve_traffic", "test_monitor", "test_light", "test_serve_batching", "test_serve", "test_live_monitor",
+    "test_serve_agreement", "test_serve_at_once", "test_serve_clients", "test_serve_protocol", "test_serve_tracing",
+    "test_recording", "test_other_servers", "test_tracing", "test_opinions", "test_signature", "test_rebuilt",
+    "test_operators",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
