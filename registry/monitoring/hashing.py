@@ -22,10 +22,20 @@ MOST_WORDS = 256
 def splitmix(values: Array) -> Array:
     """Hash integers to 64 bits (SplitMix64: Steele, Lea and Flood, 2014)."""
     with np.errstate(over="ignore"):
-        mixed = values.astype(np.int64).view(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+        mixed = _integers(values).view(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
         mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         return mixed ^ (mixed >> np.uint64(31))
+
+
+def _integers(values: Array) -> Array:
+    """The values as integers of 64 bits. Floats without such an integer become the smallest one on every machine."""
+    if values.dtype.kind == "f":
+        values = values.astype(np.float64)
+        values = np.where(np.abs(values) < 2.0**63, values, -(2.0**63))
+    with np.errstate(over="ignore"):
+        found: Array = values.astype(np.int64)
+    return found
 
 
 def buckets(values: Array, lowest: int | None, size: int = BUCKETS) -> Array:
@@ -41,8 +51,7 @@ def buckets(values: Array, lowest: int | None, size: int = BUCKETS) -> Array:
     """
     if lowest is None:
         return (splitmix(values) % np.uint64(size)).astype(np.int64)
-    with np.errstate(over="ignore"):
-        values = values.astype(np.int64)
+    values = _integers(values)
     in_range = (values >= lowest) & (values <= lowest + size - 2)
     return np.where(in_range, values, lowest) - lowest + np.where(in_range, 0, size - 1)
 
