@@ -254,6 +254,7 @@ VALUES = st.one_of(
 
 @settings(max_examples=60, deadline=None)
 @given(at_publication=VALUES, live=VALUES)
+@example(at_publication=np.linspace(1e168, 1e169, 1200).reshape(30, 40), live=np.full((30, 40), 1e307))
 def test_no_tensor_is_an_error(at_publication: Any, live: Any) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")

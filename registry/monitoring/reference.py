@@ -37,6 +37,8 @@ _BINS = 60
 # An integer column with more different values is a number.
 _MOST_VALUES = 32
 _FOURIER = 32
+# Projections count as at most this many standard deviations from their mean: larger angles would overflow.
+_FARTHEST = 1e9
 # Limits of bins beyond the smallest and the largest value, in standard deviations.
 _BEYOND = np.array([0.125, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 6, 8, 12, 16, 64, 256, 1024, 1e4, 1e5, 1e6])
 
@@ -89,7 +91,9 @@ class Feature(Record):
         finite: Array = values[np.isfinite(values).all(1)]
         if self.family == "shares":
             return finite
-        scaled = (finite - np.asarray(self.means)) / np.asarray(self.deviations)
+        with np.errstate(over="ignore"):
+            scaled = (finite - np.asarray(self.means)) / np.asarray(self.deviations)
+        scaled = np.clip(scaled, -_FARTHEST, _FARTHEST)
         # Kernel exp(-|x - y|^2 / (2 PROJECTIONS)): at the typical distance of standardised projections (Rahimi and
         # Recht, 2007).
         angles = scaled @ (frequencies(PROJECTIONS, _FOURIER) / np.sqrt(PROJECTIONS))
@@ -179,8 +183,8 @@ def _fit(tensor: int, raw: Raw) -> Feature | None:
         finite = raw.values[np.isfinite(raw.values).all(1)]
         if len(finite) < FEWEST_SAMPLES:
             return None
-        spread = finite.std(0)
-        means, deviations = _rounded(finite.mean(0), 9), _rounded(np.where(spread > 0, spread, 1), 9)
+        mean, spread = _moments(finite)
+        means, deviations = _rounded(mean, 9), _rounded(np.where(spread > 0, spread, 1), 9)
         update = {"family": "vectors", "means": means, "deviations": deviations}
         return _fit_blocks(feature.model_copy(update=update), finite)
     if raw.family == "integers" and len(np.unique(raw.values)) <= _MOST_VALUES:
@@ -189,6 +193,14 @@ def _fit(tensor: int, raw: Raw) -> Feature | None:
         counts = np.bincount(buckets(raw.values, lowest, size), minlength=size).tolist()
         return feature.model_copy(update={"family": "categories", "lowest": lowest, "counts": counts})
     return _fit_numbers(feature, raw.values.astype(np.float64))
+
+
+def _moments(values: Array) -> tuple[Array, Array]:
+    """Mean and standard deviation over the samples, also of numbers whose sums or squares would overflow."""
+    largest = np.abs(values).max(0)
+    largest = np.where(largest > 0, largest, 1)
+    scaled = values / largest
+    return scaled.mean(0) * largest, scaled.std(0) * largest
 
 
 def _fit_blocks(feature: Feature, values: Array) -> Feature:
@@ -211,9 +223,7 @@ def _fit_numbers(feature: Feature, values: Array) -> Feature | None:
         same = float(finite[0])
         update = {"family": "categories", "center": same, "scale": max(abs(same), 1e-6) * 1e-6, "edges": [-1.0, 1.0]}
         return feature.model_copy(update={**update, "samples": len(finite), "counts": [0, len(finite), 0]})
-    largest = np.abs(finite).max()
-    center, scale = (finite / largest).mean() * largest, (finite / largest).std() * largest
-    center, scale = _rounded(np.array([center, scale]), 9)
+    center, scale = _rounded(np.array(_moments(finite)), 9)
     scaled = (finite - center) / scale
     if not (np.isfinite(scaled).all() and scaled[0] < scaled[-1]):
         return None
