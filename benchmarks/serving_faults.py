@@ -90,7 +90,7 @@ class Background:
 
 
 def _embedded(folder: Path) -> None:
-    """A store of this benchmark with three versions, of which the first is live."""
+    """A store of this benchmark with three versions. The first is live."""
     os.chdir(folder)
     os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
     prepare()

@@ -34,3 +34,13 @@ def valid_name(name: str, what: str) -> str:
     if not is_name(name):
         raise UsageError(f"{name!r} is not a valid name for {what}: {NAME_RULE}")
     return name
+
+
+def tag_of(prefix: str, host: str) -> str:
+    """The name of a host's tag, in the characters and the length that MLflow allows.
+
+    Args:
+        prefix: the beginning of the name.
+        host: the host, or another name of a program.
+    """
+    return prefix + re.sub(r"[^A-Za-z0-9_.-]", "_", host)[:100]

@@ -41,11 +41,13 @@ from onward.registry.monitoring.decay import Call
 from onward.registry.monitoring.drift import FeatureResult
 from onward.registry.monitoring.recorded import Row
 from onward.registry.monitoring.watch import Alarm, Counts, Deployment, Watch
+from onward.registry.names import tag_of
 from onward.registry.operations import overview, promotion
 from onward.registry.report.monitoring_page import render
 from onward.registry.store import sqlite_reader
 from onward.registry.store.connection import as_default, ensure_experiment
 from onward.registry.store.monitor_tags import (
+    ALARM,
     ENVIRONMENT,
     MODEL,
     MONITOR,
@@ -54,7 +56,6 @@ from onward.registry.store.monitor_tags import (
     about,
     by_environment,
     from_tag,
-    tag_of,
     to_tag,
 )
 from onward.registry.store.store import Store
@@ -522,8 +523,14 @@ def test_alarms_of_several_monitors_stand_together_and_old_ones_are_left_out() -
     other = Recorded(7, (now - timedelta(hours=1)).isoformat(), ("errors: 3 of 9", "shadow: differs"))
     earlier = Recorded(6, now.isoformat(), ("errors: of another entry",))
     old = Recorded(7, (now - timedelta(days=3)).isoformat(), ("errors: long ago",))
-    tags = {tag_of(name): to_tag(each) for name, each in (("a", one), ("b b", other), ("c", earlier), ("d", old))}
-    tags |= {tag_of("none"): to_tag(Recorded(7, now.isoformat(), ())), tag_of("bad"): '{"entry": 7}', ROLE: MONITOR}
+    tags = {
+        tag_of(ALARM, name): to_tag(each) for name, each in (("a", one), ("b b", other), ("c", earlier), ("d", old))
+    }
+    tags |= {
+        tag_of(ALARM, "none"): to_tag(Recorded(7, now.isoformat(), ())),
+        tag_of(ALARM, "bad"): '{"entry": 7}',
+        ROLE: MONITOR,
+    }
     found = by_environment([{**tags, ENVIRONMENT: "production", MODEL: "cnn"}])
     together = about(found["production", "cnn"], 7, now)
     assert together == Recorded(7, now.isoformat(), ("errors: 3 of 9", "latency: slow", "shadow: differs"))

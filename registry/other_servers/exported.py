@@ -11,7 +11,7 @@ from typing import Any
 from onward.registry.artifact import onnx_file
 from onward.registry.artifact.replay import BUNDLE, without_batches
 from onward.registry.artifact.serving_plan import Served, Serving
-from onward.registry.errors import NotReady, OnwardError, Refused, UsageError
+from onward.registry.errors import OnwardError, Refused, UsageError
 from onward.registry.evidence.records import SweepPoint, TensorSpec
 from onward.registry.evidence.reports import BenchmarkReport, load
 from onward.registry.evidence.session_options import CPU, CUDA, OPENVINO, TENSORRT
@@ -178,7 +178,7 @@ def _sweep(
         with tempfile.TemporaryDirectory(prefix="onward-") as temporary:
             folder = store.reports(run, Path(temporary))
             report = load(BenchmarkReport, folder / "benchmark.json") if folder else None
-    except (OnwardError, NotReady) as error:
+    except OnwardError as error:
         notes.append(f"no dynamic batching, because the reports of the benchmark cannot be read: {error}")
         return (), None
     if report is None or candidate is None:

@@ -98,7 +98,7 @@ def write(version: Exported, repository: Path) -> Written:
 
 
 def _require_ours(folder: Path) -> None:
-    """Check that the configuration in a folder is Onward's, and that nobody edited it.
+    """Check that the configuration in a folder is Onward's, and that it was not edited.
 
     Raises:
         Refused: it is not.

@@ -91,7 +91,7 @@ class Access:
         Raises:
             Fault: as ServedModel.infer.
         """
-        seconds = min(self.limits.seconds, asked.seconds or self.limits.seconds)
+        seconds = self._seconds(asked)
         return model.at_once(asked.arrays, wanted, number or asked.id, seconds)
 
     async def answer(self, model: ServedModel, asked: Request, wanted: str, number: str = "") -> Answer:
@@ -106,8 +106,12 @@ class Access:
         Raises:
             Fault: as ServedModel.infer, or the time is over.
         """
-        seconds = min(self.limits.seconds, asked.seconds or self.limits.seconds)
+        seconds = self._seconds(asked)
         try:
             return await asyncio.wait_for(model.infer(asked.arrays, wanted, number or asked.id, seconds), seconds)
         except TimeoutError:
             raise Fault(504, f"{model.name} did not answer within {seconds:g} s") from None
+
+    def _seconds(self, asked: Request) -> float:
+        """The time limit of a request."""
+        return min(self.limits.seconds, asked.seconds or self.limits.seconds)

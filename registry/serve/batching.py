@@ -73,7 +73,7 @@ class Job:
 
     @property
     def gone(self) -> bool:
-        """Whether nobody waits for the answer any more: the caller left, or the time is over."""
+        """Whether the answer is not needed any more: the caller left, or the time is over."""
         return self.future.cancelled() or time.perf_counter() > self.arrived + self.seconds
 
     def finish(self, result: Any) -> None:

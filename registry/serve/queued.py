@@ -10,6 +10,7 @@ import logging
 import queue
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ _LOG = logging.getLogger("onward.serve")
 MOST_REQUESTS, MOST_BYTES = 2000, 64 * 2**20
 
 
-class QueuedObserver:
+class QueuedObserver(ABC):
     """Base of observers that may take their time.
 
     Args:
@@ -65,21 +66,21 @@ class QueuedObserver:
             self._queue.put(None)
         self._thread.join(timeout_s)
 
+    @abstractmethod
     def handle(self, request: Observation) -> None:
         """Handle a request. Called in the observer's own thread."""
-        raise NotImplementedError
 
+    @abstractmethod
     def dropped(self, request: Observation) -> None:
         """Count a request that did not fit. Called in the thread that answered it, so it must not block."""
-        raise NotImplementedError
 
+    @abstractmethod
     def tick(self, last: bool) -> None:
         """Do what is due. Called in the observer's own thread, every `every` seconds and at the end.
 
         Args:
             last: whether the thread ends now.
         """
-        raise NotImplementedError
 
     def _run(self) -> None:
         due, ended = time.monotonic() + self._every, False

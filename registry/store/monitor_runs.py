@@ -11,16 +11,17 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from onward.registry.names import tag_of
 from onward.registry.store.artifacts import experiment_name
 from onward.registry.store.connection import PAGE, all_items, ensure_experiment, reachable
 from onward.registry.store.monitor_tags import (
+    ALARM,
     ENVIRONMENT,
     MODEL,
     MONITOR,
     ROLE,
     Recorded,
     by_environment,
-    tag_of,
     to_tag,
 )
 
@@ -76,7 +77,7 @@ def record(
         metrics = [Metric(name, value, int(at * 1000), int(at)) for name, value, at in points if math.isfinite(value)]
         for start in range(0, len(metrics), _METRICS):
             client.log_batch(run_id, metrics=metrics[start : start + _METRICS])
-        client.set_tag(run_id, tag_of(monitor), to_tag(recorded))
+        client.set_tag(run_id, tag_of(ALARM, monitor), to_tag(recorded))
         if page:
             client.log_text(run_id, page, PAGE_FILE)
     return run_id

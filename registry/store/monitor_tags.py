@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -32,15 +31,6 @@ class Recorded:
     entry: int
     at: str
     alarms: tuple[str, ...]
-
-
-def tag_of(monitor: str) -> str:
-    """The name of a monitor's tag.
-
-    Args:
-        monitor: the monitor: the host of a server, or another name.
-    """
-    return ALARM + re.sub(r"[^A-Za-z0-9_.-]", "_", monitor)[:100]
 
 
 def to_tag(recorded: Recorded) -> str:

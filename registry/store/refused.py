@@ -6,13 +6,13 @@ soon as another entry is live. A server removes its record when it has loaded th
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
 from onward.registry.evidence.records import Record
+from onward.registry.names import tag_of
 from onward.registry.store.connection import reachable
 from onward.registry.text import one_line
 
@@ -82,7 +82,7 @@ def write(client: MlflowClient, registered: str, refusal: Refusal) -> None:
         for name in tags:
             if name.startswith(PREFIX) and not read({name: tags[name]}, refusal.entry):
                 client.delete_registered_model_tag(registered, name)
-        client.set_registered_model_tag(registered, _tag(refusal.host), short.model_dump_json())
+        client.set_registered_model_tag(registered, tag_of(PREFIX, refusal.host), short.model_dump_json())
 
 
 def clear(client: MlflowClient, registered: str, host: str) -> None:
@@ -98,14 +98,10 @@ def clear(client: MlflowClient, registered: str, host: str) -> None:
         MlflowException: the store has no such registered model.
     """
     with reachable():
-        if _tag(host) in _tags(client, registered):
-            client.delete_registered_model_tag(registered, _tag(host))
+        if (tag := tag_of(PREFIX, host)) in _tags(client, registered):
+            client.delete_registered_model_tag(registered, tag)
 
 
 def _tags(client: MlflowClient, registered: str) -> dict[str, str]:
     found = client.search_registered_models(f"name = '{registered}'", max_results=1)
     return dict(found[0].tags) if found else {}
-
-
-def _tag(host: str) -> str:
-    return PREFIX + re.sub(r"[^A-Za-z0-9_.-]", "_", host)[:100]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from onward.registry.errors import NotReady, OnwardError
@@ -70,7 +70,7 @@ def monitor(target: str, folder: Path, window: float, store: Store | None = None
         )
     judgement = judge(store, live, folder, rows, window, problems)
     kept = response.wanted(judgement.alarms, environment)
-    judgement = Judgement(**{**vars(judgement), "alarms": tuple(kept)})
+    judgement = replace(judgement, alarms=tuple(kept))
     if not write:
         return Result(judgement)
     done = response.respond(store, model, environment, live.entry, judgement.alarms)
