@@ -21,6 +21,7 @@ from onward.registry import checkout
 from onward.registry.cli.output import Json, print_json, say
 from onward.registry.errors import UsageError
 from onward.stages.__main__ import STAGES
+from onward.stages.fleet import cli as fleet
 
 # How long a stage may take to end after Ctrl-C, before it gets the signal from this process.
 INTERRUPT_SECONDS = 2.0
@@ -40,6 +41,7 @@ def mount(app: typer.Typer) -> None:
     app.command("stage", context_settings={"allow_extra_args": True, "allow_interspersed_args": False})(stage)
     app.command("add")(add)
     app.command("schema")(schema)
+    app.add_typer(fleet.app, name="fleet", help="Run the pipelines of many models on the machines of a Ray cluster.")
 
 
 def stage(

@@ -110,24 +110,28 @@ def _operators(evidence: Evidence) -> dict[str, int]:
 def _write_bundle(model: str, settings: ModelParams, evidence: Evidence, folder: Path) -> None:
     """Write the files for registry/artifact/replay.py: inputs, and outputs of the original and of the chosen files."""
     selected = evidence.select
-    precisions = {(m.variant, m.runtime): m.precision for m in evidence.benchmark.measurements}
     inputs, reference = _recorded_call(model, settings)
     bundle = {"inputs": inputs, "reference": reference}
-    for winner in selected.winners:
-        with Worker.onnx(
-            paths.root() / winner.files[0].path,
-            f"{winner.variant} of {model}",
-            winner.provider,
-            winner.options,
-            python(winner.runtime, paths.root()),
-        ) as worker:
-            bundle["outputs" if winner is selected.winners[0] else f"outputs-{winner.runtime}"] = worker.run(inputs)
+    for winner in selected.all_winners:
+        try:
+            with Worker.onnx(
+                paths.root() / winner.files[0].path,
+                f"{winner.variant} of {model}",
+                winner.provider,
+                winner.options,
+                python(winner.runtime, paths.root()),
+            ) as worker:
+                bundle["outputs" if winner is selected.winners[0] else f"outputs-{winner.key}"] = worker.run(inputs)
+        except WorkerFailure:
+            if not winner.host:
+                raise
+            # This machine need not have what that class has. A replay there compares with the main answers.
     for name, arrays in bundle.items():
         with open(folder / f"{name}.npz", "wb") as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]
     recorded = Recorded(
         main=selected.winners[0].runtime,
-        precision={winner.runtime: precisions[winner.variant, winner.runtime] for winner in selected.winners},
+        precision={winner.key: winner.precision for winner in selected.all_winners},
         min_snr_db=settings.budget.min_snr_db,
         min_cosine=settings.budget.min_cosine,
         agreement=settings.tolerance.agreement.model_dump(),

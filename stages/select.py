@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from onward.registry.evidence.host_class import HostClass
 from onward.registry.evidence.latencies import mean_p50_ms
 from onward.registry.evidence.records import PLAIN, Choice, Measurement, Winner, worst_size
-from onward.registry.evidence.reports import BenchmarkReport, SelectReport, load
+from onward.registry.evidence.reports import BenchmarkReport, OnHost, SelectReport, load
 from onward.registry.evidence.session_options import SessionOptions
 from onward.registry.evidence.uncertainty import overlap
 from onward.stages import command, summary
 from onward.stages.config import paths
 from onward.stages.config.load import section
+from onward.stages.config.schema import ModelParams
 from onward.stages.parity.budget import Judgement, Loss, ceiling_faults
 from onward.stages.parity.reference_answers import recorded_kinds
 from onward.stages.reports import blocked
 
 # Latency ratio that a variant must stay below. Among ten variants, chance alone makes one look 2 % faster.
 WORTHWHILE = 0.98
+
+# The folder in benchmark's with the measurements on other classes of machines, one folder per class, and the file there
+# that says what the machines of the class have in common.
+ELSEWHERE, HOST_CLASS = "elsewhere", "host.json"
 
 # Ratios within this factor of the smallest one count as equal, because a race cannot tell them apart; the more accurate
 # variant wins.
@@ -38,20 +44,13 @@ def select(model: str, folder: Path) -> SelectReport:
     if reason:
         return SelectReport(model=model, status="not attempted", reason=reason)
     measured = load(BenchmarkReport, paths.build(model, "benchmark") / "report.json")
-    assert measured.reference is not None
-    judgement = Judgement.of(measured.reference.quality, settings, recorded_kinds(model))
-    choices: list[Choice] = []
-    winners: list[Winner] = []
-    for runtime in dict.fromkeys(m.runtime for m in measured.measurements):
-        field = [m for m in measured.measurements if m.runtime == runtime]
-        judged = choose(field, judgement)
-        choices += judged
-        winners += [_winner(m) for m, choice in zip(field, judged, strict=True) if choice.chosen]
+    choices, winners = _chosen(model, settings, measured)
     report = SelectReport(
         model=model,
         status="passed" if winners else "failed",
         winners=winners,
         choices=choices,
+        elsewhere=list(_elsewhere(model, settings)),
     )
     chosen = next((choice for choice in choices if choice.chosen), None)
     if chosen is not None:
@@ -61,7 +60,40 @@ def select(model: str, folder: Path) -> SelectReport:
     else:
         plain = next(choice for choice in choices if choice.variant == PLAIN)
         report.reason = f"no variant is within the budget; the plain export: {plain.reason}"
+    for other in report.elsewhere:
+        if not other.winners:
+            report.status = "failed"
+            report.reason = report.reason or f"hosts.{other.name}: {other.reason}"
     return report
+
+
+def _chosen(
+    model: str, settings: ModelParams, measured: BenchmarkReport, host: str = ""
+) -> tuple[list[Choice], list[Winner]]:
+    """The choice for every measurement on a machine, and the winner of each runtime."""
+    assert measured.reference is not None
+    judgement = Judgement.of(measured.reference.quality, settings, recorded_kinds(model))
+    choices: list[Choice] = []
+    winners: list[Winner] = []
+    for runtime in dict.fromkeys(m.runtime for m in measured.measurements):
+        field = [m for m in measured.measurements if m.runtime == runtime]
+        judged = choose(field, judgement)
+        choices += judged
+        winners += [_winner(m, host) for m, choice in zip(field, judged, strict=True) if choice.chosen]
+    return choices, winners
+
+
+def _elsewhere(model: str, settings: ModelParams) -> Iterator[OnHost]:
+    """What is chosen for each other class of machines that `onward fleet` has measured on."""
+    for folder in sorted((paths.build(model, "benchmark") / ELSEWHERE).glob("*")):
+        host = HostClass.model_validate_json((folder / HOST_CLASS).read_bytes())
+        measured = load(BenchmarkReport, folder / "report.json")
+        assert measured.machine is not None
+        found = OnHost(name=folder.name, host=host, machine=measured.machine, reason=measured.reason)
+        if measured.passed:
+            found.choices, found.winners = _chosen(model, settings, measured, folder.name)
+            found.reason = "" if found.winners else "no variant is within the budget there"
+        yield found
 
 
 def choose(field: list[Measurement], judgement: Judgement) -> list[Choice]:
@@ -141,7 +173,7 @@ def pareto(able: list[Measurement], drops: dict[str, float | None]) -> list[Meas
     return [m for m in able if not dominated(m)]
 
 
-def _winner(measurement: Measurement) -> Winner:
+def _winner(measurement: Measurement, host: str = "") -> Winner:
     """The winner's record."""
     return Winner(
         variant=measurement.variant,
@@ -149,6 +181,8 @@ def _winner(measurement: Measurement) -> Winner:
         provider=measurement.provider,
         files=measurement.files,
         options=measurement.options,
+        precision=measurement.precision,
+        host=host,
         p50_ms=mean_p50_ms(measurement.latencies),
         host_ratio=measurement.host_ratios.get("all"),
     )

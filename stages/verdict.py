@@ -84,12 +84,12 @@ def main(until: str | None = None, as_json: bool = False) -> None:
     """
     stages = list(REPORTS)[: list(REPORTS).index(until) + 1] if until else list(REPORTS)
     reports = {model: found(model) for model in settings("verdict").models}
-    rows = [_row(model, there, stages) for model, there in reports.items()]
+    rows = [row_of(model, there, stages) for model, there in reports.items()]
     usable, absent = _runtimes(reports.values())
     if as_json:
         document = {"passed": not any(row.faults for row in rows), "until": stages[-1]}
         runtimes = {"measured": usable, "not_measured": absent}
-        print(json.dumps({**document, "models": [_facts(row) for row in rows], "runtimes": runtimes}, indent=2))
+        print(json.dumps({**document, "models": [facts(row) for row in rows], "runtimes": runtimes}, indent=2))
     elif until is not None:
         for row in rows:
             for line in row.faults or [f"passed: {row.model}: every stage up to {until}"]:
@@ -103,7 +103,7 @@ def main(until: str | None = None, as_json: bool = False) -> None:
 def _print(rows: Sequence[Row], usable: dict[str, str], absent: dict[str, str]) -> None:
     """Print the table and what belongs to it."""
     width = shutil.get_terminal_size((NARROW, 24)).columns
-    dropped = print_table([_cells(row) for row in rows], width)
+    dropped = print_table([cells(row) for row in rows], width)
     print(EXPLANATION)
     if dropped:
         print(f"left out, because the table is limited to {width} columns: {', '.join(dropped)}; --json has them")
@@ -151,10 +151,10 @@ def print_table(rows: Sequence[Sequence[str]], width: int) -> list[str]:
         table.add_column(column, justify="left" if column in ("model", "verdict", "chosen") else "right", no_wrap=True)
     chosen = min(_width("chosen", rows), widths.get("chosen", 0) + max(spare, 0))
     for row in rows:
-        cells = dict(zip(COLUMNS, row, strict=True))
-        cells["chosen"] = _continued(cells["chosen"], chosen)
-        styles = {"verdict": "green" if cells["verdict"] == "passed" else "red"}
-        table.add_row(*(Text(cells[column], style=styles.get(column, "")) for column in kept))
+        texts = dict(zip(COLUMNS, row, strict=True))
+        texts["chosen"] = _continued(texts["chosen"], chosen)
+        styles = {"verdict": "green" if texts["verdict"] == "passed" else "red"}
+        table.add_row(*(Text(texts[column], style=styles.get(column, "")) for column in kept))
     Console(width=max(width, width - spare)).print(table)
     return [column for column in COLUMNS if column not in kept]
 
@@ -176,8 +176,8 @@ def _continued(name: str, width: int) -> str:
 
 def _width(column: str, rows: Sequence[Sequence[str]], parts: bool = False) -> int:
     """The width of a column; if its cells may be continued on the next line, that of the longest part."""
-    cells = [column, *(row[COLUMNS.index(column)] for row in rows)]
-    return max(cell_len(one.rstrip()) for cell in cells for one in (_parts(cell) if parts else [cell]) or [""])
+    texts = [column, *(row[COLUMNS.index(column)] for row in rows)]
+    return max(cell_len(one.rstrip()) for text in texts for one in (_parts(text) if parts else [text]) or [""])
 
 
 def _runtimes(of: Iterable[dict[str, Report]]) -> tuple[dict[str, str], dict[str, str]]:
@@ -210,7 +210,14 @@ def _ties(select: SelectReport) -> Iterable[str]:
             )
 
 
-def _row(model: str, reports: dict[str, Report], stages: Sequence[str]) -> Row:
+def row_of(model: str, reports: dict[str, Report], stages: Sequence[str] = tuple(REPORTS)) -> Row:
+    """Sum up what came of a model.
+
+    Args:
+        model: Its name.
+        reports: Its reports, by stage.
+        stages: The stages that have to have run.
+    """
     row = Row(model, faults=_faults(model, reports, stages))
     for report in reports.values():
         row.findings += [f"{report.stage}: {finding}" for finding in getattr(report, "findings", [])]
@@ -239,8 +246,8 @@ def _row(model: str, reports: dict[str, Report], stages: Sequence[str]) -> Row:
     return row
 
 
-def _cells(row: Row) -> list[str]:
-    """The cells of the table, one for each of COLUMNS."""
+def cells(row: Row) -> list[str]:
+    """List the cells of a row of the table, one for each of COLUMNS."""
     chosen, measured, ratios, worst = row.chosen, row.measured, row.against_plain, row.worst
     if chosen is None or measured is None:
         return [row.model, row.verdict, *[""] * (len(COLUMNS) - 2)]
@@ -257,8 +264,8 @@ def _cells(row: Row) -> list[str]:
     ]
 
 
-def _facts(row: Row) -> dict[str, Any]:
-    """A row as a JSON object; speeds are how many times as fast."""
+def facts(row: Row) -> dict[str, Any]:
+    """Describe a row as a JSON object; speeds are how many times as fast."""
 
     def times(ratio: Ratio | None) -> dict[str, float] | None:
         return {"value": 1 / ratio.value, "low": 1 / ratio.high, "high": 1 / ratio.low} if ratio else None

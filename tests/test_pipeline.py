@@ -241,7 +241,8 @@ def test_a_clone_on_another_cpu_pulls_everything_and_reruns_only_measurements(ch
     assert done.returncode == 0, done.stdout
     host = there / "registry" / "host" / "hardware.py"
     text = host.read_text()
-    host.write_text(re.sub(r"INSTRUCTION_SETS = \(.*?\)", 'INSTRUCTION_SETS = ("fpu",)', text, flags=re.S))
+    assert "for name in INSTRUCTION_SETS" in text
+    host.write_text(text.replace("for name in INSTRUCTION_SETS", 'for name in ("fpu",)'))
     code, ran, output = repro(there)
     assert code == 0, output
     assert ran - {"verdict"} == ALWAYS | MEASURED

@@ -157,6 +157,7 @@ def replay(folder: Path, provider: str = "", allow_custom_ops: bool = False) -> 
 
     available = sessions.available()
     serving = Serving.load(folder) or Serving({recorded.main: Served(file=MODEL, provider=provider or CPU)})
+    serving = serving.here()
     here = {name: served for name, served in serving.root.items() if served.provider in available}
     if not here:
         here = {recorded.main: Served(file=MODEL, provider=CPU, custom_ops=serving.libraries or None)}

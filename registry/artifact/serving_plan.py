@@ -4,9 +4,12 @@ A version's folder may contain `serving.json`, which InferenceSession (registry/
 
     {"cpu":      {"file": "model.onnx", "provider": "CPUExecutionProvider", "options": {"threads": 2}},
      "openvino": {"file": "providers/openvino/model.onnx", "provider": "OpenVINOExecutionProvider", "options": {}},
-     "openvino-native": {"file": "model.onnx", "provider": "OpenVINO", "options": {"precision": "bfloat16"}}}
+     "openvino-native": {"file": "model.onnx", "provider": "OpenVINO", "options": {"precision": "bfloat16"}},
+     "cpu--edge": {"file": "providers/cpu--edge/model.onnx", "provider": "CPUExecutionProvider", "options": {},
+                   "host": {"cores": 4}}}
 
-The entries are in order of preference, the fastest first. The first entry whose provider is available is served.
+An entry with a `host` is for the machines of one class (params.yaml's `hosts`); there, it comes before the others. The
+entries are in order of preference, the fastest first. The first entry whose provider is available is served.
 
     options = SessionOptions(threads=2, spinning=False)
     options.to_onnxruntime()     # an onnxruntime.SessionOptions, in this process
@@ -21,7 +24,7 @@ The entries are in order of preference, the fastest first. The first entry whose
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -30,7 +33,8 @@ from pydantic import Field, RootModel, ValidationError
 from onward.registry.artifact.custom_ops import FOLDER
 from onward.registry.artifact.manifest import GRAPH, content_digest
 from onward.registry.errors import Refused
-from onward.registry.evidence.records import Record, Winner, by_speed, first_problem
+from onward.registry.evidence.host_class import HostClass
+from onward.registry.evidence.records import Machine, Record, Winner, by_speed, first_problem
 from onward.registry.evidence.session_options import CUDA, TENSORRT, SessionOptions
 from onward.registry.files import write_atomically
 
@@ -47,12 +51,14 @@ class Served(Record):
         provider: The execution provider, or "OpenVINO" for OpenVINO itself, without ONNX Runtime.
         options: The session options.
         custom_ops: Native libraries with custom operators, relative to the version's folder.
+        host: The class of machines that it is for; None for all that have nothing of their own.
     """
 
     file: Annotated[str, Field(pattern=f"^{GRAPH.pattern}$")]
     provider: str
     options: SessionOptions = SessionOptions()
     custom_ops: list[Annotated[str, Field(pattern=f"^{FOLDER}/[^/]+$")]] | None = None
+    host: HostClass | None = None
 
 
 class Serving(RootModel[dict[str, Served]]):
@@ -97,6 +103,21 @@ class Serving(RootModel[dict[str, Served]]):
         """The native libraries with custom operators that the version needs on every provider."""
         return next((list(served.custom_ops) for served in self.root.values() if served.custom_ops), [])
 
+    def here(self, machine: Machine | None = None) -> Serving:
+        """Select what is served on a machine: the entries for its class first, then those for all machines.
+
+        Args:
+            machine: The machine; None for this one.
+        """
+        if all(served.host is None for served in self.root.values()):
+            return self
+        if machine is None:
+            from onward.registry.host.hardware import describe
+
+            machine = describe()
+        for_it = {name: one for name, one in self.root.items() if one.host is not None and not one.host.lacks(machine)}
+        return Serving({**for_it, **{name: one for name, one in self.root.items() if one.host is None}})
+
     def on(self, provider: str) -> Served | None:
         """Return the first entry for an execution provider; None if there is none."""
         return next((served for served in self.root.values() if served.provider == provider), None)
@@ -111,27 +132,27 @@ def preload(providers: Sequence[str]) -> None:
 
 
 def of_winners(
-    winners: Sequence[Winner], root: Path, libraries: Sequence[Path] = ()
+    winners: Sequence[Winner], root: Path, libraries: Sequence[Path] = (), hosts: Mapping[str, HostClass] | None = None
 ) -> tuple[Serving, dict[str, list[Path]]]:
     """Plan how a version with these winners is served.
 
     Args:
-        winners: One winner per runtime. The first one's graph becomes model.onnx.
+        winners: One winner per runtime and class of machines. The first one's graph becomes model.onnx.
         root: The folder that the winners' file paths are relative to.
         libraries: Native libraries with custom operators.
+        hosts: The classes of machines that winners have, by name.
 
     Returns:
-        The content of serving.json, and by runtime the files that differ from the first winner's.
+        The content of serving.json, and by the name there the files that differ from the first winner's.
     """
-    others = {
-        winner.runtime: [root / file.path for file in winner.files] for winner in with_files_of_their_own(winners)
-    }
+    others = {winner.key: [root / file.path for file in winner.files] for winner in with_files_of_their_own(winners)}
     served = {
-        winner.runtime: Served(
-            file=f"{PROVIDERS}/{winner.runtime}/{MODEL}" if winner.runtime in others else MODEL,
+        winner.key: Served(
+            file=f"{PROVIDERS}/{winner.key}/{MODEL}" if winner.key in others else MODEL,
             provider=winner.provider,
             options=winner.options,
             custom_ops=[f"{FOLDER}/{library.name}" for library in libraries] or None,
+            host=(hosts or {})[winner.host] if winner.host else None,
         )
         for winner in by_speed(winners)
     }

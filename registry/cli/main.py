@@ -16,6 +16,7 @@ from typing import Annotated
 import typer
 
 from onward.registry.cli import evidence, exporting, maintenance, runtimes, serving, signing, watching
+from onward.registry.cli.batch import batch
 from onward.registry.cli.faults import explained
 from onward.registry.cli.output import (
     Json,
@@ -435,6 +436,7 @@ app.command("report")(evidence.report)
 app.command("variants")(evidence.variants)
 app.command("reconcile")(maintenance.reconcile)
 app.command("serve")(serving.serve)
+app.command("batch")(batch)
 app.command("export-triton")(exporting.export_triton)
 app.command("export-kserve")(exporting.export_kserve)
 app.command("monitor")(watching.monitor)

@@ -647,6 +647,8 @@ class Winner(Record):
         host_ratio: Its latency relative to the plain export's on the first runtime; null if that was not measured.
         files: The .onnx and its external data.
         options: The session options.
+        host: The class of machines in params.yaml's `hosts` that it was chosen for; empty for all others.
+        precision: The variant's precision.
     """
 
     variant: str
@@ -656,6 +658,13 @@ class Winner(Record):
     host_ratio: Ratio | None = None
     files: list[FileDigest]
     options: SessionOptions = SessionOptions()
+    host: str = ""
+    precision: str = "float32"
+
+    @property
+    def key(self) -> str:
+        """Its name in serving.json and in the names of recorded answers."""
+        return f"{self.runtime}--{self.host}" if self.host else self.runtime
 
 
 def worst_size(ratios: Mapping[str, Ratio]) -> str:
@@ -671,15 +680,19 @@ def worst_size(ratios: Mapping[str, Ratio]) -> str:
 
 
 def by_speed(winners: Sequence[Winner]) -> list[Winner]:
-    """Sort the winners of the runtimes, the fastest first.
+    """Sort the winners of the runtimes, the fastest first. Those of other classes of machines come after the main ones.
 
     Ratios to one graph that ran in the same rounds are compared, if all winners have one. Otherwise, latencies of races
     at different times are compared.
     """
     comparable = all(winner.host_ratio for winner in winners)
-    return sorted(
-        winners, key=lambda winner: winner.host_ratio.value if comparable and winner.host_ratio else winner.p50_ms
-    )
+    hosts = list(dict.fromkeys(winner.host for winner in winners))
+
+    def place(winner: Winner) -> tuple[int, float]:
+        speed = winner.host_ratio.value if comparable and winner.host_ratio else winner.p50_ms
+        return hosts.index(winner.host), speed
+
+    return sorted(winners, key=place)
 
 
 def worst_by_output(cases: list[CaseResult]) -> dict[str, OutputComparison]:

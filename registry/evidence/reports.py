@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError
 
 from onward.registry.errors import NotReady
 from onward.registry.evidence.headroom import Headroom
+from onward.registry.evidence.host_class import HostClass
 from onward.registry.evidence.records import (
     CaseResult,
     Choice,
@@ -210,6 +211,26 @@ class BenchmarkReport(Report):
     headroom: list[Headroom] = []
 
 
+class OnHost(Record):
+    """What was chosen for a class of machines, from measurements on one of them.
+
+    Attributes:
+        name: The name of the class in params.yaml's `hosts`.
+        host: What its machines have in common.
+        machine: The machine that measured.
+        winners: The winner on each runtime that was measured there, the preferred runtime first.
+        choices: Why each variant was chosen or not.
+        reason: Why there is no winner; else empty.
+    """
+
+    name: str
+    host: HostClass
+    machine: Machine
+    winners: list[Winner] = []
+    choices: list[Choice] = []
+    reason: str = ""
+
+
 class SelectReport(Report):
     """The report of `select`.
 
@@ -221,6 +242,7 @@ class SelectReport(Report):
         quality_measure: The measure that `quality_budget` applies to.
         quality_budget: The largest acceptable loss.
         choices: Why each variant was chosen or not.
+        elsewhere: What was chosen for other classes of machines.
     """
 
     stage: Literal["select"] = "select"
@@ -231,6 +253,12 @@ class SelectReport(Report):
     quality_measure: str = ""
     quality_budget: float | None = None
     choices: list[Choice] = []
+    elsewhere: list[OnHost] = []
+
+    @property
+    def all_winners(self) -> list[Winner]:
+        """The winners on this machine, the preferred runtime first, then those of the other classes of machines."""
+        return [*self.winners, *(winner for one in self.elsewhere for winner in one.winners)]
 
 
 class PublishReport(Report):

@@ -9,13 +9,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from onward.registry.evidence.host_class import INSTRUCTION_SETS
 from onward.registry.evidence.records import Machine
-
-# The instruction sets that decide which kernels ONNX Runtime and PyTorch use, and so what int8 computes.
-INSTRUCTION_SETS = (
-    "avx2", "avx512f", "avx512bw", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16",
-    "asimd", "asimddp", "i8mm", "bf16", "sve",
-)  # fmt: skip
 
 
 def describe() -> Machine:

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from onward.registry.artifact import sessions
 from onward.registry.artifact.custom_ops import register
 from onward.registry.artifact.replay import without_batches
 from onward.registry.artifact.serving_plan import Served, Serving, preload
 from onward.registry.errors import MachineFault, UsageError
-from onward.registry.evidence.records import Record, TensorSpec
+from onward.registry.evidence.records import Record, TensorSpec, first_problem
 from onward.registry.evidence.sample_axes import part
 from onward.registry.evidence.session_options import CPU, CUDA, OPENVINO, OPENVINO_NATIVE, SessionOptions
 from onward.registry.inference.conversion import Array, to_dtype
@@ -95,6 +96,10 @@ class Loaded:
         session_options: as in InferenceSession.
         validate: as in InferenceSession.
         allow_custom_ops: as in InferenceSession.
+        overrides: as in InferenceSession.
+
+    Raises:
+        UsageError: as in InferenceSession.
     """
 
     _session: Any  # of ONNX Runtime, or a NativeSession
@@ -109,12 +114,14 @@ class Loaded:
         session_options: Any,
         validate: Validate,
         allow_custom_ops: bool = False,
+        overrides: Mapping[str, Any] | None = None,
     ) -> None:
         self.path, self.origin, self.allow_custom_ops = path, dict(origin), allow_custom_ops
         # The tags of the version: what was measured of it. They are no part of Metadata.
         self.evidence: Mapping[str, str] = self.origin.pop("evidence", {})
         self._no_batches = without_batches(path.parent)
         self._served: Served | None = None
+        self._overrides = _checked_overrides(overrides or {}, session_options)
         self._open(serving, providers, strict_providers, session_options)
         metadata = self._session.get_modelmeta().custom_metadata_map
         self._inputs = Inputs(self._session.get_inputs(), metadata, validate)
@@ -135,6 +142,7 @@ class Loaded:
     def _open(self, serving: Serving | None, given: Sequence[Any] | None, strict: bool, session_options: Any) -> None:
         """Create the session, on the first provider that works."""
         target, main, available = self.origin["target"], self.path, sessions.available()
+        serving = serving.here() if serving else None
         wanted = list(given or ()) or _preferred(serving, available)
         usable = [provider for provider in wanted if _name(provider) in available]
         if session_options is not None:  # they are ONNX Runtime's
@@ -151,6 +159,7 @@ class Loaded:
             self._served = serving.on(name) if serving else None
             self.path = main.parent / self._served.file if self._served else main
             options = (self._served.options if self._served else SessionOptions()).fitting_here()
+            options = options.model_copy(update=self._overrides)
             if name == OPENVINO_NATIVE:
                 try:
                     self._session = sessions.NativeSession(self.path, options)
@@ -327,6 +336,11 @@ class Loaded:
         return Stream(self._inputs, self._outputs, self._states, self._ran)
 
     @property
+    def states(self) -> dict[str, str]:
+        """The output that continues each state, by the input's name."""
+        return dict(self._states)
+
+    @property
     def sample_axes(self) -> dict[str, int | None]:
         """The axis that counts samples of each input and output; None if it has none."""
         return {spec.name: spec.samples for spec in self._inputs.all} | dict(
@@ -438,6 +452,31 @@ def _log_faster(target: str, serving: Serving, running: str, available: Sequence
                 "%s: %s was faster where this version was measured, but is not installed here%s; the model runs on %s",
                 target, runtime, _hint(served.provider), running,
             )  # fmt: skip
+
+
+def swept_batch(loaded: Loaded) -> int:
+    """The batch size with the best throughput in the version's batch sweep; 0 if it has none."""
+    text = str(loaded.evidence.get("best_batch", ""))
+    return int(text) if text.isdecimal() else 0
+
+
+def _checked_overrides(overrides: Mapping[str, Any], session_options: Any) -> dict[str, Any]:
+    """Session options that replace those of the version.
+
+    Raises:
+        UsageError: There is no such option, or it cannot have this value.
+    """
+    if overrides and session_options is not None:
+        raise UsageError(
+            "give overrides or session_options, not both: an onnxruntime.SessionOptions replaces all options"
+        )
+    try:
+        checked = SessionOptions.model_validate(dict(overrides))
+    except ValidationError as error:
+        raise UsageError(f"overrides: {first_problem(error)}") from None
+    # A tuned affinity names processors for the tuned number of threads.
+    dropped = {"affinity": None} if "threads" in overrides else {}
+    return {**dropped, **{name: getattr(checked, name) for name in overrides}}
 
 
 def _onnxruntime(reasons: Mapping[str, str]) -> Any:

@@ -98,10 +98,11 @@ def examined(folder: Path, sha256: str, provider: str) -> Servable:
         check_folder(folder, sha256)
         recorded, serving = Recorded.load(folder), Serving.load(folder)
         available = sessions.available()
-        served = serving.root if serving else {}
-        here: dict[str, list[str] | None] = {
-            name: [entry.provider] for name, entry in served.items() if entry.provider in available
-        }
+        served = serving.here().root if serving else {}
+        here: dict[str, list[str] | None] = {}
+        for name, entry in served.items():  # a session takes the first entry of a provider
+            if entry.provider in available and [entry.provider] not in here.values():
+                here[name] = [entry.provider]
         inputs = arrays(folder / BUNDLE / "inputs.npz")
         if not here:
             here[recorded.main] = None

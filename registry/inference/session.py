@@ -18,7 +18,7 @@ from __future__ import annotations
 import re
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,6 +62,9 @@ class InferenceSession:
         session_options: an onnxruntime.SessionOptions, with which OpenVINO itself is not used. None: the options that
             the version was tuned to on the provider in use, without those that this host does not support (number of
             processors, precision).
+        overrides: session options of Onward that replace the version's tuned ones, such as {"threads": 1, "spinning":
+            False}; see onward.registry.evidence.session_options.SessionOptions. None as a value means ONNX Runtime's
+            default.
         require_signed: whether to load only versions that a signer deployed. Then `target` must be MODEL@ENVIRONMENT,
             the environment must have signers, and no unproven row may follow the live entry in its log. Without a
             checkout, ONWARD_PARAMS names the file with the signers. If False, unproven rows cause an UnprovenLog
@@ -95,6 +98,7 @@ class InferenceSession:
         validate: Validate = "strict",
         allow_custom_ops: bool = False,
         allow_cached: bool = False,
+        overrides: Mapping[str, Any] | None = None,
     ) -> None:
         self._target, self._require_signed = str(target), require_signed
         self._load = partial(
@@ -104,6 +108,7 @@ class InferenceSession:
             session_options=session_options,
             validate=validate,
             allow_custom_ops=allow_custom_ops,
+            overrides=dict(overrides or {}),
         )
         self._refreshing = threading.Lock()
         self._loaded = self._load(*locate(target, require_signed, allow_cached))

@@ -140,7 +140,8 @@ def _served(serving: Serving | None, path: Path, runtime: str) -> tuple[Served, 
     if runtime and runtime not in known:
         there = ", ".join(known) or "none"
         raise UsageError(f"--runtime {runtime}: the version has no winner for it; it has {there}")
-    wanted = {runtime: known[runtime]} if runtime else known
+    # Another server does not choose by the class of its machine.
+    wanted = {runtime: known[runtime]} if runtime else {name: one for name, one in known.items() if one.host is None}
     notes: list[str] = []
     for name, served in wanted.items():
         if served.provider in PROVIDERS:

@@ -11,6 +11,7 @@ import numpy as np
 from onward.registry import processors
 from onward.registry.artifact.replay import BUNDLE
 from onward.registry.artifact.serving_plan import PROVIDERS
+from onward.registry.inference.model import swept_batch
 from onward.registry.npz import arrays
 from onward.registry.serve.protocol import protocol_type
 
@@ -123,12 +124,6 @@ def largest_batch(loaded: Loaded, wanted: int | None) -> int:
         wanted: the limit that the user set; None for the size with the best throughput in the version's batch sweep.
     """
     return loaded.joined(wanted or swept_batch(loaded) or DEFAULT_BATCH)
-
-
-def swept_batch(loaded: Loaded) -> int:
-    """The batch size with the best throughput in the version's batch sweep; 0 if it has none."""
-    text = str(loaded.evidence.get("best_batch", ""))
-    return int(text) if text.isdecimal() else 0
 
 
 def samples_of(axes: Mapping[str, int | None], given: Mapping[str, Any]) -> int:

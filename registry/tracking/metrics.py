@@ -28,7 +28,7 @@ from onward.registry.evidence.records import (
     worst_by_output,
     worst_size,
 )
-from onward.registry.evidence.reports import Evidence
+from onward.registry.evidence.reports import Evidence, OnHost
 from onward.registry.evidence.session_options import SessionOptions
 from onward.registry.evidence.unmeasured import is_measured
 from onward.registry.host import hardware
@@ -233,6 +233,7 @@ def version_tags(evidence: Evidence) -> dict[str, str]:
     choice = _chosen_choice(evidence)
     graph, machine = evidence.export.graph, evidence.benchmark.machine
     figures = headline(chosen, choice)
+    machines = [*filter(None, [machine]), *(other.machine for other in evidence.select.elsewhere)]
     found: dict[str, Any] = {
         "variant": chosen.variant,
         "runtime": chosen.runtime,
@@ -257,9 +258,18 @@ def version_tags(evidence: Evidence) -> dict[str, str]:
         **{name: figures.get(name) for name in ("p50_ms", "speedup", "fidelity_snr_db")},
         "best_batch": best_batch(chosen),
         "cpu": machine.cpu if machine else None,
-        "instruction_sets": hardware.kind(machine) if machine else None,
+        "instruction_sets": "; ".join(dict.fromkeys(map(hardware.kind, machines))) or None,
+        **{f"host.{other.name}": _on_host(other) for other in evidence.select.elsewhere},
     }
     return {key: _text(value) for key, value in found.items() if value is not None}
+
+
+def _on_host(other: OnHost) -> str:
+    """What is served on a class of machines, and how fast it was there."""
+    best = by_speed(other.winners)[0]
+    choice = next(c for c in other.choices if (c.variant, c.runtime) == (best.variant, best.runtime))
+    speed = f", {1 / choice.ratio.value:.2f} times as fast as the plain export there" if choice.ratio else ""
+    return f"{best.variant} on {best.runtime}, {best.p50_ms:.3g} ms{speed} ({other.machine.cpu})"
 
 
 def best_batch(measurement: Measurement) -> int | None:

@@ -358,7 +358,7 @@ class _Recorder:
             version = min(same, key=lambda found: int(found.version))
             if "instruction_sets" in tags:  # list every kind of host that these files were measured on
                 before = version.tags.get("instruction_sets", "").split("; ")
-                kinds = dict.fromkeys([*filter(None, before), tags["instruction_sets"]])
+                kinds = dict.fromkeys([*filter(None, before), *tags["instruction_sets"].split("; ")])
                 tags["instruction_sets"] = "; ".join(kinds)
             for key, value in tags.items():
                 if version.tags.get(key) != value:

@@ -49,11 +49,12 @@ def prepare(publication: Publication, folder: Path) -> Prepared:
         if run_record.name == name
     )
     try:
-        serving, others = of_winners(chosen.winners, publication.root, publication.libraries())
+        hosts = {one.name: one.host for one in chosen.elsewhere}
+        serving, others = of_winners(chosen.all_winners, publication.root, publication.libraries(), hosts)
         build(publication, run_record, folder, publication.bundle, serving, others)
     except Refused as error:
         return Prepared(folder, servable=Servable(fault=str(error)))
-    sha256 = version_digest(chosen.winners)
+    sha256 = version_digest(chosen.all_winners)
     return Prepared(folder, sha256, examine(folder, sha256, run_record.provider))
 
 

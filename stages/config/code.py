@@ -13,6 +13,7 @@ import hashlib
 import re
 from pathlib import Path
 
+from onward.registry.files import sha256_file
 from onward.stages.config.source_files import imports, locate, parsed, statements
 
 PACKAGE = "onward"
@@ -88,6 +89,19 @@ def digests(stage: str, techniques: tuple[str, ...] = ()) -> dict[str, str]:
         waiting += [module for module in imports(path, name) if module.split(".")[0] in (PACKAGE, name.split(".")[0])]
         waiting += STARTED.get(name, ())
     return dict(sorted(found.items()))
+
+
+def installed() -> str:
+    """Digest all files of the installed Onward.
+
+    Returns:
+        A SHA-256 in hexadecimal digits. Machines with the same one run the same stages.
+    """
+    top = Path(__file__).parents[2]
+    total = hashlib.sha256()
+    for path in sorted(path for part in (top, top / "registry", top / "stages") for path in part.rglob("*.py")):
+        total.update(f"{path.relative_to(top).as_posix()}\0{sha256_file(path)}\n".encode())
+    return total.hexdigest()
 
 
 _located = functools.cache(locate)

@@ -61,7 +61,7 @@ def read(path: Path | None = None) -> Params:
         UsageError: The file has mistakes. The message has one line per mistake, with the path into the file.
     """
     path = path or paths.root() / "params.yaml"
-    raw = _parse(path)
+    raw = parse(path)
     if migrations.version_of(raw) < migrations.VERSION:
         raise UsageError(f"{path.name}: is of an older schema version: run `onward upgrade`")
     problems = _merge_defaults(raw)
@@ -192,7 +192,15 @@ def resolve(name: str, key: str = "", wants: str = "a function") -> Any:
     return found
 
 
-def _parse(path: Path) -> dict[str, Any]:
+def parse(path: Path) -> dict[str, Any]:
+    """Read params.yaml without checking its keys.
+
+    Args:
+        path: The file.
+
+    Raises:
+        UsageError: There is no such file, or it is not a YAML mapping.
+    """
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 

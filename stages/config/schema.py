@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from onward.registry.evidence.host_class import HostClass
 from onward.registry.evidence.records import Kind, TensorSpec
 from onward.registry.text import suggestion
 from onward.stages.config import techniques
@@ -580,6 +581,9 @@ Runtime = Literal["auto", "cpu", "openvino", "openvino-native", "cuda", "tensorr
 Runtimes = Annotated[list[Runtime], Field(min_length=1), BeforeValidator(_runtimes)]
 
 
+HostName = Annotated[str, Field(pattern="^[A-Za-z0-9][A-Za-z0-9_-]{0,39}$")]
+
+
 class Params(Section):
     """The whole of params.yaml.
 
@@ -589,6 +593,7 @@ class Params(Section):
         defaults: Keys that all models inherit.
         models: The models to release, by name.
         runtimes: The runtimes to measure: `auto` for all that are installed and usable, or a list.
+        hosts: The classes of machines that `onward fleet` measures latencies on, by name.
         environments: What each environment requires of a version, by name. The registry validates this section
             (registry/gates/policy.py).
     """
@@ -598,4 +603,5 @@ class Params(Section):
     defaults: dict[str, Any] = {}
     models: Annotated[dict[str, ModelParams], Field(min_length=1)]
     runtimes: Runtimes = ["auto"]
+    hosts: dict[HostName, HostClass] = {}
     environments: Any = None

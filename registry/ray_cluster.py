@@ -1,0 +1,77 @@
+"""Connects to a Ray cluster, or starts one on this machine, for `onward fleet` and `onward batch`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from onward.registry import processors
+from onward.registry.errors import NotReady, StoreUnreachable, UsageError
+from onward.registry.uri import sqlite_file
+
+# Ray reports the usage of clusters to its makers unless it is told not to.
+_SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+
+
+def require_ray() -> None:
+    """Check that Ray is installed.
+
+    Raises:
+        NotReady: It is not.
+    """
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+    try:
+        import ray  # noqa: F401
+    except ImportError:
+        raise NotReady("Ray is not installed: pip install 'onward[fleet]'") from None
+
+
+@contextmanager
+def connected(address: str | None, resources: Mapping[str, float]) -> Iterator[Any]:
+    """Connect to a cluster for the length of the context.
+
+    Args:
+        address: The cluster's address, such as ray://head:10001 or head:6379; None to start one on this machine.
+        resources: What this machine offers beside its CPUs if the cluster is started here.
+
+    Yields:
+        The module `ray`.
+
+    Raises:
+        NotReady: Ray is not installed.
+        StoreUnreachable: The cluster does not answer.
+    """
+    require_ray()
+    import ray
+
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if address is None:
+        options |= {"num_cpus": processors.count(), "resources": dict(resources), "include_dashboard": False}
+    try:
+        ray.init(address=address or "local", **options)
+    except Exception as error:  # Ray's errors of connecting share no base but this
+        words = str(error).strip().splitlines() or [type(error).__name__]
+        raise StoreUnreachable(f"the Ray cluster {address or 'of this machine'} does not answer: {words[0]}") from error
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def require_reachable(store: str) -> None:
+    """Check that the machines of a cluster can reach the MLflow store.
+
+    Args:
+        store: The store's URI.
+
+    Raises:
+        UsageError: The store is a file of this machine.
+    """
+    if sqlite_file(store) is not None:
+        raise UsageError(
+            "the machines of a cluster cannot reach an MLflow store in a file: start a server, and name it with "
+            "MLFLOW_TRACKING_URI"
+        )
