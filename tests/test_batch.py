@@ -282,18 +282,17 @@ def test_files_of_an_object_store_are_read_and_written(home: Path, tmp_path: Pat
     with servers.objects(tmp_path) as url, pytest.MonkeyPatch.context() as patch:
         for name, value in variables.items():
             patch.setenv(name, value)
-        servers.bucket(url).create(Bucket="data") if hasattr(servers.bucket(url), "create") else None
         host = url.removeprefix("http://")
-        at = f"?endpoint_override={host}&scheme=http&allow_bucket_creation=true"
-        files, path = pafs.FileSystem.from_uri(f"s3://data/in{at}")
+        at = f"?endpoint_override={host}&scheme=http"
+        files, path = pafs.FileSystem.from_uri(f"s3://mlflow/in{at}")
         files.create_dir(path, recursive=True)
         pafs.copy_files(str(tmp_path / "in"), path, destination_filesystem=files)
         code, answer, errors = batch(
-            "cnn/1", "--input", f"s3://data/in{at}", "--output", f"s3://data/out{at}", "--column", "x=numbers"
+            "cnn/1", "--input", f"s3://mlflow/in{at}", "--output", f"s3://mlflow/out{at}", "--column", "x=numbers"
         )
         assert code == 0, errors
         assert answer["rows"] == 200
-        assert pq.read_table("data/out", filesystem=files).num_rows == 200
+        assert pq.read_table("mlflow/out", filesystem=files).num_rows == 200
 
 
 def test_overrides_replace_tuned_options_of_a_session(home: Path) -> None:

@@ -53,21 +53,19 @@ def run(
         raise typer.Exit(1)
 
 
-@app.command("node", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command("node", context_settings={"allow_extra_args": True})
 def node(
     context: typer.Context,
-    address: Annotated[
-        str | None, typer.Argument(metavar="[HOST:PORT]", help="The head's address. Default: this machine is the head.")
-    ] = None,
+    address: Annotated[str, typer.Argument(metavar="HOST:PORT|head", help="The head's address, or head to be it.")],
 ) -> None:
     """Make this machine a node of a Ray cluster for fleets, until Ctrl-C.
 
     It runs `ray start` with what the machine offers: its CPUs, measurements, and the classes of `hosts` in params.yaml
-    that it belongs to. More arguments go to `ray start`.
+    that it belongs to. Arguments after -- go to `ray start`.
 
     Example: onward fleet node head:6379
     """
     from onward.stages.config.load import read
     from onward.stages.fleet.cluster import join
 
-    raise typer.Exit(join(address, read().hosts, context.args))
+    raise typer.Exit(join(None if address == "head" else address, read().hosts, context.args))

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from onward.registry import checkout
-from onward.registry.errors import NotReady, UsageError
+from onward.registry.errors import MachineFault, NotReady, UsageError
 from onward.registry.evidence.host_class import HostClass
 from onward.registry.files import write_atomically
 from onward.registry.text import suggestion
@@ -22,6 +22,8 @@ from onward.stages.fleet import dvc_data, locks
 from onward.stages.fleet.packed import PARAMS, Pack, clone, pack
 from onward.stages.fleet.phases import Progress
 
+# The stages that are about no model.
+COMMON = ("params", "host", "tracking")
 # The folders below build/ that the stages of all models read; the rest of build/params/ is one folder per model.
 _SHARED = ("params/checked.txt", "params/host.json", "params/tracking.json", "tracking")
 # The states of models whose results say the same if they run again.
@@ -132,6 +134,24 @@ def remember(plan: Plan, progress: Progress) -> None:
     """
     content = {"key": plan.key(progress.model), "progress": asdict(progress)}
     write_atomically(_state(progress.model), json.dumps(content).encode())
+
+
+def complete_checkout() -> None:
+    """Run the stages that are about no model in the checkout, if they never ran there: `dvc checkout` needs their results.
+
+    Raises:
+        MachineFault: DVC cannot run them.
+    """
+    project = checkout.root()
+    if set(COMMON) <= set(locks.load(project / locks.LOCK)):
+        return
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
+    command = [sys.executable, "-m", "dvc", "repro", "--single-item", *COMMON]
+    done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise MachineFault(
+            f"dvc.lock was written, but `dvc repro {' '.join(COMMON)}` failed: {done.stderr.strip()[-500:]}"
+        )
 
 
 def _state(model: str) -> Path:

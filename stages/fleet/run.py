@@ -111,6 +111,7 @@ def run(
             _Driver(ray, made, terms, progress, watch).drive(result)
     if commit == packed.commit_of("HEAD"):
         locks.update(checkout.root() / locks.LOCK, [one.lock for one in progress.values()])
+        plan.complete_checkout()
         result.merged = True
     result.seconds = time.monotonic() - begun
     return result

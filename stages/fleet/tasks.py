@@ -184,7 +184,7 @@ def run_phase(
     """
     import ray
 
-    attempt, lock = ray.get(board.begin.remote(model, phase, platform.node(), target.other))
+    attempt, lock = ray.get(board.begin.remote(model, phase, _machine(ray), target.other))
     cache = Path(terms.cache or CACHE).expanduser()
     cache.mkdir(parents=True, exist_ok=True)
     job = Job(
@@ -208,6 +208,13 @@ def run_phase(
             return Outcome(reason=str(stopped))
         evidence = contents(project / "build" / model / "benchmark") if target.other else {}
     return Outcome(host=described, evidence=evidence)
+
+
+def _machine(ray: Any) -> str:
+    """The name of this node of the cluster, if it has one; else the host's name."""
+    here = ray.get_runtime_context().get_node_id()
+    named = next((node["NodeName"] for node in ray.nodes() if node["NodeID"] == here), "")
+    return platform.node() if not named or named[0].isdigit() else str(named)
 
 
 def _describe_host(project: Path, known: Path) -> dict[str, bytes]:

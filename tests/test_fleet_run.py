@@ -1,0 +1,284 @@
+"""`onward fleet run` on Ray clusters of this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import psutil
+import pytest
+import yaml
+from mlflow import MlflowClient
+
+from onward.registry.artifact.serving_plan import Serving
+from onward.registry.host import hardware
+from tests.conftest import clone, run
+from tests.servers import answers, free_port, wait_until
+from tests.toy import SOURCE, toy_params
+
+STAGES = ("train", "data", "export", "verify", "optimize", "quantize", "benchmark", "select", "publish")
+BRANCHING = """
+
+class Branching(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = torch.nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.a(x) if x.sum() > 0 else -self.a(x)
+
+def branching():
+    torch.manual_seed(0)
+    return Branching()
+"""
+
+
+def project(target: Path, hosts: dict[str, Any], **models: dict[str, Any]) -> Path:
+    """A committed clone with small models, which differ from the toy in the given keys."""
+    root = clone(target)
+    (root / "models" / "toy.py").write_text(SOURCE + BRANCHING)
+    params = toy_params(optimize={"candidates": ["onnxsim"]}, quantize={"candidates": ["dynamic"]})
+    toy = params["models"].pop("toy")
+    toy["benchmark"] |= {"search_seconds": 1, "race_seconds": 1, "torch_compile": False}
+    params |= {"runtimes": ["cpu"], "hosts": hosts, "models": {name: {**toy, **keys} for name, keys in models.items()}}
+    (root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    commit(root)
+    return root
+
+
+def commit(root: Path) -> None:
+    author = "git config user.name Test; git config user.email test@example.invalid"
+    done = run(f"{author}; git add -A; git commit -qm all", root)
+    assert done.returncode == 0, done.stdout
+
+
+def fleet(root: Path, *arguments: str, **variables: str) -> tuple[int, dict[str, Any], str]:
+    """(exit code, the JSON answer, stderr) of `onward fleet run`."""
+    done = subprocess.run(
+        [sys.executable, "-m", "onward.cli", "fleet", "run", *arguments, "--json"],
+        cwd=root, env={**os.environ, **variables}, capture_output=True, text=True, timeout=900,
+    )  # fmt: skip
+    return done.returncode, json.loads(done.stdout) if done.stdout.strip() else {}, done.stderr
+
+
+def up_to_date(root: Path) -> set[str]:
+    """The stages of models that `dvc repro` would run."""
+    done = run("dvc status --json", root)
+    assert done.returncode == 0, done.stdout
+    found: dict[str, Any] = json.loads(done.stdout[done.stdout.index("{") :])
+    return {name for name in found if "@" in name}
+
+
+# Both classes are this machine's, so one machine measures for both.
+HERE = {"serving": {"cores": hardware.describe().cores}, "edge": {"cpu": hardware.describe().cpu}}
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with two classes of hosts, a model that passes, and one that cannot be exported."""
+    branching = {"build": "models.toy:branching", "export": {"strategy": "dynamo"}}
+    return project(tmp_path_factory.mktemp("fleet") / "a clone", HERE, toy={}, branching=branching)
+
+
+def test_models_run_in_clones_and_the_checkout_gets_one_lock_file(local: Path) -> None:
+    code, answer, errors = fleet(local)
+    assert code == 1, errors
+    states = {one["model"]: one for one in answer["models"]}
+    assert states["toy"]["state"] == "passed", states["toy"]
+    assert states["branching"]["state"] == "failed"
+    assert "a branch depends on input values" in states["branching"]["verdict"]["faults"][0]
+    assert Counter(states["toy"]["computed"]) == Counter(STAGES)
+    assert "benchmark on edge" in states["toy"]["stages"]  # restored: it is the measurement of an equal machine
+    assert "fleet: toy: passed" in errors
+    assert run("git status --porcelain --untracked-files=no", local).stdout in ("", " M dvc.lock\n")
+    assert run("dvc checkout", local).returncode == 0
+    assert up_to_date(local) == set()
+
+
+def test_measurements_on_two_classes_join_one_version(local: Path) -> None:
+    store = f"sqlite:///{local / 'mlflow.db'}"
+    client = MlflowClient(store, store)
+    (version,) = client.search_model_versions("name = 'toy'")
+    assert version.tags["host.edge"].startswith("plain on cpu, ")
+    assert "host.serving" not in version.tags  # the main class is the version's own evidence
+    folder = Path(unquote(client.get_model_version_download_uri("toy", version.version).removeprefix("file://")))
+    serving = Serving.load(folder)
+    assert serving is not None
+    assert list(serving.root) == ["cpu", "cpu--edge"]
+    here = hardware.describe()
+    assert next(iter(serving.here().root)) == "cpu--edge"
+    assert list(serving.here(here.model_copy(update={"cpu": "another"})).root) == ["cpu"]
+    done = run("python -m onward.cli promote toy --to staging --reason first --force", local)
+    assert done.returncode == 0, done.stdout
+
+
+def test_what_is_known_is_not_run_again_and_a_change_runs_what_depends_on_it(local: Path) -> None:
+    code, answer, errors = fleet(local)
+    assert code == 1, errors
+    assert all(one["known_before"] for one in answer["models"])
+    params = yaml.safe_load((local / "params.yaml").read_text())
+    params["models"]["toy"]["budget"] = {"quality_drop": 0.011}
+    (local / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    code, _, errors = fleet(local, "toy")
+    assert code == 2
+    assert "uncommitted changes in params.yaml" in errors
+    commit(local)
+    code, answer, errors = fleet(local, "toy")
+    assert code == 0, errors
+    assert not {"train", "data", "export", "verify", "optimize"} & set(answer["models"][0]["computed"])
+    assert "select" in answer["models"][0]["computed"]
+    code, _, errors = fleet(local, "toi")
+    assert code == 2
+    assert "did you mean 'toy'" in errors
+
+
+# A cluster: a head without CPUs, and two nodes with a DVC cache each.
+
+
+@contextmanager
+def node(root: Path, address: str, *arguments: str, **variables: str) -> Iterator[subprocess.Popen[bytes]]:
+    """`onward fleet node` until the end of the block."""
+    with open(root.parent / f"{arguments[-1]}.log", "wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "onward.cli", "fleet", "node", address, "--", *arguments],
+            cwd=root, env={**os.environ, **variables}, stdout=log, stderr=log, start_new_session=True,
+        )  # fmt: skip
+    try:
+        yield process
+    finally:
+        kill(process)
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill a node as a power failure does."""
+    if process.poll() is None:
+        for child in psutil.Process(process.pid).children(recursive=True):
+            child.kill()
+        process.kill()
+        process.wait()
+
+
+@contextmanager
+def mlflow_server(folder: Path) -> Iterator[str]:
+    port = free_port()
+    folder.mkdir()
+    with open(folder / "log", "wb") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1",
+             "--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}",
+             "--artifacts-destination", str(folder / "files")],
+            env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+            cwd=folder, stdout=log, stderr=log, start_new_session=True,
+        )  # fmt: skip
+    try:
+        wait_until(lambda: answers(f"http://127.0.0.1:{port}/health"))
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(60)
+
+
+def test_a_killed_node_loses_nothing_and_repeats_at_most_one_stage(tmp_path: Path) -> None:
+    root = project(tmp_path / "clone", {}, one={"seed": 1}, two={"seed": 2})
+    done = run(f"dvc remote add --default shared '{tmp_path / 'remote'}' && git commit -qam remote", root)
+    assert done.returncode == 0, done.stdout
+    with ExitStack() as held:
+        store = held.enter_context(mlflow_server(tmp_path / "mlflow"))
+        port = free_port()
+        nothing = ["--port", str(port), "--num-cpus", "0", "--resources", "{}", "--node-name", "head-node"]
+        head = held.enter_context(node(root, "head", "--include-dashboard", "false", *nothing))
+        wait_until(lambda: head.poll() is not None or is_listening(port))
+        nodes = {
+            name: held.enter_context(
+                node(
+                    root,
+                    f"127.0.0.1:{port}",
+                    "--num-cpus",
+                    "1",
+                    "--node-name",
+                    name,
+                    XDG_CACHE_HOME=str(tmp_path / name),
+                )
+            )
+            for name in ("left", "right")
+        }
+        answer = tmp_path / "answer.json"
+        with open(answer, "wb") as output, open(tmp_path / "run.log", "wb") as log:
+            running = subprocess.Popen(
+                [sys.executable, "-m", "onward.cli", "fleet", "run", "--address", f"127.0.0.1:{port}", "--json"],
+                cwd=root, env={**os.environ, "MLFLOW_TRACKING_URI": store}, stdout=output, stderr=log,
+            )  # fmt: skip
+        states = root / ".dvc" / "tmp" / "onward-fleet"
+        try:
+            wait_until(lambda: running.poll() is not None or any(
+                "export" in json.loads(path.read_text())["progress"]["done"] for path in states.glob("*.json")
+            ), 400)  # fmt: skip
+            kill(nodes["right"])
+            running.wait(600)
+        finally:
+            running.kill()
+            running.wait()
+        log_text = (tmp_path / "run.log").read_text()
+        assert running.returncode == 0, log_text[-3000:]
+        found = json.loads(answer.read_text())
+        for one in found["models"]:
+            counts = Counter(one["computed"])
+            assert set(counts) == set(STAGES), one
+            assert sum(counts.values()) <= len(STAGES) + 1, one
+        assert max(one["attempts"] for one in found["models"]) > 3  # a task ran again after the node was lost
+        client = MlflowClient(store, store)
+        assert sorted(v.name for v in client.search_model_versions()) == ["one", "two"]
+    assert run("dvc pull", root).returncode == 0
+    assert up_to_date(root) == set()
+
+
+def is_listening(port: int) -> bool:
+    return any(one.laddr.port == port and one.status == "LISTEN" for one in psutil.net_connections() if one.laddr)
+
+
+def test_a_cluster_needs_a_shared_store_and_a_remote(local: Path) -> None:
+    code, _, errors = fleet(local, "--address", "127.0.0.1:1")
+    assert code == 2
+    assert "cannot reach an MLflow store in a file" in errors
+    code, _, errors = fleet(local, "--address", "127.0.0.1:1", MLFLOW_TRACKING_URI="http://127.0.0.1:1")
+    assert code in (2, 4)
+    assert "Traceback" not in errors
+
+
+def test_an_interrupted_run_keeps_what_was_finished(local: Path) -> None:
+    params = yaml.safe_load((local / "params.yaml").read_text())
+    params["models"]["toy"]["seed"] = 5
+    (local / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    commit(local)
+    state = local / ".dvc" / "tmp" / "onward-fleet" / "toy.json"
+    begun = time.time()
+    running = subprocess.Popen(
+        [sys.executable, "-m", "onward.cli", "fleet", "run", "toy", "--json"],
+        cwd=local, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True,
+    )  # fmt: skip
+    try:
+        wait_until(lambda: running.poll() is not None or (
+            state.stat().st_mtime > begun and "data" in json.loads(state.read_text())["progress"]["done"]
+        ), 300)  # fmt: skip
+        os.killpg(running.pid, signal.SIGINT)
+        output, _ = running.communicate(timeout=120)
+    finally:
+        running.kill()
+    assert running.returncode == 130
+    (one,) = json.loads(output)["models"]
+    assert one["state"] == "cancelled"
+    commands = [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]
+    assert not any("onward.stages.fleet.pipeline" in command for command in commands)
+    code, answer, errors = fleet(local, "toy")
+    assert code == 0, errors
+    assert "train" not in answer["models"][0]["computed"]
