@@ -137,7 +137,7 @@ def remember(plan: Plan, progress: Progress) -> None:
 
 
 def complete_checkout() -> None:
-    """Run the stages that are about no model in the checkout, if they never ran there: `dvc checkout` needs their results.
+    """Run the stages that are about no model in the checkout, if they never ran there. `dvc checkout` needs them.
 
     Raises:
         MachineFault: DVC cannot run them.
