@@ -23,7 +23,7 @@ setup: $(VENV)/.installed  ## .venv from constraints.txt (about 2 GB)
 $(VENV)/.installed: constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "onward wants Python 3.11 or newer; try make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,pipeline,signing,serve,dev,docs]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,pipeline,signing,serve,fleet,dev,docs]'
 	@touch $@
 
 demo: setup  ## dvc repro on the shipped models, then promote one, and roll it back
