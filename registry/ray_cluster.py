@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from onward.registry import processors
@@ -15,18 +16,30 @@ from onward.registry.uri import sqlite_file
 _SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 
 
+# Ray reads this when it is imported: "token" sends and requires a token.
+_AUTH_MODE = "RAY_AUTH_MODE"
+
+
 def require_ray() -> None:
-    """Check that Ray is installed.
+    """Check that Ray is installed, and let it use this user's token, if there is one.
 
     Raises:
         NotReady: It is not.
     """
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
+    if has_token():
+        os.environ.setdefault(_AUTH_MODE, "token")
     try:
         import ray  # noqa: F401
     except ImportError:
         raise NotReady("Ray is not installed: pip install 'onward[fleet]'") from None
+
+
+def has_token() -> bool:
+    """Whether this user has a token for Ray clusters: in a variable of Ray's, or in ~/.ray/auth_token."""
+    variables = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+    return any(os.environ.get(name) for name in variables) or (Path.home() / ".ray" / "auth_token").is_file()
 
 
 @contextmanager

@@ -7,6 +7,7 @@ stages nor an export.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import os
@@ -19,7 +20,7 @@ from onward.registry import checkout
 from onward.registry.artifact import onnx_file
 from onward.registry.errors import UsageError
 from onward.registry.evidence.reports import Report
-from onward.registry.files import replacing, sha256_file, write_atomically
+from onward.registry.files import replacing, sha256_file
 from onward.registry.host.runtimes import AUTO, CPU_RUNTIMES
 from onward.registry.text import printable
 from onward.stages import command
@@ -56,27 +57,72 @@ def _model_files(model: ModelParams) -> Iterable[tuple[str, str]]:
         yield "custom_ops", model.custom_ops
 
 
-def _digests(name: str, model: ModelParams, stage: str) -> dict[str, str]:
+# A text that json.dumps leaves as it is, and that no setting contains.
+_CODE_HERE = "digests of code: 3f0c1a6e"
+
+
+class _Team:
+    """The team's modules and files. Each is looked up once, because hundreds of models share them."""
+
+    def __init__(self) -> None:
+        self.root, self.repository = paths.root(), checkout.repository().resolve()
+        self._folders = paths.source_folders()
+        self._modules: dict[str, dict[str, str]] = {}
+        self._files: dict[Path, str] = {}
+        self._faults: dict[str, str] = {}
+
+    def digests(self, module: str) -> dict[str, str]:
+        """The sha256 of the files behind a module, by path; empty for an installed package."""
+        if module not in self._modules:
+            self._modules[module] = {}
+            for name, path in local_sources(module, self._folders).items():
+                inside = path.resolve().is_relative_to(self.repository)
+                label = Path(os.path.relpath(path, self.root)).as_posix() if inside else name
+                self._modules[module][label] = self.digest(path)
+        return self._modules[module]
+
+    def digest(self, path: Path) -> str:
+        """The sha256 of a file."""
+        if path not in self._files:
+            self._files[path] = sha256_file(path)
+        return self._files[path]
+
+    def fault(self, named: str) -> str:
+        """What is wrong with `module:attribute`; empty if the module defines it."""
+        if named not in self._faults:
+            self._faults[named] = self._fault(*named.split(":", 1)) if ":" in named else ""
+        return self._faults[named]
+
+    def _fault(self, module: str, attribute: str) -> str:
+        found = locate(module, self._folders)
+        if found is None:
+            if importlib.util.find_spec(module.partition(".")[0]) is None or module not in sys.modules:
+                return f"there is no module {module!r}"
+            return ""
+        try:
+            if not is_installed(found) and not defines(found, attribute):
+                return f"{module} defines no {attribute!r}"
+        except SyntaxError as error:
+            return f"{module} has a syntax error: {error.msg} (line {error.lineno})"
+        return ""
+
+
+def _digests(name: str, model: ModelParams, stage: str, team: _Team) -> dict[str, str]:
     """Digests of the team's own files that a stage of a model uses.
 
     The key is a path and the value its sha256; for a callable in an installed package, module name and version.
     """
-    found = {}
-    root, repository = paths.root(), checkout.repository()
+    found: dict[str, str] = {}
+    root = team.root
     for key, value in _named(model):
         if key.partition(".")[0] in READS[stage]:
             module = value.partition(":")[0]
-            sources = local_sources(module, paths.source_folders())
-            for module_name, path in sources.items():
-                inside = path.resolve().is_relative_to(repository)
-                found[Path(os.path.relpath(path, root)).as_posix() if inside else module_name] = sha256_file(path)
-            if not sources:
-                found[module] = installed_version(module)
+            found |= team.digests(module) or {module: installed_version(module)}
     files = [file for _, file in _model_files(model)] if stage in ("train", "export") else []
     files += [model.data.suite] if stage == "data" and model.data.suite else []
     for file in files:
         if not (root / file).is_relative_to(root / "build" / name / "train"):
-            found[file] = sha256_file(root / file)
+            found[file] = team.digest(root / file)
             if file == model.onnx:
                 found |= _external_data(root, Path(file))
     return found
@@ -91,25 +137,16 @@ def _external_data(root: Path, file: Path) -> dict[str, str]:
     return {(file.parent / path.relative_to((root / file).parent)).as_posix(): sha256_file(path) for path in data}
 
 
-def _missing(name: str, model: ModelParams) -> Iterable[str]:
+def _missing(name: str, model: ModelParams, team: _Team) -> Iterable[str]:
     """Errors about callables and files that params.yaml names but that do not exist."""
-    root, repository = paths.root(), checkout.repository()
+    root = team.root
     for key, value in _named(model):
-        module, _, attribute = value.partition(":")
-        found = locate(module, paths.source_folders())
-        if found is None:
-            if importlib.util.find_spec(module.partition(".")[0]) is None or module not in sys.modules:
-                yield f"models.{name}.{key}: there is no module {module!r}"
-            continue
-        try:
-            if not is_installed(found) and not defines(found, attribute):
-                yield f"models.{name}.{key}: {module} defines no {attribute!r}"
-        except SyntaxError as error:
-            yield f"models.{name}.{key}: {module} has a syntax error: {error.msg} (line {error.lineno})"
+        if fault := team.fault(value):
+            yield f"models.{name}.{key}: {fault}"
     for key, file in (*_model_files(model), ("data.suite", model.data.suite)):
         if not file:
             continue
-        if not (root / file).resolve().is_relative_to(repository.resolve()):
+        if not (root / file).resolve().is_relative_to(team.repository):
             yield f"models.{name}.{key}: {file}: is outside the repository: copy it into the repository"
             continue
         made_here = model.train and (root / file).is_relative_to(root / "build" / name / "train")
@@ -123,11 +160,11 @@ def untracked(params: Params) -> list[str]:
     Returns:
         One line for each callable.
     """
-    lines = []
+    lines, team = [], _Team()
     for name, model in params.models.items():
         for key, value in _named(model):
             module = value.partition(":")[0]
-            if not local_sources(module, paths.source_folders()):
+            if not team.digests(module):
                 version = installed_version(module) or "no installed distribution"
                 lines.append(
                     f"models.{name}.{key}: {module} belongs to {version}: its version is tracked, its files are not"
@@ -147,7 +184,8 @@ def sections(params: Params) -> dict[str, bytes]:
     Raises:
         UsageError: params.yaml names a callable that is not defined, or a file that does not exist.
     """
-    problems = [problem for name, model in params.models.items() for problem in _missing(name, model)]
+    team = _Team()
+    problems = [problem for name, model in params.models.items() for problem in _missing(name, model, team)]
     if problems:
         raise UsageError("\n".join(f"params.yaml: {problem}" for problem in problems))
     found = {
@@ -157,18 +195,29 @@ def sections(params: Params) -> dict[str, bytes]:
     }
     for name, model in params.models.items():
         for stage in READS:
-            found[f"{name}/{stage}.json"] = _settings(name, model, stage, params)
-    return {
-        path: (json.dumps(content.model_dump(exclude_defaults=True), indent=2) + "\n").encode()
-        for path, content in found.items()
-    }
+            found[f"{name}/{stage}.json"] = _settings(name, model, stage, params, team)
+    return {path: _text(content).encode() for path, content in found.items()}
+
+
+@functools.cache
+def _code_text(digests: tuple[tuple[str, str], ...]) -> str:
+    return json.dumps(dict(digests), indent=2).replace("\n", "\n  ")
+
+
+def _text(settings: Settings) -> str:
+    """The settings as JSON. All models' stages have the same digests of code, so their text is made once."""
+    content = settings.model_dump(exclude_defaults=True)
+    if not settings.code:
+        return json.dumps(content, indent=2) + "\n"
+    text = json.dumps({**content, "code": _CODE_HERE}, indent=2)
+    return text.replace(f'"{_CODE_HERE}"', _code_text(tuple(settings.code.items())), 1) + "\n"
 
 
 def _whole(**content: Any) -> Settings:
     return Settings(schema_version=1, report_schema=Report.model_fields["schema_version"].default, **content)
 
 
-def _settings(name: str, model: ModelParams, stage: str, params: Params) -> Settings:
+def _settings(name: str, model: ModelParams, stage: str, params: Params, team: _Team) -> Settings:
     settings = model.model_dump(mode="json", include=set(READS[stage]))
     if stage == "train":
         settings["dims"] = _batch_limits(model)
@@ -178,7 +227,7 @@ def _settings(name: str, model: ModelParams, stage: str, params: Params) -> Sett
     specs = getattr(model, stage).candidates if stage in techniques.FOLDERS else []
     return _whole(
         code=code.digests(stage, tuple(dict.fromkeys(techniques.source(stage, spec) for spec in specs))),
-        sources=_digests(name, model, stage),
+        sources=_digests(name, model, stage, team),
         settings=settings,
         runtimes=_runtimes(stage, params),
         experiment=params.tracking.experiment if stage == "publish" else "",
@@ -209,10 +258,14 @@ def write_sections(params: Params, target: Path) -> None:
     texts = sections(params)
     if any(not (target / path).is_file() or (target / path).read_bytes() != text for path, text in texts.items()):
         _import_all(params)
+    texts[CHECKED] = b"params.yaml was checked; the settings of each stage are beside this file\n"
+    present = {path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()}
+    if present == texts.keys() and all((target / path).read_bytes() == text for path, text in texts.items()):
+        return
     with replacing(target) as fresh:
         for path, text in texts.items():
-            write_atomically(fresh / path, text)
-        write_atomically(fresh / CHECKED, b"params.yaml was checked; the settings of each stage are beside this file\n")
+            (fresh / path).parent.mkdir(exist_ok=True)
+            (fresh / path).write_bytes(text)
 
 
 def _batch_limits(model: ModelParams) -> dict[str, dict[str, Any]]:

@@ -12,7 +12,7 @@ from onward.registry import processors
 from onward.registry.errors import NotReady
 from onward.registry.evidence.host_class import HostClass
 from onward.registry.host import hardware
-from onward.registry.ray_cluster import require_ray
+from onward.registry.ray_cluster import has_token, require_ray
 from onward.stages.fleet import hosts as classes
 
 
@@ -52,8 +52,16 @@ def join(address: str | None, hosts: Mapping[str, HostClass], arguments: Iterabl
         The exit code of Ray.
 
     Raises:
-        NotReady: Ray is not installed.
+        NotReady: Ray is not installed, or this machine has no token of the cluster.
     """
+    if not has_token() and address is None:
+        command = [sys.executable, "-m", "ray.scripts.scripts", "get-auth-token", "--generate"]
+        subprocess.run(command, check=False, capture_output=True)
+        print(
+            "wrote a token to ~/.ray/auth_token: copy this file to all machines of the cluster, and to those that use it"
+        )
+    elif not has_token():
+        raise NotReady("there is no token for the cluster: copy ~/.ray/auth_token from its head to this machine")
     require_ray()
     offered = classes.offered(hardware.describe(), hosts)
     place = ["--head"] if address is None else ["--address", address]
