@@ -23,10 +23,10 @@ def read_evidence(model: str) -> Evidence:
 
 def found(model: str) -> dict[str, Report]:
     """Load the existing reports of a model, by stage in the pipeline's order; unreadable ones are left out."""
-    reports = {}
+    reports, folder = {}, paths.root() / "build" / model
     for stage, kind in REPORTS.items():
         try:
-            reports[stage] = load(kind, paths.build(model, stage) / "report.json")
+            reports[stage] = load(kind, folder / stage / "report.json")
         except NotReady:
             continue
     return reports

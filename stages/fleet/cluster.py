@@ -57,9 +57,7 @@ def join(address: str | None, hosts: Mapping[str, HostClass], arguments: Iterabl
     if not has_token() and address is None:
         command = [sys.executable, "-m", "ray.scripts.scripts", "get-auth-token", "--generate"]
         subprocess.run(command, check=False, capture_output=True)
-        print(
-            "wrote a token to ~/.ray/auth_token: copy this file to all machines of the cluster, and to those that use it"
-        )
+        print("wrote ~/.ray/auth_token: copy it to all machines of the cluster, and to those that use the cluster")
     elif not has_token():
         raise NotReady("there is no token for the cluster: copy ~/.ray/auth_token from its head to this machine")
     require_ray()
