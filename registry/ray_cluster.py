@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,8 @@ def connected(address: str | None, resources: Mapping[str, float]) -> Iterator[A
         words = str(error).strip().splitlines() or [type(error).__name__]
         raise StoreUnreachable(f"the Ray cluster {address or 'of this machine'} does not answer: {words[0]}") from error
     try:
-        yield ray
+        with redirect_stdout(sys.stderr):  # Ray prints messages about lost machines to stdout
+            yield ray
     finally:
         ray.shutdown()
 

@@ -89,8 +89,6 @@ def add_candidate(
 
     `recorded_factor` is the factor of its recorded outputs. Tags of None are omitted.
     """
-    client = store._client
-    experiment = ensure_experiment(client, "onward")
     with tempfile.TemporaryDirectory() as temporary:
         here = Path(temporary)
         file = scale_model(here / "model.onnx", factor)
@@ -102,12 +100,19 @@ def add_candidate(
         (bundle / "tolerance.json").write_text('{"rtol": 1e-3, "atol": 1e-5}')
         specs = [TensorSpec(name=name, dtype="float32", shape=["batch", 4]) for name in ("x", "y")]
         build_folder(here / "model", [file], specs[:1], specs[1:], "CPUExecutionProvider", bundle)
-        manifest = manifest_digest(here / "model")
-        sha256 = content_digest(digests(file))
-        run = client.create_run(experiment)
-        logged = client.create_logged_model(experiment, name=f"{model}-chosen", source_run_id=run.info.run_id)
-        client.log_model_artifacts(logged.model_id, str(here / "model"))
-        client.finalize_logged_model(logged.model_id, "READY")
+        return register_folder(store, model, here / "model", **tags)
+
+
+def register_folder(store: Store, model: str, folder: Path, **tags: str | None) -> int:
+    """Register the folder of a version, and return its number. Tags of None are omitted."""
+    client = store._client
+    experiment = ensure_experiment(client, "onward")
+    manifest = manifest_digest(folder)
+    sha256 = content_digest(digests(folder / MODEL))
+    run = client.create_run(experiment)
+    logged = client.create_logged_model(experiment, name=f"{model}-chosen", source_run_id=run.info.run_id)
+    client.log_model_artifacts(logged.model_id, str(folder))
+    client.finalize_logged_model(logged.model_id, "READY")
     if not any(registered.name == model for registered in client.search_registered_models(f"name = '{model}'")):
         client.create_registered_model(model)
     known = {**GOOD, "sha256": sha256, "manifest": manifest, "run_id": run.info.run_id, **tags}

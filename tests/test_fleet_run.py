@@ -9,8 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -22,44 +21,11 @@ from mlflow import MlflowClient
 
 from onward.registry.artifact.serving_plan import Serving
 from onward.registry.host import hardware
-from tests.conftest import clone, run
-from tests.servers import answers, free_port, wait_until
-from tests.toy import SOURCE, toy_params
+from tests.conftest import run
+from tests.fleet_cluster import Cluster, commit, kill, mlflow_server, project
+from tests.servers import wait_until
 
 STAGES = ("train", "data", "export", "verify", "optimize", "quantize", "benchmark", "select", "publish")
-BRANCHING = """
-
-class Branching(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a = torch.nn.Linear(6, 3)
-
-    def forward(self, x):
-        return self.a(x) if x.sum() > 0 else -self.a(x)
-
-def branching():
-    torch.manual_seed(0)
-    return Branching()
-"""
-
-
-def project(target: Path, hosts: dict[str, Any], **models: dict[str, Any]) -> Path:
-    """A committed clone with small models, which differ from the toy in the given keys."""
-    root = clone(target)
-    (root / "models" / "toy.py").write_text(SOURCE + BRANCHING)
-    params = toy_params(optimize={"candidates": ["onnxsim"]}, quantize={"candidates": ["dynamic"]})
-    toy = params["models"].pop("toy")
-    toy["benchmark"] |= {"search_seconds": 1, "race_seconds": 1, "torch_compile": False}
-    params |= {"runtimes": ["cpu"], "hosts": hosts, "models": {name: {**toy, **keys} for name, keys in models.items()}}
-    (root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
-    commit(root)
-    return root
-
-
-def commit(root: Path) -> None:
-    author = "git config user.name Test; git config user.email test@example.invalid"
-    done = run(f"{author}; git add -A; git commit -qm all", root)
-    assert done.returncode == 0, done.stdout
 
 
 def fleet(root: Path, *arguments: str, **variables: str) -> tuple[int, dict[str, Any], str]:
@@ -145,90 +111,26 @@ def test_what_is_known_is_not_run_again_and_a_change_runs_what_depends_on_it(loc
 # A cluster: a head without CPUs, and two nodes with a DVC cache each.
 
 
-@contextmanager
-def node(root: Path, address: str, *arguments: str, **variables: str) -> Iterator[subprocess.Popen[bytes]]:
-    """`onward fleet node` until the end of the block."""
-    with open(root.parent / f"{arguments[-1]}.log", "wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "onward.cli", "fleet", "node", address, "--", *arguments],
-            cwd=root, env={**os.environ, **variables}, stdout=log, stderr=log, start_new_session=True,
-        )  # fmt: skip
-    try:
-        yield process
-    finally:
-        kill(process)
-
-
-def kill(process: subprocess.Popen[bytes]) -> None:
-    """Kill a node as a power failure does."""
-    if process.poll() is None:
-        for child in psutil.Process(process.pid).children(recursive=True):
-            child.kill()
-        process.kill()
-        process.wait()
-
-
-@contextmanager
-def mlflow_server(folder: Path) -> Iterator[str]:
-    port = free_port()
-    folder.mkdir()
-    with open(folder / "log", "wb") as log:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1",
-             "--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}",
-             "--artifacts-destination", str(folder / "files")],
-            env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-            cwd=folder, stdout=log, stderr=log, start_new_session=True,
-        )  # fmt: skip
-    try:
-        wait_until(lambda: answers(f"http://127.0.0.1:{port}/health"))
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait(60)
-
-
 def test_a_killed_node_loses_nothing_and_repeats_at_most_one_stage(tmp_path: Path) -> None:
     root = project(tmp_path / "clone", {}, one={"seed": 1}, two={"seed": 2})
     done = run(f"dvc remote add --default shared '{tmp_path / 'remote'}' && git commit -qam remote", root)
     assert done.returncode == 0, done.stdout
+    answer = tmp_path / "answer.json"
     with ExitStack() as held:
         store = held.enter_context(mlflow_server(tmp_path / "mlflow"))
-        port = free_port()
-        nothing = ["--port", str(port), "--num-cpus", "0", "--resources", "{}", "--node-name", "head-node"]
-        head = held.enter_context(node(root, "head", "--include-dashboard", "false", *nothing))
-        wait_until(lambda: head.poll() is not None or is_listening(port))
-        nodes = {
-            name: held.enter_context(
-                node(
-                    root,
-                    f"127.0.0.1:{port}",
-                    "--num-cpus",
-                    "1",
-                    "--node-name",
-                    name,
-                    XDG_CACHE_HOME=str(tmp_path / name),
-                )
-            )
-            for name in ("left", "right")
-        }
-        answer = tmp_path / "answer.json"
-        with open(answer, "wb") as output, open(tmp_path / "run.log", "wb") as log:
-            running = subprocess.Popen(
-                [sys.executable, "-m", "onward.cli", "fleet", "run", "--address", f"127.0.0.1:{port}", "--json"],
-                cwd=root, env={**os.environ, "MLFLOW_TRACKING_URI": store}, stdout=output, stderr=log,
-            )  # fmt: skip
+        cluster = Cluster(root, tmp_path, ["left", "right"], held)
+        running = cluster.run(store, answer)
         states = root / ".dvc" / "tmp" / "onward-fleet"
         try:
             wait_until(lambda: running.poll() is not None or any(
                 "export" in json.loads(path.read_text())["progress"]["done"] for path in states.glob("*.json")
             ), 400)  # fmt: skip
-            kill(nodes["right"])
+            kill(cluster.nodes["right"])
             running.wait(600)
         finally:
             running.kill()
             running.wait()
-        log_text = (tmp_path / "run.log").read_text()
+        log_text = answer.with_suffix(".log").read_text()
         assert running.returncode == 0, log_text[-3000:]
         found = json.loads(answer.read_text())
         for one in found["models"]:
@@ -240,10 +142,6 @@ def test_a_killed_node_loses_nothing_and_repeats_at_most_one_stage(tmp_path: Pat
         assert sorted(v.name for v in client.search_model_versions()) == ["one", "two"]
     assert run("dvc pull", root).returncode == 0
     assert up_to_date(root) == set()
-
-
-def is_listening(port: int) -> bool:
-    return any(one.laddr.port == port and one.status == "LISTEN" for one in psutil.net_connections() if one.laddr)
 
 
 def test_a_cluster_needs_a_shared_store_and_a_remote(local: Path) -> None:

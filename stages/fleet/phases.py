@@ -54,6 +54,8 @@ class Event(BaseModel):
         stage: The stage that it is about; empty for the model's verdict.
         state: "running", "done", or "stopped" by a fault of the machine or of params.yaml that is no verdict.
         seconds: The time that the stage took.
+        cpu_seconds: The CPU time of its process and all that it started.
+        ended: When it ended, in seconds since 1970.
         computed: Whether the stage ran. Otherwise its results were known.
         status: The status of the stage's report.
         reason: Why the report does not say "passed", or why the stage stopped.
@@ -67,6 +69,8 @@ class Event(BaseModel):
     stage: str = ""
     state: str = "done"
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    ended: float = 0.0
     computed: bool = False
     status: str = ""
     reason: str = ""
@@ -90,6 +94,8 @@ class Progress:
         done: The stages that are up to date, in order.
         computed: Those of them that ran, rather than being restored; one that ran twice is named twice.
         seconds: The time that each stage took when it was last brought up to date.
+        cpu_seconds: The CPU time that it took.
+        ended: When that was, in seconds since 1970.
         nodes: The machine on which that was.
         lock: The entries of dvc.lock, as far as the pipeline is done.
         elsewhere: The entries of measurements on other classes of machines than the main one, by class.
@@ -107,6 +113,8 @@ class Progress:
     done: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     computed: list[str] = field(default_factory=list)
+    cpu_seconds: dict[str, float] = field(default_factory=dict)
+    ended: dict[str, float] = field(default_factory=dict)
     nodes: dict[str, str] = field(default_factory=dict)
     lock: Entries = field(default_factory=dict)
     elsewhere: dict[str, Entries] = field(default_factory=dict)

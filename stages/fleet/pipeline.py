@@ -16,6 +16,7 @@ import fcntl
 import logging
 import os
 import platform
+import resource
 import shutil
 import signal
 import sys
@@ -106,7 +107,7 @@ def _joined(repo: Repo, job: Job) -> Event:
 def _reproduced(repo: Repo, stage: str, job: Job) -> Event:
     """Bring one stage up to date; push its results if the remote is in use."""
     name = f"{stage}@{job.model}"
-    begun, wall = time.monotonic(), time.time()
+    begun, wall, used = time.monotonic(), time.time(), _children_seconds()
     with _commands() as commands:
         repo.reproduce(name, single_item=True, pull=job.remote)
     if job.remote:
@@ -116,6 +117,8 @@ def _reproduced(repo: Repo, stage: str, job: Job) -> Event:
     return Event(
         stage=stage,
         seconds=round(time.monotonic() - begun, 2),
+        cpu_seconds=round(_children_seconds() - used, 2),
+        ended=time.time(),
         computed=bool(commands),
         status=report.status,
         reason=report.reason,
@@ -152,6 +155,12 @@ def _require_code(wanted: str) -> None:
             f"{platform.node()} has another version of Onward than the machine that started the run "
             f"(here {version('onward')}): install the same one on all machines"
         )
+
+
+def _children_seconds() -> float:
+    """The CPU time of all ended child processes of this one."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def _pull_run_cache_once(repo: Repo, job: Job) -> None:

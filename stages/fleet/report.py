@@ -38,8 +38,17 @@ def _facts(one: Progress, known: bool) -> dict[str, Any]:
         "known_before": known,
         "attempts": one.attempts,
         "computed": one.computed,
-        "stages": {stage: {"seconds": one.seconds[stage], "machine": one.nodes[stage]} for stage in one.done},
+        "stages": {stage: _stage(one, stage) for stage in one.done},
         "verdict": one.verdict,
+    }
+
+
+def _stage(one: Progress, stage: str) -> dict[str, Any]:
+    return {
+        "seconds": one.seconds[stage],
+        "cpu_seconds": one.cpu_seconds[stage],
+        "ended": one.ended[stage],
+        "machine": one.nodes[stage],
     }
 
 

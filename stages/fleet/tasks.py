@@ -82,6 +82,7 @@ class Board:
             one.stage = ""
             if event.seconds:
                 one.seconds[stage], one.nodes[stage] = event.seconds, one.node
+                one.cpu_seconds[stage], one.ended[stage] = event.cpu_seconds, event.ended
             one.done += [stage] if stage not in one.done else []
             one.computed += [stage] if event.computed else []
             if host:
