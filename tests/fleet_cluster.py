@@ -121,10 +121,14 @@ class Cluster:
 
     def start(self, name: str) -> subprocess.Popen[bytes]:
         """Start a node, also one that was killed."""
-        arguments = ["--num-cpus", "1", "--node-name", name]
-        return self._held.enter_context(
-            node(self.root, self.address, *arguments, XDG_CACHE_HOME=str(self._folder / name))
-        )
+        arguments, cache = ["--num-cpus", "1", "--node-name", name], str(self._folder / name)
+        log = self.root.parent / f"{name}.log"
+        for _ in range(3):  # Ray gives a node 30 s to start, which a busy machine may exceed
+            made = self._held.enter_context(node(self.root, self.address, *arguments, XDG_CACHE_HOME=cache))
+            wait_until(lambda: made.poll() is not None or "Ray runtime started" in log.read_text())  # noqa: B023
+            if made.poll() is None:
+                return made
+        raise RuntimeError(log.read_text()[-2000:])
 
     def run(self, store: str, answer: Path, *arguments: str) -> subprocess.Popen[bytes]:
         """Start `onward fleet run` on the cluster; its JSON answer goes to a file, and stderr beside it."""

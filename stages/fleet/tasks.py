@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -185,7 +186,12 @@ def run_phase(
     """
     import ray
 
-    attempt, lock = ray.get(board.begin.remote(model, phase, _machine(ray), target.other))
+    def asked(reference: Any) -> Any:
+        """The answer of the board. While the main thread of a task waits for one, Ray gives its CPUs to other tasks."""
+        return waiting.submit(ray.get, reference).result()
+
+    waiting = ThreadPoolExecutor(1)
+    attempt, lock = asked(board.begin.remote(model, phase, _machine(ray), target.other))
     cache = Path(terms.cache or CACHE).expanduser()
     cache.mkdir(parents=True, exist_ok=True)
     job = Job(
@@ -194,7 +200,7 @@ def run_phase(
     )  # fmt: skip
 
     def received(event: Event) -> None:
-        if not ray.get(board.report.remote(model, target.other, attempt, event)):
+        if not asked(board.report.remote(model, target.other, attempt, event)):
             raise Stopped("another machine took over")
 
     with tempfile.TemporaryDirectory(prefix="onward-fleet-", ignore_cleanup_errors=True) as folder, ExitStack() as held:
