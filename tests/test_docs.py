@@ -148,13 +148,20 @@ def write_graph(path: Path, weights: npt.NDArray[np.float32]) -> None:
 def test_the_page_on_params_names_every_key() -> None:
     page = (ROOT / "docs" / "params.md").read_text()
     documented = set(re.findall(r"^\| `([a-z_.]+)`", page, re.M))
-    wanted = set(ModelParams.model_fields) | {"schema_version", "tracking.experiment", "runtimes", "environments"}
+    wanted = set(ModelParams.model_fields) | {
+        "schema_version",
+        "tracking.experiment",
+        "runtimes",
+        "hosts",
+        "environments",
+    }
     assert documented == wanted
     for name, field in ModelParams.model_fields.items():
         nested = getattr(field.annotation, "model_fields", {})
         row = next(line for line in page.splitlines() if line.startswith(f"| `{name}`"))
         assert [key for key in nested if f"`{key}`" not in row] == [], name
-    assert set(Params.model_fields) == {"schema_version", "tracking", "defaults", "models", "runtimes", "environments"}
+    sections = {"schema_version", "tracking", "defaults", "models", "runtimes", "hosts", "environments"}
+    assert set(Params.model_fields) == sections
 
 
 def test_links_between_documents_resolve() -> None:
