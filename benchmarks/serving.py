@@ -24,7 +24,7 @@ from typing import Any
 from benchmarks import serving_faults
 from benchmarks.findings import Finding, table
 from benchmarks.serving_load import Call, Http, Load, drive, grpc_call, mlflow_json, rest_binary, rest_json
-from benchmarks.serving_servers import free_port, mlflow_serve, mlserver, model_folder, onward, running
+from benchmarks.serving_servers import free_port, grpc_echo, mlflow_serve, mlserver, model_folder, onward, running
 from onward.registry.artifact.serving_plan import MODEL
 from onward.registry.host import hardware
 
@@ -35,6 +35,8 @@ LIMITS_MS = {"REST, raw tensors": 0.6, "gRPC": 0.5}
 # The least throughput at concurrency 8 as a multiple of a peer's.
 TIMES = 1.5
 REST, GRPC, MLFLOW, MLSERVER = "REST, raw tensors", "gRPC", "mlflow models serve", "MLServer, JSON"
+# A server of grpcio alone that returns each request as it is.
+ECHO = "gRPC, echo without Onward"
 # One way to send requests: makes the call of one thread.
 Ways = dict[str, Callable[[], Call]]
 
@@ -85,6 +87,8 @@ def latency(folder: Path, rounds: int, count: int, threads: int) -> Iterator[Fin
     with ExitStack() as stack:
         ways = onward_ways(stack, "mlp", model, sample, folder)
         ways["session.run"] = lambda: bare(model, sample, threads)
+        echo = stack.enter_context(grpc_echo())
+        ways[ECHO] = lambda: grpc_call(echo, "mlp", sample)
         found = by_turns(ways, 1, rounds, {"count": count})
     base = [load.ms(50) for load in found["session.run"]]
     for name, most in LIMITS_MS.items():
@@ -96,6 +100,8 @@ def latency(folder: Path, rounds: int, count: int, threads: int) -> Iterator[Fin
             f"{more:.3f} ms ({statistics.median(base):.3f} ms bare; {failed} failed)",
             more <= most and not failed,
         )
+    floor = statistics.median(load.ms(50) for load in found[ECHO])
+    yield Finding(f"{ECHO}: p50 of the same request", "", f"{floor:.3f} ms: no gRPC server in Python takes less", True)
 
 
 def throughput(folder: Path, rounds: int, seconds: float, threads: int) -> Iterator[Finding]:

@@ -157,6 +157,34 @@ def onward(targets: list[str], port: int, grpc_port: int, folder: Path, *options
     return start([*command, *options], url, folder / "onward.log", env=environment)
 
 
+_ECHO = """
+import asyncio, sys, grpc.aio, uvloop
+
+class Echo(grpc.GenericRpcHandler):
+    def service(self, _):
+        async def same(request, _):
+            return request
+        return grpc.unary_unary_rpc_method_handler(same)
+
+async def main():
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers((Echo(),))
+    server.add_insecure_port(f"127.0.0.1:{sys.argv[1]}")
+    await server.start()
+    await server.wait_for_termination()
+
+uvloop.run(main())
+"""
+
+
+@contextmanager
+def grpc_echo() -> Iterator[int]:
+    """Start a gRPC server that returns each request as it is; yields its port."""
+    port = free_port()
+    with running(subprocess.Popen([sys.executable, "-c", _ECHO, str(port)])):
+        yield port
+
+
 @contextmanager
 def running(process: subprocess.Popen[Any]) -> Iterator[None]:
     """End a server after the block."""

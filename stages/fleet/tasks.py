@@ -7,6 +7,7 @@ Ray runs its tasks again elsewhere, and they go on after the last stage that was
 from __future__ import annotations
 
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -29,7 +30,6 @@ from onward.stages.fleet.packed import Pack, contents, unpack
 from onward.stages.fleet.phases import MEASURE, Event, Job, Progress
 
 HOST = ("build/host/machine.json", "build/host/toolchain.json")
-CACHE = "~/.cache/onward/fleet"
 
 
 class Board:
@@ -192,7 +192,7 @@ def run_phase(
 
     waiting = ThreadPoolExecutor(1)
     attempt, lock = asked(board.begin.remote(model, phase, _machine(ray), target.other))
-    cache = Path(terms.cache or CACHE).expanduser()
+    cache = Path(terms.cache) if terms.cache else _own_cache()
     cache.mkdir(parents=True, exist_ok=True)
     job = Job(
         model=model, phase=phase, host=target.other, cache=str(cache), remote=terms.remote, run=terms.run,
@@ -215,6 +215,11 @@ def run_phase(
             return Outcome(reason=str(stopped))
         evidence = contents(project / "build" / model / "benchmark") if target.other else {}
     return Outcome(host=described, evidence=evidence)
+
+
+def _own_cache() -> Path:
+    """The folder in which this machine keeps results between tasks and runs."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "onward" / "fleet"
 
 
 def _machine(ray: Any) -> str:
