@@ -16,7 +16,7 @@ from onward.registry.evidence.host_class import HostClass
 from onward.registry.evidence.records import Machine
 from onward.stages.fleet import cluster, hosts, locks, packed
 from onward.stages.fleet.phases import FINISH, MEASURE, PREPARE, Event, Progress
-from onward.stages.fleet.table import seconds_left, summary
+from onward.stages.fleet.table import mean_seconds, seconds_left, summary
 from onward.stages.fleet.tasks import Board
 
 MACHINE = Machine(
@@ -162,9 +162,11 @@ def test_the_time_left_is_the_mean_time_of_the_stages_that_are_not_done() -> Non
         ("train", "data", "export", "verify", "optimize", "quantize", "benchmark", "select", "publish"), 10.0
     ))  # fmt: skip
     now = Progress("b", state="running", phase=FINISH, stage="select", done=["train", "data", "export"])
-    assert seconds_left(now, [known, now], elapsed=4.0) == 56.0
-    assert seconds_left(now, [now], elapsed=4.0) is None
-    assert seconds_left(known, [known], elapsed=0.0) is None
+    means = mean_seconds([known, Progress("c", seconds={"verify": 20.0})])
+    assert means == {**dict.fromkeys(known.seconds, 10.0), "verify": 15.0}
+    assert seconds_left(now, means, elapsed=4.0) == 61.0
+    assert seconds_left(now, {}, elapsed=4.0) is None
+    assert seconds_left(known, means, elapsed=0.0) is None
 
 
 def test_a_summary_counts_models_by_state() -> None:

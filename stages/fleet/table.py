@@ -54,17 +54,18 @@ class Display:
         for column in ("model", "state", "stage", "machine", "elapsed", "left"):
             table.add_column(column, no_wrap=True, justify="right" if column in ("elapsed", "left") else "left")
         assert self._live is not None
+        means = mean_seconds(models)
         room = max(1, self._live.console.height - _FREE)
         order = ("running", "waiting", "stopped", "failed", "cancelled", "passed")
         for one in sorted(models, key=lambda one: order.index(one.state))[:room]:
             style = _STYLES.get(one.state, "")
-            table.add_row(*(Text(printable(cell), style=style) for cell in self._cells(one, models, now)))
+            table.add_row(*(Text(printable(cell), style=style) for cell in self._cells(one, means, now)))
         return table
 
-    def _cells(self, one: Progress, models: Sequence[Progress], now: float) -> tuple[str, ...]:
+    def _cells(self, one: Progress, means: Mapping[str, float], now: float) -> tuple[str, ...]:
         stage, since = self._begun[one.model]
         elapsed = duration(now - since) if stage else ""
-        left = seconds_left(one, models, now - since if stage else 0.0)
+        left = seconds_left(one, means, now - since if stage else 0.0)
         return one.model, one.state, stage, one.node, elapsed, "" if left is None else duration(left)
 
     def _lines(self, models: Sequence[Progress], now: float) -> None:
@@ -100,12 +101,21 @@ def summary(models: Sequence[Progress]) -> str:
     return f"{len(models)} model{'' if len(models) == 1 else 's'}: {named}"
 
 
-def seconds_left(one: Progress, models: Sequence[Progress], elapsed: float) -> float | None:
+def mean_seconds(models: Sequence[Progress]) -> dict[str, float]:
+    """The mean time of each stage, in seconds, over the models that have finished it."""
+    known: dict[str, list[float]] = {}
+    for one in models:
+        for stage, seconds in one.seconds.items():
+            known.setdefault(stage, []).append(seconds)
+    return {stage: sum(times) / len(times) for stage, times in known.items()}
+
+
+def seconds_left(one: Progress, means: Mapping[str, float], elapsed: float) -> float | None:
     """Estimate how long the rest of a model's pipeline runs, without the time that it waits for machines.
 
     Args:
         one: The model.
-        models: All models; their finished stages give the mean time of each stage.
+        means: The mean time of each stage, for stages that this model has never finished.
         elapsed: How long the present stage has been running, in seconds.
 
     Returns:
@@ -115,10 +125,8 @@ def seconds_left(one: Progress, models: Sequence[Progress], elapsed: float) -> f
         return None
     total = 0.0
     for stage in (stage for stage in _ALL_STAGES if stage not in one.done):
-        known = (
-            [one.seconds[stage]] if stage in one.seconds else [m.seconds[stage] for m in models if stage in m.seconds]
-        )
-        if not known:
+        seconds = one.seconds.get(stage, means.get(stage))
+        if seconds is None:
             return None
-        total += sum(known) / len(known)
+        total += seconds
     return max(0.0, total - elapsed)
