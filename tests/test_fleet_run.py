@@ -63,8 +63,9 @@ def test_models_run_in_clones_and_the_checkout_gets_one_lock_file(local: Path) -
     assert states["toy"]["state"] == "passed", states["toy"]
     assert states["branching"]["state"] == "failed"
     assert "a branch depends on input values" in states["branching"]["verdict"]["faults"][0]
-    assert Counter(states["toy"]["computed"]) == Counter(STAGES)
-    assert "benchmark on edge" in states["toy"]["stages"]  # restored: it is the measurement of an equal machine
+    # One of the two measurements is restored: it is that of an equal machine.
+    assert Counter(name.removesuffix(" on edge") for name in states["toy"]["computed"]) == Counter(STAGES)
+    assert {"benchmark", "benchmark on edge"} <= set(states["toy"]["stages"])
     assert "fleet: toy: passed" in errors
     assert run("git status --porcelain --untracked-files=no", local).stdout in ("", " M dvc.lock\n")
     assert run("dvc checkout", local).returncode == 0
