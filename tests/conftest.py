@@ -45,9 +45,9 @@ os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
 
 # Test files that take minutes, longest first, so that two workers finish at about the same time.
 LONGEST = (
-    "test_pipeline", "test_site", "test_docs", "test_pitfalls", "test_benchmarks", "test_corpus", "test_team",
-    "test_structure", "test_release", "test_servers", "test_bench", "test_runtimes", "test_verify", "test_stages",
-    "test_field_cases", "test_servable", "test_newest",
+    "test_pipeline", "test_site", "test_docs", "test_fleet_run", "test_pitfalls", "test_benchmarks", "test_corpus",
+    "test_team", "test_structure", "test_release", "test_servers", "test_bench", "test_runtimes", "test_verify",
+    "test_stages", "test_field_cases", "test_servable", "test_newest",
 )  # fmt: skip
 
 
