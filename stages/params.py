@@ -281,14 +281,15 @@ def _batch_limits(model: ModelParams) -> dict[str, dict[str, Any]]:
 
 def _import_all(params: Params) -> None:
     problems = []
+    resolved: set[tuple[str, str]] = set()
     for name, model in params.models.items():
         for key, value in _named(model):
+            if (key, value) in resolved:  # hundreds of models share their functions
+                continue
+            wants = "a function" if key in (*_CALLABLES, "custom_ops") else "a table or a function"
             try:
-                resolve(
-                    value,
-                    f"models.{name}.{key}",
-                    "a function" if key in (*_CALLABLES, "custom_ops") else "a table or a function",
-                )
+                resolve(value, f"models.{name}.{key}", wants)
+                resolved.add((key, value))
             except UsageError as error:
                 problems.append(str(error))
     if problems:
