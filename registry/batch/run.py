@@ -17,8 +17,6 @@ from onward.registry.store import connection
 from onward.registry.text import suggestion
 
 DEFAULT_BATCH = 32
-# How often a part is run again after its machine was lost.
-RETRIES = 5
 
 
 @dataclass
@@ -143,10 +141,8 @@ def _run(ray: Any, work: Work, parts: list[Part], summary: Summary, watch: Calla
         Worker,
         batch_size=1,
         fn_constructor_args=(work,),
-        concurrency=summary.workers,
+        compute=ray.data.ActorPoolStrategy(size=summary.workers),  # Ray starts lost workers again
         num_cpus=work.processors,
-        max_restarts=RETRIES,
-        max_task_retries=RETRIES,
     )
     try:
         for row in results.iter_rows():
