@@ -18,7 +18,7 @@ from onward.registry.errors import Refused, UsageError
 from onward.registry.text import printable
 
 # A part is at most this long and this large. It is what is lost when a machine is.
-PART_ROWS = 65_536
+PART_ROWS = 16_384
 PART_BYTES = 256 << 20
 # What a worker holds at a time, in bytes of the inputs.
 CHUNK_BYTES = 32 << 20
