@@ -181,7 +181,7 @@ uvloop.run(main())
 def grpc_echo() -> Iterator[int]:
     """Start a gRPC server that returns each request as it is; yields its port."""
     port = free_port()
-    with running(subprocess.Popen([sys.executable, "-c", _ECHO, str(port)])):
+    with running(subprocess.Popen([sys.executable, "-c", _ECHO, str(port)], start_new_session=True)):
         yield port
 
 
