@@ -157,6 +157,16 @@ def test_the_board_goes_on_after_the_last_stage_and_refuses_messages_of_lost_att
     assert board.changes(clock) == (clock, [])
 
 
+def test_a_measurement_on_another_class_does_not_start_from_the_main_one() -> None:
+    main, edge = {"train@cnn": {"cmd": "t"}, "benchmark@cnn": {"cmd": "main"}}, {"benchmark@cnn": {"cmd": "edge"}}
+    board = Board({"cnn": Progress("cnn", lock=main)})
+    attempt, lock = board.begin("cnn", MEASURE, "one", "edge")
+    assert lock == {"train@cnn": {"cmd": "t"}}
+    assert board.report("cnn", "edge", attempt, Event(stage="benchmark", seconds=1.0, lock=edge))
+    assert board.begin("cnn", MEASURE, "one", "edge")[1] == {**main, **edge}
+    assert board.begin("cnn", MEASURE, "two", "")[1] == main
+
+
 def test_the_time_left_is_the_mean_time_of_the_stages_that_are_not_done() -> None:
     known = Progress("a", state="passed", seconds=dict.fromkeys(
         ("train", "data", "export", "verify", "optimize", "quantize", "benchmark", "select", "publish"), 10.0

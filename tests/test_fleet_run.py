@@ -78,6 +78,7 @@ def test_measurements_on_two_classes_join_one_version(local: Path) -> None:
     (version,) = client.search_model_versions("name = 'toy'")
     assert version.tags["host.edge"].startswith("plain on cpu, ")
     assert "host.serving" not in version.tags  # the main class is the version's own evidence
+    assert client.get_run(str(version.run_id)).data.tags["git_dirty"] == "false"
     folder = Path(unquote(client.get_model_version_download_uri("toy", version.version).removeprefix("file://")))
     serving = Serving.load(folder)
     assert serving is not None

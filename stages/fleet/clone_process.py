@@ -17,7 +17,7 @@ from onward.stages.fleet.phases import Event, Job
 
 POLL_SECONDS = 0.5
 END_SECONDS = 5.0
-LOG = "fleet.log"
+LOG = "log"
 LOG_LINES = 20
 # Ray sets this for its tasks. The number of threads of a stage follows from the processors that it may use.
 _THREADS = "OMP_NUM_THREADS"
@@ -28,12 +28,19 @@ class Stopped(Exception):
 
 
 def run(
-    project: Path, job: Job, store: str, allowed: set[int] | None, timeout_s: float, received: Callable[[Event], None]
+    project: Path,
+    own: Path,
+    job: Job,
+    store: str,
+    allowed: set[int] | None,
+    timeout_s: float,
+    received: Callable[[Event], None],
 ) -> None:
     """Run a phase in a clone.
 
     Args:
         project: The project's folder in the clone.
+        own: A folder outside of the clone, for the log and for what DVC keeps beside a repository.
         job: What to run.
         store: The URI of the MLflow store, with credentials.
         allowed: The processors that the stages may use, numbered from 0; None for all.
@@ -45,10 +52,10 @@ def run(
     """
     environment = {**os.environ, checkout.PROJECT: str(project), "MLFLOW_TRACKING_URI": store}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
-    environment["DVC_SITE_CACHE_DIR"] = str(project.parent / ".dvc-site-cache")
+    environment["DVC_SITE_CACHE_DIR"] = str(own / "dvc")
     environment.pop(_THREADS, None)
     read, write = os.pipe()
-    log = project / LOG
+    log = own / LOG
     with open(log, "wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "onward.stages.fleet.pipeline", str(write)],

@@ -19,8 +19,9 @@ STAGES = {
     MEASURE: ("benchmark",),
     FINISH: ("select", "publish"),
 }
-# The folder of a clone with the measurements on other classes of machines, before they join the main one.
-JOINED = ".joined"
+# The folder of a clone with the measurements on other classes of machines, before they join the main one. It is below
+# build/, which git ignores: an untracked file elsewhere would be published as an uncommitted change.
+JOINED = "build/.joined"
 
 
 class Job(BaseModel):

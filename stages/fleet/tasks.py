@@ -27,7 +27,7 @@ from onward.stages.fleet import clone_process
 from onward.stages.fleet.clone_process import Stopped
 from onward.stages.fleet.locks import Entries
 from onward.stages.fleet.packed import Pack, contents, unpack
-from onward.stages.fleet.phases import MEASURE, Event, Job, Progress
+from onward.stages.fleet.phases import MEASURE, STAGES, Event, Job, Progress
 
 HOST = ("build/host/machine.json", "build/host/toolchain.json")
 
@@ -55,14 +55,19 @@ class Board:
             host: The class of machines that is measured, if it is not the main one.
 
         Returns:
-            The attempt's number, and the entries of dvc.lock that are known so far.
+            The attempt's number, and the entries of dvc.lock that are known so far. Those of a measurement on another
+            machine are left out.
         """
         one = self._models[model]
         one.attempts += 1
         self._newest[model, host] = one.attempts
         one.state, one.phase, one.node, one.stage = "running", phase, node, ""
         self._touch(model)
-        return one.attempts, {**one.lock, **one.elsewhere.get(host, {})}
+        if not host:
+            return one.attempts, one.lock
+        others = {f"{stage}@{model}" for stage in STAGES[MEASURE]}
+        lock = {name: entry for name, entry in one.lock.items() if name not in others}
+        return one.attempts, {**lock, **one.elsewhere.get(host, {})}
 
     def report(self, model: str, host: str, attempt: int, event: Event) -> bool:
         """Take in an event of an attempt.
@@ -204,13 +209,15 @@ def run_phase(
             raise Stopped("another machine took over")
 
     with tempfile.TemporaryDirectory(prefix="onward-fleet-", ignore_cleanup_errors=True) as folder, ExitStack() as held:
-        project = unpack(pack, files, lock, Path(folder))
+        clone = Path(folder) / "clone"
+        clone.mkdir()
+        project = unpack(pack, files, lock, clone)
         try:
             described = _describe_host(project, cache / f"host-{terms.run}")
             if phase == MEASURE and target.host is not None:
                 _require(target.host, described)
             allowed = None if phase == MEASURE else held.enter_context(processors.reserved(terms.processors))
-            clone_process.run(project, job, terms.store, allowed, terms.timeout_s, received)
+            clone_process.run(project, Path(folder), job, terms.store, allowed, terms.timeout_s, received)
         except Stopped as stopped:
             return Outcome(reason=str(stopped))
         evidence = contents(project / "build" / model / "benchmark") if target.other else {}
