@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
 
-from onward.registry.cli.output import Json, print_json, say
+from onward.registry.cli.output import Json, print_json, print_note, say
 from onward.registry.errors import UsageError
 from onward.registry.text import printable
 
@@ -68,10 +67,7 @@ def batch(
             printed = now
             done = summary.parts + len(summary.failed)
             left = (now - begun) / done * (parts - summary.known - done) if done else 0
-            print(
-                f"batch: {summary.known + done} of {parts} parts, {summary.rows} rows, about {left:.0f} s left",
-                file=sys.stderr,
-            )
+            print_note(f"batch: {summary.known + done} of {parts} parts, {summary.rows} rows, about {left:.0f} s left")
 
     summary = run(request, watch)
     if as_json:
