@@ -35,7 +35,8 @@ from onward.registry.host import hardware
 from onward.registry.inference.session import InferenceSession
 from onward.registry.store.store import Store
 from tests.conftest import run
-from tests.fleet_cluster import Cluster, kill, mlflow_server, project
+from tests.fleet_cluster import Cluster, kill, project
+from tests.servers import plain_mlflow_server
 
 PARTS = ("pipelines", "kills", "batch", "many")
 NODES = ["left", "right"]
@@ -51,7 +52,7 @@ def pipelines(count: int, folder: Path) -> Iterator[Finding]:
     """Run the pipelines of `count` models, and compare the CPU time of the machine with that of the stages."""
     root = shared_project(folder, count)
     with ExitStack() as held:
-        store = held.enter_context(mlflow_server(folder / "mlflow"))
+        store = held.enter_context(plain_mlflow_server(f"sqlite:///{folder / 'mlflow.db'}", folder))
         cluster = Cluster(root, folder, NODES, held)
         time.sleep(5)  # the nodes start their first workers
         before, begun = busy_seconds(), time.monotonic()
@@ -93,7 +94,7 @@ def kills(count: int, folder: Path) -> Iterator[Finding]:
     order = random.Random(0)
     killed = 0
     with ExitStack() as held:
-        store = held.enter_context(mlflow_server(folder / "mlflow"))
+        store = held.enter_context(plain_mlflow_server(f"sqlite:///{folder / 'mlflow.db'}", folder))
         cluster = Cluster(root, folder, NODES, held)
         answer = folder / "answer.json"
         running = cluster.run(store, answer)
@@ -157,7 +158,7 @@ def batch(rows: int, folder: Path) -> Iterator[Finding]:
         process = subprocess.Popen(command, stdout=output)
     while process.poll() is None:
         time.sleep(2)
-        peak.append(workers_mb(process.pid))
+        peak.append(workers_mb())
     answer = json.loads((folder / "answer.json").read_text())
     rate = answer["rows"] / answer["worker_seconds"]
     yield Finding(
@@ -191,8 +192,8 @@ def loop(file: Path, rows: int) -> float:
         os.sched_setaffinity(0, before)
 
 
-def workers_mb(parent: int) -> float:
-    """The resident memory of the workers below a process, in MB, without what they share."""
+def workers_mb() -> float:
+    """The resident memory of all workers of `onward batch` on this machine, in MB, without what they share."""
     total = 0
     for process in psutil.process_iter(["cmdline"]):
         if any("MapWorker" in word for word in process.info["cmdline"] or []):
@@ -201,7 +202,6 @@ def workers_mb(parent: int) -> float:
                 total += memory.uss
             except psutil.NoSuchProcess:
                 continue
-    del parent
     return total / 2**20
 
 

@@ -35,6 +35,19 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    """Read all files of a folder.
+
+    Args:
+        folder: The folder; it may be missing.
+
+    Returns:
+        The content of each file, by its path in the folder, with forward slashes.
+    """
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that it has either the new or the old content, even after a power failure.
 

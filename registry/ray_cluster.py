@@ -11,12 +11,11 @@ from typing import Any
 
 from onward.registry import processors
 from onward.registry.errors import NotReady, StoreUnreachable, UsageError
+from onward.registry.text import first_line
 from onward.registry.uri import sqlite_file
 
 # Ray reports the usage of clusters to its makers unless it is told not to.
 _SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-
-
 # Ray reads this when it is imported: "token" sends and requires a token.
 _AUTH_MODE = "RAY_AUTH_MODE"
 
@@ -67,13 +66,19 @@ def connected(address: str | None, resources: Mapping[str, float]) -> Iterator[A
     try:
         ray.init(address=address or "local", **options)
     except Exception as error:  # Ray's errors of connecting share no base but this
-        words = str(error).strip().splitlines() or [type(error).__name__]
-        raise StoreUnreachable(f"the Ray cluster {address or 'of this machine'} does not answer: {words[0]}") from error
+        place = address or "of this machine"
+        raise StoreUnreachable(f"the Ray cluster {place} does not answer: {first_line(error)}") from error
     try:
         with redirect_stdout(sys.stderr):  # Ray prints messages about lost machines to stdout
             yield ray
     finally:
         ray.shutdown()
+
+
+def cause(error: Exception) -> str:
+    """The last line of an error of Ray's, which contains the cause; the lines before it are where it occurred."""
+    lines = str(error).strip().splitlines()
+    return lines[-1].strip() if lines else type(error).__name__
 
 
 def require_reachable(store: str) -> None:

@@ -57,6 +57,12 @@ def one_line(text: str) -> str:
     return line if is_visible(line) else ""
 
 
+def first_line(error: Exception) -> str:
+    """The first line of an error's message; the error's class if it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 def is_visible(text: str) -> bool:
     """Tell whether `text` contains a visible character: not white space, a control character or of zero width."""
     return any(unicodedata.category(character)[0] in "LNPS" and not _BLANK.match(character) for character in text)

@@ -20,7 +20,7 @@ from onward.registry import checkout
 from onward.registry.artifact import onnx_file
 from onward.registry.errors import UsageError
 from onward.registry.evidence.reports import Report
-from onward.registry.files import replacing, sha256_file
+from onward.registry.files import contents, replacing, sha256_file
 from onward.registry.host.runtimes import AUTO, CPU_RUNTIMES
 from onward.registry.text import printable
 from onward.stages import command
@@ -90,7 +90,7 @@ class _Team:
     def fault(self, named: str) -> str:
         """What is wrong with `module:attribute`; empty if the module defines it."""
         if named not in self._faults:
-            self._faults[named] = self._fault(*named.split(":", 1)) if ":" in named else ""
+            self._faults[named] = self._fault(*named.split(":", 1))
         return self._faults[named]
 
     def _fault(self, module: str, attribute: str) -> str:
@@ -256,11 +256,11 @@ def write_sections(params: Params, target: Path) -> None:
         UsageError: params.yaml names a callable that cannot be imported, or a file that does not exist.
     """
     texts = sections(params)
-    if any(not (target / path).is_file() or (target / path).read_bytes() != text for path, text in texts.items()):
+    before = contents(target)
+    if any(before.get(path) != text for path, text in texts.items()):
         _import_all(params)
     texts[CHECKED] = b"params.yaml was checked; the settings of each stage are beside this file\n"
-    present = {path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()}
-    if present == texts.keys() and all((target / path).read_bytes() == text for path, text in texts.items()):
+    if before == texts:
         return
     with replacing(target) as fresh:
         for path, text in texts.items():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ import psutil
 import yaml
 
 from tests.conftest import clone, run
-from tests.servers import answers, free_port, wait_until
+from tests.servers import free_port, wait_until
 from tests.toy import SOURCE, toy_params
 
 BRANCHING = """
@@ -74,26 +73,6 @@ def kill(process: subprocess.Popen[bytes]) -> None:
             child.kill()
         process.kill()
         process.wait()
-
-
-@contextmanager
-def mlflow_server(folder: Path) -> Iterator[str]:
-    port = free_port()
-    folder.mkdir()
-    with open(folder / "log", "wb") as log:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1",
-             "--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}",
-             "--artifacts-destination", str(folder / "files")],
-            env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-            cwd=folder, stdout=log, stderr=log, start_new_session=True,
-        )  # fmt: skip
-    try:
-        wait_until(lambda: answers(f"http://127.0.0.1:{port}/health"))
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait(60)
 
 
 def is_listening(port: int) -> bool:

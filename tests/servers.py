@@ -165,6 +165,28 @@ def mlflow_server(database: str, objects_url: str, folder: Path) -> Iterator[str
         server.wait(60)
 
 
+@contextmanager
+def plain_mlflow_server(store: str, folder: Path) -> Iterator[str]:
+    """Start an MLflow server without users; yields its URL.
+
+    Args:
+        store: The URI of its store.
+        folder: Where it writes its log, and files that have no other place.
+    """
+    url = f"http://127.0.0.1:{free_port()}"
+    command = ["mlflow", "server", "--port", url.rpartition(":")[2], "--backend-store-uri", store, "--workers", "1"]
+    with open(folder / "server.log", "wb") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", *command], stdout=log, stderr=log, start_new_session=True, cwd=folder
+        )
+    try:
+        wait_until(lambda: server.poll() is not None or answers(f"{url}/health"))
+        yield url
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(60)
+
+
 def answers(url: str) -> bool:
     try:
         return bool(urllib.request.urlopen(url, timeout=5).status == 200)

@@ -35,7 +35,7 @@ def nested(draw: st.DrawFn, shape: tuple[int, ...]) -> Any:
 
 @st.composite
 def columns_of_lists(draw: st.DrawFn) -> tuple[list[Any], int]:
-    """Rows of nested lists, each of which is an array; their shapes differ from row to row."""
+    """Rows of nested lists. Each row is an array, and its shape differs from that of other rows."""
     rank = draw(st.integers(0, 3))
     shapes = [tuple(draw(st.integers(1, 3)) for _ in range(rank)) for _ in range(draw(st.integers(1, 6)))]
     return [nested(draw, shape) for shape in shapes], rank
@@ -266,8 +266,8 @@ def test_a_mistake_in_the_arguments_is_reported_before_a_cluster_is_started(home
 def test_a_worker_refuses_another_version_than_the_one_that_the_run_began_with(home: Path) -> None:
     before = os.sched_getaffinity(0)
     work = Work(
-        "cnn@staging", 1, "0" * 64, "", f"sqlite:///{home / 'mlflow.db'}", place(str(home)), place(str(home / "o")),
-        {"x": "x"}, {}, 4, 1, False, {},
+        "cnn@staging", f"sqlite:///{home / 'mlflow.db'}", place(str(home)), place(str(home / "o")), {"x": "x"}, {}, 4,
+        1, False, {"version": "1", "sha256": "0" * 64, "manifest": ""},
     )  # fmt: skip
     try:
         with pytest.raises(Refused, match="run again with cnn/1"):

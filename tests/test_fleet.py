@@ -67,7 +67,7 @@ def test_a_lock_file_keeps_all_that_no_model_replaced(before: dict[str, Any], pa
 
 def test_the_entries_of_a_model_are_those_of_its_stages() -> None:
     entries = {"train@a": 1, "train@ab": 2, "params": 3, "data@a": 4}
-    assert locks.of_model(entries, "a") == {"train@a": 1, "data@a": 4}
+    assert locks.by_model(entries)["a"] == {"train@a": 1, "data@a": 4}
 
 
 def test_a_lock_file_keeps_other_sections(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_the_board_goes_on_after_the_last_stage_and_refuses_messages_of_lost_att
     board = Board({"cnn": Progress("cnn", lock={"train@cnn": {"cmd": "old"}})})
     first, lock = board.begin("cnn", PREPARE, "one", "")
     assert lock == {"train@cnn": {"cmd": "old"}}
-    done = Event(stage="train", computed=True, seconds=3.0, status="passed", lock={"train@cnn": {"cmd": "new"}})
+    done = Event(stage="train", computed=True, seconds=3.0, lock={"train@cnn": {"cmd": "new"}})
     assert board.report("cnn", "", first, Event(stage="train", state="running"))
     assert board.report("cnn", "", first, done)
     second, lock = board.begin("cnn", PREPARE, "two", "")

@@ -22,8 +22,8 @@ from mlflow import MlflowClient
 from onward.registry.artifact.serving_plan import Serving
 from onward.registry.host import hardware
 from tests.conftest import run
-from tests.fleet_cluster import Cluster, commit, kill, mlflow_server, project
-from tests.servers import wait_until
+from tests.fleet_cluster import Cluster, commit, kill, project
+from tests.servers import plain_mlflow_server, wait_until
 
 STAGES = ("train", "data", "export", "verify", "optimize", "quantize", "benchmark", "select", "publish")
 
@@ -119,7 +119,7 @@ def test_a_killed_node_loses_nothing_and_repeats_at_most_one_stage(tmp_path: Pat
     assert done.returncode == 0, done.stdout
     answer = tmp_path / "answer.json"
     with ExitStack() as held:
-        store = held.enter_context(mlflow_server(tmp_path / "mlflow"))
+        store = held.enter_context(plain_mlflow_server(f"sqlite:///{tmp_path / 'mlflow.db'}", tmp_path))
         cluster = Cluster(root, tmp_path, ["left", "right"], held)
         running = cluster.run(store, answer)
         states = root / ".dvc" / "tmp" / "onward-fleet"

@@ -5,10 +5,8 @@ from __future__ import annotations
 import base64
 import http.server
 import json
-import os
 import signal
 import subprocess
-import sys
 import threading
 import urllib.request
 from collections.abc import Iterator
@@ -22,7 +20,7 @@ from onward.registry.store.direct_rows import ServerRows, SqliteRows, open_rows
 from onward.registry.store.store import Store
 from tests.conftest import not_none
 from tests.light import closure, environment
-from tests.servers import answers, free_port, wait_until
+from tests.servers import answers, free_port, plain_mlflow_server, wait_until
 from tests.store_factory import stage, three_candidates
 
 HEAVY = {"pandas", "scikit-learn", "scipy", "dvc", "torch", "matplotlib", "sqlalchemy", "alembic", "flask", "mlflow"}
@@ -43,19 +41,9 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
 @pytest.fixture
 def server(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """An MLflow server of the store, which is then the store in use."""
-    url = f"http://127.0.0.1:{free_port()}"
-    command = ["mlflow", "server", "--port", url.rpartition(":")[2], "--backend-store-uri", store.uri, "--workers", "1"]
-    with open(tmp_path / "server.log", "wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", *command], stdout=log, stderr=log, start_new_session=True, cwd=tmp_path
-        )
-    try:
-        wait_until(lambda: answers(f"{url}/health") or process.poll() is not None)
+    with plain_mlflow_server(store.uri, tmp_path) as url:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
         yield url
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(60)
 
 
 def test_a_serving_host_installs_nothing_heavy() -> None:

@@ -1,4 +1,4 @@
-"""Divides parquet files into parts, each of which one worker runs and writes to a file of its own."""
+"""Divides parquet files into parts. One worker runs a part, and writes the results to a file of its own."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from onward.registry.errors import Refused, UsageError
-from onward.registry.text import printable
+from onward.registry.text import first_line, printable
 
 # A part is at most this long and this large. It is what is lost when a machine is.
 PART_ROWS = 16_384
@@ -78,7 +78,7 @@ def place(named: str) -> Place:
     try:
         _, path = pafs.FileSystem.from_uri(uri)
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise UsageError(f"{printable(named)}: {_words(error)}; use a local path or an s3:// address") from None
+        raise UsageError(f"{printable(named)}: {first_line(error)}; use a local path or an s3:// address") from None
     return Place(uri, path)
 
 
@@ -97,7 +97,7 @@ def files_in(source: Place) -> list[str]:
             raise UsageError(f"{printable(source.uri)}: there is no such file or folder")
         found = files.get_file_info(pafs.FileSelector(source.path, recursive=True))
     except OSError as error:
-        raise UsageError(f"{printable(source.uri)}: {_words(error)}") from None
+        raise UsageError(f"{printable(source.uri)}: {first_line(error)}") from None
     names = [
         one.path
         for one in found
@@ -126,7 +126,7 @@ def divide(source: Place, path: str, read: list[str], batch: int) -> Iterator[Pa
         with source.files.open_input_file(path) as file:
             metadata = pq.read_metadata(file)
     except (pa.ArrowException, OSError) as error:
-        raise UsageError(f"{printable(path)}: cannot be read as a parquet file: {_words(error)}") from None
+        raise UsageError(f"{printable(path)}: cannot be read as a parquet file: {first_line(error)}") from None
     names = metadata.schema.to_arrow_schema().names
     for column in read:
         if column not in names:
@@ -201,7 +201,3 @@ def record_of(
 
 def _short(value: Any) -> str:
     return printable(str(value)[:80])
-
-
-def _words(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

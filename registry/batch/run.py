@@ -110,8 +110,8 @@ def run(request: Request, watch: Callable[[Summary, int], None]) -> Summary:
         "environment": found.environment,
     }  # fmt: skip
     work = Work(
-        request.target, found.version, found.sha256, found.manifest, store, source, output, columns,
-        dict(request.shared), batch, request.processors, request.require_signed, stamp,
+        request.target, store, source, output, columns, dict(request.shared), batch, request.processors,
+        request.require_signed, stamp,
     )  # fmt: skip
     files = files_in(source)
     parts = [part for path in files for part in divide(source, path, list(columns.values()), batch)]
@@ -154,8 +154,8 @@ def _run(ray: Any, work: Work, parts: list[Part], summary: Summary, watch: Calla
                 summary.rows += row["rows"]
             watch()
     except ray.exceptions.RayError as error:
-        lines = [line for line in str(error).strip().splitlines() if line.strip()] or [type(error).__name__]
-        raise MachineFault(f"the workers ended: {lines[-1].strip()}; finished parts stay, so run it again") from error
+        cause = ray_cluster.cause(error)
+        raise MachineFault(f"the workers ended: {cause}; finished parts stay, so run it again") from error
 
 
 def _columns(session: InferenceSession, request: Request) -> dict[str, str]:

@@ -32,9 +32,6 @@ class Work:
 
     Attributes:
         target: MODEL@ENVIRONMENT or MODEL/VERSION.
-        version: The version that the target named when the run began.
-        sha256: The digest of its files.
-        manifest: The digest of its manifest.
         store: The URI of the MLflow store, with credentials.
         source: The place of the inputs.
         output: The folder of the results.
@@ -43,13 +40,10 @@ class Work:
         batch: The number of samples in a batch.
         processors: The number of processors of a worker.
         require_signed: Whether to load only what a signer deployed.
-        stamp: What the results say about their origin.
+        stamp: The version that the target named when the run began: what the results say about their origin.
     """
 
     target: str
-    version: int
-    sha256: str
-    manifest: str
     store: str
     source: Place
     output: Place
@@ -84,11 +78,14 @@ class Worker:
         options = {"threads": work.processors, "spinning": False}
         self.session = InferenceSession(work.target, require_signed=work.require_signed, overrides=options)
         found = self.session.metadata
-        if (found.sha256, found.manifest) != (work.sha256, work.manifest):
+        began = work.stamp
+        if (found.sha256, found.manifest) != (began["sha256"], began["manifest"]):
             raise Refused(
-                f"{work.target} is now version {found.version}, and this run began with version {work.version}: the "
-                f"finished parts stay; run again with {found.model}/{work.version} to finish it with that version"
+                f"{work.target} is now version {found.version}, and this run began with version {began['version']}: "
+                f"the finished parts stay; run again with {found.model}/{began['version']} to finish it with that "
+                "version"
             )
+        self._first_output = found.outputs[0].name
         self.sizes: dict[str, Sizes] = {}
         for spec in found.inputs:
             axis = self.session.sample_axes[spec.name]
@@ -147,7 +144,7 @@ class Worker:
             for chosen, arrays in groups(table, self.sizes, self.work.columns):
                 feed = {name: self._placed(name, values) for name, values in arrays.items()} | self.work.shared
                 answers = self.session.predict_batches(feed, self.work.batch)
-                outputs = answers if isinstance(answers, dict) else {next(iter(self._outputs)): answers}
+                outputs = answers if isinstance(answers, dict) else {self._first_output: answers}
                 for name, values in outputs.items():
                     found.setdefault(name, []).append((chosen, self._in_front(name, values)))
         except UsageError as error:
@@ -155,10 +152,6 @@ class Worker:
         kept = {name: table.column(name) for name in table.column_names if name not in self.work.columns.values()}
         made = pa.table({**kept, **{name: column(parts) for name, parts in found.items()}})
         return made.replace_schema_metadata({f"{STAMP}{key}": value for key, value in self.work.stamp.items()})
-
-    @property
-    def _outputs(self) -> list[str]:
-        return [spec.name for spec in self.session.metadata.outputs]
 
     def _placed(self, name: str, values: Any) -> Any:
         """An array with its samples on the axis that the input has them on."""

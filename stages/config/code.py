@@ -14,7 +14,7 @@ import re
 from pathlib import Path
 
 from onward.registry.files import sha256_file
-from onward.stages.config.source_files import imports, locate, parsed, statements
+from onward.stages.config.source_files import imports, located, parsed, statements
 
 PACKAGE = "onward"
 
@@ -82,7 +82,7 @@ def digests(stage: str, techniques: tuple[str, ...] = ()) -> dict[str, str]:
         name = waiting.pop()
         if name in found or _is_plumbing(name):
             continue
-        path = _located(name)
+        path = located(name)
         if path is None:  # the name is an attribute, not a module
             continue
         found[name] = _digest(path)
@@ -102,9 +102,6 @@ def installed() -> str:
     for path in sorted(path for part in (top, top / "registry", top / "stages") for path in part.rglob("*.py")):
         total.update(f"{path.relative_to(top).as_posix()}\0{sha256_file(path)}\n".encode())
     return total.hexdigest()
-
-
-_located = functools.cache(locate)
 
 
 def _is_plumbing(name: str) -> bool:

@@ -71,6 +71,10 @@ def locate(module: str, folders: Sequence[Path] = ()) -> Path | None:
     return None if rest else _source(spec)
 
 
+# `locate` for modules of installed packages, whose place does not change while a process runs.
+located = functools.cache(locate)
+
+
 def is_installed(path: Path) -> bool:
     """Whether a file belongs to an installed package or to Python itself."""
     return any(part in _INSTALLED for part in path.parts) or path.is_relative_to(Path(sys.base_prefix) / "lib")

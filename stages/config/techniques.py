@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, model_serializer, model_validator
 
 from onward.registry.errors import UsageError
 from onward.registry.text import suggestion
-from onward.stages.config.source_files import locate
+from onward.stages.config.source_files import located
 
 Option = bool | int | float | str
 Options = Mapping[str, Option]
@@ -159,13 +159,10 @@ def module(stage: str, candidate: TechniqueSpec) -> ModuleType:
 
 
 def _literal(stage: str, name: str, constant: str, default: Any) -> Any:
-    path = _located(modules(stage)[name])
+    path = located(modules(stage)[name])
     if path is None:
         raise UsageError(f"the {CALLED[stage]} {name!r}: its module {modules(stage)[name]} has no source file")
     return _literals(path).get(constant, default)
-
-
-_located = functools.cache(locate)
 
 
 @functools.cache

@@ -51,7 +51,7 @@ def run(
         Stopped: The time limit passed, or the process ended with an error that is no verdict about the model.
     """
     environment = {**os.environ, checkout.PROJECT: str(project), "MLFLOW_TRACKING_URI": store}
-    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
+    environment["PATH"] = path_with_this_python()
     environment["DVC_SITE_CACHE_DIR"] = str(own / "dvc")
     environment.pop(_THREADS, None)
     read, write = os.pipe()
@@ -79,6 +79,11 @@ def run(
     finally:
         os.close(read)
         _kill(process)
+
+
+def path_with_this_python() -> str:
+    """PATH with the folder of this interpreter first: DVC runs stages with the `python` that is first there."""
+    return f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
 
 
 def _events(read: int, process: subprocess.Popen[bytes], deadline: float) -> Iterator[Event]:

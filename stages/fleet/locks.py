@@ -39,14 +39,19 @@ def load(path: Path) -> Entries:
     return entries
 
 
-def of_model(entries: Mapping[str, Any], model: str) -> Entries:
-    """Select the entries of one model's stages.
+def by_model(entries: Mapping[str, Any]) -> dict[str, Entries]:
+    """Group the entries of a lock file by the model that they belong to.
 
     Args:
-        entries: The entries of a lock file.
-        model: The model's name.
+        entries: The entries.
+
+    Returns:
+        The entries of each model, by its name; those of stages that are about no model under "".
     """
-    return {name: entry for name, entry in entries.items() if name.partition("@")[2] == model}
+    found: dict[str, Entries] = {}
+    for name, entry in entries.items():
+        found.setdefault(name.partition("@")[2], {})[name] = entry
+    return found
 
 
 def update(path: Path, parts: Iterable[Mapping[str, Any]]) -> None:

@@ -1,8 +1,8 @@
 """A commit of the repository as one archive, from which every machine makes a clean clone with one model.
 
 The archive contains the git objects of that commit alone, so the machines need no access to the git server. A clone
-gets a params.yaml with one model: DVC then reads ten stages in place of ten per model, and its time per model does not
-grow with their number.
+gets a params.yaml with one model: DVC then reads the stages of one model, and its time does not grow with the number of
+models.
 """
 
 from __future__ import annotations
@@ -144,19 +144,6 @@ def unpack(pack: Pack, files: Mapping[str, bytes], lock: Mapping[str, Any], fold
     # What params.yaml lacks does not concern this model, so to git, its sources are those of the commit.
     _git(project, "update-index", "--skip-worktree", "--", PARAMS)
     return project
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Read all files of a folder.
-
-    Args:
-        folder: The folder.
-
-    Returns:
-        The content of each file, by its path in the folder.
-    """
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 def _git(folder: Path, *arguments: str, check: bool = True) -> str:

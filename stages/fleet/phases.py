@@ -30,7 +30,6 @@ class Job(BaseModel):
     Attributes:
         model: The model's name.
         phase: The phase.
-        host: The class of machines that is measured, if it is not the main one.
         cache: The folder that DVC keeps results in, shared by all clones of this machine.
         remote: Whether results go to the team's DVC remote after every stage, and are looked for there.
         run: The fleet run's name. A machine reads the remote's run cache once per run.
@@ -41,7 +40,6 @@ class Job(BaseModel):
 
     model: str
     phase: str
-    host: str = ""
     cache: str
     remote: bool
     run: str
@@ -58,8 +56,7 @@ class Event(BaseModel):
         cpu_seconds: The CPU time of its process and all that it started.
         ended: When it ended, in seconds since 1970.
         computed: Whether the stage ran. Otherwise its results were known.
-        status: The status of the stage's report.
-        reason: Why the report does not say "passed", or why the stage stopped.
+        reason: Why the stage stopped.
         lock: The stage's entry in dvc.lock.
         verdict: What came of the model, as `verdict --json` prints it.
         cells: The model's row in the table of `verdict`.
@@ -73,7 +70,6 @@ class Event(BaseModel):
     cpu_seconds: float = 0.0
     ended: float = 0.0
     computed: bool = False
-    status: str = ""
     reason: str = ""
     lock: Entries = {}
     verdict: dict[str, Any] | None = None

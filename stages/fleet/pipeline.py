@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from onward.registry.errors import NotReady, OnwardError
-from onward.registry.evidence.reports import REPORTS, load
 from onward.stages.config import paths
 from onward.stages.config.code import installed
 from onward.stages.fleet import dvc_data, locks
@@ -101,7 +100,7 @@ def _joined(repo: Repo, job: Job) -> Event:
     repo.commit(name, force=True)
     if job.remote:
         repo.push(name)
-    return Event(stage="benchmark", status="passed", lock={name: locks.load(paths.root() / locks.LOCK)[name]})
+    return Event(stage="benchmark", lock={name: locks.load(paths.root() / locks.LOCK)[name]})
 
 
 def _reproduced(repo: Repo, stage: str, job: Job) -> Event:
@@ -113,15 +112,12 @@ def _reproduced(repo: Repo, stage: str, job: Job) -> Event:
     if job.remote:
         repo.push(name)
         _push_run_cache(repo, wall)
-    report = load(REPORTS[stage], paths.build(job.model, stage) / "report.json")
     return Event(
         stage=stage,
         seconds=round(time.monotonic() - begun, 2),
         cpu_seconds=round(_children_seconds() - used, 2),
         ended=time.time(),
         computed=bool(commands),
-        status=report.status,
-        reason=report.reason,
         lock={name: locks.load(paths.root() / locks.LOCK)[name]},
     )
 

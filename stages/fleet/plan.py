@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from onward.registry import checkout
 from onward.registry.errors import MachineFault, NotReady, UsageError
 from onward.registry.evidence.host_class import HostClass
-from onward.registry.files import write_atomically
+from onward.registry.files import contents, write_atomically
 from onward.registry.text import suggestion
 from onward.stages.config.load import parse
 from onward.stages.fleet import dvc_data, locks
+from onward.stages.fleet.clone_process import path_with_this_python
 from onward.stages.fleet.packed import PARAMS, Pack, clone, pack
 from onward.stages.fleet.phases import Progress
 
 # The stages that are about no model.
 COMMON = ("params", "host", "tracking")
-# The folders below build/ that the stages of all models read; the rest of build/params/ is one folder per model.
-_SHARED = ("params/checked.txt", "params/host.json", "params/tracking.json", "tracking")
+# The files that the stages of all models read. The settings of a model's stages are in build/params/MODEL/.
+_SHARED = (
+    "build/params/checked.txt", "build/params/host.json", "build/params/tracking.json", "build/tracking/store.json",
+)  # fmt: skip
 # The states of models whose results say the same if they run again.
 FINAL = ("passed", "failed")
 
@@ -52,9 +56,13 @@ class Plan:
     cache: str
     has_remote: bool
 
-    def key(self, model: str) -> str:
-        """Digest what the results of a model depend on: the settings of its stages, the code behind them, the store."""
-        content = "".join(f"{path}\0{data.hex()}\n" for path, data in sorted(self.files[model].items()))
+    @functools.cached_property
+    def keys(self) -> dict[str, str]:
+        """By model, a digest of what its results depend on: the settings of its stages, the code, the store."""
+        return {model: self._key(files) for model, files in self.files.items()}
+
+    def _key(self, files: Mapping[str, bytes]) -> str:
+        content = "".join(f"{path}\0{data.hex()}\n" for path, data in sorted(files.items()))
         return hashlib.sha256(f"{self.code}\n{content}".encode()).hexdigest()
 
 
@@ -85,13 +93,13 @@ def make(models: Sequence[str], commit: str, store: str) -> Plan:
         _python(project, store, "-m", "onward.stages", "params")
         _python(project, store, "-m", "onward.stages", "tracking")
         code = _python(project, store, "-c", "from onward.stages.config.code import installed; print(installed())")
-        raw = parse(project / PARAMS)
+        raw, settings = parse(project / PARAMS), project / "build" / "params"
         chosen = _chosen(models, list(raw["models"]))
-        shared = _files(project, [project / "build" / path for path in _SHARED])
+        shared = {path: (project / path).read_bytes() for path in _SHARED}
         files = {
             model: {
                 **shared,
-                **_files(project, [project / "build" / "params" / model]),
+                **{f"build/params/{model}/{name}": data for name, data in contents(settings / model).items()},
                 PARAMS: json.dumps({**raw, "models": {model: raw["models"][model]}}, indent=1, default=str).encode(),
             }
             for model in chosen
@@ -108,13 +116,11 @@ def known(plan: Plan) -> dict[str, Progress]:
     Args:
         plan: The plan.
     """
-    by_model: dict[str, locks.Entries] = {}
-    for name, entry in locks.load(checkout.root() / locks.LOCK).items():
-        by_model.setdefault(name.partition("@")[2], {})[name] = entry
+    by_model = locks.by_model(locks.load(checkout.root() / locks.LOCK))
     found = {}
     for model in plan.models:
         key, before = _saved(model)
-        if before is not None and key == plan.key(model) and before.state in FINAL:
+        if before is not None and key == plan.keys[model] and before.state in FINAL:
             found[model] = before
             continue
         found[model] = Progress(model, lock=by_model.get(model, {}))
@@ -132,7 +138,7 @@ def remember(plan: Plan, progress: Progress) -> None:
         plan: The plan.
         progress: The model's progress.
     """
-    content = {"key": plan.key(progress.model), "progress": asdict(progress)}
+    content = {"key": plan.keys[progress.model], "progress": asdict(progress)}
     write_atomically(_state(progress.model), json.dumps(content).encode())
 
 
@@ -145,7 +151,7 @@ def complete_checkout() -> None:
     project = checkout.root()
     if set(COMMON) <= set(locks.load(project / locks.LOCK)):
         return
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
+    environment = {**os.environ, "PATH": path_with_this_python()}
     command = [sys.executable, "-m", "dvc", "repro", "--single-item", *COMMON]
     done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True)
     if done.returncode:
@@ -206,9 +212,3 @@ def _chosen(wanted: Sequence[str], models: Sequence[str]) -> list[str]:
         if name not in models:
             raise UsageError(f"params.yaml: models.{name}: there is no such model" + suggestion(name, models))
     return [model for model in models if not wanted or model in wanted]
-
-
-def _files(project: Path, places: Sequence[Path]) -> dict[str, bytes]:
-    """The content of files, and of all files in folders, by path relative to the project."""
-    files = [file for place in places for file in (sorted(place.rglob("*")) if place.is_dir() else [place])]
-    return {file.relative_to(project).as_posix(): file.read_bytes() for file in files if file.is_file()}

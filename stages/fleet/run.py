@@ -192,8 +192,7 @@ class _Driver:
         try:
             outcome: Outcome = self.ray.get(reference)
         except self.ray.exceptions.RayError as error:
-            words = str(error).strip().splitlines()
-            outcome = Outcome(reason=f"Ray could not run it: {words[-1] if words else type(error).__name__}")
+            outcome = Outcome(reason=f"Ray could not run it: {ray_cluster.cause(error)}")
         if outcome.reason:
             one.reason = one.reason or outcome.reason
             for other, (name, _, _) in list(self.running.items()):

@@ -22,11 +22,11 @@ from typing import Any
 from onward.registry import processors
 from onward.registry.evidence.host_class import HostClass
 from onward.registry.evidence.records import Machine
-from onward.registry.files import write_atomically
+from onward.registry.files import contents, write_atomically
 from onward.stages.fleet import clone_process
 from onward.stages.fleet.clone_process import Stopped
 from onward.stages.fleet.locks import Entries
-from onward.stages.fleet.packed import Pack, contents, unpack
+from onward.stages.fleet.packed import Pack, unpack
 from onward.stages.fleet.phases import MEASURE, STAGES, Event, Job, Progress
 
 HOST = ("build/host/machine.json", "build/host/toolchain.json")
@@ -200,8 +200,7 @@ def run_phase(
     cache = Path(terms.cache) if terms.cache else _own_cache()
     cache.mkdir(parents=True, exist_ok=True)
     job = Job(
-        model=model, phase=phase, host=target.other, cache=str(cache), remote=terms.remote, run=terms.run,
-        code=terms.code,
+        model=model, phase=phase, cache=str(cache), remote=terms.remote, run=terms.run, code=terms.code,
     )  # fmt: skip
 
     def received(event: Event) -> None:
