@@ -19,6 +19,13 @@ from tests.conftest import not_none
 from tests.evidence_factory import make_publication
 
 PICTURES = os.environ.get("SCREENSHOTS")
+# Are these the columns that the table shows after the three fixed ones, from left to right?
+_COLUMNS_ARE = """wanted => {
+    const cells = [...document.querySelectorAll('.ag-header-cell')];
+    cells.sort((a, b) => a.getBoundingClientRect().left - b.getBoundingClientRect().left);
+    const shown = cells.map(cell => cell.getAttribute('col-id')).slice(3, 3 + wanted.length);
+    return JSON.stringify(shown) === JSON.stringify(wanted);
+}"""
 
 
 @pytest.fixture(scope="module")
@@ -70,10 +77,8 @@ def test_the_experiment_leads_to_columns_and_charts(store: str, address: str, pa
     link = page.get_by_role("link", name="All models, one row per measurement").first.get_attribute("href")
     shown = see(page, f"{address}/{link}", pictures / "models.png", "1.25", "ada")
     assert "5 matching runs" not in shown
-    columns = page.locator(".ag-header-cell").evaluate_all("cells => cells.map(cell => cell.getAttribute('col-id'))")
-    assert columns[3:9] == [f"metrics.`{name}`" for name in HEADLINE if name != "fidelity_snr_db"] + [
-        "tags.`onward.variant`"
-    ]
+    wanted = [f"metrics.`{name}`" for name in HEADLINE if name != "fidelity_snr_db"] + ["tags.`onward.variant`"]
+    page.wait_for_function(_COLUMNS_ARE, arg=wanted)
     link = f"{address}/#/experiments/{number}/runs?viewStateShareKey=onward-variants-toy&compareRunsMode=CHART"
     said = see(page, link, pictures / "variants.png", "p50_ms vs. quality", "toy · plain", "toy · fast")
     assert "Latency and quality" in said
