@@ -42,6 +42,7 @@ from onward.stages.measuring.race import (
     figures,
     race,
     race_is_decided,
+    runs_out_of_tolerance,
     session_lifetime_of,
     turns_of,
 )
@@ -140,8 +141,15 @@ def _measured(model: str, folder: Path, settings: ModelParams, here: host.Host) 
         report.status = "failed"
         report.reason = "; ".join(f"the plain export on {m.runtime}: {m.reason}" for m in broken)
     else:
-        report.findings += [f"{m.runtime}: nothing was measured: the plain export failed: {m.reason}" for m in broken]
+        report.findings += [_without_plain(m) for m in broken]
     return report
+
+
+def _without_plain(plain: Measurement) -> str:
+    """What was measured on a runtime whose plain export cannot be chosen."""
+    if plain.latencies:
+        return f"{plain.runtime}: the plain export cannot be chosen, and other variants are judged: {plain.reason}"
+    return f"{plain.runtime}: nothing was measured: the plain export failed: {plain.reason}"
 
 
 def candidates(model: str) -> list[tuple[str, str, list[FileDigest]]]:
@@ -196,13 +204,9 @@ def variants(model: str, state: RuntimeState) -> list[Measurement]:
     for name, precision, files in candidates(model):
         found.append(blank(name, state.runtime, provider, precision, files=files, options=options))
         for lower in state.precisions if precision == "float32" else ():
-            made = {
-                "variant": f"{name}-{SHORT_NAMES[lower]}",
-                "graph": name,
-                "precision": lower,
-                "options": options | SessionOptions.model_validate({"precision": lower}),
-            }
-            found.append(found[-1].model_copy(update=made))
+            lowered = options | SessionOptions.model_validate({"precision": lower})
+            short = f"{name}-{SHORT_NAMES[lower]}"
+            found.append(blank(short, state.runtime, provider, lower, graph=name, files=files, options=lowered))
     return found
 
 
@@ -235,6 +239,7 @@ class _Bench:
         competitors = [self._competitor(variant) for variant in variants(self.model, state)]
         plain = competitors[0]
         self.questions.judge(plain)
+        self._bar_from_choice(plain)
         if not plain.standing:
             return [plain.result]
         begun = time.monotonic()
@@ -256,8 +261,20 @@ class _Bench:
         self._drifts(plain)
         for competitor in [*competitors, *finalists]:
             competitor.worker.close()
+        if plain.barred:
+            plain.fail(plain.barred)
         tuned = [finalist.result for finalist in finalists if finalist not in competitors]
         return [competitor.result for competitor in competitors] + tuned
+
+    def _bar_from_choice(self, plain: BenchmarkedVariant) -> None:
+        """Let a plain export that is out of tolerance on another runtime take part in the race, but not be chosen.
+
+        Every other variant is judged by itself there: lower precision, for example, by its answers to the evaluation
+        samples. It is timed against the plain export.
+        """
+        result = plain.result
+        if result.status == "failed" and self.baseline is not None and runs_out_of_tolerance(result):
+            plain.barred, result.status, result.reason = result.reason, "passed", ""
 
     def _beside(self, baseline: BenchmarkedVariant, runtime: str) -> BenchmarkedVariant:
         """The first runtime's plain export once more, to run in the race of another runtime."""
@@ -326,7 +343,8 @@ class _Bench:
     ) -> list[BenchmarkedVariant]:
         """New variants of the best finalists, with the session options that help them."""
         plain, found = finalists[0], []
-        for finalist in sorted(finalists, key=lambda c: c.ratio(plain).value)[:TUNED]:
+        free = [finalist for finalist in finalists if not finalist.barred]
+        for finalist in sorted(free, key=lambda c: c.ratio(plain).value)[:TUNED]:
             if deadline.over:
                 break
             progress.show(f"{finalist.result.runtime}: session options", finalist.name, seconds=deadline.left)

@@ -23,7 +23,7 @@ from onward.stages.config.layout import Layout
 from onward.stages.config.load import section
 from onward.stages.config.schema import ModelParams
 from onward.stages.parity.labels import labels_of, without_labels
-from onward.stages.parity.sequences import has_steps
+from onward.stages.parity.sequences import steps_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 Arrays = dict[str, npt.NDArray[Any]]
 
 SPLITS = ("evaluation", "calibration")
+
+# A split has at least this many sequences, however long they are, because the steps of one resemble each other.
+FEW_SEQUENCES = 8
 
 # Labels with more distinct values are quantities, for which balance has no meaning.
 MOST_CLASSES = 1000
@@ -118,8 +121,8 @@ def standard_suite(settings: ModelParams, arrays: Arrays) -> list[dict[str, Any]
     def expect(kind: str, **kwargs: Any) -> dict[str, Any]:
         return {"type": f"expect_{kind}", "kwargs": kwargs}
 
-    steps = has_steps(settings, arrays)
-    suite = [expect("table_row_count_to_be_between", min_value=settings.data.min_samples)]
+    steps = bool(steps_of(settings, arrays))
+    suite = [expect("table_row_count_to_be_between", min_value=_least_rows(settings, arrays))]
     for name in (name for name in Layout.of(settings).sampled if name in arrays):
         spec = settings.inputs[name]
         begin = 2 if steps and name not in settings.states else 1
@@ -145,6 +148,13 @@ def standard_suite(settings: ModelParams, arrays: Arrays) -> list[dict[str, Any]
             share = settings.data.max_label_share
             suite.append(expect("column_max_to_be_between", column="label.share", max_value=share))
     return suite
+
+
+def _least_rows(settings: ModelParams, arrays: Arrays) -> int:
+    """The number of rows that a split needs. Every step of a sequence counts as a sample."""
+    least = settings.data.min_samples
+    count = steps_of(settings, arrays)
+    return min(least, max(FEW_SEQUENCES, -(-least // count))) if count else least
 
 
 def _save(path: Path, arrays: Arrays) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import shutil
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,16 +14,19 @@ import numpy as np
 import pytest
 from pyarrow import parquet
 
-from onward.registry.evidence.records import PLAIN, Measurement, Ratio
+from onward.registry.evidence.records import PLAIN, CaseResult, Measurement, Ratio
 from onward.registry.evidence.reports import BenchmarkReport, QuantizeReport, SelectReport, load
 from onward.registry.evidence.session_options import CPU
 from onward.registry.host import hardware, runtimes
 from onward.stages import host
 from onward.stages.benchmark import TUNED, benchmark, faster_originals
+from onward.stages.config.schema import Tolerance
 from onward.stages.data import data
 from onward.stages.export import export
+from onward.stages.measuring import race
 from onward.stages.measuring.race import blank
 from onward.stages.optimize import optimize
+from onward.stages.parity.check import Expected, check
 from onward.stages.quantize import quantize
 from onward.stages.select import select
 from onward.stages.train import train
@@ -118,6 +124,45 @@ def test_int8_outside_the_budget_is_not_measured_in_full(project: Path, budget: 
     assert broken
     assert not [m for m in report.measurements if m.precision == "int8" and m.latencies]
     assert chosen.variant.startswith(PLAIN)
+
+
+def test_lower_precision_is_measured_on_a_runtime_whose_float32_is_out_of_tolerance(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second runtime is this one again, in a process that the test calls `twin`."""
+    write_project(project, WIDE, many_rows(optimize={"candidates": []}, quantize={"candidates": ["dynamic"]}))
+    for stage, compute in BEFORE.items():
+        one(stage, "toy", compute)
+    host.main()
+    described = json.loads((project / "build/host/machine.json").read_text())
+    described["runtimes"] = [state for state in described["runtimes"] if state["runtime"] == "cpu"]
+    described["runtimes"].append(described["runtimes"][0] | {"runtime": "twin"})
+    (project / "build/host/machine.json").write_text(json.dumps(described))
+    twin = project / ".runtimes/twin/bin/python"
+    twin.parent.mkdir(parents=True)
+    twin.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
+    twin.chmod(0o755)
+    monkeypatch.setitem(runtimes.PROVIDERS, "twin", CPU)
+
+    def inexact(worker: Worker, expected: list[Expected], tolerance: Tolerance) -> list[CaseResult]:
+        first, *rest = check(worker, expected, tolerance)
+        out = "out of tolerance" if worker.label.startswith("plain on twin ") else first.verdict
+        return [first.model_copy(update={"verdict": out}), *rest]
+
+    monkeypatch.setattr(race, "check", inexact)
+    report = one("benchmark", "toy", benchmark)
+    assert isinstance(report, BenchmarkReport)
+    assert report.passed, report.reason
+    found = {m.variant: m for m in report.measurements if m.runtime == "twin"}
+    assert found["plain"].status == "failed"
+    assert "out of tolerance" in found["plain"].reason
+    assert found["plain"].latencies
+    assert any("twin: the plain export cannot be chosen" in finding for finding in report.findings)
+    assert found["int8-dynamic"].ratios  # whether it is faster depends on the host
+    assert found["int8-dynamic"].status != "failed"
+    chosen = one("select", "toy", select)
+    assert isinstance(chosen, SelectReport)
+    assert PLAIN not in [winner.variant for winner in chosen.winners if winner.runtime == "twin"]
 
 
 def test_the_original_runs_in_bfloat16(project: Path) -> None:

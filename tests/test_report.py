@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
+from onward.registry.evidence.host_class import HostClass
 from onward.registry.evidence.records import Choice, Ratio
-from onward.registry.evidence.reports import REPORTS, Report, load, save
+from onward.registry.evidence.reports import REPORTS, OnHost, Report, load, save
 from onward.registry.evidence.uncertainty import overlap
 from onward.registry.operations import promotion
 from onward.registry.report import tradeoff
@@ -22,7 +23,8 @@ from onward.registry.report.page import render, render_comparison
 from onward.registry.report.sections import Sections
 from onward.registry.report.variants import variant_rows
 from onward.registry.store.store import Store
-from tests.conftest import ROOT, Command
+from onward.registry.tracking.metrics import host_metrics, version_tags
+from tests.conftest import ROOT, Command, not_none
 from tests.report_factory import HOSTILE, LONG, make_material
 from tests.store_factory import add_candidate, fresh_store
 
@@ -180,6 +182,24 @@ def test_each_section_shows_its_evidence() -> None:
         "350 ms to the first answer", "Headroom:", "1 of 20 layers in float", "The 16 costliest of 20",
     ):  # fmt: skip
         assert text in page, text
+
+
+def test_other_classes_of_machines_are_a_table() -> None:
+    material = make_material("usual")
+    chosen = material.evidence.select
+    machine = not_none(material.evidence.benchmark.machine).model_copy(update={"cpu": "Edge <CPU>"})
+    edge = OnHost(name="edge", host=HostClass(cpu="Edge"), machine=machine, choices=chosen.choices)
+    chosen.elsewhere = [
+        edge.model_copy(update={"winners": [chosen.winners[0].model_copy(update={"p50_ms": 4.56})]}),
+        edge.model_copy(update={"name": "small", "reason": "no variant is within the budget there"}),
+    ]
+    page = render(material)
+    assert "<small>Edge &lt;CPU&gt;</small>" in page
+    assert f"<td>{chosen.winners[0].variant} on cpu</td>" in page
+    assert "4.56 ms" in page
+    assert "no variant is within the budget there" in page
+    assert host_metrics(material.evidence).keys() == {"host/edge/p50_ms", "host/edge/speedup"}
+    assert "host.small" not in version_tags(material.evidence)
 
 
 def test_equal_reports_give_equal_bytes() -> None:

@@ -148,6 +148,8 @@ def test_a_real_model_is_measured_published_and_replayed_on_all_runtimes(
     if lower.status == "passed":  # it was among the fastest, so its answers were judged as those of lower precision
         assert lower.snr_db is not None
         assert lower.snr_db < 100
+    for m in report.measurements:  # no variant has the latencies of another one of its file
+        assert [latency.size for latency in m.latencies] in ([], [latency.size for latency in plain["cpu"].latencies])
     assert plain["cpu"].host_ratios["all"].value == 1
     for measured in report.measurements:
         assert bool(measured.host_ratios) == bool(measured.latencies), measured.variant

@@ -27,6 +27,8 @@ from onward.registry.evidence.reports import (
 )
 from onward.stages.benchmark import benchmark
 from onward.stages.config.load import section
+from onward.stages.config.schema import ModelParams
+from onward.stages.data import standard_suite
 from onward.stages.parity.evaluate import batches
 from onward.stages.workers.torch_module import fit, read_weights
 from onward.stages.workers.worker import WorkerFailure
@@ -341,6 +343,16 @@ def test_unexpected_data_fails(project: Path, source: str, words: str) -> None:
 def test_too_few_samples_name_the_setting(project: Path) -> None:
     write_project(project, source=replaced("(96, 6)", "(20, 6)"))
     assert through("data")["data"].reason.endswith(": 20: return more samples, or lower data.min_samples")
+
+
+@pytest.mark.parametrize(("asked", "steps", "rows"), [(50, 48, 8), (50, 1, 50), (500, 10, 50), (4, 10, 4)])
+def test_every_step_of_a_sequence_counts_as_a_sample(asked: int, steps: int, rows: int) -> None:
+    model: dict[str, Any] = toy_params(
+        inputs={"x": {"shape": ["batch", 6]}, "state": {"shape": ["batch", 2]}}, states={"state": "y"},
+        outputs={"y": {"shape": ["batch", 2]}}, data={"min_samples": asked},
+    )["models"]["toy"]  # fmt: skip
+    suite = standard_suite(ModelParams.model_validate(model), {"x": np.zeros((24, steps, 6), np.float32)})
+    assert suite[0]["kwargs"] == {"min_value": rows}
 
 
 def test_a_model_may_add_its_own_suite(project: Path) -> None:

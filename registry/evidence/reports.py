@@ -34,6 +34,7 @@ from onward.registry.evidence.records import (
     TradeOff,
     Variant,
     Winner,
+    by_speed,
     first_problem,
 )
 from onward.registry.evidence.session_options import GraphLevel
@@ -229,6 +230,14 @@ class OnHost(Record):
     winners: list[Winner] = []
     choices: list[Choice] = []
     reason: str = ""
+
+    @property
+    def best(self) -> tuple[Winner, Choice] | None:
+        """The fastest winner, and why it was chosen; None if there is none."""
+        if not self.winners:
+            return None
+        winner = by_speed(self.winners)[0]
+        return winner, next(c for c in self.choices if (c.variant, c.runtime) == (winner.variant, winner.runtime))
 
 
 class SelectReport(Report):

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from onward.registry.evidence.uncertainty import speed
 from onward.registry.report.charts import Chart
 from onward.registry.report.material import Material
 from onward.registry.report.sections import SHADE_NAMES, Fact, Sections
 from onward.registry.report.variants import STATES
-from onward.registry.report.wording import counted
+from onward.registry.report.wording import counted, milliseconds
 from onward.registry.text import printable
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
         finalize=_finalize,
     )
-    made.filters["counted"] = counted
+    made.filters |= {"counted": counted, "milliseconds": milliseconds, "speed": speed}
     return made
 
 

@@ -264,12 +264,25 @@ def version_tags(evidence: Evidence) -> dict[str, str]:
     return {key: _text(value) for key, value in found.items() if value is not None}
 
 
-def _on_host(other: OnHost) -> str:
+def _on_host(other: OnHost) -> str | None:
     """What is served on a class of machines, and how fast it was there."""
-    best = by_speed(other.winners)[0]
-    choice = next(c for c in other.choices if (c.variant, c.runtime) == (best.variant, best.runtime))
+    if other.best is None:
+        return None
+    winner, choice = other.best
     speed = f", {1 / choice.ratio.value:.2f} times as fast as the plain export there" if choice.ratio else ""
-    return f"{best.variant} on {best.runtime}, {best.p50_ms:.3g} ms{speed} ({other.machine.cpu})"
+    return f"{winner.variant} on {winner.runtime}, {winner.p50_ms:.3g} ms{speed} ({other.machine.cpu})"
+
+
+def host_metrics(evidence: Evidence) -> dict[str, float]:
+    """The latency and speed of what is served on each other class of machines, as metrics of the model's run."""
+    found = {}
+    for other in evidence.select.elsewhere:
+        if other.best is not None:
+            winner, choice = other.best
+            found[f"host/{other.name}/p50_ms"] = winner.p50_ms
+            if choice.ratio:
+                found[f"host/{other.name}/speedup"] = 1 / choice.ratio.value
+    return found
 
 
 def best_batch(measurement: Measurement) -> int | None:

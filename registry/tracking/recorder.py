@@ -44,6 +44,7 @@ from onward.registry.tracking.metrics import (
     RunRecord,
     flatten,
     graph_params,
+    host_metrics,
     label,
     run_records,
     version_tags,
@@ -400,7 +401,7 @@ class _Recorder:
         evidence, run_id = self.evidence, parent.info.run_id
         lost = unmeasured(evidence)
         winner = next((run_record for run_record in records if run_record.chosen), None)
-        metrics = dict(winner.metrics) if winner else {}
+        metrics = {**winner.metrics, **host_metrics(evidence)} if winner else {}
         metrics["search/variants_tried"] = len(records) + len(lost)
         metrics["search/variants_measured"] = len(records)
         metrics["search/variants_fit"] = sum(run_record.status == "passed" for run_record in records)

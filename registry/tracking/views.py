@@ -25,8 +25,8 @@ _NEWEST = "attributes.start_time"
 _FIRST = ("1", "attributes.`Run Name`", "runDateAndNestInfo")
 _WIDTHS = {"attributes.`Run Name`": 330, "runDateAndNestInfo": 140, "attributes.`Dataset`": 220}
 # Sections of MLflow's own charts, by the text before the last slash of the metrics' names. They start folded.
-_FOLDED = ("Model metrics", "latency", "throughput", "ratio", "by_callers", "parity", "fidelity", "load", "memory",
-           "graph", "search", "train", "System metrics")  # fmt: skip
+_FOLDED = ("Model metrics", "latency", "throughput", "ratio", "by_callers", "host", "parity", "fidelity", "load",
+           "memory", "graph", "search", "train", "System metrics")  # fmt: skip
 
 
 def key(model: str) -> str:

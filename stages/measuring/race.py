@@ -70,6 +70,7 @@ class BenchmarkedVariant:
         rounds: Latencies in milliseconds, as rounds[size][round].
         warmups: Number of warm-up calls by size.
         weights: The weight of each size in means over sizes; a missing one is 1.
+        barred: Why it cannot be chosen, although it takes part in the race; empty if it can.
     """
 
     result: Measurement
@@ -77,6 +78,7 @@ class BenchmarkedVariant:
     rounds: dict[str, list[list[float]]] = field(default_factory=dict)
     warmups: dict[str, int] = field(default_factory=dict)
     weights: Mapping[str, float] = field(default_factory=dict)
+    barred: str = ""
 
     @property
     def name(self) -> str:
@@ -181,6 +183,11 @@ class Questions:
         """
         key = f"models.{self.model}"
         weigh(competitor.worker.run, self.settings, self.samples, self.wanted, self.kinds, key).store(competitor.result)
+
+
+def runs_out_of_tolerance(result: Measurement) -> bool:
+    """Whether a judged variant answered all cases on its provider, some of them out of tolerance."""
+    return bool(sentence(result.parity)) and not crashed(result.parity) and bool(result.node_share.get(result.provider))
 
 
 def race_is_decided(plain: BenchmarkedVariant, others: Iterable[BenchmarkedVariant]) -> bool:

@@ -137,16 +137,23 @@ class Sequences:
 
 
 def has_steps(settings: ModelParams, samples: Mapping[str, Array]) -> bool:
-    """Whether samples are sequences of steps: the arrays have one axis more than declared.
+    """Whether samples are sequences of steps (`steps_of`)."""
+    return steps_of(settings, samples) > 0
+
+
+def steps_of(settings: ModelParams, samples: Mapping[str, Array]) -> int:
+    """The number of steps of each sample, if the arrays have one axis more than declared; else 0.
 
     Args:
         settings: The model's settings, with `inputs` and `states`.
         samples: Arrays by input name, samples on axis 0.
     """
     if not settings.states:
-        return False
+        return 0
     stepped = _stepped(settings.inputs, settings.states)
-    return bool(stepped) and all(samples[name].ndim == len(settings.inputs[name].shape) + 1 for name in stepped)
+    if not all(samples[name].ndim == len(settings.inputs[name].shape) + 1 for name in stepped):
+        return 0
+    return min((samples[name].shape[1] for name in stepped), default=0)
 
 
 def _stepped(inputs: Mapping[str, Input], states: Mapping[str, str]) -> list[str]:
