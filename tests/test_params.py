@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -15,8 +16,10 @@ from onward.stages import params
 from onward.stages.config import load
 from onward.stages.config.schema import Dim, ModelParams
 from onward.stages.parity.sizes import size_weight
+from onward.stages.train import train
+from onward.stages.workers.worker import Worker
 from tests.conftest import ROOT, run
-from tests.toy import SOURCE, toy_params, write_project, write_settings
+from tests.toy import SOURCE, one, toy_params, write_project, write_settings
 
 
 def with_model(**changes: Any) -> dict[str, Any]:
@@ -161,6 +164,18 @@ def test_a_module_that_fails_to_import_is_named(project: Path) -> None:
     write_project(project, source="import nonexistent_package\n" + SOURCE)
     with pytest.raises(UsageError, match=r"models\.toy\.build: models\.toy does not import: ModuleNotFoundError"):
         params.write_sections(load.read(), project / "build" / "params")
+
+
+def test_a_worker_imports_the_projects_modules_also_if_pythonpath_names_the_project(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker is started by its file, so this checkout and its own `models` come first in its `sys.path`."""
+    write_project(project, SOURCE)
+    one("train", "toy", train)
+    monkeypatch.setenv("PYTHONPATH", str(project))
+    weights = project / "build/toy/train/model.safetensors"
+    with Worker.torch("models.toy:net", weights, ["x"], ["y"], "toy") as worker:
+        assert worker.run({"x": np.zeros((2, 6), np.float32)})["y"].shape == (2, 3)
 
 
 def test_defaults_apply_to_every_model_and_a_model_overrides_them(project: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import importlib
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -178,9 +178,7 @@ def resolve(name: str, key: str = "", wants: str = "a function") -> Any:
     """
     module, _, attribute = name.partition(":")
     where = f"params.yaml: {key}: " if key else ""
-    for folder in reversed(paths.source_folders()):
-        if str(folder) not in sys.path:
-            sys.path.insert(0, str(folder))
+    _search_first(paths.source_folders())
     try:
         found = getattr(importlib.import_module(module), attribute)
     except AttributeError:
@@ -190,6 +188,16 @@ def resolve(name: str, key: str = "", wants: str = "a function") -> Any:
     if wants == "a function" and not callable(found):
         raise NotReady(f"{where}{name} is not a function")
     return found
+
+
+def _search_first(folders: Sequence[Path]) -> None:
+    """Import modules from these folders before all others, also if `sys.path` has them behind others.
+
+    A worker that is started by its file has Onward's own folder first, with all packages that are installed there.
+    """
+    wanted = [str(folder) for folder in folders]
+    if sys.path[: len(wanted)] != wanted:
+        sys.path[:] = [*wanted, *(place for place in sys.path if place not in wanted)]
 
 
 def parse(path: Path) -> dict[str, Any]:
