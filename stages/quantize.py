@@ -42,6 +42,9 @@ from onward.stages.workers.worker import Worker, WorkerFailure
 FLOAT_ONLY = {"com.microsoft.FusedConv", "com.microsoft.FusedGemm", "com.microsoft.FusedMatMul"}
 # Calibration samples in a batch.
 CALIBRATED = 8
+# A candidate that loses this many times what the budget allows on one base is not tried on the next: the bases compute
+# the same products.
+FAR = 10.0
 # Operators of fused attention.
 FUSED = {"com.microsoft.Attention", "com.microsoft.MultiHeadAttention"}
 
@@ -72,10 +75,9 @@ def quantize(model: str, folder: Path) -> QuantizeReport:
         runtimes = load_settings("quantize", model).runtimes
         sources = Sources(Path(scratch), feeds, settings.quantize.timeout)
         stage = _Stage(settings, graph, folder, Path(scratch), builder, judge, feeds, runtimes, sources)
-        tried: list[tuple[Job, Variant]] = []
         for number, (base, (path, _)) in enumerate(bases.items()):
-            tried += stage.quantize(base, path, first=number == 0)
-        for job, variant in to_spare(tried):
+            stage.quantize(base, path, first=number == 0)
+        for job, variant in to_spare(stage.tried):
             stage.keep_in_float(job, variant)
     return QuantizeReport(
         model=model,
@@ -133,7 +135,7 @@ class Judge:
 
 @dataclass
 class _Stage:
-    """The state of a run of the stage: its variants and trade-offs so far."""
+    """The state of a run of the stage: its variants, the judged ones with their jobs, and its trade-offs so far."""
 
     settings: ModelParams
     graph: GraphProfile
@@ -145,9 +147,10 @@ class _Stage:
     runtimes: list[str]
     sources: Sources
     variants: list[Variant] = field(default_factory=list)
+    tried: list[tuple[Job, Variant]] = field(default_factory=list)
     tradeoffs: list[TradeOff] = field(default_factory=list)
 
-    def quantize(self, base: str, path: Path, first: bool) -> list[tuple[Job, Variant]]:
+    def quantize(self, base: str, path: Path, first: bool) -> None:
         """Try every candidate on one base.
 
         Candidates that differ only in options without effect on speed are a family. The first of a family that holds
@@ -157,9 +160,6 @@ class _Stage:
             base: Name of the base.
             path: Its ONNX file.
             first: Whether it is the first base.
-
-        Returns:
-            The candidates that were judged, with their variants.
         """
         tried: list[tuple[Job, Variant]] = []
         candidates = self.settings.quantize.candidates
@@ -170,7 +170,7 @@ class _Stage:
             family += [v for other, v in tried if other.candidate.name in rescued]
             held = next((v.name for v in family if v.status == "passed"), "")
             progress.show("variant", job.name, number, len(candidates))
-            hopeless = _hopeless(candidate, tried)
+            hopeless = _hopeless(candidate, tried) or self._far_off(candidate)
             refused = self._pointless(candidate, held) or hopeless
             if not refused:
                 try:
@@ -190,7 +190,15 @@ class _Stage:
                 variant = self.judge.weigh(variant, job.target)
                 tried.append((job, variant))
             self.variants.append(variant)
-        return tried
+        self.tried += tried
+
+    def _far_off(self, candidate: TechniqueSpec) -> str:
+        """Why a candidate cannot hold the budget on another base; empty if it may."""
+        for job, variant in self.tried:
+            loss = self.judge.judgement.loss(variant) if job.candidate == candidate and _broken(variant) else None
+            if loss is not None and FAR <= loss.used < float("inf"):
+                return f"{variant.name} loses {loss.used:.0f} times what the budget allows, by {loss.measure}"
+        return ""
 
     def _job(self, base: str, path: Path, candidate: TechniqueSpec) -> Job:
         """The job that applies a candidate to a base."""

@@ -413,6 +413,22 @@ def test_int8_graphs_are_smaller_and_report_their_loss(project: Path) -> None:
     assert not_none(made["int8-static"].compression) > 1
 
 
+def test_a_candidate_that_is_far_outside_the_budget_is_not_tried_on_the_next_graph(project: Path) -> None:
+    source = WIDE.replace("torch.nn.Linear(6, 256)", "torch.nn.Linear(6, 256), torch.nn.BatchNorm1d(256)")
+    strict = {"y": {"shape": ["batch", 3], "kind": "values", "limit": 1e-6}}
+    few: dict[str, Any] = {"export": {"strategy": "trace"}, "quantize": {"candidates": ["dynamic"]}}
+    write_project(project, source, many_rows(quality=None, outputs=strict, **few))
+    report: QuantizeReport = through("train", "data", "export", "verify", "optimize", "quantize")["quantize"]
+    [_, optimised] = report.bases
+    found = {variant.name: variant for variant in report.variants}
+    assert found["int8-dynamic"].status == "failed"
+    left_out = found[f"{optimised}-int8-dynamic"]
+    assert left_out.status == "not attempted"
+    assert re.fullmatch(
+        r"int8-dynamic loses \d+ times what the budget allows, by y: relative error", left_out.reason
+    ), left_out.reason
+
+
 def test_an_operator_fault_keeps_the_previous_outputs(project: Path) -> None:
     write_project(project)
     before = through("train")["train"]
