@@ -28,7 +28,7 @@ Answers = dict[str, npt.NDArray[Any]]
 # Number of runs of the original with weights and inputs moved by one unit in the last place.
 SHAKES = 8
 # A slow original runs fewer times: after this many runs, none begins later than this many seconds.
-FEWEST_SHAKES, SHAKE_SECONDS = 4, 60.0
+FEWEST_SHAKES, SHAKE_SECONDS = 4, 30.0
 # A float64 reference is discarded if rounding does not explain its distance from float32 in more than this share of an
 # output's elements. A few elements may be at a threshold, where a comparison or a rounding can go either way.
 UNBELIEVED = 0.01

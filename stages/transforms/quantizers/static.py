@@ -41,6 +41,7 @@ OPTIONS = {
     "reduce_range": (True, False),
 }
 ACCURACY_ONLY = ("calibrate", "clip_weights", "correct_bias", "equalize", "smooth", "reduce_range")
+COARSER = {"layers": ("all", "weighted")}
 PREPARED = True
 RANKED_AS = {"form": "qdq"}  # the other form has no float values between layers
 
