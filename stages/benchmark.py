@@ -309,13 +309,10 @@ class _Bench:
             bench.finalists, deadline, self.order, self.samples,
         )  # fmt: skip
         finalists: list[BenchmarkedVariant] = []
-        far: dict[str, str] = {}
         for competitor in ranked:
             result = competitor.result
             faster = {finalist.name: finalist.result.ratios["all"].value for finalist in finalists}
             out = why_out(result.ratios["all"].value, faster, bench.finalists, deadline)
-            # The runtime computes every float32 graph (`graph`) in the lower precision with the same products.
-            out = out or far.get(result.precision if result.graph else "", "")
             if out:
                 result.status = "not attempted"
                 result.reason = result.reason or out
@@ -328,8 +325,6 @@ class _Bench:
             if competitor.standing and not result.reason:
                 finalists.append(competitor)
             else:
-                if result.graph:
-                    far[result.precision] = self._judgement.far_off(result, result.variant)
                 competitor.worker.close()
         finalists += self._tuned([plain, *finalists], self._feeds_under(QUICK, calls), deadline, precisions)
         if deadline.over:
@@ -431,11 +426,9 @@ class _Bench:
 
     def _faults(self, result: Measurement) -> list[str]:
         """How a variant breaks the budget."""
-        return [*self._judgement.faults(result), *ceiling_faults(result, self.settings.budget)]
-
-    @property
-    def _judgement(self) -> Judgement:
-        return Judgement.of(self.reference.result.quality, self.settings, self.questions.kinds)
+        settings = self.settings
+        judgement = Judgement.of(self.reference.result.quality, settings, self.questions.kinds)
+        return [*judgement.faults(result), *ceiling_faults(result, settings.budget)]
 
     def _batch(self) -> tuple[str, Dim] | None:
         """Name and range of the batch dimension; None if it is fixed."""

@@ -190,7 +190,12 @@ class _Stage:
         self.tried += tried
 
     def _far_off(self, candidate: TechniqueSpec) -> str:
-        """Why a candidate cannot hold the budget on another base; empty if it may."""
+        """Why a candidate cannot hold the budget on another base; empty if it may.
+
+        Fused attention is an exception: how it is fused decides which products are quantised.
+        """
+        if self.graph.attention:
+            return ""
         broken = (v for job, v in self.tried if job.candidate == candidate and _broken(v))
         return next(filter(None, (self.judge.judgement.far_off(v, v.name) for v in broken)), "")
 
