@@ -273,7 +273,7 @@ class _Bench:
         samples. It is timed against the plain export.
         """
         result = plain.result
-        if result.status == "failed" and self.baseline is not None and runs_out_of_tolerance(result):
+        if not plain.standing and self.baseline is not None and runs_out_of_tolerance(result):
             plain.barred, result.status, result.reason = result.reason, "passed", ""
 
     def _beside(self, baseline: BenchmarkedVariant, runtime: str) -> BenchmarkedVariant:

@@ -23,7 +23,7 @@ from onward.stages.config.layout import Layout
 from onward.stages.config.load import section
 from onward.stages.config.schema import ModelParams
 from onward.stages.parity.labels import labels_of, without_labels
-from onward.stages.parity.sequences import steps_of
+from onward.stages.parity.sequences import has_steps, steps_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -121,7 +121,7 @@ def standard_suite(settings: ModelParams, arrays: Arrays) -> list[dict[str, Any]
     def expect(kind: str, **kwargs: Any) -> dict[str, Any]:
         return {"type": f"expect_{kind}", "kwargs": kwargs}
 
-    steps = bool(steps_of(settings, arrays))
+    steps = has_steps(settings, arrays)
     suite = [expect("table_row_count_to_be_between", min_value=_least_rows(settings, arrays))]
     for name in (name for name in Layout.of(settings).sampled if name in arrays):
         spec = settings.inputs[name]

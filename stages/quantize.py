@@ -42,6 +42,9 @@ from onward.stages.workers.worker import Worker, WorkerFailure
 FLOAT_ONLY = {"com.microsoft.FusedConv", "com.microsoft.FusedGemm", "com.microsoft.FusedMatMul"}
 # Calibration samples in a batch.
 CALIBRATED = 8
+# A candidate that loses this many times what the budget allows on one base is not tried on the next: both compute the
+# same products, and how the float graph around them is written changes the loss by far less.
+FAR = 10.0
 # Operators of fused attention.
 FUSED = {"com.microsoft.Attention", "com.microsoft.MultiHeadAttention"}
 
@@ -196,8 +199,11 @@ class _Stage:
         """
         if self.graph.attention:
             return ""
-        broken = (v for job, v in self.tried if job.candidate == candidate and _broken(v))
-        return next(filter(None, (self.judge.judgement.far_off(v, v.name) for v in broken)), "")
+        for job, variant in self.tried:
+            loss = self.judge.judgement.loss(variant) if job.candidate == candidate and _broken(variant) else None
+            if loss is not None and FAR <= loss.used < float("inf"):
+                return f"{variant.name} loses {loss.used:.0f} times what the budget allows, by {loss.measure}"
+        return ""
 
     def _job(self, base: str, path: Path, candidate: TechniqueSpec) -> Job:
         """The job that applies a candidate to a base."""

@@ -266,9 +266,10 @@ def version_tags(evidence: Evidence) -> dict[str, str]:
 
 def _on_host(other: OnHost) -> str | None:
     """What is served on a class of machines, and how fast it was there."""
-    if other.best is None:
+    best = other.best
+    if best is None:
         return None
-    winner, choice = other.best
+    winner, choice = best
     speed = f", {1 / choice.ratio.value:.2f} times as fast as the plain export there" if choice.ratio else ""
     return f"{winner.variant} on {winner.runtime}, {winner.p50_ms:.3g} ms{speed} ({other.machine.cpu})"
 
@@ -277,8 +278,8 @@ def host_metrics(evidence: Evidence) -> dict[str, float]:
     """The latency and speed of what is served on each other class of machines, as metrics of the model's run."""
     found = {}
     for other in evidence.select.elsewhere:
-        if other.best is not None:
-            winner, choice = other.best
+        if best := other.best:
+            winner, choice = best
             found[f"host/{other.name}/p50_ms"] = winner.p50_ms
             if choice.ratio:
                 found[f"host/{other.name}/speedup"] = 1 / choice.ratio.value

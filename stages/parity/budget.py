@@ -46,11 +46,6 @@ class Judged(Protocol):
         """Loss of each output by the measure of its kind."""
 
 
-# A graph that loses this many times what the budget allows rules out others that compute the same products in the same
-# precision: how the float graph around them is written changes the loss by far less.
-FAR = 10.0
-
-
 class Loss(NamedTuple):
     """A graph's loss by one measure.
 
@@ -124,21 +119,6 @@ class Judgement(NamedTuple):
         for one in judged.fidelity:
             if one.output in self.by_kind():
                 yield Loss(one.value, one.limit, f"{one.output}: {one.measure}")
-
-    def far_off(self, judged: Judged, name: str) -> str:
-        """Say why graphs that compute the same products in the same precision would break the budget, too.
-
-        Args:
-            judged: Results of a graph.
-            name: The graph's name.
-
-        Returns:
-            One sentence; empty if the graph loses less than FAR times what the budget allows.
-        """
-        loss = self.loss(judged)
-        if loss is None or not FAR <= loss.used < float("inf"):
-            return ""
-        return f"{name} loses {loss.used:.0f} times what the budget allows, by {loss.measure}"
 
     def faults(self, judged: Judged) -> Iterable[str]:
         """Describe how a graph breaks the budget.

@@ -137,23 +137,23 @@ class Sequences:
 
 
 def has_steps(settings: ModelParams, samples: Mapping[str, Array]) -> bool:
-    """Whether samples are sequences of steps (`steps_of`)."""
-    return steps_of(settings, samples) > 0
-
-
-def steps_of(settings: ModelParams, samples: Mapping[str, Array]) -> int:
-    """The number of steps of each sample, if the arrays have one axis more than declared; else 0.
+    """Whether samples are sequences of steps: the arrays have one axis more than declared.
 
     Args:
         settings: The model's settings, with `inputs` and `states`.
         samples: Arrays by input name, samples on axis 0.
     """
     if not settings.states:
-        return 0
+        return False
     stepped = _stepped(settings.inputs, settings.states)
-    if not all(samples[name].ndim == len(settings.inputs[name].shape) + 1 for name in stepped):
+    return bool(stepped) and all(samples[name].ndim == len(settings.inputs[name].shape) + 1 for name in stepped)
+
+
+def steps_of(settings: ModelParams, samples: Mapping[str, Array]) -> int:
+    """The number of steps of each sample; 0 if samples are no sequences. The arguments are those of `has_steps`."""
+    if not has_steps(settings, samples):
         return 0
-    return min((samples[name].shape[1] for name in stepped), default=0)
+    return int(min(samples[name].shape[1] for name in _stepped(settings.inputs, settings.states)))
 
 
 def _stepped(inputs: Mapping[str, Input], states: Mapping[str, str]) -> list[str]:
