@@ -8,9 +8,10 @@ stage, and at the end writes one dvc.lock.
 from __future__ import annotations
 
 import contextlib
+import signal
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -142,6 +143,7 @@ class _Driver:
         self.running: dict[Any, tuple[str, str, Target]] = {}
         self.measured: dict[str, dict[str, Outcome]] = {}
         self.clock = -1
+        self.interrupted = False
         here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
             ray.get_runtime_context().get_node_id(), soft=False
         )
@@ -152,8 +154,8 @@ class _Driver:
         """Run all models that are not in a final state; an interruption by the user ends all tasks."""
         waiting = [model for model, one in self.progress.items() if one.state not in FINAL]
         ahead = max(1, round(AHEAD * self.ray.cluster_resources().get("CPU", 1)))
-        try:
-            while waiting or self.running:
+        with self._noting_interrupts():
+            while (waiting or self.running) and not self.interrupted:
                 while waiting and len({model for model, _, _ in self.running.values()}) < ahead:
                     self._submit(waiting.pop(0), PREPARE)
                 ended, _ = self.ray.wait(list(self.running), timeout=POLL_SECONDS)
@@ -161,9 +163,26 @@ class _Driver:
                 for reference in ended:
                     self._ended(*self.running.pop(reference), reference)
                 self.watch(self.progress)
-        except KeyboardInterrupt:
-            result.interrupted = True
-            self._cancel()
+            if waiting or self.running:
+                result.interrupted = True
+                self._cancel()
+
+    @contextlib.contextmanager
+    def _noting_interrupts(self) -> Iterator[None]:
+        """Note the first Ctrl-C, and let the second one interrupt as usual.
+
+        As an exception, the first one would be lost if it came while Python runs a destructor, and Ray has many.
+        """
+
+        def note(*_: object) -> None:
+            self.interrupted = True
+            signal.signal(signal.SIGINT, before)
+
+        before = signal.signal(signal.SIGINT, note)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
 
     def _submit(self, model: str, phase: str, target: Target | None = None) -> None:
         target = target or Target()
@@ -229,7 +248,8 @@ class _Driver:
         for reference in self.running:
             self.ray.cancel(reference)
         with contextlib.suppress(KeyboardInterrupt):  # once more: do not wait
-            self.ray.wait(list(self.running), num_returns=len(self.running), timeout=CANCEL_SECONDS)
+            if self.running:  # Ray refuses to wait for nothing
+                self.ray.wait(list(self.running), num_returns=len(self.running), timeout=CANCEL_SECONDS)
         self._catch_up()
         for one in self.progress.values():
             if one.state not in (*FINAL, "stopped"):
