@@ -39,7 +39,7 @@ Z = 1.959964
 # similarities between samples.
 NEAR_SCORES = 0.01
 NEAR_PROBABILITY = 0.01
-NEAR_SIMILARITY = 0.3
+NEAR_SIMILARITY = 0.1
 
 # The share of one class's positions that may change. A limit over all positions is not enough: a class of 0.3 % of all
 # pixels can be lost completely while 99.7 % of the pixels agree. The value is int8's `tolerance.agreement`, applied to
