@@ -23,10 +23,22 @@ from typing import Any
 
 from benchmarks import serving_faults
 from benchmarks.findings import Finding, table
-from benchmarks.serving_load import Call, Http, Load, drive, grpc_call, mlflow_json, rest_binary, rest_json
+from benchmarks.serving_http2 import GrpcCall
+from benchmarks.serving_load import (
+    Call,
+    Http,
+    Load,
+    drive,
+    grpc_request,
+    grpcio_call,
+    mlflow_json,
+    rest_binary,
+    rest_json,
+)
 from benchmarks.serving_servers import free_port, grpc_echo, mlflow_serve, mlserver, model_folder, onward, running
 from onward.registry.artifact.serving_plan import MODEL
 from onward.registry.host import hardware
+from onward.registry.serve.grpc_messages import SERVICE
 
 PARTS = ("latency", "throughput", "swaps", "kills", "soak")
 MODELS = ("mlp", "transformer")
@@ -35,8 +47,9 @@ LIMITS_MS = {"REST, raw tensors": 0.6, "gRPC": 0.5}
 # The least throughput at concurrency 8 as a multiple of a peer's.
 TIMES = 1.5
 REST, GRPC, MLFLOW, MLSERVER = "REST, raw tensors", "gRPC", "mlflow models serve", "MLServer, JSON"
-# A server of grpcio alone that returns each request as it is.
-ECHO = "gRPC, echo without Onward"
+METHOD = f"/{SERVICE}/ModelInfer"
+# grpcio alone: its client in Python, and its server with a handler that returns each request as it is.
+GRPCIO, ECHO = "gRPC, grpcio's client", "gRPC, echo without Onward"
 # One way to send requests: makes the call of one thread.
 Ways = dict[str, Callable[[], Call]]
 
@@ -75,9 +88,11 @@ def onward_ways(stack: ExitStack, name: str, model: Path, sample: dict[str, Any]
     port, grpc_port = free_port(), free_port()
     stack.enter_context(running(onward([str(model)], port, grpc_port, folder)))
     body, headers = rest_binary(sample)
+    request = grpc_request(name, sample)
     return {
         REST: lambda: Http(port, f"/v2/models/{name}/infer", body, headers),
-        GRPC: lambda: grpc_call(grpc_port, name, sample),
+        GRPC: lambda: GrpcCall(grpc_port, METHOD, request),
+        GRPCIO: lambda: grpcio_call(grpc_port, METHOD, request),
     }
 
 
@@ -88,7 +103,8 @@ def latency(folder: Path, rounds: int, count: int, threads: int) -> Iterator[Fin
         ways = onward_ways(stack, "mlp", model, sample, folder)
         ways["session.run"] = lambda: bare(model, sample, threads)
         echo = stack.enter_context(grpc_echo())
-        ways[ECHO] = lambda: grpc_call(echo, "mlp", sample)
+        request = grpc_request("mlp", sample)
+        ways[ECHO] = lambda: GrpcCall(echo, METHOD, request)
         found = by_turns(ways, 1, rounds, {"count": count})
     base = [load.ms(50) for load in found["session.run"]]
     for name, most in LIMITS_MS.items():
@@ -100,10 +116,9 @@ def latency(folder: Path, rounds: int, count: int, threads: int) -> Iterator[Fin
             f"{more:.3f} ms ({statistics.median(base):.3f} ms bare; {failed} failed)",
             more <= most and not failed,
         )
-    floor = statistics.median(load.ms(50) for load in found[ECHO])
-    yield Finding(
-        f"{ECHO}: p50 of the same request", "", f"{floor:.3f} ms: what grpcio's asyncio server takes by itself", True
-    )
+    for name in (GRPCIO, ECHO):
+        p50 = statistics.median(load.ms(50) for load in found[name])
+        yield Finding(f"{name}: p50 of the same request", "", f"{p50:.3f} ms", True)
 
 
 def throughput(folder: Path, rounds: int, seconds: float, threads: int) -> Iterator[Finding]:

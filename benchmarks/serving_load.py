@@ -130,24 +130,29 @@ class Http:
         return found
 
 
-def grpc_call(port: int, model: str, inputs: dict[str, Any]) -> Call:
-    """A call over gRPC on a channel of its own."""
-    import grpc
-
-    from onward.registry.serve.grpc_messages import MESSAGES, SERVICE
+def grpc_request(model: str, inputs: dict[str, Any]) -> bytes:
+    """A serialised ModelInferRequest with raw tensors."""
+    from onward.registry.serve.grpc_messages import MESSAGES
 
     message = MESSAGES["ModelInferRequest"](model_name=model)
     for name, array in inputs.items():
         message.inputs.add(name=name, datatype=_KINDS[str(array.dtype)], shape=array.shape)
         message.raw_input_contents.append(array.tobytes())
-    request = message.SerializeToString()
+    found: bytes = message.SerializeToString()
+    return found
+
+
+def grpcio_call(port: int, method: str, request: bytes) -> Call:
+    """A call of grpcio's client, on a channel of its own."""
+    import grpc
+
     options = [("grpc.use_local_subchannel_pool", 1)]
     channel = grpc.insecure_channel(f"127.0.0.1:{port}", options=options)
-    method = channel.unary_unary(f"/{SERVICE}/ModelInfer", None, None)
+    send = channel.unary_unary(method, None, None)
 
     def call() -> tuple[int, bytes]:
         try:
-            return 200, method(request, timeout=PATIENCE_S, wait_for_ready=True)
+            return 200, send(request, timeout=PATIENCE_S, wait_for_ready=True)
         except grpc.RpcError as error:
             raise ConnectionError(str(error)) from None
 

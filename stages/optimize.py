@@ -19,7 +19,7 @@ from onward.stages.config.load import settings as load_settings
 from onward.stages.parity import localize
 from onward.stages.parity.check import Expected, check, sentence, without_the_largest
 from onward.stages.parity.reference_answers import recorded_answers
-from onward.stages.parity.sizes import typical_sizes
+from onward.stages.parity.sizes import typical_shapes
 from onward.stages.reports import blocked
 from onward.stages.transforms import graph_profile
 from onward.stages.transforms.builder import Job, VariantBuilder, placed
@@ -36,7 +36,7 @@ def optimize(model: str, folder: Path) -> OptimizeReport:
     if reason:
         return OptimizeReport(model=model, status="not attempted", reason=reason)
     plain = paths.build(model, "export") / "model.onnx"
-    graph = graph_profile.describe(plain, typical_sizes(settings.free_dims)[-1])
+    graph = graph_profile.describe(plain, typical_shapes(settings))
     runtimes = load_settings("optimize", model).runtimes
     jobs: list[Job] = []
     refused: dict[str, Variant] = {}

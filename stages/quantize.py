@@ -28,7 +28,7 @@ from onward.stages.parity.evaluate import Arrays, batch_size, batches, quality_o
 from onward.stages.parity.reference import split
 from onward.stages.parity.reference_answers import recorded_kinds, recorded_outputs
 from onward.stages.parity.sequences import Sequences
-from onward.stages.parity.sizes import typical_sizes
+from onward.stages.parity.sizes import typical_shapes
 from onward.stages.reports import blocked
 from onward.stages.transforms import graph_profile
 from onward.stages.transforms.builder import Feed, Job, VariantBuilder, placed
@@ -60,7 +60,7 @@ def quantize(model: str, folder: Path) -> QuantizeReport:
     if reason:
         return QuantizeReport(model=model, status="not attempted", reason=reason)
     plain = paths.build(model, "export") / "model.onnx"
-    graph = graph_profile.describe(plain, typical_sizes(settings.free_dims)[-1])
+    graph = graph_profile.describe(plain, typical_shapes(settings))
     bases = choose_bases(model, graph)
     feeds = _feeds(model, settings, plain)
     wanted, samples = recorded_outputs(model), split(model, "evaluation")
@@ -195,15 +195,18 @@ class _Stage:
     def _far_off(self, candidate: TechniqueSpec) -> str:
         """Why a candidate cannot hold the budget on another base; empty if it may.
 
+        If it was not judged on an earlier base, all variants of its technique must have lost far too much there.
         Fused attention is an exception: how it is fused decides which products are quantised.
         """
         if self.graph.attention:
             return ""
-        for job, variant in self.tried:
-            loss = self.judge.judgement.loss(variant) if job.candidate == candidate and _broken(variant) else None
-            if loss is not None and FAR <= loss.used < float("inf"):
-                return f"{variant.name} loses {loss.used:.0f} times what the budget allows, by {loss.measure}"
-        return ""
+        technique = [(job, v) for job, v in self.tried if job.candidate.name == candidate.name]
+        own = [(job, v) for job, v in technique if job.candidate == candidate] or technique
+        losses = [(loss, v.name) for _, v in own if (loss := self.judge.judgement.loss(v)) is not None]
+        loss, name = min(losses, key=lambda found: found[0].used, default=(None, ""))
+        if loss is None or not FAR <= loss.used < float("inf"):
+            return ""
+        return f"{name} loses {loss.used:.0f} times what the budget allows, by {loss.measure}"
 
     def _job(self, base: str, path: Path, candidate: TechniqueSpec) -> Job:
         """The job that applies a candidate to a base."""

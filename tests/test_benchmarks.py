@@ -57,7 +57,7 @@ def test_the_server_is_measured_and_survives_changes_and_kills(tmp_path: Path) -
     table = tmp_path / "table.md"
     done = subprocess.run([*command, *small, "--out", str(table)], cwd=ROOT, capture_output=True, text=True)
     rows = [line for line in table.read_text().splitlines() if line.startswith("| ")][1:]
-    assert len(rows) == 11, done.stdout + done.stderr
+    assert len(rows) == 12, done.stdout + done.stderr
     timed = [row for row in rows if any(words in row for words in ("p50 over", "p99 during", "memory over"))]
     assert len(timed) == 4
     assert all(row.endswith("| yes |") for row in rows if row not in timed), done.stdout

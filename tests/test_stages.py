@@ -416,7 +416,8 @@ def test_int8_graphs_are_smaller_and_report_their_loss(project: Path) -> None:
 def test_a_candidate_that_is_far_outside_the_budget_is_not_tried_on_the_next_graph(project: Path) -> None:
     source = WIDE.replace("torch.nn.Linear(6, 256)", "torch.nn.Linear(6, 256), torch.nn.BatchNorm1d(256)")
     strict = {"y": {"shape": ["batch", 3], "kind": "values", "limit": 1e-6}}
-    few: dict[str, Any] = {"export": {"strategy": "trace"}, "quantize": {"candidates": ["dynamic"]}}
+    candidates = ["dynamic", "static", {"static": {"layers": "all"}}]
+    few: dict[str, Any] = {"export": {"strategy": "trace"}, "quantize": {"candidates": candidates}}
     write_project(project, source, many_rows(quality=None, outputs=strict, **few))
     report: QuantizeReport = through("train", "data", "export", "verify", "optimize", "quantize")["quantize"]
     [_, optimised] = report.bases
@@ -427,6 +428,9 @@ def test_a_candidate_that_is_far_outside_the_budget_is_not_tried_on_the_next_gra
     assert re.fullmatch(
         r"int8-dynamic loses \d+ times what the budget allows, by y: relative error", left_out.reason
     ), left_out.reason
+    # The first graph shows that all layers would lose more than the weighted ones; so they are not tried on the next.
+    assert "would lose more" in found["int8-static-all"].reason
+    assert found[f"{optimised}-int8-static-all"].reason.startswith("int8-static loses")
 
 
 def test_an_operator_fault_keeps_the_previous_outputs(project: Path) -> None:

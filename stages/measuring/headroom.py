@@ -51,7 +51,7 @@ def headroom(
         start: Starts a worker of another file with the runtime and options of a measurement.
 
     Returns:
-        One comparison per size; empty if a peak could not be measured, or the variant multiplies nothing.
+        One comparison per size; empty if a peak could not be measured, or if the multiplications are none or unknown.
     """
     integer = winner.precision.startswith("int")
     try:
@@ -63,8 +63,9 @@ def headroom(
     found = []
     for latency in winner.latencies:
         feed = feeds[latency.size]
-        work = graph_profile.describe(plain, feed.sizes).multiplications
-        if not work:
+        graph = graph_profile.describe(plain, {name: np.shape(array) for name, array in feed.tensors.items()})
+        work = graph.multiplications
+        if not work or graph.uncounted:
             continue
         bound = max(work / peak / 1e6, weights / bandwidth / 1e6)
         found.append(

@@ -6,7 +6,8 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 
-from onward.stages.config.schema import Dim
+from onward.stages.config.layout import shape_of
+from onward.stages.config.schema import Dim, ModelParams
 
 Sizes = dict[str, int]
 
@@ -31,6 +32,12 @@ def typical_sizes(dims: Mapping[str, Dim]) -> list[Sizes]:
     """Every combination of the typical sizes, in the order of params.yaml."""
     combinations = itertools.product(*(dim.typical for dim in dims.values()))
     return [dict(zip(dims, sizes, strict=True)) for sizes in combinations]
+
+
+def typical_shapes(settings: ModelParams) -> dict[str, list[int | None]]:
+    """The shape of each input at the last typical sizes; None for a size that they do not determine."""
+    sizes = typical_sizes(settings.free_dims)[-1]
+    return {name: shape_of(spec.shape, sizes) for name, spec in settings.inputs.items()}
 
 
 def size_weight(dims: Mapping[str, Dim], sizes: Mapping[str, int]) -> float:

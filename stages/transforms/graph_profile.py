@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
 
 from onward.registry.artifact import onnx_file
-from onward.registry.evidence import size_expressions
 
 RECURRENT = {"LSTM", "GRU", "RNN"}
 CONVOLUTIONS = {"Conv", "ConvTranspose"}
@@ -28,6 +27,7 @@ class GraphProfile:
         convolutions: Bytes of the weights of convolutions, as float32.
         recurrent: Bytes of the weights of recurrent layers, as float32.
         multiplications: Multiplications with weights in one call. Products of two activations are not counted.
+        uncounted: How many nodes use weights on a tensor of unknown shape: `multiplications` is too small then.
         attention: It has a fused attention operator, or a softmax and a product of two activations.
         softmax: It has a softmax.
         folded: PyTorch's exporter left no node that depends on weights alone.
@@ -38,6 +38,7 @@ class GraphProfile:
     convolutions: int = 0
     recurrent: int = 0
     multiplications: int = 0
+    uncounted: int = 0
     attention: bool = False
     softmax: bool = False
     folded: bool = False
@@ -65,15 +66,15 @@ class GraphProfile:
         )
 
 
-def describe(path: Path, sizes: Mapping[str, int]) -> GraphProfile:
+def describe(path: Path, inputs: Mapping[str, Sequence[int | None]]) -> GraphProfile:
     """Profile an ONNX file.
 
     Args:
         path: The ONNX file.
-        sizes: Size of each named dimension, for `multiplications`.
+        inputs: Shape of each input, for `multiplications`. The file may have other names for its dimensions.
     """
     model = onnx_file.load_graph(path)
-    shapes = _shapes(model, sizes)
+    shapes = _shapes(model, inputs)
     weights = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
     constants = 0
     for node in model.graph.node:  # a value that depends on weights alone is a weight that is not folded yet
@@ -81,19 +82,22 @@ def describe(path: Path, sizes: Mapping[str, int]) -> GraphProfile:
             constants += node.op_type != "Constant"
             weights |= {name: shapes.get(name, []) for name in node.output}
     found = {"products": 0, "convolutions": 0, "recurrent": 0}
-    multiplications = 0
+    multiplications = uncounted = 0
     for node in model.graph.node:
         group = _group(node)
         size = sum(math.prod(weights[name]) for name in node.input if len(weights.get(name, [])) > 1)
         if group and size:
             found[group] += 4 * size
-            multiplications += size * _uses(group, node, shapes)
+            uses = _uses(group, node, shapes)
+            multiplications += size * (uses or 1)
+            uncounted += uses is None
     operators = {node.op_type for node in model.graph.node}
     products = [node for node in model.graph.node if node.op_type == "MatMul"]
     of_activations = any(not set(node.input) & set(weights) for node in products)
     return GraphProfile(
         **found,
         multiplications=multiplications,
+        uncounted=uncounted,
         attention=bool(operators & ATTENTION) or ("Softmax" in operators and of_activations),
         softmax="Softmax" in operators,
         folded=model.producer_name == "pytorch" and not constants,
@@ -110,16 +114,17 @@ def _group(node: onnx.NodeProto) -> str:
     return "recurrent" if node.op_type in RECURRENT else ""
 
 
-def _uses(group: str, node: onnx.NodeProto, shapes: Mapping[str, list[int]]) -> int:
-    """How often one call uses each weight: once per row, position or step; once if the shape is unknown."""
+def _uses(group: str, node: onnx.NodeProto, shapes: Mapping[str, list[int]]) -> int | None:
+    """How often one call uses each weight: once per row, position or step; None if the shape is unknown."""
+    shape = shapes.get(node.output[0] if group == "convolutions" else node.input[0])
+    if shape is None:
+        return None
     if group == "convolutions":
-        shape = shapes.get(node.output[0], [])
         return math.prod([*shape[:1], *shape[2:]])
-    shape = shapes.get(node.input[0], [])
     return math.prod(shape[:2] if group == "recurrent" else shape[:-1])
 
 
-def _shapes(model: onnx.ModelProto, sizes: Mapping[str, int]) -> dict[str, list[int]]:
+def _shapes(model: onnx.ModelProto, inputs: Mapping[str, Sequence[int | None]]) -> dict[str, list[int]]:
     """Shapes of values by name, as far as ONNX infers them. Large weights are cleared first: contents do not matter."""
     bare = onnx.ModelProto()
     bare.CopyFrom(model)
@@ -128,8 +133,7 @@ def _shapes(model: onnx.ModelProto, sizes: Mapping[str, int]) -> dict[str, list[
             tensor.ClearField("raw_data")
             tensor.ClearField("float_data")
     for value in bare.graph.input:
-        for dim in value.type.tensor_type.shape.dim:
-            size = size_expressions.known(dim.dim_param, sizes)
+        for dim, size in zip(value.type.tensor_type.shape.dim, inputs.get(value.name, ()), strict=False):
             if size is not None:
                 dim.dim_value = size
     del bare.graph.value_info[:]

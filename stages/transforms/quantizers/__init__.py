@@ -41,7 +41,7 @@ WORTHWHILE_SHARE = 0.1
 
 def too_small(graph: GraphProfile) -> str:
     """Say why int8 products cannot make up for quantising their activations; empty if they may."""
-    if graph.multiplications < TINY:
+    if graph.multiplications < TINY and not graph.uncounted:
         return f"too small: {graph.multiplications} multiplications per call take less time than quantising activations"
     return ""
 
