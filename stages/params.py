@@ -7,9 +7,7 @@ stages nor an export.
 
 from __future__ import annotations
 
-import functools
 import importlib.util
-import json
 import os
 import sys
 from collections.abc import Iterable
@@ -55,10 +53,6 @@ def _model_files(model: ModelParams) -> Iterable[tuple[str, str]]:
         yield "onnx", model.onnx
     if model.custom_ops is not None and ":" not in model.custom_ops:
         yield "custom_ops", model.custom_ops
-
-
-# A text that json.dumps leaves as it is, and that no setting contains.
-_CODE_HERE = "digests of code: 3f0c1a6e"
 
 
 class _Team:
@@ -194,36 +188,30 @@ def sections(params: Params) -> dict[str, bytes]:
         "verdict.json": _whole(code=code.digests("verdict"), models=list(params.models)),
     }
     for name, model in params.models.items():
+        dumped = model.model_dump(mode="json")
         for stage in READS:
-            found[f"{name}/{stage}.json"] = _settings(name, model, stage, params, team)
-    return {path: _text(content).encode() for path, content in found.items()}
-
-
-@functools.cache
-def _code_text(digests: tuple[tuple[str, str], ...]) -> str:
-    return json.dumps(dict(digests), indent=2).replace("\n", "\n  ")
-
-
-def _text(settings: Settings) -> str:
-    """The settings as JSON. All models' stages have the same digests of code, so their text is made once."""
-    content = settings.model_dump(exclude_defaults=True)
-    if not settings.code:
-        return json.dumps(content, indent=2) + "\n"
-    text = json.dumps({**content, "code": _CODE_HERE}, indent=2)
-    return text.replace(f'"{_CODE_HERE}"', _code_text(tuple(settings.code.items())), 1) + "\n"
+            found[f"{name}/{stage}.json"] = _settings(name, model, dumped, stage, params, team)
+    return {
+        path: f"{content.model_dump_json(exclude_defaults=True, indent=2)}\n".encode()
+        for path, content in found.items()
+    }
 
 
 def _whole(**content: Any) -> Settings:
     return Settings(schema_version=1, report_schema=Report.model_fields["schema_version"].default, **content)
 
 
-def _settings(name: str, model: ModelParams, stage: str, params: Params, team: _Team) -> Settings:
-    settings = model.model_dump(mode="json", include=set(READS[stage]))
+def _settings(
+    name: str, model: ModelParams, dumped: dict[str, Any], stage: str, params: Params, team: _Team
+) -> Settings:
+    settings = {key: value for key, value in dumped.items() if key in READS[stage]}
     if stage == "train":
         settings["dims"] = _batch_limits(model)
-    elif stage != "benchmark":  # the only stage that computes means over sizes
-        for dim in settings.get("dims", {}).values():
-            del dim["weights"]
+    elif stage != "benchmark" and "dims" in settings:  # benchmark is the only stage that computes means over sizes
+        settings["dims"] = {
+            axis: {key: value for key, value in dim.items() if key != "weights"}
+            for axis, dim in settings["dims"].items()
+        }
     specs = getattr(model, stage).candidates if stage in techniques.FOLDERS else []
     return _whole(
         code=code.digests(stage, tuple(dict.fromkeys(techniques.source(stage, spec) for spec in specs))),
@@ -263,9 +251,11 @@ def write_sections(params: Params, target: Path) -> None:
     if before == texts:
         return
     with replacing(target) as fresh:
+        for name in params.models:
+            (fresh / name).mkdir()
         for path, text in texts.items():
-            (fresh / path).parent.mkdir(exist_ok=True)
-            (fresh / path).write_bytes(text)
+            with open(f"{fresh}/{path}", "xb", buffering=0) as file:  # pathlib takes a third longer for 9,000 files
+                file.write(text)
 
 
 def _batch_limits(model: ModelParams) -> dict[str, dict[str, Any]]:
