@@ -378,6 +378,39 @@ def test_a_request_whose_caller_leaves_is_removed_from_the_queue(
     assert runs == [2]
 
 
+def test_calls_over_grpc_beyond_the_queue_are_refused_at_once_and_health_still_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on, counting = threading.Event(), engine.compute
+
+    def slow(*arguments: Any) -> Any:
+        assert go_on.wait(60)
+        return counting(*arguments)
+
+    found: list[str] = []
+
+    def call(client: Grpc) -> None:
+        try:
+            found.append(client.infer().model_version)
+        except grpc.RpcError as error:
+            found.append(f"{error.code().name}: {error.details()}")
+
+    file = scale_model(tmp_path / "cnn.onnx", 1.0)
+    with Running(str(file), grpc_port=0, workers=1, queue=2) as server:
+        monkeypatch.setattr(engine, "compute", slow)
+        client = Grpc(server.server.grpc_port)
+        callers = [threading.Thread(target=call, args=(client,)) for _ in range(12)]
+        for caller in callers:
+            caller.start()
+        wait_for(lambda: len(found) == 9)
+        assert client("ServerReady").ready
+        go_on.set()
+        for caller in callers:
+            caller.join()
+        version = versions.version_of(server.server.models["cnn"].session.loaded)
+    assert found == ["UNAVAILABLE: cnn has 3 requests already: try again later"] * 9 + [version] * 3
+
+
 def test_threads_follow_the_number_of_workers(serve: Make) -> None:
     model = serve(workers=3)
     batcher = model._engine.batcher
