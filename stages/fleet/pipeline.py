@@ -32,9 +32,6 @@ from onward.stages.config import paths
 from onward.stages.config.code import installed
 from onward.stages.fleet import dvc_data, locks
 from onward.stages.fleet.phases import FINISH, JOINED, STAGES, Event, Job
-from onward.stages.reports import found
-from onward.stages.select import ELSEWHERE
-from onward.stages.verdict import cells, facts, row_of
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
@@ -73,14 +70,22 @@ def _run(job: Job, events: TextIO) -> int:
             send(Event(stage=stage, state="running"))
             send(_reproduced(repo, stage, job))
         if job.phase == FINISH:
-            row = row_of(job.model, found(job.model))
-            send(Event(verdict=facts(row), cells=cells(row)))
+            send(_verdict(job.model))
     except (DvcException, OnwardError, OSError) as error:
         send(Event(stage=stage, state="stopped", reason=_words(error)))
         return 1
     finally:
         repo.close()
     return 0
+
+
+def _verdict(model: str) -> Event:
+    """The verdict about a model."""
+    from onward.stages.reports import found
+    from onward.stages.verdict import cells, facts, row_of  # takes a quarter of a second
+
+    row = row_of(model, found(model))
+    return Event(verdict=facts(row), cells=cells(row))
 
 
 def _restore(repo: Repo, job: Job) -> None:
@@ -95,6 +100,8 @@ def _restore(repo: Repo, job: Job) -> None:
 
 def _joined(repo: Repo, job: Job) -> Event:
     """Add the measurements on other classes of machines to the main one, as a part of the benchmark's results."""
+    from onward.stages.select import ELSEWHERE
+
     name = f"benchmark@{job.model}"
     shutil.copytree(paths.root() / JOINED, paths.build(job.model, "benchmark") / ELSEWHERE, dirs_exist_ok=True)
     repo.commit(name, force=True)

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 
 from onward.registry.evidence.records import Latency, Ratio
 
@@ -93,6 +92,8 @@ def drift(medians: Sequence[float]) -> float | None:
         return None
     third = count // 3
     change = float(np.median(medians[-third:]) / np.median(medians[:third]) - 1)
+    from scipy import stats  # takes half a second, and few callers of this module compute intervals
+
     chance = stats.kendalltau(range(count), medians).pvalue
     return change if chance < UNLIKELY and abs(change) >= DRIFT else 0.0
 
@@ -138,6 +139,8 @@ def ratio(pairs: Sequence[tuple[Array, Array]], weights: Sequence[float] | None 
     value = float(np.exp(mean(*logs)))
     if counts == {1}:
         return Ratio(value=value, low=value, high=value)
+    from scipy import stats
+
     interval = stats.bootstrap(
         logs, mean, paired=True, vectorized=True, confidence_level=CONFIDENCE, n_resamples=RESAMPLES,
         method="percentile", rng=np.random.default_rng(0),
