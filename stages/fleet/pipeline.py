@@ -90,12 +90,18 @@ def _verdict(model: str) -> Event:
 
 def _restore(repo: Repo, job: Job) -> None:
     """Put the results of earlier phases into the clone."""
+    from dvc.exceptions import CheckoutError
+
     phases = list(STAGES)
     earlier = [f"{stage}@{job.model}" for phase in phases[: phases.index(job.phase)] for stage in STAGES[phase]]
-    if earlier and job.remote:
+    if not earlier:
+        return
+    try:
+        repo.checkout(earlier, force=True)  # quicker than to pull, if this machine ran the earlier phases
+    except CheckoutError:
+        if not job.remote:
+            raise
         repo.pull(earlier)
-    elif earlier:
-        repo.checkout(earlier, force=True)
 
 
 def _joined(repo: Repo, job: Job) -> Event:
