@@ -156,12 +156,18 @@ def _exchange(one: Path, other: Path) -> bool:
 @functools.cache
 def _renameat2() -> Any:
     """The C library's function; None if it is missing."""
+    found = _of_c("renameat2")
+    if found is not None:
+        found.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
+    return found
+
+
+def _of_c(name: str) -> Any:
+    """A function of the C library; None if it is missing."""
     try:
-        found = ctypes.CDLL(None).renameat2
+        return getattr(ctypes.CDLL(None), name)
     except (AttributeError, OSError, TypeError):  # not Linux, or the C library lacks it
         return None
-    found.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
-    return found
 
 
 def _tidy(place: Path) -> None:
@@ -293,11 +299,13 @@ def _sync(folder: Path) -> None:
 
 def _sync_file_system(folder: Path) -> bool:
     """Flush the file system that a folder is on, with Linux's syncfs; False if that is not possible."""
-    try:
-        flush = ctypes.CDLL(None).syncfs
-    except (AttributeError, OSError):
+    flush = _of_c("syncfs")
+    if flush is None:
         return False
-    handle = os.open(folder, os.O_RDONLY)
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:  # flushing each file reports it, if it matters
+        return False
     try:
         return bool(flush(handle) == 0)
     finally:

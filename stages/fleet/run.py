@@ -154,7 +154,7 @@ class _Driver:
         """Run all models that are not in a final state; an interruption by the user ends all tasks."""
         waiting = [model for model, one in self.progress.items() if one.state not in FINAL]
         ahead = max(1, round(AHEAD * self.ray.cluster_resources().get("CPU", 1)))
-        with self._noting_interrupts():
+        with self._noting_interrupts(), contextlib.suppress(KeyboardInterrupt):  # the second one ends the loop at once
             while (waiting or self.running) and not self.interrupted:
                 while waiting and len({model for model, _, _ in self.running.values()}) < ahead:
                     self._submit(waiting.pop(0), PREPARE)
@@ -163,9 +163,9 @@ class _Driver:
                 for reference in ended:
                     self._ended(*self.running.pop(reference), reference)
                 self.watch(self.progress)
-            if waiting or self.running:
-                result.interrupted = True
-                self._cancel()
+        if waiting or self.running:
+            result.interrupted = True
+            self._cancel()
 
     @contextlib.contextmanager
     def _noting_interrupts(self) -> Iterator[None]:

@@ -90,10 +90,10 @@ def drift(medians: Sequence[float]) -> float | None:
     count = len(medians)
     if count < 6:
         return None
-    third = count // 3
-    change = float(np.median(medians[-third:]) / np.median(medians[:third]) - 1)
     from scipy import stats  # takes half a second, and few callers of this module compute intervals
 
+    third = count // 3
+    change = float(np.median(medians[-third:]) / np.median(medians[:third]) - 1)
     chance = stats.kendalltau(range(count), medians).pvalue
     return change if chance < UNLIKELY and abs(change) >= DRIFT else 0.0
 

@@ -89,7 +89,7 @@ def describe(path: Path, inputs: Mapping[str, Sequence[int | None]]) -> GraphPro
         if group and size:
             found[group] += 4 * size
             uses = _uses(group, node, shapes)
-            multiplications += size * (uses or 1)
+            multiplications += size * (1 if uses is None else uses)
             uncounted += uses is None
     operators = {node.op_type for node in model.graph.node}
     products = [node for node in model.graph.node if node.op_type == "MatMul"]
